@@ -1,0 +1,1 @@
+"""The networks that parts are built from: segmentation models and vision-language models."""

@@ -1,0 +1,232 @@
+"""A promptable segmentation model of laptop size: any timm backbone under segment-anything's prompt encoder and two-way transformer.
+
+Shapes: d = embed_dim; the feature map has stride 16, the predicted masks stride 4.
+The paper's feature (VIRTUE, section 3) is the image side of the two-way transformer, taken here from segment-anything's own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import timm
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from segment_anything import modeling as sam
+from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.mask_decoder import MLP
+from segment_anything.modeling.transformer import TwoWayTransformer
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from virtue_pl.backbones.segmentation import PromptEncoder, SegmentationBackbone
+from virtue_pl.backbones.timm_trunk import TimmTrunk
+from virtue_pl.prompts import grid_points
+from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt
+
+STRIDE = 16
+"""Pixels a side of one place of the feature map."""
+PADDING, TOP_LEFT, BOTTOM_RIGHT = -1, 2, 3
+"""segment-anything's labels beside 0 (outside) and 1 (inside)."""
+
+
+class TimmSamPromptEncoder(PromptEncoder):
+    """segment-anything's prompt encoder for rows that hold any number of points and boxes, masks, or nothing.
+
+    Each row gets what segment-anything gives for it alone: its points, one padding point if there are points but no box,
+    then two corners a box. A mask moves the dense embedding; several masks mean the area that they cover together.
+
+    Args:
+        embed_dim: d, divisible by 2.
+        image_size: side of the square canvas in pixels, divisible by 16.
+        grid_side: an empty prompt becomes `grid_side` x `grid_side` inside points (the paper: 3).
+        mask_channels: width inside the mask prompt's convolutions.
+    """
+
+    def __init__(self, embed_dim: int = 128, image_size: int = 256, grid_side: int = 3, mask_channels: int = 16) -> None:
+        super().__init__()
+        side = canvas_places(image_size)
+        self.embed_dim = embed_dim
+        self.image_size = image_size
+        self.feature_size = (side, side)
+        self.encoder = sam.PromptEncoder(embed_dim, (side, side), (image_size, image_size), mask_channels)
+        self.grid = grid_points(grid_side)
+
+    def forward(self, prompts: PromptBatch) -> PromptTokens:
+        device = prompts.pictures.device
+        rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
+        sparse, valid = self.sparse_tokens([labelled_points(row) for row in rows], device)
+        return PromptTokens(sparse, valid, self.dense_embeddings(rows, device), self.encoder.get_dense_pe()[0], prompts.pictures)
+
+    def sparse_tokens(
+        self, rows: Sequence[tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]], device: torch.device
+    ) -> tuple[Float[Tensor, "rows tokens d"], Bool[Tensor, "rows tokens"]]:
+        """Labelled points of every row, embedded; zeros behind each row's own."""
+        counts = [len(labels) for _, labels in rows]
+        points = torch.cat([points for points, _ in rows] or [torch.zeros(0, 2, device=device)])
+        labels = torch.cat([labels for _, labels in rows] or [torch.zeros(0, dtype=torch.long, device=device)])
+        valid = torch.arange(max(counts, default=0), device=device)[None] < torch.tensor(counts, device=device, dtype=torch.long)[:, None]
+        embedded = self.embed_points(points, labels)
+        sparse = embedded.new_zeros(*valid.shape, self.embed_dim).masked_scatter(valid[..., None], embedded)
+        return sparse, valid
+
+    def embed_points(self, points: Float[Tensor, "points 2"], labels: Int[Tensor, " points"]) -> Float[Tensor, "points d"]:
+        """Position (half a pixel further, as segment-anything shifts it) plus what kind of point it is; a padding point has no position."""
+        pixels = points * self.image_size + 0.5
+        positions = self.encoder.pe_layer.forward_with_coords(pixels[None], self.encoder.input_image_size)[0]
+        kinds = torch.cat([self.encoder.not_a_point_embed.weight, *(kind.weight for kind in self.encoder.point_embeddings)])
+        return torch.where(labels[:, None] == PADDING, 0.0, positions) + kinds[labels - PADDING]
+
+    def dense_embeddings(self, rows: Sequence[VisualPrompt], device: torch.device) -> Float[Tensor, "rows d height width"]:
+        """The mask prompt's embedding where a row has one, and the learned "no mask" elsewhere."""
+        masked = [index for index, row in enumerate(rows) if len(row.masks)]
+        size = self.encoder.mask_input_size
+        masks = torch.cat([covered_area(rows[index].masks, size) for index in masked] or [torch.zeros(0, *size, device=device)])
+        embedded = self.encoder.mask_downscaling(masks[:, None])
+        empty = self.encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(rows), -1, *self.feature_size)
+        return empty.to(embedded.dtype).index_copy(0, torch.tensor(masked, dtype=torch.long, device=device), embedded)
+
+
+def canvas_places(image_size: int) -> int:
+    """Places a side of the feature map. Raises VirtueError for a canvas that they don't tile."""
+    if image_size % STRIDE:
+        raise VirtueError(f"image_size is {image_size}, expected a multiple of {STRIDE}")
+    return image_size // STRIDE
+
+
+def labelled_points(prompt: VisualPrompt) -> tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]:
+    """A prompt's points and box corners, normalised, in segment-anything's order and with its labels."""
+    padding = int(len(prompt.points) > 0 and not len(prompt.boxes))
+    corners = prompt.point_labels.new_tensor([TOP_LEFT, BOTTOM_RIGHT]).repeat(len(prompt.boxes))
+    points = torch.cat([prompt.points, prompt.points.new_zeros(padding, 2), prompt.boxes.reshape(-1, 2)])
+    return points, torch.cat([prompt.point_labels, prompt.point_labels.new_full((padding,), PADDING), corners])
+
+
+def covered_area(masks: Bool[Tensor, "masks height width"], size: tuple[int, int]) -> Float[Tensor, "1 new_height new_width"]:
+    """The share of each cell that any of the masks covers."""
+    union = masks.any(dim=0)[None, None].float()
+    return interpolate(union, size=size, mode="bilinear", antialias=True)[0]
+
+
+class TimmSamBackbone(SegmentationBackbone):
+    """A frozen timm trunk; everything above it is trained.
+
+    It reads the trunk's features of stride 4 to 32, as many as there are. `SegmentFeatures.image` is the trunk's own view of the
+    picture, its features of stride 16 and coarser side by side; `SegmentFeatures.embedding` is the two-way transformer's image side.
+
+    Args:
+        trunk: a timm model name.
+        weights: a safetensors file with that timm model's tensors, or None for random ones (tests, or filled from a checkpoint later).
+        embed_dim: d, the prompt encoder's too.
+        image_size: side of the square canvas in pixels, the prompt encoder's too.
+        depth, num_heads, mlp_dim: of the two-way transformer.
+        finest_stride: features finer than this (4, 8 or 16) are not read; 8 makes cached features half as large.
+    """
+
+    def __init__(
+        self,
+        trunk: str = "tf_efficientnet_lite0",
+        weights: str | Path | None = None,
+        embed_dim: int = 128,
+        image_size: int = 256,
+        depth: int = 2,
+        num_heads: int = 8,
+        mlp_dim: int = 512,
+        finest_stride: int = 4,
+    ) -> None:
+        super().__init__()
+        canvas_places(image_size)
+        self.image_size = image_size
+        self.trunk = TimmTrunk(trunk, weights, levels_from(trunk, finest_stride))
+        channels, self.fine = self.trunk.channels, sum(stride < STRIDE for stride in self.trunk.strides)
+        self.widths = FeatureWidths(embed_dim, sum(channels[self.fine :]))
+        self.neck = Neck(channels[self.fine :], embed_dim)
+        self.mask_token = nn.Embedding(1, embed_dim)
+        self.transformer = TwoWayTransformer(depth, embed_dim, num_heads, mlp_dim)
+        self.mask_head = MaskHead(embed_dim, dict(zip(self.trunk.strides[: self.fine], channels[: self.fine], strict=True)))
+
+    def image_features(self, pixels: UInt8[Tensor, "pictures 3 size size"]) -> tuple[Float[Tensor, "pictures channels height width"], ...]:
+        return self.trunk(pixels)
+
+    def forward(self, features: tuple[Float[Tensor, "pictures channels height width"], ...], tokens: PromptTokens) -> SegmentFeatures:
+        fine, coarse = features[: self.fine], features[self.fine :]
+        mask_tokens, embedding = self.read_prompts(self.neck(coarse), tokens)
+        logits = self.mask_head(embedding, mask_tokens, fine, tokens.pictures)
+        image = torch.cat([resized(feature, embedding.shape[-2:]) for feature in coarse], dim=1)
+        return SegmentFeatures(embedding, image[tokens.pictures], logits, tokens.image_positions)
+
+    def read_prompts(
+        self, image: Float[Tensor, "pictures d height width"], tokens: PromptTokens
+    ) -> tuple[Float[Tensor, "prompts d"], Float[Tensor, "prompts d height width"]]:
+        """The two-way transformer's mask token and image side, prompts of equal token count together: its attention has no mask."""
+        counts = tokens.valid.sum(dim=1)
+        groups = [(counts == count).nonzero()[:, 0] for count in counts.unique().tolist()] or [tokens.pictures]
+        outputs = [self.read_group(image, tokens, rows, int(counts[rows].max()) if len(rows) else 0) for rows in groups]
+        order = torch.cat(groups).argsort()
+        return torch.cat([mask_tokens for mask_tokens, _ in outputs])[order], torch.cat([embedding for _, embedding in outputs])[order]
+
+    def read_group(
+        self, image: Float[Tensor, "pictures d height width"], tokens: PromptTokens, rows: Int[Tensor, " rows"], count: int
+    ) -> tuple[Float[Tensor, "rows d"], Float[Tensor, "rows d height width"]]:
+        """`read_prompts` for rows that all have `count` tokens."""
+        keys = image[tokens.pictures[rows]] + tokens.dense[rows]
+        queries = torch.cat([self.mask_token.weight.expand(len(rows), 1, -1), tokens.sparse[rows, :count]], dim=1)
+        queries, places = self.transformer(keys, tokens.image_positions.expand_as(keys), queries)
+        return queries[:, 0], places.transpose(1, 2).reshape(keys.shape)
+
+
+class Neck(nn.Module):
+    """Features of stride 16 and coarser, summed top-down into one map of stride 16 and width d."""
+
+    def __init__(self, channels: Sequence[int], embed_dim: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for width in channels)
+        self.smooth = nn.Sequential(LayerNorm2d(embed_dim), nn.Conv2d(embed_dim, embed_dim, 3, padding=1), LayerNorm2d(embed_dim))
+
+    def forward(self, features: Sequence[Float[Tensor, "pictures channels height width"]]) -> Float[Tensor, "pictures d height width"]:
+        size = features[0].shape[-2:]
+        total = sum(resized(lateral(feature), size) for lateral, feature in zip(self.laterals, features, strict=True))
+        return self.smooth(total)
+
+
+class MaskHead(nn.Module):
+    """Masks of stride 4: the prompted map is up-scaled twice, meets the picture's own finer features, and the mask token weighs its channels.
+
+    fine_channels: by stride (8, 4), the channels of the finer features, where the trunk has them.
+    """
+
+    def __init__(self, embed_dim: int, fine_channels: Mapping[int, int]) -> None:
+        super().__init__()
+        widths = (embed_dim // 4, embed_dim // 8)
+        self.upscalings = nn.ModuleList(nn.ConvTranspose2d(*pair, 2, stride=2) for pair in ((embed_dim, widths[0]), widths))
+        self.norms = nn.ModuleList(LayerNorm2d(width) for width in widths)
+        self.strides = tuple(sorted(fine_channels))
+        self.skips = nn.ModuleDict({str(stride): nn.Conv2d(fine_channels[stride], widths[stride == 4], 1) for stride in self.strides})
+        self.hyper_network = MLP(embed_dim, embed_dim, widths[1], 3)
+
+    def forward(
+        self,
+        embedding: Float[Tensor, "prompts d height width"],
+        mask_tokens: Float[Tensor, "prompts d"],
+        fine: Sequence[Float[Tensor, "pictures channels fine_height fine_width"]],
+        pictures: Int[Tensor, " prompts"],
+    ) -> Float[Tensor, "prompts mask_height mask_width"]:
+        skips = {stride: self.skips[str(stride)](feature)[pictures] for stride, feature in zip(self.strides, fine, strict=True)}
+        pixels = embedding
+        for stride, upscaling, norm in zip((8, 4), self.upscalings, self.norms, strict=True):
+            pixels = nn.functional.gelu(norm(upscaling(pixels) + skips.get(stride, 0)))
+        return torch.einsum("pc,pchw->phw", self.hyper_network(mask_tokens), pixels)
+
+
+def resized(feature: Float[Tensor, "pictures channels height width"], size: Sequence[int]) -> Float[Tensor, "pictures channels new_height new_width"]:
+    """The feature map at `size`, bilinearly; itself where it has that size."""
+    return feature if feature.shape[-2:] == tuple(size) else interpolate(feature, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def levels_from(trunk: str, finest_stride: int) -> tuple[int, ...]:
+    """timm's indices of the trunk's feature maps that are no finer than `finest_stride`. Raises VirtueError for an unknown trunk."""
+    if not timm.is_model(trunk):
+        raise VirtueError(f"trunk: timm has no model {trunk!r}, expected one of `timm.list_models()`")
+    with torch.device("meta"):
+        info = timm.create_model(trunk, features_only=True).feature_info
+    return tuple(index for index, stride in zip(info.out_indices, info.reduction(), strict=True) if stride >= finest_stride)

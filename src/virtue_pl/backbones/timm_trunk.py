@@ -1,0 +1,59 @@
+"""A frozen timm backbone that turns uint8 pictures into a pyramid of features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from jaxtyping import Float, Shaped
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from virtue_pl.types import VirtueError
+
+
+class TimmTrunk(nn.Module):
+    """timm's `features_only` network, always frozen and in eval mode.
+
+    Args:
+        name: any timm model that gives feature maps.
+        weights: a safetensors file with timm's names for the whole model, or None for random weights.
+        out_indices: which scales, finest first.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, weights: str | Path | None, out_indices: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network = timm.create_model(name, pretrained=False, features_only=True, out_indices=out_indices)
+        if weights is not None:
+            load_trunk_weights(self.network, weights)
+        self.channels: tuple[int, ...] = tuple(self.network.feature_info.channels())
+        self.strides: tuple[int, ...] = tuple(self.network.feature_info.reduction())
+        config = timm.get_pretrained_cfg(name)
+        mean, std = (config.mean, config.std) if config is not None else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+        self.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+
+    def train(self, mode: bool = True) -> TimmTrunk:
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: Shaped[Tensor, "pictures 3 height width"]) -> tuple[Float[Tensor, "pictures channels rows columns"], ...]:
+        normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
+        maps = self.network(normalised.contiguous(memory_format=torch.channels_last))
+        return tuple(feature.contiguous() for feature in maps)
+
+
+def load_trunk_weights(network: nn.Module, path: str | Path) -> None:
+    """Fills a `features_only` network from the file of the whole model; the classifier's head is left over."""
+    if not Path(path).is_file():
+        raise VirtueError(f"backbone weights {path} are not there: run `virtue-pl fetch weights`, or set `weights: null` for random ones")
+    state = load_file(path)
+    missing = [name for name in network.state_dict() if name not in state]
+    if missing:
+        raise VirtueError(f"{path} lacks {len(missing)} tensors of the backbone, e.g. {missing[0]}: it is of another model, change `weights` or `name`")
+    network.load_state_dict({name: state[name] for name in network.state_dict()})

@@ -1,0 +1,50 @@
+"""What a vision-language backbone must give: pictures and texts in, last hidden states out, through one token sequence."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from jaxtyping import Float, Int, Shaped, UInt8
+from torch import Tensor, nn
+
+from virtue_pl.types import EncoderBatch, TokenSequence
+
+
+class VLMProcessor(ABC):
+    """The light half of a backbone, which data workers carry: its tokenizer and its picture size."""
+
+    @abstractmethod
+    def tokenize(
+        self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]
+    ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
+        """`input_ids` and `attention_mask`, right-padded; each `IMAGE_TOKEN` takes the places of one picture's tokens.
+
+        sizes: (height, width) of every row's resized pictures, in order.
+        """
+
+    @abstractmethod
+    def resize(self, image: UInt8[Tensor, "3 height width"]) -> Shaped[Tensor, "3 new_height new_width"]:
+        """The picture at the size that the vision tower reads."""
+
+
+class VLMBackbone(nn.Module, ABC):
+    """A vision tower and a language model that share one sequence."""
+
+    hidden_size: int
+    processor: VLMProcessor
+
+    @abstractmethod
+    def vision_tokens(self, pixels: Sequence[Shaped[Tensor, "3 height width"]]) -> tuple[Float[Tensor, "tokens hidden"], ...]:
+        """Each picture's tokens, at the width of the language model."""
+
+    @abstractmethod
+    def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens hidden"]]) -> TokenSequence:
+        """Embedded texts with the vision tokens in their places, and position ids that do not depend on the batch.
+
+        vision: one a use, in the order of `inputs.use_rows`.
+        """
+
+    @abstractmethod
+    def forward(self, sequence: TokenSequence) -> Float[Tensor, "rows tokens hidden"]:
+        """The last hidden state (after the final norm); no logits are computed."""

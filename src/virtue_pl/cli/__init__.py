@@ -1,0 +1,1 @@
+"""The commands: they join data to models."""

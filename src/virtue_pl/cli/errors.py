@@ -1,0 +1,173 @@
+"""jsonargparse's long answers as one line: which key, what was found, what was expected, and the closest name there is."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+
+from omegaconf.errors import OmegaConfBaseException
+
+from virtue_pl.types import VirtueError
+
+
+class UsageError(VirtueError):
+    """A command line or a config that cannot be read: exit code 2."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The innermost complaint of a nested message: its keys from the root, the class they are arguments of, and the value given."""
+
+    keys: tuple[str, ...]
+    class_path: str | None
+    problem: str
+    given: str = ""
+
+
+_KEY = re.compile(r'Parser key "(?P<key>[^"]+)"[^:]*:(?P<rest>.*)')
+_CLASS = re.compile(r"Problem with given class_path '(?P<class_path>[^']+)':(?P<rest>.*)")
+_NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value type:")
+
+
+def one_line(message: str, options: Iterable[str] = ()) -> str:
+    """`message` of jsonargparse in one line. `options`: the parser's own keys, for suggestions."""
+    found = innermost(message)
+    where = ".".join(found.keys)
+    problem = explain(found, tuple(options))
+    return f"{where}: {problem}" if where else problem
+
+
+def innermost(message: str) -> Finding:
+    """The first of the most deeply nested complaints; alternatives of a Union at the same depth are joined by "or"."""
+    path: list[tuple[int, str, str]] = []
+    best, best_depth, given = Finding((), None, message), -1, ""
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        depth = len(line) - len(line.lstrip()) + 2 * line.strip().startswith("- ")
+        if text.startswith("Given value: ") and not given and best_depth >= 0:
+            given = text.removeprefix("Given value: ")
+        if not text or text.startswith((*_NOISE, "Given value: ")):
+            continue
+        path = [step for step in path if step[0] < depth]
+        if step := _KEY.match(text) or _CLASS.match(text):
+            kind, rest = ("key" if step.re is _KEY else "class"), step["rest"].strip()
+            path.append((depth, kind, step[1]))
+            if not rest:
+                continue
+            text = rest
+        if depth > best_depth:
+            best, best_depth, given = _finding(path, text), depth, ""
+        elif depth == best_depth and text.startswith("Expected a ") and best.problem.startswith("Expected a ") and best.keys == _finding(path, text).keys:
+            expected, got, value = best.problem.partition(". Got value: ")
+            best = Finding(best.keys, best.class_path, f"{expected} or {text.removeprefix('Expected a ')}{got}{value}")
+    if not path and not best.keys:
+        return Finding((), None, message)
+    return Finding(best.keys, best.class_path, best.problem, given)
+
+
+def _finding(path: list[tuple[int, str, str]], problem: str) -> Finding:
+    classes = [value for _, kind, value in path if kind == "class"]
+    return Finding(tuple(value for _, kind, value in path if kind == "key"), classes[-1] if classes else None, problem)
+
+
+def explain(found: Finding, options: tuple[str, ...]) -> str:
+    """The complaint in this project's words; as it is where it is of no known kind."""
+    for pattern, answer in _ANSWERS:
+        if match := pattern.search(found.problem):
+            return answer(match, found, options)
+    return _short(found.problem, 300)
+
+
+def _unknown_key(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    name = match["name"]
+    if found.class_path is None:
+        group = f"{match['group']}." if match.groupdict().get("group") else ""
+        return f"unknown key {group + name!r}{_closest(group + name, options)}"
+    name = name.split(".")[0]
+    return f"{found.class_path} has no argument {name!r}{_closest(name, _arguments(found.class_path))}"
+
+
+def _unknown_options(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    first = match["names"].split()[0]
+    name = first.split("=")[0]
+    if not name.startswith("-"):
+        return f"unexpected {name!r}; an option starts with --"
+    return f"unknown option {name!r}{_closest(name, [f'--{option}' for option in options])}"
+
+
+def _unknown_class(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    return f"module {match['module']} has no {match['name']!r}{_closest(match['name'], dir(import_module(match['module'])))}"
+
+
+def _unknown_module(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    return f"{found.class_path or 'class_path'}: there is no module {match['module']!r}"
+
+
+def _callable(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    return explain(Finding(found.keys, match["class_path"] or found.class_path, match["problem"]), options)
+
+
+def _wrong_type(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    expected, _, value = found.problem.removeprefix("Expected a ").partition(". Got value: ")
+    names = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", expected).replace("NoneType", "null").replace("typing.", "")
+    value = value or found.given
+    return f"expected {names}" + (f", found {_short(value, 80)!r}" if value else "")
+
+
+def _not_yaml(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    return "not YAML: " + _short(match["problem"].replace('in "<unicode string>", ', ""), 200)
+
+
+def _no_config(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    return "no such file"
+
+
+def _no_file(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    return f"{match['path']!r} is neither a file that can be read nor the name of a class that is known here"
+
+
+def _missing(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    return f"{found.class_path or 'the config'} needs {match['names']}"
+
+
+_ANSWERS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], Finding, tuple[str, ...]], str]], ...] = (
+    (
+        re.compile(r"expects a function or a callable class: (?P<problem>.+?)\.? Got value: (?:Namespace\(class_path='(?P<class_path>[^']+)')?"),
+        _callable,
+    ),
+    (re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'"), _unknown_key),
+    (re.compile(r"Option '(?P<name>[^']+)' is not accepted"), _unknown_key),
+    (re.compile(r"unrecognized arguments: (?P<names>.+)"), _unknown_options),
+    (re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'"), _unknown_class),
+    (re.compile(r"No module named '(?P<module>[^']+)'"), _unknown_module),
+    (re.compile(r"Problems parsing config: (?P<problem>.+)", re.DOTALL), _not_yaml),
+    (re.compile(r"File does not exist: '(?P<path>[^']+)'"), _no_config),
+    (re.compile(r"Expected a path but (?P<path>\S+) either not accessible"), _no_file),
+    (re.compile(r"the following arguments are required: (?P<names>.+)"), _missing),
+    (re.compile(r"^Expected a "), _wrong_type),
+)
+
+
+def _arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    return list(inspect.signature(getattr(import_module(module), name)).parameters)
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    closest = get_close_matches(name, known, 1)
+    return f"; did you mean {closest[0]!r}?" if closest else ""
+
+
+def _short(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def interpolation(error: OmegaConfBaseException) -> str:
+    """A `${...}` that names nothing, in one line."""
+    first = str(error).splitlines()[0]
+    return f"{error.full_key}: {first[0].lower()}{first[1:]}; `shared` states what is interpolated"

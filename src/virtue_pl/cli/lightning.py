@@ -1,0 +1,153 @@
+"""fit, validate, test and predict: Lightning's CLI with any model, any data, and configs in layers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from jsonargparse import ActionConfigFile
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from omegaconf.errors import OmegaConfBaseException
+
+from virtue_pl.cli.errors import UsageError, interpolation, one_line
+from virtue_pl.types import VirtueError
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 still calls the names that jsonargparse 5 will drop
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+STOPPED_BY_SIGTERM = 143
+
+
+class LayeredConfig(ActionConfigFile):
+    """`--config`: a file is laid over those before it. `shared` is merged entry by entry, though it is a plain mapping."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        before = dict(cfg.get("shared") or {})
+        try:
+            super().__call__(parser, cfg, values, option_string)
+        except (ArgumentError, TypeError) as error:
+            raise UsageError(f"{values}: {one_line(str(error), parser_keys(parser))}") from error
+        cfg["shared"] = {**before, **(cfg.get("shared") or {})}
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved config into the run's folder, over that of an earlier run, through a temporary name."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = trainer.log_dir  # on every rank, because it is broadcast
+        if self.already_saved or not trainer.is_global_zero or folder is None:
+            return
+        path = Path(folder) / self.config_filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(self.parser.dump(self.config, skip_unset=False))
+        temporary.replace(path)
+        self.already_saved = True
+
+
+class VirtueCLI(LightningCLI):
+    """The parser and the objects of one command.
+
+    There is no sub-command level in the config, so that `${shared.name}` means the same in every file and a saved config.yaml
+    serves every command. Interpolation comes last, after all layers and overrides (parser mode `omegaconf+`).
+    """
+
+    def __init__(self, command: str, arguments: list[str], program: str | None = None) -> None:
+        self.command = command
+        super().__init__(
+            LightningModule,
+            None,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"config_filename": "config.yaml" if command == "fit" else f"config_{command}.yaml"},
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False, "prog": program or f"virtue-pl {command}"},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=arguments,
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = LightningArgumentParser(**kwargs)
+        parser.add_argument("-c", "--config", action=LayeredConfig, help="A YAML file; several are laid over each other, left to right.")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--shared", type=dict[str, Any], default={}, help="What several parts need, stated once; they say ${shared.NAME}.")
+        skip: set[str | int] = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+        self.method_arguments = parser.add_method_arguments(Trainer, self.command, skip=skip)
+        parser.set_defaults(weights_only=True)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UsageError(one_line(error.message, parser_keys(parser))) from error
+        except OmegaConfBaseException as error:
+            raise UsageError(interpolation(error)) from error
+        check_checkpoint(self.config.get("ckpt_path"))
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # jsonargparse puts what a constructor of an optional part says into a report on types
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, VirtueError):
+                cause = cause.__cause__
+            raise cause or error from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise VirtueError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def after_instantiate_classes(self) -> None:
+        if self.datamodule is not None:
+            self.datamodule.connect(self.model.preprocess)
+
+    def run(self) -> None:
+        arguments = {name: self.config_init[name] for name in self.method_arguments}
+        getattr(self.trainer, self.command)(model=self.model, datamodule=self.datamodule, **arguments)
+
+
+def parser_keys(parser: Any) -> list[str]:
+    return [action.dest for action in parser._actions]
+
+
+def check_checkpoint(path: str | None) -> None:
+    """Raises VirtueError at once for a checkpoint that is not there, which Lightning would say only after setting up the data."""
+    named = path is None or path in ("last", "best", "hpc") or path.startswith("registry") or "://" in path
+    if not named and not Path(str(path)).is_file():
+        raise VirtueError(f"ckpt_path: {path} is not there; expected a checkpoint file, `last` or `best`")
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """Lightning's complaints about settings and checkpoints as VirtueError."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise VirtueError(f"{command}: {' '.join(str(error).split())}") from error
+    except UnpicklingError as error:
+        raise VirtueError(f"{command}: the checkpoint holds more than tensors and plain values; only `--weights_only false` would run what is in it") from error
+
+
+def main(argv: list[str]) -> int:
+    """`argv`: the command (fit, validate, test, predict), then its options."""
+    command, *arguments = argv
+    try:
+        with one_line_errors(command):
+            VirtueCLI(command, arguments).run()
+    except SIGTERMException:
+        print(f"virtue-pl: {command} was stopped by SIGTERM; `--ckpt_path last` goes on from the last checkpoint", file=sys.stderr)
+        return STOPPED_BY_SIGTERM
+    return 0

@@ -1,0 +1,1 @@
+"""What streams: formats, shards and scenes."""

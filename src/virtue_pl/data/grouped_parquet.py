@@ -1,0 +1,64 @@
+"""Rows of a parquet file grouped by one column, the groups in seeded random order, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from virtue_pl.types import VirtueError
+
+Group = list[tuple[int, dict[str, Any]]]
+
+
+def column_names(path: Path) -> list[str]:
+    """Raises VirtueError where the file is no parquet."""
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        raise VirtueError(f"{path} is no parquet file: {error}") from error
+
+
+def num_rows(path: Path) -> int:
+    return int(pq.read_metadata(path).num_rows)
+
+
+def grouped_rows(path: Path, columns: Sequence[str], by: str, seed: int, rows_per_pass: int = 50_000) -> Iterator[Group]:
+    """Lists of (row number, row) that share their value of `by`.
+
+    Groups are ordered by a seeded hash of that value. Only the hashes (8 bytes a row) and about `rows_per_pass` rows
+    are held at a time: the file is read through once for each such part of the order.
+    """
+    hashes = _hashes(path, by, seed)
+    limits = [*np.unique(np.sort(hashes)[::rows_per_pass]).tolist(), 2**64]
+    for low, end in zip(limits, limits[1:], strict=False):
+        rows = sorted(_rows_between(path, columns, hashes, low, end), key=lambda item: (item[0], str(item[2][by]), item[1]))
+        for _, group in groupby(rows, key=lambda item: (item[0], item[2][by])):
+            yield [(number, row) for _, number, row in group]
+
+
+def _hashes(path: Path, column: str, seed: int) -> np.ndarray:
+    key = str(seed).encode()[:64]
+    parts = [np.zeros(0, dtype=np.uint64)]
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[column]):
+            digests = (hashlib.blake2b(str(value).encode(), digest_size=8, key=key).digest() for value in batch.column(0).to_pylist())
+            parts.append(np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64))
+    return np.concatenate(parts)
+
+
+def _rows_between(path: Path, columns: Sequence[str], hashes: np.ndarray, low: int, end: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    start = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=8192, columns=list(columns)):
+            part = hashes[start : start + len(batch)]
+            chosen = np.flatnonzero((part >= np.uint64(low)) & (part <= np.uint64(end - 1)))
+            for index, row in zip(chosen.tolist(), batch.take(pa.array(chosen)).to_pylist(), strict=True):
+                yield int(part[index]), start + index, row
+            start += len(batch)

@@ -1,0 +1,184 @@
+"""Loaders with a true length over streams that each data worker reads for itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from virtue_pl.data.shards import ShardFolder
+from virtue_pl.data.shares import ranking_batches, share_of
+from virtue_pl.data.stream import Place, SkipLog, ToSample, derive_seed, distinct_batches, training_samples
+from virtue_pl.types import Movable, RankingSample, Sample, VirtueError
+
+
+@dataclass(frozen=True, eq=False)
+class Delivery(Movable):
+    """What a worker hands over: a batch if there is one, what it skipped since its last delivery, and why it stopped if it did."""
+
+    batch: Any = None
+    skipped: tuple[tuple[str, str], ...] = ()
+    error: str | None = None
+
+
+class BatchStream(IterableDataset[Delivery], ABC):
+    """Batches of one epoch, dealt to data workers in turn: worker w of W has batches w, w + W, ...
+
+    `epoch` is shared memory, since workers that live on keep their own copy of everything else.
+    """
+
+    def __init__(self, rank: int, world: int, max_bad_samples: int, max_consecutive_bad: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.world = world
+        self.log = SkipLog(max_bad_samples, max_consecutive_bad)
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    @property
+    @abstractmethod
+    def num_batches(self) -> int:
+        """Batches of this rank's epoch, over all its workers."""
+
+    @abstractmethod
+    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
+        """This worker's batches, ready for the model; None for one that bad samples left empty."""
+
+    def __iter__(self) -> Iterator[Delivery]:
+        info = get_worker_info()
+        place = Place(self.rank, self.world) if info is None else Place(self.rank, self.world, info.id, info.num_workers)
+        try:
+            for batch in self.batches(place, int(self.epoch), self.log):
+                yield Delivery(batch, self.log.drain())
+        except VirtueError as error:
+            yield Delivery(skipped=self.log.drain(), error=str(error))
+        else:
+            yield Delivery(skipped=self.log.drain())
+
+
+class TrainingStream(BatchStream):
+    """`steps` training batches a rank and epoch; what is random depends on seed, epoch, rank, world and workers alone.
+
+    Args:
+        collate: `Preprocess.train`; torch's generator is seeded anew for each of its calls.
+        options: of `training_samples`.
+    """
+
+    def __init__(
+        self,
+        folder: ShardFolder,
+        to_sample: ToSample,
+        collate: Callable[[Sequence[Sample]], Any],
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        options: Mapping[str, int],
+        rank: int,
+        world: int,
+        max_bad_samples: int,
+        max_consecutive_bad: int,
+    ) -> None:
+        super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
+        self.folder = folder
+        self.to_sample = to_sample
+        self.collate = collate
+        self.batch_size = batch_size
+        self.steps = steps
+        self.seed = seed
+        self.options = dict(options)
+
+    @property
+    def num_batches(self) -> int:
+        return self.steps
+
+    def samples(self, place: Place, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
+        """This worker's batches of samples, before they are collated."""
+        stream = training_samples(self.folder, self.to_sample, log, place, seed=self.seed, epoch=epoch, **self.options)
+        batches = distinct_batches(stream, self.batch_size, patience=20 * self.folder.manifest.rows)
+        return islice(batches, len(range(place.worker, self.steps, place.workers)))
+
+    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
+        for step, samples in enumerate(self.samples(place, epoch, log)):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(self.seed, epoch, place, step))
+                batch = self.collate(samples)
+            yield batch
+
+
+class RankingStream(BatchStream):
+    """Every evaluation sample of the named folders once, over all ranks and workers; a batch is of one folder.
+
+    Args:
+        collate: `Preprocess.evaluate`.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, ShardFolder],
+        to_sample: ToSample,
+        collate: Callable[[Sequence[RankingSample]], Any],
+        *,
+        batch_size: int,
+        max_pixels: int,
+        rank: int,
+        world: int,
+        max_bad_samples: int,
+        max_consecutive_bad: int,
+    ) -> None:
+        super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
+        self.folders = dict(folders)
+        self.shares = {name: share_of(folder, batch_size, rank, world) for name, folder in folders.items()}
+        self.to_sample = to_sample
+        self.collate = collate
+        self.max_pixels = max_pixels
+
+    @property
+    def num_batches(self) -> int:
+        return sum(share.num_batches for share in self.shares.values())
+
+    def samples(self, place: Place, log: SkipLog) -> Iterator[list[RankingSample]]:
+        """This worker's batches of samples, before they are collated."""
+        offset = 0
+        for name, folder in self.folders.items():
+            share = self.shares[name]
+            for samples in ranking_batches(folder, share, self.to_sample, log, place, offset=offset, max_pixels=self.max_pixels):
+                yield [replace(sample, task=f"{sample.task}/{name}") for sample in samples]
+            offset += share.num_batches
+
+    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
+        return (self.collate(samples) if samples else None for samples in self.samples(place, log))
+
+
+class StreamLoader:
+    """What the trainer iterates: as many batches as `len` says (fewer only where bad samples empty an evaluation batch).
+
+    Args:
+        stream: what to read.
+        num_workers: data workers; 0 reads in this process.
+        epoch: asked at the start of every pass.
+    """
+
+    def __init__(self, stream: BatchStream, num_workers: int, epoch: Callable[[], int]) -> None:
+        self.stream = stream
+        self.epoch = epoch
+        self.skipped: dict[str, str] = {}
+        self._loader = DataLoader(
+            stream, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available(), persistent_workers=num_workers > 0
+        )
+
+    def __len__(self) -> int:
+        return self.stream.num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        self.stream.epoch.fill_(self.epoch())
+        for delivery in self._loader:
+            self.skipped.update(delivery.skipped)
+            if delivery.error is not None:
+                raise VirtueError(delivery.error)
+            if delivery.batch is not None:
+                yield delivery.batch

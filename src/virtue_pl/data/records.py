@@ -1,0 +1,113 @@
+"""Tar records to pictures and rows: nothing but pictures and JSON is ever decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from virtue_pl.images import EXTENSIONS, decode
+from virtue_pl.types import DataError, Region, VirtueError, VisualPrompt
+
+PICTURE_EXTENSIONS = (*EXTENSIONS.values(), "jpeg")
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture; `content_key` is the same for the same bytes."""
+
+    image: UInt8[Tensor, "3 height width"]
+    content_key: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.image.shape[1], self.image.shape[2]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One annotation of a picture, as the shard's JSON has it. `key` finds it again: folder and row of the source."""
+
+    key: str
+    task: str
+    fields: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.fields:
+            raise DataError(self.key, f"field {name!r} is missing, found {', '.join(self.fields)}")
+        return self.fields[name]
+
+    def text(self, name: str) -> str:
+        value = self[name]
+        if not isinstance(value, str) or not value:
+            raise DataError(self.key, f"field {name!r} is {value!r}, expected a text")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        value = self[name]
+        if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
+            raise DataError(self.key, f"field {name!r} is {value!r}, expected a list of texts")
+        return value
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture, still compressed, and its rows. `index` is its place in the folder."""
+
+    key: str
+    index: int
+    data: bytes
+    rows: tuple[Row, ...]
+
+    def picture(self, max_pixels: int) -> Picture:
+        """Raises DataError if it cannot be decoded or has more than `max_pixels`."""
+        return Picture(decode(self.data, self.key, max_pixels), hashlib.blake2b(self.data, digest_size=16).hexdigest())
+
+
+def read_record(members: Mapping[str, Any], name: str, task: str) -> Record:
+    """The record of one tar entry of the folder `name`. Raises DataError naming the picture."""
+    key = f"{name}/{members['__key__']}"
+    pictures = [extension for extension in PICTURE_EXTENSIONS if extension in members]
+    if len(pictures) != 1 or "json" not in members:
+        found = ", ".join(extension for extension in members if not extension.startswith("__"))
+        raise DataError(key, f"found {found}, expected one picture ({', '.join(PICTURE_EXTENSIONS)}) and one json")
+    try:
+        content = json.loads(members["json"])
+        image, rows = content["image"], content["rows"]
+        return Record(f"{key} ({image})", int(members["__key__"]), members[pictures[0]], tuple(Row(f"{name}/{row['row']}", task, row) for row in rows))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(key, f"its json is damaged or lacks a field: {error!r}") from error
+
+
+def read_region(row: Row, size: tuple[int, int]) -> Region:
+    """The row's "box" (xyxy pixels) and "mask" (compressed COCO RLE or null). Raises DataError for one that is none."""
+    box = row["box"]
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)):
+        raise DataError(row.key, f"box {box!r}, expected four numbers [x1, y1, x2, y2] in pixels")
+    mask = None if row["mask"] is None else read_mask(row, size)
+    try:
+        prompt = VisualPrompt.from_pixels([box], masks=None if mask is None else mask[None], size=size)
+    except VirtueError as error:
+        raise DataError(row.key, str(error)) from error
+    return Region(prompt.boxes[0], mask)
+
+
+def read_mask(row: Row, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
+    """The row's mask over the whole picture of `size` = (height, width)."""
+    from pycocotools import mask as coco
+
+    encoded = row["mask"]
+    if not isinstance(encoded, dict) or not isinstance(encoded.get("counts"), str) or tuple(encoded.get("size", ())) != size:
+        found = encoded.get("size") if isinstance(encoded, dict) else encoded
+        raise DataError(row.key, f"mask of size {found}, expected compressed RLE of the picture's size {list(size)}")
+    try:
+        return torch.from_numpy(coco.decode({"size": list(size), "counts": encoded["counts"].encode()}).astype(bool))
+    except (ValueError, TypeError) as error:
+        raise DataError(row.key, f"damaged mask: {error}") from error

@@ -1,0 +1,52 @@
+"""SCaR (segmentation-and-scene caption retrieval), as the shards hold it, to samples."""
+
+from __future__ import annotations
+
+import re
+
+from virtue_pl.data.records import Picture, Row, read_region
+from virtue_pl.data.shard_module import ShardDataModule
+from virtue_pl.types import DataError, EmbeddingInput, RankingSample, Sample, VisualPrompt
+
+_IMAGE_TOKEN = re.compile(r"<\|image_(?:\d+|pad)\|>\s*")
+_BOX_STRING = re.compile(r"\s*Referring object (?:bbox|point): [\[(][^\])]*[\])]")
+
+NO_PROMPT = VisualPrompt()
+"""One for all: making it anew for each of a sample's captions takes longer than decoding its picture."""
+
+
+class SCaRDataModule(ShardDataModule):
+    """SCaR and SCaR-mini: a picture and a region of it, one right caption and wrong ones.
+
+    The query holds the instruction and the picture; how the region is pointed at is chosen by the model's preprocess.
+    """
+
+    @staticmethod
+    def to_sample(row: Row, picture: Picture) -> Sample | RankingSample:
+        region = read_region(row, picture.size)
+        query = EmbeddingInput(instruction(row.text("query")), (picture.image,), NO_PROMPT, (picture.content_key,))
+        if "candidates" not in row.fields:
+            return Sample(row.key, row.task, query, caption(row.text("target")), tuple(map(caption, row.texts("negatives"))), region)
+        candidates = tuple(map(caption, row.texts("candidates")))
+        return RankingSample(row.key, row.task, query, candidates, read_rankings(row, len(candidates)), region)
+
+
+def caption(text: str) -> EmbeddingInput:
+    return EmbeddingInput(text, prompt=NO_PROMPT)
+
+
+def instruction(query: str) -> str:
+    """The query's text without image token and without the region as text; recipes add both as they need them."""
+    return _BOX_STRING.sub("", _IMAGE_TOKEN.sub("", query)).strip()
+
+
+def read_rankings(row: Row, num_candidates: int) -> dict[str, tuple[int, ...]]:
+    """The row's rankings, each a tuple of candidate indices, the right one first. Raises DataError for anything else."""
+    rankings = row["rankings"]
+    try:
+        checked = {name: tuple(int(index) for index in indices) for name, indices in rankings.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(row.key, f"field 'rankings' is {rankings!r}, expected lists of candidate indices by name") from error
+    if not all(len(indices) > 1 and all(0 <= index < num_candidates for index in indices) for indices in checked.values()):
+        raise DataError(row.key, f"rankings {checked}, expected two indices or more, below {num_candidates} (the number of candidates)")
+    return checked

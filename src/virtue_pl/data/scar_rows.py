@@ -1,0 +1,118 @@
+"""Rows of SCaR's parquet files to rows of shards, each checked. A DataError's words before ":" are the reason it is left out for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from virtue_pl.types import DataError
+
+BOX_SLACK = 1.0
+"""Pixels that a box may reach out of its picture (annotations round); such a box is clipped."""
+
+
+def pair_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
+    """A training row; boxes become xyxy pixels, masks compressed RLE. `size` = (height, width)."""
+    target = _caption(row["pos_text"], key)
+    found = row.get("neg_text")
+    negatives = [text for text in ([found] if isinstance(found, str) else found or []) if text]
+    if target in negatives:
+        raise DataError(key, f"gold repeated among negatives: {target!r}")
+    return {**_region(row, row["qry"], key, number, size), "target": target, "negatives": negatives}
+
+
+def ranking_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
+    """An evaluation row; its candidates are the captions of all forms, each once, the right one first.
+
+    `tgt_text` is ranked as "hit@1", `tgt_text_FORM` as "hit@1_FORM"; with `tgt_kinds_FORM`, each kind of distractor under its own name.
+    """
+    gold = _caption((row["tgt_text"] or [""])[0], key)
+    places: dict[str, int] = {}
+    rankings: dict[str, list[int]] = {}
+    for column in form_columns(row):
+        form = column.removeprefix("tgt_text")
+        captions = _form(row[column], gold, column, key)
+        rankings[f"hit@1{form}"] = indices = [places.setdefault(caption, len(places)) for caption in captions]
+        rankings |= _by_kind(indices, row.get(f"tgt_kinds{form}"), form, key)
+    return {**_region(row, row["qry_text"], key, number, size), "candidates": list(places), "rankings": rankings}
+
+
+def form_columns(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """The columns that hold captions to rank, the main one first."""
+    return sorted(name for name in names if name == "tgt_text" or name.startswith("tgt_text_"))
+
+
+def _form(captions: Sequence[str] | None, gold: str, column: str, key: str) -> list[str]:
+    if not captions or len(captions) < 2 or not all(captions):
+        raise DataError(key, f"missing caption: {column} holds {captions!r}, expected two captions or more")
+    if captions[0] != gold:
+        raise DataError(key, f"another gold caption: {column} starts with {captions[0]!r}, tgt_text with {gold!r}")
+    if gold in captions[1:]:
+        raise DataError(key, f"gold repeated among distractors: {gold!r} in {column}")
+    return list(captions)
+
+
+def _by_kind(indices: Sequence[int], kinds: Sequence[str] | None, form: str, key: str) -> dict[str, list[int]]:
+    if not kinds or not form:
+        return {}
+    if len(kinds) != len(indices):
+        raise DataError(key, f"kinds do not match: {len(kinds)} kinds for {len(indices)} captions of tgt_text{form}")
+    names = dict.fromkeys(kinds[1:])
+    return {name: [indices[0], *(index for index, kind in zip(indices[1:], kinds[1:], strict=True) if kind == name)] for name in names}
+
+
+def _caption(text: str | None, key: str) -> str:
+    if not text:
+        raise DataError(key, "missing caption: the right one is empty")
+    return text
+
+
+def _region(row: Mapping[str, Any], query: str | None, key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
+    if not query:
+        raise DataError(key, "missing query: its text is empty")
+    box, mask = xyxy(row["bbox"], key, size), compress_mask(row.get("segmentation"), key, size)
+    return {"row": number, "query": query, "box": box, "mask": mask, "category": row.get("category")}
+
+
+def xyxy(box: Sequence[float] | None, key: str, size: tuple[int, int]) -> list[float]:
+    """COCO's [x, y, width, height] in pixels as [x1, y1, x2, y2], clipped to the picture by at most `BOX_SLACK`."""
+    if box is None or len(box) != 4 or any(value is None for value in box):
+        raise DataError(key, f"no box: found {box}, expected [x, y, width, height] in pixels")
+    (x, y, box_width, box_height), (height, width) = box, size
+    corners = [x, y, x + box_width, y + box_height]
+    clipped = [min(max(value, 0), limit) for value, limit in zip(corners, (width, height, width, height), strict=True)]
+    if not all(abs(value - inside) <= BOX_SLACK for value, inside in zip(corners, clipped, strict=True)):
+        raise DataError(key, f"box outside the picture: {list(box)} in {width}x{height} pixels")
+    if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
+        raise DataError(key, f"box without area: {list(box)}")
+    return clipped
+
+
+def compress_mask(segmentation: Any, key: str, size: tuple[int, int]) -> dict[str, Any] | None:
+    """COCO's RLE (compressed or not) or polygons as compressed RLE; None where there is none."""
+    from pycocotools import mask as coco
+
+    if segmentation is None:
+        return None
+    height, width = size
+    try:
+        if isinstance(segmentation, Mapping):
+            encoded = _encode_rle(segmentation)
+        else:
+            encoded = coco.merge(coco.frPyObjects([list(polygon) for polygon in segmentation], height, width)) if segmentation else None
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise DataError(key, f"damaged mask: {error}") from error
+    if encoded is None or coco.area(encoded) == 0:
+        raise DataError(key, "empty mask")
+    if tuple(encoded["size"]) != size:
+        raise DataError(key, f"mask of another size: {list(encoded['size'])}, the picture has {list(size)} (height, width)")
+    return {"size": list(size), "counts": encoded["counts"].decode()}
+
+
+def _encode_rle(segmentation: Mapping[str, Any]) -> dict[str, Any]:
+    from pycocotools import mask as coco
+
+    counts, size = segmentation["counts"], [int(side) for side in segmentation["size"]]
+    if isinstance(counts, list):
+        return coco.frPyObjects({"size": size, "counts": counts}, *size)
+    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}

@@ -1,0 +1,48 @@
+"""What a set of scenes is made of; equal settings give equal files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from virtue_pl.types import VirtueError
+
+SOURCES = ("stamps", "shapes")
+SPLITS = ("train", "val", "test_seen", "test_held_out")
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """Settings of `write_scenes`. Raises VirtueError for a source, count or size that cannot be."""
+
+    source: str = "stamps"
+    """`stamps`: cut-out photographs, fetched once. `shapes`: coloured shapes, drawn with no download."""
+    train: int = 4000
+    """Training scenes; each gives two samples."""
+    val: int = 300
+    """Validation samples, on objects and photographs of training."""
+    test: int = 700
+    """Samples in each of `test_seen` and `test_held_out`."""
+    size: int = 256
+    """Side of the square pictures, in pixels."""
+    seed: int = 0
+    """Scene i of a split depends on nothing but the seed, the split and i."""
+    cache: str = "data/cache"
+    """Where fetched pictures lie; it does not change the scenes."""
+
+    def __post_init__(self) -> None:
+        if self.source not in SOURCES:
+            raise VirtueError(f"source {self.source!r}, expected one of {', '.join(SOURCES)}")
+        for name in ("train", "val", "test"):
+            if getattr(self, name) < 0:
+                raise VirtueError(f"{name} {getattr(self, name)}, expected a count of 0 or more")
+        if not 128 <= self.size <= 2048:
+            raise VirtueError(f"size {self.size}, expected 128 to 2048 pixels")
+
+    @property
+    def pictures(self) -> Path:
+        return Path(self.cache) / "pictures"
+
+    def samples(self, split: str) -> int:
+        """How many rows `split` gets."""
+        return {"train": 2 * self.train, "val": self.val}.get(split, self.test)

@@ -1,0 +1,78 @@
+"""The fetched photographs, as a library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from virtue_pl.data.scenes import catalogue
+from virtue_pl.data.scenes.library import LONGEST, Photograph, Place, SceneLibrary, Thing, trim
+from virtue_pl.types import VirtueError
+
+CUTOUT_SCALE, BACKGROUND_SCALE = 1.25 * LONGEST, 1.7
+"""Pictures are kept no larger than scenes need, as parts of a scene's side: a cut-out's longest side, a background's shortest."""
+
+Entry = TypeVar("Entry", catalogue.ObjectEntry, catalogue.BackgroundEntry)
+
+
+def stamp_contents(folder: Path) -> list[str]:
+    """What `load_stamps` would load, by content. Raises VirtueError where nothing was fetched."""
+    if not folder.is_dir():
+        raise VirtueError(f"no pictures in {folder}: run `virtue-pl fetch pictures`, change --cache, or use --source shapes")
+    found = [*_present(folder, catalogue.objects())[0], *_present(folder, catalogue.backgrounds())[0]]
+    return sorted(f"{entry.path} {entry.sha256}" for entry in found)
+
+
+def load_stamps(folder: Path, side: int) -> SceneLibrary:
+    """The catalogue's pictures that `fetch_pictures` left in `folder`, at the size that scenes of `side` pixels need."""
+    found, missing = _present(folder, catalogue.objects())
+    photographs, missing_photographs = _present(folder, catalogue.backgrounds())
+    things = [
+        Thing(name, entries[0].kind, entries[0].split, tuple(_cutout(folder / entry.path, side) for entry in entries))
+        for name, entries in _grouped(found, lambda entry: entry.name).items()
+    ]
+    places = [
+        Place(phrase, entries[0].kind, tuple(Photograph(entry.path, entry.split, _background(folder / entry.path, side)) for entry in entries))
+        for phrase, entries in _grouped(photographs, lambda entry: entry.phrase).items()
+    ]
+    return SceneLibrary(things, places, catalogue.LICENCES, [*missing, *missing_photographs]).check()
+
+
+def _present(folder: Path, entries: Iterable[Entry]) -> tuple[list[Entry], list[str]]:
+    found: list[Entry] = []
+    missing: list[str] = []
+    for entry in entries:
+        if (folder / entry.path).is_file():
+            found.append(entry)
+        else:
+            missing.append(entry.path)
+    return found, missing
+
+
+def _grouped(entries: Iterable[Entry], key: Callable[[Any], str]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(key(entry), []).append(entry)
+    return groups
+
+
+def _cutout(path: Path, side: int) -> Image.Image:
+    with Image.open(path) as picture:
+        cutout = trim(picture.convert("RGBA"))
+    longest = round(CUTOUT_SCALE * side)
+    cutout.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return cutout
+
+
+def _background(path: Path, side: int) -> Image.Image:
+    shortest = round(BACKGROUND_SCALE * side)
+    with Image.open(path) as picture:
+        picture.draft("RGB", (2 * shortest, 2 * shortest))
+        scale = shortest / min(picture.size)
+        background = picture.convert("RGB")
+    if scale >= 1:
+        return background
+    return background.resize((round(background.width * scale), round(background.height * scale)), Image.Resampling.BOX)

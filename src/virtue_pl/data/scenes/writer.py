@@ -1,0 +1,207 @@
+"""Writes a set of scenes: in blocks, by several processes, resumable, each file complete or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from virtue_pl.data.atomic import read_json, replacing, write_json
+from virtue_pl.data.scenes.compose import Cast, compose
+from virtue_pl.data.scenes.config import SPLITS, SceneConfig
+from virtue_pl.data.scenes.library import SceneLibrary
+from virtue_pl.data.scenes.rows import image_path, parquet_path, rows_of, schema
+from virtue_pl.data.scenes.shapes import draw_shapes
+from virtue_pl.data.scenes.stamps import load_stamps, stamp_contents
+from virtue_pl.types import VirtueError
+
+FORMAT = 1
+"""Raised whenever equal settings begin to give other files."""
+BLOCK = 100
+JPEG_QUALITY = 90
+SAMPLES_PER_SCENE = 2
+PARTS = ".parts"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Scenes `start` to `stop` of a split, which one process writes at a time."""
+
+    split: str
+    start: int
+    stop: int
+    samples: int
+
+    @property
+    def path(self) -> str:
+        return f"{PARTS}/{self.split}/{self.start:09d}.parquet"
+
+
+def load_library(config: SceneConfig) -> SceneLibrary:
+    return draw_shapes() if config.source == "shapes" else load_stamps(config.pictures, config.size)
+
+
+def write_scenes(config: SceneConfig, out: str | Path, workers: int = 1) -> dict[str, Any]:
+    """Writes what `config` asks for into `out`, going on where an earlier call was stopped. Returns what `scenes.json` says.
+
+    Raises VirtueError for a folder that holds something else, or scenes of other settings.
+    """
+    out = Path(out)
+    identity = fingerprint(config)
+    found = _begin(out, config, identity)
+    if found["finished"] and all((out / parquet_path(split)).exists() for split in SPLITS):
+        return found
+    library = load_library(config)
+    pending = [block for split in SPLITS if not (out / parquet_path(split)).exists() for block in _blocks(split, config.samples(split))]
+    _write_blocks([block for block in pending if not (out / block.path).exists()], config, library, out, workers)
+    for split in SPLITS:
+        _merge(out, split, _blocks(split, config.samples(split)))
+    manifest = {**found, **_describe(config, library), "finished": True}
+    write_json(out / "scenes.json", manifest)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+    return manifest
+
+
+def settings_of(config: SceneConfig) -> dict[str, Any]:
+    """The settings that scenes depend on."""
+    return {name: value for name, value in asdict(config).items() if name != "cache"}
+
+
+def fingerprint(config: SceneConfig) -> str:
+    """Equal for equal scenes: of the settings and of the pictures' content."""
+    contents = [] if config.source == "shapes" else stamp_contents(config.pictures)
+    return hashlib.sha256(json.dumps([FORMAT, settings_of(config), contents], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _blocks(split: str, samples: int) -> list[Block]:
+    scenes = -(-samples // SAMPLES_PER_SCENE)
+    return [
+        Block(split, start, min(start + BLOCK, scenes), min(BLOCK * SAMPLES_PER_SCENE, samples - start * SAMPLES_PER_SCENE))
+        for start in range(0, scenes, BLOCK)
+    ]
+
+
+def _describe(config: SceneConfig, library: SceneLibrary) -> dict[str, Any]:
+    return {
+        "samples": {split: config.samples(split) for split in SPLITS},
+        "objects": {split: len(library.of_split(split)) for split in ("train", "held_out")},
+        "missing_pictures": list(library.missing),
+        "backgrounds": [
+            {"phrase": place.phrase, "photograph": photograph.name, "split": photograph.split}
+            for place in library.places
+            for photograph in place.photographs
+        ],
+        "licences": library.licences,
+        "notes": [
+            "Composed scenes with templated captions: numbers on them cannot be compared with numbers on the published SCaR.",
+            "A phrase with a test photograph is tested on that photograph alone; a phrase without one is tested on other random crops of its "
+            "training photographs. The column background_in_train tells the rows apart.",
+            "val and test_seen show objects of training: the same cut-outs at other sizes, mirrored, elsewhere. "
+            "In test_held_out the targets and the swaps for them are held out; references and bystanders are objects of training.",
+        ],
+    }
+
+
+def _begin(out: Path, config: SceneConfig, identity: str) -> dict[str, Any]:
+    """What `out` says of itself; a new folder is told what it will hold."""
+    path, wanted = out / "scenes.json", settings_of(config)
+    if path.exists():
+        found = read_json(path)
+        if found["fingerprint"] != identity:
+            raise VirtueError(f"{out} holds other scenes ({_difference(found['config'], wanted)}): choose another --out, or delete it")
+        return found
+    if out.exists() and any(out.iterdir()):
+        raise VirtueError(f"{out} is not empty and holds no scenes.json: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = {"format": FORMAT, "finished": False, "fingerprint": identity, "config": wanted}
+    write_json(path, manifest)
+    return manifest
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    changed = [f"{name} {found.get(name)}, wanted {value}" for name, value in wanted.items() if found.get(name) != value]
+    return "; ".join(changed) or "made from other pictures or by another version"
+
+
+def _write_blocks(blocks: list[Block], config: SceneConfig, library: SceneLibrary, out: Path, workers: int) -> None:
+    if not blocks:
+        return
+    for split in SPLITS:
+        (out / PARTS / split).mkdir(parents=True, exist_ok=True)
+        (out / "images" / f"mini_{split}").mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("scenes", total=sum(block.stop - block.start for block in blocks))
+        for block in _run(blocks, config, library, out, workers):
+            progress.advance(task, block.stop - block.start)
+
+
+def _run(blocks: list[Block], config: SceneConfig, library: SceneLibrary, out: Path, workers: int) -> Iterator[Block]:
+    """Writes the blocks, yielding each when it is done. Workers inherit the library's pictures by forking."""
+    if workers <= 1 or len(blocks) <= 1:
+        for block in blocks:
+            write_block(block, config, library, out)
+            yield block
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _inherit, (config, library, out)) as pool:
+        waiting: set[Future[Block]] = set()
+        for block in blocks:
+            waiting.add(pool.submit(_write_inherited, block))
+            if len(waiting) >= 4 * workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+
+
+_inherited: tuple[SceneConfig, SceneLibrary, Path]
+
+
+def _inherit(config: SceneConfig, library: SceneLibrary, out: Path) -> None:
+    global _inherited
+    _inherited = (config, library, out)
+
+
+def _write_inherited(block: Block) -> Block:
+    write_block(block, *_inherited)
+    return block
+
+
+def write_block(block: Block, config: SceneConfig, library: SceneLibrary, out: Path) -> None:
+    """The block's pictures, then its rows; scene i is the same in whatever block and process it is written."""
+    cast = Cast.of(block.split, library)
+    rows = []
+    for index in range(block.start, block.stop):
+        rng = np.random.default_rng([config.seed, SPLITS.index(block.split), index])
+        scene = compose(rng, cast, config.size, training=block.split == "train")
+        buffer = BytesIO()
+        scene.picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+        (out / "images" / image_path(block.split, index)).write_bytes(buffer.getvalue())
+        rows += rows_of(scene, block.split, index)
+    table = pa.Table.from_pylist(rows[: block.samples], schema=schema(block.split))
+    with replacing(out / block.path) as path:
+        pq.write_table(table, path)
+
+
+def _merge(out: Path, split: str, blocks: list[Block]) -> None:
+    """All the split's blocks in one file, read one at a time."""
+    target = out / parquet_path(split)
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as path, pq.ParquetWriter(path, schema(split)) as writer:
+        for block in blocks:
+            writer.write_table(pq.read_table(out / block.path))

@@ -1,0 +1,234 @@
+"""The DataModule over folders of shards; a dataset adds one method, `to_sample`."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from lightning import LightningDataModule
+
+from virtue_pl.data.loader import RankingStream, StreamLoader, TrainingStream
+from virtue_pl.data.records import Picture, Row
+from virtue_pl.data.shards import ShardFolder
+from virtue_pl.images import MAX_PIXELS
+from virtue_pl.types import Preprocess, RankingSample, Sample, VirtueError
+
+
+class ShardDataModule(LightningDataModule, ABC):
+    """Streams samples from folders of shards, as `virtue-pl shards` writes them.
+
+    Training is a seeded stream with equally many steps on every rank, no sample twice in a batch. Evaluation takes
+    every sample exactly once, all folders in one loader; `RankingSample.task` is "TASK/NAME" by the names given here.
+
+    Args:
+        train: folder of training shards; None where nothing is trained.
+        val: folder, or folders by name, to validate on; one without a name is called "val".
+        test: folders by name to test on.
+        batch_size: training samples a step and rank.
+        eval_batch_size: evaluation samples a batch; default `batch_size`.
+        num_workers: data workers a rank; 0 reads in the training process.
+        shuffle_buffer: pictures, still compressed, that each worker shuffles among.
+        sample_buffer: samples, with decoded pictures, that each worker shuffles among; 1 keeps the rows
+            of a picture in one batch, where it is encoded once and they are each other's negatives.
+        seed: of the training stream.
+        num_negatives: hard negatives of a sample, drawn anew each time it is seen.
+        steps_per_epoch: default as many as go into the rows once.
+        max_bad_samples: how many different bad samples each worker skips before the run stops.
+        max_consecutive_bad: the same for bad samples in a row.
+        max_pixels: larger pictures count as bad.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: str | dict[str, str] | None = None,
+        test: dict[str, str] | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        shuffle_buffer: int = 1000,
+        sample_buffer: int = 256,
+        seed: int = 0,
+        num_negatives: int = 0,
+        steps_per_epoch: int | None = None,
+        max_bad_samples: int = 100,
+        max_consecutive_bad: int = 20,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__()
+        least = {"batch_size": batch_size, "shuffle_buffer": shuffle_buffer, "sample_buffer": sample_buffer}
+        least |= {"eval_batch_size": eval_batch_size or batch_size, "steps_per_epoch": 1 if steps_per_epoch is None else steps_per_epoch}
+        for option, value in least.items():
+            if value < 1:
+                raise VirtueError(f"{option} is {value}, expected 1 or more")
+        self.train = train
+        self.val = {"val": val} if isinstance(val, str) else dict(val or {})
+        self.test = dict(test or {})
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.shuffle_buffer = shuffle_buffer
+        self.sample_buffer = sample_buffer
+        self.seed = seed
+        self.num_negatives = num_negatives
+        self.steps_per_epoch = steps_per_epoch
+        self.max_bad_samples = max_bad_samples
+        self.max_consecutive_bad = max_consecutive_bad
+        self.max_pixels = max_pixels
+        self.epoch = 0
+        self._preprocess: Preprocess | None = None
+        self._loaders: list[StreamLoader] = []
+
+    @staticmethod
+    @abstractmethod
+    def to_sample(row: Row, picture: Picture) -> Sample | RankingSample:
+        """What one row of a picture means in this dataset. Raises DataError for a row that means nothing."""
+
+    def connect(self, preprocess: Preprocess) -> None:
+        """Takes what data must learn from the model: how samples become its batches."""
+        self._preprocess = preprocess
+
+    @cached_property
+    def train_folder(self) -> ShardFolder:
+        if self.train is None:
+            raise VirtueError("train is not set: give the folder of training shards")
+        folder = ShardFolder.open(self.train, "train")
+        if folder.manifest.kind != "pairs":
+            raise VirtueError(f"train: {self.train} holds {folder.manifest.kind}, expected pairs (training shards)")
+        if folder.manifest.negatives[0] < self.num_negatives:
+            raise VirtueError(f"num_negatives is {self.num_negatives}, but rows of {self.train} have as few as {folder.manifest.negatives[0]}")
+        return folder
+
+    @cached_property
+    def val_folders(self) -> dict[str, ShardFolder]:
+        return _ranking_folders(self.val, "val")
+
+    @cached_property
+    def test_folders(self) -> dict[str, ShardFolder]:
+        return _ranking_folders(self.test, "test")
+
+    @property
+    def steps(self) -> int:
+        """Training steps of an epoch, on every rank. Raises VirtueError where the rows make no batch."""
+        rows = self.train_folder.manifest.rows
+        needed = self.batch_size * (self.world if self.steps_per_epoch is None else 1)
+        if rows < needed:
+            raise VirtueError(f"train: {rows} rows in {self.train} are fewer than one batch of {needed} (over {self.world} ranks): lower batch_size")
+        return rows // needed if self.steps_per_epoch is None else self.steps_per_epoch
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def world(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch to stream, where no trainer says it."""
+        self.epoch = epoch
+
+    def current_epoch(self) -> int:
+        return self.epoch if self.trainer is None else self.trainer.current_epoch
+
+    def train_dataloader(self) -> StreamLoader:
+        options = {name: getattr(self, name) for name in ("shuffle_buffer", "sample_buffer", "num_negatives", "max_pixels")}
+        stream = TrainingStream(
+            self.train_folder,
+            self.to_sample,
+            self._connected().train,
+            batch_size=self.batch_size,
+            steps=self.steps,
+            seed=self.seed,
+            options=options,
+            **self._place_and_limits(),
+        )
+        return self._loader(stream)
+
+    def val_dataloader(self) -> StreamLoader | list[Any]:
+        return self._ranking_loader(self.val_folders) if self.val else []
+
+    def test_dataloader(self) -> StreamLoader:
+        if not self.test:
+            raise VirtueError("test is not set: give the folders of evaluation shards by name")
+        return self._ranking_loader(self.test_folders)
+
+    def predict_dataloader(self) -> StreamLoader:
+        return self.test_dataloader()
+
+    def skipped(self) -> dict[str, str]:
+        """Every sample that was skipped so far, in all loaders and their workers: key -> problem."""
+        return {key: problem for loader in self._loaders for key, problem in loader.skipped.items()}
+
+    def fingerprint(self) -> str:
+        """Changes where any byte of any shard does."""
+        folders = self._folders()
+        return hashlib.sha256("".join(f"{split}={folder.manifest.fingerprint}\n" for split, folder in folders.items()).encode()).hexdigest()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What would be read, one entry a folder: split, path, task, licence, counts, samples and steps of an epoch, fingerprint."""
+        return [{"split": split, "path": str(folder.path), **self._describe(split, folder)} for split, folder in self._folders().items()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.current_epoch()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epoch = state_dict["epoch"]
+
+    def _folders(self) -> dict[str, ShardFolder]:
+        train = {} if self.train is None else {"train": self.train_folder}
+        return train | {f"val/{n}": f for n, f in self.val_folders.items()} | {f"test/{n}": f for n, f in self.test_folders.items()}
+
+    def _describe(self, split: str, folder: ShardFolder) -> dict[str, Any]:
+        manifest = folder.manifest
+        if split == "train":
+            steps, samples = self.steps, self.steps * self.batch_size * self.world
+        else:
+            steps, samples = -(-manifest.rows // (self.eval_batch_size * self.world)), manifest.rows
+        return {
+            "task": manifest.task,
+            "licence": manifest.licence,
+            "shards": len(manifest.shards),
+            "pictures": manifest.pictures,
+            "rows": manifest.rows,
+            "samples_per_epoch": samples,
+            "steps": steps,
+            "skipped_when_written": sum(manifest.skipped.values()),
+            "fingerprint": manifest.fingerprint,
+        }
+
+    def _connected(self) -> Preprocess:
+        if self._preprocess is None:
+            raise VirtueError(f"{type(self).__name__} is not connected to a model: call connect(model.preprocess) before asking it for batches")
+        return self._preprocess
+
+    def _place_and_limits(self) -> dict[str, int]:
+        return {
+            "rank": self.rank,
+            "world": self.world,
+            "max_bad_samples": self.max_bad_samples,
+            "max_consecutive_bad": self.max_consecutive_bad,
+        }
+
+    def _ranking_loader(self, folders: Mapping[str, ShardFolder]) -> StreamLoader:
+        collate = self._connected().evaluate
+        size, pixels = self.eval_batch_size, self.max_pixels
+        return self._loader(RankingStream(folders, self.to_sample, collate, batch_size=size, max_pixels=pixels, **self._place_and_limits()))
+
+    def _loader(self, stream: TrainingStream | RankingStream) -> StreamLoader:
+        loader = StreamLoader(stream, self.num_workers, self.current_epoch)
+        self._loaders.append(loader)
+        return loader
+
+
+def _ranking_folders(paths: Mapping[str, str], option: str) -> dict[str, ShardFolder]:
+    folders = {name: ShardFolder.open(path, f"{option}.{name}") for name, path in paths.items()}
+    for name, folder in folders.items():
+        if folder.manifest.kind != "rankings":
+            raise VirtueError(f"{option}.{name}: {folder.path} holds {folder.manifest.kind}, expected rankings (evaluation shards)")
+        if not folder.manifest.rows:
+            raise VirtueError(f"{option}.{name}: {folder.path} holds no rows")
+    return folders

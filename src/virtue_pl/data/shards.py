@@ -1,0 +1,185 @@
+"""Folders of shards: tars of pictures with their rows, and the manifest that says what is in them.
+
+One tar record is one picture: `000000123.jpg` (its bytes as they were found) and `000000123.json`,
+`{"image": PATH, "rows": [...]}`, so that a picture with several regions is stored, read and encoded once.
+The number is the picture's place in the folder, counted over all shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from virtue_pl.data.secure_webdataset import wds
+from virtue_pl.types import DataError, VirtueError
+
+FORMAT = "virtue_pl shards 1"
+MANIFEST = "manifest.json"
+NAMED_SKIPS = 1000
+"""How many skipped rows a manifest names; all are counted."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar. `rows_per_picture` is in the tar's order."""
+
+    name: str
+    pictures: int
+    rows: int
+    bytes: int
+    sha256: str
+    rows_per_picture: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of shards holds and where it came from.
+
+    kind: "pairs" (training) or "rankings" (evaluation). source: fingerprint of what was converted, and how.
+    negatives: the fewest and the most hard negatives of a row. rankings: names that the rows are scored under.
+    skipped: rows left out, counted by reason; the first of them with key and problem in `skipped_rows`.
+    """
+
+    name: str
+    kind: str
+    task: str
+    meta_task: str
+    licence: str
+    source: str
+    shards: tuple[Shard, ...]
+    negatives: tuple[int, int] = (0, 0)
+    rankings: tuple[str, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    skipped_rows: tuple[tuple[str, str], ...] = ()
+    finished: bool = False
+    format: str = FORMAT
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def pictures(self) -> int:
+        return sum(shard.pictures for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """The data itself: sha256 over the shards' checksums."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+    def write(self, path: Path) -> None:
+        content = {**asdict(self), "rows": self.rows, "pictures": self.pictures, "fingerprint": self.fingerprint}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Raises VirtueError where the file is no finished manifest of this format."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            names = cls.__dataclass_fields__
+            values = {name: _tuples(value) for name, value in content.items() if name in names}
+            manifest = cls(**{**values, "shards": tuple(Shard(**{k: _tuples(v) for k, v in shard.items()}) for shard in content["shards"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise VirtueError(f"{path} is no manifest of shards ({error}): write the shards again with `virtue-pl shards`") from error
+        if manifest.format != FORMAT or not manifest.finished:
+            raise VirtueError(f"{path}: found {manifest.format!r}, finished {manifest.finished}, expected {FORMAT!r}, finished: write the shards again")
+        return manifest
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """A finished folder of shards."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path, option: str) -> ShardFolder:
+        """Raises VirtueError naming `option` (which setting gave the path) where shards are missing."""
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise VirtueError(f"{option}: {path} holds no shards ({MANIFEST} is not there): write them with `virtue-pl shards`, or change {option}")
+        folder = cls(path, Manifest.read(path / MANIFEST))
+        missing = [shard.name for shard in folder.manifest.shards if not (path / shard.name).is_file()]
+        if missing:
+            raise VirtueError(f"{option}: {path} lacks {len(missing)} of {len(folder.manifest.shards)} shards, e.g. {missing[0]}: write them again")
+        return folder
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(self.path / shard.name for shard in self.manifest.shards)
+
+
+class ShardWriter:
+    """Writes the shards of one folder; nothing is seen under the folder's name before `finish`.
+
+    Args:
+        folder: where the shards will be; must not be there yet.
+        pictures_per_shard: when the next tar begins.
+    """
+
+    def __init__(self, folder: Path, pictures_per_shard: int) -> None:
+        if pictures_per_shard < 1:
+            raise VirtueError(f"pictures per shard is {pictures_per_shard}, expected 1 or more")
+        self.folder = folder
+        self.pictures_per_shard = pictures_per_shard
+        self.partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was stopped
+        self.partial.mkdir(parents=True)
+        self.shards: list[Shard] = []
+        self.skipped: Counter[str] = Counter()
+        self.skipped_rows: list[tuple[str, str]] = []
+        self._pending: list[tuple[bytes, str, str, Sequence[Mapping[str, Any]]]] = []
+        self._pictures = 0
+
+    def add(self, picture: bytes, extension: str, image: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One picture with all its rows."""
+        self._pending.append((picture, extension, image, rows))
+        if len(self._pending) == self.pictures_per_shard:
+            self._write_shard()
+
+    def skip(self, error: DataError, rows: int = 1) -> None:
+        """Counts rows that are left out; the problem's words before ":" are the reason."""
+        self.skipped[error.problem.partition(":")[0]] += rows
+        if len(self.skipped_rows) < NAMED_SKIPS:
+            self.skipped_rows.append((error.key, error.problem))
+
+    def _write_shard(self) -> None:
+        path = self.partial / f"shard-{len(self.shards):06d}.tar"
+        with path.open("wb") as stream, wds.TarWriter(stream, encoder=False, mtime=0) as tar:
+            for picture, extension, image, rows in self._pending:
+                content = json.dumps({"image": image, "rows": rows}, ensure_ascii=False, separators=(",", ":"))
+                tar.write({"__key__": f"{self._pictures:09d}", extension: picture, "json": content.encode()})
+                self._pictures += 1
+        counts = tuple(len(rows) for *_, rows in self._pending)
+        self.shards.append(Shard(path.name, len(counts), sum(counts), path.stat().st_size, file_sha256(path), counts))
+        self._pending = []
+
+    def finish(self, **about: Any) -> Manifest:
+        """Writes the manifest and gives the folder its name. `about` are the manifest's other fields."""
+        if self._pending:
+            self._write_shard()
+        manifest = Manifest(
+            shards=tuple(self.shards), skipped=dict(self.skipped), skipped_rows=tuple(self.skipped_rows), finished=True, **about
+        )
+        manifest.write(self.partial / MANIFEST)
+        os.replace(self.partial, self.folder)
+        return manifest
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,218 @@
+"""Shards to samples: the stages of the stream, as plain generators, and what they do with bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from virtue_pl.data.records import Picture, Record, Row, read_record
+from virtue_pl.data.secure_webdataset import wds
+from virtue_pl.data.shards import ShardFolder
+from virtue_pl.types import DataError, RankingSample, Sample, VirtueError
+
+ToSample = Callable[[Row, Picture], Sample | RankingSample]
+
+
+class SkipLog:
+    """What was skipped, by key, and the limits after which it is no accident any more.
+
+    A bad sample that comes again (the next epoch) counts once.
+
+    Args:
+        max_bad_samples: as many different bad samples are passed over; one more stops the run.
+        max_consecutive_bad: the same for bad samples without a good one between them.
+    """
+
+    def __init__(self, max_bad_samples: int, max_consecutive_bad: int) -> None:
+        self.max_bad_samples = max_bad_samples
+        self.max_consecutive_bad = max_consecutive_bad
+        self.problems: dict[str, str] = {}
+        self.consecutive = 0
+        self._new: list[tuple[str, str]] = []
+
+    def skip(self, error: DataError) -> None:
+        """Counts `error`. Raises VirtueError, naming the first bad samples, where a limit is passed."""
+        self.consecutive += 1
+        if error.key not in self.problems:
+            self.problems[error.key] = error.problem
+            self._new.append((error.key, error.problem))
+        if len(self.problems) > self.max_bad_samples:
+            raise VirtueError(f"{self.summary()}: more than max_bad_samples = {self.max_bad_samples}")
+        if self.consecutive > self.max_consecutive_bad:
+            raise VirtueError(f"{self.summary()}: {self.consecutive} in a row, more than max_consecutive_bad = {self.max_consecutive_bad}")
+
+    def good(self) -> None:
+        self.consecutive = 0
+
+    def drain(self) -> tuple[tuple[str, str], ...]:
+        """Keys and problems since the last call."""
+        new, self._new = tuple(self._new), []
+        return new
+
+    def summary(self, named: int = 5) -> str:
+        """One line: how many, and the first of them."""
+        first = "; ".join(f"{key}: {problem}" for key, problem in islice(self.problems.items(), named))
+        more = f"; and {len(self.problems) - named} more" if len(self.problems) > named else ""
+        return f"{len(self.problems)} bad samples ({first}{more})" if first else "no bad samples"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the parallel readers this is: data worker `worker` of `workers` on rank `rank` of `world`."""
+
+    rank: int = 0
+    world: int = 1
+    worker: int = 0
+    workers: int = 1
+
+    @property
+    def reader(self) -> int:
+        return self.rank * self.workers + self.worker
+
+    @property
+    def readers(self) -> int:
+        return self.world * self.workers
+
+
+def derive_seed(*parts: object) -> int:
+    """One seed from several values, the same in every process and far from its neighbours'."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
+
+
+def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: SkipLog) -> Iterator[Record]:
+    """Every record of the shards (`{"url": path}`), in order. What cannot be read is named and skipped: the rest of a tar, or one record."""
+    for shard in shards:
+        for members in read_tar(shard["url"], folder.manifest.name, log):
+            try:
+                yield read_record(members, folder.manifest.name, folder.manifest.task)
+            except DataError as error:
+                log.skip(error)
+
+
+def read_tar(path: str, name: str, log: SkipLog) -> Iterator[dict[str, Any]]:
+    """The records of one tar, grouped by webdataset, up to where it is damaged."""
+    errors: list[Exception] = []
+
+    def stop(error: Exception) -> bool:
+        if not isinstance(error, tarfile.TarError | OSError | EOFError | ValueError):
+            raise error
+        errors.append(error)
+        return False
+
+    found = False
+    with open(path, "rb") as stream:
+        files = wds.tariterators.tar_file_expander([{"url": path, "stream": stream}], handler=stop)
+        for members in wds.tariterators.group_by_keys(files, handler=stop):
+            found = True
+            yield members
+    key = f"{name}/{path.rpartition('/')[2]}"
+    if errors:
+        log.skip(DataError(key, f"damaged tar: {str(errors[0].args[0]).partition(' @ ')[0]}"))
+    elif not found:
+        log.skip(DataError(key, "the tar holds no picture"))
+
+
+def record_samples(
+    record: Record, to_sample: ToSample, log: SkipLog, max_pixels: int, wanted: Callable[[int], bool] | None = None
+) -> Iterator[tuple[int, Sample | RankingSample]]:
+    """The record's samples, each with its row's place in the record; `wanted` chooses rows. All share the picture, decoded once."""
+    try:
+        picture = record.picture(max_pixels)
+    except DataError as error:
+        log.skip(error)
+        return
+    for place, row in enumerate(record.rows):
+        if wanted is not None and not wanted(place):
+            continue
+        try:
+            sample = to_sample(row, picture)
+        except DataError as error:
+            log.skip(error)
+        else:
+            log.good()
+            yield place, sample
+
+
+def draw_negatives(samples: Iterable[Sample], count: int, seed: int) -> Iterator[Sample]:
+    """Each sample with `count` of its hard negatives, drawn anew each time without replacement."""
+    generator = random.Random(seed)
+    for sample in samples:
+        if len(sample.negatives) < count:
+            raise VirtueError(f"{sample.key} has {len(sample.negatives)} hard negatives, fewer than num_negatives = {count}: lower num_negatives")
+        yield replace(sample, negatives=tuple(generator.sample(sample.negatives, count)))
+
+
+def distinct_batches(samples: Iterable[Sample], size: int, patience: int) -> Iterator[list[Sample]]:
+    """Batches in which no key occurs twice: a repeat is dropped, it will come again.
+
+    A sample whose target says what another's in the batch says waits for the next batch, as long as no more than `size` wait.
+    Raises VirtueError after `patience` repeats in a row: fewer different samples can be read than a batch holds.
+    """
+    source = iter(samples)
+    waiting: deque[Sample] = deque()
+    while True:
+        batch: dict[str, Sample] = {}
+        targets: set[tuple[str, tuple[str, ...]]] = set()
+        later: deque[Sample] = deque()
+        repeats = 0
+        while len(batch) < size:
+            sample = waiting.popleft() if waiting else next(source, None)
+            if sample is None:
+                return
+            target = (sample.target.text, sample.target.image_keys)
+            if sample.key in batch:
+                repeats += 1
+                if repeats > patience:
+                    raise VirtueError(f"only {len(batch)} different samples could be read, batch_size is {size}: lower batch_size")
+            elif target in targets and len(later) < size:
+                later.append(sample)
+            else:
+                batch[sample.key] = sample
+                targets.add(target)
+                repeats = 0
+        later.extend(waiting)
+        waiting = later
+        yield list(batch.values())
+
+
+def training_samples(
+    folder: ShardFolder,
+    to_sample: ToSample,
+    log: SkipLog,
+    place: Place,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle_buffer: int,
+    sample_buffer: int,
+    num_negatives: int,
+    max_pixels: int,
+) -> Iterator[Sample]:
+    """An endless seeded stream, the same for the same arguments; readers draw different shards from one sequence.
+
+    Args:
+        shuffle_buffer: compressed pictures to shuffle among.
+        sample_buffer: samples to shuffle among, with decoded pictures; 1 keeps the rows of a picture together.
+    """
+    own = derive_seed(seed, epoch, place)
+    buffer = max(1, min(shuffle_buffer, folder.manifest.pictures))
+    stages = wds.DataPipeline(
+        wds.ResampledShards([str(path) for path in folder.paths], seed=derive_seed(seed, epoch), deterministic=True, worker_seed=_same_for_all),
+        lambda shards: islice(shards, place.reader, None, place.readers),
+        lambda shards: read_shards(shards, folder, log),
+        wds.detshuffle(buffer, initial=buffer, seed=own),
+        lambda records: (sample for record in records for _, sample in record_samples(record, to_sample, log, max_pixels)),
+        wds.detshuffle(sample_buffer, initial=sample_buffer, seed=own + 1),
+        lambda samples: draw_negatives(samples, num_negatives, own),
+    )
+    return iter(stages)
+
+
+def _same_for_all() -> int:
+    return 0

@@ -1,0 +1,27 @@
+"""Collectives that know gradients, and that do nothing in a single process."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather(local: Shaped[Tensor, "local *rest"]) -> Shaped[Tensor, "all *rest"]:
+    """Every rank's rows in rank order; all ranks must hold equally many.
+
+    Differentiable: the gradient of a row is the sum over the ranks that used it.
+    """
+    if world_size() == 1:
+        return local
+    return torch.cat(list(all_gather(local.contiguous())))

@@ -1,0 +1,67 @@
+"""Compressed pictures to tensors, safely: the header is checked before anything is decoded."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from virtue_pl.types import DataError
+
+MAX_PIXELS = 25_000_000
+"""Larger pictures are refused from their header alone; a small file can claim any size."""
+
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+"""The formats that are read, and the file extension of each."""
+
+_DAMAGE = (OSError, EOFError, ValueError, SyntaxError, TypeError, IndexError, OverflowError, struct.error, zlib.error)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+class PictureHeader(NamedTuple):
+    """What a picture says of itself before it is decoded; height and width are those of the upright picture."""
+
+    extension: str
+    height: int
+    width: int
+
+
+def read_header(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> PictureHeader:
+    """Format and upright size, without decoding. Raises DataError for another format, damage, or more than `max_pixels`."""
+    with _open(data, key, max_pixels) as picture:
+        try:
+            sideways = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        except _DAMAGE as error:
+            raise DataError(key, f"damaged picture: {error}") from error
+        width, height = reversed(picture.size) if sideways else picture.size
+        return PictureHeader(EXTENSIONS[str(picture.format)], height, width)
+
+
+def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
+    """The picture as RGB, turned upright by its EXIF orientation. Raises DataError naming `key`; transparency is dropped."""
+    with _open(data, key, max_pixels) as picture:
+        try:
+            ImageOps.exif_transpose(picture, in_place=True)
+            pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+        except _DAMAGE as error:
+            raise DataError(key, f"damaged picture: {error}") from error
+    return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:
+    try:
+        picture = Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS))
+    except _BOMB as error:
+        raise DataError(key, f"picture too large: more than max_pixels = {max_pixels}") from error
+    except _DAMAGE as error:
+        raise DataError(key, f"damaged picture: {len(data)} bytes that are no {', '.join(EXTENSIONS)}") from error
+    if picture.width * picture.height > max_pixels:
+        raise DataError(key, f"picture too large: {picture.width}x{picture.height} pixels, more than max_pixels = {max_pixels}")
+    return picture

@@ -1,0 +1,1 @@
+"""What evaluation counts, with state that sums over ranks."""

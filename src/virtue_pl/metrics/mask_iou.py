@@ -1,0 +1,45 @@
+"""How well predicted masks overlap with the exact ones, averaged over samples and ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchmetrics import Metric
+
+
+def mask_iou(predicted: Bool[Tensor, "masks height width"], targets: Bool[Tensor, "masks height width"]) -> Float[Tensor, " masks"]:
+    """Intersection over union of each pair of masks; 1 for two empty ones."""
+    intersection = (predicted & targets).flatten(1).sum(dim=1)
+    union = (predicted | targets).flatten(1).sum(dim=1)
+    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
+
+
+class MaskIoU(Metric):
+    """The mean IoU of predicted masks with the exact ones over all ranks, every mask counting the same whatever its size.
+
+    Logits of another resolution than the targets' are brought to it bilinearly and cut at 0: it is the full-size mask's IoU.
+    NaN before the first mask.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Float[Tensor, "masks rows columns"], targets: Float[Tensor, "masks height width"]) -> None:
+        full = interpolate(logits[:, None].float(), size=targets.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        self.total += mask_iou(full > 0, targets > 0.5).double().sum()
+        self.count += len(targets)
+
+    def compute(self) -> Float[Tensor, ""]:
+        return (self.total / self.count).float()

@@ -1,0 +1,1 @@
+"""The four LightningModules and the connector: the shelf of parts that YAML exchanges."""

@@ -1,0 +1,130 @@
+"""From the segmentation model's features to tokens of the language model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
+
+from virtue_pl.types import FeatureWidths, SegmentFeatures
+
+
+class Connector(nn.Module, ABC):
+    """`SegmentFeatures` to segment tokens. Constructors take (widths, hidden_size, ...): the neighbours' sizes come first."""
+
+    @abstractmethod
+    def forward(self, features: SegmentFeatures) -> Float[Tensor, "prompts tokens hidden"]:
+        """The tokens that stand in front of the row's vision and text tokens."""
+
+
+class ConvolutionConnector(Connector):
+    """The paper's connector: a strided convolution over the prompt-conditioned embedding, then a two-layer MLP.
+
+    Source: VIRTUE (arXiv 2510.00523), section 3; 256 tokens from a 64x64 map with stride 4.
+
+    Args:
+        widths, hidden_size: of the neighbours.
+        stride: kernel and stride of the convolution; a map of 16x16 places and stride 4 give 16 tokens.
+    """
+
+    def __init__(self, widths: FeatureWidths, hidden_size: int, stride: int = 4) -> None:
+        super().__init__()
+        width = widths.embedding
+        self.reduce = nn.Conv2d(width, width, kernel_size=stride, stride=stride)
+        self.project = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, hidden_size))
+
+    def forward(self, features: SegmentFeatures) -> Float[Tensor, "prompts tokens hidden"]:
+        return self.project(self.reduce(features.embedding).flatten(2).transpose(1, 2))
+
+
+class MaskConnector(Connector):
+    """Tokens that know the predicted mask: the object, what lies around it in each direction, and the gated map.
+
+    A plain convolution over the whole map buries the object. Here one token pools the unprompted features inside the
+    predicted mask; four pool them to its left, its right, above and below; `side` x `side` tokens carry the paper's
+    prompt-conditioned embedding, gated by the mask; one carries where the mask is (centre and extent).
+
+    Args:
+        widths, hidden_size: of the neighbours.
+        side: the gated map is pooled to `side` x `side` tokens.
+        directions: whether to add the four tokens of the surroundings.
+    """
+
+    def __init__(self, widths: FeatureWidths, hidden_size: int, side: int = 2, directions: bool = True) -> None:
+        super().__init__()
+        self.side = side
+        self.directions = directions
+        self.object = projection(widths.image, hidden_size)
+        self.place = nn.Sequential(nn.Linear(6, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
+        self.gated = projection(widths.embedding, hidden_size)
+        if directions:
+            self.saliency = nn.Conv2d(widths.image, 1, kernel_size=1, bias=False)
+            self.around = projection(widths.image, hidden_size)
+        self.roles = nn.Parameter(torch.randn(2 + 4 * directions + side**2, hidden_size) * 0.02)
+
+    def forward(self, features: SegmentFeatures) -> Float[Tensor, "prompts tokens hidden"]:
+        inside = mask_weights(features.mask_logits, features.image.shape[-2:])
+        statistics = mask_statistics(inside)
+        tokens = [self.object(pool(features.image, inside))[:, None], self.place(statistics)[:, None]]
+        if self.directions:
+            tokens.append(self.around(self.surroundings(features.image, inside, statistics)))
+        gate = mask_weights(features.mask_logits, features.embedding.shape[-2:])
+        gated = adaptive_avg_pool2d(features.embedding * gate[:, None], self.side).flatten(2).transpose(1, 2)
+        tokens.append(self.gated(gated))
+        return torch.cat(tokens, dim=1) + self.roles
+
+    def surroundings(
+        self, image: Float[Tensor, "prompts channels height width"], inside: Float[Tensor, "prompts height width"], statistics: Float[Tensor, "prompts 6"]
+    ) -> Float[Tensor, "prompts 4 channels"]:
+        """Salient features in the cones to the left, to the right, above and below the mask's centre, outside the mask."""
+        cones = direction_cones(statistics[:, :2], image.shape[-2:])
+        weights = cones * (1 - inside)[:, None] + 1e-6
+        logits = self.saliency(image) + weights.log()
+        attention = logits.flatten(2).softmax(dim=-1)
+        return attention @ image.flatten(2).transpose(1, 2)
+
+
+def projection(width: int, hidden_size: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
+
+
+def mask_weights(logits: Float[Tensor, "prompts rows columns"], size: tuple[int, int] | torch.Size) -> Float[Tensor, "prompts height width"]:
+    """How much of each place is inside the mask, in [0, 1]."""
+    return interpolate(logits.float().sigmoid()[:, None], size=tuple(size), mode="area")[:, 0]
+
+
+def pool(image: Float[Tensor, "prompts channels height width"], weights: Float[Tensor, "prompts height width"]) -> Float[Tensor, "prompts channels"]:
+    """The mean of `image` weighted by `weights`."""
+    return torch.einsum("pchw,phw->pc", image, weights) / weights.sum(dim=(1, 2)).clamp(min=1e-4)[:, None]
+
+
+def places(size: tuple[int, int] | torch.Size, like: Tensor) -> tuple[Float[Tensor, "height 1"], Float[Tensor, "1 width"]]:
+    """y and x of the places' centres, normalised."""
+    height, width = size
+    y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
+    x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
+    return y[:, None], x[None]
+
+
+def mask_statistics(inside: Float[Tensor, "prompts height width"]) -> Float[Tensor, "prompts 6"]:
+    """Of the mask: centre x, centre y, spread in x, spread in y, share of the picture, and its square root."""
+    y, x = places(inside.shape[-2:], inside)
+    total = inside.sum(dim=(1, 2)).clamp(min=1e-4)
+    centre_x = (inside * x).sum(dim=(1, 2)) / total
+    centre_y = (inside * y).sum(dim=(1, 2)) / total
+    spread_x = ((inside * (x - centre_x[:, None, None]) ** 2).sum(dim=(1, 2)) / total + 1e-8).sqrt()
+    spread_y = ((inside * (y - centre_y[:, None, None]) ** 2).sum(dim=(1, 2)) / total + 1e-8).sqrt()
+    share = inside.mean(dim=(1, 2))
+    return torch.stack([centre_x, centre_y, spread_x, spread_y, share, (share + 1e-8).sqrt()], dim=1)
+
+
+def direction_cones(centres: Float[Tensor, "prompts 2"], size: tuple[int, int] | torch.Size) -> Float[Tensor, "prompts 4 height width"]:
+    """1 where a place lies to the left, to the right, above or below the centre (the longer axis decides), else 0."""
+    y, x = places(size, centres)
+    dx = x - centres[:, 0, None, None]
+    dy = y - centres[:, 1, None, None]
+    horizontal = dx.abs() > dy.abs()
+    return torch.stack([horizontal & (dx < 0), horizontal & (dx > 0), ~horizontal & (dy < 0), ~horizontal & (dy > 0)], dim=1).to(centres.dtype)

@@ -1,0 +1,93 @@
+"""How whatever embeds is trained and ranked: shared by `Virtue` and by a fusion head that runs alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.metrics.ranking import HitRate, RankTable, sample_ranks, set_blind_ranks
+from virtue_pl.optimization import Optimization
+from virtue_pl.parts.contrastive_loss import ContrastiveLoss
+from virtue_pl.parts.part import Part
+from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch, RankingBatch, RankingOutput, VirtueError
+
+
+class EmbeddingModel(Part):
+    """A root that trains `encode` with a contrastive loss and ranks candidates with it.
+
+    Args:
+        loss: the contrastive loss; None where the module is a part.
+        gradient_cache: how a batch is encoded: at once (`PlainStep`) or in chunks (`GradientCache`).
+        optimization, weights, weights_prefix, frozen: see `Part`.
+    """
+
+    hit_rate: HitRate
+    rank_table: RankTable
+
+    def __init__(
+        self,
+        loss: ContrastiveLoss | None,
+        gradient_cache: PlainStep | GradientCache | None,
+        optimization: Optimization | None,
+        weights: str | Path | None,
+        weights_prefix: str,
+        frozen: bool,
+    ) -> None:
+        super().__init__(optimization, weights, weights_prefix, frozen)
+        self.loss = loss
+        self.gradient_cache = gradient_cache or PlainStep()
+
+    @abstractmethod
+    def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
+        """Unit embeddings of the rows."""
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        if self.loss is None:
+            raise VirtueError(f"{type(self).__name__} is to be trained, but has no loss: give it `loss`")
+        output = self.loss(self.embed_pairs(batch))
+        self.log("train/loss", output.loss, prog_bar=True, batch_size=len(batch))
+        for name, value in output.metrics.items():
+            self.log(f"train/{name}", value, batch_size=len(batch))
+        return output.loss
+
+    def embed_pairs(self, batch: PairBatch) -> EmbeddingBatch:
+        """The batch's queries, targets and negatives as embeddings."""
+        queries = self.gradient_cache(self.encode, batch.queries)
+        targets = self.gradient_cache(self.encode, batch.targets)
+        negatives = targets.new_zeros(0, targets.shape[1]) if batch.negatives is None else self.gradient_cache(self.encode, batch.negatives)
+        return EmbeddingBatch(queries, targets, negatives, batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
+
+    def setup(self, stage: str) -> None:
+        """Only the root has metrics."""
+        self.hit_rate, self.rank_table = HitRate(), RankTable()
+
+    def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> RankingOutput:
+        """hit@1 in the first evaluation mode."""
+        output = self.rank(batch, self.encode(batch.candidates), batch.modes[:1])
+        self.hit_rate.update(sample_ranks(batch.samples, output.scores).of("hit@1"))
+        self.log("val/hit@1", self.hit_rate, prog_bar=True, batch_size=len(batch), add_dataloader_idx=False)
+        return output
+
+    def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> RankingOutput:
+        """Every ranking of every sample in every mode goes into `rank_table`, and "set_blind": no query at all."""
+        candidates = self.encode(batch.candidates)
+        output = self.rank(batch, candidates, batch.modes)
+        for number, mode in enumerate(batch.modes):
+            self.rank_table.update(mode, sample_ranks(batch.samples, output.scores[number * len(batch) : (number + 1) * len(batch)]))
+        self.rank_table.update("set_blind", set_blind_ranks(batch.samples, [candidates[list(rows)] for rows in batch.candidate_rows]))
+        return output
+
+    def predict_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> EmbeddingBatch:
+        """Embeddings of training pairs, for a loss that is studied alone."""
+        return self.embed_pairs(batch)
+
+    def rank(self, batch: RankingBatch, candidates: Float[Tensor, "candidates dim"], modes: Sequence[str]) -> RankingOutput:
+        """Cosines of every sample's candidates, for each of the given (leading) modes."""
+        queries = self.encode(batch.queries.select(range(len(modes) * len(batch))))
+        scores = [candidates[list(batch.candidate_rows[row % len(batch)])] @ query for row, query in enumerate(queries)]
+        return RankingOutput(tuple(scores))

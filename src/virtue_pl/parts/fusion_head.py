@@ -1,0 +1,80 @@
+"""Segment tokens, vision tokens and text through one language model, to one unit embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from virtue_pl.backbones.vlm import VLMBackbone
+from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.optimization import Optimization
+from virtue_pl.parts.contrastive_loss import ContrastiveLoss
+from virtue_pl.parts.embedding_model import EmbeddingModel
+from virtue_pl.parts.preprocess import ContrastivePreprocess
+from virtue_pl.pooling import MeanPooling, Pooling
+from virtue_pl.recipes import Recipe, VirtueRecipe
+from virtue_pl.types import EncoderBatch
+
+DEFAULT_TRAIN_MODES = {"box": 0.5, "point": 0.3, "mask": 0.2}
+
+
+class VLMFusionHead(EmbeddingModel):
+    """The vision-language model, with segment tokens in front where they are given.
+
+    Alone it trains without segment tokens: the prompt reaches it as text only, the paper's first ablation (VLM2Vec's form).
+
+    Args:
+        backbone: the vision-language model.
+        pooling: from token states to one vector; a sentence encoder wants the mean, a causal model the last token.
+        recipe: how text and pixels are prepared.
+        train_modes, evaluation_modes, loss, gradient_cache: only for running alone; see `Virtue`.
+        optimization, weights, weights_prefix, frozen: see `Part`.
+    """
+
+    def __init__(
+        self,
+        backbone: VLMBackbone,
+        pooling: Pooling | None = None,
+        recipe: Recipe | None = None,
+        train_modes: Mapping[str, float] | None = None,
+        evaluation_modes: Sequence[str] = ("box", "point", "no_prompt", "blind"),
+        loss: ContrastiveLoss | None = None,
+        gradient_cache: PlainStep | GradientCache | None = None,
+        optimization: Optimization | None = None,
+        weights: str | Path | None = None,
+        weights_prefix: str = "",
+        frozen: bool = False,
+    ) -> None:
+        super().__init__(loss, gradient_cache, optimization, weights, weights_prefix, frozen)
+        self.backbone = backbone
+        self.pooling = pooling or MeanPooling()
+        self.recipe = recipe or VirtueRecipe()
+        self.train_modes = train_modes or DEFAULT_TRAIN_MODES
+        self.evaluation_modes = evaluation_modes
+        self.finish()
+
+    @property
+    def hidden_size(self) -> int:
+        return self.backbone.hidden_size
+
+    def forward(
+        self, inputs: EncoderBatch, segment_tokens: Float[Tensor, "uses tokens hidden"] | None = None
+    ) -> Float[Tensor, "rows hidden"]:
+        """Unit embeddings of the rows; segment tokens stand in front of the rows that use a picture."""
+        pictures = self.backbone.vision_tokens(inputs.pictures.vision)
+        sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.prompts.pictures.tolist()])
+        if segment_tokens is not None:
+            sequence = sequence.prepend(segment_tokens, inputs.use_rows)
+        states = self.backbone(sequence)
+        return normalize(self.pooling(states, sequence.attention_mask).float(), dim=-1)
+
+    def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows hidden"]:
+        return self(inputs)
+
+    @property
+    def preprocess(self) -> ContrastivePreprocess:
+        return ContrastivePreprocess(self.backbone.processor, self.recipe, None, self.train_modes, self.evaluation_modes)

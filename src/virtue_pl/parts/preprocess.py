@@ -1,0 +1,144 @@
+"""Samples to contrastive and ranking batches: what data workers run for the embedder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from virtue_pl.backbones.vlm import VLMProcessor
+from virtue_pl.prompts import PROMPT_MODES, prompt_region
+from virtue_pl.recipes import Recipe
+from virtue_pl.types import (
+    EmbeddingInput,
+    EncoderBatch,
+    PairBatch,
+    Pictures,
+    PromptBatch,
+    RankingBatch,
+    RankingSample,
+    Region,
+    Sample,
+    VirtueError,
+)
+
+EVALUATION_MODES = ("box", "point", "mask", "no_prompt", "blind")
+
+
+def content_id(*parts: str) -> int:
+    """A stable 63-bit id of strings."""
+    return int.from_bytes(hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def input_id(item: EmbeddingInput) -> int:
+    """Two inputs with the same text and the same pictures have the same id, whatever their prompt."""
+    return content_id(item.text, *item.image_keys)
+
+
+class ContrastivePreprocess:
+    """Chooses how each region is pointed at, and tokenizes, resizes and collates.
+
+    Args:
+        processor: the backbone's tokenizer and picture size.
+        recipe: how text and pixels are prepared.
+        segmentation_size: side of the segmentation model's canvas, or None without a segmentation stream.
+        train_modes: how often each prompt mode is shown in training.
+        evaluation_modes: the modes that every evaluation query is ranked in; "no_prompt" shows the picture alone,
+            "blind" the instruction alone.
+    """
+
+    def __init__(
+        self,
+        processor: VLMProcessor,
+        recipe: Recipe,
+        segmentation_size: int | None,
+        train_modes: Mapping[str, float],
+        evaluation_modes: Sequence[str],
+    ) -> None:
+        check_modes("train_modes", train_modes, PROMPT_MODES)
+        check_modes("evaluation_modes", evaluation_modes, EVALUATION_MODES)
+        self.processor = processor
+        self.recipe = recipe
+        self.segmentation_size = segmentation_size
+        self.train_modes = dict(train_modes)
+        self.evaluation_modes = tuple(evaluation_modes)
+
+    def train(self, samples: Sequence[Sample]) -> PairBatch:
+        modes, weights = list(self.train_modes), torch.tensor(list(self.train_modes.values()))
+        draws = torch.multinomial(weights, len(samples), replacement=True).tolist()
+        queries = [point_at(sample.query, sample.region, modes[draw], None) for sample, draw in zip(samples, draws, strict=True)]
+        negatives = [(row, item) for row, sample in enumerate(samples) for item in sample.negatives]
+        return PairBatch(
+            keys=tuple(sample.key for sample in samples),
+            queries=self.encoder_batch(queries),
+            targets=self.encoder_batch([sample.target for sample in samples]),
+            negatives=self.encoder_batch([item for _, item in negatives]) if negatives else None,
+            query_ids=ids([content_id(sample.key) for sample in samples]),
+            target_ids=ids([input_id(sample.target) for sample in samples]),
+            negative_ids=ids([input_id(item) for _, item in negatives]),
+            negative_rows=ids([row for row, _ in negatives]),
+        )
+
+    def evaluate(self, samples: Sequence[RankingSample]) -> RankingBatch:
+        queries = [evaluation_query(sample, mode) for mode in self.evaluation_modes for sample in samples]
+        candidates: dict[int, EmbeddingInput] = {}
+        rows: list[tuple[int, ...]] = []
+        positions: dict[int, int] = {}
+        for sample in samples:
+            found = [(input_id(item), item) for item in sample.candidates]
+            for key, item in found:
+                candidates.setdefault(key, item)
+                positions.setdefault(key, len(positions))
+            rows.append(tuple(positions[key] for key, _ in found))
+        return RankingBatch(tuple(samples), self.evaluation_modes, self.encoder_batch(queries), self.encoder_batch(list(candidates.values())), tuple(rows))
+
+    def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
+        """Any inputs as rows, in order; a picture that occurs again (by key) is prepared once."""
+        index: dict[str, int] = {}
+        vision, segmentation, used, rows, prompts = [], [], [], [], []
+        sizes: list[list[tuple[int, int]]] = []
+        for row, item in enumerate(items):
+            if not item.images and not item.prompt.is_empty:
+                raise VirtueError(f"row {row} has a visual prompt but no picture to point at: add the picture, or leave the prompt out")
+            sizes.append([])
+            for number, image in enumerate(item.images):
+                key = item.image_keys[number] if item.image_keys else f"row {row}, picture {number}"
+                if key not in index:
+                    index[key] = len(vision)
+                    vision.append(self.processor.resize(image))
+                    if self.segmentation_size is not None:
+                        segmentation.append(self.recipe.segmentation_pixels(image, self.segmentation_size))
+                sizes[row].append((vision[index[key]].shape[1], vision[index[key]].shape[2]))
+                used.append(index[key])
+                rows.append(row)
+                prompts.append(item.prompt if number == 0 else EmbeddingInput().prompt)
+        input_ids, mask = self.processor.tokenize([self.recipe.text(item) for item in items], sizes)
+        return EncoderBatch(input_ids, mask, Pictures(tuple(vision), tuple(segmentation)), PromptBatch(tuple(prompts), ids(used)), ids(rows))
+
+
+def ids(values: Sequence[int]) -> Int[Tensor, " values"]:
+    return torch.tensor(values, dtype=torch.long)
+
+
+def check_modes(option: str, modes: Sequence[str] | Mapping[str, float], known: Sequence[str]) -> None:
+    for mode in modes:
+        if mode not in known:
+            raise VirtueError(f"{option}: {mode!r}, expected some of {', '.join(known)}")
+
+
+def point_at(query: EmbeddingInput, region: Region | None, mode: str, generator: torch.Generator | None) -> EmbeddingInput:
+    """The query with its region pointed at; a query without a region (most of MMEB) keeps the prompt that it has."""
+    return query if region is None else replace(query, prompt=prompt_region(region, mode, generator))
+
+
+def evaluation_query(sample: RankingSample, mode: str) -> EmbeddingInput:
+    """The query in an evaluation mode; the click depends on the sample's key alone."""
+    if mode == "blind":
+        return EmbeddingInput(text=sample.query.text)
+    if mode == "no_prompt":
+        return point_at(sample.query, sample.region, "none", None)
+    return point_at(sample.query, sample.region, mode, torch.Generator().manual_seed(content_id(sample.key)))

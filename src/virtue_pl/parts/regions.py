@@ -1,0 +1,123 @@
+"""Samples to batches of prompts and the regions they mean: what the prompt encoder and the segmentation extractor learn from alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from virtue_pl.parts.preprocess import check_modes, content_id, ids
+from virtue_pl.prompts import PROMPT_MODES, flip_horizontally, prompt_region
+from virtue_pl.recipes import VirtueRecipe
+from virtue_pl.types import DataError, Pictures, PromptBatch, RankingSample, Region, RegionBatch, Sample, VirtueError, VisualPrompt
+
+
+class RegionPreprocess:
+    """Points at each sample's region and collates it with the region's box and exact mask.
+
+    Args:
+        image_size: side of the segmentation model's canvas, or None to leave pictures out.
+        mask_size: side of the masks, over the whole canvas, or None to leave masks out.
+        modes: how often each prompt mode is drawn in training; evaluation uses each of them for every sample.
+        flip: mirror half of the training pictures.
+        box_jitter: in training, move each side of a box prompt by up to this share of the box; the mask to find stays.
+    """
+
+    def __init__(
+        self, image_size: int | None, mask_size: int | None, modes: Mapping[str, float], flip: bool = False, box_jitter: float = 0.0
+    ) -> None:
+        check_modes("prompt_modes", modes, PROMPT_MODES)
+        if not modes or min(modes.values()) < 0 or not sum(modes.values()):
+            raise VirtueError(f"prompt_modes: {dict(modes)}, expected a share for at least one mode, none below 0")
+        self.image_size = image_size
+        self.mask_size = mask_size
+        self.modes = dict(modes)
+        self.flip = flip
+        self.box_jitter = box_jitter
+
+    def train(self, samples: Sequence[Sample]) -> RegionBatch:
+        names = list(self.modes)
+        draws = torch.multinomial(torch.tensor(list(self.modes.values())), len(samples), replacement=True).tolist()
+        modes = [names[draw] for draw in draws]
+        flips = {picture_key(sample): self.flip and bool(torch.rand(()) < 0.5) for sample in samples}
+        regions = [mirrored(region_of(sample)) if flips[picture_key(sample)] else region_of(sample) for sample in samples]
+        prompts = [jittered(prompt_region(region, mode), self.box_jitter) for region, mode in zip(regions, modes, strict=True)]
+        return self.collate(samples, regions, prompts, modes, flips)
+
+    def evaluate(self, samples: Sequence[RankingSample]) -> RegionBatch:
+        """Row `m * len(samples) + i` is sample i in mode m; its key alone chooses the click."""
+        rows = [sample for _ in self.modes for sample in samples]
+        regions = [region_of(sample) for sample in rows]
+        modes = [mode for mode in self.modes for _ in samples]
+        generators = [torch.Generator().manual_seed(content_id(sample.key)) for sample in rows]
+        prompts = [prompt_region(*drawn) for drawn in zip(regions, modes, generators, strict=True)]
+        return self.collate(rows, regions, prompts, modes, {})
+
+    def collate(
+        self,
+        samples: Sequence[Sample] | Sequence[RankingSample],
+        regions: Sequence[Region],
+        prompts: Sequence[VisualPrompt],
+        modes: Sequence[str],
+        flips: Mapping[str, bool],
+    ) -> RegionBatch:
+        """One row a sample; a picture that occurs again (by key) is prepared once."""
+        places: dict[str, int] = {}
+        used = [places.setdefault(picture_key(sample), len(places)) for sample in samples]
+        images = {picture_key(sample): sample.query.images[0] for sample in samples}
+        pixels = [images[key].flip(-1) if flips.get(key) else images[key] for key in places]
+        return RegionBatch(
+            tuple(sample.key for sample in samples),
+            Pictures(segmentation=tuple(self.canvas(image) for image in pixels) if self.image_size else ()),
+            PromptBatch(tuple(prompts), ids(used)),
+            torch.stack([region.box for region in regions]).float(),
+            torch.stack([self.mask(sample.key, region) for sample, region in zip(samples, regions, strict=True)]),
+            tuple(modes),
+        )
+
+    def canvas(self, image: Tensor) -> Tensor:
+        return VirtueRecipe().segmentation_pixels(image, self.image_size)  # type: ignore[arg-type]
+
+    def mask(self, key: str, region: Region) -> Float[Tensor, "size size"]:
+        if self.mask_size is None:
+            return torch.zeros(0, 0)
+        if region.mask is None:
+            raise DataError(key, "its region has no mask, expected the exact mask to learn from: write the data with `segmentation`")
+        return resized_mask(region.mask, self.mask_size)
+
+
+def picture_key(sample: Sample | RankingSample) -> str:
+    """What tells the sample's picture from others: its content key, or the sample's own where it has none."""
+    return sample.query.image_keys[0] if sample.query.image_keys else f"picture of {sample.key}"
+
+
+def region_of(sample: Sample | RankingSample) -> Region:
+    if sample.region is None:
+        raise DataError(sample.key, "it has no region to point at, expected a dataset with boxes or masks")
+    return sample.region
+
+
+def mirrored(region: Region) -> Region:
+    """The region in the mirrored picture."""
+    prompt = flip_horizontally(VisualPrompt(boxes=region.box[None]))
+    return Region(prompt.boxes[0], None if region.mask is None else region.mask.flip(-1))
+
+
+def jittered(prompt: VisualPrompt, share: float) -> VisualPrompt:
+    """The prompt with each side of its boxes moved by up to `share` of the box's width or height, inside the picture."""
+    if not share or not len(prompt.boxes):
+        return prompt
+    sizes = (prompt.boxes[:, 2:] - prompt.boxes[:, :2]).repeat(1, 2)
+    moves = (2 * torch.rand_like(prompt.boxes) - 1) * share
+    return replace(prompt, boxes=(prompt.boxes + moves * sizes).clamp(0, 1))
+
+
+def resized_mask(mask: Bool[Tensor, "height width"], size: int) -> Float[Tensor, "size size"]:
+    """The mask stretched to `size` x `size`, 0 or 1."""
+    if mask.shape == (size, size):
+        return mask.float()
+    return (interpolate(mask[None, None].float(), size=(size, size), mode="bilinear", antialias=True)[0, 0] >= 0.5).float()

@@ -1,0 +1,120 @@
+"""The segmentation stream: pictures and prompt tokens to prompt-conditioned features. Alone it learns to segment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from virtue_pl.backbones.segmentation import SegmentationBackbone
+from virtue_pl.losses.segmentation import dice_loss, focal_loss
+from virtue_pl.metrics.mask_iou import MaskIoU
+from virtue_pl.optimization import Optimization
+from virtue_pl.parts.part import Part
+from virtue_pl.parts.regions import RegionPreprocess
+from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
+from virtue_pl.types import Pictures, PromptTokens, RegionBatch, SegmentFeatures, VirtueError
+
+DEFAULT_PROMPT_MODES = {"box": 0.5, "point": 0.35, "mask": 0.15}
+
+
+class SegmentationExtractor(Part):
+    """Prompt-conditioned features of pictures (the paper's segmentation stream).
+
+    Alone it learns each region's exact mask with focal and dice loss, its prompt encoder along with it: its checkpoint then holds
+    "prompt_encoder.*" and "backbone.*", and a composed model starts both parts from that one file.
+
+    Args:
+        backbone: the segmentation model.
+        prompt_encoder: only for running alone, where it gives the prompt tokens.
+        prompt_modes: alone, how often each prompt mode is shown in training; each is scored on its own in evaluation.
+        focal_weight, dice_weight: the loss is their weighted sum, a mean over masks.
+        flip, box_jitter: augmentation of training, see `RegionPreprocess`.
+        optimization, weights, weights_prefix, frozen: see `Part`.
+    """
+
+    scores: nn.ModuleList
+
+    def __init__(
+        self,
+        backbone: SegmentationBackbone,
+        prompt_encoder: VisualPromptEncoder | None = None,
+        prompt_modes: Mapping[str, float] | None = None,
+        focal_weight: float = 20.0,
+        dice_weight: float = 1.0,
+        flip: bool = True,
+        box_jitter: float = 0.05,
+        optimization: Optimization | None = None,
+        weights: str | Path | None = None,
+        weights_prefix: str = "",
+        frozen: bool = False,
+    ) -> None:
+        super().__init__(optimization, weights, weights_prefix, frozen)
+        self.backbone = backbone
+        self.prompt_encoder = prompt_encoder
+        self.prompt_modes = dict(prompt_modes or DEFAULT_PROMPT_MODES)
+        self.focal_weight = focal_weight
+        self.dice_weight = dice_weight
+        self.flip = flip
+        self.box_jitter = box_jitter
+        self.finish()
+
+    def forward(self, pictures: Pictures, tokens: PromptTokens) -> SegmentFeatures:
+        return self.backbone(self.backbone.image_features(torch.stack(pictures.segmentation)), tokens)
+
+    @property
+    def preprocess(self) -> RegionPreprocess:
+        return RegionPreprocess(self.backbone.image_size, self.backbone.image_size, self.prompt_modes, self.flip, self.box_jitter)
+
+    def predict_masks(self, batch: RegionBatch) -> Float[Tensor, "prompts mask_height mask_width"]:
+        """Mask logits of the batch's prompts, with the part's own prompt encoder."""
+        if self.prompt_encoder is None:
+            raise VirtueError("SegmentationExtractor is to run alone, but nothing encodes its prompts: give it `prompt_encoder`")
+        return self(batch.pictures, self.prompt_encoder(batch.prompts)).mask_logits
+
+    def training_step(self, batch: RegionBatch, batch_idx: int) -> Tensor:
+        logits = self.predict_masks(batch)
+        shares = interpolate(batch.masks[:, None], size=logits.shape[-2:], mode="area")[:, 0]
+        focal, dice = focal_loss(logits, shares).mean(), dice_loss(logits, shares).mean()
+        loss = self.focal_weight * focal + self.dice_weight * dice
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_dict({"train/focal": focal, "train/dice": dice}, batch_size=len(batch))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.scores = self.new_scores(len(self.trainer.num_val_batches))
+
+    def on_test_epoch_start(self) -> None:
+        self.scores = self.new_scores(len(self.trainer.num_test_batches))
+
+    def validation_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.score(batch, dataloader_idx)
+
+    def test_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.score(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_scores("test")
+
+    def new_scores(self, num_loaders: int) -> nn.ModuleList:
+        """One IoU for each data loader and prompt mode."""
+        return nn.ModuleList(nn.ModuleDict({mode: MaskIoU() for mode in self.prompt_modes}) for _ in range(num_loaders)).to(self.device)
+
+    def score(self, batch: RegionBatch, loader: int) -> None:
+        logits = self.predict_masks(batch)
+        for mode, iou in self.scores[loader].items():
+            rows = [row for row, name in enumerate(batch.modes) if name == mode]
+            iou.update(logits[rows], batch.masks[rows])
+
+    def log_scores(self, stage: str) -> None:
+        """`val/iou_box` and so on; with several loaders Lightning's own suffix tells them apart."""
+        for loader, scores in enumerate(self.scores):
+            suffix = f"/dataloader_idx_{loader}" if len(self.scores) > 1 else ""
+            self.log_dict({f"{stage}/iou_{mode}{suffix}": iou.compute() for mode, iou in scores.items()})

@@ -1,0 +1,75 @@
+"""Geometry of visual prompts: how a region is pointed at, and how prompts move with their picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from virtue_pl.types import Region, VirtueError, VisualPrompt
+
+PROMPT_MODES = ("box", "point", "mask", "none")
+
+
+def prompt_region(region: Region, mode: str, generator: torch.Generator | None = None) -> VisualPrompt:
+    """Points at `region` as a person would: with its box, one click well inside it, its mask, or not at all.
+
+    `generator` picks the click; the same state gives the same click. Raises VirtueError for a mode that the region lacks data for.
+    """
+    if mode == "box":
+        return VisualPrompt(boxes=region.box[None].float())
+    if mode == "point":
+        return VisualPrompt(points=click_inside(region, generator)[None], point_labels=torch.ones(1, dtype=torch.long))
+    if mode == "mask":
+        if region.mask is None:
+            raise VirtueError("prompt mode 'mask' needs regions with masks, found a region with a box only: leave 'mask' out of the prompt modes")
+        return VisualPrompt(masks=region.mask[None])
+    if mode == "none":
+        return VisualPrompt()
+    raise VirtueError(f"prompt mode {mode!r}, expected one of {', '.join(PROMPT_MODES)}")
+
+
+def click_inside(region: Region, generator: torch.Generator | None = None) -> Float[Tensor, "2"]:
+    """A random point of the region away from its edge (of its box's inner half, where there is no mask)."""
+    if region.mask is None:
+        corner, opposite = region.box[:2], region.box[2:]
+        return corner + (opposite - corner) * (0.25 + 0.5 * torch.rand(2, generator=generator))
+    inner = erode(region.mask, max(1, int(region.mask.sum().item() ** 0.5 / 8)))
+    places = (inner if inner.any() else region.mask).nonzero()
+    row, column = places[torch.randint(len(places), (1,), generator=generator).item()].tolist()  # type: ignore[index]
+    height, width = region.mask.shape
+    return torch.tensor([(column + 0.5) / width, (row + 0.5) / height])
+
+
+def erode(mask: Bool[Tensor, "height width"], radius: int) -> Bool[Tensor, "height width"]:
+    """The mask without everything nearer than `radius` pixels to its outside (square neighbourhood)."""
+    outside = (~mask).float()[None, None]
+    return max_pool2d(outside, 2 * radius + 1, stride=1, padding=radius)[0, 0] == 0
+
+
+def flip_horizontally(prompt: VisualPrompt) -> VisualPrompt:
+    """The prompt on the mirrored picture."""
+    boxes = prompt.boxes[:, [2, 1, 0, 3]].clone()
+    boxes[:, [0, 2]] = 1 - boxes[:, [0, 2]]
+    points = prompt.points.clone()
+    points[:, 0] = 1 - points[:, 0]
+    return replace(prompt, boxes=boxes, points=points, masks=prompt.masks.flip(-1))
+
+
+def box_of_mask(mask: Bool[Tensor, "height width"]) -> Float[Tensor, "4"]:
+    """The smallest box around the mask, xyxy, normalised. Raises VirtueError if the mask is empty."""
+    height, width = mask.shape
+    rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
+    if not len(rows):
+        raise VirtueError("the mask is empty, expected at least one pixel inside")
+    return torch.tensor([columns[0].item() / width, rows[0].item() / height, (columns[-1].item() + 1) / width, (rows[-1].item() + 1) / height])
+
+
+def grid_points(side: int) -> VisualPrompt:
+    """`side` x `side` inside points at the centres of equal cells, x fastest: what stands in for "no prompt" (the paper: side 3)."""
+    centres = (torch.arange(side) + 0.5) / side
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    return VisualPrompt(points=torch.stack([x.flatten(), y.flatten()], dim=1), point_labels=torch.ones(side * side, dtype=torch.long))

@@ -1,0 +1,125 @@
+"""After a test: the table in the terminal, and report.json, report.md and predictions.jsonl on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import SaveConfigCallback
+from rich.console import Console
+
+from virtue_pl.evaluation.predictions import predictions
+from virtue_pl.evaluation.report import chance, context, summarise, write_json, write_text
+from virtue_pl.evaluation.tables import markdown, rich_tables
+from virtue_pl.metrics.ranking import RankRows, RankTable
+from virtue_pl.types import RankingBatch, RankingOutput, VirtueError
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A DataModule that knows a checksum of the data it streams."""
+
+    def fingerprint(self) -> str: ...
+
+
+class RankingReport(Callback):
+    """Prints and writes what a test found.
+
+    The table comes from the module's `rank_table` (a `RankTable` that its `test_step` fills), emptied before and read after
+    the test; the predictions from the `RankingOutput` that `test_step` returns for a `RankingBatch`.
+    `report.json` holds `results`, `chance`, `metrics`, `seconds` and `context`.
+
+    Args:
+        out: the folder to write into; by default the run's own log folder.
+    """
+
+    def __init__(self, out: str | None = None) -> None:
+        self.out = out
+        self._folder = Path()
+        self._rows = RankRows([])
+        self._started = 0.0
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _table(pl_module).reset()
+        self._folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._part(trainer.global_rank).write_text("")
+        self._started = time.perf_counter()
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if isinstance(batch, RankingBatch) and isinstance(outputs, RankingOutput):
+            with self._part(trainer.global_rank).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions(batch, outputs))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rows = _table(pl_module).compute()
+        trainer.strategy.barrier("predictions")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        results, guesses = summarise(self._rows), chance(self._rows)
+        report = {
+            "results": results,
+            "chance": guesses,
+            "metrics": {name: finite(value.item()) for name, value in trainer.callback_metrics.items()},
+            "seconds": {"test": round(time.perf_counter() - self._started, 2)},
+            "context": run_context(trainer),
+        }
+        write_json(self._folder / "report.json", report)
+        write_text(self._folder / "report.md", markdown(results, guesses))
+        self._join_predictions(trainer.world_size)
+        console = Console()
+        for table in rich_tables(results, guesses):
+            console.print(table)
+        console.print(f"report: {self._folder / 'report.json'}", soft_wrap=True, highlight=False, markup=False)
+
+    def _part(self, rank: int) -> Path:
+        return self._folder / f".predictions.{rank}.part"
+
+    def _join_predictions(self, world_size: int) -> None:
+        """One file of all processes' lines, sorted, each query once whoever saw it."""
+        parts = [self._part(rank) for rank in range(world_size)]
+        lines = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+        found = {(line["task"], line["key"], line["mode"]): line for line in lines}
+        write_text(self._folder / "predictions.jsonl", "".join(json.dumps(found[name], ensure_ascii=False) + "\n" for name in sorted(found)))
+        for part in parts:
+            part.unlink()
+
+
+def _table(pl_module: LightningModule) -> RankTable:
+    table = getattr(pl_module, "rank_table", None)
+    if not isinstance(table, RankTable):
+        raise VirtueError(f"RankingReport needs a model with a `rank_table`, found {type(pl_module).__name__}: leave it out of `trainer.callbacks`")
+    return table
+
+
+def finite(value: float) -> float | None:
+    """`value`, or None for what JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def run_context(trainer: Trainer) -> dict[str, Any]:
+    """`evaluation.report.context` of a run: its resolved settings where the command line made it, its seed, its data."""
+    config = resolved_config(trainer)
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return context(config, int(seed) if seed is not None else None, data.fingerprint() if isinstance(data, Fingerprinted) else None)
+
+
+def resolved_config(trainer: Trainer) -> Mapping[str, Any] | None:
+    """The settings of the run as LightningCLI parsed them; None for a trainer that Python built."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SaveConfigCallback):
+            return yaml.safe_load(callback.parser.dump(callback.config, skip_none=False))
+    return None

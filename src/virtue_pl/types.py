@@ -1,0 +1,427 @@
+"""What flows through virtue_pl: prompts, inputs, samples and batches.
+
+Coordinates are normalised to [0, 1], x before y, origin at the picture's top-left corner, so they survive every resize.
+Pixels enter only through `VisualPrompt.from_pixels` and `Region.from_pixels`. "No prompt" is an empty `VisualPrompt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from torch import Tensor
+
+IMAGE_TOKEN = "<|image_pad|>"
+"""Where a picture stands inside a text, whichever backbone reads it; each backbone puts its own token there."""
+
+Self = TypeVar("Self")
+
+
+class VirtueError(Exception):
+    """A mistake a user can mend: says what was found, what was expected and which option to change."""
+
+
+class DataError(VirtueError):
+    """A bad sample. Streaming skips and counts it; `key` finds it again."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
+def move(value: Any, device: torch.device | str, non_blocking: bool = False) -> Any:
+    """Everything that can move to `device`, inside tuples, mappings and batches too."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, Movable):
+        return value.to(device, non_blocking)
+    if isinstance(value, tuple):
+        return tuple(move(item, device, non_blocking) for item in value)
+    if isinstance(value, dict):
+        return {name: move(item, device, non_blocking) for name, item in value.items()}
+    return value
+
+
+def pin(value: Any) -> Any:
+    """`value` in page-locked memory, inside tuples, mappings and batches too."""
+    if isinstance(value, Tensor):
+        return value.pin_memory()
+    if isinstance(value, Movable):
+        return value.pin_memory()
+    if isinstance(value, tuple):
+        return tuple(pin(item) for item in value)
+    if isinstance(value, dict):
+        return {name: pin(item) for name, item in value.items()}
+    return value
+
+
+class Movable:
+    """A frozen dataclass whose tensors move together."""
+
+    def to(self: Self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return replace(self, **{f.name: move(getattr(self, f.name), device, non_blocking) for f in fields(self)})  # type: ignore[type-var, arg-type]
+
+    def pin_memory(self: Self) -> Self:
+        return replace(self, **{f.name: pin(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var, arg-type]
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Any:
+    return field(default_factory=lambda: torch.zeros(shape, dtype=dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class VisualPrompt(Movable):
+    """What a person points at in one picture; every field may be empty, and all empty means "no prompt".
+
+    boxes: xyxy, normalised. points: (x, y), normalised. point_labels: 1 = inside, 0 = outside.
+    masks: over the whole picture, at any resolution.
+    """
+
+    boxes: Float[Tensor, "boxes 4"] = _empty(0, 4)
+    points: Float[Tensor, "points 2"] = _empty(0, 2)
+    point_labels: Int[Tensor, " points"] = _empty(0, dtype=torch.long)
+    masks: Bool[Tensor, "masks height width"] = _empty(0, 1, 1, dtype=torch.bool)
+
+    def __post_init__(self) -> None:
+        for name, found, expected in (
+            ("boxes", self.boxes.shape, self.boxes.ndim == 2 and self.boxes.shape[1] == 4),
+            ("points", self.points.shape, self.points.ndim == 2 and self.points.shape[1] == 2),
+            ("point_labels", self.point_labels.shape, self.point_labels.shape == self.points.shape[:1]),
+            ("masks", self.masks.shape, self.masks.ndim == 3),
+        ):
+            if not expected:
+                shape = {"boxes": "[boxes, 4]", "points": "[points, 2]", "point_labels": "one label a point", "masks": "[masks, height, width]"}
+                raise VirtueError(f"visual prompt: {name} of shape {list(found)}, expected {shape[name]}")
+
+    @classmethod
+    def from_pixels(
+        cls,
+        boxes: Sequence[Sequence[float]] | Tensor = (),
+        points: Sequence[Sequence[float]] | Tensor = (),
+        labels: Sequence[int] | Tensor | None = None,
+        masks: Bool[Tensor, "masks height width"] | None = None,
+        *,
+        size: tuple[int, int],
+    ) -> VisualPrompt:
+        """A prompt in pixels of a picture of `size` = (height, width). Boxes are xyxy; points without labels are inside.
+
+        Raises VirtueError for a box or a point outside the picture, a box of no area, an empty mask, a label other than 0 or 1.
+        """
+        height, width = size
+        scale = torch.tensor([width, height], dtype=torch.float32)
+        pixel_boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4) if len(boxes) else torch.zeros(0, 4)
+        pixel_points = torch.as_tensor(points, dtype=torch.float32).reshape(-1, 2) if len(points) else torch.zeros(0, 2)
+        for box in pixel_boxes.tolist():
+            x1, y1, x2, y2 = box
+            if not (0 <= x1 <= width and 0 <= x2 <= width and 0 <= y1 <= height and 0 <= y2 <= height):
+                raise VirtueError(f"box {_numbers(box)} lies outside the picture of {width}x{height} pixels")
+            if not (x1 < x2 and y1 < y2):
+                raise VirtueError(f"box {_numbers(box)} has no area, expected [x1, y1, x2, y2] with x1 < x2 and y1 < y2")
+        for point in pixel_points.tolist():
+            if not (0 <= point[0] <= width and 0 <= point[1] <= height):
+                raise VirtueError(f"point {_numbers(point)} lies outside the picture of {width}x{height} pixels")
+        point_labels = torch.ones(len(pixel_points), dtype=torch.long) if labels is None else torch.as_tensor(labels, dtype=torch.long)
+        if not bool(((point_labels == 0) | (point_labels == 1)).all()):
+            raise VirtueError(f"point labels {point_labels.tolist()}, expected 1 (inside) or 0 (outside)")
+        mask = torch.zeros(0, 1, 1, dtype=torch.bool) if masks is None else torch.as_tensor(masks, dtype=torch.bool)
+        if len(mask) and not bool(mask.flatten(1).any(dim=1).all()):
+            raise VirtueError("a mask is empty, expected at least one pixel inside")
+        return cls(pixel_boxes / scale.repeat(2), pixel_points / scale, point_labels, mask)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (len(self.boxes) or len(self.points) or len(self.masks))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in values) + "]"
+
+
+@dataclass(frozen=True, eq=False)
+class Region(Movable):
+    """One annotated object: its box (xyxy, normalised) and, where known, its exact mask over the whole picture."""
+
+    box: Float[Tensor, "4"]
+    mask: Bool[Tensor, "height width"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingInput(Movable):
+    """One thing to embed: a text, pictures (uint8 RGB), and a visual prompt on the first of them.
+
+    `text` may hold `IMAGE_TOKEN` where a picture stands; without one, the pictures come first.
+    `image_keys` name the pictures by content, so that one that occurs twice in a batch is encoded once.
+    """
+
+    text: str = ""
+    images: tuple[UInt8[Tensor, "3 height width"], ...] = ()
+    prompt: VisualPrompt = field(default_factory=VisualPrompt)
+    image_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One training pair with its hard negatives. `region` is what the query's caption speaks of, exactly."""
+
+    key: str
+    task: str
+    query: EmbeddingInput
+    target: EmbeddingInput
+    negatives: tuple[EmbeddingInput, ...] = ()
+    region: Region | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RankingSample:
+    """One evaluation query and its candidates.
+
+    `rankings` names lists of indices into `candidates`, the right one first: the sample is scored once for each
+    (for example "hit@1" over ten captions, and "object" over the right one and three object swaps).
+    """
+
+    key: str
+    task: str
+    query: EmbeddingInput
+    candidates: tuple[EmbeddingInput, ...]
+    rankings: Mapping[str, tuple[int, ...]]
+    region: Region | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures(Movable):
+    """The distinct pictures of a batch, prepared for the two streams; a tuple because sizes may differ.
+
+    vision: for the VLM's tower; segmentation: for the segmentation model. Both are uint8 RGB where the model normalises.
+    """
+
+    vision: tuple[Shaped[Tensor, "3 height width"], ...] = ()
+    segmentation: tuple[Shaped[Tensor, "3 size size"], ...] = ()
+
+    def __len__(self) -> int:
+        return max(len(self.vision), len(self.segmentation))
+
+    def select(self, indices: Sequence[int]) -> Pictures:
+        return Pictures(
+            tuple(self.vision[i] for i in indices) if self.vision else (),
+            tuple(self.segmentation[i] for i in indices) if self.segmentation else (),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch(Movable):
+    """Visual prompts, and which of the batch's pictures each is on."""
+
+    prompts: tuple[VisualPrompt, ...]
+    pictures: Int[Tensor, " prompts"]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, indices: Sequence[int]) -> PromptBatch:
+        chosen = torch.as_tensor(indices, dtype=torch.long, device=self.pictures.device)
+        return PromptBatch(tuple(self.prompts[i] for i in indices), self.pictures[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderBatch(Movable):
+    """Rows to embed, some with a picture and some without, some prompted and some not.
+
+    A *use* is one row's use of one picture: `use_rows` and `prompts.pictures` say which row and which picture.
+    Several rows may use one picture, which is then encoded once.
+    """
+
+    input_ids: Int[Tensor, "rows tokens"]
+    attention_mask: Int[Tensor, "rows tokens"]
+    pictures: Pictures
+    prompts: PromptBatch
+    use_rows: Int[Tensor, " uses"]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def split(self, size: int) -> tuple[EncoderBatch, ...]:
+        """Chunks of at most `size` rows, each with just the pictures it uses."""
+        return tuple(self.select(range(start, min(start + size, len(self)))) for start in range(0, len(self), size))
+
+    def select(self, rows: Sequence[int]) -> EncoderBatch:
+        """The given rows, in that order, with just the pictures they use; trailing padding is dropped."""
+        uses_of: dict[int, list[int]] = {}
+        for use, row in enumerate(self.use_rows.tolist()):
+            uses_of.setdefault(row, []).append(use)
+        uses = [(use, new_row) for new_row, row in enumerate(rows) for use in uses_of.get(row, ())]
+        pictures: dict[int, int] = {}
+        used = [pictures.setdefault(self.prompts.pictures[use].item(), len(pictures)) for use, _ in uses]  # type: ignore[arg-type]
+        device = self.input_ids.device
+        index = torch.as_tensor(list(rows), dtype=torch.long, device=device)
+        mask = self.attention_mask[index]
+        length = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0
+        return EncoderBatch(
+            self.input_ids[index][:, :length],
+            mask[:, :length],
+            self.pictures.select(list(pictures)),
+            PromptBatch(tuple(self.prompts.prompts[use] for use, _ in uses), torch.as_tensor(used, dtype=torch.long, device=device)),
+            torch.as_tensor([row for _, row in uses], dtype=torch.long, device=device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PairBatch(Movable):
+    """A contrastive batch: row i of `targets` is right for row i of `queries`.
+
+    negatives: the hard negatives of every query, flattened; `negative_rows` says whose each is.
+    query_ids, target_ids, negative_ids: content keys; an equal id elsewhere in the batch is no negative.
+    """
+
+    keys: tuple[str, ...]
+    queries: EncoderBatch
+    targets: EncoderBatch
+    negatives: EncoderBatch | None
+    query_ids: Int[Tensor, " pairs"]
+    target_ids: Int[Tensor, " pairs"]
+    negative_ids: Int[Tensor, " negatives"]
+    negative_rows: Int[Tensor, " negatives"]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingBatch(Movable):
+    """A `PairBatch` after encoding: unit vectors, and its ids."""
+
+    queries: Float[Tensor, "pairs dim"]
+    targets: Float[Tensor, "pairs dim"]
+    negatives: Float[Tensor, "negatives dim"]
+    query_ids: Int[Tensor, " pairs"]
+    target_ids: Int[Tensor, " pairs"]
+    negative_ids: Int[Tensor, " negatives"]
+    negative_rows: Int[Tensor, " negatives"]
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+
+@dataclass(frozen=True, eq=False)
+class RankingBatch(Movable):
+    """Evaluation queries, each in several prompt modes, and their candidates.
+
+    Row `m * len(samples) + i` of `queries` is sample i in mode `modes[m]`.
+    candidates: the distinct candidates of the batch; `candidate_rows[i]` are the rows of sample i's.
+    """
+
+    samples: tuple[RankingSample, ...]
+    modes: tuple[str, ...]
+    queries: EncoderBatch
+    candidates: EncoderBatch
+    candidate_rows: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True, eq=False)
+class RankingOutput(Movable):
+    """What evaluation returns for a `RankingBatch`, mode by mode, sample by sample (`m * len(samples) + i`).
+
+    scores: cosine with each candidate of the sample, in the sample's order.
+    mask_logits: the segmentation model's mask for each row that has a picture (`mask_rows`); None without the stream.
+    """
+
+    scores: tuple[Float[Tensor, " candidates"], ...]
+    mask_logits: Float[Tensor, "masks height width"] | None = None
+    mask_rows: Int[Tensor, " masks"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RegionBatch(Movable):
+    """Prompts and the regions they mean, for what learns from regions alone (prompt encoder, segmentation).
+
+    masks: float in {0, 1}, over the whole picture at `mask_size`; boxes: xyxy, normalised.
+    """
+
+    keys: tuple[str, ...]
+    pictures: Pictures
+    prompts: PromptBatch
+    boxes: Float[Tensor, "prompts 4"]
+    masks: Float[Tensor, "prompts height width"]
+    modes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+class Preprocess(Protocol):
+    """What data learns from the model: how samples become one of its batches (`connect(preprocess)`)."""
+
+    def train(self, samples: Sequence[Sample]) -> Any:
+        """A training batch. Random choices (which kind of prompt) come from torch's generator."""
+
+    def evaluate(self, samples: Sequence[RankingSample]) -> Any:
+        """An evaluation batch, with no random choice but what the sample's key seeds."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptTokens(Movable):
+    """Prompts as the segmentation model reads them, d = its width.
+
+    A row is a list of tokens of its own length (`valid` marks the real ones, which stand first).
+    image_positions: the positional encoding of the feature map's places, from the same matrix.
+    """
+
+    sparse: Float[Tensor, "prompts tokens d"]
+    valid: Bool[Tensor, "prompts tokens"]
+    dense: Float[Tensor, "prompts d height width"]
+    image_positions: Float[Tensor, "d height width"]
+    pictures: Int[Tensor, " prompts"]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentFeatures(Movable):
+    """What the segmentation model knows of each prompt.
+
+    embedding: the prompt-conditioned image embedding (image side of the two-way transformer), the paper's feature.
+    image: the unprompted features of the same picture, at whatever resolution and width the backbone gives.
+    mask_logits: the predicted mask over the whole picture (> 0 is inside).
+    image_positions: the positional encoding of `embedding`'s places.
+    """
+
+    embedding: Float[Tensor, "prompts d height width"]
+    image: Float[Tensor, "prompts channels image_height image_width"]
+    mask_logits: Float[Tensor, "prompts mask_height mask_width"]
+    image_positions: Float[Tensor, "d height width"]
+
+
+class FeatureWidths(NamedTuple):
+    """Channels of `SegmentFeatures`: of `embedding` and of `image`."""
+
+    embedding: int
+    image: int
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSequence(Movable):
+    """What a language model reads: embeddings, which of them are real, and their positions, always moved together.
+
+    position_ids: [rows, tokens], or [axes, rows, tokens] for a model with several position axes.
+    """
+
+    embeds: Float[Tensor, "rows tokens hidden"]
+    attention_mask: Int[Tensor, "rows tokens"]
+    position_ids: Int[Tensor, "*axes rows tokens"]
+
+    def prepend(self, tokens: Float[Tensor, "chosen new hidden"], rows: Int[Tensor, " chosen"]) -> TokenSequence:
+        """`tokens` in front of the given rows, at position 0; the other rows get as much padding there."""
+        count = tokens.shape[1]
+        embeds = self.embeds.new_zeros(len(self.embeds), count, self.embeds.shape[2]).index_copy(0, rows, tokens.to(self.embeds.dtype))
+        mask = self.attention_mask.new_zeros(len(self.attention_mask), count)
+        mask = mask.index_fill(0, rows, 1)
+        positions = self.position_ids.new_zeros(*self.position_ids.shape[:-1], count)
+        return TokenSequence(
+            torch.cat([embeds, self.embeds], dim=1),
+            torch.cat([mask, self.attention_mask], dim=1),
+            torch.cat([positions, self.position_ids], dim=-1),
+        )

@@ -1,0 +1,85 @@
+"""The root that composes the parts: pictures, texts and visual prompts in, unit embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.optimization import Optimization
+from virtue_pl.parts.connector import Connector
+from virtue_pl.parts.contrastive_loss import ContrastiveLoss
+from virtue_pl.parts.embedding_model import EmbeddingModel
+from virtue_pl.parts.fusion_head import DEFAULT_TRAIN_MODES, VLMFusionHead
+from virtue_pl.parts.preprocess import ContrastivePreprocess
+from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
+from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
+from virtue_pl.recipes import Recipe, VirtueRecipe
+from virtue_pl.types import EncoderBatch, FeatureWidths, RankingBatch, RankingOutput, SegmentFeatures
+
+
+class Virtue(EmbeddingModel):
+    """Visual-interactive text-image universal embedder (arXiv 2510.00523), composed of exchangeable parts.
+
+    Args:
+        prompt_encoder: visual prompts to prompt tokens.
+        segmentation: pictures and prompt tokens to prompt-conditioned features.
+        connector: factory of the connector, called with the feature widths and the language model's hidden size.
+        fusion: segment tokens, pictures and texts to unit embeddings.
+        loss: the contrastive loss.
+        recipe: how text and pixels are prepared.
+        train_modes: how often each prompt mode (box, point, mask, none) is shown in training.
+        evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses the first.
+        gradient_cache: `PlainStep()` or `GradientCache(chunk_size)`.
+        optimization: how to train.
+        weights, weights_prefix: a checkpoint of the whole model to start from.
+    """
+
+    def __init__(
+        self,
+        prompt_encoder: VisualPromptEncoder,
+        segmentation: SegmentationExtractor,
+        connector: Callable[[FeatureWidths, int], Connector],
+        fusion: VLMFusionHead,
+        loss: ContrastiveLoss,
+        recipe: Recipe | None = None,
+        train_modes: Mapping[str, float] | None = None,
+        evaluation_modes: Sequence[str] = ("box", "point", "mask", "no_prompt", "blind"),
+        gradient_cache: PlainStep | GradientCache | None = None,
+        optimization: Optimization | None = None,
+        weights: str | Path | None = None,
+        weights_prefix: str = "",
+    ) -> None:
+        super().__init__(loss, gradient_cache, optimization, weights, weights_prefix, frozen=False)
+        self.prompt_encoder = prompt_encoder
+        self.segmentation = segmentation
+        self.connector = connector(segmentation.backbone.widths, fusion.hidden_size)
+        self.fusion = fusion
+        self.recipe = recipe or VirtueRecipe()
+        self.train_modes = train_modes or DEFAULT_TRAIN_MODES
+        self.evaluation_modes = evaluation_modes
+        self.finish()
+
+    def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
+        if not len(inputs.prompts):
+            return self.fusion(inputs)
+        return self.fusion(inputs, self.connector(self.segment(inputs)))
+
+    def segment(self, inputs: EncoderBatch) -> SegmentFeatures:
+        """What the segmentation model knows of each use of a picture."""
+        return self.segmentation(inputs.pictures, self.prompt_encoder(inputs.prompts))
+
+    def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> RankingOutput:
+        output = super().validation_step(batch, batch_idx, dataloader_idx)
+        if batch_idx:
+            return output
+        first_mode = batch.queries.select(range(len(batch)))
+        return RankingOutput(output.scores, self.segment(first_mode).mask_logits, first_mode.use_rows)
+
+    @property
+    def preprocess(self) -> ContrastivePreprocess:
+        size = self.segmentation.backbone.image_size
+        return ContrastivePreprocess(self.fusion.backbone.processor, self.recipe, size, self.train_modes, self.evaluation_modes)

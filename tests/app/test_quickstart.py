@@ -1,0 +1,94 @@
+"""The quickstart's own path, start to table, on drawn shapes and tiny random weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tiny_models import VISION_MODEL, save_text_model, save_vision_model
+
+from virtue_pl.app.quickstart import Plan, Quickstart
+from virtue_pl.cli import lightning
+from virtue_pl.types import VirtueError
+
+ROOT = Path(__file__).parents[2]
+ROWS = {"box", "point", "mask", "no_prompt", "no_segmentation", "blind", "set_blind"}
+STEPS = {"trainer.max_steps": 2, "trainer.val_check_interval": 2, "trainer.enable_progress_bar": "false"}
+
+
+def fetch(source: str, cache: Path, console: Console) -> str:
+    save_text_model(cache / "weights" / "minilm")
+    save_vision_model(cache / "weights" / "efficientnet_lite0.safetensors")
+    return source
+
+
+def tiny_plan() -> Plan:
+    plan = Plan.read(ROOT / "configs" / "quickstart.yaml")
+    trunk, tower = "backbone.init_args.trunk", "backbone.init_args.vision_model"
+    layers = "backbone.init_args.frozen_layers"
+    small = {"data.init_args.batch_size": 4, "shared.image_size": 128, **STEPS}
+    of_run = {
+        "segmenter": {f"model.init_args.{trunk}": VISION_MODEL, "shared.embed_dim": 32},
+        "virtue": {
+            f"model.init_args.segmentation.init_args.{trunk}": VISION_MODEL,
+            f"model.init_args.fusion.init_args.{tower}": VISION_MODEL,
+            f"model.init_args.fusion.init_args.{layers}": 0,
+            "shared.embed_dim": 32,
+        },
+        "no_segmentation": {f"model.init_args.{tower}": VISION_MODEL, f"model.init_args.{layers}": 0},
+    }
+    runs = {
+        name: replace(run, configs=tuple(str(ROOT / config) for config in run.configs), overrides={**run.overrides, **small, **of_run[name]})
+        for name, run in plan.runs.items()
+    }
+    return replace(plan, scenes={"source": "shapes", "train": 8, "val": 4, "test": 6, "size": 128}, runs=runs)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Quickstart, dict[str, object]]:
+    folder = tmp_path_factory.mktemp("quickstart")
+    quickstart = Quickstart(tiny_plan(), folder / "run", folder / "data", folder / "cache", lightning.main, Console(quiet=True), fetch)
+    return folder, quickstart, quickstart()
+
+
+def test_the_report_has_every_row_for_seen_and_held_out_objects(finished: tuple[Path, Quickstart, dict[str, object]]) -> None:
+    folder, _, _ = finished
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert report["scar_mini"].keys() == {"test_seen", "test_held_out"}
+    for rows in report["scar_mini"].values():
+        assert rows.keys() == ROWS
+        for row in rows.values():
+            assert {"hit@1", "hit@1_published", "object", "relation", "scene", "n"} <= row.keys()
+            assert row["n"] == 6 and 0 <= row["hit@1"] <= 1
+    assert report["chance"]["test_seen"] == {"hit@1": 0.1, "hit@1_published": 0.1, "object": 0.25, "relation": 0.25, "scene": 0.25}
+    assert any("iou_box" in name for name in report["segmenter"])
+    assert {"scenes", "shards", "fit segmenter", "fit virtue", "test virtue"} <= report["seconds"].keys()
+    assert report["context"]["seed"] == 0 and report["context"]["data_fingerprint"]
+
+
+def test_each_run_leaves_pictures_for_tensorboard_and_its_settings(finished: tuple[Path, Quickstart, dict[str, object]]) -> None:
+    folder, _, _ = finished
+    run = folder / "run" / "virtue"
+    assert (run / "config.yaml").is_file() and (run / "checkpoints" / "last.ckpt").is_file()
+    assert list(run.rglob("events.out.tfevents.*"))
+
+
+def test_a_second_quickstart_reuses_everything(finished: tuple[Path, Quickstart, dict[str, object]]) -> None:
+    folder, quickstart, _ = finished
+
+    def never(arguments: list[str]) -> int:
+        raise AssertionError(f"done before: {arguments}")
+
+    again = Quickstart(quickstart.plan, folder / "run", folder / "data", folder / "cache", never, Console(quiet=True), fetch)()
+    assert again["seconds"] == quickstart.stages.seconds()
+
+
+def test_a_plan_that_is_not_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VirtueError, match="is not there"):
+        Plan.read(tmp_path / "plan.yaml")
+    (tmp_path / "plan.yaml").write_text("seed: 0\n")
+    with pytest.raises(VirtueError, match=r"has \['seed'\], expected"):
+        Plan.read(tmp_path / "plan.yaml")

@@ -1,0 +1,63 @@
+"""A config folder for the dummy model, and a way to build a command's objects without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPE = """
+shared: {width: 4, run: %s}
+seed_everything: 1
+model:
+  class_path: cli_dummies.Root
+  init_args:
+    encoder: parts/encoder.yaml
+    connector: parts/connector.yaml
+    segmentation: parts/encoder.yaml
+    scales: {box: 1.0}
+    optimization: {class_path: virtue_pl.optimization.Optimization, init_args: {lr: 0.1, weight_decay: 0.0, warmup_steps: 0, schedule: constant}}
+data:
+  class_path: cli_dummies.Data
+  init_args: {folder: "${shared.run}/data", batch_size: 4, rows: 16}
+trainer:
+  default_root_dir: ${shared.run}
+  accelerator: cpu
+  max_epochs: 2
+  logger: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {dirpath: "${shared.run}/checkpoints", save_last: true, save_on_exception: true}
+"""
+PARTS = {
+    "encoder": "{class_path: cli_dummies.Encoder, init_args: {width: '${shared.width}'}}",
+    "wide": "{class_path: cli_dummies.WideEncoder, init_args: {width: '${shared.width}', factor: 10}}",
+    "connector": "{class_path: cli_dummies.Joint, init_args: {kernel: '${shared.width}'}}",
+    "none": "null",
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A runnable recipe whose parts are files beside it, and whose run folder is `tmp_path / "run"`."""
+    (tmp_path / "parts").mkdir()
+    for name, text in PARTS.items():
+        (tmp_path / "parts" / f"{name}.yaml").write_text(text)
+    (tmp_path / "recipe.yaml").write_text(RECIPE % (tmp_path / "run"))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def build(recipe: Path) -> Callable[..., Any]:
+    """`build("--shared.width", "5")` gives the parsed and instantiated fit."""
+
+    def built(*arguments: str) -> Any:
+        from virtue_pl.cli.lightning import VirtueCLI
+
+        return VirtueCLI("fit", ["--config", str(recipe), *arguments])
+
+    return built

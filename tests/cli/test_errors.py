@@ -1,0 +1,78 @@
+"""Every way to type a config wrong gives one line that names the key and the closest name there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from virtue_pl.cli.errors import one_line
+from virtue_pl.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("trainer:\n", "trainr:\n", "unknown key 'trainr.default_root_dir'; did you mean 'trainer.default_root_dir'?"),
+        ("logger: false", "loger: false", "unknown key 'trainer.loger'; did you mean 'trainer.logger'?"),
+        ("scales: {", "scale: {", "model: cli_dummies.Root has no argument 'scale'; did you mean 'scales'?"),
+        ("cli_dummies.Root", "cli_dummies.Rot", "model: module cli_dummies has no 'Rot'; did you mean 'Root'?"),
+        ("cli_dummies.Root", "cli_dumies.Root", "model: cli_dumies.Root: there is no module 'cli_dumies'"),
+        ("lr: 0.1", "lr: fast", "model.optimization.lr: expected float, found 'fast'"),
+        ("{box: 1.0}", "{box: wide}", "model.scales: expected float or null, found 'wide'"),
+        ("rows: 16", "rows: [1]", "data.rows: expected int, found '[1]'"),
+        ("parts/connector.yaml", "parts/nope.yaml", "model.connector: 'parts/nope.yaml' is neither a file that can be read nor the name of a class"),
+        ("shared: {", "shared: {]", "not YAML: "),
+        ("    connector: parts/connector.yaml\n", "", "model: cli_dummies.Root needs connector"),
+        ("shared: {width", "shared: {wdth", "interpolation key 'shared.width' not found"),
+        ("seed_everything: 1", "seed_everything: one", "seed_everything: expected bool or int, found 'one'"),
+        ("dirpath:", "dirpaht:", "trainer.callbacks: lightning.pytorch.callbacks.ModelCheckpoint has no argument 'dirpaht'; did you mean 'dirpath'?"),
+        ("{box: 1.0}", "{box: -1.0}", "scales are {'box': -1.0}, expected none below 0"),
+        ("accelerator: cpu", "accelerator: quantum", "trainer: You selected an invalid accelerator name"),
+    ],
+)
+def test_a_wrong_config_is_one_line(recipe, capsys, old, new, told):
+    text = recipe.read_text()
+    assert old in text
+    recipe.write_text(text.replace(old, new))
+    assert main(["fit", "--config", str(recipe)]) in (1, 2)
+    captured = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told in captured
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("width:", "wdth:", "model.encoder: cli_dummies.Encoder has no argument 'wdth'; did you mean 'width'?"),
+        ("'${shared.width}'", "wide", "model.encoder.width: expected int, found 'wide'"),
+    ],
+)
+def test_a_mistake_in_a_part_names_its_place(recipe, capsys, old, new, told):
+    part = recipe.parent / "parts" / "encoder.yaml"
+    part.write_text(part.read_text().replace(old, new))
+    assert main(["fit", "--config", str(recipe)]) == 2
+    assert capsys.readouterr().err == f"virtue-pl: {recipe}: {told}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--trainer.max_epoch=3"], "unknown option '--trainer.max_epoch'; did you mean '--trainer.max_epochs'?"),
+        (["--trainer.max_epochs=three"], "trainer.max_epochs: expected int or null, found 'three'"),
+        (["--model.init_args.encoder.wdth", "3"], "model.encoder: cli_dummies.Encoder has no argument 'wdth'; did you mean 'width'?"),
+        (["--data.row", "3"], "data: cli_dummies.Data has no argument 'row'; did you mean 'rows'?"),
+        (["--model.init_args.connector", "Jiont"], "model.connector: 'Jiont' is neither a file that can be read nor the name of a class that is known here"),
+        (["stray"], "unexpected 'stray'; an option starts with --"),
+        (["--config", "nope.yaml"], "nope.yaml: config: no such file"),
+    ],
+)
+def test_a_wrong_option_is_one_line(recipe, capsys, arguments, told):
+    assert main(["fit", "--config", str(recipe), *arguments]) == 2
+    assert capsys.readouterr().err == f"virtue-pl: {told}\n"
+
+
+def test_no_config_at_all(capsys):
+    assert main(["fit"]) == 2
+    assert capsys.readouterr().err == "virtue-pl: the config needs model\n"
+
+
+def test_what_is_of_no_known_kind_is_kept_short():
+    assert one_line("something\nelse  " + "x" * 400) == "something else " + "x" * 282 + "..."

@@ -1,0 +1,23 @@
+"""What holds for every test: no network, and the same random numbers each time."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WDS_SECURE"] = "1"
+os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # Lightning 2.6 still calls the names that jsonargparse 5 will drop
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from virtue_pl.parts.contrastive_loss import InfoNCELoss, SigmoidLoss
+from virtue_pl.types import EmbeddingBatch, VirtueError
+
+
+def embedding_batch(pairs: int, per_query: int, dim: int = 8, seed: int = 0, repeats: bool = False) -> EmbeddingBatch:
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda rows: normalize(torch.randn(rows, dim, generator=generator), dim=-1)  # noqa: E731
+    target_ids = torch.arange(pairs) + 100
+    negative_ids = torch.arange(pairs * per_query) + 1000
+    query_ids = torch.arange(pairs)
+    if repeats:
+        target_ids[1] = target_ids[0]
+        query_ids[3] = query_ids[2]
+        negative_ids[-1] = target_ids[0]
+    rows = torch.arange(pairs).repeat_interleave(per_query)
+    return EmbeddingBatch(draw(pairs), draw(pairs), draw(pairs * per_query), query_ids, target_ids, negative_ids, rows)
+
+
+def literal(batch: EmbeddingBatch, temperature: float, own_weight: float) -> float:
+    total = 0.0
+    for i in range(len(batch)):
+        right = math.exp((batch.queries[i] @ batch.targets[i]).item() / temperature)
+        everything, own = right, right
+        for j in range(len(batch)):
+            if j != i and batch.target_ids[j] != batch.target_ids[i] and batch.query_ids[j] != batch.query_ids[i]:
+                everything += math.exp((batch.queries[i] @ batch.targets[j]).item() / temperature)
+        for k in range(len(batch.negatives)):
+            if batch.negative_ids[k] != batch.target_ids[i]:
+                score = math.exp((batch.queries[i] @ batch.negatives[k]).item() / temperature)
+                everything += score
+                own += score if batch.negative_rows[k] == i else 0.0
+        total += -math.log(right / everything) - own_weight * math.log(right / own)
+    return total / len(batch)
+
+
+@pytest.mark.parametrize("pairs", [4, 5, 9])
+@pytest.mark.parametrize("per_query", [0, 1, 3])
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+@pytest.mark.parametrize("own_weight", [0.0, 0.7])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_infonce_equals_a_literal_double_loop(pairs: int, per_query: int, temperature: float, own_weight: float, repeats: bool) -> None:
+    batch = embedding_batch(pairs, per_query, repeats=repeats and per_query > 0)
+    loss = InfoNCELoss(temperature, own_negatives_weight=own_weight)(batch).loss
+    expected = literal(batch, temperature, own_weight if per_query else 0.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_sigmoid_equals_a_literal_double_loop() -> None:
+    batch = embedding_batch(5, 2, repeats=True)
+    loss = SigmoidLoss(temperature=0.2, bias=-1.5)(batch).loss.item()
+    candidates, ids = torch.cat([batch.targets, batch.negatives]), torch.cat([batch.target_ids, batch.negative_ids])
+    expected = 0.0
+    for i in range(5):
+        for j in range(15):
+            same_sample = j < 5 and batch.query_ids[j] == batch.query_ids[i]
+            if j != i and (ids[j] == batch.target_ids[i] or same_sample):
+                continue
+            score = (batch.queries[i] @ candidates[j]).item() / 0.2 - 1.5
+            expected += math.log1p(math.exp(-score if i == j else score))
+    assert loss == pytest.approx(expected / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [InfoNCELoss, SigmoidLoss])
+def test_gradients_are_finite_where_false_negatives_are_left_out(kind: type[InfoNCELoss]) -> None:
+    batch = embedding_batch(4, 1, repeats=True)
+    batch.queries.requires_grad_()
+    kind(0.1, learn_temperature=True)(batch).loss.backward()
+    assert batch.queries.grad is not None and batch.queries.grad.isfinite().all()
+
+
+def test_a_temperature_that_is_not_positive_is_refused() -> None:
+    with pytest.raises(VirtueError, match=r"loss\.temperature is 0"):
+        InfoNCELoss(0.0)

@@ -1,0 +1,84 @@
+"""Tiny files in SCaR's layout, for the tests of shards and streams."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from pycocotools import mask as coco
+
+HEIGHT, WIDTH = 12, 16
+QUERY = "<|image_1|>\nFind the caption.\nReferring object bbox: [1, 2, 5, 7]"
+
+
+def jpeg(number: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any) -> bytes:
+    """A one-coloured picture; `number` makes its bytes its own."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (number % 256, number // 256 % 256, 90)).save(buffer, "JPEG", quality=95, **options)
+    return buffer.getvalue()
+
+
+def rle(box: list[int]) -> dict[str, Any]:
+    """The mask of a box (x, y, width, height), as compressed RLE."""
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    x, y, width, height = box
+    mask[y : y + height, x : x + width] = 1
+    encoded = coco.encode(mask)
+    return {"size": [HEIGHT, WIDTH], "counts": encoded["counts"].decode()}
+
+
+def pair(picture: int, region: int) -> dict[str, Any]:
+    box = [1 + region, 2, 4, 5]
+    return {
+        "qry": QUERY,
+        "qry_image_path": f"mini_train/{picture:04d}.jpg",
+        "pos_text": f"caption {picture} {region}",
+        "pos_image_path": "",
+        "neg_text": [f"wrong {number} of {picture} {region}" for number in range(4)],
+        "neg_image_path": "",
+        "bbox": [float(value) for value in box],
+        "segmentation": rle(box),
+        "category": "thing",
+        "image_id": picture,
+    }
+
+
+def ranking(picture: int, region: int) -> dict[str, Any]:
+    row = pair(picture, region)
+    gold = row["pos_text"]
+    shared = {name: row[name] for name in ("bbox", "segmentation", "category", "image_id")}
+    return {
+        "qry_text": QUERY,
+        "qry_image_path": f"mini_val/{picture:04d}.jpg",
+        "tgt_text": [gold, "both", *(f"balanced {number}" for number in range(8))],
+        **shared,
+        "tgt_text_published": [gold, "both", *(f"published {number}" for number in range(8))],
+        "tgt_kinds_published": ["gold", *(["object"] * 3 + ["relation"] * 3 + ["scene"] * 3)],
+    }
+
+
+def write_scar(
+    root: Path,
+    train: list[int] = [2, 1, 3],  # noqa: B006
+    val: list[int] = [1, 2],  # noqa: B006
+    edit: Callable[[list[dict[str, Any]], list[dict[str, Any]]], None] = lambda pairs, rankings: None,
+) -> Path:
+    """SCaR-mini in `root`: `train` and `val` say how many regions each picture has. `edit` spoils the rows before they are written."""
+    pairs = [pair(picture, region) for picture, regions in enumerate(train) for region in range(regions)]
+    rankings = [ranking(picture, region) for picture, regions in enumerate(val) for region in range(regions)]
+    for split, pictures in (("train", train), ("val", val)):
+        folder = root / "images" / f"mini_{split}"
+        folder.mkdir(parents=True)
+        for picture in range(len(pictures)):
+            (folder / f"{picture:04d}.jpg").write_bytes(jpeg(picture))
+    edit(pairs, rankings)
+    for path, rows in (("SCaR-train/SCAR_mini.parquet", pairs), ("SCaR-eval/SCaR_eval_mini_val.parquet", rankings)):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), root / path)
+    return root

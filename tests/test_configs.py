@@ -1,0 +1,103 @@
+"""Every YAML under configs/ builds: recipes as they are, parts in their place in the main recipe.
+
+No weights and no data are needed: data modules open nothing before `setup`, and an argument called `weights` (or `..._weights`)
+may be null for random ones. A `text_model`, which also brings its tokenizer, is replaced by a tiny one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+from tiny_models import save_text_model
+
+from virtue_pl.cli.lightning import VirtueCLI
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MAIN = CONFIGS / "virtue_mini.yaml"
+
+SLOTS = {
+    "callbacks": "trainer.callbacks",
+    "connector": "model.init_args.connector",
+    "data": "data",
+    "loss": "model.init_args.loss",
+    "segmentation": "model.init_args.segmentation",
+    "vlm": "model.init_args.fusion",
+    "vlm/backbones": "model.init_args.fusion.init_args.backbone",
+}
+"""Folder of parts -> the option of the main recipe that takes them."""
+
+PLANS = {"quickstart.yaml"}
+"""Files that are no layer of a run."""
+
+
+def files() -> list[Path]:
+    return sorted(path for path in CONFIGS.rglob("*.yaml") if path.name not in PLANS)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def slot_of(path: Path) -> str | None:
+    """The option that takes the part; None for what is a config of its own."""
+    folder = path.parent.relative_to(CONFIGS).as_posix()
+    if folder == ".":
+        return None
+    assert folder in SLOTS, f"say in {Path(__file__).name} which option takes the parts in configs/{folder}"
+    return SLOTS[folder]
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_text_model(tmp_path_factory.mktemp("text_model")))
+
+
+@pytest.fixture
+def build(text_model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Builds what a command line asks for, with random weights, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    class RandomWeights(VirtueCLI):
+        def before_instantiate_classes(self) -> None:
+            forget_weights(self.config.model, text_model)
+
+    return lambda *arguments: RandomWeights("fit", [*arguments, "--trainer.accelerator", "cpu"])
+
+
+def forget_weights(config: Any, text_model: str) -> None:
+    for name, value in config.items(nested=False) if isinstance(config, Namespace) else ():
+        if (name == "weights" or name.endswith("_weights")) and value is not None:
+            config[name] = None
+        elif name == "text_model":
+            config[name] = text_model
+        else:
+            forget_weights(value, text_model)
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_it_builds(build, path):
+    slot = slot_of(path)
+    if slot is not None:
+        cli = build("--config", str(MAIN), f"--{slot}", str(path))
+    elif "model" in yaml.safe_load(path.read_text()):
+        cli = build("--config", str(path))
+    else:
+        cli = build("--config", str(MAIN), "--config", str(path))
+    assert sum(parameter.numel() for parameter in cli.model.parameters())
+
+
+@pytest.mark.parametrize("path", [path for path in files() if path.parent == CONFIGS], ids=name_of)
+def test_what_a_run_must_say(build, path):
+    """A run that is stopped goes on, and can be looked at: this is stated in YAML, where everybody sees it."""
+    said = yaml.safe_load(path.read_text())
+    if "model" not in said:
+        pytest.xfail("a layer, no run of its own")
+    cli = build("--config", str(path))
+    assert "seed_everything" in said
+    assert any(callback.save_last for callback in cli.trainer.checkpoint_callbacks)
+    assert [type(logger).__name__ for logger in cli.trainer.loggers] == ["TensorBoardLogger"]
+    assert Path(cli.trainer.log_dir).resolve() == Path(cli.config.shared["run"]).resolve()

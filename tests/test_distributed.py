@@ -1,0 +1,76 @@
+"""Two real processes give the loss and the gradients of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.multiprocessing import spawn
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+
+from virtue_pl.parts.contrastive_loss import InfoNCELoss
+from virtue_pl.types import EmbeddingBatch
+
+PAIRS, PER_QUERY, DIM = 8, 2, 6
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    target_ids = torch.arange(PAIRS)
+    target_ids[5] = target_ids[1]
+    return {
+        "queries": torch.randn(PAIRS, DIM, generator=generator),
+        "targets": torch.randn(PAIRS, DIM, generator=generator),
+        "negatives": torch.randn(PAIRS * PER_QUERY, DIM, generator=generator),
+        "target_ids": target_ids,
+    }
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = nn.Linear(DIM, DIM)
+        self.loss = InfoNCELoss(0.2, learn_temperature=True, own_negatives_weight=0.5)
+
+    def forward(self, part: slice) -> torch.Tensor:
+        data = inputs()
+        rows = torch.arange(part.start, part.stop)
+        negatives = data["negatives"].view(PAIRS, PER_QUERY, DIM)[rows].reshape(-1, DIM)
+        encoded = [normalize(self.layer(x), dim=-1) for x in (data["queries"][rows], data["targets"][rows], negatives)]
+        negative_ids = 100 + torch.arange(part.start * PER_QUERY, part.stop * PER_QUERY)
+        batch = EmbeddingBatch(*encoded, rows, data["target_ids"][rows], negative_ids, torch.arange(len(rows)).repeat_interleave(PER_QUERY))
+        return self.loss(batch).loss
+
+
+def run(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    model = DistributedDataParallel(Encoder())
+    share = PAIRS // world
+    loss = model(slice(rank * share, (rank + 1) * share))
+    loss.backward()
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    if rank == 0:
+        state = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.grad is not None}
+        save_file({**state, "loss": total / world}, f"{folder}/result.safetensors")
+    dist.destroy_process_group()
+
+
+@pytest.mark.ddp
+def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
+    single = Encoder()
+    loss = single(slice(0, PAIRS))
+    loss.backward()
+    spawn(run, args=(2, str(tmp_path)), nprocs=2)
+    result = load_file(tmp_path / "result.safetensors")
+    assert result.pop("loss").item() == pytest.approx(loss.item(), rel=1e-6)
+    expected = {name: p.grad for name, p in single.named_parameters() if p.grad is not None}
+    assert result.keys() == expected.keys()
+    assert all(torch.allclose(result[name], expected[name], rtol=1e-5, atol=1e-7) for name in expected)

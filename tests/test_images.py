@@ -1,0 +1,72 @@
+"""Decoding pictures: right pixels, and nothing decoded that should not be."""
+
+from __future__ import annotations
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from virtue_pl.images import decode, read_header
+from virtue_pl.types import DataError
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int = 6, width: int = 9, channels: int = 3) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("format", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
+def test_pixels_are_those_of_the_file(format: str, extension: str) -> None:
+    data = encoded(noise(), format)
+    image = decode(data, "key")
+    assert image.dtype == torch.uint8 and image.is_contiguous()
+    assert torch.equal(image, torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1))
+    assert read_header(data, "key") == (extension, 6, 9)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "CMYK"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    format = "JPEG" if mode == "CMYK" else "PNG"
+    assert decode(encoded(noise().convert(mode), format), "key").shape == (3, 6, 9)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_picture_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(noise(), "PNG", exif=exif)
+    image = decode(data, "key")
+    assert tuple(image.shape[1:]) == ((6, 9) if orientation < 5 else (9, 6))
+    assert read_header(data, "key")[1:] == tuple(image.shape[1:])
+    if orientation == 3:
+        assert torch.equal(image, decode(encoded(noise(), "PNG"), "key").flip(1, 2))
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", encoded(noise(), "JPEG")[:-60], encoded(noise(64, 64), "PNG")[:200], encoded(noise(), "BMP")])
+def test_what_cannot_be_decoded_is_named(data: bytes) -> None:
+    with pytest.raises(DataError, match="^picture 7: damaged picture") as caught:
+        decode(data, "picture 7")
+    assert caught.value.key == "picture 7"
+
+
+def test_a_large_picture_is_refused_from_its_header() -> None:
+    data = encoded(Image.new("1", (3000, 2000)), "PNG")
+    with pytest.raises(DataError, match="3000x2000 pixels, more than max_pixels = 5000000"):
+        decode(data, "key", max_pixels=5_000_000)
+
+
+@pytest.mark.parametrize("side", [6_000, 12_000, 60_000])
+def test_a_picture_that_claims_a_huge_size_is_never_decoded(side: int) -> None:
+    data = encoded(Image.new("1", (8, 8)), "PNG")
+    header = b"IHDR" + side.to_bytes(4, "big") * 2 + data[24:29]
+    with pytest.raises(DataError, match="^key: picture too large"):
+        decode(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:], "key")

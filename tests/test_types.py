@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from virtue_pl.types import EncoderBatch, Pictures, PromptBatch, TokenSequence, VirtueError, VisualPrompt
+
+
+def test_pixels_become_normalised_coordinates() -> None:
+    prompt = VisualPrompt.from_pixels(boxes=[[10, 20, 30, 40]], points=[[5, 50]], labels=[0], size=(100, 50))
+    assert prompt.boxes.tolist() == [pytest.approx([0.2, 0.2, 0.6, 0.4])]
+    assert prompt.points.tolist() == [pytest.approx([0.1, 0.5])]
+    assert prompt.point_labels.tolist() == [0] and not prompt.is_empty and VisualPrompt().is_empty
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"boxes": [[0, 0, 60, 10]]}, r"box \[0, 0, 60, 10\] lies outside the picture of 50x100"),
+        ({"boxes": [[10, 10, 10, 20]]}, "has no area"),
+        ({"points": [[-1, 5]]}, r"point \[-1, 5\] lies outside"),
+        ({"points": [[1, 5]], "labels": [3]}, "expected 1"),
+        ({"points": [[1, 5]], "labels": [1, 1]}, "one label a point"),
+        ({"masks": torch.zeros(1, 4, 4)}, "mask is empty"),
+        ({"masks": torch.ones(4, 4)}, r"\[masks, height, width\]"),
+    ],
+)
+def test_bad_prompts_are_refused_with_one_line(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(VirtueError, match=message) as caught:
+        VisualPrompt.from_pixels(**arguments, size=(100, 50))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def encoder_batch() -> EncoderBatch:
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
+    pictures = Pictures(vision=(torch.zeros(3, 2, 2), torch.ones(3, 2, 2)), segmentation=(torch.zeros(3, 4, 4), torch.ones(3, 4, 4)))
+    prompts = PromptBatch((VisualPrompt(), VisualPrompt.from_pixels(boxes=[[0, 0, 1, 1]], size=(2, 2))), torch.tensor([1, 1]))
+    return EncoderBatch(torch.arange(12).view(3, 4), mask, pictures, prompts, torch.tensor([0, 2]))
+
+
+def test_chunks_hold_their_rows_with_just_their_pictures() -> None:
+    first, second = encoder_batch().split(2)
+    assert (len(first), len(second)) == (2, 1)
+    assert first.input_ids.tolist() == [[0, 1, 2], [4, 5, 6]]
+    assert len(first.pictures) == 1 and first.pictures.vision[0].sum() == 12
+    assert first.use_rows.tolist() == [0] and second.use_rows.tolist() == [0]
+    assert second.prompts.pictures.tolist() == [0] and len(second.prompts.prompts[0].boxes) == 1
+
+
+def test_rows_can_be_taken_in_another_order() -> None:
+    batch = encoder_batch().select([2, 1, 0])
+    assert batch.use_rows.tolist() == [0, 2]
+    assert len(batch.prompts.prompts[0].boxes) == 1 and batch.prompts.prompts[1].is_empty
+
+
+def test_prepending_moves_embeddings_mask_and_positions_together() -> None:
+    sequence = TokenSequence(torch.ones(3, 2, 4), torch.tensor([[1, 1], [1, 0], [1, 1]]), torch.tensor([[0, 1], [0, 0], [0, 1]]))
+    longer = sequence.prepend(torch.full((2, 3, 4), 7.0), torch.tensor([0, 2]))
+    assert longer.embeds[:, :3, 0].tolist() == [[7, 7, 7], [0, 0, 0], [7, 7, 7]]
+    assert longer.attention_mask.tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 0], [1, 1, 1, 1, 1]]
+    assert longer.position_ids.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
+    several_axes = TokenSequence(sequence.embeds, sequence.attention_mask, sequence.position_ids.expand(3, 3, 2))
+    assert several_axes.prepend(torch.zeros(2, 3, 4), torch.tensor([0, 2])).position_ids.shape == (3, 3, 5)
+
+
+def test_batches_move_whole() -> None:
+    moved = encoder_batch().to("meta")
+    assert moved.input_ids.device.type == moved.prompts.prompts[1].boxes.device.type == moved.pictures.vision[1].device.type == "meta"
