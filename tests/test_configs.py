@@ -6,15 +6,18 @@ may be null for random ones. A `text_model`, which also brings its tokenizer, is
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from jsonargparse import Namespace
-from tiny_models import save_text_model
 
+from tiny_models import save_text_model
 from virtue_pl.cli.lightning import VirtueCLI
+from virtue_pl.training.callbacks import SigtermCheckpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MAIN = CONFIGS / "virtue_mini.yaml"
@@ -56,20 +59,21 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_text_model(tmp_path_factory.mktemp("text_model")))
 
 
-@pytest.fixture
-def build(text_model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Builds what a command line asks for, with random weights, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def build(text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., VirtueCLI]]:
+    """Builds what a command line asks for, once, with random weights, in an empty folder."""
 
     class RandomWeights(VirtueCLI):
         def before_instantiate_classes(self) -> None:
             forget_weights(self.config.model, text_model)
 
-    return lambda *arguments: RandomWeights("fit", [*arguments, "--trainer.accelerator", "cpu"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("empty"))
+        yield cache(lambda *arguments: RandomWeights("fit", [*arguments, "--trainer.accelerator", "cpu"]))
 
 
 def forget_weights(config: Any, text_model: str) -> None:
-    for name, value in config.items(nested=False) if isinstance(config, Namespace) else ():
+    for name, value in list(vars(config).items()) if isinstance(config, Namespace) else ():
         if (name == "weights" or name.endswith("_weights")) and value is not None:
             config[name] = None
         elif name == "text_model":
@@ -99,5 +103,6 @@ def test_what_a_run_must_say(build, path):
     cli = build("--config", str(path))
     assert "seed_everything" in said
     assert any(callback.save_last for callback in cli.trainer.checkpoint_callbacks)
+    assert any(isinstance(callback, SigtermCheckpoint) for callback in cli.trainer.callbacks)
     assert [type(logger).__name__ for logger in cli.trainer.loggers] == ["TensorBoardLogger"]
     assert Path(cli.trainer.log_dir).resolve() == Path(cli.config.shared["run"]).resolve()

@@ -53,7 +53,7 @@ def test_exif_turns_the_picture_upright(orientation: int) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"no picture", encoded(noise(), "JPEG")[:-60], encoded(noise(64, 64), "PNG")[:200], encoded(noise(), "BMP")])
 def test_what_cannot_be_decoded_is_named(data: bytes) -> None:
-    with pytest.raises(DataError, match="^picture 7: damaged picture") as caught:
+    with pytest.raises(DataError, match=r"^picture 7: damaged picture") as caught:
         decode(data, "picture 7")
     assert caught.value.key == "picture 7"
 
@@ -68,5 +68,5 @@ def test_a_large_picture_is_refused_from_its_header() -> None:
 def test_a_picture_that_claims_a_huge_size_is_never_decoded(side: int) -> None:
     data = encoded(Image.new("1", (8, 8)), "PNG")
     header = b"IHDR" + side.to_bytes(4, "big") * 2 + data[24:29]
-    with pytest.raises(DataError, match="^key: picture too large"):
+    with pytest.raises(DataError, match=r"^key: picture too large"):
         decode(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:], "key")

@@ -27,7 +27,7 @@ def test_check_says_what_would_happen_and_writes_nothing(checked, tmp_path):
     assert "shards 2" in shown and "rows 16" in shown
     assert "samples per epoch 16 in 4 batches a rank" in shown and "optimizer steps 8" in shown
     assert "the whole batch at once" in shown
-    assert "a stopped run goes on by --ckpt_path last" in shown
+    assert "--ckpt_path last goes on from there" in shown
     assert "seed 1" in shown
     assert not (tmp_path / "run").exists()
 

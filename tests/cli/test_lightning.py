@@ -8,8 +8,8 @@ import signal
 import pytest
 import torch
 import yaml
-from cli_dummies import Root
 
+from cli_dummies import Root
 from virtue_pl.cli.main import main
 
 

@@ -67,6 +67,7 @@ class Probe:
 
 @pytest.fixture
 def probe(monkeypatch):
+    """Runs a command that raises the given error, or returns the number of its arguments."""
     monkeypatch.setitem(COMMANDS["data"], "probe", Command("probe", "", ("first",)))
     monkeypatch.setattr(dispatcher, "import_module", lambda name: Probe)
     monkeypatch.delenv("VIRTUE_DEBUG", raising=False)
@@ -97,7 +98,7 @@ def test_mistakes_are_one_line(probe, capsys, error, code, told):
     assert capsys.readouterr().err == told
 
 
-def test_usage_errors_exit_with_2(probe, capsys):
+def test_usage_errors_exit_with_2(probe):
     from virtue_pl.cli.errors import UsageError
 
     assert probe(UsageError("unknown key")) == 2
@@ -109,9 +110,9 @@ def test_a_defect_keeps_its_traceback(probe):
 
 
 def test_debugging_shows_the_traceback_of_a_mistake(probe, monkeypatch):
-    monkeypatch.setenv("VIRTUE_DEBUG", "1")
+    monkeypatch.setenv("VIRTUE_DEBUG", "1")  # after `probe`, which unsets it
     with pytest.raises(VirtueError):
-        main(["probe"]) if probe(None) is None else probe(VirtueError("no"))
+        probe(VirtueError("no"))
 
 
 def test_a_reader_that_goes_away_is_no_traceback():

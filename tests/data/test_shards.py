@@ -7,11 +7,13 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from scar_files import HEIGHT, WIDTH, jpeg, rle, write_scar
+from pycocotools import mask as coco
 
+from scar_files import HEIGHT, WIDTH, jpeg, rle, runs, write_scar
 from virtue_pl.cli.shards import main
 from virtue_pl.data.grouped_parquet import grouped_rows
 from virtue_pl.data.scar_shards import convert_scar
@@ -53,7 +55,7 @@ def test_training_rows(tmp_path: Path) -> None:
     (record,) = records(tmp_path / "out/SCAR_mini")
     (row,) = record["rows"]
     assert row["box"] == [1, 2, 5, 7] and row["target"] == "caption 0 0" and len(row["negatives"]) == 4
-    assert row["mask"] == rle([1, 2, 4, 5])
+    assert row["mask"] == runs([1, 2, 4, 5])
 
 
 def test_rankings_of_all_forms_over_one_list_of_candidates(tmp_path: Path) -> None:
@@ -91,14 +93,12 @@ def test_the_published_columns_are_enough(tmp_path: Path) -> None:
     ],
 )
 def test_polygons_and_plain_counts_become_compressed_masks(tmp_path: Path, segmentation: Any, area: int) -> None:
-    from pycocotools import mask as coco
-
     def edit(pairs: list[dict[str, Any]], rankings: list[dict[str, Any]]) -> None:
         pairs[0]["segmentation"] = segmentation
 
     convert_scar(write_scar(tmp_path / "scar", train=[1], edit=edit), tmp_path / "out")
     (record,) = records(tmp_path / "out/SCAR_mini")
-    assert int(coco.area(record["rows"][0]["mask"])) == area
+    assert sum(record["rows"][0]["mask"]["counts"][1::2]) == area
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -110,7 +110,8 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "box of nan": ({"bbox": [float("nan"), 2.0, 1.0, 4.0]}, "box outside the picture"),
     "box of three": ({"bbox": [1.0, 2.0, 3.0]}, "no box"),
     "empty mask": ({"segmentation": rle([0, 0, 0, 0])}, "empty mask"),
-    "mask of another size": ({"segmentation": {"size": [4, 4], "counts": rle([0, 0, 1, 1])["counts"]}}, "mask of another size"),
+    "mask of another size": ({"segmentation": coco.encode(np.ones((4, 4), dtype=np.uint8, order="F"))}, "mask of another size"),
+    "mask damaged": ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "0~~~~~~~~zzz"}}, "damaged mask"),
     "no caption": ({"pos_text": ""}, "missing caption"),
     "no query": ({"qry": None}, "missing query"),
     "gold among negatives": ({"neg_text": ["a", "caption 0 0"]}, "gold repeated among negatives"),
@@ -187,7 +188,7 @@ def test_what_is_finished_is_kept_and_never_mixed(tmp_path: Path) -> None:
     written = (out / "SCAR_mini/shard-000000.tar").stat().st_mtime_ns
     assert convert_scar(root, out) == first
     assert (out / "SCAR_mini/shard-000000.tar").stat().st_mtime_ns == written
-    with pytest.raises(VirtueError, match="holds something else than shards of .*SCAR_mini.parquet with these settings: remove it, or change --out"):
+    with pytest.raises(VirtueError, match=r"holds something else than shards of .*SCAR_mini.parquet with these settings: remove it, or change --out"):
         convert_scar(root, out, seed=1)
     (out / "SCAR_mini/manifest.json").unlink()
     with pytest.raises(VirtueError, match="holds something else"):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,26 +25,25 @@ from virtue_pl.evaluation.predictions import read_predictions
 from virtue_pl.metrics.ranking import HitRate, RankTable, sample_ranks, set_blind_ranks
 from virtue_pl.training.callbacks import SigtermCheckpoint, SkipReport, Throughput, describe_skipped
 from virtue_pl.training.pictures import PromptPictures
-from virtue_pl.training.ranking_report import RankingReport
+from virtue_pl.training.ranking_report import RankingReport, resolved_config
 from virtue_pl.types import EmbeddingInput, EncoderBatch, Pictures, PromptBatch, RankingBatch, RankingOutput, RankingSample, VirtueError, VisualPrompt
 
-# Lightning 2.6.6 flattens loaders with a class that torch 2.14 has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")
-MODES = ("box", "none")
+MODES = ("box", "none", "blind")
 BOX = VisualPrompt(boxes=torch.tensor([[0.2, 0.2, 0.6, 0.8]]))
 
 
 def ranking_batch(first: int, count: int, task: str = "test_seen") -> RankingBatch:
-    """Queries with a picture, in two modes; the row's token is the number of its sample, the candidates' tokens are theirs."""
+    """Queries in three modes, the last without their picture; the row's token is the number of its sample, the candidates' tokens are theirs."""
     captions = tuple(EmbeddingInput(f"caption {number}") for number in range(4))
     query = EmbeddingInput("find", (torch.full((3, 24, 32), 90, dtype=torch.uint8),))
     samples = tuple(
         RankingSample(f"key-{first + i}", task, query, captions, {"hit@1": (0, 1, 2, 3), "object": (0, 3)}) for i in range(count)
     )
     rows = torch.arange(count * len(MODES))
-    prompts = PromptBatch(tuple(BOX if row < count else VisualPrompt() for row in rows.tolist()), torch.zeros(len(rows), dtype=torch.long))
+    uses = rows[: 2 * count]
+    prompts = PromptBatch(tuple(BOX if row < count else VisualPrompt() for row in uses.tolist()), torch.zeros(len(uses), dtype=torch.long))
     picture = Pictures((torch.zeros(3, 8, 8),), ())
-    queries = EncoderBatch((first + rows % count)[:, None], torch.ones(len(rows), 1, dtype=torch.long), picture, prompts, rows)
+    queries = EncoderBatch((first + rows % count)[:, None], torch.ones(len(rows), 1, dtype=torch.long), picture, prompts, uses)
     nothing = torch.zeros(0, dtype=torch.long)
     candidates = EncoderBatch(torch.arange(4)[:, None], torch.ones(4, 1, dtype=torch.long), Pictures(), PromptBatch((), nothing), nothing)
     return RankingBatch(samples, MODES, queries, candidates, ((0, 1, 2, 3),) * count)
@@ -57,6 +57,7 @@ class TinyData(LightningDataModule):
     def fingerprint(self) -> str:
         return "sha256:1234"
 
+    @property
     def skipped(self) -> dict[str, str]:
         return self.problems
 
@@ -152,13 +153,14 @@ def test_a_run_leaves_pictures_speed_and_a_report(tmp_path: Path, capsys: pytest
     folder = tmp_path / "tiny" / "version_0"
 
     events = EventAccumulator(str(folder)).Reload()
-    assert {"retrieved/00_box", "retrieved/01_none", "retrieved/02_box"} == set(events.Tags()["images"])
+    drawn = {f"{stage}/retrieved/{number}" for stage in ("val", "test") for number in ("00_box", "01_none", "02_box")}
+    assert drawn == set(events.Tags()["images"])
     assert {"train/loss", "train/samples_per_second", "val/hit@1"} <= set(events.Tags()["scalars"])
-    assert events.Images("retrieved/00_box")[0].encoded_image_string.startswith(b"\x89PNG")
+    assert events.Images("val/retrieved/00_box")[0].encoded_image_string.startswith(b"\x89PNG")
 
     report = json.loads((folder / "report.json").read_text())
     assert set(report["results"]) == {"test_seen", "test_held_out"}
-    assert set(report["results"]["test_seen"]) == {"box", "none", "set_blind"}
+    assert set(report["results"]["test_seen"]) == {"box", "none", "blind", "set_blind"}
     assert (report["results"]["test_seen"]["box"]["n"], report["results"]["test_held_out"]["box"]["n"]) == (5, 2)
     assert report["chance"]["test_seen"] == {"hit@1": 0.25, "object": 0.5}
     assert any(name.startswith("test/rows") for name in report["metrics"])
@@ -187,7 +189,6 @@ class Kill(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
 def test_sigterm_saves_the_step_under_way_and_the_run_goes_on_from_it(tmp_path: Path) -> None:
     def saver() -> ModelCheckpoint:
         return ModelCheckpoint(dirpath=tmp_path / "checkpoints", every_n_train_steps=100)
@@ -209,6 +210,30 @@ def test_sigterm_saves_the_step_under_way_and_the_run_goes_on_from_it(tmp_path: 
     assert resumed.embed.weight.equal(whole.embed.weight)
 
 
+class TinyPart(LightningModule):
+    def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("test/mask_iou", 0.75, batch_size=len(batch))
+        self.log("test/nothing", float("nan"), batch_size=len(batch))
+
+
+def test_a_part_that_ranks_nothing_leaves_its_metrics(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, RankingReport(out=str(tmp_path)), enable_checkpointing=False)
+    trainer.test(TinyPart(), TinyData().test_dataloader()[0], verbose=False)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["metrics"], report["results"]) == ({"test/mask_iou": 0.75, "test/nothing": None}, {})
+    assert "- test/mask_iou: 0.75" in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "predictions.jsonl").exists()
+
+
+def test_a_report_knows_the_settings_of_the_command_line() -> None:
+    parser = LightningArgumentParser()
+    parser.add_argument("--model.dim", type=int, default=8)
+    parser.add_argument("--model.weights", type=str, default=None)
+    trainer = SimpleNamespace(callbacks=[Throughput(), SaveConfigCallback(parser, parser.parse_args(["--model.dim=16"]))])
+    assert resolved_config(trainer) == {"model": {"dim": 16, "weights": None}}  # type: ignore[arg-type]
+    assert resolved_config(SimpleNamespace(callbacks=[])) is None  # type: ignore[arg-type]
+
+
 def test_an_error_saves_nothing(tmp_path: Path) -> None:
     trainer = SimpleNamespace(checkpoint_callback=None)
     SigtermCheckpoint().on_exception(trainer, TinyModel(), ValueError("the loss is not finite"))  # type: ignore[arg-type]
@@ -220,14 +245,12 @@ def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(VirtueError, match=r"PromptPictures\.num is 0"):
         PromptPictures(num=0)
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
-    with pytest.raises(VirtueError, match="found LightningModule: leave it out"):
-        RankingReport().on_test_start(trainer, LightningModule())
     with pytest.raises(VirtueError, match="enable_checkpointing"):
         SigtermCheckpoint().setup(trainer, LightningModule(), "fit")
 
 
 def test_pictures_of_a_mode_or_ranking_that_is_not_evaluated_are_refused() -> None:
-    with pytest.raises(VirtueError, match="modes are mask, expected some of those evaluated: box, none"):
+    with pytest.raises(VirtueError, match="modes are mask, expected some of those evaluated: box, none, blind"):
         PromptPictures(modes=["mask"])._modes(MODES)
 
 

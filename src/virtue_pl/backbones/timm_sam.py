@@ -175,18 +175,23 @@ class TimmSamBackbone(SegmentationBackbone):
         return queries[:, 0], places.transpose(1, 2).reshape(keys.shape)
 
 
+def scaled_projection(channels: int, width: int) -> nn.Sequential:
+    """1x1 convolution of trunk features at unit scale: trunks differ in theirs by a factor of ten, which would drown the prompt."""
+    return nn.Sequential(LayerNorm2d(channels), nn.Conv2d(channels, width, 1))
+
+
 class Neck(nn.Module):
     """Features of stride 16 and coarser, summed top-down into one map of stride 16 and width d."""
 
     def __init__(self, channels: Sequence[int], embed_dim: int) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for width in channels)
+        self.laterals = nn.ModuleList(scaled_projection(width, embed_dim) for width in channels)
         self.smooth = nn.Sequential(LayerNorm2d(embed_dim), nn.Conv2d(embed_dim, embed_dim, 3, padding=1), LayerNorm2d(embed_dim))
 
     def forward(self, features: Sequence[Float[Tensor, "pictures channels height width"]]) -> Float[Tensor, "pictures d height width"]:
         size = features[0].shape[-2:]
-        total = sum(resized(lateral(feature), size) for lateral, feature in zip(self.laterals, features, strict=True))
-        return self.smooth(total)
+        maps = [resized(lateral(feature), size) for lateral, feature in zip(self.laterals, features, strict=True)]
+        return self.smooth(torch.stack(maps).sum(dim=0))
 
 
 class MaskHead(nn.Module):
@@ -197,12 +202,12 @@ class MaskHead(nn.Module):
 
     def __init__(self, embed_dim: int, fine_channels: Mapping[int, int]) -> None:
         super().__init__()
-        widths = (embed_dim // 4, embed_dim // 8)
-        self.upscalings = nn.ModuleList(nn.ConvTranspose2d(*pair, 2, stride=2) for pair in ((embed_dim, widths[0]), widths))
-        self.norms = nn.ModuleList(LayerNorm2d(width) for width in widths)
+        widths = {8: embed_dim // 4, 4: embed_dim // 8}
         self.strides = tuple(sorted(fine_channels))
-        self.skips = nn.ModuleDict({str(stride): nn.Conv2d(fine_channels[stride], widths[stride == 4], 1) for stride in self.strides})
-        self.hyper_network = MLP(embed_dim, embed_dim, widths[1], 3)
+        self.upscalings = nn.ModuleList([nn.ConvTranspose2d(embed_dim, widths[8], 2, 2), nn.ConvTranspose2d(widths[8], widths[4], 2, 2)])
+        self.norms = nn.ModuleList(LayerNorm2d(width) for width in widths.values())
+        self.skips = nn.ModuleDict({str(stride): scaled_projection(fine_channels[stride], widths[stride]) for stride in self.strides})
+        self.hyper_network = MLP(embed_dim, embed_dim, widths[4], 3)
 
     def forward(
         self,

@@ -111,7 +111,7 @@ def run_facts(trainer: Trainer, config: Any) -> Iterable[tuple[str, str]]:
 
 def describe_checkpoints(callback: ModelCheckpoint) -> str:
     kept = "the last" if callback.monitor is None else f"the best {callback.save_top_k} by {callback.monitor}"
-    goes_on = "a stopped run goes on by --ckpt_path last" if callback.save_last and callback.save_on_exception else "save_last or save_on_exception is off"
+    goes_on = "--ckpt_path last goes on from there" if callback.save_last else "no last one (save_last), so a stopped run cannot go on"
     return f"{callback.dirpath or 'in the logger folder'}; {kept}; {goes_on}"
 
 

@@ -88,7 +88,7 @@ class VirtueCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(args)  # type: ignore[arg-type]  # a list: `__init__` gives one
         except ArgumentError as error:
             raise UsageError(one_line(error.message, parser_keys(parser))) from error
         except OmegaConfBaseException as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def grouped_rows(path: Path, columns: Sequence[str], by: str, seed: int, rows_pe
     """
     hashes = _hashes(path, by, seed)
     limits = [*np.unique(np.sort(hashes)[::rows_per_pass]).tolist(), 2**64]
-    for low, end in zip(limits, limits[1:], strict=False):
+    for low, end in pairwise(limits):
         rows = sorted(_rows_between(path, columns, hashes, low, end), key=lambda item: (item[0], str(item[2][by]), item[1]))
         for _, group in groupby(rows, key=lambda item: (item[0], item[2][by])):
             yield [(number, row) for _, number, row in group]

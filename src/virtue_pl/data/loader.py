@@ -161,14 +161,20 @@ class StreamLoader:
         stream: what to read.
         num_workers: data workers; 0 reads in this process.
         epoch: asked at the start of every pass.
+        skipped: where the keys and problems of skipped samples are written, as they become known here.
     """
 
-    def __init__(self, stream: BatchStream, num_workers: int, epoch: Callable[[], int]) -> None:
+    def __init__(self, stream: BatchStream, num_workers: int, epoch: Callable[[], int], skipped: dict[str, str]) -> None:
         self.stream = stream
         self.epoch = epoch
-        self.skipped: dict[str, str] = {}
+        self.skipped = skipped
         self._loader = DataLoader(
-            stream, batch_size=None, num_workers=num_workers, pin_memory=torch.cuda.is_available(), persistent_workers=num_workers > 0
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # else every pass would take a number from the process's own generator
         )
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
@@ -87,7 +88,7 @@ def read_record(members: Mapping[str, Any], name: str, task: str) -> Record:
 
 
 def read_region(row: Row, size: tuple[int, int]) -> Region:
-    """The row's "box" (xyxy pixels) and "mask" (compressed COCO RLE or null). Raises DataError for one that is none."""
+    """The row's "box" (xyxy pixels) and "mask" (run lengths or null). Raises DataError for one that is none."""
     box = row["box"]
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)):
         raise DataError(row.key, f"box {box!r}, expected four numbers [x1, y1, x2, y2] in pixels")
@@ -100,14 +101,16 @@ def read_region(row: Row, size: tuple[int, int]) -> Region:
 
 
 def read_mask(row: Row, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
-    """The row's mask over the whole picture of `size` = (height, width)."""
-    from pycocotools import mask as coco
+    """The row's mask over the whole picture of `size` = (height, width).
 
-    encoded = row["mask"]
-    if not isinstance(encoded, dict) or not isinstance(encoded.get("counts"), str) or tuple(encoded.get("size", ())) != size:
+    It is stored as COCO's uncompressed run lengths, down the columns: outside, inside, outside, ...
+    """
+    encoded, (height, width) = row["mask"], size
+    if not isinstance(encoded, dict) or not isinstance(encoded.get("counts"), list) or encoded.get("size") != [height, width]:
         found = encoded.get("size") if isinstance(encoded, dict) else encoded
-        raise DataError(row.key, f"mask of size {found}, expected compressed RLE of the picture's size {list(size)}")
-    try:
-        return torch.from_numpy(coco.decode({"size": list(size), "counts": encoded["counts"].encode()}).astype(bool))
-    except (ValueError, TypeError) as error:
-        raise DataError(row.key, f"damaged mask: {error}") from error
+        raise DataError(row.key, f"mask of size {found}, expected run lengths of the picture's size {list(size)} (height, width)")
+    counts = encoded["counts"]
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != height * width:
+        raise DataError(row.key, f"damaged mask: its run lengths do not add up to {height} x {width} pixels")
+    inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height)
+    return torch.from_numpy(np.ascontiguousarray(inside.T))

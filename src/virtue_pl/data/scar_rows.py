@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
 
 from virtue_pl.types import DataError
 
@@ -12,7 +16,7 @@ BOX_SLACK = 1.0
 
 
 def pair_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
-    """A training row; boxes become xyxy pixels, masks compressed RLE. `size` = (height, width)."""
+    """A training row; boxes become xyxy pixels, masks run lengths. `size` = (height, width)."""
     target = _caption(row["pos_text"], key)
     found = row.get("neg_text")
     negatives = [text for text in ([found] if isinstance(found, str) else found or []) if text]
@@ -70,7 +74,7 @@ def _caption(text: str | None, key: str) -> str:
 def _region(row: Mapping[str, Any], query: str | None, key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
     if not query:
         raise DataError(key, "missing query: its text is empty")
-    box, mask = xyxy(row["bbox"], key, size), compress_mask(row.get("segmentation"), key, size)
+    box, mask = xyxy(row["bbox"], key, size), run_lengths(row.get("segmentation"), key, size)
     return {"row": number, "query": query, "box": box, "mask": mask, "category": row.get("category")}
 
 
@@ -88,31 +92,37 @@ def xyxy(box: Sequence[float] | None, key: str, size: tuple[int, int]) -> list[f
     return clipped
 
 
-def compress_mask(segmentation: Any, key: str, size: tuple[int, int]) -> dict[str, Any] | None:
-    """COCO's RLE (compressed or not) or polygons as compressed RLE; None where there is none."""
-    from pycocotools import mask as coco
-
+def run_lengths(segmentation: Any, key: str, size: tuple[int, int]) -> dict[str, Any] | None:
+    """COCO's RLE (compressed or not) or polygons as uncompressed RLE, which needs no library to read; None where there is none."""
     if segmentation is None:
         return None
-    height, width = size
     try:
-        if isinstance(segmentation, Mapping):
-            encoded = _encode_rle(segmentation)
-        else:
-            encoded = coco.merge(coco.frPyObjects([list(polygon) for polygon in segmentation], height, width)) if segmentation else None
+        mask = decode_segmentation(segmentation, size)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise DataError(key, f"damaged mask: {error}") from error
-    if encoded is None or coco.area(encoded) == 0:
-        raise DataError(key, "empty mask")
-    if tuple(encoded["size"]) != size:
-        raise DataError(key, f"mask of another size: {list(encoded['size'])}, the picture has {list(size)} (height, width)")
-    return {"size": list(size), "counts": encoded["counts"].decode()}
+    if mask.shape != size:
+        raise DataError(key, f"mask of another size: {list(mask.shape)}, the picture has {list(size)} (height, width)")
+    if not mask.any():
+        raise DataError(key, "empty mask: no pixel is inside")
+    pixels = mask.T.reshape(-1)
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    bounds = [0, 0] if pixels[0] else [0]
+    return {"size": list(size), "counts": np.diff(np.concatenate([bounds, changes, [len(pixels)]])).tolist()}
 
 
-def _encode_rle(segmentation: Mapping[str, Any]) -> dict[str, Any]:
+def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    """The mask, by pycocotools; polygons are drawn at `size` = (height, width)."""
     from pycocotools import mask as coco
 
-    counts, size = segmentation["counts"], [int(side) for side in segmentation["size"]]
-    if isinstance(counts, list):
-        return coco.frPyObjects({"size": size, "counts": counts}, *size)
-    return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
+    if not segmentation:
+        return np.zeros(size, dtype=bool)
+    if not isinstance(segmentation, Mapping):
+        encoded = coco.merge(coco.frPyObjects([list(polygon) for polygon in segmentation], *size))
+    elif isinstance(segmentation["counts"], list):
+        encoded = coco.frPyObjects({"size": list(segmentation["size"]), "counts": segmentation["counts"]}, *segmentation["size"])
+    else:
+        counts = segmentation["counts"]
+        encoded = {"size": list(segmentation["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with numpy 2.4
+        return coco.decode(encoded).astype(bool)

@@ -13,6 +13,7 @@ from lightning import LightningDataModule
 from virtue_pl.data.loader import RankingStream, StreamLoader, TrainingStream
 from virtue_pl.data.records import Picture, Row
 from virtue_pl.data.shards import ShardFolder
+from virtue_pl.data.stream import skip_summary
 from virtue_pl.images import MAX_PIXELS
 from virtue_pl.types import Preprocess, RankingSample, Sample, VirtueError
 
@@ -80,7 +81,8 @@ class ShardDataModule(LightningDataModule, ABC):
         self.max_pixels = max_pixels
         self.epoch = 0
         self._preprocess: Preprocess | None = None
-        self._loaders: list[StreamLoader] = []
+        self.skipped: dict[str, str] = {}
+        """Every sample that was skipped so far, in all loaders and their workers: key -> problem."""
 
     @staticmethod
     @abstractmethod
@@ -159,9 +161,9 @@ class ShardDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> StreamLoader:
         return self.test_dataloader()
 
-    def skipped(self) -> dict[str, str]:
-        """Every sample that was skipped so far, in all loaders and their workers: key -> problem."""
-        return {key: problem for loader in self._loaders for key, problem in loader.skipped.items()}
+    def skip_summary(self) -> str:
+        """One line on the samples that were skipped so far."""
+        return skip_summary(self.skipped)
 
     def fingerprint(self) -> str:
         """Changes where any byte of any shard does."""
@@ -197,7 +199,7 @@ class ShardDataModule(LightningDataModule, ABC):
             "samples_per_epoch": samples,
             "steps": steps,
             "skipped_when_written": sum(manifest.skipped.values()),
-            "fingerprint": manifest.fingerprint,
+            "fingerprint": manifest.fingerprint[:12],
         }
 
     def _connected(self) -> Preprocess:
@@ -219,9 +221,7 @@ class ShardDataModule(LightningDataModule, ABC):
         return self._loader(RankingStream(folders, self.to_sample, collate, batch_size=size, max_pixels=pixels, **self._place_and_limits()))
 
     def _loader(self, stream: TrainingStream | RankingStream) -> StreamLoader:
-        loader = StreamLoader(stream, self.num_workers, self.current_epoch)
-        self._loaders.append(loader)
-        return loader
+        return StreamLoader(stream, self.num_workers, self.current_epoch, self.skipped)
 
 
 def _ranking_folders(paths: Mapping[str, str], option: str) -> dict[str, ShardFolder]:

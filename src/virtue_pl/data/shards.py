@@ -172,9 +172,7 @@ class ShardWriter:
         """Writes the manifest and gives the folder its name. `about` are the manifest's other fields."""
         if self._pending:
             self._write_shard()
-        manifest = Manifest(
-            shards=tuple(self.shards), skipped=dict(self.skipped), skipped_rows=tuple(self.skipped_rows), finished=True, **about
-        )
+        manifest = Manifest(shards=tuple(self.shards), skipped=dict(self.skipped), skipped_rows=tuple(self.skipped_rows), finished=True, **about)
         manifest.write(self.partial / MANIFEST)
         os.replace(self.partial, self.folder)
         return manifest

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import cast
 
 from virtue_pl.data.shards import ShardFolder
@@ -48,7 +48,7 @@ def share_of(folder: ShardFolder, batch_size: int, rank: int, world: int) -> Sha
     counts = [count for shard in folder.manifest.shards for count in shard.rows_per_picture]
     starts = tuple(accumulate(counts, initial=0))
     cuts = [starts[bisect_left(starts, starts[-1] * r // world)] for r in range(world + 1)]
-    num_batches = max(-(-(end - start) // batch_size) for start, end in zip(cuts, cuts[1:], strict=False))
+    num_batches = max(-(-(end - start) // batch_size) for start, end in pairwise(cuts))
     first, rows = cuts[rank], cuts[rank + 1] - cuts[rank]
     return Share(starts, tuple(sorted({first + rows * batch // max(1, num_batches) for batch in range(num_batches + 1)})))
 

@@ -43,9 +43,9 @@ class SkipLog:
             self.problems[error.key] = error.problem
             self._new.append((error.key, error.problem))
         if len(self.problems) > self.max_bad_samples:
-            raise VirtueError(f"{self.summary()}: more than max_bad_samples = {self.max_bad_samples}")
+            raise VirtueError(f"{skip_summary(self.problems)}: more than max_bad_samples = {self.max_bad_samples}")
         if self.consecutive > self.max_consecutive_bad:
-            raise VirtueError(f"{self.summary()}: {self.consecutive} in a row, more than max_consecutive_bad = {self.max_consecutive_bad}")
+            raise VirtueError(f"{skip_summary(self.problems)}: {self.consecutive} in a row, more than max_consecutive_bad = {self.max_consecutive_bad}")
 
     def good(self) -> None:
         self.consecutive = 0
@@ -55,11 +55,14 @@ class SkipLog:
         new, self._new = tuple(self._new), []
         return new
 
-    def summary(self, named: int = 5) -> str:
-        """One line: how many, and the first of them."""
-        first = "; ".join(f"{key}: {problem}" for key, problem in islice(self.problems.items(), named))
-        more = f"; and {len(self.problems) - named} more" if len(self.problems) > named else ""
-        return f"{len(self.problems)} bad samples ({first}{more})" if first else "no bad samples"
+
+def skip_summary(problems: Mapping[str, str], named: int = 5) -> str:
+    """One line: how many samples were bad, and the first of them with their problems."""
+    if not problems:
+        return "no bad samples"
+    first = "; ".join(f"{key}: {problem}" for key, problem in islice(problems.items(), named))
+    more = f"; and {len(problems) - named} more" if len(problems) > named else ""
+    return f"{len(problems)} bad samples ({first}{more})"
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,8 @@ def rank_candidates(scores: Float[Tensor, "queries candidates"], gold: Int[Tenso
 
 def pad_lists(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "lists longest"], Bool[Tensor, "lists longest"]]:
     """Lists of indices of different length as one tensor, and which of its places are real; the others hold 0."""
-    if not lists:
-        return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.bool)
-    indices = pad_sequence([torch.tensor(items, dtype=torch.long) for items in lists], batch_first=True, padding_value=-1)
+    longest = max(map(len, lists), default=0)
+    indices = torch.tensor([[*items, *[-1] * (longest - len(items))] for items in lists], dtype=torch.long).reshape(len(lists), longest)
     return indices.clamp(min=0), indices >= 0
 
 
@@ -184,11 +183,12 @@ class RankTable(Metric):
 
     def update(self, mode: str, ranked: SampleRanks) -> None:
         """Adds what `sample_ranks` or `set_blind_ranks` found in the given mode."""
+        hashes = {name: self._hash(name) for name in {mode, *ranked.tasks, *ranked.rankings, *ranked.keys}}
         columns = [
-            [self._hash(task) for task in ranked.tasks],
-            [self._hash(mode)] * len(ranked.tasks),
-            [self._hash(ranking) for ranking in ranked.rankings],
-            [self._hash(key) for key in ranked.keys],
+            [hashes[task] for task in ranked.tasks],
+            [hashes[mode]] * len(ranked.tasks),
+            [hashes[ranking] for ranking in ranked.rankings],
+            [hashes[key] for key in ranked.keys],
             ranked.ranks.tolist(),
             ranked.candidates,
         ]

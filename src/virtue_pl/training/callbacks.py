@@ -50,6 +50,7 @@ class Throughput(Callback):
 class CountsSkipped(Protocol):
     """A DataModule that knows the bad samples which streaming left out in this process: key -> problem."""
 
+    @property
     def skipped(self) -> Mapping[str, str]: ...
 
 
@@ -72,7 +73,7 @@ class SkipReport(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, CountsSkipped):
             return
-        problems = data.skipped()
+        problems = data.skipped
         total = int(trainer.strategy.reduce(torch.tensor(len(problems), device=trainer.strategy.root_device), reduce_op="sum"))
         if total > self._told and trainer.is_global_zero:
             print(describe_skipped(total, problems), flush=True)

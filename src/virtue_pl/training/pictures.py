@@ -19,7 +19,8 @@ from virtue_pl.types import IMAGE_TOKEN, RankingBatch, RankingOutput, VirtueErro
 class PromptPictures(Callback):
     """Draws the first queries of a validation or test: picture, prompt, predicted mask, ranked captions, the right one marked.
 
-    Query i is shown in the i-th mode, going round; a query without a picture is left out. TensorBoard shows them as `retrieved/NUMBER_MODE`.
+    Query i is shown in the i-th mode, going round the modes that show the model a picture; a query without a picture is
+    left out. TensorBoard shows them as `val/retrieved/NUMBER_MODE` (or `test/...`).
 
     Args:
         num: how many queries to draw.
@@ -44,25 +45,26 @@ class PromptPictures(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._draw(trainer, outputs, batch)
+        self._draw(trainer, outputs, batch, "val")
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._draw(trainer, outputs, batch)
+        self._draw(trainer, outputs, batch, "test")
 
-    def _draw(self, trainer: Trainer, outputs: Any, batch: Any) -> None:
+    def _draw(self, trainer: Trainer, outputs: Any, batch: Any, stage: str) -> None:
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if trainer.sanity_checking or not (trainer.is_global_zero and isinstance(batch, RankingBatch) and writers):
             return
         modes = self._modes(batch.modes[: len(outputs.scores) // len(batch)])
-        for sample in range(min(len(batch), self.num - self._drawn)):
-            mode = modes[self._drawn % len(modes)]
-            panel = panel_of(batch, outputs, sample, mode, self.ranking)
-            if panel is None:
+        for sample in range(len(batch)):
+            seen = [mode for mode in modes if (batch.queries.use_rows == mode * len(batch) + sample).any()]
+            if not seen or self._drawn >= self.num:
                 continue
+            mode = seen[self._drawn % len(seen)]
+            panel = panel_of(batch, outputs, sample, mode, self.ranking)
             for writer in writers:
-                writer.add_image(f"retrieved/{self._drawn:02d}_{batch.modes[mode]}", panel, trainer.global_step)
+                writer.add_image(f"{stage}/retrieved/{self._drawn:02d}_{batch.modes[mode]}", panel, trainer.global_step)
             self._drawn += 1
 
     def _modes(self, evaluated: Sequence[str]) -> list[int]:
@@ -72,16 +74,14 @@ class PromptPictures(Callback):
         return chosen
 
 
-def panel_of(batch: RankingBatch, output: RankingOutput, sample: int, mode: int, ranking: str = "hit@1") -> UInt8[Tensor, "3 height width"] | None:
-    """The panel of one sample of a batch in its mode number `mode`; None if its query has no picture.
+def panel_of(batch: RankingBatch, output: RankingOutput, sample: int, mode: int, ranking: str = "hit@1") -> UInt8[Tensor, "3 height width"]:
+    """The panel of one sample, whose query has a picture, in mode number `mode` of its batch.
 
     Raises VirtueError if the sample has no ranking of that name.
     """
     found = batch.samples[sample]
     if ranking not in found.rankings:
         raise VirtueError(f"{found.key}: no ranking {ranking!r} to draw, expected one of {', '.join(found.rankings)} (PromptPictures.ranking)")
-    if not found.query.images:
-        return None
     row = mode * len(batch) + sample
     chosen = list(found.rankings[ranking])
     captions = [found.candidates[i].text.replace(IMAGE_TOKEN, " ") for i in chosen]

@@ -20,7 +20,7 @@ from virtue_pl.evaluation.predictions import predictions
 from virtue_pl.evaluation.report import chance, context, summarise, write_json, write_text
 from virtue_pl.evaluation.tables import markdown, rich_tables
 from virtue_pl.metrics.ranking import RankRows, RankTable
-from virtue_pl.types import RankingBatch, RankingOutput, VirtueError
+from virtue_pl.types import RankingBatch, RankingOutput
 
 
 @runtime_checkable
@@ -34,7 +34,8 @@ class RankingReport(Callback):
     """Prints and writes what a test found.
 
     The table comes from the module's `rank_table` (a `RankTable` that its `test_step` fills), emptied before and read after
-    the test; the predictions from the `RankingOutput` that `test_step` returns for a `RankingBatch`.
+    the test; the predictions from the `RankingOutput` that `test_step` returns for a `RankingBatch`. A module without a
+    rank table, such as a part that is tested alone, leaves its logged metrics in the same files, and no predictions.
     `report.json` holds `results`, `chance`, `metrics`, `seconds` and `context`.
 
     Args:
@@ -48,7 +49,10 @@ class RankingReport(Callback):
         self._started = 0.0
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _table(pl_module).reset()
+        table = rank_table(pl_module)
+        if table is not None:
+            table.reset()
+        self._rows = RankRows([])
         self._folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._part(trainer.global_rank).write_text("")
@@ -62,22 +66,25 @@ class RankingReport(Callback):
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions(batch, outputs))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows = _table(pl_module).compute()
+        table = rank_table(pl_module)
+        if table is not None:
+            self._rows = table.compute()
         trainer.strategy.barrier("predictions")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         results, guesses = summarise(self._rows), chance(self._rows)
+        metrics = {name: finite(value.item()) for name, value in sorted(trainer.callback_metrics.items())}
         report = {
             "results": results,
             "chance": guesses,
-            "metrics": {name: finite(value.item()) for name, value in trainer.callback_metrics.items()},
+            "metrics": metrics,
             "seconds": {"test": round(time.perf_counter() - self._started, 2)},
             "context": run_context(trainer),
         }
         write_json(self._folder / "report.json", report)
-        write_text(self._folder / "report.md", markdown(results, guesses))
+        write_text(self._folder / "report.md", "\n".join([markdown(results, guesses), *(f"- {name}: {value}" for name, value in metrics.items()), ""]))
         self._join_predictions(trainer.world_size)
         console = Console()
         for table in rich_tables(results, guesses):
@@ -88,20 +95,20 @@ class RankingReport(Callback):
         return self._folder / f".predictions.{rank}.part"
 
     def _join_predictions(self, world_size: int) -> None:
-        """One file of all processes' lines, sorted, each query once whoever saw it."""
+        """One file of all processes' lines, sorted, each query once whoever saw it; none if nothing was ranked."""
         parts = [self._part(rank) for rank in range(world_size)]
         lines = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
         found = {(line["task"], line["key"], line["mode"]): line for line in lines}
-        write_text(self._folder / "predictions.jsonl", "".join(json.dumps(found[name], ensure_ascii=False) + "\n" for name in sorted(found)))
+        if found:
+            write_text(self._folder / "predictions.jsonl", "".join(json.dumps(found[name], ensure_ascii=False) + "\n" for name in sorted(found)))
         for part in parts:
             part.unlink()
 
 
-def _table(pl_module: LightningModule) -> RankTable:
+def rank_table(pl_module: LightningModule) -> RankTable | None:
+    """The module's table of ranks, if it ranks."""
     table = getattr(pl_module, "rank_table", None)
-    if not isinstance(table, RankTable):
-        raise VirtueError(f"RankingReport needs a model with a `rank_table`, found {type(pl_module).__name__}: leave it out of `trainer.callbacks`")
-    return table
+    return table if isinstance(table, RankTable) else None
 
 
 def finite(value: float) -> float | None:
@@ -121,5 +128,5 @@ def resolved_config(trainer: Trainer) -> Mapping[str, Any] | None:
     """The settings of the run as LightningCLI parsed them; None for a trainer that Python built."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SaveConfigCallback):
-            return yaml.safe_load(callback.parser.dump(callback.config, skip_none=False))
+            return yaml.safe_load(callback.parser.dump(callback.config, skip_unset=False))
     return None

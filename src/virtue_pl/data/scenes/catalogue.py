@@ -60,7 +60,7 @@ def backgrounds() -> tuple[BackgroundEntry, ...]:
 
 def checksums() -> dict[str, str]:
     """SHA-256 of every listed picture's content, by path."""
-    return {entry.path: entry.sha256 for entry in (*objects(), *backgrounds())}
+    return {entry.path: entry.sha256 for entries in (objects(), backgrounds()) for entry in entries}
 
 
 def _rows(name: str) -> Iterator[dict[str, str]]:

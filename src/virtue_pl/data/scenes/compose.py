@@ -76,9 +76,9 @@ def compose(rng: np.random.Generator, cast: Cast, side: int, training: bool) -> 
         layout = draw_layout(rng, [cutout.size for cutout in cutouts], side)
         if layout is None:
             continue
-        place = cast.places[rng.integers(len(cast.places))]
+        place = cast.places[int(rng.integers(len(cast.places)))]
         photographs = place.shown_in(cast.photographs)
-        photograph = photographs[rng.integers(len(photographs))]
+        photograph = photographs[int(rng.integers(len(photographs)))]
         background = _crop(rng, photograph.picture, side)
         picture, owners = _paste(rng, background, cutouts, layout)
         regions = _regions(owners, cutouts, layout)
@@ -95,7 +95,7 @@ def _draw_things(rng: np.random.Generator, cast: Cast) -> list[Thing]:
     chosen: list[Thing] = []
     while len(chosen) < count:
         pool = cast.targets if len(chosen) < 2 else cast.rest
-        thing = pool[rng.integers(len(pool))]
+        thing = pool[int(rng.integers(len(pool)))]
         if all(thing.kind != other.kind for other in chosen):
             chosen.append(thing)
     return chosen
@@ -103,7 +103,7 @@ def _draw_things(rng: np.random.Generator, cast: Cast) -> list[Thing]:
 
 def _draw_cutout(rng: np.random.Generator, thing: Thing, side: int) -> Image.Image:
     """One of the thing's cut-outs at a random size, perhaps mirrored, a little brighter or darker."""
-    cutout = thing.cutouts[rng.integers(len(thing.cutouts))]
+    cutout = thing.cutouts[int(rng.integers(len(thing.cutouts)))]
     wanted = side * rng.uniform(SMALLEST, LARGEST)
     scale = min(wanted / (cutout.width * cutout.height) ** 0.5, side * LONGEST / max(cutout.size))
     sized = cutout.resize((max(4, round(cutout.width * scale)), max(4, round(cutout.height * scale))), Image.Resampling.BICUBIC, reducing_gap=2.0)
@@ -188,7 +188,7 @@ def _samples(
 
 
 def _sample(rng: np.random.Generator, situation: Situation, region: Region, vocabulary: Vocabulary, training: bool) -> SceneSample:
-    template = TEMPLATES[rng.integers(len(TEMPLATES))]
+    template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
 
     def sentences(claims: Sequence[Claim]) -> tuple[str, ...]:
         return tuple(claim.sentence(template) for claim in claims)

@@ -20,7 +20,7 @@ CLEARLY = 1.8
 """How many times farther apart the centres are along a relation's axis than across it."""
 OVERLAP = 0.04
 """Largest part of the smaller of two boxes that the other may cover."""
-TARGET_TRIES, PAIR_TRIES, GRID = 60, 24, 28
+TARGET_TRIES, PAIR_TRIES, GRID = 60, 24, 20
 
 
 class Box(NamedTuple):
@@ -78,9 +78,7 @@ def _place_targets(
     return (first, second) if _apart(first, _array([second]))[0] else None
 
 
-def _all_pairs(
-    rng: np.random.Generator, targets: tuple[Box, Box], sizes: Sequence[tuple[float, float]], side: int
-) -> list[tuple[Box, Box]] | None:
+def _all_pairs(rng: np.random.Generator, targets: tuple[Box, Box], sizes: Sequence[tuple[float, float]], side: int) -> list[tuple[Box, Box]] | None:
     """References for each of the sixteen pairs of relations (the second target's changes fastest), or None if one has no room."""
     options: list[list[Float[np.ndarray, "places 4"]]] = []
     for target, size in zip(targets, sizes, strict=True):

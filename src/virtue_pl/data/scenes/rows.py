@@ -12,9 +12,7 @@ from pycocotools import mask as rle
 from virtue_pl.data.scenes.captions import PUBLISHED_KINDS
 from virtue_pl.data.scenes.compose import Scene, SceneSample
 
-QUERY = (
-    "<|image_1|>\nFind the caption that best describes the segmented object, considering both local details and global context in the given image."
-)
+QUERY = "<|image_1|>\nFind the caption that best describes the segmented object, considering both local details and global context in the given image."
 
 _REGION = [
     ("bbox", pa.list_(pa.float32())),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +20,11 @@ Entry = TypeVar("Entry", catalogue.ObjectEntry, catalogue.BackgroundEntry)
 
 
 def stamp_contents(folder: Path) -> list[str]:
-    """What `load_stamps` would load, by content. Raises VirtueError where nothing was fetched."""
+    """What `load_stamps` would load, with names and checksums. Raises VirtueError where nothing was fetched."""
     if not folder.is_dir():
         raise VirtueError(f"no pictures in {folder}: run `virtue-pl fetch pictures`, change --cache, or use --source shapes")
-    found = [*_present(folder, catalogue.objects())[0], *_present(folder, catalogue.backgrounds())[0]]
-    return sorted(f"{entry.path} {entry.sha256}" for entry in found)
+    things, photographs = _present(folder, catalogue.objects())[0], _present(folder, catalogue.backgrounds())[0]
+    return ["|".join(astuple(entry)) for entry in things] + ["|".join(astuple(entry)) for entry in photographs]
 
 
 def load_stamps(folder: Path, side: int) -> SceneLibrary:

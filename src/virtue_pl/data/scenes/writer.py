@@ -99,9 +99,7 @@ def _describe(config: SceneConfig, library: SceneLibrary) -> dict[str, Any]:
         "objects": {split: len(library.of_split(split)) for split in ("train", "held_out")},
         "missing_pictures": list(library.missing),
         "backgrounds": [
-            {"phrase": place.phrase, "photograph": photograph.name, "split": photograph.split}
-            for place in library.places
-            for photograph in place.photographs
+            {"phrase": place.phrase, "photograph": photograph.name, "split": photograph.split} for place in library.places for photograph in place.photographs
         ],
         "licences": library.licences,
         "notes": [

@@ -1,0 +1,340 @@
+"""The stream: who reads what, what is random, and what happens to bad input."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import pickle
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scar_files import jpeg, write_scar
+from virtue_pl.data import secure_webdataset
+from virtue_pl.data.loader import TrainingStream
+from virtue_pl.data.scar import SCaRDataModule
+from virtue_pl.data.scar_shards import convert_scar
+from virtue_pl.data.secure_webdataset import wds
+from virtue_pl.data.shards import ShardFolder
+from virtue_pl.data.shares import ranking_batches, share_of
+from virtue_pl.data.stream import Place, SkipLog, distinct_batches, read_shards, training_samples
+from virtue_pl.types import EmbeddingInput, Sample, VirtueError
+
+OPTIONS = {"shuffle_buffer": 5, "sample_buffer": 4, "num_negatives": 2, "max_pixels": 10_000}
+
+
+def log(max_bad_samples: int = 100, max_consecutive_bad: int = 100) -> SkipLog:
+    return SkipLog(max_bad_samples, max_consecutive_bad)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training shards of 12 pictures and 20 rows, evaluation shards of 7 pictures and 13 rows."""
+    folder = tmp_path_factory.mktemp("stream")
+    convert_scar(write_scar(folder / "scar", train=[1, 2, 3, 1, 2, 1, 2, 1, 1, 2, 2, 2], val=[1, 2, 3, 1, 2, 1, 3]), folder / "out", pictures_per_shard=3)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def pairs(shards: Path) -> ShardFolder:
+    return ShardFolder.open(shards / "SCAR_mini", "train")
+
+
+@pytest.fixture(scope="module")
+def rankings(shards: Path) -> ShardFolder:
+    return ShardFolder.open(shards / "SCaR_eval_mini_val", "val")
+
+
+def training_batches(pairs: ShardFolder, place: Place, *, batch_size: int = 4, steps: int = 10, seed: int = 0, epoch: int = 0) -> list[list[Sample]]:
+    stream = TrainingStream(
+        pairs,
+        SCaRDataModule.to_sample,
+        list,
+        batch_size=batch_size,
+        steps=steps,
+        seed=seed,
+        options=OPTIONS,
+        rank=place.rank,
+        world=place.world,
+        max_bad_samples=9,
+        max_consecutive_bad=9,
+    )
+    return list(stream.samples(place, epoch, log()))
+
+
+def keys(batches: list[list[Sample]]) -> list[list[str]]:
+    return [[sample.key for sample in batch] for batch in batches]
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 1), (1, 3), (2, 2), (3, 5)])
+def test_every_rank_has_the_same_number_of_full_batches(pairs: ShardFolder, world: int, workers: int) -> None:
+    for rank in range(world):
+        batches = [batch for worker in range(workers) for batch in training_batches(pairs, Place(rank, world, worker, workers), steps=4)]
+        assert [len(batch) for batch in batches] == [4] * 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20])
+def test_no_sample_is_twice_in_a_batch(pairs: ShardFolder, batch_size: int) -> None:
+    for batch in keys(training_batches(pairs, Place(), batch_size=batch_size)):
+        assert len(set(batch)) == batch_size
+
+
+def test_the_stream_depends_on_seed_epoch_and_place_alone(pairs: ShardFolder) -> None:
+    def stream(place: Place = Place(0, 2, 1, 2), **options: int) -> list[Any]:  # noqa: B008
+        return [(sample.key, [n.text for n in sample.negatives]) for batch in training_batches(pairs, place, **options) for sample in batch]
+
+    assert stream() == stream()
+    others = [stream(seed=1), stream(epoch=1), stream(Place(1, 2, 1, 2)), stream(Place(0, 2, 0, 2)), stream(Place(0, 1, 1, 2))]
+    assert len({str(other) for other in [stream(), *others]}) == 6
+
+
+def test_readers_divide_one_sequence_of_shards(pairs: ShardFolder) -> None:
+    """Together, two readers see just the draws that one alone would see."""
+
+    def first_shards(place: Place, count: int) -> list[str]:
+        seen: list[str] = []
+        options = {**OPTIONS, "shuffle_buffer": 1, "sample_buffer": 1}
+        for sample in training_samples(pairs, SCaRDataModule.to_sample, log(), place, seed=3, epoch=1, **options):
+            picture = sample.query.image_keys[0]
+            if picture not in seen[-1:]:
+                seen.append(picture)
+            if len(seen) == 3 * count:  # three pictures a shard
+                return seen
+        raise AssertionError
+
+    alone, even, odd = first_shards(Place(), 6), first_shards(Place(0, 2), 3), first_shards(Place(0, 1, 1, 2), 3)
+    assert Counter(alone) == Counter(even + odd)
+
+
+def test_every_row_comes_in_the_long_run(pairs: ShardFolder) -> None:
+    seen = {key for batch in keys(training_batches(pairs, Place(), steps=60)) for key in batch}
+    assert seen == {f"SCAR_mini/{row}" for row in range(20)}
+
+
+def test_negatives_are_drawn_anew_and_never_twice(pairs: ShardFolder) -> None:
+    drawn = {}
+    for batch in training_batches(pairs, Place(), steps=40):
+        for sample in batch:
+            texts = [negative.text for negative in sample.negatives]
+            assert len(set(texts)) == 2
+            drawn.setdefault(sample.key, set()).add(tuple(sorted(texts)))
+    assert max(len(found) for found in drawn.values()) > 3
+
+
+def test_rows_of_a_picture_share_its_tensor(pairs: ShardFolder) -> None:
+    options = {**OPTIONS, "sample_buffer": 1}
+    stream = training_samples(pairs, SCaRDataModule.to_sample, log(), Place(), seed=0, epoch=0, **options)
+    first, second = next((a, b) for a, b in zip(stream, stream, strict=False) if a.query.image_keys == b.query.image_keys)
+    assert first.key != second.key and first.query.images[0] is second.query.images[0]
+
+
+def pair_of(key: str, text: str) -> Sample:
+    return Sample(key, "task", EmbeddingInput(key), EmbeddingInput(text))
+
+
+def test_an_equal_target_waits_for_the_next_batch() -> None:
+    samples = [pair_of(key, text) for key, text in ("ax", "bx", "cy", "dz", "ew")]
+    assert keys(list(distinct_batches(samples, 2, patience=5))) == [["a", "c"], ["b", "d"]]
+
+
+def test_few_different_targets_do_not_starve_the_stream() -> None:
+    samples = [pair_of(str(number), "yes" if number % 2 else "no") for number in range(40)]
+    batches = keys(list(distinct_batches(samples, 8, patience=5)))
+    assert len(batches) >= 4 and all(len(set(batch)) == 8 for batch in batches)
+
+
+def test_fewer_samples_than_a_batch_is_one_error() -> None:
+    with pytest.raises(VirtueError, match="only 2 different samples could be read, batch_size is 3: lower batch_size"):
+        next(distinct_batches((pair_of(str(number % 2), str(number % 2)) for number in range(10**6)), 3, patience=50))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 1), (1, 2), (3, 2), (2, 4), (5, 3), (20, 2)])
+def test_every_evaluation_row_comes_exactly_once(rankings: ShardFolder, world: int, workers: int, batch_size: int) -> None:
+    seen: list[str] = []
+    counts = []
+    for rank in range(world):
+        share = share_of(rankings, batch_size, rank, world)
+        counts.append(share.num_batches)
+        per_worker = []
+        for worker in range(workers):
+            place = Place(rank, world, worker, workers)
+            per_worker.append(list(ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), place, offset=0, max_pixels=10_000)))
+        batches = [per_worker[batch % workers][batch // workers] for batch in range(share.num_batches)]
+        assert all(1 <= len(batch) <= batch_size for batch in batches)
+        seen += [sample.key for batch in batches for sample in batch]
+    assert sorted(seen) == sorted(f"SCaR_eval_mini_val/{row}" for row in range(13))
+    assert seen == [row.key for record in read_shards([{"url": str(path)} for path in rankings.paths], rankings, log()) for row in record.rows]
+    if world <= 2 and batch_size > 1:
+        assert len(set(counts)) == 1
+
+
+def test_a_picture_stays_on_one_rank(rankings: ShardFolder) -> None:
+    owners: dict[str, set[int]] = {}
+    for rank in range(3):
+        share = share_of(rankings, 2, rank, 3)
+        for batch in ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), Place(rank, 3), offset=0, max_pixels=10_000):
+            for sample in batch:
+                owners.setdefault(sample.query.image_keys[0], set()).add(rank)
+    assert len(owners) == 7 and all(len(ranks) == 1 for ranks in owners.values())
+
+
+def test_a_worker_decodes_only_what_is_its_own(rankings: ShardFolder) -> None:
+    decoded: list[str] = []
+
+    def to_sample(row: Any, picture: Any) -> Any:
+        decoded.append(row.key)
+        return SCaRDataModule.to_sample(row, picture)
+
+    share = share_of(rankings, 2, 0, 1)
+    list(ranking_batches(rankings, share, to_sample, log(), Place(0, 1, 1, 3), offset=0, max_pixels=10_000))
+    assert len(decoded) == sum(len(range(share.bounds[batch], share.bounds[batch + 1])) for batch in range(1, share.num_batches, 3))
+
+
+def spoil(folder: Path, name: str, change: Callable[[dict[str, bytes]], None]) -> None:
+    """Rewrites the record `name` of the folder's first shard that has it."""
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            files = {info.name: tar.extractfile(info).read() for info in tar}  # type: ignore[union-attr]
+        if any(file.startswith(f"{name}.") for file in files):
+            record = {file.partition(".")[2]: data for file, data in files.items() if file.startswith(f"{name}.")}
+            change(record)
+            kept = {file: data for file, data in files.items() if not file.startswith(f"{name}.")}
+            with tarfile.open(path, "w") as tar:
+                for file, data in {**kept, **{f"{name}.{extension}": data for extension, data in record.items()}}.items():
+                    info = tarfile.TarInfo(file)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+            return
+    raise AssertionError(name)
+
+
+def spoil_row(**change: Any) -> Callable[[dict[str, bytes]], None]:
+    def edit(record: dict[str, bytes]) -> None:
+        content = json.loads(record["json"])
+        row = content["rows"][0]
+        row.update({name: value for name, value in change.items() if value != "DROP"})
+        for name in [name for name, value in change.items() if value == "DROP"]:
+            del row[name]
+        record["json"] = json.dumps(content).encode()
+
+    return edit
+
+
+FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], None], str, int]] = {
+    "no picture": (lambda record: record.pop("jpg"), "found json, expected one picture", 2),  # type: ignore[dict-item, return-value]
+    "no json": (lambda record: record.pop("json"), "found jpg, expected one picture", 2),  # type: ignore[dict-item, return-value]
+    "json damaged": (lambda record: record.update(json=b"{"), "its json is damaged", 2),
+    "json without rows": (lambda record: record.update(json=b'{"image": "x"}'), "lacks a field: KeyError\\('rows'\\)", 2),
+    "picture damaged": (lambda record: record.update(jpg=record["jpg"][:200]), "damaged picture", 2),
+    "picture empty": (lambda record: record.update(jpg=b""), "damaged picture: 0 bytes", 2),
+    "picture too large": (lambda record: record.update(jpg=jpeg(1, (200, 100))), "200x100 pixels, more than max_pixels = 10000", 2),
+    "field missing": (spoil_row(box="DROP"), "field 'box' is missing, found row, query", 1),
+    "caption missing": (spoil_row(target=""), "field 'target' is '', expected a text", 1),
+    "negatives no list": (spoil_row(negatives="a"), "field 'negatives' is 'a', expected a list of texts", 1),
+    "box outside": (spoil_row(box=[1, 2, 30, 7]), "lies outside the picture of 16x12 pixels", 1),
+    "box of no area": (spoil_row(box=[5, 2, 5, 7]), "has no area", 1),
+    "box of nan": (spoil_row(box=[float("nan"), 2, 5, 7]), "lies outside", 1),
+    "box of three": (spoil_row(box=[1, 2, 3]), "expected four numbers", 1),
+    "box of words": (spoil_row(box=["a", 2, 3, 4]), "expected four numbers", 1),
+    "mask empty": (spoil_row(mask={"size": [12, 16], "counts": [192]}), "a mask is empty", 1),
+    "mask of another size": (spoil_row(mask={"size": [3, 3], "counts": [4, 5]}), "mask of size \\[3, 3\\], expected", 1),
+    "mask of other lengths": (spoil_row(mask={"size": [12, 16], "counts": [100, 93]}), "do not add up to 12 x 16", 1),
+    "mask of negative lengths": (spoil_row(mask={"size": [12, 16], "counts": [-1, 193]}), "do not add up to 12 x 16", 1),
+    "mask no mask": (spoil_row(mask="all"), "mask of size all, expected", 1),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_samples_are_named_skipped_and_counted(tmp_path: Path, fault: str) -> None:
+    change, problem, lost = FAULTS[fault]
+    convert_scar(write_scar(tmp_path / "scar", train=[2, 2, 2]), tmp_path / "out")
+    spoil(tmp_path / "out/SCAR_mini", "000000001", change)
+    skips = log()
+    batches = training_batches_of(tmp_path / "out/SCAR_mini", skips, 6 - lost)
+    assert len({sample.key for sample in batches[0]}) == 6 - lost
+    assert len(skips.problems) == 1
+    ((key, found),) = skips.problems.items()
+    assert key.startswith("SCAR_mini/0") if lost == 2 else key.startswith("SCAR_mini/")
+    assert re.search(problem, found), found
+    assert skips.drain() == ((key, found),) and skips.drain() == ()
+
+
+def training_batches_of(path: Path, skips: SkipLog, batch_size: int) -> list[list[Sample]]:
+    folder = ShardFolder.open(path, "train")
+    stream = training_samples(folder, SCaRDataModule.to_sample, skips, Place(), seed=0, epoch=0, **{**OPTIONS, "num_negatives": 0})
+    batches = distinct_batches(stream, batch_size, patience=1000)
+    return [next(batches) for _ in range(3)]
+
+
+@pytest.mark.parametrize("length", [0, 700, 5000])
+def test_a_truncated_tar_is_read_as_far_as_it_goes(tmp_path: Path, length: int) -> None:
+    convert_scar(write_scar(tmp_path / "scar", train=[1] * 6), tmp_path / "out", pictures_per_shard=3)
+    shard = tmp_path / "out/SCAR_mini/shard-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:length])
+    skips = log()
+    batches = training_batches_of(tmp_path / "out/SCAR_mini", skips, 3)
+    assert {sample.key for batch in batches for sample in batch} >= {row.key for row in rows_of_shard(tmp_path / "out/SCAR_mini", 0)}
+    assert skips.problems["SCAR_mini/shard-000001.tar"].startswith("damaged tar: ")
+
+
+def rows_of_shard(path: Path, number: int) -> list[Any]:
+    folder = ShardFolder.open(path, "train")
+    return [row for record in read_shards([{"url": str(folder.paths[number])}], folder, log()) for row in record.rows]
+
+
+def test_tars_without_pictures_stop_the_run_instead_of_turning_for_ever(tmp_path: Path) -> None:
+    convert_scar(write_scar(tmp_path / "scar"), tmp_path / "out")
+    with tarfile.open(tmp_path / "out/SCAR_mini/shard-000000.tar", "w"):
+        pass
+    with pytest.raises(VirtueError, match=r"shard-000000.tar: the tar holds no picture.*: 21 in a row, more than max_consecutive_bad = 20"):
+        training_batches_of(tmp_path / "out/SCAR_mini", SkipLog(100, 20), 2)
+
+
+def test_the_limit_names_the_first_bad_samples(tmp_path: Path) -> None:
+    convert_scar(write_scar(tmp_path / "scar", train=[1] * 12), tmp_path / "out")
+    for number in range(8):
+        spoil(tmp_path / "out/SCAR_mini", f"{number:09d}", spoil_row(box="DROP"))
+    with pytest.raises(VirtueError, match=r"^7 bad samples \(SCAR_mini/\d+: field 'box' is missing.*; and 2 more\): more than max_bad_samples = 6") as caught:
+        training_batches_of(tmp_path / "out/SCAR_mini", SkipLog(6, 100), 4)
+    assert "\n" not in str(caught.value)
+    skips = SkipLog(8, 100)
+    assert len(training_batches_of(tmp_path / "out/SCAR_mini", skips, 4)) == 3 and len(skips.problems) == 8
+
+
+def test_programming_errors_are_not_taken_for_bad_samples(pairs: ShardFolder) -> None:
+    def broken(row: Any, picture: Any) -> Any:
+        raise NameError("to_sample has a bug")
+
+    with pytest.raises(NameError, match="to_sample has a bug"):
+        next(training_samples(pairs, broken, log(), Place(), seed=0, epoch=0, **OPTIONS))
+
+
+def test_webdataset_opens_and_unpickles_nothing(tmp_path: Path) -> None:
+    assert os.environ["WDS_SECURE"] == "1"
+    with pytest.raises(ValueError):
+        list(wds.WebDataset(f"pipe:touch {tmp_path}/ran", shardshuffle=False))
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(ValueError):
+        wds.autodecode.unpickle_loads(pickle.dumps(1))
+
+
+def test_a_pickle_in_a_shard_is_never_decoded(tmp_path: Path) -> None:
+    convert_scar(write_scar(tmp_path / "scar", train=[1] * 3), tmp_path / "out")
+    bad = b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR."
+    spoil(tmp_path / "out/SCAR_mini", "000000000", lambda record: record.update(pyd=bad, pkl=bad))
+    training_batches_of(tmp_path / "out/SCAR_mini", log(), 3)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_security_holds_where_webdataset_was_imported_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wds.utils, "enforce_security", False)
+    importlib.reload(secure_webdataset)
+    assert wds.utils.enforce_security
