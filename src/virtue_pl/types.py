@@ -341,6 +341,7 @@ class RegionBatch(Movable):
     """Prompts and the regions they mean, for what learns from regions alone (prompt encoder, segmentation).
 
     masks: float in {0, 1}, over the whole picture at `mask_size`; boxes: xyxy, normalised.
+    tasks, modes: of every row, its dataset and how its region is pointed at.
     """
 
     keys: tuple[str, ...]
@@ -349,6 +350,7 @@ class RegionBatch(Movable):
     boxes: Float[Tensor, "prompts 4"]
     masks: Float[Tensor, "prompts height width"]
     modes: tuple[str, ...]
+    tasks: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -370,6 +372,7 @@ class PromptTokens(Movable):
 
     A row is a list of tokens of its own length (`valid` marks the real ones, which stand first).
     image_positions: the positional encoding of the feature map's places, from the same matrix.
+    focus: how much of each place the prompt touches, in [0, 1], where the encoder draws it.
     """
 
     sparse: Float[Tensor, "prompts tokens d"]
@@ -377,6 +380,7 @@ class PromptTokens(Movable):
     dense: Float[Tensor, "prompts d height width"]
     image_positions: Float[Tensor, "d height width"]
     pictures: Int[Tensor, " prompts"]
+    focus: Float[Tensor, "prompts height width"] | None = None
 
 
 @dataclass(frozen=True, eq=False)

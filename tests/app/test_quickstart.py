@@ -16,7 +16,7 @@ from virtue_pl.types import VirtueError
 
 ROOT = Path(__file__).parents[2]
 ROWS = {"box", "point", "mask", "no_prompt", "no_segmentation", "blind", "set_blind"}
-STEPS = {"trainer.max_steps": 2, "trainer.val_check_interval": 2, "trainer.enable_progress_bar": "false"}
+STEPS = {"trainer.max_steps": 2, "trainer.val_check_interval": 2}
 
 
 def fetch(source: str, cache: Path, console: Console) -> str:

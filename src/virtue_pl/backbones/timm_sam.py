@@ -19,6 +19,7 @@ from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from virtue_pl.backbones.dense_hints import DenseHints, SameObject, covered_area
 from virtue_pl.backbones.segmentation import PromptEncoder, SegmentationBackbone
 from virtue_pl.backbones.timm_trunk import TimmTrunk
 from virtue_pl.prompts import grid_points
@@ -41,9 +42,10 @@ class TimmSamPromptEncoder(PromptEncoder):
         image_size: side of the square canvas in pixels, divisible by 16.
         grid_side: an empty prompt becomes `grid_side` x `grid_side` inside points (the paper: 3).
         mask_channels: width inside the mask prompt's convolutions.
+        dense_hints: boxes and points are also drawn into the dense embedding (`DenseHints`); without, it is segment-anything's alone.
     """
 
-    def __init__(self, embed_dim: int = 128, image_size: int = 256, grid_side: int = 3, mask_channels: int = 16) -> None:
+    def __init__(self, embed_dim: int = 128, image_size: int = 256, grid_side: int = 3, mask_channels: int = 16, dense_hints: bool = False) -> None:
         super().__init__()
         side = canvas_places(image_size)
         self.embed_dim = embed_dim
@@ -51,12 +53,17 @@ class TimmSamPromptEncoder(PromptEncoder):
         self.feature_size = (side, side)
         self.encoder = sam.PromptEncoder(embed_dim, (side, side), (image_size, image_size), mask_channels)
         self.grid = grid_points(grid_side)
+        self.hints = DenseHints(embed_dim, self.encoder.mask_input_size[0], mask_channels) if dense_hints else None
 
     def forward(self, prompts: PromptBatch) -> PromptTokens:
         device = prompts.pictures.device
         rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
         sparse, valid = self.sparse_tokens([labelled_points(row) for row in rows], device)
-        return PromptTokens(sparse, valid, self.dense_embeddings(rows, device), self.encoder.get_dense_pe()[0], prompts.pictures)
+        dense, focus = self.dense_embeddings(rows, device), None
+        if self.hints is not None:
+            drawn, focus = self.hints(rows, device)
+            dense = dense + drawn
+        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.pictures, focus)
 
     def sparse_tokens(
         self, rows: Sequence[tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]], device: torch.device
@@ -102,12 +109,6 @@ def labelled_points(prompt: VisualPrompt) -> tuple[Float[Tensor, "tokens 2"], In
     return points, torch.cat([prompt.point_labels, prompt.point_labels.new_full((padding,), PADDING), corners])
 
 
-def covered_area(masks: Bool[Tensor, "masks height width"], size: tuple[int, int]) -> Float[Tensor, "1 new_height new_width"]:
-    """The share of each cell that any of the masks covers."""
-    union = masks.any(dim=0)[None, None].float()
-    return interpolate(union, size=size, mode="bilinear", antialias=True)[0]
-
-
 class TimmSamBackbone(SegmentationBackbone):
     """A frozen timm trunk; everything above it is trained.
 
@@ -121,6 +122,7 @@ class TimmSamBackbone(SegmentationBackbone):
         image_size: side of the square canvas in pixels, the prompt encoder's too.
         depth, num_heads, mlp_dim: of the two-way transformer.
         finest_stride: features finer than this (4, 8 or 16) are not read; 8 makes cached features half as large.
+        dense_hints: the transformer is shown what the picture holds where the prompt points (`SameObject`); the prompt encoder's too.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class TimmSamBackbone(SegmentationBackbone):
         num_heads: int = 8,
         mlp_dim: int = 512,
         finest_stride: int = 4,
+        dense_hints: bool = False,
     ) -> None:
         super().__init__()
         canvas_places(image_size)
@@ -141,6 +144,7 @@ class TimmSamBackbone(SegmentationBackbone):
         channels, self.fine = self.trunk.channels, sum(stride < STRIDE for stride in self.trunk.strides)
         self.widths = FeatureWidths(embed_dim, sum(channels[self.fine :]))
         self.neck = Neck(channels[self.fine :], embed_dim)
+        self.same_object = SameObject(self.widths.image, embed_dim) if dense_hints else None
         self.mask_token = nn.Embedding(1, embed_dim)
         self.transformer = TwoWayTransformer(depth, embed_dim, num_heads, mlp_dim)
         self.mask_head = MaskHead(embed_dim, dict(zip(self.trunk.strides[: self.fine], channels[: self.fine], strict=True)))
@@ -150,29 +154,37 @@ class TimmSamBackbone(SegmentationBackbone):
 
     def forward(self, features: tuple[Float[Tensor, "pictures channels height width"], ...], tokens: PromptTokens) -> SegmentFeatures:
         fine, coarse = features[: self.fine], features[self.fine :]
-        mask_tokens, embedding = self.read_prompts(self.neck(coarse), tokens)
+        neck = self.neck(coarse)
+        image = torch.cat([resized(feature, neck.shape[-2:]) for feature in coarse], dim=1)
+        mask_tokens, embedding = self.read_prompts(*self.inputs(image, neck, tokens), tokens)
         logits = self.mask_head(embedding, mask_tokens, fine, tokens.pictures)
-        image = torch.cat([resized(feature, embedding.shape[-2:]) for feature in coarse], dim=1)
         return SegmentFeatures(embedding, image[tokens.pictures], logits, tokens.image_positions)
 
+    def inputs(
+        self, image: Float[Tensor, "pictures channels height width"], neck: Float[Tensor, "pictures d height width"], tokens: PromptTokens
+    ) -> tuple[Float[Tensor, "prompts d"], Float[Tensor, "prompts d height width"]]:
+        """What the two-way transformer starts from: each prompt's mask token and map."""
+        mask_tokens, keys = self.mask_token.weight.expand(len(tokens.sparse), -1), neck[tokens.pictures] + tokens.dense
+        if self.same_object is None:
+            return mask_tokens, keys
+        if tokens.focus is None:
+            raise VirtueError("the segmentation backbone has dense_hints, but the prompt encoder draws none: set dense_hints alike in both")
+        shown, likeness = self.same_object(image, neck, tokens.focus, tokens.pictures)
+        return mask_tokens + shown, keys + likeness
+
     def read_prompts(
-        self, image: Float[Tensor, "pictures d height width"], tokens: PromptTokens
+        self, mask_tokens: Float[Tensor, "prompts d"], keys: Float[Tensor, "prompts d height width"], tokens: PromptTokens
     ) -> tuple[Float[Tensor, "prompts d"], Float[Tensor, "prompts d height width"]]:
         """The two-way transformer's mask token and image side, prompts of equal token count together: its attention has no mask."""
         counts = tokens.valid.sum(dim=1)
-        groups = [(counts == count).nonzero()[:, 0] for count in counts.unique().tolist()] or [tokens.pictures]
-        outputs = [self.read_group(image, tokens, rows, int(counts[rows].max()) if len(rows) else 0) for rows in groups]
-        order = torch.cat(groups).argsort()
-        return torch.cat([mask_tokens for mask_tokens, _ in outputs])[order], torch.cat([embedding for _, embedding in outputs])[order]
-
-    def read_group(
-        self, image: Float[Tensor, "pictures d height width"], tokens: PromptTokens, rows: Int[Tensor, " rows"], count: int
-    ) -> tuple[Float[Tensor, "rows d"], Float[Tensor, "rows d height width"]]:
-        """`read_prompts` for rows that all have `count` tokens."""
-        keys = image[tokens.pictures[rows]] + tokens.dense[rows]
-        queries = torch.cat([self.mask_token.weight.expand(len(rows), 1, -1), tokens.sparse[rows, :count]], dim=1)
-        queries, places = self.transformer(keys, tokens.image_positions.expand_as(keys), queries)
-        return queries[:, 0], places.transpose(1, 2).reshape(keys.shape)
+        read, embedding = torch.zeros_like(mask_tokens), torch.zeros_like(keys)
+        for count in counts.unique().tolist():
+            rows = (counts == count).nonzero()[:, 0]
+            queries = torch.cat([mask_tokens[rows, None], tokens.sparse[rows, :count]], dim=1)
+            queries, places = self.transformer(keys[rows], tokens.image_positions.expand_as(keys[rows]), queries)
+            read = read.index_copy(0, rows, queries[:, 0])
+            embedding = embedding.index_copy(0, rows, places.transpose(1, 2).reshape(keys[rows].shape))
+        return read, embedding
 
 
 def scaled_projection(channels: int, width: int) -> nn.Sequential:

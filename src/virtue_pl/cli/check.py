@@ -132,13 +132,17 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def cell(value: Any) -> str:
+    """A number with its thousands apart; a checksum or a long text by its beginning; a path whole."""
     if value is None:
         return ""
     text = f"{value:,}" if isinstance(value, int | float) else str(value)
-    return text if len(text) < 64 or "/" in text else f"{text[:12]}..."  # a checksum
+    if " " in text:
+        return text if len(text) <= 40 else f"{text[:37]}..."
+    return text if len(text) < 64 or "/" in text else f"{text[:12]}..."
 
 
 def right_aligned(table: Table, *columns: int) -> Table:
     for number in columns:
         table.columns[number].justify = "right"
+        table.columns[number].overflow = "fold"
     return table

@@ -6,7 +6,7 @@ import hashlib
 import random
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -206,8 +206,7 @@ def training_samples(
     own = derive_seed(seed, epoch, place)
     buffer = max(1, min(shuffle_buffer, folder.manifest.pictures))
     stages = wds.DataPipeline(
-        wds.ResampledShards([str(path) for path in folder.paths], seed=derive_seed(seed, epoch), deterministic=True, worker_seed=_same_for_all),
-        lambda shards: islice(shards, place.reader, None, place.readers),
+        lambda: islice(rounds([str(path) for path in folder.paths], derive_seed(seed, epoch)), place.reader, None, place.readers),
         lambda shards: read_shards(shards, folder, log),
         wds.detshuffle(buffer, initial=buffer, seed=own),
         lambda records: (sample for record in records for _, sample in record_samples(record, to_sample, log, max_pixels)),
@@ -217,5 +216,8 @@ def training_samples(
     return iter(stages)
 
 
-def _same_for_all() -> int:
-    return 0
+def rounds(paths: Sequence[str], seed: int) -> Iterator[dict[str, str]]:
+    """All shards in a new order, again and again: with `webdataset.ResampledShards`, which draws with replacement, an epoch misses a third of them."""
+    generator = random.Random(seed)
+    while True:
+        yield from ({"url": path} for path in generator.sample(paths, len(paths)))

@@ -77,6 +77,7 @@ class RegionPreprocess:
             torch.stack([region.box for region in regions]).float(),
             torch.stack([self.mask(sample.key, region) for sample, region in zip(samples, regions, strict=True)]),
             tuple(modes),
+            tuple(sample.task for sample in samples),
         )
 
     def canvas(self, image: Tensor) -> Tensor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from virtue_pl.backbones.segmentation import SegmentationBackbone
+from virtue_pl.distributed import world_size
 from virtue_pl.losses.segmentation import dice_loss, focal_loss
 from virtue_pl.metrics.mask_iou import MaskIoU
 from virtue_pl.optimization import Optimization
@@ -33,11 +34,13 @@ class SegmentationExtractor(Part):
         prompt_encoder: only for running alone, where it gives the prompt tokens.
         prompt_modes: alone, how often each prompt mode is shown in training; each is scored on its own in evaluation.
         focal_weight, dice_weight: the loss is their weighted sum, a mean over masks.
+        focal_gamma: how little pixels count that are already right; 0 is plain cross-entropy.
         flip, box_jitter: augmentation of training, see `RegionPreprocess`.
         optimization, weights, weights_prefix, frozen: see `Part`.
     """
 
-    scores: nn.ModuleList
+    scores: dict[tuple[str, str], MaskIoU]
+    """By task and prompt mode; of this rank until they are logged."""
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class SegmentationExtractor(Part):
         prompt_encoder: VisualPromptEncoder | None = None,
         prompt_modes: Mapping[str, float] | None = None,
         focal_weight: float = 20.0,
+        focal_gamma: float = 2.0,
         dice_weight: float = 1.0,
         flip: bool = True,
         box_jitter: float = 0.05,
@@ -58,6 +62,7 @@ class SegmentationExtractor(Part):
         self.prompt_encoder = prompt_encoder
         self.prompt_modes = dict(prompt_modes or DEFAULT_PROMPT_MODES)
         self.focal_weight = focal_weight
+        self.focal_gamma = focal_gamma
         self.dice_weight = dice_weight
         self.flip = flip
         self.box_jitter = box_jitter
@@ -79,23 +84,23 @@ class SegmentationExtractor(Part):
     def training_step(self, batch: RegionBatch, batch_idx: int) -> Tensor:
         logits = self.predict_masks(batch)
         shares = interpolate(batch.masks[:, None], size=logits.shape[-2:], mode="area")[:, 0]
-        focal, dice = focal_loss(logits, shares).mean(), dice_loss(logits, shares).mean()
+        focal, dice = focal_loss(logits, shares, self.focal_gamma).mean(), dice_loss(logits, shares).mean()
         loss = self.focal_weight * focal + self.dice_weight * dice
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log_dict({"train/focal": focal, "train/dice": dice}, batch_size=len(batch))
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self.scores = self.new_scores(len(self.trainer.num_val_batches))
+        self.scores = {}
 
     def on_test_epoch_start(self) -> None:
-        self.scores = self.new_scores(len(self.trainer.num_test_batches))
+        self.scores = {}
 
     def validation_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.score(batch, dataloader_idx)
+        self.score(batch)
 
     def test_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.score(batch, dataloader_idx)
+        self.score(batch)
 
     def on_validation_epoch_end(self) -> None:
         self.log_scores("val")
@@ -103,18 +108,33 @@ class SegmentationExtractor(Part):
     def on_test_epoch_end(self) -> None:
         self.log_scores("test")
 
-    def new_scores(self, num_loaders: int) -> nn.ModuleList:
-        """One IoU for each data loader and prompt mode."""
-        return nn.ModuleList(nn.ModuleDict({mode: MaskIoU() for mode in self.prompt_modes}) for _ in range(num_loaders)).to(self.device)
-
-    def score(self, batch: RegionBatch, loader: int) -> None:
+    def score(self, batch: RegionBatch) -> None:
+        """Adds the batch's IoUs to `scores`."""
         logits = self.predict_masks(batch)
-        for mode, iou in self.scores[loader].items():
-            rows = [row for row, name in enumerate(batch.modes) if name == mode]
-            iou.update(logits[rows], batch.masks[rows])
+        groups: dict[tuple[str, str], list[int]] = {}
+        for row, name in enumerate(zip(batch.tasks, batch.modes, strict=True)):
+            groups.setdefault(name, []).append(row)
+        for name, rows in groups.items():
+            self.scores.setdefault(name, MaskIoU().to(self.device)).update(logits[rows], batch.masks[rows])
 
     def log_scores(self, stage: str) -> None:
-        """`val/iou_box` and so on; with several loaders Lightning's own suffix tells them apart."""
-        for loader, scores in enumerate(self.scores):
-            suffix = f"/dataloader_idx_{loader}" if len(self.scores) > 1 else ""
-            self.log_dict({f"{stage}/iou_{mode}{suffix}": iou.compute() for mode, iou in scores.items()})
+        """`val/iou_box` and so on; with several tasks each has its own, as `test/test_seen/iou_box`."""
+        names = everyones(self.scores)
+        several = len({task for task, _ in names}) > 1
+        for task, mode in names:
+            iou = self.scores.get((task, mode), self.nothing_seen())
+            self.log(f"{stage}/{task.rpartition('/')[2]}/iou_{mode}" if several else f"{stage}/iou_{mode}", iou.compute(), sync_dist=True)
+
+    def nothing_seen(self) -> MaskIoU:
+        """The IoU of a rank to which none of a task's few samples came."""
+        iou = MaskIoU().to(self.device)
+        iou.update(torch.zeros(0, 1, 1, device=self.device), torch.zeros(0, 1, 1, device=self.device))
+        return iou
+
+
+def everyones(names: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The names that any rank has, in one order: a collective must be called by all for all of them."""
+    gathered = [list(names)] * world_size()
+    if world_size() > 1:
+        torch.distributed.all_gather_object(gathered, list(names))
+    return sorted({name for rank in gathered for name in rank})
