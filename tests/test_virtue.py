@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import VISION_MODEL, save_text_model, save_vision_model
 
+from tiny_models import VISION_MODEL, save_text_model, save_vision_model
 from virtue_pl.backbones.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
 from virtue_pl.backbones.timm_text import TimmTextBackbone
 from virtue_pl.gradient_cache import GradientCache

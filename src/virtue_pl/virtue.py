@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -72,7 +73,8 @@ class Virtue(EmbeddingModel):
         """What the segmentation model knows of each use of a picture."""
         return self.segmentation(inputs.pictures, self.prompt_encoder(inputs.prompts))
 
-    def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> RankingOutput:
+    def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """As any embedder's, with the predicted masks of the first batch, which is drawn."""
         output = super().validation_step(batch, batch_idx, dataloader_idx)
         if batch_idx:
             return output

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny_models import VISION_MODEL, save_text_model, save_vision_model
 
+from tiny_models import VISION_MODEL, save_text_model, save_vision_model
 from virtue_pl.app.quickstart import Plan, Quickstart
 from virtue_pl.cli import lightning
 from virtue_pl.types import VirtueError

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tiny_models import VISION_MODEL, save_vision_model
 
+from tiny_models import VISION_MODEL, save_vision_model
 from virtue_pl.backbones.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
 from virtue_pl.prompts import grid_points
 from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
-from tiny_models import VISION_MODEL
 from torch.utils.data import DataLoader
 
+from tiny_models import VISION_MODEL
 from virtue_pl.backbones.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.regions import RegionPreprocess, jittered, mirrored

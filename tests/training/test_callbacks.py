@@ -36,9 +36,7 @@ def ranking_batch(first: int, count: int, task: str = "test_seen") -> RankingBat
     """Queries in three modes, the last without their picture; the row's token is the number of its sample, the candidates' tokens are theirs."""
     captions = tuple(EmbeddingInput(f"caption {number}") for number in range(4))
     query = EmbeddingInput("find", (torch.full((3, 24, 32), 90, dtype=torch.uint8),))
-    samples = tuple(
-        RankingSample(f"key-{first + i}", task, query, captions, {"hit@1": (0, 1, 2, 3), "object": (0, 3)}) for i in range(count)
-    )
+    samples = tuple(RankingSample(f"key-{first + i}", task, query, captions, {"hit@1": (0, 1, 2, 3), "object": (0, 3)}) for i in range(count))
     rows = torch.arange(count * len(MODES))
     uses = rows[: 2 * count]
     prompts = PromptBatch(tuple(BOX if row < count else VisualPrompt() for row in uses.tolist()), torch.zeros(len(uses), dtype=torch.long))

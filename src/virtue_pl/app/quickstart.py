@@ -165,7 +165,7 @@ class Quickstart:
         results = merge(*(select(reports[name]["results"], rows) for name, rows in self.plan.rows.items()))
         guesses = {by_set(task): values for task, values in next(reports[name] for name in self.plan.rows)["chance"].items()}
         results = {by_set(task): rows for task, rows in results.items()}
-        report = {
+        report: dict[str, Any] = {
             "scar_mini": results,
             "chance": guesses,
             "segmenter": {name.removeprefix("test/"): value for name, value in reports["segmenter"]["metrics"].items()},
@@ -210,5 +210,5 @@ def fetch(source: str, cache: Path, console: Console) -> str:
 
 
 def by_set(task: str) -> str:
-    """"scar/mini/test_seen" -> "test_seen"."""
+    """ "scar/mini/test_seen" -> "test_seen"."""
     return task.rpartition("/")[2]

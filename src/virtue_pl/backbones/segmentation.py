@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures
@@ -36,7 +36,5 @@ class SegmentationBackbone(nn.Module, ABC):
         """The frozen, prompt-free part: features of each picture, at several scales, finest first."""
 
     @abstractmethod
-    def forward(
-        self, features: tuple[Float[Tensor, "pictures channels height width"], ...], tokens: PromptTokens
-    ) -> SegmentFeatures:
+    def forward(self, features: tuple[Float[Tensor, "pictures channels height width"], ...], tokens: PromptTokens) -> SegmentFeatures:
         """The prompted part; `tokens.pictures` says which picture's features each prompt reads."""

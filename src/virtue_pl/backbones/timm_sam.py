@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -245,5 +246,5 @@ def levels_from(trunk: str, finest_stride: int) -> tuple[int, ...]:
     if not timm.is_model(trunk):
         raise VirtueError(f"trunk: timm has no model {trunk!r}, expected one of `timm.list_models()`")
     with torch.device("meta"):
-        info = timm.create_model(trunk, features_only=True).feature_info
+        info: Any = timm.create_model(trunk, features_only=True).feature_info
     return tuple(index for index, stride in zip(info.out_indices, info.reduction(), strict=True) if stride >= finest_stride)

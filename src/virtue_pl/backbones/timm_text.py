@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -28,9 +29,7 @@ class TimmTextProcessor(VLMProcessor):
         self.side = side
         self.max_tokens = max_tokens
 
-    def tokenize(
-        self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]
-    ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
+    def tokenize(self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
         rows = [self.row(text) for text in texts]
         longest = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id
@@ -45,7 +44,7 @@ class TimmTextProcessor(VLMProcessor):
             ids += [self.IMAGE_ID] * self.side**2 if number else []
             ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
         pictures = len(pieces) - 1
-        return ids[: self.max_tokens - 1 + pictures * self.side**2] + [self.tokenizer.sep_token_id]
+        return [*ids[: self.max_tokens - 1 + pictures * self.side**2], self.tokenizer.sep_token_id]
 
     def resize(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 size size"]:
         size = [self.image_size, self.image_size]
@@ -65,6 +64,8 @@ class TimmTextBackbone(VLMBackbone):
         dropout: of the text encoder, in training.
         max_tokens: longer texts are cut.
     """
+
+    text: Any
 
     def __init__(
         self,
@@ -117,12 +118,10 @@ class TimmTextBackbone(VLMBackbone):
 
 def load_text_encoder(name: str, dropout: float) -> nn.Module:
     """A BERT-like encoder without its pooler."""
-    if name.startswith((".", "/")) or "/" in name and not Path(name).exists() and Path(name).parent.exists():
+    if name.startswith((".", "/")) or ("/" in name and not Path(name).exists() and Path(name).parent.exists()):
         if not Path(name).is_dir():
             raise VirtueError(f"text_model: the folder {name} is not there: run `virtue-pl fetch weights`, or name a model of the hub")
-    model = AutoModel.from_pretrained(
-        name, trust_remote_code=False, add_pooling_layer=False, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout
-    )
+    model = AutoModel.from_pretrained(name, trust_remote_code=False, add_pooling_layer=False, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     if not hasattr(model, "embeddings"):
         raise VirtueError(f"text_model: {name} is a {type(model).__name__}, expected a BERT-like encoder")
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,6 +23,7 @@ class TimmTrunk(nn.Module):
         out_indices: which scales, finest first.
     """
 
+    network: Any
     mean: Tensor
     std: Tensor
 

@@ -15,9 +15,7 @@ class VLMProcessor(ABC):
     """The light half of a backbone, which data workers carry: its tokenizer and its picture size."""
 
     @abstractmethod
-    def tokenize(
-        self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]
-    ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
+    def tokenize(self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
         """`input_ids` and `attention_mask`, right-padded; each `IMAGE_TOKEN` takes the places of one picture's tokens.
 
         sizes: (height, width) of every row's resized pictures, in order.

@@ -159,7 +159,8 @@ class ShardDataModule(LightningDataModule, ABC):
         return self._ranking_loader(self.test_folders)
 
     def predict_dataloader(self) -> StreamLoader:
-        return self.test_dataloader()
+        """The training samples of one epoch, for what is stored of them."""
+        return self.train_dataloader()
 
     def skip_summary(self) -> str:
         """One line on the samples that were skipped so far."""

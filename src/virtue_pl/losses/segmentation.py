@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 
-def focal_loss(
-    logits: Float[Tensor, "masks height width"], targets: Float[Tensor, "masks height width"], gamma: float = 2.0
-) -> Float[Tensor, " masks"]:
+def focal_loss(logits: Float[Tensor, "masks height width"], targets: Float[Tensor, "masks height width"], gamma: float = 2.0) -> Float[Tensor, " masks"]:
     """Cross-entropy in which pixels that are already right count little: the mean of |y - p|^gamma CE(p, y).
 
     Lin et al. 2017, "Focal loss for dense object detection", eq. 4, without the class weight alpha (a prompted object is not

@@ -96,14 +96,10 @@ class ContrastiveLoss(Part):
         return equal.scatter(1, positive[:, None], False), positive
 
     @abstractmethod
-    def reduce(
-        self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch
-    ) -> Float[Tensor, ""]:
+    def reduce(self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch) -> Float[Tensor, ""]:
         """From scores over temperature (-inf where a candidate is left out) to the loss."""
 
-    def own_negatives(
-        self, scores: Float[Tensor, "pairs candidates"], batch: EmbeddingBatch
-    ) -> Bool[Tensor, "pairs candidates"]:
+    def own_negatives(self, scores: Float[Tensor, "pairs candidates"], batch: EmbeddingBatch) -> Bool[Tensor, "pairs candidates"]:
         """Which candidates are a query's own hard negatives. Ranks hold equally many."""
         count = len(batch.negative_rows)
         own = torch.zeros_like(scores, dtype=torch.bool)
@@ -172,9 +168,7 @@ class InfoNCELoss(ContrastiveLoss):
         self.own_negatives_weight = own_negatives_weight
         self.finish()
 
-    def reduce(
-        self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch
-    ) -> Float[Tensor, ""]:
+    def reduce(self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch) -> Float[Tensor, ""]:
         loss = cross_entropy(scores, positive)
         if self.own_negatives_weight and len(batch.negative_rows):
             own = self.own_negatives(scores, batch).scatter(1, positive[:, None], True)
@@ -207,8 +201,6 @@ class SigmoidLoss(ContrastiveLoss):
         self.bias = nn.Parameter(torch.tensor(float(bias)))
         self.finish()
 
-    def reduce(
-        self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch
-    ) -> Float[Tensor, ""]:
+    def reduce(self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch) -> Float[Tensor, ""]:
         signs = torch.full_like(scores, -1.0).scatter(1, positive[:, None], 1.0)
         return -logsigmoid(signs * scores.add(self.bias).masked_fill(scores.isneginf(), 0.0)).masked_fill(scores.isneginf(), 0.0).sum(dim=1).mean()

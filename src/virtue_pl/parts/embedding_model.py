@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -66,15 +67,15 @@ class EmbeddingModel(Part):
         """Only the root has metrics."""
         self.hit_rate, self.rank_table = HitRate(), RankTable()
 
-    def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> RankingOutput:
-        """hit@1 in the first evaluation mode."""
+    def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """hit@1 in the first evaluation mode. Returns a `RankingOutput`."""
         output = self.rank(batch, self.encode(batch.candidates), batch.modes[:1])
         self.hit_rate.update(sample_ranks(batch.samples, output.scores).of("hit@1"))
         self.log("val/hit@1", self.hit_rate, prog_bar=True, batch_size=len(batch), add_dataloader_idx=False)
         return output
 
-    def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> RankingOutput:
-        """Every ranking of every sample in every mode goes into `rank_table`, and "set_blind": no query at all."""
+    def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Returns a `RankingOutput`. Every ranking of every sample in every mode goes into `rank_table`, and "set_blind": no query at all."""
         candidates = self.encode(batch.candidates)
         output = self.rank(batch, candidates, batch.modes)
         for number, mode in enumerate(batch.modes):

@@ -61,9 +61,7 @@ class VLMFusionHead(EmbeddingModel):
     def hidden_size(self) -> int:
         return self.backbone.hidden_size
 
-    def forward(
-        self, inputs: EncoderBatch, segment_tokens: Float[Tensor, "uses tokens hidden"] | None = None
-    ) -> Float[Tensor, "rows hidden"]:
+    def forward(self, inputs: EncoderBatch, segment_tokens: Float[Tensor, "uses tokens hidden"] | None = None) -> Float[Tensor, "rows hidden"]:
         """Unit embeddings of the rows; segment tokens stand in front of the rows that use a picture."""
         pictures = self.backbone.vision_tokens(inputs.pictures.vision)
         sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.prompts.pictures.tolist()])

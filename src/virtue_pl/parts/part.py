@@ -28,9 +28,7 @@ class Part(LightningModule):
         frozen: no gradients, and always in eval mode.
     """
 
-    def __init__(
-        self, optimization: Optimization | None = None, weights: str | Path | None = None, weights_prefix: str = "", frozen: bool = False
-    ) -> None:
+    def __init__(self, optimization: Optimization | None = None, weights: str | Path | None = None, weights_prefix: str = "", frozen: bool = False) -> None:
         super().__init__()
         self.optimization = optimization
         self.weights = weights

@@ -24,6 +24,7 @@ from virtue_pl.types import (
     Region,
     Sample,
     VirtueError,
+    VisualPrompt,
 )
 
 EVALUATION_MODES = ("box", "point", "mask", "no_prompt", "blind")
@@ -99,7 +100,11 @@ class ContrastivePreprocess:
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
         """Any inputs as rows, in order; a picture that occurs again (by key) is prepared once."""
         index: dict[str, int] = {}
-        vision, segmentation, used, rows, prompts = [], [], [], [], []
+        vision: list[Tensor] = []
+        segmentation: list[Tensor] = []
+        used: list[int] = []
+        rows: list[int] = []
+        prompts: list[VisualPrompt] = []
         sizes: list[list[tuple[int, int]]] = []
         for row, item in enumerate(items):
             if not item.images and not item.prompt.is_empty:
@@ -115,7 +120,7 @@ class ContrastivePreprocess:
                 sizes[row].append((vision[index[key]].shape[1], vision[index[key]].shape[2]))
                 used.append(index[key])
                 rows.append(row)
-                prompts.append(item.prompt if number == 0 else EmbeddingInput().prompt)
+                prompts.append(item.prompt if number == 0 else VisualPrompt())
         input_ids, mask = self.processor.tokenize([self.recipe.text(item) for item in items], sizes)
         return EncoderBatch(input_ids, mask, Pictures(tuple(vision), tuple(segmentation)), PromptBatch(tuple(prompts), ids(used)), ids(rows))
 

@@ -27,9 +27,7 @@ class RegionPreprocess:
         box_jitter: in training, move each side of a box prompt by up to this share of the box; the mask to find stays.
     """
 
-    def __init__(
-        self, image_size: int | None, mask_size: int | None, modes: Mapping[str, float], flip: bool = False, box_jitter: float = 0.0
-    ) -> None:
+    def __init__(self, image_size: int | None, mask_size: int | None, modes: Mapping[str, float], flip: bool = False, box_jitter: float = 0.0) -> None:
         check_modes("prompt_modes", modes, PROMPT_MODES)
         if not modes or min(modes.values()) < 0 or not sum(modes.values()):
             raise VirtueError(f"prompt_modes: {dict(modes)}, expected a share for at least one mode, none below 0")
@@ -59,7 +57,7 @@ class RegionPreprocess:
 
     def collate(
         self,
-        samples: Sequence[Sample] | Sequence[RankingSample],
+        samples: Sequence[Sample | RankingSample],
         regions: Sequence[Region],
         prompts: Sequence[VisualPrompt],
         modes: Sequence[str],

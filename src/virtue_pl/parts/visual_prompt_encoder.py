@@ -51,7 +51,7 @@ class VisualPromptEncoder(Part):
 
     @property
     def preprocess(self) -> RegionPreprocess:
-        return RegionPreprocess(None, None, self.prompt_modes)
+        return RegionPreprocess(None, None, self.prompt_modes, flip=True)
 
     def recover_boxes(self, batch: RegionBatch) -> Float[Tensor, "prompts 4"]:
         if self.box_decoder is None:

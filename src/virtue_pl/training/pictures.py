@@ -42,14 +42,10 @@ class PromptPictures(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._drawn = 0
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._draw(trainer, outputs, batch, "val")
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._draw(trainer, outputs, batch, "test")
 
     def _draw(self, trainer: Trainer, outputs: Any, batch: Any, stage: str) -> None:

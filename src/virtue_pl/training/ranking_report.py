@@ -58,9 +58,7 @@ class RankingReport(Callback):
         self._part(trainer.global_rank).write_text("")
         self._started = time.perf_counter()
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if isinstance(batch, RankingBatch) and isinstance(outputs, RankingOutput):
             with self._part(trainer.global_rank).open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions(batch, outputs))
