@@ -46,8 +46,9 @@ def click_inside(region: Region, generator: torch.Generator | None = None) -> Fl
 
 def erode(mask: Bool[Tensor, "height width"], radius: int) -> Bool[Tensor, "height width"]:
     """The mask without everything nearer than `radius` pixels to its outside (square neighbourhood)."""
-    outside = (~mask).float()[None, None]
-    return max_pool2d(outside, 2 * radius + 1, stride=1, padding=radius)[0, 0] == 0
+    side = 2 * radius + 1
+    outside = max_pool2d((~mask).float()[None, None], (side, 1), stride=1, padding=(radius, 0))
+    return max_pool2d(outside, (1, side), stride=1, padding=(0, radius))[0, 0] == 0
 
 
 def flip_horizontally(prompt: VisualPrompt) -> VisualPrompt:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from scar_files import HEIGHT, WIDTH, write_scar
 from virtue_pl.data.scar import SCaRDataModule, instruction
@@ -237,6 +238,22 @@ def test_in_a_trainer(shards: Path, tmp_path: Path) -> None:
     tested = Recorder()
     trainer().test(tested, datamodule=module(shards, KeepKeys()))
     assert len(tested.validated) == len(set(tested.validated)) == 14
+
+
+def test_a_run_that_is_stopped_within_an_epoch_goes_on_with_the_next_batch(shards: Path, tmp_path: Path) -> None:
+    """From the checkpoint of any step, also of a run that was itself resumed: the same samples in the same order."""
+
+    def seen(name: str, checkpoint: str | None = None) -> list[tuple[int, Any]]:
+        recorder = Recorder()
+        saving = ModelCheckpoint(dirpath=tmp_path, filename=name + "-{step}", every_n_train_steps=1, save_top_k=-1)
+        run = trainer(max_steps=13, max_epochs=-1, enable_checkpointing=True, callbacks=[saving])
+        run.fit(recorder, datamodule=module(shards, KeepKeys()), ckpt_path=checkpoint and tmp_path / checkpoint, weights_only=True)
+        return [(epoch, step) for epoch, steps in recorder.epochs.items() for step in steps]
+
+    whole = seen("whole")
+    for stop in (2, 5, 7):
+        assert seen(f"from_{stop}", f"whole-step={stop}.ckpt") == whole[stop:]
+    assert seen("again", "from_2-step=8.ckpt") == whole[8:]
 
 
 def test_an_evaluation_batch_that_bad_samples_empty_is_passed_over(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 def main(argv: list[str]) -> int:
     """Does what is left of the plan, and prints the table."""
     arguments = _parser().parse_args(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait make everything crawl beside another program
     from dataclasses import replace
 
     from rich.console import Console
@@ -17,7 +18,6 @@ def main(argv: list[str]) -> int:
     from virtue_pl.app.quickstart import Plan, Quickstart, fetch
     from virtue_pl.cli import lightning
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     plan = Plan.read(arguments.plan)
     if arguments.source is not None:
         plan = replace(plan, scenes={**plan.scenes, "source": arguments.source})

@@ -157,6 +157,9 @@ class RankingStream(BatchStream):
 class StreamLoader:
     """What the trainer iterates: as many batches as `len` says (fewer only where bad samples empty an evaluation batch).
 
+    Its state is how many batches of the pass were taken. A run that is resumed within an epoch reads those again, passes them over,
+    and goes on with the batch that it would have had.
+
     Args:
         stream: what to read.
         num_workers: data workers; 0 reads in this process.
@@ -168,6 +171,8 @@ class StreamLoader:
         self.stream = stream
         self.epoch = epoch
         self.skipped = skipped
+        self.taken = 0
+        self._resume_at = 0
         self._loader = DataLoader(
             stream,
             batch_size=None,
@@ -182,9 +187,23 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self.stream.epoch.fill_(self.epoch())
+        first, self._resume_at = self._resume_at, 0
+        batches = enumerate(delivery.batch for delivery in self.deliveries() if delivery.batch is not None)
+        for number, batch in batches:
+            if number >= first:
+                self.taken = number + 1
+                yield batch
+
+    def deliveries(self) -> Iterator[Delivery]:
         for delivery in self._loader:
             self.skipped.update(delivery.skipped)
             if delivery.error is not None:
                 raise VirtueError(delivery.error)
-            if delivery.batch is not None:
-                yield delivery.batch
+            yield delivery
+
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The next pass goes on behind the batches that were taken; one that was whole begins anew."""
+        self._resume_at = state_dict["taken"] % len(self)
