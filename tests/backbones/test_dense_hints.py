@@ -50,7 +50,7 @@ def test_alike_places_are_found_and_every_parameter_learns() -> None:
     focus[0, 1, 1] = 1.0
     module = SameObject(6, 8)
     shown, likeness = module(image, torch.randn(1, 8, 4, 4), focus, torch.zeros(1, dtype=torch.long))
-    along = (likeness * module.alike[:, None, None]).sum(dim=1)[0] / module.alike.square().sum()
+    along = ((likeness * module.alike[:, None, None]).sum(dim=1)[0] / module.alike.square().sum()).detach()
     assert along[1:3, 1:3].min() == pytest.approx(1.0, abs=1e-5)
     assert along[0].max() < 0.999
     (shown.sum() + (likeness * torch.randn(8, 4, 4)).sum()).backward()

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from virtue_pl.data.scar_shards import Progress, convert_scar
 from virtue_pl.evaluation.report import Results, context, merge, select, write_json, write_text
 from virtue_pl.evaluation.tables import markdown, rich_tables
 from virtue_pl.types import VirtueError
@@ -99,15 +100,17 @@ class Quickstart:
         cache: folder of fetched pictures and weights.
         lightning: runs `fit` or `test` with their arguments.
         fetch: fills the cache and returns the source of the scenes, given the wished one.
+        progress: shows how far the shards are, see `convert_scar`.
     """
 
-    def __init__(self, plan: Plan, out: Path, data: Path, cache: Path, lightning: Command, console: Console, fetch: Fetch) -> None:
+    def __init__(self, plan: Plan, out: Path, data: Path, cache: Path, lightning: Command, console: Console, fetch: Fetch, progress: Progress) -> None:
         self.plan = plan
         self.out = out
         self.data = data
         self.cache = cache
         self.lightning = lightning
         self.fetch = fetch
+        self.progress = progress
         self.console = console
         out.mkdir(parents=True, exist_ok=True)
         self.stages = Stages(out, console)
@@ -132,10 +135,7 @@ class Quickstart:
         write_scenes(config, scenes)
 
     def write_shards(self, scenes: Path, shards: Path) -> None:
-        from virtue_pl.cli.shards import show_progress
-        from virtue_pl.data.scar_shards import convert_scar
-
-        convert_scar(scenes, shards, seed=self.plan.seed, progress=show_progress, **self.plan.shards)
+        convert_scar(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
 
     def shared(self, name: str, shards: Path) -> dict[str, Any]:
         shared = {"run": str(self.out / name), "shards": str(shards), "weights": str(self.cache / "weights")}

@@ -17,11 +17,12 @@ def main(argv: list[str]) -> int:
 
     from virtue_pl.app.quickstart import Plan, Quickstart, fetch
     from virtue_pl.cli import lightning
+    from virtue_pl.cli.shards import show_progress
 
     plan = Plan.read(arguments.plan)
     if arguments.source is not None:
         plan = replace(plan, scenes={**plan.scenes, "source": arguments.source})
-    Quickstart(plan, arguments.out, arguments.data, arguments.cache, lightning.main, Console(), fetch)()
+    Quickstart(plan, arguments.out, arguments.data, arguments.cache, lightning.main, Console(), fetch, show_progress)()
     return 0
 
 
