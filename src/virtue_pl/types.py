@@ -407,6 +407,18 @@ class FeatureWidths(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class SegmentTokens(Movable):
+    """What a connector makes of `SegmentFeatures`, one row a use of a picture.
+
+    tokens: for the language model, in front of the row.
+    summary: a vector that joins the row's pooled state behind the language model; None without that short way.
+    """
+
+    tokens: Float[Tensor, "uses tokens hidden"]
+    summary: Float[Tensor, "uses hidden"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class TokenSequence(Movable):
     """What a language model reads: embeddings, which of them are real, and their positions, always moved together.
 

@@ -88,6 +88,22 @@ def test_a_second_quickstart_reuses_everything(finished: tuple[Path, Quickstart,
     assert again["seconds"] == quickstart.stages.seconds()
 
 
+def test_a_run_that_was_stopped_goes_on_and_a_changed_one_begins_anew(finished: tuple[Path, Quickstart, dict[str, object]]) -> None:
+    folder, quickstart, _ = finished
+    called: list[list[str]] = []
+
+    def record(words: list[str]) -> int:
+        called.append(words)
+        return 0
+
+    again = Quickstart(quickstart.plan, folder / "run", folder / "data", folder / "cache", record, Console(quiet=True), fetch, silent)
+    run = folder / "run" / "segmenter"
+    again.train("segmenter", ["--config", "x"], (run / "fingerprint").read_text())
+    assert called == [["fit", "--config", "x", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]]
+    again.train("segmenter", ["--config", "x"], "another")
+    assert called[1] == ["fit", "--config", "x"] and [path.name for path in run.iterdir()] == ["fingerprint"]
+
+
 def test_a_plan_that_is_not_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VirtueError, match="is not there"):
         Plan.read(tmp_path / "plan.yaml")

@@ -19,25 +19,33 @@ def features(prompts: int = 3) -> SegmentFeatures:
 )  # fmt: skip
 def test_shapes_and_gradients(connector: Connector, tokens: int) -> None:
     output = connector(features())
-    assert output.shape == (3, tokens, 10)
-    output.square().sum().backward()
+    assert output.tokens.shape == (3, tokens, 10) and output.summary is None
+    output.tokens.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in connector.parameters())
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     connector, all_rows = MaskConnector(FeatureWidths(8, 12), 10), features()
     alone = SegmentFeatures(all_rows.embedding[1:2], all_rows.image[1:2], all_rows.mask_logits[1:2], all_rows.image_positions)
-    assert torch.allclose(connector(all_rows)[1:2], connector(alone), atol=1e-6)
+    assert torch.allclose(connector(all_rows).tokens[1:2], connector(alone).tokens, atol=1e-6)
 
 
 def test_the_paper_connector_gives_256_tokens_row_by_row() -> None:
     connector = ConvolutionConnector(FeatureWidths(4, 1), 6)
     embedding = torch.zeros(1, 4, 64, 64)
     embedding[:, :, 0, 60] = 1.0
-    tokens = connector(SegmentFeatures(embedding, torch.zeros(1, 1, 1, 1), torch.zeros(1, 4, 4), torch.zeros(4, 64, 64)))
+    tokens = connector(SegmentFeatures(embedding, torch.zeros(1, 1, 1, 1), torch.zeros(1, 4, 4), torch.zeros(4, 64, 64))).tokens
     changed = (tokens - tokens[:, -1:]).abs().sum(dim=-1) > 1e-6
     assert tokens.shape == (1, 256, 6)
     assert changed.nonzero().tolist() == [[0, 15]]
+
+
+def test_a_summary_is_nothing_at_first_and_learns() -> None:
+    connector = MaskConnector(FeatureWidths(8, 12), 10, summary=True)
+    summary = connector(features()).summary
+    assert summary is not None and summary.shape == (3, 10) and not summary.any()
+    summary.sum().backward()
+    assert connector.summary is not None and connector.summary[-1].weight.grad.abs().sum() > 0
 
 
 def test_mask_statistics_and_cones_know_where_the_mask_is() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Run:
 
     def content(self) -> list[Any]:
         """What changes when the run must be done again."""
-        return [Path(config).read_text(encoding="utf-8") for config in self.configs] + [dict(self.overrides)]
+        return [*(read_whole(Path(config)) for config in self.configs), dict(self.overrides)]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Stages:
         self.done: dict[str, dict[str, Any]] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         self.number = 0
 
-    def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[], None]) -> str:
-        """Runs `work`, which must leave `result`. Returns a fingerprint of what the stage was made from, for the stages after it."""
+    def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[str], None]) -> str:
+        """Runs `work`, which is told the stage's fingerprint and must leave `result`. Returns a fingerprint of what the stage was made from, for the stages after it."""
         self.number += 1
         fingerprint = hashlib.sha256(json.dumps(list(made_from), sort_keys=True, default=str).encode()).hexdigest()[:16]
         if self.done.get(name, {}).get("fingerprint") == fingerprint and result.exists():
@@ -79,7 +80,7 @@ class Stages:
             return fingerprint
         self.console.rule(f"{self.number}. {name}")
         started = time.perf_counter()
-        work()
+        work(fingerprint)
         if not result.exists():
             raise VirtueError(f"{name} ended without {result}")
         self.done[name] = {"fingerprint": fingerprint, "seconds": round(time.perf_counter() - started, 1)}
@@ -120,12 +121,13 @@ class Quickstart:
         source = self.fetch(self.plan.scenes["source"], self.cache, self.console)
         scenes = self.data / f"scar_mini_{source}"
         shards = self.data / "shards" / scenes.name
-        made = self.stages.run("scenes", [self.plan.seed, source, self.plan.scenes], scenes / "scenes.json", lambda: self.write_scenes(source, scenes))
-        made = self.stages.run("shards", [made, self.plan.shards], shards / "SCaR_eval_mini_val" / "manifest.json", lambda: self.write_shards(scenes, shards))
+        made = self.stages.run("scenes", [self.plan.seed, source, self.plan.scenes], scenes / "scenes.json", lambda _: self.write_scenes(source, scenes))
+        made = self.stages.run("shards", [made, self.plan.shards], shards / "SCaR_eval_mini_val" / "manifest.json", lambda _: self.write_shards(scenes, shards))
+        fitted: dict[str, str] = {}
         for name in self.plan.runs:
-            made = self.fit(name, made, shards)
+            fitted[name] = self.fit(name, [made, fitted.get("segmenter")], shards)
         for name in self.plan.runs:
-            self.test(name, made, shards)
+            self.test(name, [fitted[name]], shards)
         return self.report(source)
 
     def write_scenes(self, source: str, scenes: Path) -> None:
@@ -141,17 +143,27 @@ class Quickstart:
         shared = {"run": str(self.out / name), "shards": str(shards), "weights": str(self.cache / "weights")}
         return shared if name == "segmenter" else {**shared, "segmenter": str(self.out / "segmenter" / "checkpoints" / "last.ckpt")}
 
-    def fit(self, name: str, made: str, shards: Path) -> str:
+    def fit(self, name: str, made_from: list[Any], shards: Path) -> str:
         run = self.plan.runs[name]
         checkpoint = self.out / name / "checkpoints" / "last.ckpt"
         arguments = [*run.arguments(self.shared(name, shards)), f"--seed_everything={self.plan.seed}"]
-        return self.stages.run(f"fit {name}", [made, run.content()], checkpoint, lambda: self.command("fit", arguments))
+        return self.stages.run(f"fit {name}", [*made_from, run.content()], checkpoint, lambda fingerprint: self.train(name, arguments, fingerprint))
 
-    def test(self, name: str, made: str, shards: Path) -> None:
+    def train(self, name: str, arguments: list[str], fingerprint: str) -> None:
+        """Goes on from the last checkpoint of a run of the same fingerprint that was stopped, or else begins in an empty folder."""
+        folder = self.out / name
+        begun, checkpoint = folder / "fingerprint", folder / "checkpoints" / "last.ckpt"
+        if begun.is_file() and begun.read_text(encoding="utf-8") == fingerprint and checkpoint.is_file():
+            return self.command("fit", [*arguments, f"--ckpt_path={checkpoint}"])
+        shutil.rmtree(folder, ignore_errors=True)
+        write_text(begun, fingerprint)
+        self.command("fit", arguments)
+
+    def test(self, name: str, made_from: list[Any], shards: Path) -> None:
         run = self.plan.runs[name]
         checkpoint = self.out / name / "checkpoints" / "last.ckpt"
         arguments = [*run.arguments(self.shared(name, shards)), f"--seed_everything={self.plan.seed}", f"--ckpt_path={checkpoint}"]
-        self.stages.run(f"test {name}", [made, run.content(), "test"], self.out / name / "report.json", lambda: self.command("test", arguments))
+        self.stages.run(f"test {name}", [*made_from, run.content()], self.out / name / "report.json", lambda _: self.command("test", arguments))
 
     def command(self, name: str, arguments: list[str]) -> None:
         self.console.print(f"[dim]lightning {name} {' '.join(arguments)}[/dim]", soft_wrap=True, highlight=False)
@@ -192,6 +204,22 @@ class Quickstart:
         lines += [f"- {name}: {value:.3f}" for name, value in sorted(report["segmenter"].items())]
         lines += ["", "### seconds", ""] + [f"- {name}: {value}" for name, value in report["seconds"].items()]
         return "\n".join([*lines, ""])
+
+
+def read_whole(config: Path) -> list[str]:
+    """The text of a config and of every file that stands in it for a part."""
+    text = config.read_text(encoding="utf-8")
+    named = [config.parent / value for value in strings(yaml.safe_load(text)) if value.endswith(".yaml")]
+    return [text, *(part for path in named if path.is_file() for part in read_whole(path))]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every string in nested mappings and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from strings(item)
 
 
 def fetch(source: str, cache: Path, console: Console) -> str:

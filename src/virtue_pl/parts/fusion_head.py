@@ -17,7 +17,7 @@ from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.pooling import MeanPooling, Pooling
 from virtue_pl.recipes import Recipe, VirtueRecipe
-from virtue_pl.types import EncoderBatch
+from virtue_pl.types import EncoderBatch, SegmentTokens
 
 DEFAULT_TRAIN_MODES = {"box": 0.5, "point": 0.3, "mask": 0.2}
 
@@ -61,14 +61,16 @@ class VLMFusionHead(EmbeddingModel):
     def hidden_size(self) -> int:
         return self.backbone.hidden_size
 
-    def forward(self, inputs: EncoderBatch, segment_tokens: Float[Tensor, "uses tokens hidden"] | None = None) -> Float[Tensor, "rows hidden"]:
+    def forward(self, inputs: EncoderBatch, segments: SegmentTokens | None = None) -> Float[Tensor, "rows hidden"]:
         """Unit embeddings of the rows; segment tokens stand in front of the rows that use a picture."""
         pictures = self.backbone.vision_tokens(inputs.pictures.vision)
         sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.prompts.pictures.tolist()])
-        if segment_tokens is not None:
-            sequence = sequence.prepend(segment_tokens, inputs.use_rows)
-        states = self.backbone(sequence)
-        return normalize(self.pooling(states, sequence.attention_mask).float(), dim=-1)
+        if segments is not None:
+            sequence = sequence.prepend(segments.tokens, inputs.use_rows)
+        pooled = self.pooling(self.backbone(sequence), sequence.attention_mask)
+        if segments is not None and segments.summary is not None:
+            pooled = pooled.index_add(0, inputs.use_rows, segments.summary.to(pooled.dtype))
+        return normalize(pooled.float(), dim=-1)
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows hidden"]:
         return self(inputs)
