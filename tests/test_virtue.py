@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,21 @@ def test_a_fusion_head_alone_needs_no_segmentation(weights: Path) -> None:
     batch: EncoderBatch = head.preprocess.encoder_batch(rows())
     assert batch.pictures.segmentation == ()
     assert head.encode(batch).shape == (6, 32)
+
+
+def test_alignment_teaches_the_summary_alone(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The language model does not read the queries, and nothing but the connector's summary and the loss gets a gradient."""
+    model = virtue(weights, partial(MaskConnector, summary=True))
+    model.alignment_steps, model.train_modes = 1, {"box": 1.0}
+    monkeypatch.setattr(model, "log", lambda *arguments, **options: None)
+    torch.nn.init.normal_(model.connector.summary[-1].weight)  # type: ignore[union-attr]
+    model.training_step(model.preprocess.train(samples(4)), 0).backward()
+    learned = {name.split(".")[0] + "." + name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert learned == {"connector.summary", "loss.log_temperature"}
+
+
+def test_alignment_needs_a_summary(weights: Path) -> None:
+    model = virtue(weights)
+    model.alignment_steps, model.train_modes = 1, {"box": 1.0}
+    with pytest.raises(VirtueError, match="`summary: true` in the connector"):
+        model.training_step(model.preprocess.train(samples(4)), 0)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from virtue_pl.gradient_cache import GradientCache, PlainStep
 from virtue_pl.optimization import Optimization
@@ -19,7 +21,7 @@ from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
 from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
 from virtue_pl.recipes import Recipe, VirtueRecipe
-from virtue_pl.types import EncoderBatch, FeatureWidths, RankingBatch, RankingOutput, SegmentFeatures
+from virtue_pl.types import EmbeddingBatch, EncoderBatch, FeatureWidths, PairBatch, RankingBatch, RankingOutput, SegmentFeatures, VirtueError
 
 
 class Virtue(EmbeddingModel):
@@ -34,6 +36,8 @@ class Virtue(EmbeddingModel):
         recipe: how text and pixels are prepared.
         train_modes: how often each prompt mode (box, point, mask, none) is shown in training.
         evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses the first.
+        alignment_steps: for so many first steps only the connector's summary learns, towards the captions' embeddings, and the language
+            model does not read the queries: a fraction of the time of a step. Wants a connector with a summary, and one process.
         gradient_cache: `PlainStep()` or `GradientCache(chunk_size)`.
         optimization: how to train.
         weights, weights_prefix: a checkpoint of the whole model to start from.
@@ -49,6 +53,7 @@ class Virtue(EmbeddingModel):
         recipe: Recipe | None = None,
         train_modes: Mapping[str, float] | None = None,
         evaluation_modes: Sequence[str] = ("box", "point", "mask", "no_prompt", "blind"),
+        alignment_steps: int = 0,
         gradient_cache: PlainStep | GradientCache | None = None,
         optimization: Optimization | None = None,
         weights: str | Path | None = None,
@@ -62,12 +67,31 @@ class Virtue(EmbeddingModel):
         self.recipe = recipe or VirtueRecipe()
         self.train_modes = train_modes or DEFAULT_TRAIN_MODES
         self.evaluation_modes = evaluation_modes
+        self.alignment_steps = alignment_steps
         self.finish()
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         if not len(inputs.prompts):
             return self.fusion(inputs)
         return self.fusion(inputs, self.connector(self.segment(inputs)))
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        return self.alignment_step(batch) if self.global_step < self.alignment_steps else super().training_step(batch, batch_idx)
+
+    def alignment_step(self, batch: PairBatch) -> Tensor:
+        """The contrastive loss of what the summary alone says, added to what all captions have in common."""
+        with torch.no_grad():
+            targets = self.encode(batch.targets)
+            negatives = targets.new_zeros(0, targets.shape[1]) if batch.negatives is None else self.encode(batch.negatives)
+        summary = self.connector(self.segment(batch.queries)).summary
+        if summary is None:
+            raise VirtueError("alignment_steps needs a connector with a summary: set `summary: true` in the connector, or alignment_steps to 0")
+        queries = normalize(normalize(targets.mean(dim=0), dim=-1) + summary, dim=-1)
+        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
+        assert self.loss is not None
+        output = self.loss(EmbeddingBatch(queries, targets, negatives, *ids))
+        self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))
+        return output.loss
 
     def segment(self, inputs: EncoderBatch) -> SegmentFeatures:
         """What the segmentation model knows of each use of a picture."""

@@ -72,7 +72,7 @@ class Stages:
         self.number = 0
 
     def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[str], None]) -> str:
-        """Runs `work`, which is told the stage's fingerprint and must leave `result`. Returns a fingerprint of what the stage was made from, for the stages after it."""
+        """Runs `work`, which is told the fingerprint of what the stage is made from and must leave `result`. Returns the fingerprint."""
         self.number += 1
         fingerprint = hashlib.sha256(json.dumps(list(made_from), sort_keys=True, default=str).encode()).hexdigest()[:16]
         if self.done.get(name, {}).get("fingerprint") == fingerprint and result.exists():

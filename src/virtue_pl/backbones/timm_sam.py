@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import timm
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from segment_anything import modeling as sam
@@ -22,7 +20,7 @@ from torch.nn.functional import interpolate
 
 from virtue_pl.backbones.dense_hints import DenseHints, SameObject, covered_area
 from virtue_pl.backbones.segmentation import PromptEncoder, SegmentationBackbone
-from virtue_pl.backbones.timm_trunk import TimmTrunk
+from virtue_pl.backbones.timm_trunk import TimmTrunk, levels_from
 from virtue_pl.prompts import grid_points
 from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt
 
@@ -239,12 +237,3 @@ class MaskHead(nn.Module):
 def resized(feature: Float[Tensor, "pictures channels height width"], size: Sequence[int]) -> Float[Tensor, "pictures channels new_height new_width"]:
     """The feature map at `size`, bilinearly; itself where it has that size."""
     return feature if feature.shape[-2:] == tuple(size) else interpolate(feature, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def levels_from(trunk: str, finest_stride: int) -> tuple[int, ...]:
-    """timm's indices of the trunk's feature maps that are no finer than `finest_stride`. Raises VirtueError for an unknown trunk."""
-    if not timm.is_model(trunk):
-        raise VirtueError(f"trunk: timm has no model {trunk!r}, expected one of `timm.list_models()`")
-    with torch.device("meta"):
-        info: Any = timm.create_model(trunk, features_only=True).feature_info
-    return tuple(index for index, stride in zip(info.out_indices, info.reduction(), strict=True) if stride >= finest_stride)

@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoModel, AutoTokenizer
 
-from virtue_pl.backbones.timm_trunk import TimmTrunk
+from virtue_pl.backbones.timm_trunk import TimmTrunk, levels_from
 from virtue_pl.backbones.vlm import VLMBackbone, VLMProcessor
 from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
 
@@ -79,7 +79,7 @@ class TimmTextBackbone(VLMBackbone):
         max_tokens: int = 256,
     ) -> None:
         super().__init__()
-        self.vision = TimmTrunk(vision_model, vision_weights, out_indices=(3, 4))
+        self.vision = TimmTrunk(vision_model, vision_weights, levels_from(vision_model, 16))
         self.text = load_text_encoder(text_model, dropout)
         self.processor = TimmTextProcessor(text_model, image_size, side, max_tokens)
         self.hidden_size = self.text.config.hidden_size

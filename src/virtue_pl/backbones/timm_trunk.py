@@ -59,3 +59,12 @@ def load_trunk_weights(network: nn.Module, path: str | Path) -> None:
     if missing:
         raise VirtueError(f"{path} lacks {len(missing)} tensors of the backbone, e.g. {missing[0]}: it is of another model, change `weights` or `name`")
     network.load_state_dict({name: state[name] for name in network.state_dict()})
+
+
+def levels_from(trunk: str, finest_stride: int) -> tuple[int, ...]:
+    """timm's indices of the trunk's feature maps that are no finer than `finest_stride`. Raises VirtueError for an unknown trunk."""
+    if not timm.is_model(trunk):
+        raise VirtueError(f"trunk: timm has no model {trunk!r}, expected one of `timm.list_models()`")
+    with torch.device("meta"):
+        info: Any = timm.create_model(trunk, features_only=True).feature_info
+    return tuple(index for index, stride in zip(info.out_indices, info.reduction(), strict=True) if stride >= finest_stride)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from virtue_pl.evaluation.report import Chance, Results
@@ -45,7 +46,7 @@ def grid(modes: Mapping[str, Mapping[str, Any]], guesses: Mapping[str, float], r
 
 def cell(row: Mapping[str, Any], ranking: str) -> str:
     """Percent right and its standard error; empty where the mode was not ranked so."""
-    return f"{100 * row[ranking]:.1f} ± {100 * row['standard_error'][ranking]:.1f}" if ranking in row else ""
+    return f"{100 * row[ranking]:.1f}±{100 * row['standard_error'][ranking]:.1f}" if ranking in row else ""
 
 
 def rich_tables(results: Results, guesses: Chance | None = None, row_order: Sequence[str] = ROWS) -> list[Table]:
@@ -53,9 +54,9 @@ def rich_tables(results: Results, guesses: Chance | None = None, row_order: Sequ
     tables = []
     for task in sorted(results):
         cells = grid(results[task], (guesses or {}).get(task, {}), row_order)
-        table = Table(title=f"{task}, % right ± standard error", title_justify="left")
+        table = Table(title=f"{task}, % right ± standard error", title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
         for name in cells.columns:
-            table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
+            table.add_column(name.replace("_", "\n"), justify="left" if name == "mode" else "right", no_wrap=True)
         for number, row in enumerate(cells.rows):
             marked = [f"[bold]{text}[/bold]" if (number, column) in cells.best else text for column, text in enumerate(row)]
             table.add_row(*marked, style="dim" if row[0] == "chance" else None)

@@ -97,8 +97,8 @@ def projection(width: int, hidden_size: int) -> nn.Sequential:
 
 def zero_at_first(layers: nn.Sequential) -> nn.Sequential:
     """The layers with their last one's weights at zero."""
-    nn.init.zeros_(layers[-1].weight)
-    nn.init.zeros_(layers[-1].bias)
+    for parameter in layers[-1].parameters():
+        nn.init.zeros_(parameter)
     return layers
 
 

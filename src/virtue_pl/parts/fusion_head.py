@@ -67,10 +67,10 @@ class VLMFusionHead(EmbeddingModel):
         sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.prompts.pictures.tolist()])
         if segments is not None:
             sequence = sequence.prepend(segments.tokens, inputs.use_rows)
-        pooled = self.pooling(self.backbone(sequence), sequence.attention_mask)
-        if segments is not None and segments.summary is not None:
-            pooled = pooled.index_add(0, inputs.use_rows, segments.summary.to(pooled.dtype))
-        return normalize(pooled.float(), dim=-1)
+        embeddings = normalize(self.pooling(self.backbone(sequence), sequence.attention_mask).float(), dim=-1)
+        if segments is None or segments.summary is None:
+            return embeddings
+        return normalize(embeddings.index_add(0, inputs.use_rows, segments.summary.float()), dim=-1)
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows hidden"]:
         return self(inputs)
