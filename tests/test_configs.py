@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 
 from tiny_models import save_text_model
 from virtue_pl.cli.lightning import VirtueCLI
-from virtue_pl.training.callbacks import SigtermCheckpoint
+from virtue_pl.training.callbacks import LastCheckpoint
 from virtue_pl.types import EmbeddingInput, Region, Sample
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -103,8 +103,8 @@ def test_what_a_run_must_say(build, path):
     said = yaml.safe_load(path.read_text())
     cli = build("--config", str(path))
     assert "seed_everything" in said
-    assert any(callback.save_last for callback in cli.trainer.checkpoint_callbacks)
-    assert any(isinstance(callback, SigtermCheckpoint) for callback in cli.trainer.callbacks)
+    assert any(callback.save_last and not callback._enable_version_counter for callback in cli.trainer.checkpoint_callbacks)
+    assert any(isinstance(callback, LastCheckpoint) for callback in cli.trainer.callbacks)
     assert [type(logger).__name__ for logger in cli.trainer.loggers] == ["TensorBoardLogger"]
     assert Path(cli.trainer.log_dir).resolve() == Path(cli.config.shared["run"]).resolve()
 

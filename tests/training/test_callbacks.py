@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from virtue_pl.evaluation.predictions import read_predictions
 from virtue_pl.metrics.ranking import HitRate, RankTable, sample_ranks, set_blind_ranks
-from virtue_pl.training.callbacks import SigtermCheckpoint, SkipReport, Throughput, describe_skipped
+from virtue_pl.training.callbacks import LastCheckpoint, SkipReport, Throughput, describe_skipped
 from virtue_pl.training.pictures import PromptPictures
 from virtue_pl.training.ranking_report import RankingReport, resolved_config
 from virtue_pl.types import EmbeddingInput, EncoderBatch, Pictures, PromptBatch, RankingBatch, RankingOutput, RankingSample, VirtueError, VisualPrompt
@@ -198,10 +198,10 @@ def test_sigterm_saves_the_step_under_way_and_the_run_goes_on_from_it(tmp_path: 
     stopped.load_state_dict(whole.state_dict())
     tiny_trainer(tmp_path, enable_checkpointing=False, **options).fit(whole, datamodule=TinyData())
     with pytest.raises(SIGTERMException):
-        tiny_trainer(tmp_path, saver(), SigtermCheckpoint(), Kill(), **options).fit(stopped, datamodule=TinyData())
+        tiny_trainer(tmp_path, saver(), LastCheckpoint(), Kill(), **options).fit(stopped, datamodule=TinyData())
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 2
-    trainer = tiny_trainer(tmp_path, saver(), SigtermCheckpoint(), **options)
+    trainer = tiny_trainer(tmp_path, saver(), LastCheckpoint(), **options)
     resumed = TinyModel()
     trainer.fit(resumed, datamodule=TinyData(), ckpt_path=str(last), weights_only=True)
     assert trainer.global_step == 4
@@ -232,9 +232,17 @@ def test_a_report_knows_the_settings_of_the_command_line() -> None:
     assert resolved_config(SimpleNamespace(callbacks=[])) is None  # type: ignore[arg-type]
 
 
+def test_the_last_step_is_saved_though_it_is_no_multiple(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(dirpath=tmp_path, save_last=True, every_n_train_steps=2)
+    options = {"logger": False, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    model = TinyModel()
+    Trainer(max_steps=3, max_epochs=-1, callbacks=[saving, LastCheckpoint()], **options).fit(model, datamodule=TinyData())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
 def test_an_error_saves_nothing(tmp_path: Path) -> None:
     trainer = SimpleNamespace(checkpoint_callback=None)
-    SigtermCheckpoint().on_exception(trainer, TinyModel(), ValueError("the loss is not finite"))  # type: ignore[arg-type]
+    LastCheckpoint().on_exception(trainer, TinyModel(), ValueError("the loss is not finite"))  # type: ignore[arg-type]
 
 
 def test_settings_that_cannot_work_are_refused() -> None:
@@ -244,7 +252,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
         PromptPictures(num=0)
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
     with pytest.raises(VirtueError, match="enable_checkpointing"):
-        SigtermCheckpoint().setup(trainer, LightningModule(), "fit")
+        LastCheckpoint().setup(trainer, LightningModule(), "fit")
 
 
 def test_pictures_of_a_mode_or_ranking_that_is_not_evaluated_are_refused() -> None:

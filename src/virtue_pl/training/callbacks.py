@@ -86,18 +86,27 @@ def describe_skipped(total: int, problems: Mapping[str, str], shown: int = 3) ->
     return f"skipped {total} bad sample{'s' * (total > 1)} so far" + (", the latest: " + "; ".join(latest) if latest else "")
 
 
-class SigtermCheckpoint(Callback):
-    """Saves `last.ckpt` beside the run's checkpoints when SIGTERM stops it, after the step that was under way.
+class LastCheckpoint(Callback):
+    """Saves `last.ckpt` beside the run's checkpoints when training ends, or when SIGTERM stops it, after the step that was under way.
 
-    Lightning raises SIGTERMException at the end of that step; its own `ModelCheckpoint(save_on_exception=True)` would
-    save after any error too, and so replace the last good checkpoint by one of a diverged model.
+    `ModelCheckpoint(every_n_train_steps=...)` leaves out the steps behind the last multiple. Lightning raises SIGTERMException at the
+    end of a step; its own `save_on_exception=True` would save after any error too, and so replace the last good checkpoint by
+    one of a diverged model.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
-            raise VirtueError("SigtermCheckpoint found no ModelCheckpoint to save beside: set `trainer.enable_checkpointing` to true")
+            raise VirtueError("LastCheckpoint found no ModelCheckpoint to save beside: set `trainer.enable_checkpointing` to true")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
+            self.save(trainer)
+
+    @staticmethod
+    def save(trainer: Trainer) -> None:
         checkpoint = trainer.checkpoint_callback
-        if isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING and isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
             trainer.save_checkpoint(Path(checkpoint.dirpath) / (checkpoint.CHECKPOINT_NAME_LAST + checkpoint.FILE_EXTENSION))
