@@ -15,7 +15,7 @@ from virtue_pl.app.runs import Command, Runs
 from virtue_pl.evaluation.compare import ComparedRun, Comparison, compare
 from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
 from virtue_pl.evaluation.curves import read_curve
-from virtue_pl.evaluation.plots import plot_against_number, plot_bars, plot_curves
+from virtue_pl.evaluation.plots import plot_against_number, plot_curves, plot_families
 from virtue_pl.evaluation.predictions import read_predictions
 from virtue_pl.evaluation.report import Chance, context, write_json, write_text
 from virtue_pl.types import VirtueError
@@ -134,11 +134,8 @@ class Ablations(Runs):
         return {stage: round(sum(seconds[f"{stage} {run_name(name, seed)}"] for seed in arm.seeds) / len(arm.seeds), 1) for stage in ("fit", "test")}
 
     def figures(self, comparison: Comparison, guesses: Chance, arms: Mapping[str, Arm]) -> list[Path]:
-        """One of bars for each family of tasks ("scar_mini" of "scar_mini/test_seen"), and what the plan asks for and the arms can show."""
-        families: dict[str, list[str]] = {}
-        for task in comparison.shares:
-            families.setdefault(task.rpartition("/")[0], []).append(task)
-        found = [plot_bars(comparison, tasks, guesses, self.out / f"bars_{family.replace('/', '_')}.png") for family, tasks in families.items()]
+        """Bars, and what the plan asks for and the chosen arms can show."""
+        found = plot_families(comparison, guesses, self.out)
         rows = {row for arm in arms.values() for row in arm.rows.values()}
         numbers = {row: number for row, number in self.plan.segment_tokens.items() if row in rows}
         tasks = [task for task, shares in comparison.shares.items() if numbers.keys() <= shares.keys()]

@@ -15,6 +15,7 @@ def main(argv: list[str]) -> int:
 
     from virtue_pl.evaluation.compare import ComparedRun, chance_of, compare, read_run
     from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
+    from virtue_pl.evaluation.plots import plot_families
     from virtue_pl.evaluation.report import context, write_json, write_text
 
     places = [place(run, arguments.mode) for run in arguments.runs]
@@ -28,6 +29,8 @@ def main(argv: list[str]) -> int:
         runs = dict(zip(names, arguments.runs, strict=True))
         write_json(arguments.out / "compare.json", {**comparison.as_json(), "chance": guesses, "runs": runs, "context": context()})
         write_text(arguments.out / "compare.md", markdown_comparison(comparison, guesses))
+        if arguments.plots:
+            plot_families(comparison, guesses, arguments.out)
     return 0
 
 
@@ -55,4 +58,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="+", metavar="RUN", help=run)
     parser.add_argument("--mode", default="box", help="the evaluation mode of runs that name none (default box)")
     parser.add_argument("--out", type=Path, help="folder to write compare.md and compare.json into")
+    parser.add_argument("--plots", action="store_true", help="draw bars into that folder, too (with matplotlib, of the extra `ablations`)")
     return parser

@@ -25,6 +25,14 @@ MARKERS = "osD^vPXh"
 INK, GRID = "#333333", "#DDDDDD"
 
 
+def plot_families(comparison: Comparison, guesses: Chance, folder: Path) -> list[Path]:
+    """`plot_bars` of each family of tasks, as "scar_mini" of "scar_mini/test_seen", in FOLDER/bars_FAMILY.png."""
+    families: dict[str, list[str]] = {}
+    for task in comparison.shares:
+        families.setdefault(task.rpartition("/")[0], []).append(task)
+    return [plot_bars(comparison, tasks, guesses, folder / f"bars_{family.replace('/', '_')}.png") for family, tasks in families.items()]
+
+
 def plot_bars(comparison: Comparison, tasks: Sequence[str], guesses: Chance, path: Path, ranking: str = "hit@1") -> Path:
     """A bar with its interval for every run and task; runs from top to bottom in the comparison's order."""
     rows = list(dict.fromkeys(name for task in tasks for name in comparison.shares[task]))
