@@ -129,6 +129,7 @@ def test_the_runs_of_every_plan_build(build, monkeypatch, plan, name):
     run = runs_of(plan)[name]
     cli = build(*run.arguments({"run": "runs/x"}), "--seed_everything=3", "--data.init_args.seed=3")
     assert cli.datamodule.seed == 3 and cli.model.preprocess is not None
+    assert cli.model.optimization.parameter_groups(cli.model)
 
 
 def test_every_layer_of_an_arm_is_in_the_plan_and_names_its_run():
