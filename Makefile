@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint types format clean
+.PHONY: help setup quickstart ablations test lint types format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -17,6 +17,9 @@ setup: $(STAMP) ## the virtual environment, with everything that the other targe
 
 quickstart: $(STAMP) ## fetch pictures, write scenes, train, and print what a visual prompt is worth
 	env -u OMP_NUM_THREADS $(BIN)/virtue-pl quickstart
+
+ablations: $(STAMP) ## after the quickstart: train its ablations, and print and plot what each part is worth
+	env -u OMP_NUM_THREADS $(BIN)/virtue-pl ablations --plan configs/ablations.yaml
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
@@ -43,5 +46,5 @@ $(STAMP): setup.cfg pyproject.toml
 	  || { echo "make: virtual environments need one package more; run: sudo apt-get install -y python3-venv"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[ablations,test,lint]'
 	@touch $@

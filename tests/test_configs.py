@@ -18,6 +18,9 @@ import yaml
 from jsonargparse import Namespace
 
 from tiny_models import save_text_model
+from virtue_pl.app.ablations import AblationPlan
+from virtue_pl.app.plan import Run
+from virtue_pl.app.quickstart import Plan
 from virtue_pl.cli.lightning import VirtueCLI
 from virtue_pl.training.callbacks import LastCheckpoint
 from virtue_pl.types import EmbeddingInput, Region, Sample
@@ -36,12 +39,23 @@ SLOTS = {
 }
 """Folder of parts -> the option of the main recipe that takes them."""
 
-PLANS = {"quickstart.yaml"}
+ARMS = CONFIGS / "ablations"
+"""Layers of the arms in ablations.yaml, which says over what they are laid."""
+
+PLANS = {"quickstart.yaml", "quickstart_small.yaml", "ablations.yaml"}
 """Files that are no layer of a run."""
 
 
 def files() -> list[Path]:
-    return sorted(path for path in CONFIGS.rglob("*.yaml") if path.name not in PLANS)
+    return sorted(path for path in CONFIGS.rglob("*.yaml") if path.name not in PLANS and path.parent != ARMS)
+
+
+def runs_of(plan: str) -> dict[str, Run]:
+    """The runs of a plan by name."""
+    if plan == "ablations.yaml":
+        arms = AblationPlan.read(CONFIGS / plan).arms
+        return {name: Run(tuple(arm.configs), arm.overrides) for name, arm in arms.items()}
+    return dict(Plan.read(CONFIGS / plan).runs)
 
 
 def name_of(path: Path) -> str:
@@ -107,6 +121,28 @@ def test_what_a_run_must_say(build, path):
     assert any(isinstance(callback, LastCheckpoint) for callback in cli.trainer.callbacks)
     assert [type(logger).__name__ for logger in cli.trainer.loggers] == ["TensorBoardLogger"]
     assert Path(cli.trainer.log_dir).resolve() == Path(cli.config.shared["run"]).resolve()
+
+
+@pytest.mark.parametrize(("plan", "name"), [(plan, name) for plan in PLANS for name in runs_of(plan)])
+def test_the_runs_of_every_plan_build(build, monkeypatch, plan, name):
+    monkeypatch.chdir(CONFIGS.parent)
+    run = runs_of(plan)[name]
+    cli = build(*run.arguments({"run": "runs/x"}), "--seed_everything=3", "--data.init_args.seed=3")
+    assert cli.datamodule.seed == 3 and cli.model.preprocess is not None
+    assert cli.model.optimization.parameter_groups(cli.model)
+
+
+def test_every_layer_of_an_arm_is_in_the_plan_and_names_its_run():
+    used = {config for run in runs_of("ablations.yaml").values() for config in run.configs}
+    assert {f"configs/ablations/{path.name}" for path in ARMS.glob("*.yaml")} <= used
+    assert all(yaml.safe_load(path.read_text())["shared"]["run"] == f"runs/{path.stem}" for path in ARMS.glob("*.yaml"))
+
+
+def test_the_rows_of_the_ablations_are_told_apart():
+    plan = AblationPlan.read(CONFIGS / "ablations.yaml")
+    rows = [row for arm in plan.arms.values() for row in arm.rows.values()]
+    assert len(set(rows)) == len(rows)
+    assert {*plan.segment_tokens, *(arm.against for arm in plan.arms.values())} <= set(rows) and set(plan.learning_curves) <= plan.arms.keys()
 
 
 @pytest.mark.parametrize(

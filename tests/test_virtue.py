@@ -16,6 +16,7 @@ from virtue_pl.parts.fusion_head import VLMFusionHead
 from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
 from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
+from virtue_pl.recipes import CropRecipe
 from virtue_pl.types import EmbeddingInput, EncoderBatch, RankingSample, Region, Sample, VirtueError, VisualPrompt
 from virtue_pl.virtue import Virtue
 
@@ -115,7 +116,7 @@ def samples(count: int, negatives: int = 1) -> list[Sample]:
     return [Sample(f"s{i}", "t", query[i], EmbeddingInput(f"thing number {i}"), others[i], region) for i in range(count)]
 
 
-def loss_and_gradients(model: Virtue, batch: object) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(model: Virtue | VLMFusionHead, batch: object) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
     loss = model.loss(model.embed_pairs(batch)).loss  # type: ignore[misc, arg-type]
     loss.backward()
@@ -174,6 +175,25 @@ def test_evaluation_batches_hold_every_mode_and_each_candidate_once(weights: Pat
 def test_unknown_modes_are_refused(weights: Path) -> None:
     with pytest.raises(VirtueError, match="train_modes: 'circle'"):
         ContrastivePreprocess(backbone(weights).processor, virtue(weights).recipe, None, {"circle": 1.0}, ("box",))
+
+
+def test_a_recipe_may_change_the_picture_before_anything_reads_it(weights: Path) -> None:
+    preprocess = ContrastivePreprocess(backbone(weights).processor, CropRecipe(), None, {"box": 1.0}, ("box", "no_prompt"))
+    whole, boxed = EmbeddingInput("find it", (picture(0),), image_keys=("a",)), rows()[1]
+    batch = preprocess.encoder_batch([whole, boxed, boxed])
+    assert len(batch.pictures) == 2 and batch.prompts.pictures.tolist() == [0, 1, 1]
+    assert torch.equal(batch.pictures.vision[1], preprocess.processor.resize(picture(0)[:, 4:40, 4:30]))
+    assert preprocess.train(samples(2)).query_ids.tolist() == virtue(weights).preprocess.train(samples(2)).query_ids.tolist()
+
+
+def test_a_blind_head_sees_no_picture_in_training_or_evaluation(weights: Path) -> None:
+    head = VLMFusionHead(backbone(weights), train_modes={"blind": 1.0}, evaluation_modes=["blind"], loss=InfoNCELoss(0.1))
+    batch = head.preprocess.train(samples(3))
+    assert len(batch.queries) == 3 and not len(batch.queries.pictures) and not len(batch.queries.prompts)
+    loss_and_gradients(head, batch)
+    query = samples(1)[0]
+    ranked = head.preprocess.evaluate([RankingSample("k", "t", query.query, (query.target,), {"hit@1": (0,)}, query.region)])
+    assert torch.equal(ranked.queries.input_ids[0], batch.queries.input_ids[0])
 
 
 def test_a_fusion_head_alone_needs_no_segmentation(weights: Path) -> None:

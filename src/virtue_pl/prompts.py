@@ -69,6 +69,28 @@ def box_of_mask(mask: Bool[Tensor, "height width"]) -> Float[Tensor, "4"]:
     return torch.tensor([columns[0].item() / width, rows[0].item() / height, (columns[-1].item() + 1) / width, (rows[-1].item() + 1) / height])
 
 
+def enclosing_box(prompt: VisualPrompt, size: tuple[int, int], point_side: float) -> Float[Tensor, "4"] | None:
+    """The smallest box around all that the prompt means, xyxy, normalised, clipped to the picture; None where it means nothing.
+
+    size: (height, width) of the picture, of which only the ratio matters. An inside point stands for the square around it whose
+    side is `point_side` of the picture's shorter side; an outside point for nothing.
+    """
+    inside = prompt.points[prompt.point_labels == 1]
+    half = inside.new_tensor([min(size) / size[1], min(size) / size[0]]) * point_side / 2
+    squares = torch.cat([inside - half, inside + half], dim=1)
+    masks = [box_of_mask(mask)[None].to(inside.device) for mask in prompt.masks]
+    boxes = torch.cat([prompt.boxes, squares, *masks])
+    return torch.cat([boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)]).clamp(0, 1) if len(boxes) else None
+
+
+def pixel_box(box: Float[Tensor, "4"], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A normalised box in whole pixels of a picture of `size` = (height, width), to the nearest edges, at least one pixel each way."""
+    height, width = size
+    x1, y1, x2, y2 = box.tolist()
+    left, top = min(round(x1 * width), width - 1), min(round(y1 * height), height - 1)
+    return left, top, max(round(x2 * width), left + 1), max(round(y2 * height), top + 1)
+
+
 def grid_points(side: int) -> VisualPrompt:
     """`side` x `side` inside points at the centres of equal cells, x fastest: what stands in for "no prompt" (the paper: side 3)."""
     centres = (torch.arange(side) + 0.5) / side

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Shaped, UInt8
+import torch
+from jaxtyping import Bool, Shaped, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput
+from virtue_pl.prompts import enclosing_box, pixel_box
+from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, VisualPrompt
 
 
 class Recipe(ABC):
     """One consistent way to prepare inputs; a checkpoint is used with the recipe that it was trained with."""
+
+    def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
+        """What is prepared in the item's place. Where pixels change, it is made afresh: nothing known of the old ones may stay."""
+        return item
 
     @abstractmethod
     def text(self, item: EmbeddingInput) -> str:
@@ -49,3 +55,86 @@ class VirtueRecipe(Recipe):
 
     def segmentation_pixels(self, image: UInt8[Tensor, "3 height width"], size: int) -> UInt8[Tensor, "3 size size"]:
         return image if image.shape[1:] == (size, size) else transforms.resize(image, [size, size], antialias=True)
+
+
+class CropRecipe(VirtueRecipe):
+    """The model sees only what lies in the box around the prompt: a baseline for a model without a segmentation stream.
+
+    The crop is the whole picture from then on, and no prompt is left to tell in words. A mask is cropped to its box, and a
+    picture without a prompt is left alone.
+
+    Args:
+        point_side: a point is cropped to the square around it whose side is this share of the picture's shorter side.
+    """
+
+    def __init__(self, point_side: float = 0.4) -> None:
+        super().__init__(prompt_text=False)
+        self.point_side = point_side
+
+    def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
+        found = prompted_pixels(item, self.point_side)
+        if found is None:
+            return item
+        left, top, right, bottom = found
+        return with_picture(item, item.images[0][:, top:bottom, left:right], f"crop {left} {top} {right} {bottom}", VisualPrompt())
+
+
+class MarkerRecipe(VirtueRecipe):
+    """A red ellipse is drawn around the prompt's box: a baseline for a model without a segmentation stream.
+
+    Source: Shtedritski et al., What does CLIP know about a red circle? (arXiv 2304.06712). The ellipse goes through the box's corners,
+    but stays in the picture. The prompt is told in words, too. A mask is marked around its box; a picture without a prompt is left alone.
+
+    Args:
+        prompt_text: see `VirtueRecipe`.
+        line_width: of the ellipse, as a share of the picture's shorter side; at least one pixel.
+        point_side: a point is marked as the square around it whose side is this share of the picture's shorter side.
+    """
+
+    def __init__(self, prompt_text: bool = True, line_width: float = 0.02, point_side: float = 0.2) -> None:
+        super().__init__(prompt_text)
+        self.line_width = line_width
+        self.point_side = point_side
+
+    def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
+        box = prompted_pixels(item, self.point_side)
+        if box is None:
+            return item
+        size = (item.images[0].shape[1], item.images[0].shape[2])
+        ring = ellipse(around(box, size), size, max(1, round(self.line_width * min(size))))
+        marked = torch.where(ring, torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None], item.images[0])
+        return with_picture(item, marked, f"marker {' '.join(map(str, box))}", item.prompt)
+
+
+def prompted_pixels(item: EmbeddingInput, point_side: float) -> tuple[int, int, int, int] | None:
+    """The box around the item's prompt (`enclosing_box`), xyxy in pixels of its first picture; None without picture or prompt."""
+    if not item.images:
+        return None
+    size = (item.images[0].shape[1], item.images[0].shape[2])
+    box = enclosing_box(item.prompt, size, point_side)
+    return None if box is None else pixel_box(box, size)
+
+
+def with_picture(item: EmbeddingInput, image: UInt8[Tensor, "3 height width"], change: str, prompt: VisualPrompt) -> EmbeddingInput:
+    """The item with another first picture, whose key says what became of the old one."""
+    keys = (f"{item.image_keys[0]}, {change}", *item.image_keys[1:]) if item.image_keys else ()
+    return EmbeddingInput(text=item.text, images=(image, *item.images[1:]), prompt=prompt, image_keys=keys)
+
+
+def around(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The bounds of the ellipse through the box's corners, clipped to the picture of `size` = (height, width)."""
+    (left, top, right, bottom), (height, width) = box, size
+    across, down = (2**0.5 - 1) * (right - left) / 2, (2**0.5 - 1) * (bottom - top) / 2
+    return max(left - across, 0), max(top - down, 0), min(right + across, width), min(bottom + down, height)
+
+
+def ellipse(bounds: tuple[float, float, float, float], size: tuple[int, int], line_width: float) -> Bool[Tensor, "height width"]:
+    """The pixels of an ellipse's line, which lies within the bounds (xyxy, in pixels)."""
+    left, top, right, bottom = bounds
+    y, x = (torch.arange(length) + 0.5 for length in size)
+    dx, dy = (x - (left + right) / 2)[None], (y - (top + bottom) / 2)[:, None]
+    across, down = (right - left) / 2, (bottom - top) / 2
+    outer = (dx / across) ** 2 + (dy / down) ** 2 <= 1
+    if min(across, down) <= line_width:
+        return outer
+    return outer & ((dx / (across - line_width)) ** 2 + (dy / (down - line_width)) ** 2 > 1)

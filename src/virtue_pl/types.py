@@ -391,12 +391,14 @@ class SegmentFeatures(Movable):
     image: the unprompted features of the same picture, at whatever resolution and width the backbone gives.
     mask_logits: the predicted mask over the whole picture (> 0 is inside).
     image_positions: the positional encoding of `embedding`'s places.
+    focus: `PromptTokens.focus`, where the extractor passes it on.
     """
 
     embedding: Float[Tensor, "prompts d height width"]
     image: Float[Tensor, "prompts channels image_height image_width"]
     mask_logits: Float[Tensor, "prompts mask_height mask_width"]
     image_positions: Float[Tensor, "d height width"]
+    focus: Float[Tensor, "prompts height width"] | None = None
 
 
 class FeatureWidths(NamedTuple):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from virtue_pl.evaluation.compare import paired_bootstrap
 from virtue_pl.evaluation.predictions import predictions, read_predictions
 from virtue_pl.evaluation.report import chance, context, merge, select, summarise, write_json
 from virtue_pl.evaluation.tables import markdown, rich_tables
@@ -104,17 +103,3 @@ def test_predictions_give_their_ranks_back(tmp_path: Path) -> None:
     assert read.ranks("seen", "box", "hit@1") == {"a": 1, "b": 0}
     assert read.ranks("seen", "blind", "hit@1") == {"a": 1, "b": 1}
     assert next(iter(read)).candidates == 3
-
-
-def test_a_paired_bootstrap_finds_a_difference_and_its_width() -> None:
-    generator = torch.Generator().manual_seed(0)
-    second = {f"{number}": int(torch.rand((), generator=generator) > 0.3) for number in range(1000)}
-    first = {key: 0 if torch.rand((), generator=generator) < 0.2 else rank for key, rank in second.items()} | {"alone": 0}
-    found = paired_bootstrap(first, second)
-    expected = torch.tensor([float(first[key] < 1) - float(second[key] < 1) for key in second])
-    assert found.n == 1000 and found.mean == pytest.approx(expected.mean().item())
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * expected.std().item() / math.sqrt(1000), rel=0.05)
-    assert paired_bootstrap(first, second) == found
-    assert paired_bootstrap(second, second) == (0, 0, 0, 1000)
-    with pytest.raises(VirtueError, match="share no key"):
-        paired_bootstrap({"a": 0}, {"b": 0})

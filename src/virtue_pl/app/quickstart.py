@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
+from virtue_pl.app.plan import Run, read_plan
+from virtue_pl.app.runs import Command, Runs
 from virtue_pl.data.scar_shards import Progress, convert_scar
 from virtue_pl.evaluation.report import Results, context, merge, select, write_json, write_text
 from virtue_pl.evaluation.tables import markdown, rich_tables
-from virtue_pl.types import VirtueError
 
-Command = Callable[[list[str]], int]
 Fetch = Callable[[str, Path, Console], str]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One model of the plan: its configs, laid over each other, and what is changed in them."""
-
-    configs: tuple[str, ...]
-    overrides: Mapping[str, Any]
-
-    def arguments(self, shared: Mapping[str, Any]) -> list[str]:
-        layers = [part for config in self.configs for part in ("--config", config)]
-        settings = {**{f"shared.{name}": value for name, value in shared.items()}, **self.overrides}
-        return layers + [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
-
-    def content(self) -> list[Any]:
-        """What changes when the run must be done again."""
-        return [*(read_whole(Path(config)) for config in self.configs), dict(self.overrides)]
 
 
 @dataclass(frozen=True)
@@ -52,46 +30,12 @@ class Plan:
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
-        if not Path(path).is_file():
-            raise VirtueError(f"plan: {path} is not there; give the file of the plan with --plan")
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        expected = {"seed", "scenes", "shards", "runs", "rows"}
-        if not isinstance(found, dict) or set(found) != expected:
-            raise VirtueError(f"plan: {path} has {sorted(found) if isinstance(found, dict) else type(found).__name__}, expected {sorted(expected)}")
+        found = read_plan(path, {"seed", "scenes", "shards", "runs", "rows"})
         runs = {name: Run(tuple(run["configs"]), run["overrides"]) for name, run in found.pop("runs").items()}
         return cls(runs=runs, **found)
 
 
-class Stages:
-    """Does each stage once: its seconds and what it was made from are kept in `stages.json`, and a later call reuses it."""
-
-    def __init__(self, folder: Path, console: Console) -> None:
-        self.path = folder / "stages.json"
-        self.console = console
-        self.done: dict[str, dict[str, Any]] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
-        self.number = 0
-
-    def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[str], None]) -> str:
-        """Runs `work`, which is told the fingerprint of what the stage is made from and must leave `result`. Returns the fingerprint."""
-        self.number += 1
-        fingerprint = hashlib.sha256(json.dumps(list(made_from), sort_keys=True, default=str).encode()).hexdigest()[:16]
-        if self.done.get(name, {}).get("fingerprint") == fingerprint and result.exists():
-            self.console.print(f"[dim]{self.number}. {name}: done before, {result}[/dim]")
-            return fingerprint
-        self.console.rule(f"{self.number}. {name}")
-        started = time.perf_counter()
-        work(fingerprint)
-        if not result.exists():
-            raise VirtueError(f"{name} ended without {result}")
-        self.done[name] = {"fingerprint": fingerprint, "seconds": round(time.perf_counter() - started, 1)}
-        write_json(self.path, self.done)
-        return fingerprint
-
-    def seconds(self) -> dict[str, float]:
-        return {name: stage["seconds"] for name, stage in self.done.items()}
-
-
-class Quickstart:
+class Quickstart(Runs):
     """Joins the project's own commands into one path.
 
     Args:
@@ -105,16 +49,12 @@ class Quickstart:
     """
 
     def __init__(self, plan: Plan, out: Path, data: Path, cache: Path, lightning: Command, console: Console, fetch: Fetch, progress: Progress) -> None:
+        super().__init__(out, lightning, console)
         self.plan = plan
-        self.out = out
         self.data = data
         self.cache = cache
-        self.lightning = lightning
         self.fetch = fetch
         self.progress = progress
-        self.console = console
-        out.mkdir(parents=True, exist_ok=True)
-        self.stages = Stages(out, console)
 
     def __call__(self) -> dict[str, Any]:
         """Everything; returns what `report.json` holds."""
@@ -140,40 +80,18 @@ class Quickstart:
         convert_scar(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
 
     def shared(self, name: str, shards: Path) -> dict[str, Any]:
-        shared = {"run": str(self.out / name), "shards": str(shards), "weights": str(self.cache / "weights")}
-        return shared if name == "segmenter" else {**shared, "segmenter": str(self.out / "segmenter" / "checkpoints" / "last.ckpt")}
+        shared = {"shards": str(shards), "weights": str(self.cache / "weights")}
+        return shared if name == "segmenter" else {**shared, "segmenter": str(self.checkpoint("segmenter"))}
 
     def fit(self, name: str, made_from: list[Any], shards: Path) -> str:
-        run = self.plan.runs[name]
-        checkpoint = self.out / name / "checkpoints" / "last.ckpt"
-        arguments = [*run.arguments(self.shared(name, shards)), f"--seed_everything={self.plan.seed}"]
-        return self.stages.run(f"fit {name}", [*made_from, run.content()], checkpoint, lambda fingerprint: self.train(name, arguments, fingerprint))
-
-    def train(self, name: str, arguments: list[str], fingerprint: str) -> None:
-        """Goes on from the last checkpoint of a run of the same fingerprint that was stopped, or else begins in an empty folder."""
-        folder = self.out / name
-        begun, checkpoint = folder / "fingerprint", folder / "checkpoints" / "last.ckpt"
-        if begun.is_file() and begun.read_text(encoding="utf-8") == fingerprint and checkpoint.is_file():
-            return self.command("fit", [*arguments, f"--ckpt_path={checkpoint}"])
-        shutil.rmtree(folder, ignore_errors=True)
-        write_text(begun, fingerprint)
-        self.command("fit", arguments)
+        return self.fit_run(name, self.plan.runs[name], self.shared(name, shards), made_from, [f"--seed_everything={self.plan.seed}"])
 
     def test(self, name: str, made_from: list[Any], shards: Path) -> None:
-        run = self.plan.runs[name]
-        checkpoint = self.out / name / "checkpoints" / "last.ckpt"
-        arguments = [*run.arguments(self.shared(name, shards)), f"--seed_everything={self.plan.seed}", f"--ckpt_path={checkpoint}"]
-        self.stages.run(f"test {name}", [*made_from, run.content()], self.out / name / "report.json", lambda _: self.command("test", arguments))
-
-    def command(self, name: str, arguments: list[str]) -> None:
-        self.console.print(f"[dim]lightning {name} {' '.join(arguments)}[/dim]", soft_wrap=True, highlight=False)
-        code = self.lightning([name, *arguments])
-        if code:
-            raise VirtueError(f"lightning {name} ended with exit code {code}")
+        self.test_run(name, self.plan.runs[name], self.shared(name, shards), made_from, [f"--seed_everything={self.plan.seed}"])
 
     def report(self, source: str) -> dict[str, Any]:
         """Joins the runs' reports to one table, prints it and writes it."""
-        reports = {name: json.loads((self.out / name / "report.json").read_text(encoding="utf-8")) for name in self.plan.runs}
+        reports = {name: self.report_of(name) for name in self.plan.runs}
         results = merge(*(select(reports[name]["results"], rows) for name, rows in self.plan.rows.items()))
         guesses = {by_set(task): values for task, values in next(reports[name] for name in self.plan.rows)["chance"].items()}
         results = {by_set(task): rows for task, rows in results.items()}
@@ -204,22 +122,6 @@ class Quickstart:
         lines += [f"- {name}: {value:.3f}" for name, value in sorted(report["segmenter"].items())]
         lines += ["", "### seconds", ""] + [f"- {name}: {value}" for name, value in report["seconds"].items()]
         return "\n".join([*lines, ""])
-
-
-def read_whole(config: Path) -> list[str]:
-    """The text of a config and of every file that stands in it for a part."""
-    text = config.read_text(encoding="utf-8")
-    named = [config.parent / value for value in strings(yaml.safe_load(text)) if value.endswith(".yaml")]
-    return [text, *(part for path in named if path.is_file() for part in read_whole(path))]
-
-
-def strings(value: Any) -> Iterator[str]:
-    """Every string in nested mappings and lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from strings(item)
 
 
 def fetch(source: str, cache: Path, console: Console) -> str:

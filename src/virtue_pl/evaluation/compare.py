@@ -1,39 +1,108 @@
-"""Is one mode or run better than another? A paired bootstrap over the samples that both have ranked."""
+"""Runs side by side: each one's share of right answers with its interval, and its paired difference to another."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from virtue_pl.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, aligned, difference, interval
+from virtue_pl.evaluation.predictions import read_predictions
+from virtue_pl.evaluation.report import Chance
+from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import VirtueError
 
-
-class Difference(NamedTuple):
-    """The first's hit rate minus the second's over `n` shared samples, and its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
+Estimates = dict[str, dict[str, dict[str, Estimate]]]
+"""task -> run -> ranking -> estimate"""
 
 
-def paired_bootstrap(
-    first: Mapping[str, int], second: Mapping[str, int], k: int = 1, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Difference:
-    """How much more often `first` has the right candidate among its first `k` than `second`.
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run in one evaluation mode: a row of the comparison.
 
-    first, second: rank by sample key (`RankRows.ranks`); keys that only one has are left out.
-    A pair differs by -1, 0 or 1, so drawing n pairs with replacement is one draw from a multinomial over these three.
-    Raises VirtueError if no key is shared.
+    trainings: what each of its seeds ranked. against: the name of the run whose share is taken off; its own where it is compared to none.
     """
-    keys = sorted(first.keys() & second.keys())
-    if not keys:
-        raise VirtueError(f"nothing to compare: {len(first)} and {len(second)} ranked samples share no key; test both on the same data")
-    differences = np.array([int(first[key] < k) - int(second[key] < k) for key in keys])
-    shares = [(differences == value).mean() for value in (-1, 0, 1)]
-    drawn = np.random.default_rng(seed).multinomial(len(keys), shares, size=resamples)
-    means = (drawn[:, 2] - drawn[:, 0]) / len(keys)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Difference(float(differences.mean()), float(low), float(high), len(keys))
+
+    name: str
+    trainings: tuple[RankRows, ...]
+    mode: str
+    against: str
+
+    def ranks(self) -> dict[tuple[str, str], list[dict[str, int]]]:
+        """(task, ranking) -> of each training, rank by the query's key. Raises VirtueError if nothing was ranked in the mode."""
+        found: dict[tuple[str, str], list[dict[str, int]]] = {}
+        modes = set()
+        for training in self.trainings:
+            for (task, mode, ranking), rows in training.groups().items():
+                modes.add(mode)
+                if mode == self.mode:
+                    found.setdefault((task, ranking), []).append({row.key: row.rank for row in rows})
+        if not found:
+            raise VirtueError(f"{self.name}: nothing was ranked in mode {self.mode!r}, expected one of {', '.join(sorted(modes))}")
+        return found
+
+
+class Comparison(NamedTuple):
+    """against: run -> the run it is compared to, where it is."""
+
+    shares: Estimates
+    differences: Estimates
+    against: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "shares": plain(self.shares),
+            "differences": plain(self.differences),
+            "against": self.against,
+            "interval": {"level": LEVEL, "resamples": RESAMPLES},
+        }
+
+
+def plain(estimates: Estimates) -> dict[str, Any]:
+    """Estimates as mappings by name, for JSON."""
+    return {task: {run: {ranking: found._asdict() for ranking, found in row.items()} for run, row in runs.items()} for task, runs in estimates.items()}
+
+
+def compare(runs: Sequence[ComparedRun]) -> Comparison:
+    """Every run on every task and ranking that it has, and its difference to `against` on those that both have."""
+    ranks = {run.name: run.ranks() for run in runs}
+    against = {run.name: run.against for run in runs if run.against != run.name}
+    for name, other in against.items():
+        if other not in ranks:
+            raise VirtueError(f"{name} is to be compared to {other!r}, expected one of {', '.join(ranks)}")
+    shares: Estimates = {}
+    differences: Estimates = {}
+    for name, found in ranks.items():
+        for (task, ranking), trainings in sorted(found.items()):
+            shares.setdefault(task, {}).setdefault(name, {})[ranking] = interval(aligned(trainings)[0])
+            others = ranks[against[name]].get((task, ranking)) if name in against else None
+            if others is not None:
+                differences.setdefault(task, {}).setdefault(name, {})[ranking] = paired(trainings, others)
+    return Comparison(shares, differences, against)
+
+
+def paired(trainings: list[dict[str, int]], others: list[dict[str, int]]) -> Estimate:
+    first, second = aligned(trainings, others)
+    return difference(first, second)
+
+
+def read_run(folder: str | Path) -> tuple[RankRows, ...]:
+    """What a tested run ranked: from its own folder, or from those of its seeds, `seed_*`, in it. Raises VirtueError where there is nothing."""
+    files = files_of(folder, "predictions.jsonl")
+    if not files:
+        raise VirtueError(f"{folder} holds no predictions.jsonl, nor do folders seed_* in it: give the folder of a run that was tested")
+    return tuple(read_predictions(file) for file in files)
+
+
+def chance_of(folders: Iterable[str | Path]) -> Chance:
+    """What a guess would get, from the runs' own reports."""
+    reports = [json.loads(file.read_text(encoding="utf-8")) for folder in folders for file in files_of(folder, "report.json")]
+    return {task: values for report in reports for task, values in report["chance"].items()}
+
+
+def files_of(folder: str | Path, name: str) -> list[Path]:
+    """A run's own file of that name, or those of its seeds."""
+    own = Path(folder) / name
+    return [own] if own.is_file() else sorted(Path(folder).glob(f"seed_*/{name}"))

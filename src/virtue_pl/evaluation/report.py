@@ -94,11 +94,15 @@ def context(config: Mapping[str, Any] | None = None, seed: int | None = None, da
 
 
 def write_text(path: str | Path, text: str) -> Path:
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
     """Writes beside `path` first and then moves, so that no reader ever finds half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     os.replace(temporary, path)
     return path
 

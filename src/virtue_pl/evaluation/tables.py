@@ -15,9 +15,11 @@ ROWS = ("box", "point", "mask", "no_prompt", "none", "no_segmentation", "blind",
 
 NO_RANKING = ("n", "standard_error")
 
+PRECISION = "% right ± standard error"
+
 
 class Grid(NamedTuple):
-    """A table before it is drawn. best: (row, column) of each ranking's best mode."""
+    """A table before it is drawn. best: (row, column) of the cells to mark, as each ranking's best mode."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -51,27 +53,30 @@ def cell(row: Mapping[str, Any], ranking: str) -> str:
 
 def rich_tables(results: Results, guesses: Chance | None = None, row_order: Sequence[str] = ROWS) -> list[Table]:
     """One table a task for the terminal, the best of each column in bold."""
-    tables = []
-    for task in sorted(results):
-        cells = grid(results[task], (guesses or {}).get(task, {}), row_order)
-        table = Table(title=f"{task}, % right ± standard error", title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
-        for name in cells.columns:
-            table.add_column(name.replace("_", "\n"), justify="left" if name == "mode" else "right", no_wrap=True)
-        for number, row in enumerate(cells.rows):
-            marked = [f"[bold]{text}[/bold]" if (number, column) in cells.best else text for column, text in enumerate(row)]
-            table.add_row(*marked, style="dim" if row[0] == "chance" else None)
-        tables.append(table)
-    return tables
+    grids = {task: grid(results[task], (guesses or {}).get(task, {}), row_order) for task in sorted(results)}
+    return [rich_table(f"{task}, {PRECISION}", cells) for task, cells in grids.items()]
+
+
+def rich_table(title: str, cells: Grid) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for number, name in enumerate(cells.columns):
+        table.add_column(name.replace("_", "\n"), justify="right" if number else "left", no_wrap=True)
+    for number, row in enumerate(cells.rows):
+        table.add_row(*marked(cells, number, "[bold]{}[/bold]"), style="dim" if row[0] == "chance" else None)
+    return table
 
 
 def markdown(results: Results, guesses: Chance | None = None, row_order: Sequence[str] = ROWS) -> str:
     """The same tables for a README."""
-    return "\n".join(markdown_table(task, grid(results[task], (guesses or {}).get(task, {}), row_order)) for task in sorted(results))
+    return "\n".join(markdown_table(task, grid(results[task], (guesses or {}).get(task, {}), row_order), PRECISION) for task in sorted(results))
 
 
-def markdown_table(task: str, cells: Grid) -> str:
-    lines = [f"### {task}", "", "| " + " | ".join(cells.columns) + " |", "|---|" + "---:|" * (len(cells.columns) - 1)]
-    for number, row in enumerate(cells.rows):
-        marked = [f"**{text}**" if (number, column) in cells.best else text for column, text in enumerate(row)]
-        lines.append("| " + " | ".join(marked) + " |")
-    return "\n".join([*lines, "", "% right ± standard error", ""])
+def markdown_table(title: str, cells: Grid, caption: str) -> str:
+    lines = [f"### {title}", "", "| " + " | ".join(cells.columns) + " |", "|---|" + "---:|" * (len(cells.columns) - 1)]
+    lines += ["| " + " | ".join(marked(cells, number, "**{}**")) + " |" for number in range(len(cells.rows))]
+    return "\n".join([*lines, "", caption, ""])
+
+
+def marked(cells: Grid, number: int, bold: str) -> list[str]:
+    """A row's cells, the best with `bold` around them."""
+    return [bold.format(text) if (number, column) in cells.best else text for column, text in enumerate(cells.rows[number])]

@@ -69,16 +69,20 @@ class MaskConnector(Connector):
         self.roles = nn.Parameter(torch.randn(2 + 4 * directions + side**2, hidden_size) * 0.02)
 
     def forward(self, features: SegmentFeatures) -> SegmentTokens:
-        inside = mask_weights(features.mask_logits, features.image.shape[-2:])
+        inside = self.inside(features)
         statistics = mask_statistics(inside)
         shown = pool(features.image, inside)
         tokens = [self.object(shown)[:, None], self.place(statistics)[:, None]]
         if self.directions:
             tokens.append(self.around(self.surroundings(features.image, inside, statistics)))
-        gate = mask_weights(features.mask_logits, features.embedding.shape[-2:])
-        gated = adaptive_avg_pool2d(features.embedding * gate[:, None], self.side).flatten(2).transpose(1, 2)
+        gate = interpolate(inside[:, None], size=features.embedding.shape[-2:], mode="area")
+        gated = adaptive_avg_pool2d(features.embedding * gate, self.side).flatten(2).transpose(1, 2)
         tokens.append(self.gated(gated))
         return SegmentTokens(torch.cat(tokens, dim=1) + self.roles, None if self.summary is None else self.summary(shown))
+
+    def inside(self, features: SegmentFeatures) -> Float[Tensor, "prompts height width"]:
+        """How much of each place of `features.image` belongs to the object, in [0, 1]: here the predicted mask says it."""
+        return mask_weights(features.mask_logits, features.image.shape[-2:])
 
     def surroundings(
         self, image: Float[Tensor, "prompts channels height width"], inside: Float[Tensor, "prompts height width"], statistics: Float[Tensor, "prompts 6"]

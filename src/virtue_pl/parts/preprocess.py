@@ -27,6 +27,7 @@ from virtue_pl.types import (
     VisualPrompt,
 )
 
+TRAIN_MODES = (*PROMPT_MODES, "blind")
 EVALUATION_MODES = ("box", "point", "mask", "no_prompt", "blind")
 
 
@@ -47,7 +48,7 @@ class ContrastivePreprocess:
         processor: the backbone's tokenizer and picture size.
         recipe: how text and pixels are prepared.
         segmentation_size: side of the segmentation model's canvas, or None without a segmentation stream.
-        train_modes: how often each prompt mode is shown in training.
+        train_modes: how often each prompt mode is shown in training; "blind" shows the instruction alone.
         evaluation_modes: the modes that every evaluation query is ranked in; "no_prompt" shows the picture alone,
             "blind" the instruction alone.
     """
@@ -60,7 +61,7 @@ class ContrastivePreprocess:
         train_modes: Mapping[str, float],
         evaluation_modes: Sequence[str],
     ) -> None:
-        check_modes("train_modes", train_modes, PROMPT_MODES)
+        check_modes("train_modes", train_modes, TRAIN_MODES)
         check_modes("evaluation_modes", evaluation_modes, EVALUATION_MODES)
         self.processor = processor
         self.recipe = recipe
@@ -99,6 +100,7 @@ class ContrastivePreprocess:
 
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
         """Any inputs as rows, in order; a picture that occurs again (by key) is prepared once."""
+        items = [self.recipe.prepare(item) for item in items]
         index: dict[str, int] = {}
         vision: list[Tensor] = []
         segmentation: list[Tensor] = []
@@ -136,14 +138,16 @@ def check_modes(option: str, modes: Sequence[str] | Mapping[str, float], known: 
 
 
 def point_at(query: EmbeddingInput, region: Region | None, mode: str, generator: torch.Generator | None) -> EmbeddingInput:
-    """The query with its region pointed at; a query without a region (most of MMEB) keeps the prompt that it has."""
+    """The query with its region pointed at; a query without a region (most of MMEB) keeps the prompt that it has.
+
+    In mode "blind" it is the instruction alone.
+    """
+    if mode == "blind":
+        return EmbeddingInput(text=query.text)
     return query if region is None else replace(query, prompt=prompt_region(region, mode, generator))
 
 
 def evaluation_query(sample: RankingSample, mode: str) -> EmbeddingInput:
     """The query in an evaluation mode; the click depends on the sample's key alone."""
-    if mode == "blind":
-        return EmbeddingInput(text=sample.query.text)
-    if mode == "no_prompt":
-        return point_at(sample.query, sample.region, "none", None)
-    return point_at(sample.query, sample.region, mode, torch.Generator().manual_seed(content_id(sample.key)))
+    shown = "none" if mode == "no_prompt" else mode
+    return point_at(sample.query, sample.region, shown, torch.Generator().manual_seed(content_id(sample.key)))

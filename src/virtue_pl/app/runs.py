@@ -1,0 +1,98 @@
+"""Stages done once, and runs that are fitted and tested once and go on where they were stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from virtue_pl.app.plan import Run
+from virtue_pl.evaluation.report import write_json, write_text
+from virtue_pl.types import VirtueError
+
+Command = Callable[[list[str]], int]
+
+
+class Stages:
+    """Does each stage once: its seconds and what it was made from are kept in `stages.json`, and a later call reuses it."""
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self.path = folder / "stages.json"
+        self.console = console
+        self.done: dict[str, dict[str, Any]] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        self.number = 0
+
+    def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[str], None]) -> str:
+        """Runs `work`, which is told the fingerprint of what the stage is made from and must leave `result`. Returns the fingerprint."""
+        self.number += 1
+        fingerprint = hashlib.sha256(json.dumps(list(made_from), sort_keys=True, default=str).encode()).hexdigest()[:16]
+        if self.done.get(name, {}).get("fingerprint") == fingerprint and result.exists():
+            self.console.print(f"[dim]{self.number}. {name}: done before, {result}[/dim]")
+            return fingerprint
+        self.console.rule(f"{self.number}. {name}")
+        started = time.perf_counter()
+        work(fingerprint)
+        if not result.exists():
+            raise VirtueError(f"{name} ended without {result}")
+        self.done[name] = {"fingerprint": fingerprint, "seconds": round(time.perf_counter() - started, 1)}
+        write_json(self.path, self.done)
+        return fingerprint
+
+    def seconds(self) -> dict[str, float]:
+        return {name: stage["seconds"] for name, stage in self.done.items()}
+
+
+class Runs:
+    """Fits and tests runs, each in its own folder.
+
+    Args:
+        out: folder of the runs.
+        lightning: runs `fit` or `test` with their arguments.
+    """
+
+    def __init__(self, out: Path, lightning: Command, console: Console) -> None:
+        self.out = out
+        self.lightning = lightning
+        self.console = console
+        out.mkdir(parents=True, exist_ok=True)
+        self.stages = Stages(out, console)
+
+    def checkpoint(self, name: str) -> Path:
+        return self.out / name / "checkpoints" / "last.ckpt"
+
+    def fit_run(self, name: str, run: Run, shared: Mapping[str, Any], made_from: Sequence[Any], options: Sequence[str]) -> str:
+        """Trains the run `name`, if it was not. Returns the fingerprint of what it is made from. options: more arguments."""
+        arguments = [*run.arguments({"run": str(self.out / name), **shared}), *options]
+        return self.stages.run(f"fit {name}", [*made_from, run.content()], self.checkpoint(name), lambda fingerprint: self.train(name, arguments, fingerprint))
+
+    def train(self, name: str, arguments: list[str], fingerprint: str) -> None:
+        """Goes on from the last checkpoint of a run of the same fingerprint that was stopped, or else begins in an empty folder."""
+        folder = self.out / name
+        begun, checkpoint = folder / "fingerprint", self.checkpoint(name)
+        if begun.is_file() and begun.read_text(encoding="utf-8") == fingerprint and checkpoint.is_file():
+            return self.command("fit", [*arguments, f"--ckpt_path={checkpoint}"])
+        shutil.rmtree(folder, ignore_errors=True)
+        write_text(begun, fingerprint)
+        self.command("fit", arguments)
+
+    def test_run(self, name: str, run: Run, shared: Mapping[str, Any], made_from: Sequence[Any], options: Sequence[str]) -> None:
+        """Tests what was trained, if it was not."""
+        arguments = [*run.arguments({"run": str(self.out / name), **shared}), *options, f"--ckpt_path={self.checkpoint(name)}"]
+        self.stages.run(f"test {name}", [*made_from, run.content()], self.out / name / "report.json", lambda _: self.command("test", arguments))
+
+    def report_of(self, name: str) -> dict[str, Any]:
+        """What the run's test wrote."""
+        found: dict[str, Any] = json.loads((self.out / name / "report.json").read_text(encoding="utf-8"))
+        return found
+
+    def command(self, name: str, arguments: list[str]) -> None:
+        self.console.print(f"[dim]lightning {name} {' '.join(arguments)}[/dim]", soft_wrap=True, highlight=False)
+        code = self.lightning([name, *arguments])
+        if code:
+            raise VirtueError(f"lightning {name} ended with exit code {code}")

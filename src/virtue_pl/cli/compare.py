@@ -1,0 +1,62 @@
+"""`virtue-pl compare`: tested runs side by side, with intervals and paired differences."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from virtue_pl.types import VirtueError
+
+
+def main(argv: list[str]) -> int:
+    """Prints the tables, and writes them where `--out` says."""
+    arguments = _parser().parse_args(argv)
+    from rich.console import Console
+
+    from virtue_pl.evaluation.compare import ComparedRun, chance_of, compare, read_run
+    from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
+    from virtue_pl.evaluation.plots import plot_families
+    from virtue_pl.evaluation.report import context, write_json, write_text
+
+    places = [place(run, arguments.mode) for run in arguments.runs]
+    names = unique_names(arguments.runs, places)
+    ranked = {folder: read_run(folder) for folder in {folder for folder, _ in places}}
+    comparison = compare([ComparedRun(name, ranked[folder], mode, names[0]) for name, (folder, mode) in zip(names, places, strict=True)])
+    guesses = chance_of(folder for folder, _ in places)
+    for table in rich_comparison(comparison, guesses):
+        Console().print(table)
+    if arguments.out is not None:
+        runs = dict(zip(names, arguments.runs, strict=True))
+        write_json(arguments.out / "compare.json", {**comparison.as_json(), "chance": guesses, "runs": runs, "context": context()})
+        write_text(arguments.out / "compare.md", markdown_comparison(comparison, guesses))
+        if arguments.plots:
+            plot_families(comparison, guesses, arguments.out)
+    return 0
+
+
+def place(run: str, mode: str) -> tuple[Path, str]:
+    """The folder and the mode of FOLDER or FOLDER:MODE."""
+    folder, colon, named = run.rpartition(":")
+    return (Path(folder), named) if colon else (Path(run), mode)
+
+
+def unique_names(runs: list[str], places: list[tuple[Path, str]]) -> list[str]:
+    """The runs by their folder's name, with the mode where it was given; as they were typed where that would not tell them apart."""
+    short = [f"{folder.name}:{mode}" if ":" in run else folder.name for run, (folder, mode) in zip(runs, places, strict=True)]
+    names = short if len(set(short)) == len(short) else runs
+    if len(set(names)) < len(names):
+        raise VirtueError(f"compare: {', '.join(runs)} name a run twice, expected each once")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="virtue-pl compare",
+        description="Shares of right answers with bootstrap intervals, and each run's paired difference to the first, by kind of distractor.",
+    )
+    run = "folder of a tested run, or one that holds those of its seeds (seed_*); FOLDER:MODE for one evaluation mode, as runs/virtue:point"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=run)
+    parser.add_argument("--mode", default="box", help="the evaluation mode of runs that name none (default box)")
+    parser.add_argument("--out", type=Path, help="folder to write compare.md and compare.json into")
+    parser.add_argument("--plots", action="store_true", help="draw bars into that folder, too (with matplotlib, of the extra `ablations`)")
+    return parser

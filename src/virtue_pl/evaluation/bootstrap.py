@@ -1,0 +1,82 @@
+"""How sure a hit rate is, and a difference between two runs: percentile intervals over resampled queries and seeds.
+
+Each resample draws as many queries as there are, with replacement, and of each run as many seeds as it has. Two runs that are compared
+share the drawn queries (a paired bootstrap, Efron and Tibshirani 1993), so what makes a query hard for both drops out; their seeds are
+drawn apart. With one seed the interval says how sure the figure of this one training is, not how another training would do; with
+three it knows that trainings differ, but so few draws still make it a little narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from virtue_pl.types import VirtueError
+
+LEVEL, RESAMPLES = 0.95, 10_000
+
+Hits = Bool[np.ndarray, "seeds queries"]
+"""Whether each training of a run had each query right."""
+
+
+class Estimate(NamedTuple):
+    """A share or a difference of shares, its interval, and the queries and (of a difference: the first run's) seeds that it rests on."""
+
+    mean: float
+    low: float
+    high: float
+    queries: int
+    seeds: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+
+def interval(hits: Hits, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The share of right answers of one run."""
+    return estimate(float(hits.mean()), resampled_shares([hits], resamples, seed)[0], level, hits)
+
+
+def difference(first: Hits, second: Hits, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """How much more often the first run is right than the second; column q of both is the same query."""
+    drawn = resampled_shares([first, second], resamples, seed)
+    return estimate(float(first.mean() - second.mean()), drawn[0] - drawn[1], level, first)
+
+
+def estimate(mean: float, drawn: Float[np.ndarray, " resamples"], level: float, hits: Hits) -> Estimate:
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(mean, float(low), float(high), hits.shape[1], hits.shape[0])
+
+
+def resampled_shares(runs: Sequence[Hits], resamples: int, seed: int) -> Float[np.ndarray, "runs resamples"]:
+    """The share of right answers of every run in every resample.
+
+    Queries with the same outcome in all trainings are one pattern, so drawing queries is one draw from a multinomial over the few patterns.
+    """
+    generator = np.random.default_rng(seed)
+    patterns, counts = np.unique(np.concatenate(runs), axis=1, return_counts=True)
+    queries = generator.multinomial(counts.sum(), counts / counts.sum(), size=resamples)
+    shares, start = [], 0
+    for run in runs:
+        seeds = generator.multinomial(len(run), np.full(len(run), 1 / len(run)), size=resamples)
+        of_run = patterns[start : start + len(run)]
+        shares.append(((seeds @ of_run) * queries).sum(axis=1) / (len(run) * counts.sum()))
+        start += len(run)
+    return np.stack(shares)
+
+
+def aligned(*runs: Sequence[Mapping[str, int]], k: int = 1) -> tuple[Hits, ...]:
+    """Every run's hits among the first `k`, over the queries that all trainings of all runs have ranked, in one order.
+
+    runs: of each training, rank by the query's key (`RankRows.ranks`). Raises VirtueError if no key is shared.
+    """
+    keys = sorted(set.intersection(*(set(ranks) for run in runs for ranks in run)))
+    if not keys:
+        counts = ", ".join(str(len(ranks)) for run in runs for ranks in run)
+        raise VirtueError(f"nothing to compare: the trainings ranked {counts} samples and share no key; test all on the same data")
+    return tuple(np.array([[ranks[key] < k for key in keys] for ranks in run]) for run in runs)

@@ -1,0 +1,81 @@
+"""A comparison as people read it: of each task, one table of shares and one of differences, all with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from rich.table import Table
+
+from virtue_pl.evaluation.bootstrap import LEVEL, Estimate
+from virtue_pl.evaluation.compare import Comparison
+from virtue_pl.evaluation.report import Chance
+from virtue_pl.evaluation.tables import Grid, markdown_table, rich_table
+
+Row = Mapping[str, Estimate]
+
+
+class Titled(NamedTuple):
+    title: str
+    cells: Grid
+    caption: str
+
+
+def rich_comparison(comparison: Comparison, guesses: Chance | None = None) -> list[Table]:
+    """For the terminal: intervals stand below what they belong to."""
+    return [rich_table(f"{title}, {caption}", stacked(cells)) for title, cells, caption in tables(comparison, guesses or {})]
+
+
+def stacked(cells: Grid) -> Grid:
+    return cells._replace(rows=[[text.replace(" (", "\n").rstrip(")") for text in row] for row in cells.rows])
+
+
+def markdown_comparison(comparison: Comparison, guesses: Chance | None = None) -> str:
+    return "\n".join(markdown_table(*table) for table in tables(comparison, guesses or {}))
+
+
+def tables(comparison: Comparison, guesses: Chance) -> Iterator[Titled]:
+    """Runs stand in the comparison's order."""
+    for task, rows in sorted(comparison.shares.items()):
+        yield Titled(task, share_grid(rows, guesses.get(task, {})), f"% right, with {LEVEL:.0%} intervals")
+        if task in comparison.differences:
+            found, against = comparison.differences[task], comparison.against
+            others = sorted({against[name] for name in found})
+            caption = f"points more than {' or '.join(others)}, paired, with {LEVEL:.0%} intervals; bold where zero is outside"
+            yield Titled(f"{task}, differences", difference_grid(found, against if len(others) > 1 else {}), caption)
+
+
+def share_grid(rows: Mapping[str, Row], guesses: Mapping[str, float]) -> Grid:
+    """The best share of each ranking is marked."""
+    rankings = rankings_of(rows)
+    lines = [[name, *(cell(row, ranking, "") for ranking in rankings), *counts(row)] for name, row in rows.items()]
+    shares = [[row[ranking].mean if ranking in row else -1.0 for row in rows.values()] for ranking in rankings]
+    best = {(line, column) for column, of_ranking in enumerate(shares, 1) for line, share in enumerate(of_ranking) if share == max(of_ranking)}
+    if guesses:
+        lines.append(["chance", *(f"{100 * guesses[ranking]:.1f}" if ranking in guesses else "" for ranking in rankings), "", ""])
+    return Grid(["run", *rankings, "n", "seeds"], lines, best)
+
+
+def counts(row: Row) -> tuple[str, str]:
+    """The most queries of a ranking, and the seeds."""
+    return str(max(found.queries for found in row.values())), str(max(found.seeds for found in row.values()))
+
+
+def difference_grid(rows: Mapping[str, Row], against: Mapping[str, str]) -> Grid:
+    """Marked is what the interval tells from nothing. `against` is a column where it is not empty."""
+    rankings = rankings_of(rows)
+    lines = [[name, *(cell(row, ranking, "+") for ranking in rankings), *([against[name]] if against else [])] for name, row in rows.items()]
+    places = ((line, column, row[ranking]) for line, row in enumerate(rows.values()) for column, ranking in enumerate(rankings, 1) if ranking in row)
+    return Grid(["run", *rankings, *(["against"] if against else [])], lines, {(line, column) for line, column, found in places if found.differs})
+
+
+def rankings_of(rows: Mapping[str, Row]) -> list[str]:
+    return sorted({ranking for row in rows.values() for ranking in row})
+
+
+def cell(row: Row, ranking: str, sign: str) -> str:
+    """Percent and interval, with a plus before what is positive if `sign` is "+"; empty where the run was not ranked so."""
+    if ranking not in row:
+        return ""
+    mean, low, high = (format(100 * value, f"{sign}.1f") for value in row[ranking][:3])
+    return f"{mean} ({low}…{high})"

@@ -1,0 +1,20 @@
+"""What a run logged while it trained, read back from its TensorBoard events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+Curve = dict[int, float]
+"""step -> value"""
+
+
+def read_curve(folder: str | Path, tag: str) -> Curve:
+    """A scalar of a run by step, of all its event files; of a step that was logged twice, as where a run went on, the later value."""
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
+    events.Reload()
+    if tag not in events.Tags()["scalars"]:
+        return {}
+    found = sorted(events.Scalars(tag), key=lambda event: event.wall_time)
+    return dict(sorted({event.step: event.value for event in found}.items()))

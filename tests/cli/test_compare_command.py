@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from virtue_pl.cli.main import main
+
+
+@pytest.fixture
+def tested(tmp_path: Path) -> Path:
+    """Two runs of 40 queries, in two modes each."""
+    for name, right in (("virtue", 30), ("plain", 10)):
+        ranks = {key: {"hit@1": [int(key >= right), 10]} for key in range(40)}
+        lines = [{"task": "quiz/seen", "key": str(key), "mode": mode, "ranks": ranks[key]} for key in ranks for mode in ("box", "point")]
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "report.json").write_text(json.dumps({"chance": {"quiz/seen": {"hit@1": 0.1}}}))
+    return tmp_path
+
+
+def test_runs_and_modes_side_by_side(tested: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [f"{tested}/virtue", f"{tested}/virtue:point", f"{tested}/plain"]
+    assert main(["compare", *runs, "--out", str(tested / "out"), "--plots"]) == 0
+    assert sorted(path.name for path in (tested / "out").iterdir()) == ["bars_quiz.png", "compare.json", "compare.md"]
+    found = json.loads((tested / "out" / "compare.json").read_text())
+    assert found["shares"]["quiz/seen"].keys() == {"virtue", "virtue:point", "plain"}
+    assert found["differences"]["quiz/seen"]["plain"]["hit@1"]["mean"] == pytest.approx(-0.5)
+    assert found["against"] == {"virtue:point": "virtue", "plain": "virtue"} and found["chance"] == {"quiz/seen": {"hit@1": 0.1}}
+    assert "| plain | 25.0" in (tested / "out" / "compare.md").read_text()
+    shown = capsys.readouterr().out
+    assert "virtue:point" in shown and "-50.0" in shown
+
+
+def test_runs_of_one_name_go_by_their_paths(tested: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tested / "again").mkdir()
+    (tested / "plain").rename(tested / "again" / "virtue")
+    assert main(["compare", f"{tested}/virtue", f"{tested}/again/virtue"]) == 0
+    assert main(["compare", f"{tested}/virtue", f"{tested}/virtue"]) == 1
+    assert "name a run twice" in capsys.readouterr().err

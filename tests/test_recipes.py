@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from virtue_pl.prompts import enclosing_box, pixel_box
+from virtue_pl.recipes import CropRecipe, MarkerRecipe, Recipe, VirtueRecipe, ellipse
+from virtue_pl.types import EmbeddingInput, VisualPrompt
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 200, (3, height, width), dtype=torch.uint8)
+
+
+def pointed(image: torch.Tensor, key: str = "a", **prompt: object) -> EmbeddingInput:
+    return EmbeddingInput("find it", (image,), VisualPrompt.from_pixels(**prompt, size=image.shape[1:]), (key,) if key else ())  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 301), st.integers(1, 301), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_box_in_whole_pixels_survives_normalisation(height: int, width: int, data: st.DataObject) -> None:
+    left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
+    box = VisualPrompt.from_pixels(boxes=[[left, top, right, bottom]], size=(height, width)).boxes[0]
+    assert pixel_box(box, (height, width)) == (left, top, right, bottom)
+
+
+def test_a_box_of_less_than_a_pixel_is_one_pixel() -> None:
+    assert pixel_box(torch.tensor([0.999, 0.5, 1.0, 0.5001]), (10, 10)) == (9, 5, 10, 6)
+
+
+def test_the_enclosing_box_takes_in_all_that_is_meant() -> None:
+    mask = torch.zeros(1, 10, 20, dtype=torch.bool)
+    mask[0, 8, 2] = True
+    prompt = VisualPrompt.from_pixels(boxes=[[4, 3, 6, 5]], points=[[10, 5], [19, 9]], labels=[1, 0], masks=mask, size=(10, 20))
+    box = enclosing_box(prompt, (10, 20), point_side=0.4)
+    assert box is not None and pixel_box(box, (10, 20)) == (2, 3, 12, 9)
+    assert enclosing_box(VisualPrompt.from_pixels(points=[[1, 1]], labels=[0], size=(4, 4)), (4, 4), 0.5) is None
+    corner = enclosing_box(VisualPrompt.from_pixels(points=[[0, 10]], size=(10, 20)), (10, 20), 0.4)
+    assert corner is not None and pixel_box(corner, (10, 20)) == (0, 8, 2, 10)
+
+
+@pytest.mark.parametrize("box", [(3, 4, 10, 9), (0, 0, 5, 5), (20, 25, 33, 31), (0, 0, 33, 31)])
+def test_a_crop_is_the_boxes_pixels(box: tuple[int, int, int, int]) -> None:
+    image = picture(31, 33)
+    item = CropRecipe().prepare(pointed(image, boxes=[box]))
+    assert torch.equal(item.images[0], image[:, box[1] : box[3], box[0] : box[2]])
+    assert item.prompt.is_empty and item.image_keys != ("a",)
+    assert CropRecipe().text(item) == "<|image_pad|>\nfind it"
+
+
+def test_a_point_is_cropped_to_a_square_and_a_mask_to_its_box() -> None:
+    image, mask = picture(40, 60), torch.zeros(1, 40, 60, dtype=torch.bool)
+    mask[0, 5:9, 7:20] = True
+    assert CropRecipe(point_side=0.5).prepare(pointed(image, points=[[30, 20]])).images[0].shape == (3, 20, 20)
+    assert torch.equal(CropRecipe().prepare(pointed(image, masks=mask)).images[0], image[:, 5:9, 7:20])
+
+
+def test_equal_crops_of_a_picture_have_one_key_and_others_another() -> None:
+    image = picture(20, 20)
+    keys = [CropRecipe().prepare(pointed(image, boxes=[box])).image_keys for box in ([1, 1, 5, 5], [1, 1, 5, 5], [1, 1, 5, 6])]
+    assert keys[0] == keys[1] != keys[2]
+    assert CropRecipe().prepare(pointed(image, key="", boxes=[[1, 1, 5, 5]])).image_keys == ()
+
+
+def test_a_marker_is_a_red_ring_around_the_box() -> None:
+    image = picture(100, 120)
+    recipe = MarkerRecipe(line_width=0.03)
+    item = recipe.prepare(pointed(image, boxes=[[40, 30, 80, 60]]))
+    red = (item.images[0] == torch.tensor([255, 0, 0])[:, None, None]).all(dim=0)
+    assert torch.equal(item.images[0][:, ~red], image[:, ~red])
+    rows, columns = red.any(dim=1).nonzero().flatten(), red.any(dim=0).nonzero().flatten()
+    across, down = 20 * 2**0.5, 15 * 2**0.5
+    assert (columns[0], columns[-1]) == (pytest.approx(60 - across, abs=1), pytest.approx(60 + across, abs=1.5))
+    assert (rows[0], rows[-1]) == (pytest.approx(45 - down, abs=1), pytest.approx(45 + down, abs=1.5))
+    assert red[45].nonzero().flatten().tolist() == [32, 33, 34, 85, 86, 87]
+    assert not red[35:55, 45:75].any()
+    assert recipe.text(item).endswith("Referring object bbox: [40, 30, 80, 60]") and item.image_keys != ("a",)
+
+
+def test_a_marker_at_the_edge_stays_in_the_picture() -> None:
+    image = picture(30, 50)
+    red = (MarkerRecipe().prepare(pointed(image, boxes=[[0, 0, 50, 30]])).images[0][0] == 255).nonzero()
+    assert red.amin(dim=0).tolist() == [0, 0] and red.amax(dim=0).tolist() == [29, 49]
+    assert ellipse((3, 3, 4, 4), (6, 6), 1).nonzero().tolist() == [[3, 3]]
+
+
+@pytest.mark.parametrize("recipe", [VirtueRecipe(), CropRecipe(), MarkerRecipe()])
+def test_what_points_at_nothing_is_left_alone(recipe: Recipe) -> None:
+    for item in (EmbeddingInput("a red fox"), EmbeddingInput("look", (picture(4, 4),)), EmbeddingInput("lost", prompt=VisualPrompt(boxes=torch.rand(1, 4)))):
+        assert recipe.prepare(item) is item
