@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 IMAGE_TOKEN = "<|image_pad|>"
 """Where a picture stands inside a text, whichever backbone reads it; each backbone puts its own token there."""
@@ -372,7 +373,8 @@ class PromptTokens(Movable):
 
     A row is a list of tokens of its own length (`valid` marks the real ones, which stand first).
     image_positions: the positional encoding of the feature map's places, from the same matrix.
-    focus: how much of each place the prompt touches, in [0, 1], where the encoder draws it.
+    drawn: the prompt as maps (boxes, inside points, outside points, masks), in [0, 1], four times as fine as the feature map, where the
+        encoder draws it.
     """
 
     sparse: Float[Tensor, "prompts tokens d"]
@@ -380,7 +382,15 @@ class PromptTokens(Movable):
     dense: Float[Tensor, "prompts d height width"]
     image_positions: Float[Tensor, "d height width"]
     pictures: Int[Tensor, " prompts"]
-    focus: Float[Tensor, "prompts height width"] | None = None
+    drawn: Float[Tensor, "prompts 4 map_height map_width"] | None = None
+
+    @property
+    def focus(self) -> Float[Tensor, "prompts height width"] | None:
+        """How much of each place of the feature map the prompt touches, in [0, 1], where the encoder draws it."""
+        if self.drawn is None:
+            return None
+        touched = self.drawn[:, [0, 1, 3]].sum(dim=1).clamp(max=1)
+        return avg_pool2d(touched, self.drawn.shape[-1] // self.image_positions.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from virtue_pl.backbones.dense_hints import DenseHints, SameObject
-from virtue_pl.types import VisualPrompt
+from virtue_pl.types import PromptTokens, VisualPrompt
 
 SIZE = (100, 200)
 
@@ -19,7 +19,7 @@ def test_a_box_covers_its_share_of_each_cell() -> None:
 
 def test_points_are_bells_on_the_map_of_their_label() -> None:
     prompt = VisualPrompt.from_pixels(points=[[50, 50], [150, 25]], labels=[1, 0], size=SIZE)
-    _, inside, outside = DenseHints(8, 32).maps(prompt)
+    _, inside, outside, _ = DenseHints(8, 32).maps(prompt)
     assert divmod(int(inside.argmax()), 32) in {(15, 7), (15, 8), (16, 7), (16, 8)}
     assert divmod(int(outside.argmax()), 32) in {(7, 23), (7, 24), (8, 23), (8, 24)}
     assert inside.max() <= 1 and outside.max() <= 1
@@ -34,8 +34,10 @@ def test_focus_is_what_boxes_inside_points_and_masks_touch() -> None:
         VisualPrompt.from_pixels(points=[[150, 75]], labels=[0], size=SIZE),
         VisualPrompt(),
     ]
-    dense, focus = DenseHints(8, 16)(prompts, torch.device("cpu"))
-    assert dense.shape == (4, 8, 4, 4) and focus.shape == (4, 4, 4)
+    dense, drawn = DenseHints(8, 16)(prompts, torch.device("cpu"))
+    nothing = torch.zeros(0)
+    focus = PromptTokens(nothing, nothing, dense, torch.zeros(8, 4, 4), nothing, drawn).focus
+    assert dense.shape == (4, 8, 4, 4) and focus is not None and focus.shape == (4, 4, 4)
     assert torch.allclose(focus[0], focus[1], atol=0.1) and focus[1].sum() == pytest.approx(4.0)
     assert focus[2].sum() == 0 and focus[3].sum() == 0
     assert DenseHints(8, 16)([], torch.device("cpu"))[0].shape == (0, 8, 4, 4)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, normalize
+from torch.nn.functional import interpolate, normalize
 
 from virtue_pl.types import VisualPrompt
 
@@ -42,17 +42,15 @@ class DenseHints(nn.Module):
 
     def forward(
         self, prompts: Sequence[VisualPrompt], device: torch.device
-    ) -> tuple[Float[Tensor, "prompts d height width"], Float[Tensor, "prompts height width"]]:
-        """What to add to the dense embedding, and how much of each place every prompt touches."""
-        maps = torch.stack([self.maps(prompt) for prompt in prompts] or [torch.zeros(3, self.map_size, self.map_size, device=device)])
-        masks = [covered_area(prompt.masks, (self.map_size, self.map_size)) for prompt in prompts]
-        touched = (maps[:, 0] + maps[:, 1] + torch.cat(masks or [torch.zeros(1, self.map_size, self.map_size, device=device)])).clamp(max=1)
-        return self.layers(maps)[: len(prompts)], avg_pool2d(touched, 4)[: len(prompts)]
+    ) -> tuple[Float[Tensor, "prompts d height width"], Float[Tensor, "prompts 4 map_height map_width"]]:
+        """What to add to the dense embedding, and the maps: boxes, inside points, outside points, masks."""
+        maps = torch.stack([self.maps(prompt) for prompt in prompts] or [torch.zeros(4, self.map_size, self.map_size, device=device)])
+        return self.layers(maps[:, :3])[: len(prompts)], maps[: len(prompts)]
 
-    def maps(self, prompt: VisualPrompt) -> Float[Tensor, "3 size size"]:
-        """Cells covered by boxes; bells around inside points; bells around outside points."""
+    def maps(self, prompt: VisualPrompt) -> Float[Tensor, "4 size size"]:
+        """Cells covered by boxes; bells around inside points; bells around outside points; cells covered by masks."""
         inside, outside = (self.bells(prompt.points[prompt.point_labels == label]) for label in (1, 0))
-        return torch.stack([self.covered(prompt.boxes), inside, outside])
+        return torch.stack([self.covered(prompt.boxes), inside, outside, covered_area(prompt.masks, (self.map_size, self.map_size))[0]])
 
     def covered(self, boxes: Float[Tensor, "boxes 4"]) -> Float[Tensor, "size size"]:
         edges = torch.arange(self.map_size, device=boxes.device)

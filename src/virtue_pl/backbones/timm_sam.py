@@ -58,11 +58,11 @@ class TimmSamPromptEncoder(PromptEncoder):
         device = prompts.pictures.device
         rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
         sparse, valid = self.sparse_tokens([labelled_points(row) for row in rows], device)
-        dense, focus = self.dense_embeddings(rows, device), None
+        dense, drawn = self.dense_embeddings(rows, device), None
         if self.hints is not None:
-            drawn, focus = self.hints(rows, device)
-            dense = dense + drawn
-        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.pictures, focus)
+            hints, drawn = self.hints(rows, device)
+            dense = dense + hints
+        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.pictures, drawn)
 
     def sparse_tokens(
         self, rows: Sequence[tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]], device: torch.device
@@ -146,7 +146,7 @@ class TimmSamBackbone(SegmentationBackbone):
         self.same_object = SameObject(self.widths.image, embed_dim) if dense_hints else None
         self.mask_token = nn.Embedding(1, embed_dim)
         self.transformer = TwoWayTransformer(depth, embed_dim, num_heads, mlp_dim)
-        self.mask_head = MaskHead(embed_dim, dict(zip(self.trunk.strides[: self.fine], channels[: self.fine], strict=True)))
+        self.mask_head = MaskHead(embed_dim, dict(zip(self.trunk.strides[: self.fine], channels[: self.fine], strict=True)), dense_hints)
 
     def image_features(self, pixels: UInt8[Tensor, "pictures 3 size size"]) -> tuple[Float[Tensor, "pictures channels height width"], ...]:
         return self.trunk(pixels)
@@ -156,7 +156,7 @@ class TimmSamBackbone(SegmentationBackbone):
         neck = self.neck(coarse)
         image = torch.cat([resized(feature, neck.shape[-2:]) for feature in coarse], dim=1)
         mask_tokens, embedding = self.read_prompts(*self.inputs(image, neck, tokens), tokens)
-        logits = self.mask_head(embedding, mask_tokens, fine, tokens.pictures)
+        logits = self.mask_head(embedding, mask_tokens, fine, tokens)
         return SegmentFeatures(embedding, image[tokens.pictures], logits, tokens.image_positions)
 
     def inputs(
@@ -206,18 +206,21 @@ class Neck(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Masks of stride 4: the prompted map is up-scaled twice, meets the picture's own finer features, and the mask token weighs its channels.
+    """Masks of stride 4: the prompted map is up-scaled twice, meets the picture's own finer features and the prompt as it was drawn,
+    and the mask token weighs its channels.
 
     fine_channels: by stride (8, 4), the channels of the finer features, where the trunk has them.
     """
 
-    def __init__(self, embed_dim: int, fine_channels: Mapping[int, int]) -> None:
+    def __init__(self, embed_dim: int, fine_channels: Mapping[int, int], dense_hints: bool) -> None:
         super().__init__()
-        widths = {8: embed_dim // 4, 4: embed_dim // 8}
+        widths = {8: embed_dim // 4, 4: embed_dim // 4}
         self.strides = tuple(sorted(fine_channels))
         self.upscalings = nn.ModuleList([nn.ConvTranspose2d(embed_dim, widths[8], 2, 2), nn.ConvTranspose2d(widths[8], widths[4], 2, 2)])
         self.norms = nn.ModuleList(LayerNorm2d(width) for width in widths.values())
         self.skips = nn.ModuleDict({str(stride): scaled_projection(fine_channels[stride], widths[stride]) for stride in self.strides})
+        self.drawn = nn.Conv2d(4, widths[4], 3, padding=1) if dense_hints else None
+        self.refine = nn.ModuleList(Refinement(widths[4]) for _ in range(2))
         self.hyper_network = MLP(embed_dim, embed_dim, widths[4], 3)
 
     def forward(
@@ -225,13 +228,29 @@ class MaskHead(nn.Module):
         embedding: Float[Tensor, "prompts d height width"],
         mask_tokens: Float[Tensor, "prompts d"],
         fine: Sequence[Float[Tensor, "pictures channels fine_height fine_width"]],
-        pictures: Int[Tensor, " prompts"],
+        tokens: PromptTokens,
     ) -> Float[Tensor, "prompts mask_height mask_width"]:
-        skips = {stride: self.skips[str(stride)](feature)[pictures] for stride, feature in zip(self.strides, fine, strict=True)}
+        skips = {stride: self.skips[str(stride)](feature)[tokens.pictures] for stride, feature in zip(self.strides, fine, strict=True)}
         pixels = embedding
         for stride, upscaling, norm in zip((8, 4), self.upscalings, self.norms, strict=True):
-            pixels = nn.functional.gelu(norm(upscaling(pixels) + skips.get(stride, 0)))
+            pixels = upscaling(pixels) + skips.get(stride, 0)
+            if stride == 4 and self.drawn is not None:
+                pixels = pixels + self.drawn(tokens.drawn)
+            pixels = nn.functional.gelu(norm(pixels))
+        for refine in self.refine:
+            pixels = refine(pixels)
         return torch.einsum("pc,pchw->phw", self.hyper_network(mask_tokens), pixels)
+
+
+class Refinement(nn.Module):
+    """One residual 3x3 convolution: what a place is depends on its neighbours too."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), LayerNorm2d(width), nn.GELU())
+
+    def forward(self, pixels: Float[Tensor, "prompts width height width"]) -> Float[Tensor, "prompts width height width"]:
+        return pixels + self.layers(pixels)
 
 
 def resized(feature: Float[Tensor, "pictures channels height width"], size: Sequence[int]) -> Float[Tensor, "pictures channels new_height new_width"]:
