@@ -16,7 +16,7 @@ from virtue_pl.parts.fusion_head import VLMFusionHead
 from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
 from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
-from virtue_pl.recipes import CropRecipe
+from virtue_pl.recipes import CropRecipe, VirtueRecipe
 from virtue_pl.types import EmbeddingInput, EncoderBatch, RankingSample, Region, Sample, VirtueError, VisualPrompt
 from virtue_pl.virtue import Virtue
 
@@ -183,7 +183,8 @@ def test_a_recipe_may_change_the_picture_before_anything_reads_it(weights: Path)
     batch = preprocess.encoder_batch([whole, boxed, boxed])
     assert len(batch.pictures) == 2 and batch.prompts.pictures.tolist() == [0, 1, 1]
     assert torch.equal(batch.pictures.vision[1], preprocess.processor.resize(picture(0)[:, 4:40, 4:30]))
-    assert preprocess.train(samples(2)).query_ids.tolist() == virtue(weights).preprocess.train(samples(2)).query_ids.tolist()
+    unchanged = ContrastivePreprocess(preprocess.processor, VirtueRecipe(), None, {"box": 1.0}, ("box",))
+    assert preprocess.train(samples(2)).query_ids.tolist() == unchanged.train(samples(2)).query_ids.tolist()
 
 
 def test_a_blind_head_sees_no_picture_in_training_or_evaluation(weights: Path) -> None:
@@ -203,15 +204,17 @@ def test_a_fusion_head_alone_needs_no_segmentation(weights: Path) -> None:
     assert head.encode(batch).shape == (6, 32)
 
 
-def test_alignment_teaches_the_summary_alone(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The language model does not read the queries, and nothing but the connector's summary and the loss gets a gradient."""
+def test_alignment_teaches_the_summary_and_the_captions(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The language model does not read the queries: what makes their tokens gets no gradient."""
     model = virtue(weights, partial(MaskConnector, summary=True))
     model.alignment_steps, model.train_modes = 1, {"box": 1.0}
     monkeypatch.setattr(model, "log", lambda *arguments, **options: None)
-    torch.nn.init.normal_(model.connector.summary[-1].weight)  # type: ignore[union-attr]
+    for into in model.connector.summary.maps:  # type: ignore[union-attr]
+        torch.nn.init.normal_(into[-1].weight)
     model.training_step(model.preprocess.train(samples(4)), 0).backward()
-    learned = {name.split(".")[0] + "." + name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert learned == {"connector.summary", "loss.log_temperature"}
+    learned = {".".join(name.split(".")[:3]) for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {name for name in learned if name.startswith("connector.saliency")}
+    assert {name for name in learned if not name.startswith("connector.saliency")} == {"connector.summary.maps", "fusion.backbone.text", "loss.log_temperature"}
 
 
 def test_alignment_needs_a_summary(weights: Path) -> None:

@@ -389,8 +389,8 @@ class PromptTokens(Movable):
         """How much of each place of the feature map the prompt touches, in [0, 1], where the encoder draws it."""
         if self.drawn is None:
             return None
-        touched = self.drawn[:, [0, 1, 3]].sum(dim=1).clamp(max=1)
-        return avg_pool2d(touched, self.drawn.shape[-1] // self.image_positions.shape[-1])
+        touched = self.drawn[:, [0, 1, 3]].sum(dim=1, keepdim=True).clamp(max=1)
+        return avg_pool2d(touched, self.drawn.shape[-1] // self.image_positions.shape[-1])[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -401,7 +401,7 @@ class SegmentFeatures(Movable):
     image: the unprompted features of the same picture, at whatever resolution and width the backbone gives.
     mask_logits: the predicted mask over the whole picture (> 0 is inside).
     image_positions: the positional encoding of `embedding`'s places.
-    focus: `PromptTokens.focus`, where the extractor passes it on.
+    focus: `PromptTokens.focus`.
     """
 
     embedding: Float[Tensor, "prompts d height width"]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -36,8 +35,8 @@ class Virtue(EmbeddingModel):
         recipe: how text and pixels are prepared.
         train_modes: how often each prompt mode (box, point, mask, none) is shown in training.
         evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses the first.
-        alignment_steps: for so many first steps only the connector's summary learns, towards the captions' embeddings, and the language
-            model does not read the queries: a fraction of the time of a step. Wants a connector with a summary, and one process.
+        alignment_steps: for so many first steps a query is its summary alone, added to what all captions have in common; the language
+            model reads, and learns, only the captions: about half of the time of a step. Wants a connector with a summary, and one process.
         gradient_cache: `PlainStep()` or `GradientCache(chunk_size)`.
         optimization: how to train.
         weights, weights_prefix: a checkpoint of the whole model to start from.
@@ -80,13 +79,11 @@ class Virtue(EmbeddingModel):
 
     def alignment_step(self, batch: PairBatch) -> Tensor:
         """The contrastive loss of what the summary alone says, added to what all captions have in common."""
-        with torch.no_grad():
-            targets = self.encode(batch.targets)
-            negatives = targets.new_zeros(0, targets.shape[1]) if batch.negatives is None else self.encode(batch.negatives)
+        targets, negatives = self.embed_candidates(batch)
         summary = self.connector(self.segment(batch.queries)).summary
         if summary is None:
             raise VirtueError("alignment_steps needs a connector with a summary: set `summary: true` in the connector, or alignment_steps to 0")
-        queries = normalize(normalize(targets.mean(dim=0), dim=-1) + summary, dim=-1)
+        queries = normalize(normalize(targets.detach().mean(dim=0), dim=-1) + summary, dim=-1)
         ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
         assert self.loss is not None
         output = self.loss(EmbeddingBatch(queries, targets, negatives, *ids))

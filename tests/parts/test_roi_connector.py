@@ -8,7 +8,7 @@ import torch
 from virtue_pl.backbones.dense_hints import DenseHints
 from virtue_pl.parts.connector import MaskConnector, pool
 from virtue_pl.parts.roi_connector import RoiConnector
-from virtue_pl.types import FeatureWidths, SegmentFeatures, VirtueError, VisualPrompt
+from virtue_pl.types import FeatureWidths, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt
 
 WIDTHS = FeatureWidths(8, 12)
 
@@ -16,8 +16,9 @@ WIDTHS = FeatureWidths(8, 12)
 def features(*boxes: list[float]) -> SegmentFeatures:
     """Of a 32x32 picture on 4x4 places, with the given boxes in pixels as prompts."""
     prompts = [VisualPrompt.from_pixels(boxes=[box], size=(32, 32)) for box in boxes]
-    _, focus = DenseHints(8, map_size=16)(prompts, torch.device("cpu"))
-    count = len(boxes)
+    dense, drawn = DenseHints(8, map_size=16)(prompts, torch.device("cpu"))
+    count, nothing = len(boxes), torch.zeros(0)
+    focus = PromptTokens(nothing, nothing, dense, torch.zeros(8, 4, 4), nothing, drawn).focus
     return SegmentFeatures(torch.randn(count, 8, 4, 4), torch.randn(count, 12, 4, 4), torch.randn(count, 16, 16), torch.randn(8, 4, 4), focus)
 
 
@@ -43,5 +44,5 @@ def test_the_predicted_mask_plays_no_part_and_the_box_does() -> None:
 
 
 def test_without_the_prompts_place_it_says_what_to_change() -> None:
-    with pytest.raises(VirtueError, match="use RoiExtractor for `segmentation`"):
+    with pytest.raises(VirtueError, match="set dense_hints"):
         RoiConnector(WIDTHS, 10)(replace(features([0, 0, 8, 8]), focus=None))

@@ -157,7 +157,7 @@ class TimmSamBackbone(SegmentationBackbone):
         image = torch.cat([resized(feature, neck.shape[-2:]) for feature in coarse], dim=1)
         mask_tokens, embedding = self.read_prompts(*self.inputs(image, neck, tokens), tokens)
         logits = self.mask_head(embedding, mask_tokens, fine, tokens)
-        return SegmentFeatures(embedding, image[tokens.pictures], logits, tokens.image_positions)
+        return SegmentFeatures(embedding, image[tokens.pictures], logits, tokens.image_positions, tokens.focus)
 
     def inputs(
         self, image: Float[Tensor, "pictures channels height width"], neck: Float[Tensor, "pictures d height width"], tokens: PromptTokens

@@ -121,7 +121,9 @@ def load_text_encoder(name: str, dropout: float) -> nn.Module:
     if name.startswith((".", "/")) or ("/" in name and not Path(name).exists() and Path(name).parent.exists()):
         if not Path(name).is_dir():
             raise VirtueError(f"text_model: the folder {name} is not there: run `virtue-pl fetch weights`, or name a model of the hub")
-    model = AutoModel.from_pretrained(name, trust_remote_code=False, add_pooling_layer=False, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "add_pooling_layer": False}
+    # The fused attention's backward is slower than plain products on a CPU, and its sequences are short here.
+    model = AutoModel.from_pretrained(name, trust_remote_code=False, attn_implementation="eager", **settings)
     if not hasattr(model, "embeddings"):
         raise VirtueError(f"text_model: {name} is a {type(model).__name__}, expected a BERT-like encoder")
     return model

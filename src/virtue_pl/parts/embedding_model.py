@@ -59,9 +59,12 @@ class EmbeddingModel(Part):
     def embed_pairs(self, batch: PairBatch) -> EmbeddingBatch:
         """The batch's queries, targets and negatives as embeddings."""
         queries = self.gradient_cache(self.encode, batch.queries)
+        return EmbeddingBatch(queries, *self.embed_candidates(batch), batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
+
+    def embed_candidates(self, batch: PairBatch) -> tuple[Float[Tensor, "pairs dim"], Float[Tensor, "negatives dim"]]:
+        """The batch's targets and its hard negatives as embeddings."""
         targets = self.gradient_cache(self.encode, batch.targets)
-        negatives = targets.new_zeros(0, targets.shape[1]) if batch.negatives is None else self.gradient_cache(self.encode, batch.negatives)
-        return EmbeddingBatch(queries, targets, negatives, batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
+        return targets, targets.new_zeros(0, targets.shape[1]) if batch.negatives is None else self.gradient_cache(self.encode, batch.negatives)
 
     def setup(self, stage: str) -> None:
         """Only the root has metrics."""

@@ -1,26 +1,13 @@
-"""RoI pooling, the baseline for the predicted mask: the prompt's own area says what is inside, and no mask is predicted for it.
-
-The two classes go together: one passes on where the prompt is, the other pools there.
-"""
+"""RoI pooling, the baseline for the predicted mask: the prompt's own area says what is inside, and no mask is predicted for it."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from virtue_pl.parts.connector import MaskConnector
-from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
-from virtue_pl.types import Pictures, PromptTokens, SegmentFeatures, VirtueError
-
-
-class RoiExtractor(SegmentationExtractor):
-    """A `SegmentationExtractor` that also tells the connector where the prompt is (`SegmentFeatures.focus`)."""
-
-    def forward(self, pictures: Pictures, tokens: PromptTokens) -> SegmentFeatures:
-        return replace(super().forward(pictures, tokens), focus=tokens.focus)
+from virtue_pl.types import SegmentFeatures, VirtueError
 
 
 class RoiConnector(MaskConnector):
@@ -32,5 +19,5 @@ class RoiConnector(MaskConnector):
 
     def inside(self, features: SegmentFeatures) -> Float[Tensor, "prompts height width"]:
         if features.focus is None:
-            raise VirtueError("RoiConnector is not told where the prompt is: use RoiExtractor for `segmentation`, and dense_hints in the prompt encoder")
+            raise VirtueError("RoiConnector is not told where the prompt is: set dense_hints in the prompt encoder and the segmentation backbone")
         return interpolate(features.focus[:, None], size=features.image.shape[-2:], mode="area")[:, 0]
