@@ -37,6 +37,7 @@ def tiny_plan() -> Plan:
         },
         "no_segmentation": {f"model.init_args.{tower}": VISION_MODEL, f"model.init_args.{layers}": 0},
     }
+    of_run["blind"] = of_run["no_segmentation"]
     runs = {
         name: replace(run, configs=tuple(str(ROOT / config) for config in run.configs), overrides={**run.overrides, **small, **of_run[name]})
         for name, run in plan.runs.items()

@@ -176,6 +176,18 @@ def test_every_evaluation_row_comes_exactly_once(rankings: ShardFolder, world: i
         assert len(set(counts)) == 1
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_only_the_first_pictures_where_fewer_rows_are_asked_for(rankings: ShardFolder, world: int) -> None:
+    records = [record.rows for record in read_shards([{"url": str(path)} for path in rankings.paths], rankings, log())]
+    limit = len(records[0]) + len(records[1]) + len(records[2]) - 1
+    seen: list[str] = []
+    for rank in range(world):
+        share = share_of(rankings, 2, rank, world, limit)
+        batches = ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), Place(rank, world), offset=0, max_pixels=10_000)
+        seen += [sample.key for batch in batches for sample in batch]
+    assert seen == [row.key for rows in records[:2] for row in rows]
+
+
 def test_a_picture_stays_on_one_rank(rankings: ShardFolder) -> None:
     owners: dict[str, set[int]] = {}
     for rank in range(3):

@@ -115,6 +115,7 @@ class RankingStream(BatchStream):
 
     Args:
         collate: `Preprocess.evaluate`.
+        rows: of each folder only its first pictures, as many as have at most so many rows; None for all.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class RankingStream(BatchStream):
         collate: Callable[[Sequence[RankingSample]], Any],
         *,
         batch_size: int,
+        rows: int | None = None,
         max_pixels: int,
         rank: int,
         world: int,
@@ -132,7 +134,7 @@ class RankingStream(BatchStream):
     ) -> None:
         super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
         self.folders = dict(folders)
-        self.shares = {name: share_of(folder, batch_size, rank, world) for name, folder in folders.items()}
+        self.shares = {name: share_of(folder, batch_size, rank, world, rows) for name, folder in folders.items()}
         self.to_sample = to_sample
         self.collate = collate
         self.max_pixels = max_pixels

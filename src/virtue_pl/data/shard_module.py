@@ -30,6 +30,7 @@ class ShardDataModule(LightningDataModule, ABC):
         test: folders by name to test on.
         batch_size: training samples a step and rank.
         eval_batch_size: evaluation samples a batch; default `batch_size`.
+        test_rows: of each folder of `test` only its first pictures, as many as have at most so many rows; default all.
         num_workers: data workers a rank; 0 reads in the training process.
         shuffle_buffer: pictures, still compressed, that each worker shuffles among.
         sample_buffer: samples, with decoded pictures, that each worker shuffles among; 1 keeps the rows
@@ -49,6 +50,7 @@ class ShardDataModule(LightningDataModule, ABC):
         test: dict[str, str] | None = None,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
+        test_rows: int | None = None,
         num_workers: int = 0,
         shuffle_buffer: int = 1000,
         sample_buffer: int = 256,
@@ -62,6 +64,7 @@ class ShardDataModule(LightningDataModule, ABC):
         super().__init__()
         least = {"batch_size": batch_size, "shuffle_buffer": shuffle_buffer, "sample_buffer": sample_buffer}
         least |= {"eval_batch_size": eval_batch_size or batch_size, "steps_per_epoch": 1 if steps_per_epoch is None else steps_per_epoch}
+        least |= {"test_rows": 1 if test_rows is None else test_rows}
         for option, value in least.items():
             if value < 1:
                 raise VirtueError(f"{option} is {value}, expected 1 or more")
@@ -70,6 +73,7 @@ class ShardDataModule(LightningDataModule, ABC):
         self.test = dict(test or {})
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
+        self.test_rows = test_rows
         self.num_workers = num_workers
         self.shuffle_buffer = shuffle_buffer
         self.sample_buffer = sample_buffer
@@ -156,7 +160,7 @@ class ShardDataModule(LightningDataModule, ABC):
     def test_dataloader(self) -> StreamLoader:
         if not self.test:
             raise VirtueError("test is not set: give the folders of evaluation shards by name")
-        return self._ranking_loader(self.test_folders)
+        return self._ranking_loader(self.test_folders, self.test_rows)
 
     def predict_dataloader(self) -> StreamLoader:
         """The training samples of one epoch, for what is stored of them."""
@@ -216,10 +220,10 @@ class ShardDataModule(LightningDataModule, ABC):
             "max_consecutive_bad": self.max_consecutive_bad,
         }
 
-    def _ranking_loader(self, folders: Mapping[str, ShardFolder]) -> StreamLoader:
+    def _ranking_loader(self, folders: Mapping[str, ShardFolder], rows: int | None = None) -> StreamLoader:
         collate = self._connected().evaluate
         size, pixels = self.eval_batch_size, self.max_pixels
-        return self._loader(RankingStream(folders, self.to_sample, collate, batch_size=size, max_pixels=pixels, **self._place_and_limits()))
+        return self._loader(RankingStream(folders, self.to_sample, collate, batch_size=size, rows=rows, max_pixels=pixels, **self._place_and_limits()))
 
     def _loader(self, stream: TrainingStream | RankingStream) -> StreamLoader:
         return StreamLoader(stream, self.num_workers, self.current_epoch, self.skipped)

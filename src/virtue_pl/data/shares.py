@@ -44,13 +44,15 @@ class Share:
         return self.batch_of(first_row + place) in batches
 
 
-def share_of(folder: ShardFolder, batch_size: int, rank: int, world: int) -> Share:
+def share_of(folder: ShardFolder, batch_size: int, rank: int, world: int, rows: int | None = None) -> Share:
+    """The share of `rank`; of the whole folder, or of its first pictures, as many as have at most `rows` rows."""
     counts = [count for shard in folder.manifest.shards for count in shard.rows_per_picture]
     starts = tuple(accumulate(counts, initial=0))
-    cuts = [starts[bisect_left(starts, starts[-1] * r // world)] for r in range(world + 1)]
+    end = starts[-1] if rows is None else starts[bisect_right(starts, rows) - 1]
+    cuts = [starts[bisect_left(starts, end * r // world)] for r in range(world + 1)]
     num_batches = max(-(-(end - start) // batch_size) for start, end in pairwise(cuts))
-    first, rows = cuts[rank], cuts[rank + 1] - cuts[rank]
-    return Share(starts, tuple(sorted({first + rows * batch // max(1, num_batches) for batch in range(num_batches + 1)})))
+    first, length = cuts[rank], cuts[rank + 1] - cuts[rank]
+    return Share(starts, tuple(sorted({first + length * batch // max(1, num_batches) for batch in range(num_batches + 1)})))
 
 
 def ranking_batches(
