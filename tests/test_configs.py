@@ -42,7 +42,7 @@ SLOTS = {
 ARMS = CONFIGS / "ablations"
 """Layers of the arms in ablations.yaml, which says over what they are laid."""
 
-PLANS = {"quickstart.yaml", "quickstart_small.yaml", "ablations.yaml"}
+PLANS = ("quickstart.yaml", "quickstart_small.yaml", "ablations.yaml")
 """Files that are no layer of a run."""
 
 
