@@ -45,8 +45,9 @@ def test_a_summary_is_nothing_at_first_and_learns() -> None:
     summary = connector(features()).summary
     assert summary is not None and summary.shape == (3, 10) and not summary.any()
     summary.sum().backward()
-    assert connector.summary is not None and len(connector.summary.maps) == 6
-    assert all(into[-1].weight.grad.abs().sum() > 0 for into in connector.summary.maps)
+    assert connector.summary is not None and len(connector.summary.directions) == 4
+    maps = [connector.summary.inside, connector.summary.outside, *connector.summary.directions]
+    assert all(into[-1].weight.grad.abs().sum() > 0 for into in maps)
 
 
 def test_mask_statistics_and_cones_know_where_the_mask_is() -> None:

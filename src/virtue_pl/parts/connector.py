@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,7 +10,11 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from virtue_pl.types import FeatureWidths, SegmentFeatures, SegmentTokens
+from virtue_pl.backbones.class_names import ClassNames
+from virtue_pl.types import FeatureWidths, SegmentFeatures, SegmentTokens, VirtueError
+
+NAMES_WEIGHT = 0.5
+"""Of a class name beside a caption of unit length, at first; it is learned."""
 
 
 class Connector(nn.Module, ABC):
@@ -46,76 +49,107 @@ class MaskConnector(Connector):
     """Tokens that know the predicted mask: the object, what lies around it in each direction, and the gated map.
 
     A plain convolution over the whole map buries the object. Here one token pools the unprompted features inside the
-    predicted mask; four pool them to its left, its right, above and below; `side` x `side` tokens carry the paper's
-    prompt-conditioned embedding, gated by the mask; one carries where the mask is (centre and extent).
+    predicted mask; four look to its left, its right, above and below for what stands out there; `side` x `side` tokens carry the
+    paper's prompt-conditioned embedding, gated by the mask; one carries where the mask is (centre and extent).
 
     Args:
         widths, hidden_size: of the neighbours.
         side: the gated map is pooled to `side` x `side` tokens.
         directions: whether to add the four tokens of the surroundings.
         summary: whether what the tokens are made of also joins the embedding behind the language model (`Summary`).
+        names: what the trunk's classifier would call the object joins the summary; None for what training teaches alone.
     """
 
-    def __init__(self, widths: FeatureWidths, hidden_size: int, side: int = 2, directions: bool = True, summary: bool = False) -> None:
+    def __init__(
+        self, widths: FeatureWidths, hidden_size: int, side: int = 2, directions: bool = True, summary: bool = False, names: ClassNames | None = None
+    ) -> None:
         super().__init__()
         self.side = side
-        self.directions = directions
         self.object = projection(widths.image, hidden_size)
         self.place = nn.Sequential(nn.Linear(6, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
         self.gated = projection(widths.embedding, hidden_size)
-        if directions:
-            self.saliency = nn.Sequential(LayerNorm2d(widths.image), nn.Conv2d(widths.image, 64, 1), nn.GELU(), nn.Conv2d(64, 1, 1, bias=False))
-            self.around = projection(widths.image, hidden_size)
-        self.summary = Summary(2 + 4 * directions, widths.image, hidden_size) if summary else None
+        self.surroundings = Surroundings(widths.image, hidden_size) if directions else None
+        self.around = nn.Linear(hidden_size, hidden_size) if directions else None
+        self.summary = Summary(widths.image, hidden_size, 4 * directions, names) if summary else None
         self.roles = nn.Parameter(torch.randn(2 + 4 * directions + side**2, hidden_size) * 0.02)
 
     def forward(self, features: SegmentFeatures) -> SegmentTokens:
         inside = self.inside(features)
         statistics = mask_statistics(inside)
         shown = pool(features.image, inside)
-        tokens, seen = [self.object(shown)[:, None], self.place(statistics)[:, None]], [shown]
-        if self.directions:
+        around = shown.new_zeros(len(shown), 0, self.roles.shape[1])
+        tokens = [self.object(shown)[:, None], self.place(statistics)[:, None]]
+        if self.surroundings is not None and self.around is not None:
             around = self.surroundings(features.image, inside, statistics)
             tokens.append(self.around(around))
-            seen += around.unbind(dim=1)
         gate = interpolate(inside[:, None], size=features.embedding.shape[-2:], mode="area")
         gated = adaptive_avg_pool2d(features.embedding * gate, self.side).flatten(2).transpose(1, 2)
         tokens.append(self.gated(gated))
-        summary = None if self.summary is None else self.summary([*seen, pool(features.image, 1 - inside)])
+        summary = None if self.summary is None else self.summary(shown, pool(features.image, 1 - inside), around)
         return SegmentTokens(torch.cat(tokens, dim=1) + self.roles, summary)
 
     def inside(self, features: SegmentFeatures) -> Float[Tensor, "prompts height width"]:
         """How much of each place of `features.image` belongs to the object, in [0, 1]: here the predicted mask says it."""
         return mask_weights(features.mask_logits, features.image.shape[-2:])
 
-    def surroundings(
+
+class Surroundings(nn.Module):
+    """What stands out to the left of a mask, to its right, above and below it.
+
+    Every place is described before places are pooled, since two objects may lie in one direction; which places stand out is learned.
+
+    Args:
+        width: of the features.
+        hidden_size: of what describes a place.
+    """
+
+    def __init__(self, width: int, hidden_size: int) -> None:
+        super().__init__()
+        self.normalise = LayerNorm2d(width)
+        self.describe = nn.Sequential(nn.Conv2d(width, hidden_size, 1), nn.GELU())
+        self.saliency = nn.Sequential(nn.Conv2d(width, 64, 1), nn.GELU(), nn.Conv2d(64, 1, 1, bias=False))
+
+    def forward(
         self, image: Float[Tensor, "prompts channels height width"], inside: Float[Tensor, "prompts height width"], statistics: Float[Tensor, "prompts 6"]
-    ) -> Float[Tensor, "prompts 4 channels"]:
-        """Salient features in the cones to the left, to the right, above and below the mask's centre, outside the mask."""
-        cones = direction_cones(statistics[:, :2], image.shape[-2:])
-        weights = cones * (1 - inside)[:, None] + 1e-6
-        logits = self.saliency(image) + weights.log()
-        attention = logits.flatten(2).softmax(dim=-1)
-        return attention @ image.flatten(2).transpose(1, 2)
+    ) -> Float[Tensor, "prompts 4 hidden"]:
+        """Attention over the places in the cones to the left, to the right, above and below the mask's centre, outside the mask."""
+        image = self.normalise(image)
+        outside = direction_cones(statistics[:, :2], image.shape[-2:]) * (1 - inside)[:, None] + 1e-6
+        attention = (self.saliency(image).float() + outside.log()).flatten(2).softmax(dim=-1)
+        return attention @ self.describe(image).flatten(2).transpose(1, 2).float()
 
 
 class Summary(nn.Module):
-    """The short way from the picture to the embedding: what is inside the mask, in each direction, and outside, each by a map of its own.
+    """The short way from the picture to the embedding: what is inside the mask, outside it, and in each direction, each by a map of its own.
 
-    A caption says what the object is, what it stands beside, and where; the sum says the same, and each map learns one of these. It is
-    zero at first. In a training of minutes it gets there much sooner than through the language model's layers.
+    A caption says what the object is, what it stands beside, and where; the sum says the same, and each map learns one of these. The maps
+    are zero at first. In a training of minutes they get there much sooner than through the language model's layers.
 
     Args:
-        count: how many features it is given.
-        width, hidden_size: of the features and of the embedding.
+        width: of the features inside and outside.
+        hidden_size: of the embedding, and of what describes a direction.
+        directions: how many there are.
+        names: see `MaskConnector`; it reads the last of the features, the trunk's coarsest.
     """
 
-    def __init__(self, count: int, width: int, hidden_size: int) -> None:
+    def __init__(self, width: int, hidden_size: int, directions: int, names: ClassNames | None = None) -> None:
         super().__init__()
-        self.maps = nn.ModuleList(zero_at_first(projection(width, hidden_size)) for _ in range(count))
+        if names is not None and (names.width > width or names.hidden_size != hidden_size):
+            raise VirtueError(
+                f"names: ClassNames reads {names.width} features and gives {names.hidden_size}, expected at most {width} and {hidden_size}: "
+                "name the segmentation backbone's trunk and the fusion head's language model"
+            )
+        self.inside, self.outside = zero_at_first(projection(width, hidden_size)), zero_at_first(projection(width, hidden_size))
+        self.directions = nn.ModuleList(zero_at_first(nn.Sequential(nn.Linear(hidden_size, hidden_size, bias=False))) for _ in range(directions))
+        self.names = names
+        self.names_weight = None if names is None else nn.Parameter(torch.tensor(NAMES_WEIGHT))
 
-    def forward(self, seen: Sequence[Float[Tensor, "prompts channels"]]) -> Float[Tensor, "prompts hidden"]:
-        return torch.stack([into(features) for into, features in zip(self.maps, seen, strict=True)]).sum(dim=0)
+    def forward(
+        self, inside: Float[Tensor, "prompts channels"], outside: Float[Tensor, "prompts channels"], around: Float[Tensor, "prompts directions hidden"]
+    ) -> Float[Tensor, "prompts hidden"]:
+        directed = [into(seen) for into, seen in zip(self.directions, around.unbind(dim=1), strict=True)]
+        summary = torch.stack([self.inside(inside), self.outside(outside), *directed]).sum(dim=0)
+        return summary if self.names is None else summary + self.names_weight * self.names(inside[:, -self.names.width :])
 
 
 def projection(width: int, hidden_size: int) -> nn.Sequential:

@@ -76,7 +76,11 @@ class ContrastiveLoss(Part):
         return self.log_temperature.exp().clamp(0.005, 1.0)
 
     def forward(self, batch: EmbeddingBatch) -> LossOutput:
-        """The loss of this rank's queries against all ranks' candidates."""
+        """The loss of this rank's queries against all ranks' candidates, in float32 whatever the run's precision."""
+        with torch.autocast(batch.queries.device.type, enabled=False):
+            return self.in_full_precision(batch)
+
+    def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
         candidates = torch.cat([distributed.gather(batch.targets), distributed.gather(batch.negatives)])
         scores = batch.queries.float() @ candidates.float().T / self.temperature
         false_negative, positive = self.false_negatives(batch)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -83,7 +84,8 @@ class EmbeddingModel(Part):
         output = self.rank(batch, candidates, batch.modes)
         for number, mode in enumerate(batch.modes):
             self.rank_table.update(mode, sample_ranks(batch.samples, output.scores[number * len(batch) : (number + 1) * len(batch)]))
-        self.rank_table.update("set_blind", set_blind_ranks(batch.samples, [candidates[list(rows)] for rows in batch.candidate_rows]))
+        with torch.autocast(candidates.device.type, enabled=False):
+            self.rank_table.update("set_blind", set_blind_ranks(batch.samples, [candidates[list(rows)] for rows in batch.candidate_rows]))
         return output
 
     def predict_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> EmbeddingBatch:
@@ -91,7 +93,8 @@ class EmbeddingModel(Part):
         return self.embed_pairs(batch)
 
     def rank(self, batch: RankingBatch, candidates: Float[Tensor, "candidates dim"], modes: Sequence[str]) -> RankingOutput:
-        """Cosines of every sample's candidates, for each of the given (leading) modes."""
+        """Cosines of every sample's candidates, for each of the given (leading) modes, in float32 whatever the run's precision."""
         queries = self.encode(batch.queries.select(range(len(modes) * len(batch))))
-        scores = [candidates[list(batch.candidate_rows[row % len(batch)])] @ query for row, query in enumerate(queries)]
+        with torch.autocast(queries.device.type, enabled=False):
+            scores = [candidates[list(batch.candidate_rows[row % len(batch)])] @ query for row, query in enumerate(queries)]
         return RankingOutput(tuple(scores))

@@ -67,7 +67,7 @@ class VLMFusionHead(EmbeddingModel):
         sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.prompts.pictures.tolist()])
         if segments is not None:
             sequence = sequence.prepend(segments.tokens, inputs.use_rows)
-        embeddings = normalize(self.pooling(self.backbone(sequence), sequence.attention_mask).float(), dim=-1)
+        embeddings = normalize(self.pooling(self.backbone(sequence).float(), sequence.attention_mask), dim=-1)
         if segments is None or segments.summary is None:
             return embeddings
         return normalize(embeddings.index_add(0, inputs.use_rows, segments.summary.float()), dim=-1)

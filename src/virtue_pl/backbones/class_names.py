@@ -1,0 +1,86 @@
+"""What a trunk's own classifier sees, said in the language model's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models.efficientnet import EfficientNet
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import AutoTokenizer
+
+from virtue_pl.backbones.timm_text import load_text_encoder
+from virtue_pl.types import VirtueError
+
+
+class ClassNames(nn.Module):
+    """Pooled features of the trunk to the expected class name, as the language model embeds it: frozen from end to end.
+
+    Contrastive training on a few hundred objects leaves no word for the next one. The classifier that the trunk was pretrained with
+    knows a thousand classes by name, and the language model knows what those names are close to.
+
+    Args:
+        trunk: a timm model of the EfficientNet or ResNet family, the segmentation backbone's too.
+        text_model: folder or hub name of the language model, whose mean token state embeds a name.
+        weights: a safetensors file with the timm model's tensors, its classifier included, or None for random ones.
+    """
+
+    names: Tensor
+
+    def __init__(self, trunk: str, text_model: str, weights: str | Path | None = None) -> None:
+        super().__init__()
+        network = timm.create_model(trunk, pretrained=False)
+        if not isinstance(network, EfficientNet | ResNet):
+            raise VirtueError(f"names: {trunk} is a {type(network).__name__}, expected an EfficientNet or ResNet of timm; or set the connector's names to null")
+        if weights is not None:
+            load_classifier(network, weights)
+        self.expand = nn.Sequential(network.conv_head, network.bn2) if isinstance(network, EfficientNet) else nn.Identity()
+        self.classify: Any = network.get_classifier()
+        self.register_buffer("names", embed_names(class_names(trunk), text_model))
+        self.width: int = network.conv_head.in_channels if isinstance(network, EfficientNet) else self.classify.in_features
+        self.hidden_size = self.names.shape[1]
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> ClassNames:
+        return super().train(False)
+
+    def forward(self, pooled: Float[Tensor, "prompts width"]) -> Float[Tensor, "prompts hidden"]:
+        """pooled: the mean over an object of the trunk's coarsest features."""
+        return self.classify(self.expand(pooled[:, :, None, None]).flatten(1)).float().softmax(dim=-1) @ self.names
+
+
+def load_classifier(network: nn.Module, path: str | Path) -> None:
+    """Fills a whole timm network. Raises VirtueError where a tensor is missing or of another shape."""
+    if not Path(path).is_file():
+        raise VirtueError(f"ClassNames.weights: {path} is not there: run `virtue-pl fetch weights`, or set `weights: null` for random ones")
+    try:
+        network.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise VirtueError(f"ClassNames.weights: {path} is not of {type(network).__name__} with its classifier: {str(error).splitlines()[1].strip()}") from error
+
+
+def class_names(trunk: str) -> list[str]:
+    """What people call the trunk's classes, in the order of its classifier; the first of several synonyms."""
+    config = timm.get_pretrained_cfg(trunk)
+    info = ImageNetInfo((infer_imagenet_subset(config.to_dict()) if config is not None else None) or "imagenet-1k")
+    return [str(info.index_to_description(index)).split(", ")[0] for index in range(info.num_classes())]
+
+
+@torch.no_grad()
+def embed_names(names: list[str], text_model: str, batch_size: int = 250) -> Float[Tensor, "names hidden"]:
+    """Unit embeddings of the names, after what all names have in common is taken away."""
+    tokenizer, encoder = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False), load_text_encoder(text_model, 0.0).eval()
+    embedded = []
+    for start in range(0, len(names), batch_size):
+        batch = tokenizer(names[start : start + batch_size], padding=True, return_tensors="pt")
+        states, real = encoder(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
+        embedded.append(normalize((states * real).sum(dim=1) / real.sum(dim=1), dim=-1))
+    every = torch.cat(embedded)
+    return normalize(every - every.mean(dim=0), dim=-1)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from tiny_models import VISION_MODEL, save_text_model
+from virtue_pl.backbones.class_names import ClassNames, class_names
+from virtue_pl.parts.connector import MaskConnector
+from virtue_pl.types import FeatureWidths, SegmentFeatures, VirtueError
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_text_model(tmp_path_factory.mktemp("text_model")))
+
+
+@pytest.fixture(scope="module")
+def names(text_model: str) -> ClassNames:
+    torch.manual_seed(0)
+    return ClassNames(VISION_MODEL, text_model)
+
+
+def test_the_classes_have_the_names_of_imagenet() -> None:
+    found = class_names(VISION_MODEL)
+    assert len(found) == 1000 and found[:2] == ["tench", "goldfish"] and not any("," in name for name in found)
+
+
+def test_a_sure_classifier_says_the_name_of_its_class(names: ClassNames) -> None:
+    with torch.no_grad():
+        names.classify.weight.zero_()
+        names.classify.bias.zero_().index_fill_(0, torch.tensor([7]), 50.0)
+    assert torch.allclose(names(torch.randn(2, names.width)), names.names[7].expand(2, -1), atol=1e-5)
+    assert torch.allclose(names.names.norm(dim=1), torch.ones(1000), atol=1e-5)
+
+
+def test_it_stays_frozen_and_in_eval_mode(names: ClassNames) -> None:
+    names.train()
+    assert not names.training and not any(parameter.requires_grad for parameter in names.parameters())
+
+
+@pytest.mark.parametrize("trunk", [VISION_MODEL, "test_resnet"])
+def test_it_reads_the_whole_networks_classifier(trunk: str, text_model: str, tmp_path: Path) -> None:
+    network = timm.create_model(trunk).eval()
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    names = ClassNames(trunk, text_model, tmp_path / "weights.safetensors")
+    pooled = torch.randn(2, names.width)
+    head = names.expand(pooled[:, :, None, None])
+    expected = network.forward_head(head if trunk == VISION_MODEL else pooled[:, :, None, None]).softmax(dim=-1) @ names.names
+    assert torch.allclose(names(pooled), expected, atol=1e-5)
+
+
+def test_another_trunk_is_refused_in_one_line(text_model: str, tmp_path: Path) -> None:
+    with pytest.raises(VirtueError, match="expected an EfficientNet or ResNet of timm; or set the connector's names to null"):
+        ClassNames("test_vit", text_model)
+    save_file({"conv_head.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(VirtueError, match=r"other.safetensors is not of EfficientNet with its classifier"):
+        ClassNames(VISION_MODEL, text_model, tmp_path / "other.safetensors")
+
+
+def test_the_name_joins_the_summary_of_a_connector(names: ClassNames) -> None:
+    widths = FeatureWidths(8, names.width + 4)
+    connector = MaskConnector(widths, names.hidden_size, summary=True, names=names)
+    features = SegmentFeatures(torch.randn(2, 8, 4, 4), torch.randn(2, widths.image, 4, 4), torch.randn(2, 8, 8), torch.randn(8, 4, 4))
+    summary = connector(features).summary
+    assert summary is not None and torch.allclose(torch.nn.functional.normalize(summary, dim=1), names.names[7].expand(2, -1), atol=1e-4)
+    with pytest.raises(VirtueError, match="name the segmentation backbone's trunk"):
+        MaskConnector(FeatureWidths(8, 3), names.hidden_size, summary=True, names=names)
