@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -90,8 +90,8 @@ class ShardDataModule(LightningDataModule, ABC):
 
     @staticmethod
     @abstractmethod
-    def to_sample(row: Row, picture: Picture) -> Sample | RankingSample:
-        """What one row of a picture means in this dataset. Raises DataError for a row that means nothing."""
+    def to_sample(row: Row, pictures: Sequence[Picture]) -> Sample | RankingSample:
+        """What one row means in this dataset, beside its record's pictures. Raises DataError for a row that means nothing."""
 
     def connect(self, preprocess: Preprocess) -> None:
         """Takes what data must learn from the model: how samples become its batches."""
