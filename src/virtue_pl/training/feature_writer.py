@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from virtue_pl.feature_store import DTYPES, FeatureIndex, Making, features_path, is_stored, named_tensors, write_features
@@ -23,10 +23,11 @@ class StartedShard:
     seconds: float = 0.0
 
 
-class FeatureWriter(BasePredictionWriter):
+class FeatureWriter(Callback):
     """Writes the features of a `predict` run over pictures into a folder beside each folder of shards (`virtue_pl.feature_store`).
 
     A shard's file is written as soon as its last batch was seen; a stopped run goes on with the shards that are missing.
+    It is no BasePredictionWriter, since Lightning asks the loader of one for the indices of a batch, and a stream has none.
 
     Args:
         folder: name of the folder of features in each folder of shards; the data module's `features` too.
@@ -34,7 +35,6 @@ class FeatureWriter(BasePredictionWriter):
     """
 
     def __init__(self, folder: str = "features", dtype: str = "float16") -> None:
-        super().__init__(write_interval="batch")
         if dtype not in DTYPES:
             raise VirtueError(f"FeatureWriter.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
         self.folder = folder
@@ -49,21 +49,19 @@ class FeatureWriter(BasePredictionWriter):
         self.streams = dict(pl_module.preprocess.fingerprints)  # type: ignore[union-attr, arg-type]
         self.clock = time.perf_counter()
 
-    def write_on_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, prediction: Any, batch_indices: Any, batch: Any, batch_idx: int, dataloader_idx: int
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         if not isinstance(batch, PictureBatch):
             raise VirtueError(f"FeatureWriter stores features of pictures, found a {type(batch).__name__}: set data.init_args.predict to pictures")
         folder = Path(batch.folder) / self.folder
+        began, self.clock = self.clock, time.perf_counter()
         making = self.written.setdefault(folder, Making(self.dtype, self.streams, batch.fingerprint))
         path = features_path(folder, batch.shard)
         if path not in self.started and is_stored(path, making):
             return
         shard = self.started.setdefault(path, StartedShard())
-        for key, features in zip(batch.keys, prediction, strict=True):
+        for key, features in zip(batch.keys, outputs, strict=True):
             shard.pictures[key] = named_tensors(features, self.dtype)
-        now = time.perf_counter()
-        shard.seconds, self.clock = shard.seconds + now - self.clock, now
+        shard.seconds += self.clock - began
         if batch.last:
             write_features(path, self.started.pop(path).pictures, making, shard.seconds)
 
