@@ -131,7 +131,7 @@ def stream(folder: ShardFolder, collate: Callable[..., Pictures], place: Place, 
 def test_over_ranks_and_workers_every_picture_comes_once(shards: Path, world: int, workers: int, batch_size: int) -> None:
     folder = ShardFolder.open(shards / "SCAR_mini", "train")
     places = [Place(rank, world, worker, workers) for rank in range(world) for worker in range(workers)]
-    batches = [batch for place in places for batch in stream(folder, lambda images: Pictures(), place, batch_size=batch_size)]
+    batches = [batch for place in places for batch in stream(folder, no_pixels, place, batch_size=batch_size)]
     expected = [content_key(path.read_bytes()) for path in (shards.parent / "scar/images/mini_train").iterdir()]
     assert sorted(key for batch in batches for key in batch.keys) == sorted(expected)
     assert sorted(batch.shard for batch in batches if batch.last) == [shard.name for shard in folder.manifest.shards]
@@ -211,6 +211,21 @@ def test_a_crop_is_encoded_and_the_rest_is_not(weights: Path, shards: Path) -> N
     assert any(known) and not all(known)
     with torch.no_grad():
         torch.testing.assert_close(model.encode(stored.queries), model.encode(live.queries), rtol=1e-6, atol=1e-6)
+
+
+def test_data_workers_read_what_is_stored(weights: Path, shards: Path) -> None:
+    model = segmenter(weights)
+    store(shards, model)
+    stored = StoredFeatures(shards / "SCaR_eval_mini_val/features", ("segmentation",))
+    known = [stored.of(batch.shard, key) for batch in stream(ShardFolder.open(shards / "SCaR_eval_mini_val", "val"), no_pixels, Place()) for key in batch.keys]
+    read: list[PictureFeatures] = []
+    for batch in module(shards, model, features="features", num_workers=2, eval_batch_size=3).val_dataloader():
+        read += batch.pictures.known
+    assert all(any(torch.equal(found.segmentation[0], one.segmentation[0]) for one in known) for found in read) and len(read) >= 3
+
+
+def no_pixels(images: Any) -> Pictures:
+    return Pictures()
 
 
 def test_a_mirrored_picture_is_encoded(weights: Path, shards: Path) -> None:
