@@ -19,13 +19,14 @@ import pytest
 from scar_files import jpeg, write_scar
 from virtue_pl.data import secure_webdataset
 from virtue_pl.data.loader import TrainingStream
+from virtue_pl.data.records import Row, content_key
 from virtue_pl.data.scar import SCaRDataModule
 from virtue_pl.data.scar_shards import convert_scar
 from virtue_pl.data.secure_webdataset import wds
-from virtue_pl.data.shards import ShardFolder
+from virtue_pl.data.shards import ShardFolder, ShardWriter
 from virtue_pl.data.shares import ranking_batches, share_of
-from virtue_pl.data.stream import Place, SkipLog, distinct_batches, read_shards, training_samples
-from virtue_pl.types import EmbeddingInput, Sample, VirtueError
+from virtue_pl.data.stream import Place, SkipLog, distinct_batches, read_shards, record_samples, training_samples
+from virtue_pl.types import DataError, EmbeddingInput, Sample, VirtueError
 
 OPTIONS = {"shuffle_buffer": 5, "sample_buffer": 4, "num_negatives": 2, "max_pixels": 10_000}
 
@@ -135,6 +136,57 @@ def test_rows_of_a_picture_share_its_tensor(pairs: ShardFolder) -> None:
     assert first.key != second.key and first.query.images[0] is second.query.images[0]
 
 
+@pytest.fixture
+def several(tmp_path: Path) -> ShardFolder:
+    """Records of three pictures, of none, and of one, with a row each."""
+    writer = ShardWriter(tmp_path / "several", 2)
+    for index, count in enumerate((3, 0, 1)):
+        writer.add([(jpeg(10 * index + number), "jpg") for number in range(count)], f"record {index}", [{"row": index}])
+    writer.finish(name="several", kind="pairs", task="t", meta_task="t", licence="none", source="none")
+    return ShardFolder.open(tmp_path / "several", "train")
+
+
+def read_all(folder: ShardFolder, skips: SkipLog) -> dict[str, tuple[str, ...]]:
+    """The content keys of the pictures beside each row."""
+
+    def to_sample(row: Any, pictures: Any) -> Sample:
+        return Sample(row.key, row.task, EmbeddingInput("q", image_keys=tuple(p.content_key for p in pictures)), EmbeddingInput("t"))
+
+    records = read_shards([{"url": str(path)} for path in folder.paths], folder, skips)
+    return {s.key: s.query.image_keys for record in records for _, s in record_samples(record, to_sample, skips, 10_000)}
+
+
+def test_a_record_may_hold_several_pictures_or_none(several: ShardFolder) -> None:
+    with tarfile.open(several.paths[0]) as tar:
+        names = {info.name for info in tar}
+    assert names == {"000000000.jpg", "000000000.1.jpg", "000000000.2.jpg", "000000000.json", "000000001.json"}
+    expected = [[content_key(jpeg(10 * index + number)) for number in range(count)] for index, count in enumerate((3, 0, 1))]
+    skips = log()
+    assert read_all(several, skips) == {f"several/{index}": tuple(keys) for index, keys in enumerate(expected)}
+    assert not skips.problems
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda record: record.update({"2.jpg": record["2.jpg"][:200]}), "damaged picture"),
+        (lambda record: record.pop("1.jpg"), r"found 2.jpg, jpg, json, expected 3 pictures \(jpg"),
+        (lambda record: record.update({"1.png": record["1.jpg"]}), "expected 3 pictures"),
+    ],
+)
+def test_a_record_is_bad_if_one_of_its_pictures_is(several: ShardFolder, change: Callable[[dict[str, bytes]], None], problem: str) -> None:
+    spoil(several.path, "000000000", change)
+    skips = log()
+    assert set(read_all(several, skips)) == {"several/1", "several/2"}
+    ((key, found),) = skips.problems.items()
+    assert key.startswith("several/000000000") and re.search(problem, found), found
+
+
+def test_a_row_that_wants_a_picture_says_so(several: ShardFolder) -> None:
+    with pytest.raises(DataError, match="several/1: it has no picture"):
+        SCaRDataModule.to_sample(Row("several/1", "t", {}), ())
+
+
 def pair_of(key: str, text: str) -> Sample:
     return Sample(key, "task", EmbeddingInput(key), EmbeddingInput(text))
 
@@ -201,9 +253,9 @@ def test_a_picture_stays_on_one_rank(rankings: ShardFolder) -> None:
 def test_a_worker_decodes_only_what_is_its_own(rankings: ShardFolder) -> None:
     decoded: list[str] = []
 
-    def to_sample(row: Any, picture: Any) -> Any:
+    def to_sample(row: Any, pictures: Any) -> Any:
         decoded.append(row.key)
-        return SCaRDataModule.to_sample(row, picture)
+        return SCaRDataModule.to_sample(row, pictures)
 
     share = share_of(rankings, 2, 0, 1)
     list(ranking_batches(rankings, share, to_sample, log(), Place(0, 1, 1, 3), offset=0, max_pixels=10_000))
@@ -241,8 +293,8 @@ def spoil_row(**change: Any) -> Callable[[dict[str, bytes]], None]:
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], None], str, int]] = {
-    "no picture": (lambda record: record.pop("jpg"), "found json, expected one picture", 2),  # type: ignore[dict-item, return-value]
-    "no json": (lambda record: record.pop("json"), "found jpg, expected one picture", 2),  # type: ignore[dict-item, return-value]
+    "no picture": (lambda record: record.pop("jpg"), "found json, expected 1 picture \\(jpg", 2),  # type: ignore[dict-item, return-value]
+    "no json": (lambda record: record.pop("json"), "found jpg, expected one json", 2),  # type: ignore[dict-item, return-value]
     "json damaged": (lambda record: record.update(json=b"{"), "its json is damaged", 2),
     "json without rows": (lambda record: record.update(json=b'{"image": "x"}'), "lacks a field: KeyError\\('rows'\\)", 2),
     "picture damaged": (lambda record: record.update(jpg=record["jpg"][:200]), "damaged picture", 2),
@@ -302,11 +354,11 @@ def rows_of_shard(path: Path, number: int) -> list[Any]:
     return [row for record in read_shards([{"url": str(folder.paths[number])}], folder, log()) for row in record.rows]
 
 
-def test_tars_without_pictures_stop_the_run_instead_of_turning_for_ever(tmp_path: Path) -> None:
+def test_tars_without_records_stop_the_run_instead_of_turning_for_ever(tmp_path: Path) -> None:
     convert_scar(write_scar(tmp_path / "scar"), tmp_path / "out")
     with tarfile.open(tmp_path / "out/SCAR_mini/shard-000000.tar", "w"):
         pass
-    with pytest.raises(VirtueError, match=r"shard-000000.tar: the tar holds no picture.*: 21 in a row, more than max_consecutive_bad = 20"):
+    with pytest.raises(VirtueError, match=r"shard-000000.tar: the tar holds no record.*: 21 in a row, more than max_consecutive_bad = 20"):
         training_batches_of(tmp_path / "out/SCAR_mini", SkipLog(100, 20), 2)
 
 
@@ -322,7 +374,7 @@ def test_the_limit_names_the_first_bad_samples(tmp_path: Path) -> None:
 
 
 def test_programming_errors_are_not_taken_for_bad_samples(pairs: ShardFolder) -> None:
-    def broken(row: Any, picture: Any) -> Any:
+    def broken(row: Any, pictures: Any) -> Any:
         raise NameError("to_sample has a bug")
 
     with pytest.raises(NameError, match="to_sample has a bug"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,18 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from virtue_pl.images import EXTENSIONS, decode
-from virtue_pl.types import DataError, Region, VirtueError, VisualPrompt
+from virtue_pl.types import UNKNOWN, DataError, PictureFeatures, Region, VirtueError, VisualPrompt
 
 PICTURE_EXTENSIONS = (*EXTENSIONS.values(), "jpeg")
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture; `content_key` is the same for the same bytes."""
+    """A decoded picture; `content_key` is the same for the same bytes. `features` are what is stored of it."""
 
     image: UInt8[Tensor, "3 height width"]
     content_key: str
+    features: PictureFeatures = UNKNOWN
 
     @property
     def size(self) -> tuple[int, int]:
@@ -34,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Row:
-    """One annotation of a picture, as the shard's JSON has it. `key` finds it again: folder and row of the source."""
+    """One annotation of a record's pictures, as the shard's JSON has it. `key` finds it again: folder and row of the source."""
 
     key: str
     task: str
@@ -58,33 +59,64 @@ class Row:
         return value
 
 
+def nothing_stored(key: str) -> PictureFeatures:
+    """Of any picture."""
+    return UNKNOWN
+
+
 @dataclass(frozen=True)
 class Record:
-    """One picture, still compressed, and its rows. `index` is its place in the folder."""
+    """Rows and the pictures that they speak of, still compressed: mostly one, but several or none are as good.
+
+    `index` is the record's place in the folder. `stored` gives what is stored of a picture, by its content key.
+    """
 
     key: str
     index: int
-    data: bytes
+    data: tuple[bytes, ...]
     rows: tuple[Row, ...]
+    stored: Callable[[str], PictureFeatures] = nothing_stored
 
-    def picture(self, max_pixels: int) -> Picture:
-        """Raises DataError if it cannot be decoded or has more than `max_pixels`."""
-        return Picture(decode(self.data, self.key, max_pixels), hashlib.blake2b(self.data, digest_size=16).hexdigest())
+    def pictures(self, max_pixels: int) -> tuple[Picture, ...]:
+        """Raises DataError if one cannot be decoded or has more than `max_pixels`."""
+        keys = [content_key(data) for data in self.data]
+        return tuple(Picture(decode(data, self.key, max_pixels), key, self.stored(key)) for data, key in zip(self.data, keys, strict=True))
+
+
+def content_key(data: bytes) -> str:
+    """What names a picture: the same for the same bytes."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def picture_member(number: int, extension: str) -> str:
+    """What stands behind a record's key in the name of its picture `number`: `jpg`, `1.jpg`, `2.jpg`, ..."""
+    return f"{number}.{extension}" if number else extension
 
 
 def read_record(members: Mapping[str, Any], name: str, task: str) -> Record:
-    """The record of one tar entry of the folder `name`. Raises DataError naming the picture."""
+    """The record of one tar entry of the folder `name`. Raises DataError naming it. Its json says how many pictures it has, if not one."""
     key = f"{name}/{members['__key__']}"
-    pictures = [extension for extension in PICTURE_EXTENSIONS if extension in members]
-    if len(pictures) != 1 or "json" not in members:
-        found = ", ".join(extension for extension in members if not extension.startswith("__"))
-        raise DataError(key, f"found {found}, expected one picture ({', '.join(PICTURE_EXTENSIONS)}) and one json")
+    if "json" not in members:
+        raise DataError(key, f"found {found_members(members)}, expected one json")
     try:
         content = json.loads(members["json"])
-        image, rows = content["image"], content["rows"]
-        return Record(f"{key} ({image})", int(members["__key__"]), members[pictures[0]], tuple(Row(f"{name}/{row['row']}", task, row) for row in rows))
-    except (ValueError, KeyError, TypeError) as error:
+        image, count = content["image"], int(content.get("pictures", 1))
+        rows = tuple(Row(f"{name}/{row['row']}", task, row) for row in content["rows"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(key, f"its json is damaged or lacks a field: {error!r}") from error
+    return Record(f"{key} ({image})", int(members["__key__"]), read_pictures(members, count, key), rows)
+
+
+def read_pictures(members: Mapping[str, Any], count: int, key: str) -> tuple[bytes, ...]:
+    """The bytes of the record's `count` pictures, in order. Raises DataError where one is not there or there twice."""
+    names = [[name for extension in PICTURE_EXTENSIONS if (name := picture_member(number, extension)) in members] for number in range(count)]
+    if any(len(found) != 1 for found in names):
+        raise DataError(key, f"found {found_members(members)}, expected {count} picture{'s' * (count != 1)} ({', '.join(PICTURE_EXTENSIONS)})")
+    return tuple(members[name] for (name,) in names)
+
+
+def found_members(members: Mapping[str, Any]) -> str:
+    return ", ".join(name for name in members if not name.startswith("__"))
 
 
 def read_region(row: Row, size: tuple[int, int]) -> Region:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from virtue_pl.data.records import Picture, Row, read_region
 from virtue_pl.data.shard_module import ShardDataModule
@@ -22,9 +23,12 @@ class SCaRDataModule(ShardDataModule):
     """
 
     @staticmethod
-    def to_sample(row: Row, picture: Picture) -> Sample | RankingSample:
+    def to_sample(row: Row, pictures: Sequence[Picture]) -> Sample | RankingSample:
+        if not pictures:
+            raise DataError(row.key, "it has no picture, expected one")
+        picture = pictures[0]
         region = read_region(row, picture.size)
-        query = EmbeddingInput(instruction(row.text("query")), (picture.image,), NO_PROMPT, (picture.content_key,))
+        query = EmbeddingInput(instruction(row.text("query")), (picture.image,), NO_PROMPT, (picture.content_key,), (picture.features,))
         if "candidates" not in row.fields:
             return Sample(row.key, row.task, query, caption(row.text("target")), tuple(map(caption, row.texts("negatives"))), region)
         candidates = tuple(map(caption, row.texts("candidates")))

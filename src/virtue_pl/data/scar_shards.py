@@ -166,7 +166,7 @@ def _write_picture(file: SCaRFile, images: Path, group: Group, writer: ShardWrit
         except DataError as error:
             writer.skip(error)
     if rows:
-        writer.add(data, header.extension, image, rows)
+        writer.add([(data, header.extension)], image, rows)
     return rows
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from lightning import LightningDataModule
 
-from virtue_pl.data.loader import RankingStream, StreamLoader, TrainingStream
+from virtue_pl.data.loader import BatchStream, RankingStream, StreamLoader, TrainingStream
+from virtue_pl.data.picture_stream import PictureStream
 from virtue_pl.data.records import Picture, Row
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.data.stream import skip_summary
+from virtue_pl.feature_store import INDEX, FeatureIndex, StoredFeatures
 from virtue_pl.images import MAX_PIXELS
 from virtue_pl.types import Preprocess, RankingSample, Sample, VirtueError
 
@@ -41,6 +45,10 @@ class ShardDataModule(LightningDataModule, ABC):
         max_bad_samples: how many different bad samples each worker skips before the run stops.
         max_consecutive_bad: the same for bad samples in a row.
         max_pixels: larger pictures count as bad.
+        features: name of the folder, inside each folder of shards, with what is stored of the pictures (configs/store_features.yaml):
+            frozen networks then see only pictures that are new, such as a crop or a mirrored one. With `predict: pictures`, where it will be.
+        predict: what a prediction is of, "pairs" (the training samples of one epoch) or "pictures" (each of all folders once,
+            `eval_batch_size` records a batch; of those in `test` the first shards with `test_rows` rows).
     """
 
     def __init__(
@@ -60,6 +68,8 @@ class ShardDataModule(LightningDataModule, ABC):
         max_bad_samples: int = 100,
         max_consecutive_bad: int = 20,
         max_pixels: int = MAX_PIXELS,
+        features: str | None = None,
+        predict: Literal["pairs", "pictures"] = "pairs",
     ) -> None:
         super().__init__()
         least = {"batch_size": batch_size, "shuffle_buffer": shuffle_buffer, "sample_buffer": sample_buffer}
@@ -83,6 +93,8 @@ class ShardDataModule(LightningDataModule, ABC):
         self.max_bad_samples = max_bad_samples
         self.max_consecutive_bad = max_consecutive_bad
         self.max_pixels = max_pixels
+        self.features = features
+        self.predict = predict
         self.epoch = 0
         self._preprocess: Preprocess | None = None
         self.skipped: dict[str, str] = {}
@@ -90,12 +102,20 @@ class ShardDataModule(LightningDataModule, ABC):
 
     @staticmethod
     @abstractmethod
-    def to_sample(row: Row, picture: Picture) -> Sample | RankingSample:
-        """What one row of a picture means in this dataset. Raises DataError for a row that means nothing."""
+    def to_sample(row: Row, pictures: Sequence[Picture]) -> Sample | RankingSample:
+        """What one row means in this dataset, beside its record's pictures. Raises DataError for a row that means nothing."""
 
     def connect(self, preprocess: Preprocess) -> None:
-        """Takes what data must learn from the model: how samples become its batches."""
+        """Takes what data must learn from the model: how samples become its batches.
+
+        Raises VirtueError for stored features that another network than the model's made.
+        """
         self._preprocess = preprocess
+        if self.features is not None and self.predict == "pairs":
+            paths = [*([] if self.train is None else [self.train]), *self.val.values(), *self.test.values()]
+            for folder in (Path(path) / self.features for path in paths):
+                if (folder / INDEX).is_file():
+                    FeatureIndex.read(folder).check(folder, preprocess.fingerprints)
 
     @cached_property
     def train_folder(self) -> ShardFolder:
@@ -106,15 +126,15 @@ class ShardDataModule(LightningDataModule, ABC):
             raise VirtueError(f"train: {self.train} holds {folder.manifest.kind}, expected pairs (training shards)")
         if folder.manifest.negatives[0] < self.num_negatives:
             raise VirtueError(f"num_negatives is {self.num_negatives}, but rows of {self.train} have as few as {folder.manifest.negatives[0]}")
-        return folder
+        return self._with_features(folder)
 
     @cached_property
     def val_folders(self) -> dict[str, ShardFolder]:
-        return _ranking_folders(self.val, "val")
+        return {name: self._with_features(folder) for name, folder in _ranking_folders(self.val, "val").items()}
 
     @cached_property
     def test_folders(self) -> dict[str, ShardFolder]:
-        return _ranking_folders(self.test, "test")
+        return {name: self._with_features(folder, self.test_rows) for name, folder in _ranking_folders(self.test, "test").items()}
 
     @property
     def steps(self) -> int:
@@ -163,8 +183,23 @@ class ShardDataModule(LightningDataModule, ABC):
         return self._ranking_loader(self.test_folders, self.test_rows)
 
     def predict_dataloader(self) -> StreamLoader:
-        """The training samples of one epoch, for what is stored of them."""
-        return self.train_dataloader()
+        """The training samples of one epoch, or every picture, for what is stored of them (`predict`)."""
+        if self.predict == "pairs":
+            return self.train_dataloader()
+        preprocess = self._connected()
+        limits = {f"test/{name}": self.test_rows for name in self.test}
+        folders = {folder.path.resolve(): (folder, limits.get(split)) for split, folder in reversed(self._folders().items())}
+        shards = [(folder, shard) for folder, rows in reversed(folders.values()) for shard in folder.shards_within(rows)]
+        stream = PictureStream(
+            shards,
+            preprocess.pictures,
+            batch_size=self.eval_batch_size,
+            features=self.features,
+            fingerprints=preprocess.fingerprints,
+            max_pixels=self.max_pixels,
+            **self._place_and_limits(),
+        )
+        return self._loader(stream)
 
     def skip_summary(self) -> str:
         """One line on the samples that were skipped so far."""
@@ -184,6 +219,16 @@ class ShardDataModule(LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epoch = state_dict["epoch"]
+
+    def _with_features(self, folder: ShardFolder, rows: int | None = None) -> ShardFolder:
+        """The folder with its stored features, if they are to be read; they must cover the shards with its first `rows` rows."""
+        if self.features is None or self.predict == "pictures" or self._preprocess is None:
+            return folder
+        path, manifest = folder.path / self.features, folder.manifest
+        index = FeatureIndex.read(path)
+        streams = index.check(path, self._preprocess.fingerprints)
+        index.check_shards(path, manifest.fingerprint, [shard.name for shard in folder.shards_within(rows)])
+        return replace(folder, features=StoredFeatures(path, streams))
 
     def _folders(self) -> dict[str, ShardFolder]:
         train = {} if self.train is None else {"train": self.train_folder}
@@ -225,7 +270,7 @@ class ShardDataModule(LightningDataModule, ABC):
         size, pixels = self.eval_batch_size, self.max_pixels
         return self._loader(RankingStream(folders, self.to_sample, collate, batch_size=size, rows=rows, max_pixels=pixels, **self._place_and_limits()))
 
-    def _loader(self, stream: TrainingStream | RankingStream) -> StreamLoader:
+    def _loader(self, stream: BatchStream) -> StreamLoader:
         return StreamLoader(stream, self.num_workers, self.current_epoch, self.skipped)
 
 

@@ -2,7 +2,9 @@
 
 One tar record is one picture: `000000123.jpg` (its bytes as they were found) and `000000123.json`,
 `{"image": PATH, "rows": [...]}`, so that a picture with several regions is stored, read and encoded once.
-The number is the picture's place in the folder, counted over all shards.
+Rows that speak of several pictures stand beside `000000123.jpg`, `000000123.1.jpg`, `000000123.2.jpg`, ..., and rows of text
+alone beside none; the json then says how many there are, `"pictures": 3`.
+The number is the record's place in the folder, counted over all shards.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from virtue_pl.data.records import picture_member
 from virtue_pl.data.secure_webdataset import wds
+from virtue_pl.feature_store import StoredFeatures
 from virtue_pl.types import DataError, VirtueError
 
 FORMAT = "virtue_pl shards 1"
@@ -28,7 +33,7 @@ NAMED_SKIPS = 1000
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar. `rows_per_picture` is in the tar's order."""
+    """One tar. `pictures` counts its records, whatever the number of pictures in them; `rows_per_picture` has each one's rows, in order."""
 
     name: str
     pictures: int
@@ -101,10 +106,11 @@ def _tuples(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A finished folder of shards."""
+    """A finished folder of shards, and where its pictures' stored features are read, if they are."""
 
     path: Path
     manifest: Manifest
+    features: StoredFeatures | None = None
 
     @classmethod
     def open(cls, path: str | Path, option: str) -> ShardFolder:
@@ -118,6 +124,11 @@ class ShardFolder:
             raise VirtueError(f"{option}: {path} lacks {len(missing)} of {len(folder.manifest.shards)} shards, e.g. {missing[0]}: write them again")
         return folder
 
+    def shards_within(self, rows: int | None) -> tuple[Shard, ...]:
+        """All shards, or the first ones that hold `rows` rows."""
+        ends = accumulate(shard.rows for shard in self.manifest.shards)
+        return tuple(shard for shard, end in zip(self.manifest.shards, ends, strict=True) if rows is None or end - shard.rows < rows)
+
     @property
     def paths(self) -> tuple[Path, ...]:
         return tuple(self.path / shard.name for shard in self.manifest.shards)
@@ -128,7 +139,7 @@ class ShardWriter:
 
     Args:
         folder: where the shards will be; must not be there yet.
-        pictures_per_shard: when the next tar begins.
+        pictures_per_shard: when the next tar begins, in records.
     """
 
     def __init__(self, folder: Path, pictures_per_shard: int) -> None:
@@ -142,12 +153,12 @@ class ShardWriter:
         self.shards: list[Shard] = []
         self.skipped: Counter[str] = Counter()
         self.skipped_rows: list[tuple[str, str]] = []
-        self._pending: list[tuple[bytes, str, str, Sequence[Mapping[str, Any]]]] = []
-        self._pictures = 0
+        self._pending: list[tuple[Sequence[tuple[bytes, str]], str, Sequence[Mapping[str, Any]]]] = []
+        self._records = 0
 
-    def add(self, picture: bytes, extension: str, image: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One picture with all its rows."""
-        self._pending.append((picture, extension, image, rows))
+    def add(self, pictures: Sequence[tuple[bytes, str]], image: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One record: pictures, each as (bytes, extension), and all rows that speak of them. `image` says where they are from."""
+        self._pending.append((pictures, image, rows))
         if len(self._pending) == self.pictures_per_shard:
             self._write_shard()
 
@@ -160,10 +171,12 @@ class ShardWriter:
     def _write_shard(self) -> None:
         path = self.partial / f"shard-{len(self.shards):06d}.tar"
         with path.open("wb") as stream, wds.TarWriter(stream, encoder=False, mtime=0) as tar:
-            for picture, extension, image, rows in self._pending:
-                content = json.dumps({"image": image, "rows": rows}, ensure_ascii=False, separators=(",", ":"))
-                tar.write({"__key__": f"{self._pictures:09d}", extension: picture, "json": content.encode()})
-                self._pictures += 1
+            for pictures, image, rows in self._pending:
+                count = {} if len(pictures) == 1 else {"pictures": len(pictures)}
+                content = json.dumps({"image": image, **count, "rows": rows}, ensure_ascii=False, separators=(",", ":"))
+                members = {picture_member(number, extension): data for number, (data, extension) in enumerate(pictures)}
+                tar.write({"__key__": f"{self._records:09d}", **members, "json": content.encode()})
+                self._records += 1
         counts = tuple(len(rows) for *_, rows in self._pending)
         self.shards.append(Shard(path.name, len(counts), sum(counts), path.stat().st_size, file_sha256(path), counts))
         self._pending = []

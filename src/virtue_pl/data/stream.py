@@ -8,15 +8,16 @@ import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from virtue_pl.data.records import Picture, Record, Row, read_record
+from virtue_pl.data.records import Picture, Record, Row, nothing_stored, read_record
 from virtue_pl.data.secure_webdataset import wds
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.types import DataError, RankingSample, Sample, VirtueError
 
-ToSample = Callable[[Row, Picture], Sample | RankingSample]
+ToSample = Callable[[Row, Sequence[Picture]], Sample | RankingSample]
 
 
 class SkipLog:
@@ -91,9 +92,10 @@ def derive_seed(*parts: object) -> int:
 def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: SkipLog) -> Iterator[Record]:
     """Every record of the shards (`{"url": path}`), in order. What cannot be read is named and skipped: the rest of a tar, or one record."""
     for shard in shards:
+        stored = nothing_stored if folder.features is None else partial(folder.features.of, shard["url"].rpartition("/")[2])
         for members in read_tar(shard["url"], folder.manifest.name, log):
             try:
-                yield read_record(members, folder.manifest.name, folder.manifest.task)
+                yield replace(read_record(members, folder.manifest.name, folder.manifest.task), stored=stored)
             except DataError as error:
                 log.skip(error)
 
@@ -118,15 +120,15 @@ def read_tar(path: str, name: str, log: SkipLog) -> Iterator[dict[str, Any]]:
     if errors:
         log.skip(DataError(key, f"damaged tar: {str(errors[0].args[0]).partition(' @ ')[0]}"))
     elif not found:
-        log.skip(DataError(key, "the tar holds no picture"))
+        log.skip(DataError(key, "the tar holds no record"))
 
 
 def record_samples(
     record: Record, to_sample: ToSample, log: SkipLog, max_pixels: int, wanted: Callable[[int], bool] | None = None
 ) -> Iterator[tuple[int, Sample | RankingSample]]:
-    """The record's samples, each with its row's place in the record; `wanted` chooses rows. All share the picture, decoded once."""
+    """The record's samples, each with its row's place in the record; `wanted` chooses rows. All share the pictures, decoded once."""
     try:
-        picture = record.picture(max_pixels)
+        pictures = record.pictures(max_pixels)
     except DataError as error:
         log.skip(error)
         return
@@ -134,7 +136,7 @@ def record_samples(
         if wanted is not None and not wanted(place):
             continue
         try:
-            sample = to_sample(row, picture)
+            sample = to_sample(row, pictures)
         except DataError as error:
             log.skip(error)
         else:
@@ -200,7 +202,7 @@ def training_samples(
     """An endless seeded stream, the same for the same arguments; readers draw different shards from one sequence.
 
     Args:
-        shuffle_buffer: compressed pictures to shuffle among.
+        shuffle_buffer: records, with compressed pictures, to shuffle among.
         sample_buffer: samples to shuffle among, with decoded pictures; 1 keeps the rows of a picture together.
     """
     own = derive_seed(seed, epoch, place)
