@@ -21,9 +21,9 @@ def main(argv: list[str]) -> int:
         fetch_pictures(config.cache, console)
     manifest = write_scenes(config, arguments.out, arguments.workers)
     counts = ", ".join(f"{count} {split}" for split, count in manifest["samples"].items())
-    if config.mmeb_train or config.mmeb_test:
-        counts += f"; {config.mmeb_train} train, {config.mmeb_test} test of each MMEB-mini task"
     console.print(f"scenes: {counts} samples in {arguments.out} (fingerprint {manifest['fingerprint']})")
+    if "mmeb" in manifest:
+        console.print(f"MMEB-mini: {config.mmeb_train} training and {config.mmeb_test} test rows of each of {len(manifest['mmeb']['tasks'])} tasks")
     return 0
 
 
