@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from virtue_pl.prompts import enclosing_box, pixel_box
-from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, VisualPrompt
+from virtue_pl.types import IMAGE_TOKEN, UNKNOWN, EmbeddingInput, VisualPrompt
 
 
 class Recipe(ABC):
@@ -116,9 +116,10 @@ def prompted_pixels(item: EmbeddingInput, point_side: float) -> tuple[int, int, 
 
 
 def with_picture(item: EmbeddingInput, image: UInt8[Tensor, "3 height width"], change: str, prompt: VisualPrompt) -> EmbeddingInput:
-    """The item with another first picture, whose key says what became of the old one."""
+    """The item with another first picture, whose key says what became of the old one, and of which nothing is stored."""
     keys = (f"{item.image_keys[0]}, {change}", *item.image_keys[1:]) if item.image_keys else ()
-    return EmbeddingInput(text=item.text, images=(image, *item.images[1:]), prompt=prompt, image_keys=keys)
+    features = (UNKNOWN, *item.features[1:]) if item.features else ()
+    return EmbeddingInput(text=item.text, images=(image, *item.images[1:]), prompt=prompt, image_keys=keys, features=features)
 
 
 def around(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -151,17 +151,34 @@ class Region(Movable):
 
 
 @dataclass(frozen=True, eq=False)
+class PictureFeatures(Movable):
+    """What the frozen networks see in one picture, whatever the prompt; a stream of which nothing is known is empty.
+
+    segmentation: `SegmentationBackbone.image_features`, finest scale first. vision: `VLMBackbone.vision_features`.
+    """
+
+    segmentation: tuple[Float[Tensor, "channels height width"], ...] = ()
+    vision: tuple[Float[Tensor, "..."], ...] = ()
+
+
+UNKNOWN = PictureFeatures()
+"""Of a picture that nothing is stored of."""
+
+
+@dataclass(frozen=True, eq=False)
 class EmbeddingInput(Movable):
     """One thing to embed: a text, pictures (uint8 RGB), and a visual prompt on the first of them.
 
     `text` may hold `IMAGE_TOKEN` where a picture stands; without one, the pictures come first.
     `image_keys` name the pictures by content, so that one that occurs twice in a batch is encoded once.
+    `features` are what is stored of the pictures, one each; empty where nothing is.
     """
 
     text: str = ""
     images: tuple[UInt8[Tensor, "3 height width"], ...] = ()
     prompt: VisualPrompt = field(default_factory=VisualPrompt)
     image_keys: tuple[str, ...] = ()
+    features: tuple[PictureFeatures, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,19 +214,46 @@ class Pictures(Movable):
     """The distinct pictures of a batch, prepared for the two streams; a tuple because sizes may differ.
 
     vision: for the VLM's tower; segmentation: for the segmentation model. Both are uint8 RGB where the model normalises.
+    features: what is stored of each picture; empty where nothing is of any. A stream's features stand in for its pixels, which are None.
     """
 
-    vision: tuple[Shaped[Tensor, "3 height width"], ...] = ()
-    segmentation: tuple[Shaped[Tensor, "3 size size"], ...] = ()
+    vision: tuple[Shaped[Tensor, "3 height width"] | None, ...] = ()
+    segmentation: tuple[Shaped[Tensor, "3 size size"] | None, ...] = ()
+    features: tuple[PictureFeatures, ...] = ()
 
     def __len__(self) -> int:
         return max(len(self.vision), len(self.segmentation))
+
+    @property
+    def known(self) -> tuple[PictureFeatures, ...]:
+        """What is stored of each picture, one each."""
+        return self.features or (UNKNOWN,) * len(self)
 
     def select(self, indices: Sequence[int]) -> Pictures:
         return Pictures(
             tuple(self.vision[i] for i in indices) if self.vision else (),
             tuple(self.segmentation[i] for i in indices) if self.segmentation else (),
+            tuple(self.features[i] for i in indices) if self.features else (),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class PictureBatch(Movable):
+    """Distinct pictures of one shard, for what is stored of them.
+
+    folder: of the shards, and `fingerprint` its content's. shard: the tar's name. keys: the pictures' content keys.
+    last: nothing more of the shard comes. A shard of which all is stored comes as one such batch, without pictures.
+    """
+
+    folder: str
+    fingerprint: str
+    shard: str
+    keys: tuple[str, ...]
+    pictures: Pictures
+    last: bool
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,11 +404,18 @@ class RegionBatch(Movable):
 class Preprocess(Protocol):
     """What data learns from the model: how samples become one of its batches (`connect(preprocess)`)."""
 
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """By stream ("segmentation", "vision"), of what the features depend on that may be stored of a picture."""
+
     def train(self, samples: Sequence[Sample]) -> Any:
         """A training batch. Random choices (which kind of prompt) come from torch's generator."""
 
     def evaluate(self, samples: Sequence[RankingSample]) -> Any:
         """An evaluation batch, with no random choice but what the sample's key seeds."""
+
+    def pictures(self, images: Sequence[UInt8[Tensor, "3 height width"]]) -> Pictures:
+        """Pictures alone, as the streams read them."""
 
 
 @dataclass(frozen=True, eq=False)

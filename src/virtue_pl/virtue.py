@@ -20,7 +20,18 @@ from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
 from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
 from virtue_pl.recipes import Recipe, VirtueRecipe
-from virtue_pl.types import EmbeddingBatch, EncoderBatch, FeatureWidths, PairBatch, RankingBatch, RankingOutput, SegmentFeatures, VirtueError
+from virtue_pl.types import (
+    EmbeddingBatch,
+    EncoderBatch,
+    FeatureWidths,
+    PairBatch,
+    PictureFeatures,
+    Pictures,
+    RankingBatch,
+    RankingOutput,
+    SegmentFeatures,
+    VirtueError,
+)
 
 
 class Virtue(EmbeddingModel):
@@ -94,6 +105,10 @@ class Virtue(EmbeddingModel):
         """What the segmentation model knows of each use of a picture."""
         return self.segmentation(inputs.pictures, self.prompt_encoder(inputs.prompts))
 
+    def picture_features(self, pictures: Pictures) -> tuple[PictureFeatures, ...]:
+        both = zip(self.segmentation.frozen_features(pictures), self.fusion.frozen_features(pictures), strict=True)
+        return tuple(PictureFeatures(segmentation, vision) for segmentation, vision in both)
+
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """As any embedder's, with the predicted masks of the first batch, which is drawn."""
         output = super().validation_step(batch, batch_idx, dataloader_idx)
@@ -104,5 +119,6 @@ class Virtue(EmbeddingModel):
 
     @property
     def preprocess(self) -> ContrastivePreprocess:
-        size = self.segmentation.backbone.image_size
-        return ContrastivePreprocess(self.fusion.backbone.processor, self.recipe, size, self.train_modes, self.evaluation_modes)
+        size, processor = self.segmentation.backbone.image_size, self.fusion.backbone.processor
+        fingerprints = {"segmentation": self.segmentation.backbone.fingerprint(), "vision": self.fusion.backbone.fingerprint()}
+        return ContrastivePreprocess(processor, self.recipe, size, self.train_modes, self.evaluation_modes, fingerprints)

@@ -36,5 +36,9 @@ class SegmentationBackbone(nn.Module, ABC):
         """The frozen, prompt-free part: features of each picture, at several scales, finest first."""
 
     @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes with whatever `image_features` depend on (`network_fingerprint`)."""
+
+    @abstractmethod
     def forward(self, features: tuple[Float[Tensor, "pictures channels height width"], ...], tokens: PromptTokens) -> SegmentFeatures:
         """The prompted part; `tokens.pictures` says which picture's features each prompt reads."""

@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from virtue_pl.backbones.dense_hints import DenseHints, SameObject, covered_area
 from virtue_pl.backbones.segmentation import PromptEncoder, SegmentationBackbone
 from virtue_pl.backbones.timm_trunk import TimmTrunk, levels_from
+from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.prompts import grid_points
 from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt
 
@@ -150,6 +151,9 @@ class TimmSamBackbone(SegmentationBackbone):
 
     def image_features(self, pixels: UInt8[Tensor, "pictures 3 size size"]) -> tuple[Float[Tensor, "pictures channels height width"], ...]:
         return self.trunk(pixels)
+
+    def fingerprint(self) -> str:
+        return network_fingerprint(self.trunk, self.trunk.name, self.trunk.strides, self.image_size)
 
     def forward(self, features: tuple[Float[Tensor, "pictures channels height width"], ...], tokens: PromptTokens) -> SegmentFeatures:
         fine, coarse = features[: self.fine], features[self.fine :]

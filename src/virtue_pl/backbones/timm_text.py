@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from virtue_pl.backbones.timm_trunk import TimmTrunk, levels_from
 from virtue_pl.backbones.vlm import VLMBackbone, VLMProcessor
+from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
 
 
@@ -50,6 +51,9 @@ class TimmTextProcessor(VLMProcessor):
         size = [self.image_size, self.image_size]
         return image if list(image.shape[1:]) == size else transforms.resize(image, size, antialias=True)
 
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        return self.image_size, self.image_size
+
 
 class TimmTextBackbone(VLMBackbone):
     """Pooled features of a frozen timm network as tokens of a pretrained text encoder.
@@ -66,6 +70,7 @@ class TimmTextBackbone(VLMBackbone):
     """
 
     text: Any
+    processor: TimmTextProcessor
 
     def __init__(
         self,
@@ -93,12 +98,19 @@ class TimmTextBackbone(VLMBackbone):
         for module in [self.text.embeddings, *self.text.encoder.layer[:layers]] if layers else []:
             module.requires_grad_(False)
 
-    def vision_tokens(self, pixels: Sequence[UInt8[Tensor, "3 size size"]]) -> tuple[Float[Tensor, "tokens hidden"], ...]:
-        if not pixels:
-            return ()
+    def vision_features(self, pixels: Sequence[UInt8[Tensor, "3 size size"]]) -> tuple[tuple[Float[Tensor, "channels side side"]], ...]:
         maps = self.vision(torch.stack(list(pixels)))
         pooled = torch.cat([adaptive_avg_pool2d(feature, self.side) for feature in maps], dim=1)
+        return tuple((feature,) for feature in pooled.unbind())
+
+    def vision_tokens(self, features: Sequence[tuple[Float[Tensor, "channels side side"], ...]]) -> tuple[Float[Tensor, "tokens hidden"], ...]:
+        if not features:
+            return ()
+        pooled = torch.stack([feature for (feature,) in features])
         return tuple((self.project(pooled.flatten(2).transpose(1, 2)) + self.places).unbind())
+
+    def fingerprint(self) -> str:
+        return network_fingerprint(self.vision, self.vision.name, self.vision.strides, self.processor.image_size, self.side)
 
     def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens hidden"]]) -> TokenSequence:
         """Texts keep the positions they have without pictures; a picture's tokens stand at position 0."""

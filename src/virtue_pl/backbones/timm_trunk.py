@@ -29,6 +29,7 @@ class TimmTrunk(nn.Module):
 
     def __init__(self, name: str, weights: str | Path | None, out_indices: tuple[int, ...]) -> None:
         super().__init__()
+        self.name = name
         self.network = timm.create_model(name, pretrained=False, features_only=True, out_indices=out_indices)
         if weights is not None:
             load_trunk_weights(self.network, weights)

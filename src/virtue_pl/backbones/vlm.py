@@ -25,16 +25,31 @@ class VLMProcessor(ABC):
     def resize(self, image: UInt8[Tensor, "3 height width"]) -> Shaped[Tensor, "3 new_height new_width"]:
         """The picture at the size that the vision tower reads."""
 
+    @abstractmethod
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size (height, width) that `resize` gives to a picture of `size`."""
+
 
 class VLMBackbone(nn.Module, ABC):
-    """A vision tower and a language model that share one sequence."""
+    """A vision tower and a language model that share one sequence.
+
+    Of the tower, `vision_features` is frozen, and may be computed once and stored; `vision_tokens` is what may be trained.
+    """
 
     hidden_size: int
     processor: VLMProcessor
 
     @abstractmethod
-    def vision_tokens(self, pixels: Sequence[Shaped[Tensor, "3 height width"]]) -> tuple[Float[Tensor, "tokens hidden"], ...]:
-        """Each picture's tokens, at the width of the language model."""
+    def vision_features(self, pixels: Sequence[Shaped[Tensor, "3 height width"]]) -> tuple[tuple[Float[Tensor, "..."], ...], ...]:
+        """Each picture's frozen features, at one scale or several, without gradients."""
+
+    @abstractmethod
+    def vision_tokens(self, features: Sequence[tuple[Float[Tensor, "..."], ...]]) -> tuple[Float[Tensor, "tokens hidden"], ...]:
+        """Each picture's tokens, at the width of the language model, from its `vision_features`."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes with whatever `vision_features` depend on (`network_fingerprint`)."""
 
     @abstractmethod
     def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens hidden"]]) -> TokenSequence:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from virtue_pl import distributed
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.part import Part
-from virtue_pl.types import EmbeddingBatch, Preprocess, VirtueError
+from virtue_pl.types import EmbeddingBatch, Pictures, Preprocess, VirtueError
 
 
 class LossOutput(NamedTuple):
@@ -33,6 +33,13 @@ class StoredEmbeddings:
 
     def evaluate(self, samples: Any) -> Any:
         return samples
+
+    def pictures(self, images: Any) -> Pictures:
+        return Pictures()
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {}
 
 
 class ContrastiveLoss(Part):

@@ -15,7 +15,7 @@ from virtue_pl.metrics.ranking import HitRate, RankTable, sample_ranks, set_blin
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.contrastive_loss import ContrastiveLoss
 from virtue_pl.parts.part import Part
-from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch, RankingBatch, RankingOutput, VirtueError
+from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch, PictureBatch, PictureFeatures, Pictures, RankingBatch, RankingOutput, VirtueError
 
 
 class EmbeddingModel(Part):
@@ -86,9 +86,13 @@ class EmbeddingModel(Part):
         self.rank_table.update("set_blind", set_blind_ranks(batch.samples, [candidates[list(rows)] for rows in batch.candidate_rows]))
         return output
 
-    def predict_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> EmbeddingBatch:
-        """Embeddings of training pairs, for a loss that is studied alone."""
-        return self.embed_pairs(batch)
+    @abstractmethod
+    def picture_features(self, pictures: Pictures) -> tuple[PictureFeatures, ...]:
+        """What the frozen networks see in each picture, of all streams that the model has."""
+
+    def predict_step(self, batch: PairBatch | PictureBatch, batch_idx: int, dataloader_idx: int = 0) -> EmbeddingBatch | tuple[PictureFeatures, ...]:
+        """Embeddings of training pairs, for a loss that is studied alone; or the frozen features of pictures, to be stored."""
+        return self.picture_features(batch.pictures) if isinstance(batch, PictureBatch) else self.embed_pairs(batch)
 
     def rank(self, batch: RankingBatch, candidates: Float[Tensor, "candidates dim"], modes: Sequence[str]) -> RankingOutput:
         """Cosines of every sample's candidates, for each of the given (leading) modes."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from virtue_pl.backbones.vlm import VLMBackbone
+from virtue_pl.frozen_features import Levels, known_or_encoded
 from virtue_pl.gradient_cache import GradientCache, PlainStep
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.contrastive_loss import ContrastiveLoss
@@ -17,7 +18,7 @@ from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.pooling import MeanPooling, Pooling
 from virtue_pl.recipes import Recipe, VirtueRecipe
-from virtue_pl.types import EncoderBatch, SegmentTokens
+from virtue_pl.types import EncoderBatch, PictureFeatures, Pictures, SegmentTokens
 
 DEFAULT_TRAIN_MODES = {"box": 0.5, "point": 0.3, "mask": 0.2}
 
@@ -63,7 +64,7 @@ class VLMFusionHead(EmbeddingModel):
 
     def forward(self, inputs: EncoderBatch, segments: SegmentTokens | None = None) -> Float[Tensor, "rows hidden"]:
         """Unit embeddings of the rows; segment tokens stand in front of the rows that use a picture."""
-        pictures = self.backbone.vision_tokens(inputs.pictures.vision)
+        pictures = self.backbone.vision_tokens(self.frozen_features(inputs.pictures))
         sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.prompts.pictures.tolist()])
         if segments is not None:
             sequence = sequence.prepend(segments.tokens, inputs.use_rows)
@@ -75,6 +76,14 @@ class VLMFusionHead(EmbeddingModel):
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows hidden"]:
         return self(inputs)
 
+    def frozen_features(self, pictures: Pictures) -> list[Levels]:
+        """The vision tower's frozen features of each picture, as they are stored or else encoded now."""
+        return known_or_encoded([known.vision for known in pictures.known], pictures.vision, self.backbone.vision_features, next(self.backbone.parameters()).dtype)
+
+    def picture_features(self, pictures: Pictures) -> tuple[PictureFeatures, ...]:
+        return tuple(PictureFeatures(vision=levels) for levels in self.frozen_features(pictures))
+
     @property
     def preprocess(self) -> ContrastivePreprocess:
-        return ContrastivePreprocess(self.backbone.processor, self.recipe, None, self.train_modes, self.evaluation_modes)
+        fingerprints = {"vision": self.backbone.fingerprint()}
+        return ContrastivePreprocess(self.backbone.processor, self.recipe, None, self.train_modes, self.evaluation_modes, fingerprints)

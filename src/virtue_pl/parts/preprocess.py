@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from virtue_pl.backbones.vlm import VLMProcessor
 from virtue_pl.prompts import PROMPT_MODES, prompt_region
 from virtue_pl.recipes import Recipe
 from virtue_pl.types import (
+    UNKNOWN,
     EmbeddingInput,
     EncoderBatch,
     PairBatch,
+    PictureFeatures,
     Pictures,
     PromptBatch,
     RankingBatch,
@@ -51,6 +53,7 @@ class ContrastivePreprocess:
         train_modes: how often each prompt mode is shown in training; "blind" shows the instruction alone.
         evaluation_modes: the modes that every evaluation query is ranked in; "no_prompt" shows the picture alone,
             "blind" the instruction alone.
+        fingerprints: by stream, of what a picture's stored features depend on.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ContrastivePreprocess:
         segmentation_size: int | None,
         train_modes: Mapping[str, float],
         evaluation_modes: Sequence[str],
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         check_modes("train_modes", train_modes, TRAIN_MODES)
         check_modes("evaluation_modes", evaluation_modes, EVALUATION_MODES)
@@ -68,6 +72,7 @@ class ContrastivePreprocess:
         self.segmentation_size = segmentation_size
         self.train_modes = dict(train_modes)
         self.evaluation_modes = tuple(evaluation_modes)
+        self.fingerprints = dict(fingerprints or {})
 
     def train(self, samples: Sequence[Sample]) -> PairBatch:
         modes, weights = list(self.train_modes), torch.tensor(list(self.train_modes.values()))
@@ -102,8 +107,7 @@ class ContrastivePreprocess:
         """Any inputs as rows, in order; a picture that occurs again (by key) is prepared once."""
         items = [self.recipe.prepare(item) for item in items]
         index: dict[str, int] = {}
-        vision: list[Tensor] = []
-        segmentation: list[Tensor] = []
+        shown: list[tuple[Tensor, PictureFeatures]] = []
         used: list[int] = []
         rows: list[int] = []
         prompts: list[VisualPrompt] = []
@@ -115,16 +119,32 @@ class ContrastivePreprocess:
             for number, image in enumerate(item.images):
                 key = item.image_keys[number] if item.image_keys else f"row {row}, picture {number}"
                 if key not in index:
-                    index[key] = len(vision)
-                    vision.append(self.processor.resize(image))
-                    if self.segmentation_size is not None:
-                        segmentation.append(self.recipe.segmentation_pixels(image, self.segmentation_size))
-                sizes[row].append((vision[index[key]].shape[1], vision[index[key]].shape[2]))
+                    index[key] = len(shown)
+                    shown.append((image, item.features[number] if item.features else UNKNOWN))
+                sizes[row].append(self.processor.resized((image.shape[1], image.shape[2])))
                 used.append(index[key])
                 rows.append(row)
                 prompts.append(item.prompt if number == 0 else VisualPrompt())
         input_ids, mask = self.processor.tokenize([self.recipe.text(item) for item in items], sizes)
-        return EncoderBatch(input_ids, mask, Pictures(tuple(vision), tuple(segmentation)), PromptBatch(tuple(prompts), ids(used)), ids(rows))
+        pictures = self.pictures([image for image, _ in shown], [known for _, known in shown])
+        return EncoderBatch(input_ids, mask, pictures, PromptBatch(tuple(prompts), ids(used)), ids(rows))
+
+    def pictures(self, images: Sequence[UInt8[Tensor, "3 height width"]], known: Sequence[PictureFeatures] = ()) -> Pictures:
+        """Pictures for both streams; what is known of them stands in for their pixels."""
+        known = known or [UNKNOWN] * len(images)
+        vision = tuple(None if stored.vision else self.processor.resize(image) for image, stored in zip(images, known, strict=True))
+        segmentation = self.canvases(images, known, self.segmentation_size) if self.segmentation_size is not None else ()
+        return Pictures(vision, segmentation, known_features(known))
+
+    def canvases(self, images: Sequence[UInt8[Tensor, "3 height width"]], known: Sequence[PictureFeatures], size: int) -> tuple[Tensor | None, ...]:
+        """Pixels for the segmentation stream, of the pictures that it has no stored features of."""
+        chosen = zip(images, known, strict=True)
+        return tuple(None if stored.segmentation else self.recipe.segmentation_pixels(image, size) for image, stored in chosen)
+
+
+def known_features(known: Sequence[PictureFeatures]) -> tuple[PictureFeatures, ...]:
+    """The features of every picture; empty where nothing is known of any."""
+    return tuple(known) if any(stored.segmentation or stored.vision for stored in known) else ()
 
 
 def ids(values: Sequence[int]) -> Int[Tensor, " values"]:

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from virtue_pl.parts.preprocess import check_modes, content_id, ids
+from virtue_pl.parts.preprocess import check_modes, content_id, ids, known_features
 from virtue_pl.prompts import PROMPT_MODES, flip_horizontally, prompt_region
 from virtue_pl.recipes import VirtueRecipe
-from virtue_pl.types import DataError, Pictures, PromptBatch, RankingSample, Region, RegionBatch, Sample, VirtueError, VisualPrompt
+from virtue_pl.types import UNKNOWN, DataError, PictureFeatures, Pictures, PromptBatch, RankingSample, Region, RegionBatch, Sample, VirtueError, VisualPrompt
 
 
 class RegionPreprocess:
@@ -24,10 +24,20 @@ class RegionPreprocess:
         mask_size: side of the masks, over the whole canvas, or None to leave masks out.
         modes: how often each prompt mode is drawn in training; evaluation uses each of them for every sample.
         flip: mirror half of the training pictures.
+            Of a mirrored picture nothing is stored: with stored features it is encoded, and the others are not.
         box_jitter: in training, move each side of a box prompt by up to this share of the box; the mask to find stays.
+        fingerprints: by stream, of what a picture's stored features depend on.
     """
 
-    def __init__(self, image_size: int | None, mask_size: int | None, modes: Mapping[str, float], flip: bool = False, box_jitter: float = 0.0) -> None:
+    def __init__(
+        self,
+        image_size: int | None,
+        mask_size: int | None,
+        modes: Mapping[str, float],
+        flip: bool = False,
+        box_jitter: float = 0.0,
+        fingerprints: Mapping[str, str] | None = None,
+    ) -> None:
         check_modes("prompt_modes", modes, PROMPT_MODES)
         if not modes or min(modes.values()) < 0 or not sum(modes.values()):
             raise VirtueError(f"prompt_modes: {dict(modes)}, expected a share for at least one mode, none below 0")
@@ -36,6 +46,7 @@ class RegionPreprocess:
         self.modes = dict(modes)
         self.flip = flip
         self.box_jitter = box_jitter
+        self.fingerprints = dict(fingerprints or {})
 
     def train(self, samples: Sequence[Sample]) -> RegionBatch:
         names = list(self.modes)
@@ -66,11 +77,12 @@ class RegionPreprocess:
         """One row a sample; a picture that occurs again (by key) is prepared once."""
         places: dict[str, int] = {}
         used = [places.setdefault(picture_key(sample), len(places)) for sample in samples]
-        images = {picture_key(sample): sample.query.images[0] for sample in samples}
-        pixels = [images[key].flip(-1) if flips.get(key) else images[key] for key in places]
+        queries = {picture_key(sample): sample.query for sample in samples}
+        images = [queries[key].images[0].flip(-1) if flips.get(key) else queries[key].images[0] for key in places]
+        known = [queries[key].features[0] if queries[key].features and not flips.get(key) else UNKNOWN for key in places]
         return RegionBatch(
             tuple(sample.key for sample in samples),
-            Pictures(segmentation=tuple(self.canvas(image) for image in pixels) if self.image_size else ()),
+            self.pictures(images, known),
             PromptBatch(tuple(prompts), ids(used)),
             torch.stack([region.box for region in regions]).float(),
             torch.stack([self.mask(sample.key, region) for sample, region in zip(samples, regions, strict=True)]),
@@ -78,8 +90,14 @@ class RegionPreprocess:
             tuple(sample.task for sample in samples),
         )
 
-    def canvas(self, image: Tensor) -> Tensor:
-        return VirtueRecipe().segmentation_pixels(image, self.image_size)  # type: ignore[arg-type]
+    def pictures(self, images: Sequence[UInt8[Tensor, "3 height width"]], known: Sequence[PictureFeatures] = ()) -> Pictures:
+        """Pictures for the segmentation stream, if there is one; what is known of them stands in for their pixels."""
+        if self.image_size is None:
+            return Pictures()
+        known, size = known or [UNKNOWN] * len(images), self.image_size
+        chosen = zip(images, known, strict=True)
+        canvases = tuple(None if stored.segmentation else VirtueRecipe().segmentation_pixels(image, size) for image, stored in chosen)
+        return Pictures(segmentation=canvases, features=known_features(known))
 
     def mask(self, key: str, region: Region) -> Float[Tensor, "size size"]:
         if self.mask_size is None:

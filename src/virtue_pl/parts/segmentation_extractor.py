@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from virtue_pl.backbones.segmentation import SegmentationBackbone
 from virtue_pl.distributed import world_size
+from virtue_pl.frozen_features import Levels, known_or_encoded
 from virtue_pl.losses.segmentation import dice_loss, focal_loss
 from virtue_pl.metrics.mask_iou import MaskIoU
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.part import Part
 from virtue_pl.parts.regions import RegionPreprocess
 from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
-from virtue_pl.types import Pictures, PromptTokens, RegionBatch, SegmentFeatures, VirtueError
+from virtue_pl.types import PictureBatch, PictureFeatures, Pictures, PromptTokens, RegionBatch, SegmentFeatures, VirtueError
 
 DEFAULT_PROMPT_MODES = {"box": 0.5, "point": 0.35, "mask": 0.15}
 
@@ -69,11 +70,24 @@ class SegmentationExtractor(Part):
         self.finish()
 
     def forward(self, pictures: Pictures, tokens: PromptTokens) -> SegmentFeatures:
-        return self.backbone(self.backbone.image_features(torch.stack(pictures.segmentation)), tokens)
+        levels = zip(*self.frozen_features(pictures), strict=True)
+        return self.backbone(tuple(torch.stack(level) for level in levels), tokens)
+
+    def frozen_features(self, pictures: Pictures) -> list[Levels]:
+        """The prompt-free features of each picture, as they are stored or else encoded now."""
+        return known_or_encoded([known.segmentation for known in pictures.known], pictures.segmentation, self.encode_pictures, next(self.backbone.parameters()).dtype)
+
+    def encode_pictures(self, pixels: Sequence[Shaped[Tensor, "3 size size"]]) -> Iterable[Levels]:
+        return zip(*(level.unbind() for level in self.backbone.image_features(torch.stack(list(pixels)))), strict=True)
+
+    def predict_step(self, batch: PictureBatch, batch_idx: int, dataloader_idx: int = 0) -> tuple[PictureFeatures, ...]:
+        """The prompt-free features of pictures, to be stored."""
+        return tuple(PictureFeatures(segmentation=levels) for levels in self.frozen_features(batch.pictures))
 
     @property
     def preprocess(self) -> RegionPreprocess:
-        return RegionPreprocess(self.backbone.image_size, self.backbone.image_size, self.prompt_modes, self.flip, self.box_jitter)
+        size, fingerprints = self.backbone.image_size, {"segmentation": self.backbone.fingerprint()}
+        return RegionPreprocess(size, size, self.prompt_modes, self.flip, self.box_jitter, fingerprints)
 
     def predict_masks(self, batch: RegionBatch) -> Float[Tensor, "prompts mask_height mask_width"]:
         """Mask logits of the batch's prompts, with the part's own prompt encoder."""

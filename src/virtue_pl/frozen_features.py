@@ -1,0 +1,37 @@
+"""What is frozen and knows no prompt: its features of each picture, stored or encoded now, and what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Levels = tuple[Tensor, ...]
+"""A picture's features, at as many scales as its network gives."""
+
+
+def known_or_encoded(
+    known: Sequence[Levels], pixels: Sequence[Tensor | None], encode: Callable[[Sequence[Tensor]], Iterable[Levels]], dtype: torch.dtype
+) -> list[Levels]:
+    """Each picture's features, in order: as they are known, in `dtype`, or else encoded, all that are not known at once.
+
+    known: one a picture, empty where nothing is known. pixels: at least of those.
+    """
+    features = [tuple(level.to(dtype) for level in levels) for levels in known]
+    missing = [index for index, levels in enumerate(known) if not levels]
+    if missing:
+        shown = [image for index in missing if (image := pixels[index]) is not None]
+        for index, levels in zip(missing, encode(shown), strict=True):
+            features[index] = levels
+    return features
+
+
+def network_fingerprint(network: nn.Module, *sizes: object) -> str:
+    """sha256 over a network's parameters and buffers, and over `sizes`: whatever else its features depend on."""
+    digest = hashlib.sha256(repr(sizes).encode())
+    for name, tensor in sorted([*network.named_parameters(), *network.named_buffers()]):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
