@@ -5,6 +5,7 @@ Whatever is embedded is stored as [TEXT, NUMBER]: MMEB's own string, and the num
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from virtue_pl.types import DataError
 
 Item = tuple[str, str]
 """Text and picture's path, either of which may be empty."""
+
+IMAGE_TOKEN = re.compile(r"<\|image_(?:\d+|pad)\|>")
+"""Where MMEB's texts and SCaR's have their picture."""
 
 
 class PictureBook:
@@ -36,6 +40,9 @@ class PictureBook:
 
     def stored(self, items: Sequence[Item], key: str) -> list[list[Any]]:
         """The items as they are stored. Raises DataError, having taken none of their pictures, where one is missing or damaged."""
+        for text, path in items:
+            if not path and IMAGE_TOKEN.search(text):
+                raise DataError(key, f"image token without a picture: {text!r}")
         new = {path: self._read(path, key) for path in dict.fromkeys(path for _, path in items) if path and path not in self.numbers}
         for path, picture in new.items():
             self.numbers[path] = len(self.pictures)

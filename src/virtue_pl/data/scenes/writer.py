@@ -132,7 +132,8 @@ def _begin(out: Path, config: SceneConfig, identity: str) -> dict[str, Any]:
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    changed = [f"{name} {found.get(name)}, wanted {value}" for name, value in wanted.items() if found.get(name) != value]
+    pairs = {name: (found.get(name, 0), wanted.get(name, 0)) for name in {**wanted, **found}}  # counts of MMEB-mini are left out where they are 0
+    changed = [f"{name} {before}, wanted {value}" for name, (before, value) in pairs.items() if before != value]
     return "; ".join(changed) or "made from other pictures or by another version"
 
 
