@@ -13,12 +13,13 @@ Levels = tuple[Tensor, ...]
 
 
 def known_or_encoded(
-    known: Sequence[Levels], pixels: Sequence[Tensor | None], encode: Callable[[Sequence[Tensor]], Iterable[Levels]], dtype: torch.dtype
+    known: Sequence[Levels], pixels: Sequence[Tensor | None], encode: Callable[[Sequence[Tensor]], Iterable[Levels]], network: nn.Module
 ) -> list[Levels]:
-    """Each picture's features, in order: as they are known, in `dtype`, or else encoded, all that are not known at once.
+    """Each picture's features, in order: as they are known, or else encoded, all that are not known at once.
 
-    known: one a picture, empty where nothing is known. pixels: at least of those.
+    known: one a picture, empty where nothing is known; in the dtype of `network` from here on. pixels: at least of those that are not.
     """
+    dtype = next(network.parameters()).dtype
     features = [tuple(level.to(dtype) for level in levels) for levels in known]
     missing = [index for index, levels in enumerate(known) if not levels]
     if missing:

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from virtue_pl.data.loader import BatchStream, StreamLoader, collated
 from virtue_pl.data.shard_module import ShardDataModule, describe_folder
@@ -34,6 +34,7 @@ class MixedDataModule(StreamingDataModule):
         seed: of the training stream.
         max_bad_samples: how many different bad samples each worker skips before the run stops.
         max_consecutive_bad: the same for bad samples in a row.
+        features, predict, eval_batch_size: of every part, where they are given here.
     """
 
     def __init__(
@@ -47,6 +48,9 @@ class MixedDataModule(StreamingDataModule):
         seed: int = 0,
         max_bad_samples: int = 100,
         max_consecutive_bad: int = 20,
+        features: str | None = None,
+        predict: Literal["pairs", "pictures"] | None = None,
+        eval_batch_size: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, max_bad_samples, max_consecutive_bad)
         check_counts({"batch_size": batch_size, "block_size": block_size, "steps_per_epoch": steps_per_epoch})
@@ -56,6 +60,11 @@ class MixedDataModule(StreamingDataModule):
         self.weights = weights_of(self.parts, weights)
         self.block_size = block_size
         self.steps_per_epoch = steps_per_epoch
+        self.predict = predict or "pairs"
+        for part in self.parts.values():
+            part.features = features or part.features
+            part.predict = predict or part.predict
+            part.eval_batch_size = eval_batch_size or part.eval_batch_size
 
     def connect(self, preprocess: Preprocess) -> None:
         super().connect(preprocess)
@@ -98,8 +107,10 @@ class MixedDataModule(StreamingDataModule):
         return self._joined([part.test_dataloader() for part in self._placed().values() if part.test])
 
     def predict_dataloader(self) -> StreamLoader:
-        """The training samples of one epoch, for what is stored of them."""
-        return self.train_dataloader()
+        """The training samples of one epoch, or every picture of every part, for what is stored of them (`predict`)."""
+        if self.predict == "pairs":
+            return self.train_dataloader()
+        return self._joined([part.predict_dataloader() for part in self._placed().values()])
 
     def fingerprint(self) -> str:
         """Changes where any byte of any shard does."""

@@ -42,6 +42,5 @@ def embedding_input(row: Row, stored: Any, pictures: Sequence[Picture]) -> Embed
     if found > allowed:
         raise DataError(row.key, f"{found} image tokens in {text!r}, expected {allowed}, as many as it has pictures")
     shown = () if number is None else (pictures[number],)
-    return EmbeddingInput(
-        _IMAGE_TOKEN.sub(IMAGE_TOKEN, text), tuple(picture.image for picture in shown), NO_PROMPT, tuple(picture.content_key for picture in shown)
-    )
+    images, keys = tuple(picture.image for picture in shown), tuple(picture.content_key for picture in shown)
+    return EmbeddingInput(_IMAGE_TOKEN.sub(IMAGE_TOKEN, text), images, NO_PROMPT, keys, tuple(picture.features for picture in shown))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,17 +14,18 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from virtue_pl.images import EXTENSIONS, decode
-from virtue_pl.types import DataError, Region, VirtueError, VisualPrompt
+from virtue_pl.types import UNKNOWN, DataError, PictureFeatures, Region, VirtueError, VisualPrompt
 
 PICTURE_EXTENSIONS = (*EXTENSIONS.values(), "jpeg")
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture; `content_key` is the same for the same bytes."""
+    """A decoded picture; `content_key` is the same for the same bytes. `features` are what is stored of it."""
 
     image: UInt8[Tensor, "3 height width"]
     content_key: str
+    features: PictureFeatures = UNKNOWN
 
     @property
     def size(self) -> tuple[int, int]:
@@ -58,21 +59,28 @@ class Row:
         return value
 
 
+def nothing_stored(key: str) -> PictureFeatures:
+    """Of any picture."""
+    return UNKNOWN
+
+
 @dataclass(frozen=True)
 class Record:
     """Rows and the pictures that they speak of, still compressed: mostly one, but several or none are as good.
 
-    `index` is the record's place in the folder.
+    `index` is the record's place in the folder. `stored` gives what is stored of a picture, by its content key.
     """
 
     key: str
     index: int
     data: tuple[bytes, ...]
     rows: tuple[Row, ...]
+    stored: Callable[[str], PictureFeatures] = nothing_stored
 
     def pictures(self, max_pixels: int) -> tuple[Picture, ...]:
         """Raises DataError if one cannot be decoded or has more than `max_pixels`."""
-        return tuple(Picture(decode(data, self.key, max_pixels), content_key(data)) for data in self.data)
+        keys = [content_key(data) for data in self.data]
+        return tuple(Picture(decode(data, self.key, max_pixels), key, self.stored(key)) for data, key in zip(self.data, keys, strict=True))
 
 
 def content_key(data: bytes) -> str:

@@ -28,7 +28,7 @@ class SCaRDataModule(ShardDataModule):
             raise DataError(row.key, "it has no picture, expected one")
         picture = pictures[0]
         region = read_region(row, picture.size)
-        query = EmbeddingInput(instruction(row.text("query")), (picture.image,), NO_PROMPT, (picture.content_key,))
+        query = EmbeddingInput(instruction(row.text("query")), (picture.image,), NO_PROMPT, (picture.content_key,), (picture.features,))
         if "candidates" not in row.fields:
             return Sample(row.key, row.task, query, caption(row.text("target")), tuple(map(caption, row.texts("negatives"))), region)
         candidates = tuple(map(caption, row.texts("candidates")))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from virtue_pl.data.loader import RankingStream, StreamLoader, TrainingStream
+from virtue_pl.data.picture_stream import PictureStream
 from virtue_pl.data.records import Picture, Row
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.data.streaming_module import StreamingDataModule, check_counts
+from virtue_pl.feature_store import INDEX, FeatureIndex, StoredFeatures
 from virtue_pl.images import MAX_PIXELS
-from virtue_pl.types import RankingSample, Sample, VirtueError
+from virtue_pl.types import Preprocess, RankingSample, Sample, VirtueError
 
 
 class ShardDataModule(StreamingDataModule, ABC):
@@ -39,6 +43,10 @@ class ShardDataModule(StreamingDataModule, ABC):
         max_bad_samples: how many different bad samples each worker skips before the run stops.
         max_consecutive_bad: the same for bad samples in a row.
         max_pixels: larger pictures count as bad.
+        features: name of the folder, inside each folder of shards, with what is stored of the pictures (configs/store_features.yaml):
+            frozen networks then see only pictures that are new, such as a crop or a mirrored one. With `predict: pictures`, where it will be.
+        predict: what a prediction is of, "pairs" (the training samples of one epoch) or "pictures" (each of all folders once,
+            `eval_batch_size` records a batch; of those in `test` the first shards with `test_rows` rows).
     """
 
     def __init__(
@@ -58,6 +66,8 @@ class ShardDataModule(StreamingDataModule, ABC):
         max_bad_samples: int = 100,
         max_consecutive_bad: int = 20,
         max_pixels: int = MAX_PIXELS,
+        features: str | None = None,
+        predict: Literal["pairs", "pictures"] = "pairs",
     ) -> None:
         super().__init__(batch_size, num_workers, seed, max_bad_samples, max_consecutive_bad)
         check_counts({"batch_size": batch_size, "eval_batch_size": eval_batch_size, "test_rows": test_rows, "steps_per_epoch": steps_per_epoch})
@@ -72,11 +82,22 @@ class ShardDataModule(StreamingDataModule, ABC):
         self.num_negatives = num_negatives
         self.steps_per_epoch = steps_per_epoch
         self.max_pixels = max_pixels
+        self.features = features
+        self.predict = predict
 
     @staticmethod
     @abstractmethod
     def to_sample(row: Row, pictures: Sequence[Picture]) -> Sample | RankingSample:
         """What one row means in this dataset, beside its record's pictures. Raises DataError for a row that means nothing."""
+
+    def connect(self, preprocess: Preprocess) -> None:
+        """As any. Raises VirtueError for stored features that another network than the model's made."""
+        super().connect(preprocess)
+        if self.features is not None and self.predict == "pairs":
+            paths = [*([] if self.train is None else [self.train]), *self.val.values(), *self.test.values()]
+            for folder in (Path(path) / self.features for path in paths):
+                if (folder / INDEX).is_file():
+                    FeatureIndex.read(folder).check(folder, preprocess.fingerprints)
 
     @cached_property
     def train_folder(self) -> ShardFolder:
@@ -87,15 +108,15 @@ class ShardDataModule(StreamingDataModule, ABC):
             raise VirtueError(f"train: {self.train} holds {folder.manifest.kind}, expected pairs (training shards)")
         if folder.manifest.negatives[0] < self.num_negatives:
             raise VirtueError(f"num_negatives is {self.num_negatives}, but rows of {self.train} have as few as {folder.manifest.negatives[0]}")
-        return folder
+        return self._with_features(folder)
 
     @cached_property
     def val_folders(self) -> dict[str, ShardFolder]:
-        return _ranking_folders(self.val, "val")
+        return {name: self._with_features(folder) for name, folder in _ranking_folders(self.val, "val").items()}
 
     @cached_property
     def test_folders(self) -> dict[str, ShardFolder]:
-        return _ranking_folders(self.test, "test")
+        return {name: self._with_features(folder, self.test_rows) for name, folder in _ranking_folders(self.test, "test").items()}
 
     @property
     def steps(self) -> int:
@@ -132,8 +153,23 @@ class ShardDataModule(StreamingDataModule, ABC):
         return self._ranking_loader(self.test_folders, self.test_rows)
 
     def predict_dataloader(self) -> StreamLoader:
-        """The training samples of one epoch, for what is stored of them."""
-        return self.train_dataloader()
+        """The training samples of one epoch, or every picture, for what is stored of them (`predict`)."""
+        if self.predict == "pairs":
+            return self.train_dataloader()
+        preprocess = self._connected()
+        limits = {f"test/{name}": self.test_rows for name in self.test}
+        folders = {folder.path.resolve(): (folder, limits.get(split)) for split, folder in reversed(self.folders().items())}
+        shards = [(folder, shard) for folder, rows in reversed(folders.values()) for shard in folder.shards_within(rows)]
+        stream = PictureStream(
+            shards,
+            preprocess.pictures,
+            batch_size=self.eval_batch_size,
+            features=self.features,
+            fingerprints=preprocess.fingerprints,
+            max_pixels=self.max_pixels,
+            **self._place_and_limits(),
+        )
+        return self._loader(stream)
 
     def fingerprint(self) -> str:
         """Changes where any byte of any shard does."""
@@ -143,6 +179,16 @@ class ShardDataModule(StreamingDataModule, ABC):
     def describe(self) -> list[dict[str, Any]]:
         """What would be read, one entry a folder: split, path, task, licence, counts, samples and steps of an epoch, fingerprint."""
         return [{"split": split, "path": str(folder.path), **self._describe(split, folder)} for split, folder in self.folders().items()]
+
+    def _with_features(self, folder: ShardFolder, rows: int | None = None) -> ShardFolder:
+        """The folder with its stored features, if they are to be read; they must cover the shards with its first `rows` rows."""
+        if self.features is None or self.predict == "pictures" or self._preprocess is None:
+            return folder
+        path, manifest = folder.path / self.features, folder.manifest
+        index = FeatureIndex.read(path)
+        streams = index.check(path, self._preprocess.fingerprints)
+        index.check_shards(path, manifest.fingerprint, [shard.name for shard in folder.shards_within(rows)])
+        return replace(folder, features=StoredFeatures(path, streams))
 
     def folders(self) -> dict[str, ShardFolder]:
         """Every folder that is set, by its split: "train", "val/NAME", "test/NAME"."""

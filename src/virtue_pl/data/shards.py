@@ -16,11 +16,13 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from virtue_pl.data.records import picture_member
 from virtue_pl.data.secure_webdataset import wds
+from virtue_pl.feature_store import StoredFeatures
 from virtue_pl.types import DataError, VirtueError
 
 FORMAT = "virtue_pl shards 1"
@@ -104,10 +106,11 @@ def _tuples(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A finished folder of shards."""
+    """A finished folder of shards, and where its pictures' stored features are read, if they are."""
 
     path: Path
     manifest: Manifest
+    features: StoredFeatures | None = None
 
     @classmethod
     def open(cls, path: str | Path, option: str) -> ShardFolder:
@@ -120,6 +123,11 @@ class ShardFolder:
         if missing:
             raise VirtueError(f"{option}: {path} lacks {len(missing)} of {len(folder.manifest.shards)} shards, e.g. {missing[0]}: write them again")
         return folder
+
+    def shards_within(self, rows: int | None) -> tuple[Shard, ...]:
+        """All shards, or the first ones that hold `rows` rows."""
+        ends = accumulate(shard.rows for shard in self.manifest.shards)
+        return tuple(shard for shard, end in zip(self.manifest.shards, ends, strict=True) if rows is None or end - shard.rows < rows)
 
     @property
     def paths(self) -> tuple[Path, ...]:

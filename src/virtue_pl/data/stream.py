@@ -8,10 +8,11 @@ import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from virtue_pl.data.records import Picture, Record, Row, read_record
+from virtue_pl.data.records import Picture, Record, Row, nothing_stored, read_record
 from virtue_pl.data.secure_webdataset import wds
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.types import DataError, RankingSample, Sample, VirtueError
@@ -91,9 +92,10 @@ def derive_seed(*parts: object) -> int:
 def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: SkipLog) -> Iterator[Record]:
     """Every record of the shards (`{"url": path}`), in order. What cannot be read is named and skipped: the rest of a tar, or one record."""
     for shard in shards:
+        stored = nothing_stored if folder.features is None else partial(folder.features.of, shard["url"].rpartition("/")[2])
         for members in read_tar(shard["url"], folder.manifest.name, log):
             try:
-                yield read_record(members, folder.manifest.name, folder.manifest.task)
+                yield replace(read_record(members, folder.manifest.name, folder.manifest.task), stored=stored)
             except DataError as error:
                 log.skip(error)
 

@@ -78,9 +78,7 @@ class VLMFusionHead(EmbeddingModel):
 
     def frozen_features(self, pictures: Pictures) -> list[Levels]:
         """The vision tower's frozen features of each picture, as they are stored or else encoded now."""
-        return known_or_encoded(
-            [known.vision for known in pictures.known], pictures.vision, self.backbone.vision_features, next(self.backbone.parameters()).dtype
-        )
+        return known_or_encoded([known.vision for known in pictures.known], pictures.vision, self.backbone.vision_features, self.backbone)
 
     def picture_features(self, pictures: Pictures) -> tuple[PictureFeatures, ...]:
         return tuple(PictureFeatures(vision=levels) for levels in self.frozen_features(pictures))

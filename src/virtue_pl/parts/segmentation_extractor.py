@@ -75,9 +75,7 @@ class SegmentationExtractor(Part):
 
     def frozen_features(self, pictures: Pictures) -> list[Levels]:
         """The prompt-free features of each picture, as they are stored or else encoded now."""
-        return known_or_encoded(
-            [known.segmentation for known in pictures.known], pictures.segmentation, self.encode_pictures, next(self.backbone.parameters()).dtype
-        )
+        return known_or_encoded([known.segmentation for known in pictures.known], pictures.segmentation, self.encode_pictures, self.backbone)
 
     def encode_pictures(self, pixels: Sequence[Shaped[Tensor, "3 size size"]]) -> Iterable[Levels]:
         return zip(*(level.unbind() for level in self.backbone.image_features(torch.stack(list(pixels)))), strict=True)

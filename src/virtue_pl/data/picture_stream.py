@@ -1,0 +1,89 @@
+"""Pictures alone, shard by shard, for what is computed once of each and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from virtue_pl.data.loader import BatchStream
+from virtue_pl.data.records import Picture, Record
+from virtue_pl.data.shards import Shard, ShardFolder
+from virtue_pl.data.stream import Place, SkipLog, read_shards
+from virtue_pl.feature_store import Making, features_path, is_stored
+from virtue_pl.types import DataError, PictureBatch, Pictures
+
+
+class PictureStream(BatchStream):
+    """Every distinct picture of every shard once, over all ranks and workers, each of which has whole shards.
+
+    A batch holds the pictures of up to `batch_size` records of one shard. Raises VirtueError for stored features that were made otherwise.
+
+    Args:
+        shards: the shards to read, in order.
+        collate: `Preprocess.pictures`.
+        features: name of the folder of stored features in each folder of shards: a shard that is there is passed over; None reads all.
+        fingerprints: by stream, of what the features depend on.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[tuple[ShardFolder, Shard]],
+        collate: Callable[[Sequence[UInt8[Tensor, "3 height width"]]], Pictures],
+        *,
+        batch_size: int,
+        features: str | None,
+        fingerprints: Mapping[str, str],
+        max_pixels: int,
+        rank: int,
+        world: int,
+        max_bad_samples: int,
+        max_consecutive_bad: int,
+    ) -> None:
+        super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
+        self.collate = collate
+        self.batch_size = batch_size
+        self.max_pixels = max_pixels
+        mine = list(shards[rank::world])
+        self.shards = [(folder, shard, features is not None and self.stored(folder, shard, features, fingerprints)) for folder, shard in mine]
+
+    def stored(self, folder: ShardFolder, shard: Shard, features: str, fingerprints: Mapping[str, str]) -> bool:
+        """Whether a run before this one stored the shard's features."""
+        return is_stored(features_path(folder.path / features, shard.name), Making(None, fingerprints, folder.manifest.fingerprint))
+
+    @property
+    def num_batches(self) -> int:
+        return sum(self.batches_of(shard, stored) for _, shard, stored in self.shards)
+
+    def batches_of(self, shard: Shard, stored: bool) -> int:
+        return 1 if stored else max(1, -(-shard.pictures // self.batch_size))
+
+    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
+        for folder, shard, stored in self.shards[place.worker :: place.workers]:
+            records = iter(()) if stored else read_shards([{"url": str(folder.path / shard.name)}], folder, log)
+            seen: set[str] = set()
+            count = self.batches_of(shard, stored)
+            for number in range(count):
+                pictures = list(self.distinct(islice(records, self.batch_size), seen, log))
+                keys = tuple(picture.content_key for picture in pictures)
+                prepared = self.collate([picture.image for picture in pictures])
+                yield PictureBatch(str(folder.path), folder.manifest.fingerprint, shard.name, keys, prepared, number == count - 1)
+
+    def distinct(self, records: Iterable[Record], seen: set[str], log: SkipLog) -> Iterator[Picture]:
+        """The records' pictures that are not in `seen`, which they then are; bad ones are named and skipped."""
+        for picture in chain.from_iterable(self.decoded(record, log) for record in records):
+            if picture.content_key not in seen:
+                seen.add(picture.content_key)
+                yield picture
+
+    def decoded(self, record: Record, log: SkipLog) -> tuple[Picture, ...]:
+        try:
+            pictures = record.pictures(self.max_pixels)
+        except DataError as error:
+            log.skip(error)
+            return ()
+        log.good()
+        return pictures
