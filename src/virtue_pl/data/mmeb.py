@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
+from virtue_pl.data.mmeb_rows import PUBLISHED_TOKEN
 from virtue_pl.data.records import Picture, Row
 from virtue_pl.data.scar import NO_PROMPT, read_rankings
 from virtue_pl.data.shard_module import ShardDataModule
 from virtue_pl.types import IMAGE_TOKEN, DataError, EmbeddingInput, RankingSample, Sample
-
-_IMAGE_TOKEN = re.compile(r"<\|image_(?:\d+|pad)\|>")
 
 
 class MMEBDataModule(ShardDataModule):
@@ -38,9 +36,9 @@ def embedding_input(row: Row, stored: Any, pictures: Sequence[Picture]) -> Embed
     text, number = stored
     if number is not None and not 0 <= number < len(pictures):
         raise DataError(row.key, f"picture {number} of {text!r} is not there: the record has {len(pictures)}")
-    found, allowed = len(_IMAGE_TOKEN.findall(text)), 0 if number is None else 1
+    found, allowed = len(PUBLISHED_TOKEN.findall(text)), 0 if number is None else 1
     if found > allowed:
         raise DataError(row.key, f"{found} image tokens in {text!r}, expected {allowed}, as many as it has pictures")
     shown = () if number is None else (pictures[number],)
     images, keys = tuple(picture.image for picture in shown), tuple(picture.content_key for picture in shown)
-    return EmbeddingInput(_IMAGE_TOKEN.sub(IMAGE_TOKEN, text), images, NO_PROMPT, keys, tuple(picture.features for picture in shown))
+    return EmbeddingInput(PUBLISHED_TOKEN.sub(IMAGE_TOKEN, text), images, NO_PROMPT, keys, tuple(picture.features for picture in shown))

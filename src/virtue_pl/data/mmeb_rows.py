@@ -17,8 +17,8 @@ from virtue_pl.types import DataError
 Item = tuple[str, str]
 """Text and picture's path, either of which may be empty."""
 
-IMAGE_TOKEN = re.compile(r"<\|image_(?:\d+|pad)\|>")
-"""Where MMEB's texts and SCaR's have their picture."""
+PUBLISHED_TOKEN = re.compile(r"<\|image_(?:\d+|pad)\|>")
+"""Where a text of MMEB has its picture."""
 
 
 class PictureBook:
@@ -41,7 +41,7 @@ class PictureBook:
     def stored(self, items: Sequence[Item], key: str) -> list[list[Any]]:
         """The items as they are stored. Raises DataError, having taken none of their pictures, where one is missing or damaged."""
         for text, path in items:
-            if not path and IMAGE_TOKEN.search(text):
+            if not path and PUBLISHED_TOKEN.search(text):
                 raise DataError(key, f"image token without a picture: {text!r}")
         new = {path: self._read(path, key) for path in dict.fromkeys(path for _, path in items) if path and path not in self.numbers}
         for path, picture in new.items():
