@@ -1,7 +1,8 @@
 """What stored features are worth: samples a second of training steps with live and with stored features, side by side.
 
 Models have the sizes of configs/virtue_mini.yaml and configs/segmenter.yaml, with random weights; scenes of drawn shapes are made in a
-temporary folder. A step is reading its batch, forward, backward and the optimizer. Prints one JSON object.
+temporary folder. A step is reading its batch, forward, backward and the optimizer. Prints one JSON object; `cpu_ratio` is the ratio of the
+process's own time, which other work on the machine moves less.
 
     python benchmarks/stored_features.py --steps 5
 """
@@ -45,6 +46,7 @@ FEATURES = "features"
 
 def main() -> None:
     options = parse()
+    torch.set_flush_denormal(True)  # features of random networks may be tiny, and arithmetic with tiny numbers slow
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shards = write_shards(folder, options)
@@ -72,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--segmenter_batch_size", type=int, default=24, help="samples of a segmenter's step")
     parser.add_argument("--image_size", type=int, default=256, help="side of the pictures and of the models' canvas, in pixels")
     parser.add_argument("--trunk", default="tf_efficientnet_lite0", help="a timm model, of both streams")
+    parser.add_argument("--weights", help="safetensors file of that timm model; default random")
     parser.add_argument("--dtype", default="float16", help="of the stored features")
     return parser.parse_args()
 
@@ -100,8 +103,8 @@ def save_text_model(path: Path, shards: Path) -> str:
 
 def build_virtue(text_model: str, options: argparse.Namespace) -> Virtue:
     encoder = TimmSamPromptEncoder(128, options.image_size, dense_hints=True)
-    segmentation = SegmentationExtractor(TimmSamBackbone(options.trunk, None, 128, options.image_size, dense_hints=True), frozen=True)
-    backbone = TimmTextBackbone(text_model, options.trunk, None, options.image_size, frozen_layers=3)
+    segmentation = SegmentationExtractor(TimmSamBackbone(options.trunk, options.weights, 128, options.image_size, dense_hints=True), frozen=True)
+    backbone = TimmTextBackbone(text_model, options.trunk, options.weights, options.image_size, frozen_layers=3)
     connector = partial(MaskConnector, summary=True)
     loss = InfoNCELoss(0.05)
     return Virtue(VisualPromptEncoder(encoder, frozen=True), segmentation, connector, VLMFusionHead(backbone), loss)
@@ -109,7 +112,7 @@ def build_virtue(text_model: str, options: argparse.Namespace) -> Virtue:
 
 def build_segmenter(options: argparse.Namespace) -> SegmentationExtractor:
     encoder = TimmSamPromptEncoder(128, options.image_size, dense_hints=True)
-    backbone = TimmSamBackbone(options.trunk, None, 128, options.image_size, dense_hints=True)
+    backbone = TimmSamBackbone(options.trunk, options.weights, 128, options.image_size, dense_hints=True)
     return SegmentationExtractor(backbone, VisualPromptEncoder(encoder), flip=False)
 
 
@@ -143,17 +146,18 @@ def compare(model: LightningModule, shards: Path, options: argparse.Namespace, b
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)
     modules = {name: data_module(model, shards, batch_size, num_negatives, features=name) for name in (None, FEATURES)}
     batches = {name: forever(data) for name, data in modules.items()}
-    seconds: dict[str | None, list[float]] = {None: [], FEATURES: []}
+    seconds: dict[str | None, list[tuple[float, float]]] = {None: [], FEATURES: []}
     for _ in range(1 + options.steps):
         for name, stream in batches.items():
-            started = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             optimizer.zero_grad()
             loss: Any = model.training_step(next(stream), 0)
             loss.backward()
             optimizer.step()
-            seconds[name].append(time.perf_counter() - started)
-    live, stored = (batch_size / statistics.median(seconds[name][1:]) for name in (None, FEATURES))
-    return {"live": round(live, 2), "stored": round(stored, 2), "ratio": round(stored / live, 2)}
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    (live, live_cpu), (stored, stored_cpu) = (map(statistics.median, zip(*seconds[name][1:], strict=True)) for name in (None, FEATURES))
+    ratios = {"ratio": round(live / stored, 2), "cpu_ratio": round(live_cpu / stored_cpu, 2)}
+    return {"live": round(batch_size / live, 2), "stored": round(batch_size / stored, 2), **ratios}
 
 
 def forever(data: SCaRDataModule) -> Iterator[Any]:
