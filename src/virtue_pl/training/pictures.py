@@ -52,7 +52,7 @@ class PromptPictures(Callback):
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if trainer.sanity_checking or not (trainer.is_global_zero and isinstance(batch, RankingBatch) and writers):
             return
-        modes = self._modes(batch, batch.modes[: len(outputs.scores) // len(batch)])
+        modes = self._modes(batch.modes[: len(outputs.scores) // len(batch)])
         for sample in range(len(batch)):
             seen = [mode for mode in modes if (batch.queries.use_rows == mode * len(batch) + sample).any()]
             of_pictures = any(candidate.images for candidate in batch.samples[sample].candidates)
@@ -64,9 +64,9 @@ class PromptPictures(Callback):
                 writer.add_image(f"{stage}/retrieved/{self._drawn:02d}_{batch.modes[mode]}", panel, trainer.global_step)
             self._drawn += 1
 
-    def _modes(self, batch: RankingBatch, evaluated: Sequence[str]) -> list[int]:
-        """Numbers of the modes to show; queries without regions have their own few, which are all shown."""
-        if all(sample.region is None for sample in batch.samples):
+    def _modes(self, evaluated: Sequence[str]) -> list[int]:
+        """Numbers of the modes to show; those of queries without regions are few, and all shown."""
+        if set(evaluated) <= {"no_prompt", "blind"}:
             return list(range(len(evaluated)))
         chosen = [number for number, mode in enumerate(evaluated) if self.modes is None or mode in self.modes]
         if not chosen:
