@@ -10,7 +10,7 @@ from rich.console import Console
 from tiny_models import VISION_MODEL, save_text_model, save_vision_model
 from virtue_pl.app.quickstart import Plan, Quickstart
 from virtue_pl.cli import lightning
-from virtue_pl.data.scar_shards import silent
+from virtue_pl.data.parquet_shards import silent
 
 ROOT = Path(__file__).parents[1]
 STEPS = {"trainer.max_steps": 2, "trainer.val_check_interval": 2}

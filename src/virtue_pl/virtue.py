@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -89,17 +90,29 @@ class Virtue(EmbeddingModel):
         return self.alignment_step(batch) if self.global_step < self.alignment_steps else super().training_step(batch, batch_idx)
 
     def alignment_step(self, batch: PairBatch) -> Tensor:
-        """The contrastive loss of what the summary alone says, added to what all captions have in common."""
+        """The contrastive loss of what the summary alone says, added to what all captions have in common. Queries without a picture are encoded."""
         targets, negatives = self.embed_candidates(batch)
-        summary = self.connector(self.segment(batch.queries)).summary
-        if summary is None:
-            raise VirtueError("alignment_steps needs a connector with a summary: set `summary: true` in the connector, or alignment_steps to 0")
-        queries = normalize(normalize(targets.detach().mean(dim=0), dim=-1) + summary, dim=-1)
+        queries = self.aligned_queries(batch.queries, normalize(targets.detach().mean(dim=0), dim=-1))
         ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
         assert self.loss is not None
         output = self.loss(EmbeddingBatch(queries, targets, negatives, *ids))
         self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))
         return output.loss
+
+    def aligned_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
+        """`common` and the summary of a row's picture; a row without a picture as it is embedded."""
+        shown = set(queries.use_rows.tolist())
+        texts = [row for row in range(len(queries)) if row not in shown]
+        rows = common.expand(len(queries), -1)
+        if shown:
+            summary = self.connector(self.segment(queries)).summary
+            if summary is None:
+                raise VirtueError("alignment_steps needs a connector with a summary: set `summary: true` in the connector, or alignment_steps to 0")
+            rows = normalize(rows.index_add(0, queries.use_rows, summary.to(rows.dtype)), dim=-1)
+        if texts:
+            chosen = torch.tensor(texts, device=rows.device)
+            rows = rows.index_copy(0, chosen, self.encode(queries.select(texts)).to(rows.dtype))
+        return rows
 
     def segment(self, inputs: EncoderBatch) -> SegmentFeatures:
         """What the segmentation model knows of each use of a picture."""
@@ -115,6 +128,8 @@ class Virtue(EmbeddingModel):
         if batch_idx:
             return output
         first_mode = batch.queries.select(range(len(batch)))
+        if not len(first_mode.prompts):
+            return output
         return RankingOutput(output.scores, self.segment(first_mode).mask_logits, first_mode.use_rows)
 
     @property

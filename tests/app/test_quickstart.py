@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tiny_quickstart import fetch, tiny_quickstart
 from virtue_pl.app.quickstart import Plan, Quickstart
-from virtue_pl.data.scar_shards import silent
+from virtue_pl.data.parquet_shards import silent
 from virtue_pl.types import VirtueError
 
 ROWS = {"box", "point", "mask", "no_prompt", "no_segmentation", "blind", "set_blind"}

@@ -11,9 +11,9 @@ from pycocotools import mask as rle
 
 from virtue_pl.cli.scenes import main
 from virtue_pl.data.scenes import SceneConfig, write_scenes, writer
-from virtue_pl.data.scenes.compose import VISIBLE
 from virtue_pl.data.scenes.layout import RELATIONS
 from virtue_pl.data.scenes.rows import QUERY
+from virtue_pl.data.scenes.staging import VISIBLE
 from virtue_pl.types import VirtueError
 
 CONFIG = SceneConfig(source="shapes", train=6, val=5, test=4, size=128, seed=3)

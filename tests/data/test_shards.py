@@ -213,12 +213,12 @@ def test_a_stopped_conversion_leaves_nothing_under_the_name_and_is_begun_anew(tm
 def test_groups_are_whole_whatever_is_held_at_a_time(tmp_path: Path) -> None:
     rows = [{"by": f"picture {number % 7}" if number % 5 else None, "value": number} for number in range(50)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=9)
-    whole = list(grouped_rows(tmp_path / "rows.parquet", ["by", "value"], "by", seed=3))
+    whole = list(grouped_rows(tmp_path / "rows.parquet", ["by", "value"], ["by"], seed=3))
     assert sorted(number for group in whole for number, _ in group) == list(range(50))
     assert len(whole) == 8 and all(len({row["by"] for _, row in group}) == 1 for group in whole)
     assert all(row["value"] == number for group in whole for number, row in group)
     for held in (1, 7, 25):
-        assert list(grouped_rows(tmp_path / "rows.parquet", ["by", "value"], "by", seed=3, rows_per_pass=held)) == whole
+        assert list(grouped_rows(tmp_path / "rows.parquet", ["by", "value"], ["by"], seed=3, rows_per_pass=held)) == whole
 
 
 def test_png_pictures_keep_their_bytes_and_name(tmp_path: Path) -> None:

@@ -193,18 +193,18 @@ def pair_of(key: str, text: str) -> Sample:
 
 def test_an_equal_target_waits_for_the_next_batch() -> None:
     samples = [pair_of(key, text) for key, text in ("ax", "bx", "cy", "dz", "ew")]
-    assert keys(list(distinct_batches(samples, 2, patience=5))) == [["a", "c"], ["b", "d"]]
+    assert keys(list(distinct_batches(samples, [2, 2], patience=5))) == [["a", "c"], ["b", "d"]]
 
 
 def test_few_different_targets_do_not_starve_the_stream() -> None:
     samples = [pair_of(str(number), "yes" if number % 2 else "no") for number in range(40)]
-    batches = keys(list(distinct_batches(samples, 8, patience=5)))
+    batches = keys(list(distinct_batches(samples, [8] * 4, patience=5)))
     assert len(batches) >= 4 and all(len(set(batch)) == 8 for batch in batches)
 
 
 def test_fewer_samples_than_a_batch_is_one_error() -> None:
     with pytest.raises(VirtueError, match="only 2 different samples could be read, batch_size is 3: lower batch_size"):
-        next(distinct_batches((pair_of(str(number % 2), str(number % 2)) for number in range(10**6)), 3, patience=50))
+        next(distinct_batches((pair_of(str(number % 2), str(number % 2)) for number in range(10**6)), [3], patience=50))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -334,7 +334,7 @@ def test_bad_samples_are_named_skipped_and_counted(tmp_path: Path, fault: str) -
 def training_batches_of(path: Path, skips: SkipLog, batch_size: int) -> list[list[Sample]]:
     folder = ShardFolder.open(path, "train")
     stream = training_samples(folder, SCaRDataModule.to_sample, skips, Place(), seed=0, epoch=0, **{**OPTIONS, "num_negatives": 0})
-    batches = distinct_batches(stream, batch_size, patience=1000)
+    batches = distinct_batches(stream, [batch_size] * 1000, patience=1000)
     return [next(batches) for _ in range(3)]
 
 

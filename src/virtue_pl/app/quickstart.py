@@ -11,7 +11,8 @@ from rich.console import Console
 
 from virtue_pl.app.plan import Run, read_plan
 from virtue_pl.app.runs import Command, Runs
-from virtue_pl.data.scar_shards import Progress, convert_scar
+from virtue_pl.data.parquet_shards import Progress
+from virtue_pl.data.scar_shards import convert_scar
 from virtue_pl.evaluation.report import Results, context, merge, select, write_json, write_text
 from virtue_pl.evaluation.tables import markdown, rich_tables
 

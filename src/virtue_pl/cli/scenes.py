@@ -1,4 +1,4 @@
-"""`virtue-pl scenes`: a set of scenes in SCaR's format."""
+"""`virtue-pl scenes`: a set of scenes in SCaR's format, and tasks in MMEB's."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ def main(argv: list[str]) -> int:
     manifest = write_scenes(config, arguments.out, arguments.workers)
     counts = ", ".join(f"{count} {split}" for split, count in manifest["samples"].items())
     console.print(f"scenes: {counts} samples in {arguments.out} (fingerprint {manifest['fingerprint']})")
+    if "mmeb" in manifest:
+        console.print(f"MMEB-mini: {config.mmeb_train} training and {config.mmeb_test} test rows of each of {len(manifest['mmeb']['tasks'])} tasks")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl scenes",
-        description="Writes SCaR-mini: composed pictures with exact masks and captions, as parquet and JPEG in SCaR's layout.",
+        description="Writes SCaR-mini: composed pictures with exact masks and captions, as parquet and JPEG in SCaR's layout; "
+        "and MMEB-mini, eight tasks in MMEB's layout, where rows of it are asked for.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", default="data/scar_mini", help="the folder to write")
@@ -36,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", type=int, default=4000, help="training scenes, two samples each")
     parser.add_argument("--val", type=int, default=300, help="validation samples")
     parser.add_argument("--test", type=int, default=700, help="samples in each of test_seen and test_held_out")
+    parser.add_argument("--mmeb-train", type=int, default=0, help="training rows of each task of MMEB-mini")
+    parser.add_argument("--mmeb-test", type=int, default=0, help="test rows of each task of MMEB-mini")
     parser.add_argument("--size", type=int, default=256, help="side of the pictures, in pixels")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal files")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that write")

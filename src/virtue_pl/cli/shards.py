@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virtue_pl.data.scar_shards import Advance
+    from virtue_pl.data.parquet_shards import Advance
     from virtue_pl.data.shards import Manifest
 
 
@@ -21,27 +21,44 @@ def main(argv: list[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="virtue-pl shards", description="Turn a dataset into webdataset shards with a manifest.", allow_abbrev=False)
     formats = top.add_subparsers(required=True, metavar="FORMAT", title="formats")
-    scar = formats.add_parser("scar", help="SCaR's parquet files and pictures, published or composed", allow_abbrev=False)
-    scar.add_argument("--root", required=True, help="folder with SCaR-train/, SCaR-eval/ and images/")
-    scar.add_argument("--out", required=True, help="where to write one folder of shards for each parquet file")
-    scar.add_argument("--shard-size", type=int, default=100, metavar="PICTURES", help="pictures in a shard (default 100)")
-    scar.add_argument("--seed", type=int, default=0, help="of the order of the pictures (default 0)")
-    scar.add_argument("--licence", help="of the data, for the manifest (default: what ROOT/scenes.json says, or else SCaR's CC-BY-NC-4.0)")
+    scar = add_format(formats, "scar", "SCaR's parquet files and pictures, published or composed", "SCaR-train/, SCaR-eval/ and images/")
     scar.set_defaults(run=scar_shards)
+    mmeb = add_format(formats, "mmeb", "MMEB's parquet files and pictures, published or composed", "MMEB-train/, MMEB-eval/ and images/")
+    mmeb.add_argument("--train-split", default="original", help="of MMEB-train: original (default) or diverse_instruction")
+    mmeb.set_defaults(run=mmeb_shards)
     return top
+
+
+def add_format(formats: Any, name: str, about: str, holds: str) -> argparse.ArgumentParser:
+    """A format's parser with the options that all formats have."""
+    found: argparse.ArgumentParser = formats.add_parser(name, help=about, allow_abbrev=False)
+    found.add_argument("--root", required=True, help=f"folder with {holds}")
+    found.add_argument("--out", required=True, help="where to write one folder of shards for each parquet file")
+    found.add_argument("--shard-size", type=int, default=100, metavar="PICTURES", help="pictures (with what belongs to them) in a shard (default 100)")
+    found.add_argument("--seed", type=int, default=0, help="of the order of the pictures (default 0)")
+    found.add_argument("--licence", help="of the data, for the manifest (default: what ROOT/scenes.json says, or else that of the published data)")
+    return found
 
 
 def scar_shards(arguments: argparse.Namespace) -> int:
     from virtue_pl.data.scar_shards import convert_scar
 
-    manifests = convert_scar(
-        arguments.root,
-        arguments.out,
-        pictures_per_shard=arguments.shard_size,
-        seed=arguments.seed,
-        licence=arguments.licence,
-        progress=show_progress,
-    )
+    return report(convert_scar(arguments.root, arguments.out, **options(arguments)))
+
+
+def mmeb_shards(arguments: argparse.Namespace) -> int:
+    from virtue_pl.data.mmeb_shards import convert_mmeb
+
+    return report(convert_mmeb(arguments.root, arguments.out, train_split=arguments.train_split, **options(arguments)))
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What every converter takes."""
+    return {"pictures_per_shard": arguments.shard_size, "seed": arguments.seed, "licence": arguments.licence, "progress": show_progress}
+
+
+def report(manifests: Mapping[str, Manifest]) -> int:
+    """Prints a line a folder; returns the exit code."""
     for manifest in manifests.values():
         print(summary(manifest))
     return 0

@@ -1,9 +1,9 @@
-"""Rows of a parquet file grouped by one column, the groups in seeded random order, in bounded memory."""
+"""Rows of a parquet file grouped by a key, the groups in seeded random order, in bounded memory."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -29,26 +29,30 @@ def num_rows(path: Path) -> int:
     return int(pq.read_metadata(path).num_rows)
 
 
-def grouped_rows(path: Path, columns: Sequence[str], by: str, seed: int, rows_per_pass: int = 50_000) -> Iterator[Group]:
-    """Lists of (row number, row) that share their value of `by`.
+def grouped_rows(
+    path: Path, columns: Sequence[str], by: Sequence[str], seed: int, rows_per_pass: int = 50_000, key: Callable[..., str] = str
+) -> Iterator[Group]:
+    """Lists of (row number, row) that share the `key` of their values in the columns `by`, which are among `columns`.
 
-    Groups are ordered by a seeded hash of that value. Only the hashes (8 bytes a row) and about `rows_per_pass` rows
+    Groups are ordered by a seeded hash of that key. Only the hashes (8 bytes a row) and about `rows_per_pass` rows
     are held at a time: the file is read through once for each such part of the order.
     """
-    hashes = _hashes(path, by, seed)
+    hashes = _hashes(path, by, seed, key)
     limits = [*np.unique(np.sort(hashes)[::rows_per_pass]).tolist(), 2**64]
     for low, end in pairwise(limits):
-        rows = sorted(_rows_between(path, columns, hashes, low, end), key=lambda item: (item[0], str(item[2][by]), item[1]))
-        for _, group in groupby(rows, key=lambda item: (item[0], item[2][by])):
-            yield [(number, row) for _, number, row in group]
+        found = _rows_between(path, columns, hashes, low, end)
+        keyed = sorted(((digest, key(*(row[name] for name in by)), number, row) for digest, number, row in found), key=lambda item: item[:3])
+        for _, group in groupby(keyed, key=lambda item: item[:2]):
+            yield [(number, row) for _, _, number, row in group]
 
 
-def _hashes(path: Path, column: str, seed: int) -> np.ndarray:
-    key = str(seed).encode()[:64]
+def _hashes(path: Path, by: Sequence[str], seed: int, key: Callable[..., str]) -> np.ndarray:
+    salt = str(seed).encode()[:64]
     parts = [np.zeros(0, dtype=np.uint64)]
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=[column]):
-            digests = (hashlib.blake2b(str(value).encode(), digest_size=8, key=key).digest() for value in batch.column(0).to_pylist())
+        for batch in file.iter_batches(columns=list(by)):
+            values = zip(*(batch.column(name).to_pylist() for name in by), strict=True)
+            digests = (hashlib.blake2b(key(*row).encode(), digest_size=8, key=salt).digest() for row in values)
             parts.append(np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64))
     return np.concatenate(parts)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -99,15 +98,20 @@ class TrainingStream(BatchStream):
     def samples(self, place: Place, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
         """This worker's batches of samples, before they are collated."""
         stream = training_samples(self.folder, self.to_sample, log, place, seed=self.seed, epoch=epoch, **self.options)
-        batches = distinct_batches(stream, self.batch_size, patience=20 * self.folder.manifest.rows)
-        return islice(batches, len(range(place.worker, self.steps, place.workers)))
+        sizes = [self.batch_size] * len(range(place.worker, self.steps, place.workers))
+        return distinct_batches(stream, sizes, patience=20 * self.folder.manifest.rows)
 
     def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
-        for step, samples in enumerate(self.samples(place, epoch, log)):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive_seed(self.seed, epoch, place, step))
-                batch = self.collate(samples)
-            yield batch
+        return collated(self.samples(place, epoch, log), self.collate, self.seed, epoch, place)
+
+
+def collated(batches: Iterable[list[Sample]], collate: Callable[[Sequence[Sample]], Any], seed: int, epoch: int, place: Place) -> Iterator[Any]:
+    """Each batch through `collate`, for which torch's generator is seeded by the batch's number here and the other arguments."""
+    for step, samples in enumerate(batches):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, epoch, place, step))
+            batch = collate(samples)
+        yield batch
 
 
 class RankingStream(BatchStream):

@@ -10,19 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning import LightningDataModule
-
-from virtue_pl.data.loader import BatchStream, RankingStream, StreamLoader, TrainingStream
+from virtue_pl.data.loader import RankingStream, StreamLoader, TrainingStream
 from virtue_pl.data.picture_stream import PictureStream
 from virtue_pl.data.records import Picture, Row
 from virtue_pl.data.shards import ShardFolder
-from virtue_pl.data.stream import skip_summary
+from virtue_pl.data.streaming_module import StreamingDataModule, check_counts
 from virtue_pl.feature_store import INDEX, FeatureIndex, StoredFeatures
 from virtue_pl.images import MAX_PIXELS
 from virtue_pl.types import Preprocess, RankingSample, Sample, VirtueError
 
 
-class ShardDataModule(LightningDataModule, ABC):
+class ShardDataModule(StreamingDataModule, ABC):
     """Streams samples from folders of shards, as `virtue-pl shards` writes them.
 
     Training is a seeded stream with equally many steps on every rank, no sample twice in a batch. Evaluation takes
@@ -71,34 +69,21 @@ class ShardDataModule(LightningDataModule, ABC):
         features: str | None = None,
         predict: Literal["pairs", "pictures"] = "pairs",
     ) -> None:
-        super().__init__()
-        least = {"batch_size": batch_size, "shuffle_buffer": shuffle_buffer, "sample_buffer": sample_buffer}
-        least |= {"eval_batch_size": eval_batch_size or batch_size, "steps_per_epoch": 1 if steps_per_epoch is None else steps_per_epoch}
-        least |= {"test_rows": 1 if test_rows is None else test_rows}
-        for option, value in least.items():
-            if value < 1:
-                raise VirtueError(f"{option} is {value}, expected 1 or more")
+        super().__init__(batch_size, num_workers, seed, max_bad_samples, max_consecutive_bad)
+        check_counts({"batch_size": batch_size, "eval_batch_size": eval_batch_size, "test_rows": test_rows, "steps_per_epoch": steps_per_epoch})
+        check_counts({"shuffle_buffer": shuffle_buffer, "sample_buffer": sample_buffer})
         self.train = train
         self.val = {"val": val} if isinstance(val, str) else dict(val or {})
         self.test = dict(test or {})
-        self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.test_rows = test_rows
-        self.num_workers = num_workers
         self.shuffle_buffer = shuffle_buffer
         self.sample_buffer = sample_buffer
-        self.seed = seed
         self.num_negatives = num_negatives
         self.steps_per_epoch = steps_per_epoch
-        self.max_bad_samples = max_bad_samples
-        self.max_consecutive_bad = max_consecutive_bad
         self.max_pixels = max_pixels
         self.features = features
         self.predict = predict
-        self.epoch = 0
-        self._preprocess: Preprocess | None = None
-        self.skipped: dict[str, str] = {}
-        """Every sample that was skipped so far, in all loaders and their workers: key -> problem."""
 
     @staticmethod
     @abstractmethod
@@ -106,11 +91,8 @@ class ShardDataModule(LightningDataModule, ABC):
         """What one row means in this dataset, beside its record's pictures. Raises DataError for a row that means nothing."""
 
     def connect(self, preprocess: Preprocess) -> None:
-        """Takes what data must learn from the model: how samples become its batches.
-
-        Raises VirtueError for stored features that another network than the model's made.
-        """
-        self._preprocess = preprocess
+        """As any. Raises VirtueError for stored features that another network than the model's made."""
+        super().connect(preprocess)
         if self.features is not None and self.predict == "pairs":
             paths = [*([] if self.train is None else [self.train]), *self.val.values(), *self.test.values()]
             for folder in (Path(path) / self.features for path in paths):
@@ -145,23 +127,11 @@ class ShardDataModule(LightningDataModule, ABC):
             raise VirtueError(f"train: {rows} rows in {self.train} are fewer than one batch of {needed} (over {self.world} ranks): lower batch_size")
         return rows // needed if self.steps_per_epoch is None else self.steps_per_epoch
 
-    @property
-    def rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
-
-    @property
-    def world(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch to stream, where no trainer says it."""
-        self.epoch = epoch
-
-    def current_epoch(self) -> int:
-        return self.epoch if self.trainer is None else self.trainer.current_epoch
+    def training_options(self) -> dict[str, int]:
+        """What `training_samples` must know beside the place and the seed."""
+        return {name: getattr(self, name) for name in ("shuffle_buffer", "sample_buffer", "num_negatives", "max_pixels")}
 
     def train_dataloader(self) -> StreamLoader:
-        options = {name: getattr(self, name) for name in ("shuffle_buffer", "sample_buffer", "num_negatives", "max_pixels")}
         stream = TrainingStream(
             self.train_folder,
             self.to_sample,
@@ -169,7 +139,7 @@ class ShardDataModule(LightningDataModule, ABC):
             batch_size=self.batch_size,
             steps=self.steps,
             seed=self.seed,
-            options=options,
+            options=self.training_options(),
             **self._place_and_limits(),
         )
         return self._loader(stream)
@@ -188,7 +158,7 @@ class ShardDataModule(LightningDataModule, ABC):
             return self.train_dataloader()
         preprocess = self._connected()
         limits = {f"test/{name}": self.test_rows for name in self.test}
-        folders = {folder.path.resolve(): (folder, limits.get(split)) for split, folder in reversed(self._folders().items())}
+        folders = {folder.path.resolve(): (folder, limits.get(split)) for split, folder in reversed(self.folders().items())}
         shards = [(folder, shard) for folder, rows in reversed(folders.values()) for shard in folder.shards_within(rows)]
         stream = PictureStream(
             shards,
@@ -201,24 +171,14 @@ class ShardDataModule(LightningDataModule, ABC):
         )
         return self._loader(stream)
 
-    def skip_summary(self) -> str:
-        """One line on the samples that were skipped so far."""
-        return skip_summary(self.skipped)
-
     def fingerprint(self) -> str:
         """Changes where any byte of any shard does."""
-        folders = self._folders()
+        folders = self.folders()
         return hashlib.sha256("".join(f"{split}={folder.manifest.fingerprint}\n" for split, folder in folders.items()).encode()).hexdigest()
 
     def describe(self) -> list[dict[str, Any]]:
         """What would be read, one entry a folder: split, path, task, licence, counts, samples and steps of an epoch, fingerprint."""
-        return [{"split": split, "path": str(folder.path), **self._describe(split, folder)} for split, folder in self._folders().items()]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.current_epoch()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epoch = state_dict["epoch"]
+        return [{"split": split, "path": str(folder.path), **self._describe(split, folder)} for split, folder in self.folders().items()]
 
     def _with_features(self, folder: ShardFolder, rows: int | None = None) -> ShardFolder:
         """The folder with its stored features, if they are to be read; they must cover the shards with its first `rows` rows."""
@@ -230,48 +190,37 @@ class ShardDataModule(LightningDataModule, ABC):
         index.check_shards(path, manifest.fingerprint, [shard.name for shard in folder.shards_within(rows)])
         return replace(folder, features=StoredFeatures(path, streams))
 
-    def _folders(self) -> dict[str, ShardFolder]:
+    def folders(self) -> dict[str, ShardFolder]:
+        """Every folder that is set, by its split: "train", "val/NAME", "test/NAME"."""
         train = {} if self.train is None else {"train": self.train_folder}
         return train | {f"val/{n}": f for n, f in self.val_folders.items()} | {f"test/{n}": f for n, f in self.test_folders.items()}
 
     def _describe(self, split: str, folder: ShardFolder) -> dict[str, Any]:
-        manifest = folder.manifest
         if split == "train":
-            steps, samples = self.steps, self.steps * self.batch_size * self.world
-        else:
-            steps, samples = -(-manifest.rows // (self.eval_batch_size * self.world)), manifest.rows
-        return {
-            "task": manifest.task,
-            "licence": manifest.licence,
-            "shards": len(manifest.shards),
-            "pictures": manifest.pictures,
-            "rows": manifest.rows,
-            "samples_per_epoch": samples,
-            "steps": steps,
-            "skipped_when_written": sum(manifest.skipped.values()),
-            "fingerprint": manifest.fingerprint[:12],
-        }
-
-    def _connected(self) -> Preprocess:
-        if self._preprocess is None:
-            raise VirtueError(f"{type(self).__name__} is not connected to a model: call connect(model.preprocess) before asking it for batches")
-        return self._preprocess
-
-    def _place_and_limits(self) -> dict[str, int]:
-        return {
-            "rank": self.rank,
-            "world": self.world,
-            "max_bad_samples": self.max_bad_samples,
-            "max_consecutive_bad": self.max_consecutive_bad,
-        }
+            return describe_folder(folder, self.steps * self.batch_size * self.world, self.steps)
+        rows = folder.manifest.rows
+        return describe_folder(folder, rows, -(-rows // (self.eval_batch_size * self.world)))
 
     def _ranking_loader(self, folders: Mapping[str, ShardFolder], rows: int | None = None) -> StreamLoader:
         collate = self._connected().evaluate
         size, pixels = self.eval_batch_size, self.max_pixels
         return self._loader(RankingStream(folders, self.to_sample, collate, batch_size=size, rows=rows, max_pixels=pixels, **self._place_and_limits()))
 
-    def _loader(self, stream: BatchStream) -> StreamLoader:
-        return StreamLoader(stream, self.num_workers, self.current_epoch, self.skipped)
+
+def describe_folder(folder: ShardFolder, samples: int, steps: int) -> dict[str, Any]:
+    """What is in a folder, with the samples and steps that an epoch takes from it."""
+    manifest = folder.manifest
+    return {
+        "task": manifest.task,
+        "licence": manifest.licence,
+        "shards": len(manifest.shards),
+        "pictures": manifest.pictures,
+        "rows": manifest.rows,
+        "samples_per_epoch": samples,
+        "steps": steps,
+        "skipped_when_written": sum(manifest.skipped.values()),
+        "fingerprint": manifest.fingerprint[:12],
+    }
 
 
 def _ranking_folders(paths: Mapping[str, str], option: str) -> dict[str, ShardFolder]:

@@ -153,15 +153,15 @@ def draw_negatives(samples: Iterable[Sample], count: int, seed: int) -> Iterator
         yield replace(sample, negatives=tuple(generator.sample(sample.negatives, count)))
 
 
-def distinct_batches(samples: Iterable[Sample], size: int, patience: int) -> Iterator[list[Sample]]:
-    """Batches in which no key occurs twice: a repeat is dropped, it will come again.
+def distinct_batches(samples: Iterable[Sample], sizes: Iterable[int], patience: int) -> Iterator[list[Sample]]:
+    """Batches of the given sizes in which no key occurs twice: a repeat is dropped, it will come again.
 
     A sample whose target says what another's in the batch says waits for the next batch, as long as no more than `size` wait.
     Raises VirtueError after `patience` repeats in a row: fewer different samples can be read than a batch holds.
     """
     source = iter(samples)
     waiting: deque[Sample] = deque()
-    while True:
+    for size in sizes:
         batch: dict[str, Sample] = {}
         targets: set[tuple[str, tuple[str, ...]]] = set()
         later: deque[Sample] = deque()

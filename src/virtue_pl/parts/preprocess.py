@@ -14,6 +14,7 @@ from virtue_pl.backbones.vlm import VLMProcessor
 from virtue_pl.prompts import PROMPT_MODES, prompt_region
 from virtue_pl.recipes import Recipe
 from virtue_pl.types import (
+    IMAGE_TOKEN,
     UNKNOWN,
     EmbeddingInput,
     EncoderBatch,
@@ -52,7 +53,7 @@ class ContrastivePreprocess:
         segmentation_size: side of the segmentation model's canvas, or None without a segmentation stream.
         train_modes: how often each prompt mode is shown in training; "blind" shows the instruction alone.
         evaluation_modes: the modes that every evaluation query is ranked in; "no_prompt" shows the picture alone,
-            "blind" the instruction alone.
+            "blind" the instruction alone. Queries without regions are ranked only as `distinct_modes` says.
         fingerprints: by stream, of what a picture's stored features depend on.
     """
 
@@ -91,7 +92,8 @@ class ContrastivePreprocess:
         )
 
     def evaluate(self, samples: Sequence[RankingSample]) -> RankingBatch:
-        queries = [evaluation_query(sample, mode) for mode in self.evaluation_modes for sample in samples]
+        modes = self.distinct_modes(samples)
+        queries = [evaluation_query(sample, mode) for mode in modes for sample in samples]
         candidates: dict[int, EmbeddingInput] = {}
         rows: list[tuple[int, ...]] = []
         positions: dict[int, int] = {}
@@ -101,7 +103,17 @@ class ContrastivePreprocess:
                 candidates.setdefault(key, item)
                 positions.setdefault(key, len(positions))
             rows.append(tuple(positions[key] for key, _ in found))
-        return RankingBatch(tuple(samples), self.evaluation_modes, self.encoder_batch(queries), self.encoder_batch(list(candidates.values())), tuple(rows))
+        return RankingBatch(tuple(samples), modes, self.encoder_batch(queries), self.encoder_batch(list(candidates.values())), tuple(rows))
+
+    def distinct_modes(self, samples: Sequence[RankingSample]) -> tuple[str, ...]:
+        """The evaluation modes in which these queries differ.
+
+        Without a region there is nothing to point at, so all modes but "blind" are "no_prompt"; without a picture "blind" is, too.
+        """
+        if any(sample.region is not None for sample in samples):
+            return self.evaluation_modes
+        pictures = any(sample.query.images for sample in samples)
+        return tuple(dict.fromkeys(mode if mode == "blind" and pictures else "no_prompt" for mode in self.evaluation_modes))
 
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
         """Any inputs as rows, in order; a picture that occurs again (by key) is prepared once."""
@@ -160,10 +172,10 @@ def check_modes(option: str, modes: Sequence[str] | Mapping[str, float], known: 
 def point_at(query: EmbeddingInput, region: Region | None, mode: str, generator: torch.Generator | None) -> EmbeddingInput:
     """The query with its region pointed at; a query without a region (most of MMEB) keeps the prompt that it has.
 
-    In mode "blind" it is the instruction alone.
+    In mode "blind" it is its text alone, with nothing where the picture stood.
     """
     if mode == "blind":
-        return EmbeddingInput(text=query.text)
+        return EmbeddingInput(text=query.text.replace(IMAGE_TOKEN, "").lstrip())
     return query if region is None else replace(query, prompt=prompt_region(region, mode, generator))
 
 

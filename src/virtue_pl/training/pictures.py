@@ -20,7 +20,7 @@ class PromptPictures(Callback):
     """Draws the first queries of a validation or test: picture, prompt, predicted mask, ranked captions, the right one marked.
 
     Query i is shown in the i-th mode, going round the modes that show the model a picture; a query without a picture is
-    left out. TensorBoard shows them as `val/retrieved/NUMBER_MODE` (or `test/...`).
+    left out, and so is one whose candidates are pictures. TensorBoard shows them as `val/retrieved/NUMBER_MODE` (or `test/...`).
 
     Args:
         num: how many queries to draw.
@@ -55,7 +55,8 @@ class PromptPictures(Callback):
         modes = self._modes(batch.modes[: len(outputs.scores) // len(batch)])
         for sample in range(len(batch)):
             seen = [mode for mode in modes if (batch.queries.use_rows == mode * len(batch) + sample).any()]
-            if not seen or self._drawn >= self.num:
+            of_pictures = any(candidate.images for candidate in batch.samples[sample].candidates)
+            if not seen or of_pictures or self._drawn >= self.num:
                 continue
             mode = seen[self._drawn % len(seen)]
             panel = panel_of(batch, outputs, sample, mode, self.ranking)
@@ -64,6 +65,9 @@ class PromptPictures(Callback):
             self._drawn += 1
 
     def _modes(self, evaluated: Sequence[str]) -> list[int]:
+        """Numbers of the modes to show; those of queries without regions are few, and all shown."""
+        if set(evaluated) <= {"no_prompt", "blind"}:
+            return list(range(len(evaluated)))
         chosen = [number for number, mode in enumerate(evaluated) if self.modes is None or mode in self.modes]
         if not chosen:
             raise VirtueError(f"PromptPictures.modes are {', '.join(self.modes or ())}, expected some of those evaluated: {', '.join(evaluated)}")

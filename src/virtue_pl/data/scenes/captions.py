@@ -68,7 +68,7 @@ def balanced(rng: np.random.Generator, situation: Situation, vocabulary: Vocabul
     gold = situation.gold
     things = [gold.thing, *_other_things(rng, situation, vocabulary, 2)]
     relations = [gold.relation, *_other_relations(rng, gold.relation)]
-    places = [gold.place, *_others(rng, vocabulary.places, [gold.place], 2)]
+    places = [gold.place, *distinct_kinds(rng, vocabulary.places, [gold.place], 2)]
     corners = [Claim(thing, relation, gold.reference, place) for thing, relation, place in product(things[:2], relations[:2], places[:2])]
     changes = [{"thing": things[2]}, {"relation": relations[2]}, {"place": places[2]}]
     extras = [replace(corners[rng.integers(8)], **changes[change]) for change in rng.permutation(3)[:2]]
@@ -82,12 +82,12 @@ def published(rng: np.random.Generator, situation: Situation, vocabulary: Vocabu
     """
     gold = situation.gold
     present = _choose(rng, _candidates(situation, vocabulary), 1)
-    things = [*present, *_others(rng, vocabulary.things, [gold.thing, gold.reference, *situation.others], 3 - len(present))]
+    things = [*present, *distinct_kinds(rng, vocabulary.things, [gold.thing, gold.reference, *situation.others], 3 - len(present))]
     return [
         gold,
         *(replace(gold, thing=thing) for thing in things),
         *(replace(gold, relation=relation) for relation in _other_relations(rng, gold.relation)),
-        *(replace(gold, place=place) for place in _others(rng, vocabulary.places, [gold.place], 3)),
+        *(replace(gold, place=place) for place in distinct_kinds(rng, vocabulary.places, [gold.place], 3)),
     ]
 
 
@@ -96,7 +96,7 @@ def hard_negatives(rng: np.random.Generator, situation: Situation, vocabulary: V
     gold = situation.gold
     things = [gold.thing, *_other_things(rng, situation, vocabulary, 2)]
     relations = [gold.relation, *_other_relations(rng, gold.relation)]
-    places = [gold.place, *_others(rng, vocabulary.places, [gold.place], 1)]
+    places = [gold.place, *distinct_kinds(rng, vocabulary.places, [gold.place], 1)]
     corners = [Claim(thing, relation, gold.reference, place) for thing, relation, place in product(things[:2], relations[:2], places)]
     singles = [replace(gold, relation=relation) for relation in relations[2:]]
     return _shuffled(rng, [*corners[1:], *singles, replace(gold, thing=things[2])])
@@ -110,14 +110,14 @@ def _candidates(situation: Situation, vocabulary: Vocabulary) -> list[Thing]:
 def _other_things(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary, count: int) -> list[Thing]:
     """Things that are not the target, first those in the picture."""
     present = _choose(rng, _candidates(situation, vocabulary), count)
-    return [*present, *_others(rng, vocabulary.things, [situation.gold.thing, situation.gold.reference, *situation.others], count - len(present))]
+    return [*present, *distinct_kinds(rng, vocabulary.things, [situation.gold.thing, situation.gold.reference, *situation.others], count - len(present))]
 
 
 def _other_relations(rng: np.random.Generator, relation: str) -> list[str]:
     return _shuffled(rng, [other for other in RELATIONS if other != relation])
 
 
-def _others(rng: np.random.Generator, pool: Sequence[Named], taken: Sequence[Named], count: int) -> list[Named]:
+def distinct_kinds(rng: np.random.Generator, pool: Sequence[Named], taken: Sequence[Named], count: int) -> list[Named]:
     """Members of `pool` of kinds that are not `taken`, each of another kind."""
     kinds = {member.kind for member in taken}
     chosen: list[Named] = []

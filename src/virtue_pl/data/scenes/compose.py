@@ -6,30 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from virtue_pl.data.scenes.captions import TEMPLATES, Claim, Situation, Vocabulary, balanced, hard_negatives, published
-from virtue_pl.data.scenes.layout import Box, Layout, draw_layout, relation_between
-from virtue_pl.data.scenes.library import HELD_OUT, LONGEST, TEST, TRAIN, Photograph, Place, SceneLibrary, Thing
+from virtue_pl.data.scenes.layout import Layout, draw_layout, relation_between
+from virtue_pl.data.scenes.library import HELD_OUT, TEST, TRAIN, Photograph, Place, SceneLibrary, Thing
+from virtue_pl.data.scenes.staging import Region, crop_background, draw_cutout, paste, stands_out, visible_regions
 from virtue_pl.types import VirtueError
 
-SMALLEST, LARGEST = 0.16, 0.27
-"""A thing's size as parts of the picture's side: square root of its box's area. Its longest side is limited by `library.LONGEST`."""
 BYSTANDER_CHANCE = 0.5
-VISIBLE = 0.8
-"""Least visible part of every thing."""
-CONTRAST = 20
-"""Least mean difference of a target's pixels from the background under them, of 255."""
 ATTEMPTS = 40
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """A target's visible pixels and the box around them (x, y, width, height in pixels)."""
-
-    mask: Bool[np.ndarray, "height width"]
-    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,17 +58,17 @@ def compose(rng: np.random.Generator, cast: Cast, side: int, training: bool) -> 
     """The scene that `rng` stands for."""
     for _ in range(ATTEMPTS):
         things = _draw_things(rng, cast)
-        cutouts = [_draw_cutout(rng, thing, side) for thing in things]
+        cutouts = [draw_cutout(rng, thing, side) for thing in things]
         layout = draw_layout(rng, [cutout.size for cutout in cutouts], side)
         if layout is None:
             continue
         place = cast.places[int(rng.integers(len(cast.places)))]
         photographs = place.shown_in(cast.photographs)
         photograph = photographs[int(rng.integers(len(photographs)))]
-        background = _crop(rng, photograph.picture, side)
-        picture, owners = _paste(rng, background, cutouts, layout)
-        regions = _regions(owners, cutouts, layout)
-        if regions is None or not all(_stands_out(picture, background, region) for region in regions[:2]):
+        background = crop_background(rng, photograph.picture, side)
+        picture, owners = paste(rng, background, cutouts, layout.boxes)
+        regions = visible_regions(owners, cutouts[: len(layout.boxes)])
+        if regions is None or not _relations_hold(regions, layout) or not all(stands_out(picture, background, region) for region in regions[:2]):
             continue
         samples = _samples(rng, things[: len(layout.boxes)], layout, regions, place, cast, training)
         return Scene(picture, photograph, samples)
@@ -101,77 +87,9 @@ def _draw_things(rng: np.random.Generator, cast: Cast) -> list[Thing]:
     return chosen
 
 
-def _draw_cutout(rng: np.random.Generator, thing: Thing, side: int) -> Image.Image:
-    """One of the thing's cut-outs at a random size, perhaps mirrored, a little brighter or darker."""
-    cutout = thing.cutouts[int(rng.integers(len(thing.cutouts)))]
-    wanted = side * rng.uniform(SMALLEST, LARGEST)
-    scale = min(wanted / (cutout.width * cutout.height) ** 0.5, side * LONGEST / max(cutout.size))
-    sized = cutout.resize((max(4, round(cutout.width * scale)), max(4, round(cutout.height * scale))), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    if rng.random() < 0.5:
-        sized = sized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _jitter(rng, sized)
-
-
-def _jitter(rng: np.random.Generator, cutout: Image.Image) -> Image.Image:
-    table = (rng.uniform(0.85, 1.15) * np.arange(256) + rng.uniform(-12, 12)).clip(0, 255).astype(np.uint8)
-    pixels = np.array(cutout)
-    pixels[..., :3] = table[pixels[..., :3]]
-    return Image.fromarray(pixels)
-
-
-def _crop(rng: np.random.Generator, background: Image.Image, side: int) -> Image.Image:
-    """A random square of the photograph, at least three fifths of its shorter side."""
-    extent = rng.uniform(0.6, 1.0) * min(background.size)
-    x, y = rng.uniform(0, background.width - extent), rng.uniform(0, background.height - extent)
-    picture = background.resize((side, side), Image.Resampling.BILINEAR, box=(x, y, x + extent, y + extent))
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture
-
-
-def _paste(
-    rng: np.random.Generator, background: Image.Image, cutouts: Sequence[Image.Image], layout: Layout
-) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
-    """The background with things on it in random order, and whose each pixel is (0: background; i + 1: thing i)."""
-    picture = background.copy()
-    owners = np.zeros((picture.height, picture.width), dtype=np.uint8)
-    for index in rng.permutation(len(layout.boxes)):
-        cutout, (x, y) = cutouts[index], _corner(layout.boxes[index])
-        picture.paste(cutout, (x, y), cutout)
-        view = owners[y : y + cutout.height, x : x + cutout.width]
-        view[_opaque(cutout)[: view.shape[0], : view.shape[1]]] = index + 1
-    return picture, owners
-
-
-def _corner(box: Box) -> tuple[int, int]:
-    return int(box.x), int(box.y)
-
-
-def _opaque(cutout: Image.Image) -> Bool[np.ndarray, "height width"]:
-    return np.asarray(cutout.getchannel("A")) >= 128
-
-
-def _regions(owners: UInt8[np.ndarray, "height width"], cutouts: Sequence[Image.Image], layout: Layout) -> list[Region] | None:
-    """Every thing's visible region, or None where one is hidden too much or a relation is no longer clear."""
-    regions = []
-    for index, cutout in enumerate(cutouts[: len(layout.boxes)]):
-        mask = owners == index + 1
-        if mask.sum() < max(16, VISIBLE * _opaque(cutout).sum()):
-            return None
-        regions.append(Region(mask, _bounds(mask)))
-    clear = all(relation_between(regions[i].box, regions[i + 2].box) == layout.relations[i] for i in range(2))
-    return regions if clear else None
-
-
-def _bounds(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
-
-
-def _stands_out(picture: Image.Image, background: Image.Image, region: Region) -> bool:
-    """Whether the region can be told from the background; that depends on its place, never on its relation."""
-    x, y, width, height = region.box
-    box = (x, y, x + width, y + height)
-    difference = np.abs(np.asarray(picture.crop(box), dtype=np.int16) - np.asarray(background.crop(box), dtype=np.int16))
-    return float(difference[region.mask[y : y + height, x : x + width]].mean()) >= CONTRAST
+def _relations_hold(regions: Sequence[Region], layout: Layout) -> bool:
+    """Whether both relations are still clear between what is visible."""
+    return all(relation_between(regions[i].box, regions[i + 2].box) == layout.relations[i] for i in range(2))
 
 
 def _samples(

@@ -25,6 +25,10 @@ class SceneConfig:
     """Samples in each of `test_seen` and `test_held_out`."""
     size: int = 256
     """Side of the square pictures, in pixels."""
+    mmeb_train: int = 0
+    """Training rows of each task of MMEB-mini; 0 writes none."""
+    mmeb_test: int = 0
+    """Test rows of each task of MMEB-mini; 0 writes none."""
     seed: int = 0
     """Scene i of a split depends on nothing but the seed, the split and i."""
     cache: str = "data/cache"
@@ -33,7 +37,7 @@ class SceneConfig:
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise VirtueError(f"source {self.source!r}, expected one of {', '.join(SOURCES)}")
-        for name in ("train", "val", "test"):
+        for name in ("train", "val", "test", "mmeb_train", "mmeb_test"):
             if getattr(self, name) < 0:
                 raise VirtueError(f"{name} {getattr(self, name)}, expected a count of 0 or more")
         if not 128 <= self.size <= 2048:

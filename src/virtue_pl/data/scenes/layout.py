@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float
 
 RELATIONS = ("to the left of", "to the right of", "above", "below")
 
+QUARTERS = ("upper left", "upper right", "lower left", "lower right")
+
 CLEARLY = 1.8
 """How many times farther apart the centres are along a relation's axis than across it."""
 OVERLAP = 0.04
@@ -63,6 +65,29 @@ def draw_layout(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], 
             boxes += _bystander(rng, boxes, size, side)
         return Layout(tuple(boxes), (RELATIONS[chosen // 4], RELATIONS[chosen % 4]))
     return None
+
+
+def scatter(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> tuple[Box, ...] | None:
+    """Boxes anywhere, apart from each other; None if one finds no room."""
+    boxes: list[Box] = []
+    for size in sizes:
+        boxes += _bystander(rng, boxes, size, side)
+    return tuple(boxes) if len(boxes) == len(sizes) else None
+
+
+def quarters(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> tuple[Box, ...]:
+    """Four boxes, each within its quarter of the picture, in the order of `QUARTERS`."""
+    half = side / 2
+    return tuple(
+        Box(half * (place % 2) + rng.uniform(0, half - width), half * (place // 2) + rng.uniform(0, half - height), width, height)
+        for place, (width, height) in enumerate(sizes)
+    )
+
+
+def related(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> tuple[Box, ...] | None:
+    """The boxes of `draw_layout`: the first two each have a clear relation to one of the next two."""
+    layout = draw_layout(rng, sizes, side)
+    return None if layout is None else layout.boxes
 
 
 def _place_targets(

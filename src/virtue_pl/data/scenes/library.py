@@ -18,13 +18,14 @@ LONGEST = 0.40
 class Thing:
     """An object that can be named: all its cut-outs, RGBA, each trimmed to its opaque part.
 
-    Two things of one kind never meet in a scene, nor as each other's swap.
+    Two things of one kind never meet in a scene, nor as each other's swap. category: what one asks for, as in "what animal is it".
     """
 
     name: str
     kind: str
     split: str
     cutouts: tuple[Image.Image, ...]
+    category: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ PALETTES = {
 def draw_shapes() -> SceneLibrary:
     """56 shapes, a quarter of them held out (every colour and every form is seen in training), on 8 grounds."""
     things = [
-        Thing(f"{colour} {shape}", f"{colour} {shape}", HELD_OUT if (row + column) % 4 == 0 else TRAIN, (_shape(shape, COLOURS[colour]),))
+        Thing(f"{colour} {shape}", f"{colour} {shape}", HELD_OUT if (row + column) % 4 == 0 else TRAIN, (_shape(shape, COLOURS[colour]),), shape)
         for row, colour in enumerate(COLOURS)
         for column, shape in enumerate(SHAPES)
     ]

@@ -32,7 +32,7 @@ def load_stamps(folder: Path, side: int) -> SceneLibrary:
     found, missing = _present(folder, catalogue.objects())
     photographs, missing_photographs = _present(folder, catalogue.backgrounds())
     things = [
-        Thing(name, entries[0].kind, entries[0].split, tuple(_cutout(folder / entry.path, side) for entry in entries))
+        Thing(name, entries[0].kind, entries[0].split, tuple(_cutout(folder / entry.path, side) for entry in entries), entries[0].category)
         for name, entries in _grouped(found, lambda entry: entry.name).items()
     ]
     places = [

@@ -9,44 +9,41 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from virtue_pl.data.atomic import read_json, replacing, write_json
-from virtue_pl.data.scenes.compose import Cast, compose
 from virtue_pl.data.scenes.config import SPLITS, SceneConfig
 from virtue_pl.data.scenes.library import SceneLibrary
-from virtue_pl.data.scenes.rows import image_path, parquet_path, rows_of, schema
+from virtue_pl.data.scenes.mmeb import NOTES, TASKS
 from virtue_pl.data.scenes.shapes import draw_shapes
+from virtue_pl.data.scenes.sheets import Sheet, sheets_of
 from virtue_pl.data.scenes.stamps import load_stamps, stamp_contents
 from virtue_pl.types import VirtueError
 
 FORMAT = 1
 """Raised whenever equal settings begin to give other files."""
 BLOCK = 100
-JPEG_QUALITY = 90
-SAMPLES_PER_SCENE = 2
+"""Scenes, or groups with about as many rows, that are written at a time."""
 PARTS = ".parts"
 
 
 @dataclass(frozen=True)
 class Block:
-    """Scenes `start` to `stop` of a split, which one process writes at a time."""
+    """Drawings `start` to `stop` of a sheet, with `rows` rows in all, which one process writes at a time."""
 
-    split: str
+    sheet: Sheet
     start: int
     stop: int
-    samples: int
+    rows: int
 
     @property
     def path(self) -> str:
-        return f"{PARTS}/{self.split}/{self.start:09d}.parquet"
+        return f"{PARTS}/{self.sheet.name}/{self.start:09d}.parquet"
 
 
 def load_library(config: SceneConfig) -> SceneLibrary:
@@ -61,13 +58,14 @@ def write_scenes(config: SceneConfig, out: str | Path, workers: int = 1) -> dict
     out = Path(out)
     identity = fingerprint(config)
     found = _begin(out, config, identity)
-    if found["finished"] and all((out / parquet_path(split)).exists() for split in SPLITS):
+    sheets = sheets_of(config)
+    if found["finished"] and all((out / sheet.parquet).exists() for sheet in sheets):
         return found
     library = load_library(config)
-    pending = [block for split in SPLITS if not (out / parquet_path(split)).exists() for block in _blocks(split, config.samples(split))]
+    pending = [block for sheet in sheets if not (out / sheet.parquet).exists() for block in _blocks(sheet)]
     _write_blocks([block for block in pending if not (out / block.path).exists()], config, library, out, workers)
-    for split in SPLITS:
-        _merge(out, split, _blocks(split, config.samples(split)))
+    for sheet in sheets:
+        _merge(out, sheet)
     manifest = {**found, **_describe(config, library), "finished": True}
     write_json(out / "scenes.json", manifest)
     shutil.rmtree(out / PARTS, ignore_errors=True)
@@ -75,8 +73,9 @@ def write_scenes(config: SceneConfig, out: str | Path, workers: int = 1) -> dict
 
 
 def settings_of(config: SceneConfig) -> dict[str, Any]:
-    """The settings that scenes depend on."""
-    return {name: value for name, value in asdict(config).items() if name != "cache"}
+    """The settings that scenes depend on; those of MMEB-mini only where it is asked for."""
+    unused = {"cache"} if config.mmeb_train or config.mmeb_test else {"cache", "mmeb_train", "mmeb_test"}
+    return {name: value for name, value in asdict(config).items() if name not in unused}
 
 
 def fingerprint(config: SceneConfig) -> str:
@@ -85,16 +84,14 @@ def fingerprint(config: SceneConfig) -> str:
     return hashlib.sha256(json.dumps([FORMAT, settings_of(config), contents], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _blocks(split: str, samples: int) -> list[Block]:
-    scenes = -(-samples // SAMPLES_PER_SCENE)
-    return [
-        Block(split, start, min(start + BLOCK, scenes), min(BLOCK * SAMPLES_PER_SCENE, samples - start * SAMPLES_PER_SCENE))
-        for start in range(0, scenes, BLOCK)
-    ]
+def _blocks(sheet: Sheet) -> list[Block]:
+    each = sheet.rows_per_drawing
+    size = max(1, 2 * BLOCK // each)
+    return [Block(sheet, start, min(start + size, sheet.drawings), min(size * each, sheet.rows - start * each)) for start in range(0, sheet.drawings, size)]
 
 
 def _describe(config: SceneConfig, library: SceneLibrary) -> dict[str, Any]:
-    return {
+    found = {
         "samples": {split: config.samples(split) for split in SPLITS},
         "objects": {split: len(library.of_split(split)) for split in ("train", "held_out")},
         "missing_pictures": list(library.missing),
@@ -110,6 +107,12 @@ def _describe(config: SceneConfig, library: SceneLibrary) -> dict[str, Any]:
             "In test_held_out the targets and the swaps for them are held out; references and bystanders are objects of training.",
         ],
     }
+    return {**found, "mmeb": _describe_mmeb(config)} if config.mmeb_train or config.mmeb_test else found
+
+
+def _describe_mmeb(config: SceneConfig) -> dict[str, Any]:
+    rows = {"train": config.mmeb_train, "test": config.mmeb_test}
+    return {"tasks": {task.name: {"meta_task": task.meta_task, "about": task.about, "rows": rows} for task in TASKS}, "notes": list(NOTES)}
 
 
 def _begin(out: Path, config: SceneConfig, identity: str) -> dict[str, Any]:
@@ -129,16 +132,17 @@ def _begin(out: Path, config: SceneConfig, identity: str) -> dict[str, Any]:
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    changed = [f"{name} {found.get(name)}, wanted {value}" for name, value in wanted.items() if found.get(name) != value]
+    pairs = {name: (found.get(name, 0), wanted.get(name, 0)) for name in {**wanted, **found}}  # counts of MMEB-mini are left out where they are 0
+    changed = [f"{name} {before}, wanted {value}" for name, (before, value) in pairs.items() if before != value]
     return "; ".join(changed) or "made from other pictures or by another version"
 
 
 def _write_blocks(blocks: list[Block], config: SceneConfig, library: SceneLibrary, out: Path, workers: int) -> None:
     if not blocks:
         return
-    for split in SPLITS:
-        (out / PARTS / split).mkdir(parents=True, exist_ok=True)
-        (out / "images" / f"mini_{split}").mkdir(parents=True, exist_ok=True)
+    for sheet in {block.sheet.name: block.sheet for block in blocks}.values():
+        (out / PARTS / sheet.name).mkdir(parents=True, exist_ok=True)
+        (out / sheet.pictures).mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("scenes", total=sum(block.stop - block.start for block in blocks))
@@ -179,27 +183,20 @@ def _write_inherited(block: Block) -> Block:
 
 
 def write_block(block: Block, config: SceneConfig, library: SceneLibrary, out: Path) -> None:
-    """The block's pictures, then its rows; scene i is the same in whatever block and process it is written."""
-    cast = Cast.of(block.split, library)
-    rows = []
-    for index in range(block.start, block.stop):
-        rng = np.random.default_rng([config.seed, SPLITS.index(block.split), index])
-        scene = compose(rng, cast, config.size, training=block.split == "train")
-        buffer = BytesIO()
-        scene.picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-        (out / "images" / image_path(block.split, index)).write_bytes(buffer.getvalue())
-        rows += rows_of(scene, block.split, index)
-    table = pa.Table.from_pylist(rows[: block.samples], schema=schema(block.split))
+    """The block's pictures, then its rows; drawing i is the same in whatever block and process it is written."""
+    sheet = block.sheet
+    rows = [row for index in range(block.start, block.stop) for row in sheet.write(index, config, library, out)]
+    table = pa.Table.from_pylist(rows[: block.rows], schema=sheet.schema)
     with replacing(out / block.path) as path:
         pq.write_table(table, path)
 
 
-def _merge(out: Path, split: str, blocks: list[Block]) -> None:
-    """All the split's blocks in one file, read one at a time."""
-    target = out / parquet_path(split)
+def _merge(out: Path, sheet: Sheet) -> None:
+    """All the sheet's blocks in one file, read one at a time."""
+    target = out / sheet.parquet
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as path, pq.ParquetWriter(path, schema(split)) as writer:
-        for block in blocks:
+    with replacing(target) as path, pq.ParquetWriter(path, sheet.schema) as writer:
+        for block in _blocks(sheet):
             writer.write_table(pq.read_table(out / block.path))

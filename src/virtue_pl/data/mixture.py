@@ -1,0 +1,241 @@
+"""Several datasets as one: batches made of blocks, each from one dataset, and evaluation of all."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from virtue_pl.data.loader import BatchStream, StreamLoader, collated
+from virtue_pl.data.shard_module import ShardDataModule, describe_folder
+from virtue_pl.data.shards import ShardFolder
+from virtue_pl.data.stream import Place, SkipLog, ToSample, derive_seed, distinct_batches, training_samples
+from virtue_pl.data.streaming_module import StreamingDataModule, check_counts
+from virtue_pl.types import Preprocess, Sample, VirtueError
+
+
+class MixedDataModule(StreamingDataModule):
+    """Trains on several datasets at once, as the paper does on MMEB and SCaR, and evaluates on all of them.
+
+    A training batch is made of blocks of samples of one dataset, so that a query's negatives in the batch are mostly of its own kind.
+    Which dataset a block is of is drawn by weight, alike on every rank. A part's own `batch_size`, `num_workers`, `seed`,
+    `steps_per_epoch` and limits of bad samples count only where it is used alone.
+
+    Args:
+        parts: the datasets by name, each as it would be alone; one without `train` is only evaluated.
+        weights: how often blocks of a part are drawn, relative to each other; default alike, 0 leaves a part out.
+        batch_size: training samples a step and rank.
+        block_size: samples of a block, which divides `batch_size` (the paper: 64 of 1024).
+        steps_per_epoch: default as many as go into the rows of all trained parts once.
+        num_workers: data workers a rank; 0 reads in the training process.
+        seed: of the training stream.
+        max_bad_samples: how many different bad samples each worker skips before the run stops.
+        max_consecutive_bad: the same for bad samples in a row.
+        features, predict, eval_batch_size: of every part, where they are given here.
+    """
+
+    def __init__(
+        self,
+        parts: dict[str, ShardDataModule],
+        weights: dict[str, float] | None = None,
+        batch_size: int = 32,
+        block_size: int = 8,
+        steps_per_epoch: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        max_bad_samples: int = 100,
+        max_consecutive_bad: int = 20,
+        features: str | None = None,
+        predict: Literal["pairs", "pictures"] | None = None,
+        eval_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed, max_bad_samples, max_consecutive_bad)
+        check_counts({"batch_size": batch_size, "block_size": block_size, "steps_per_epoch": steps_per_epoch})
+        if batch_size % block_size:
+            raise VirtueError(f"batch_size is {batch_size}, expected a multiple of block_size = {block_size}")
+        self.parts = dict(parts)
+        self.weights = weights_of(self.parts, weights)
+        self.block_size = block_size
+        self.steps_per_epoch = steps_per_epoch
+        self.predict = predict or "pairs"
+        for part in self.parts.values():
+            part.features = features or part.features
+            part.predict = predict or part.predict
+            part.eval_batch_size = eval_batch_size or part.eval_batch_size
+
+    def connect(self, preprocess: Preprocess) -> None:
+        super().connect(preprocess)
+        for part in self.parts.values():
+            part.connect(preprocess)
+
+    @property
+    def steps(self) -> int:
+        """Training steps of an epoch, on every rank. Raises VirtueError where the rows make no batch."""
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch
+        rows, needed = sum(self.parts[name].train_folder.manifest.rows for name in self.weights), self.batch_size * self.world
+        if rows < needed:
+            raise VirtueError(f"the {rows} rows of {', '.join(self.weights)} are fewer than one batch of {needed} (over {self.world} ranks): lower batch_size")
+        return rows // needed
+
+    def train_dataloader(self) -> StreamLoader:
+        if not self.weights:
+            raise VirtueError("no part has training shards and a weight above 0: set `train` of some of the parts")
+        sources = {name: Source(part.train_folder, part.to_sample, part.training_options()) for name, part in self._placed().items() if name in self.weights}
+        stream = MixedStream(
+            sources,
+            self.weights,
+            self._connected().train,
+            blocks=self.batch_size // self.block_size,
+            block_size=self.block_size,
+            steps=self.steps,
+            seed=self.seed,
+            **self._place_and_limits(),
+        )
+        return self._loader(stream)
+
+    def val_dataloader(self) -> StreamLoader | list[Any]:
+        loaders = [part.val_dataloader() for part in self._placed().values() if part.val]
+        return self._joined(loaders) if loaders else []
+
+    def test_dataloader(self) -> StreamLoader:
+        if not any(part.test for part in self.parts.values()):
+            raise VirtueError("no part has `test`: give some of them folders of evaluation shards by name")
+        return self._joined([part.test_dataloader() for part in self._placed().values() if part.test])
+
+    def predict_dataloader(self) -> StreamLoader:
+        """The training samples of one epoch, or every picture of every part, for what is stored of them (`predict`)."""
+        if self.predict == "pairs":
+            return self.train_dataloader()
+        return self._joined([part.predict_dataloader() for part in self._placed().values()])
+
+    def fingerprint(self) -> str:
+        """Changes where any byte of any shard does."""
+        return hashlib.sha256("".join(f"{name}={part.fingerprint()}\n" for name, part in self.parts.items()).encode()).hexdigest()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """As a part's, one entry a folder of a part; the samples of an epoch are those that its weight promises."""
+        return [
+            {"split": f"{name}/{split}", "path": str(folder.path), **self._describe(name, split, folder)}
+            for name, part in self.parts.items()
+            for split, folder in part.folders().items()
+        ]
+
+    def _describe(self, name: str, split: str, folder: ShardFolder) -> dict[str, Any]:
+        rows = folder.manifest.rows
+        if split != "train":
+            return describe_folder(folder, rows, -(-rows // (self.parts[name].eval_batch_size * self.world)))
+        share = self.weights.get(name, 0.0) / sum(self.weights.values()) if self.weights else 0.0
+        return {**describe_folder(folder, round(share * self.steps * self.batch_size * self.world), self.steps), "weight": f"{share:.3f}"}
+
+    def _placed(self) -> dict[str, ShardDataModule]:
+        """The parts, which know this module's trainer from then on."""
+        for part in self.parts.values():
+            part.trainer = self.trainer
+        return self.parts
+
+    def _joined(self, loaders: Sequence[Any]) -> StreamLoader:
+        return self._loader(JoinedStream([loader.stream for loader in loaders], **self._place_and_limits()))
+
+
+def weights_of(parts: Mapping[str, ShardDataModule], weights: Mapping[str, float] | None) -> dict[str, float]:
+    """The weight of every part that is trained on. Raises VirtueError for a name that is no part's, and for weights that cannot be."""
+    trained = [name for name, part in parts.items() if part.train is not None]
+    if weights is None:
+        return dict.fromkeys(trained, 1.0)
+    for name, weight in weights.items():
+        if name not in trained:
+            raise VirtueError(f"weights: {name!r} is no part with training shards, expected some of {', '.join(trained)}")
+        if not 0 <= weight < float("inf"):
+            raise VirtueError(f"weights: {name} has {weight}, expected 0 or more")
+    missing = [name for name in trained if name not in weights]
+    if missing:
+        raise VirtueError(f"weights: {', '.join(missing)} have none: give one to every part with training shards, 0 to leave it out")
+    return {name: weights[name] for name in trained if weights[name]}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one dataset's training samples come from; `options` are those of `training_samples`."""
+
+    folder: ShardFolder
+    to_sample: ToSample
+    options: Mapping[str, int]
+
+
+class MixedStream(BatchStream):
+    """`steps` training batches a rank and epoch, each of `blocks` blocks.
+
+    Which datasets a step's blocks are of depends on seed, epoch and step alone: every rank has as many hard negatives.
+    No sample is twice in a batch.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        weights: Mapping[str, float],
+        collate: Callable[[Sequence[Sample]], Any],
+        *,
+        blocks: int,
+        block_size: int,
+        steps: int,
+        seed: int,
+        rank: int,
+        world: int,
+        max_bad_samples: int,
+        max_consecutive_bad: int,
+    ) -> None:
+        super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
+        self.sources = dict(sources)
+        self.weights = dict(weights)
+        self.collate = collate
+        self.blocks = blocks
+        self.block_size = block_size
+        self.steps = steps
+        self.seed = seed
+
+    @property
+    def num_batches(self) -> int:
+        return self.steps
+
+    def sizes(self, epoch: int, step: int) -> dict[str, int]:
+        """How many samples of each dataset are in a batch, in its order."""
+        generator = random.Random(derive_seed(self.seed, epoch, step))
+        drawn = Counter(generator.choices(list(self.weights), list(self.weights.values()), k=self.blocks))
+        return {name: drawn[name] * self.block_size for name in self.weights if drawn[name]}
+
+    def samples(self, place: Place, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
+        """This worker's batches of samples, before they are collated."""
+        batches = {name: self._batches_of(name, place, epoch, log) for name in self.sources}
+        for step in range(place.worker, self.steps, place.workers):
+            yield [sample for name in self.sizes(epoch, step) for sample in next(batches[name])]
+
+    def _batches_of(self, name: str, place: Place, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
+        source = self.sources[name]
+        stream = training_samples(source.folder, source.to_sample, log, place, seed=derive_seed(self.seed, name), epoch=epoch, **source.options)
+        found = (self.sizes(epoch, step) for step in range(place.worker, self.steps, place.workers))
+        return distinct_batches(stream, (sizes[name] for sizes in found if name in sizes), patience=20 * source.folder.manifest.rows)
+
+    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
+        return collated(self.samples(place, epoch, log), self.collate, self.seed, epoch, place)
+
+
+class JoinedStream(BatchStream):
+    """The batches of several streams, one after the other, dealt to data workers in one turn."""
+
+    def __init__(self, streams: Sequence[BatchStream], rank: int, world: int, max_bad_samples: int, max_consecutive_bad: int) -> None:
+        super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
+        self.streams = tuple(streams)
+
+    @property
+    def num_batches(self) -> int:
+        return sum(stream.num_batches for stream in self.streams)
+
+    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
+        offset = 0
+        for stream in self.streams:
+            yield from stream.batches(replace(place, worker=(place.worker - offset) % place.workers), epoch, log)
+            offset += stream.num_batches

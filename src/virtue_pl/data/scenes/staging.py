@@ -1,0 +1,100 @@
+"""Cut-outs on a background: the picture, and each one's exact mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from virtue_pl.data.scenes.layout import Box
+from virtue_pl.data.scenes.library import LONGEST, Thing
+
+SIZES = (0.16, 0.27)
+"""A thing's size as parts of the picture's side: square root of its box's area. Its longest side is limited by `library.LONGEST`."""
+VISIBLE = 0.8
+"""Least visible part of every thing."""
+CONTRAST = 20
+"""Least mean difference of a target's pixels from the background under them, of 255."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A target's visible pixels and the box around them (x, y, width, height in pixels)."""
+
+    mask: Bool[np.ndarray, "height width"]
+    box: tuple[int, int, int, int]
+
+
+def draw_cutout(rng: np.random.Generator, thing: Thing, side: int, sizes: tuple[float, float] = SIZES) -> Image.Image:
+    """One of the thing's cut-outs at a random size (of `sizes`), perhaps mirrored, a little brighter or darker."""
+    cutout = thing.cutouts[int(rng.integers(len(thing.cutouts)))]
+    wanted = side * rng.uniform(*sizes)
+    scale = min(wanted / (cutout.width * cutout.height) ** 0.5, side * LONGEST / max(cutout.size))
+    sized = cutout.resize((max(4, round(cutout.width * scale)), max(4, round(cutout.height * scale))), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    if rng.random() < 0.5:
+        sized = sized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return _jitter(rng, sized)
+
+
+def _jitter(rng: np.random.Generator, cutout: Image.Image) -> Image.Image:
+    table = (rng.uniform(0.85, 1.15) * np.arange(256) + rng.uniform(-12, 12)).clip(0, 255).astype(np.uint8)
+    pixels = np.array(cutout)
+    pixels[..., :3] = table[pixels[..., :3]]
+    return Image.fromarray(pixels)
+
+
+def crop_background(rng: np.random.Generator, background: Image.Image, side: int) -> Image.Image:
+    """A random square of the photograph, at least three fifths of its shorter side."""
+    extent = rng.uniform(0.6, 1.0) * min(background.size)
+    x, y = rng.uniform(0, background.width - extent), rng.uniform(0, background.height - extent)
+    picture = background.resize((side, side), Image.Resampling.BILINEAR, box=(x, y, x + extent, y + extent))
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture
+
+
+def paste(
+    rng: np.random.Generator, background: Image.Image, cutouts: Sequence[Image.Image], boxes: Sequence[Box]
+) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
+    """The background with things on it in random order, and whose each pixel is (0: background; i + 1: thing i)."""
+    picture = background.copy()
+    owners = np.zeros((picture.height, picture.width), dtype=np.uint8)
+    for index in rng.permutation(len(boxes)):
+        cutout, (x, y) = cutouts[index], _corner(boxes[index])
+        picture.paste(cutout, (x, y), cutout)
+        view = owners[y : y + cutout.height, x : x + cutout.width]
+        view[_opaque(cutout)[: view.shape[0], : view.shape[1]]] = index + 1
+    return picture, owners
+
+
+def _corner(box: Box) -> tuple[int, int]:
+    return int(box.x), int(box.y)
+
+
+def _opaque(cutout: Image.Image) -> Bool[np.ndarray, "height width"]:
+    return np.asarray(cutout.getchannel("A")) >= 128
+
+
+def visible_regions(owners: UInt8[np.ndarray, "height width"], cutouts: Sequence[Image.Image]) -> list[Region] | None:
+    """Every pasted cut-out's visible region, or None where one is hidden too much."""
+    regions = []
+    for index, cutout in enumerate(cutouts):
+        mask = owners == index + 1
+        if mask.sum() < max(16, VISIBLE * _opaque(cutout).sum()):
+            return None
+        regions.append(Region(mask, _bounds(mask)))
+    return regions
+
+
+def _bounds(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
+
+
+def stands_out(picture: Image.Image, background: Image.Image, region: Region) -> bool:
+    """Whether the region can be told from the background; that depends on its place, never on its relation."""
+    x, y, width, height = region.box
+    box = (x, y, x + width, y + height)
+    difference = np.abs(np.asarray(picture.crop(box), dtype=np.int16) - np.asarray(background.crop(box), dtype=np.int16))
+    return float(difference[region.mask[y : y + height, x : x + width]].mean()) >= CONTRAST
