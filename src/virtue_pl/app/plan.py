@@ -30,6 +30,10 @@ class Run:
         return [*(read_whole(Path(config)) for config in self.configs), dict(self.overrides)]
 
 
+def read_run(found: Mapping[str, Any]) -> Run:
+    return Run(tuple(found["configs"]), found["overrides"])
+
+
 def read_plan(path: str | Path, expected: set[str]) -> dict[str, Any]:
     """The mapping in the file of a plan. Raises VirtueError unless it has just the `expected` keys."""
     if not Path(path).is_file():

@@ -1,4 +1,4 @@
-"""The whole main path in one go: pictures, scenes, shards, a segmenter, two embedders, one table."""
+"""The whole main path in one go: pictures, scenes, shards, stored features, a segmenter, embedders, one table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from virtue_pl.app.plan import Run, read_plan
-from virtue_pl.app.runs import Command, Runs
+from virtue_pl.app.plan import Run, read_plan, read_run
+from virtue_pl.app.runs import Command, Runs, precision_here
 from virtue_pl.data.parquet_shards import Progress
 from virtue_pl.data.scar_shards import convert_scar
 from virtue_pl.evaluation.report import Results, context, merge, select, write_json, write_text
@@ -21,19 +21,25 @@ Fetch = Callable[[str, Path, Console], str]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, read from YAML."""
+    """What to do, read from YAML.
+
+    precision: of all runs; "auto" takes bfloat16 where the processor multiplies in it, else float32.
+    features: the run whose frozen networks see every picture once, before anything is trained.
+    """
 
     seed: int
+    precision: str
     scenes: Mapping[str, Any]
     shards: Mapping[str, Any]
+    features: Run
     runs: Mapping[str, Run]
     rows: Mapping[str, Mapping[str, str]]
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
-        found = read_plan(path, {"seed", "scenes", "shards", "runs", "rows"})
-        runs = {name: Run(tuple(run["configs"]), run["overrides"]) for name, run in found.pop("runs").items()}
-        return cls(runs=runs, **found)
+        found = read_plan(path, {"seed", "precision", "scenes", "shards", "features", "runs", "rows"})
+        runs = {name: read_run(run) for name, run in found.pop("runs").items()}
+        return cls(features=read_run(found.pop("features")), runs=runs, **found)
 
 
 class Quickstart(Runs):
@@ -64,6 +70,7 @@ class Quickstart(Runs):
         shards = self.data / "shards" / scenes.name
         made = self.stages.run("scenes", [self.plan.seed, source, self.plan.scenes], scenes / "scenes.json", lambda _: self.write_scenes(source, scenes))
         made = self.stages.run("shards", [made, self.plan.shards], shards / "SCaR_eval_mini_val" / "manifest.json", lambda _: self.write_shards(scenes, shards))
+        made = self.store_features(made, shards)
         fitted: dict[str, str] = {}
         for name in self.plan.runs:
             fitted[name] = self.fit(name, [made, fitted.get("segmenter")], shards)
@@ -80,15 +87,26 @@ class Quickstart(Runs):
     def write_shards(self, scenes: Path, shards: Path) -> None:
         convert_scar(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
 
+    def store_features(self, made: str, shards: Path) -> str:
+        """What the frozen networks see in each picture, beside the shards."""
+        run, name = self.plan.features, "features"
+        arguments = [*run.arguments({"run": str(self.out / name), **self.shared("segmenter", shards)}), *self.options()]
+        result = shards / "SCaR_eval_mini_test_held_out" / "features" / "features.json"
+        return self.stages.run(name, [made, run.content(), self.options()], result, lambda _: self.command("predict", arguments))
+
+    def options(self) -> list[str]:
+        """Of every run."""
+        return [f"--seed_everything={self.plan.seed}", f"--trainer.precision={precision_here(self.plan.precision)}"]
+
     def shared(self, name: str, shards: Path) -> dict[str, Any]:
         shared = {"shards": str(shards), "weights": str(self.cache / "weights")}
         return shared if name == "segmenter" else {**shared, "segmenter": str(self.checkpoint("segmenter"))}
 
     def fit(self, name: str, made_from: list[Any], shards: Path) -> str:
-        return self.fit_run(name, self.plan.runs[name], self.shared(name, shards), made_from, [f"--seed_everything={self.plan.seed}"])
+        return self.fit_run(name, self.plan.runs[name], self.shared(name, shards), made_from, [*self.options(), "--data.init_args.features=features"])
 
     def test(self, name: str, made_from: list[Any], shards: Path) -> None:
-        self.test_run(name, self.plan.runs[name], self.shared(name, shards), made_from, [f"--seed_everything={self.plan.seed}"])
+        self.test_run(name, self.plan.runs[name], self.shared(name, shards), made_from, [*self.options(), "--data.init_args.features=features"])
 
     def report(self, source: str) -> dict[str, Any]:
         """Joins the runs' reports to one table, prints it and writes it."""
@@ -103,7 +121,7 @@ class Quickstart(Runs):
             "seconds": self.stages.seconds(),
             "source": source,
             "context": context(
-                {"seed": self.plan.seed, "scenes": dict(self.plan.scenes), "runs": {name: reports[name]["context"]["config"] for name in reports}},
+                {"seed": self.plan.seed, "precision": precision_here(self.plan.precision), "scenes": dict(self.plan.scenes), "runs": {name: reports[name]["context"]["config"] for name in reports}},
                 self.plan.seed,
                 reports["segmenter"]["context"]["data_fingerprint"],
             ),

@@ -19,6 +19,21 @@ from virtue_pl.types import VirtueError
 Command = Callable[[list[str]], int]
 
 
+def precision_here(wanted: str) -> str:
+    """`wanted`, a precision of Lightning's; "auto" is bfloat16 where this machine multiplies in it (a GPU, or a processor with AVX512-BF16 or AMX)."""
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else has_bf16(torch.cpu.get_capabilities())
+    return "bf16-mixed" if native else "32-true"
+
+
+def has_bf16(capabilities: Mapping[str, Any]) -> bool:
+    """Of a processor, as `torch.cpu.get_capabilities` names them."""
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 class Stages:
     """Does each stage once: its seconds and what it was made from are kept in `stages.json`, and a later call reuses it."""
 
