@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 
 from virtue_pl.cli.errors import UsageError, interpolation, one_line
+from virtue_pl.cli.memory import keep_freed_memory
 from virtue_pl.types import VirtueError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no report of a checkpoint's unused head
@@ -145,6 +146,7 @@ def one_line_errors(command: str) -> Iterator[None]:
 def main(argv: list[str]) -> int:
     """`argv`: the command (fit, validate, test, predict), then its options."""
     command, *arguments = argv
+    keep_freed_memory()
     try:
         with one_line_errors(command):
             VirtueCLI(command, arguments).run()
