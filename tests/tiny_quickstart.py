@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from tiny_models import VISION_MODEL, save_text_model, save_vision_model
+from virtue_pl.app.plan import Run
 from virtue_pl.app.quickstart import Plan, Quickstart
 from virtue_pl.cli import lightning
 from virtue_pl.data.parquet_shards import silent
@@ -24,25 +26,24 @@ def fetch(source: str, cache: Path, console: Console) -> str:
 
 def tiny_plan() -> Plan:
     plan = Plan.read(ROOT / "configs" / "quickstart.yaml")
-    trunk, tower = "backbone.init_args.trunk", "backbone.init_args.vision_model"
+    tower = "backbone.init_args.vision_model"
     layers = "backbone.init_args.frozen_layers"
-    small = {"data.init_args.batch_size": 4, "shared.image_size": 128, **STEPS}
+    small = {"data.init_args.batch_size": 4, **STEPS}
+    whole = {"shared.trunk": VISION_MODEL, "shared.canvas_size": 128, "shared.embed_dim": 32, "shared.image_size": 128}
+    whole |= {f"model.init_args.fusion.init_args.{tower}": VISION_MODEL, f"model.init_args.fusion.init_args.{layers}": 0}
     of_run = {
-        "segmenter": {f"model.init_args.{trunk}": VISION_MODEL, "shared.embed_dim": 32},
-        "virtue": {
-            f"model.init_args.segmentation.init_args.{trunk}": VISION_MODEL,
-            f"model.init_args.fusion.init_args.{tower}": VISION_MODEL,
-            f"model.init_args.fusion.init_args.{layers}": 0,
-            "shared.embed_dim": 32,
-        },
-        "no_segmentation": {f"model.init_args.{tower}": VISION_MODEL, f"model.init_args.{layers}": 0},
+        "segmenter": {name: whole[name] for name in ("shared.trunk", "shared.canvas_size", "shared.embed_dim")},
+        "virtue": whole,
+        "no_segmentation": {"shared.image_size": 128, f"model.init_args.{tower}": VISION_MODEL, f"model.init_args.{layers}": 0},
     }
     of_run["blind"] = of_run["no_segmentation"]
-    runs = {
-        name: replace(run, configs=tuple(str(ROOT / config) for config in run.configs), overrides={**run.overrides, **small, **of_run[name]})
-        for name, run in plan.runs.items()
-    }
-    return replace(plan, scenes={"source": "shapes", "train": 8, "val": 4, "test": 6, "size": 128}, runs=runs)
+    runs = {name: tiny_run(run, {**small, **of_run[name]}) for name, run in plan.runs.items()}
+    scenes = {"source": "shapes", "train": 8, "val": 4, "test": 6, "size": 128}
+    return replace(plan, precision="32-true", scenes=scenes, features=tiny_run(plan.features, whole), runs=runs)
+
+
+def tiny_run(run: Run, overrides: dict[str, Any]) -> Run:
+    return replace(run, configs=tuple(str(ROOT / config) for config in run.configs), overrides={**run.overrides, **overrides})
 
 
 def tiny_quickstart(folder: Path) -> Quickstart:
@@ -57,5 +58,6 @@ def scenes_and_segmenter(folder: Path) -> dict[str, str]:
     shards = folder / "data" / "shards"
     quickstart.write_scenes("shapes", folder / "data" / "scenes")
     quickstart.write_shards(folder / "data" / "scenes", shards)
+    quickstart.store_features("", shards)
     quickstart.fit("segmenter", [], shards)
     return {"shards": str(shards), "weights": str(folder / "cache" / "weights"), "segmenter": str(quickstart.checkpoint("segmenter"))}

@@ -26,6 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ablations")
     runs = tiny_plan().runs
     plan: dict[str, Any] = {
+        "precision": "32-true",
         "shared": scenes_and_segmenter(folder),
         "overrides": {"trainer.val_check_interval": 1},
         "seeds": [0],

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from virtue_pl.app.plan import Run, read_plan
-from virtue_pl.app.runs import Command, Runs
+from virtue_pl.app.runs import Command, Runs, precision_here
 from virtue_pl.evaluation.compare import ComparedRun, Comparison, compare
 from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
 from virtue_pl.evaluation.curves import read_curve
@@ -40,10 +40,11 @@ class Arm:
 class AblationPlan:
     """What to do, read from YAML.
 
-    shared: paths that all arms share, which must be there. segment_tokens: row -> number, for the figure over it.
+    precision: of all arms, see `precision_here`. shared: paths that all arms share, which must be there. segment_tokens: row -> number, for the figure over it.
     learning_curves: the arms in the figure of learning curves.
     """
 
+    precision: str
     shared: Mapping[str, str]
     arms: Mapping[str, Arm]
     segment_tokens: Mapping[str, float]
@@ -52,9 +53,9 @@ class AblationPlan:
     @classmethod
     def read(cls, path: str | Path) -> AblationPlan:
         """In the file `overrides`, `seeds` and `against` stand for all arms, and an arm may say its own."""
-        found = read_plan(path, {"shared", "overrides", "seeds", "against", "arms", "segment_tokens", "learning_curves"})
+        found = read_plan(path, {"precision", "shared", "overrides", "seeds", "against", "arms", "segment_tokens", "learning_curves"})
         arms = {name: read_arm(name, arm, found) for name, arm in found["arms"].items()}
-        return cls(found["shared"], arms, found["segment_tokens"], found["learning_curves"])
+        return cls(found["precision"], found["shared"], arms, found["segment_tokens"], found["learning_curves"])
 
 
 def read_arm(name: str, arm: Mapping[str, Any], plan: Mapping[str, Any]) -> Arm:
@@ -96,7 +97,7 @@ class Ablations(Runs):
     def train_and_test(self, name: str, arm: Arm, seed: int) -> None:
         run = Run(tuple(arm.configs), arm.overrides)
         paths = [arm.overrides.get(f"shared.{option}", path) for option, path in self.plan.shared.items()]
-        options = [f"--seed_everything={seed}", f"--data.init_args.seed={seed}"]
+        options = [f"--seed_everything={seed}", f"--data.init_args.seed={seed}", f"--trainer.precision={precision_here(self.plan.precision)}"]
         made = self.fit_run(name, run, self.plan.shared, [seed, *map(content_of, paths)], options)
         self.test_run(name, run, self.plan.shared, [made], options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from virtue_pl.app.plan import Run, read_plan, read_run
 from virtue_pl.app.runs import Command, Runs, precision_here
+from virtue_pl.data.mmeb_shards import convert_mmeb
 from virtue_pl.data.parquet_shards import Progress
 from virtue_pl.data.scar_shards import convert_scar
 from virtue_pl.evaluation.report import Results, context, merge, select, write_json, write_text
@@ -82,10 +84,12 @@ class Quickstart(Runs):
         from virtue_pl.data.scenes import SceneConfig, write_scenes
 
         config = SceneConfig(**{**self.plan.scenes, "source": source}, seed=self.plan.seed, cache=str(self.cache))
-        write_scenes(config, scenes)
+        write_scenes(config, scenes, os.cpu_count() or 1)
 
     def write_shards(self, scenes: Path, shards: Path) -> None:
         convert_scar(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
+        if self.plan.scenes.get("mmeb_train"):
+            convert_mmeb(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
 
     def store_features(self, made: str, shards: Path) -> str:
         """What the frozen networks see in each picture, beside the shards."""
@@ -120,11 +124,7 @@ class Quickstart(Runs):
             "segmenter": {name.removeprefix("test/"): value for name, value in reports["segmenter"]["metrics"].items()},
             "seconds": self.stages.seconds(),
             "source": source,
-            "context": context(
-                {"seed": self.plan.seed, "precision": precision_here(self.plan.precision), "scenes": dict(self.plan.scenes), "runs": {name: reports[name]["context"]["config"] for name in reports}},
-                self.plan.seed,
-                reports["segmenter"]["context"]["data_fingerprint"],
-            ),
+            "context": context(self.settings(reports), self.plan.seed, reports["segmenter"]["context"]["data_fingerprint"]),
         }
         write_json(self.out / "report.json", report)
         write_text(self.out / "report.md", self.text(report, results, guesses))
@@ -133,6 +133,11 @@ class Quickstart(Runs):
         self.console.print(f"segmenter: {', '.join(f'{name} {value:.3f}' for name, value in sorted(report['segmenter'].items()))}", highlight=False)
         self.console.print(f"report: {self.out / 'report.json'}; pictures: tensorboard --logdir {self.out}", highlight=False, soft_wrap=True)
         return report
+
+    def settings(self, reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """What the report was made with."""
+        configs = {name: report["context"]["config"] for name, report in reports.items()}
+        return {"seed": self.plan.seed, "precision": precision_here(self.plan.precision), "scenes": dict(self.plan.scenes), "runs": configs}
 
     @staticmethod
     def text(report: Mapping[str, Any], results: Results, guesses: Mapping[str, Mapping[str, float]]) -> str:
