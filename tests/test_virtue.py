@@ -209,12 +209,14 @@ def test_alignment_teaches_the_summary_and_the_captions(weights: Path, monkeypat
     model = virtue(weights, partial(MaskConnector, summary=True))
     model.alignment_steps, model.train_modes = 1, {"box": 1.0}
     monkeypatch.setattr(model, "log", lambda *arguments, **options: None)
-    for into in model.connector.summary.maps:  # type: ignore[union-attr]
+    summary = model.connector.summary
+    for into in (summary.inside, summary.outside, *summary.directions):  # type: ignore[union-attr]
         torch.nn.init.normal_(into[-1].weight)
     model.training_step(model.preprocess.train(samples(4)), 0).backward()
     learned = {".".join(name.split(".")[:3]) for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert {name for name in learned if name.startswith("connector.saliency")}
-    assert {name for name in learned if not name.startswith("connector.saliency")} == {"connector.summary.maps", "fusion.backbone.text", "loss.log_temperature"}
+    of_connector = {"connector.surroundings.describe", "connector.surroundings.normalise", "connector.surroundings.saliency"}
+    of_connector |= {f"connector.summary.{name}" for name in ("inside", "outside", "directions")}
+    assert learned == of_connector | {"fusion.backbone.text", "loss.log_temperature"}
 
 
 def test_alignment_needs_a_summary(weights: Path) -> None:

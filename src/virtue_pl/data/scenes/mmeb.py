@@ -26,6 +26,7 @@ SINGLE = (0.25, 0.4)
 MARGIN = 0.1
 """What a cropped object's picture shows beyond its box, as part of the box's sides."""
 ATTEMPTS = 60
+SMALLER = 0.7
 ASKED = {"household": "household object"}
 """How a category is asked for, where its name alone is no noun."""
 
@@ -86,8 +87,14 @@ class Studio:
         return shuffled(rng, distinct_kinds(rng, self.library.places, (), count))
 
     def shoot(self, rng: np.random.Generator, things: Sequence[Thing], place: Place, arrange: Arrange = scatter, sizes: tuple[float, float] = SIZES) -> Shot:
-        """A picture of `things`, all to be seen, at `place`. Raises VirtueError where they do not fit."""
-        for _ in range(ATTEMPTS):
+        """A picture of `things`, all to be seen, at `place`.
+
+        After many attempts they are drawn smaller, and need not stand out from a place of their own colour any more.
+        Raises VirtueError where they do not fit even then.
+        """
+        for attempt in range(2 * ATTEMPTS):
+            if attempt == ATTEMPTS:
+                sizes = (sizes[0] * SMALLER, sizes[1] * SMALLER)
             cutouts = [draw_cutout(rng, thing, self.side, sizes) for thing in things]
             boxes = arrange(rng, [cutout.size for cutout in cutouts], self.side)
             if boxes is None:
@@ -95,9 +102,9 @@ class Studio:
             background = crop_background(rng, self._photograph(rng, place).picture, self.side)
             picture, owners = paste(rng, background, cutouts, boxes)
             regions = visible_regions(owners, cutouts)
-            if regions is not None and all(stands_out(picture, background, region) for region in regions):
+            if regions is not None and (attempt >= ATTEMPTS or all(stands_out(picture, background, region) for region in regions)):
                 return Shot(picture, regions)
-        raise VirtueError(f"{len(things)} things do not fit a picture of {self.side} pixels in {ATTEMPTS} attempts: choose another --size")
+        raise VirtueError(f"{len(things)} things do not fit a picture of {self.side} pixels in {2 * ATTEMPTS} attempts: choose another --size")
 
     def _photograph(self, rng: np.random.Generator, place: Place) -> Photograph:
         photographs = place.shown_in(self.photographs)
@@ -184,7 +191,7 @@ def refer(rng: np.random.Generator, studio: Studio, cast: Sequence[Thing], place
         if None not in found:
             pairs = [(thing, relation, cast[(index + 2) % 4]) for index, (thing, relation) in enumerate(zip(cast, found, strict=True))]
             return shot, [f"the {thing.name} {relation} {with_article(other.name)}" for thing, relation, other in pairs]
-    raise VirtueError(f"no clear relations in a picture of {studio.side} pixels in {ATTEMPTS} attempts: choose another --size")
+    raise VirtueError(f"no clear relations in a picture of {studio.side} pixels in {2 * ATTEMPTS} attempts: choose another --size")
 
 
 @dataclass(frozen=True)
