@@ -46,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "segment_tokens": {"virtue": 10, "crop": 0},
         "learning_curves": ["virtue", "crop"],
+        "means": {"scar": "scar_mini/", "nothing": "mmeb_"},
     }
     for arm in plan["arms"].values():
         arm["overrides"].pop("trainer.val_check_interval")
@@ -94,6 +95,8 @@ def test_the_report_has_rows_with_intervals_and_paired_differences(folder: Path,
         assert [rows[name]["hit@1"]["seeds"] for name in rows] == [2, 2, 1]
         assert all(row["hit@1"]["queries"] == 6 and row["hit@1"]["low"] <= row["hit@1"]["mean"] <= row["hit@1"]["high"] for row in rows.values())
         assert {"hit@1", "object", "relation", "scene"} <= rows["crop"].keys()
+    of_virtue = [rows["virtue"]["hit@1"]["mean"] for rows in report["shares"].values()]
+    assert report["means"]["scar"]["virtue"] == pytest.approx(sum(of_virtue) / 2) and report["means"]["nothing"] == {}
     assert report["arms"]["virtue"]["seconds"]["fit"] > 0 and report["chance"]["scar_mini/test_seen"]["hit@1"] == pytest.approx(0.1)
 
 

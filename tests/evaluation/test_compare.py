@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from virtue_pl.evaluation.compare import ComparedRun, chance_of, compare, read_run
+from virtue_pl.evaluation.compare import ComparedRun, chance_of, compare, mean_shares, read_run
 from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError
@@ -37,6 +37,13 @@ def test_shares_differences_and_kinds() -> None:
     assert plain["object"][:3] == (0, 0, 0)
     assert found.shares["mmeb/cars"].keys() == {"elsewhere"} and "mmeb/cars" not in found.differences
     assert json.loads(json.dumps(found.as_json()))["differences"]["scar/seen"]["plain"]["hit@1"]["seeds"] == 1
+
+
+def test_a_mean_is_over_tasks_and_of_runs_that_have_them_all() -> None:
+    both = ComparedRun("both", (RankRows([*training(50, task="mmeb/a"), *training(100, task="mmeb/b")]),), "box", "both")
+    shares = compare([both, ComparedRun("one", (training(10, task="mmeb/a"),), "box", "one")]).shares
+    assert mean_shares(shares, "mmeb/") == {"both": pytest.approx(0.375)}
+    assert mean_shares(shares, "scar/") == {}
 
 
 def test_a_run_is_compared_only_where_both_were_tested() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from virtue_pl.app.plan import Run, read_plan
 from virtue_pl.app.runs import Command, Runs, precision_here
-from virtue_pl.evaluation.compare import ComparedRun, Comparison, compare
+from virtue_pl.evaluation.compare import ComparedRun, Comparison, compare, mean_shares
 from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
 from virtue_pl.evaluation.curves import read_curve
 from virtue_pl.evaluation.plots import plot_against_number, plot_curves, plot_families
@@ -41,7 +41,7 @@ class AblationPlan:
     """What to do, read from YAML.
 
     precision: of all arms, see `precision_here`. shared: paths that all arms share, which must be there. segment_tokens: row -> number, for the figure over it.
-    learning_curves: the arms in the figure of learning curves.
+    learning_curves: the arms in the figure of learning curves. means: name -> what the tasks of a mean over tasks start with.
     """
 
     precision: str
@@ -49,13 +49,14 @@ class AblationPlan:
     arms: Mapping[str, Arm]
     segment_tokens: Mapping[str, float]
     learning_curves: Sequence[str]
+    means: Mapping[str, str]
 
     @classmethod
     def read(cls, path: str | Path) -> AblationPlan:
         """In the file `overrides`, `seeds` and `against` stand for all arms, and an arm may say its own."""
-        found = read_plan(path, {"precision", "shared", "overrides", "seeds", "against", "arms", "segment_tokens", "learning_curves"})
+        found = read_plan(path, {"precision", "shared", "overrides", "seeds", "against", "arms", "segment_tokens", "learning_curves", "means"})
         arms = {name: read_arm(name, arm, found) for name, arm in found["arms"].items()}
-        return cls(found["precision"], found["shared"], arms, found["segment_tokens"], found["learning_curves"])
+        return cls(found["precision"], found["shared"], arms, found["segment_tokens"], found["learning_curves"], found["means"])
 
 
 def read_arm(name: str, arm: Mapping[str, Any], plan: Mapping[str, Any]) -> Arm:
@@ -109,6 +110,7 @@ class Ablations(Runs):
         report = {
             **comparison.as_json(),
             "chance": guesses,
+            "means": {name: mean_shares(comparison.shares, prefix) for name, prefix in self.plan.means.items()},
             "arms": {name: {**vars(arm), "seconds": self.seconds_of(name, arm)} for name, arm in arms.items()},
             "figures": [path.name for path in self.figures(comparison, guesses, arms)],
             "context": context({"shared": dict(self.plan.shared)}),
@@ -164,6 +166,9 @@ def content_of(path: str) -> dict[str, str]:
 
 def report_text(report: Mapping[str, Any], tables: str) -> str:
     lines = [f"# Ablations ({report['context']['date']})", "", *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})\n" for name in report["figures"])]
+    for name, rows in report["means"].items():
+        lines += [f"### {name}, mean hit@1 over its tasks, %", "", "| run | mean |", "|---|---:|"] if rows else []
+        lines += [*(f"| {row} | {100 * mean:.1f} |" for row, mean in rows.items()), ""]
     lines += [tables, "### arms", "", "| arm | configs | overrides | seeds | seconds to fit | to test |", "|---|---|---|---|---:|---:|"]
     for name, arm in report["arms"].items():
         overrides = ", ".join(f"{option}={value}" for option, value in arm["overrides"].items())

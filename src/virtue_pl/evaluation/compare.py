@@ -83,6 +83,13 @@ def compare(runs: Sequence[ComparedRun]) -> Comparison:
     return Comparison(shares, differences, against)
 
 
+def mean_shares(shares: Estimates, prefix: str, ranking: str = "hit@1") -> dict[str, float]:
+    """Every run's unweighted mean over the tasks whose name starts with `prefix`, as MMEB is reported; of runs that have all of them."""
+    tasks = [rows for task, rows in shares.items() if task.startswith(prefix)]
+    runs = [name for name in dict.fromkeys(name for rows in tasks for name in rows) if all(ranking in rows.get(name, {}) for rows in tasks)]
+    return {name: sum(rows[name][ranking].mean for rows in tasks) / len(tasks) for name in runs}
+
+
 def paired(trainings: list[dict[str, int]], others: list[dict[str, int]]) -> Estimate:
     first, second = aligned(trainings, others)
     return difference(first, second)
