@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablations test lint types format clean
+.PHONY: help setup quickstart ablations test lint types bench format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,9 @@ lint: $(STAMP) ## ruff
 
 types: $(STAMP) ## mypy
 	$(BIN)/python -m mypy
+
+bench: $(STAMP) ## what is measured, as JSON
+	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/stored_features.py
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
