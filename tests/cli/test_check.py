@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import io
 
-from virtue_pl.cli.check import describe_chunks
+import pytest
+from rich.console import Console
+
+from virtue_pl.cli.check import describe_chunks, sources_table
 from virtue_pl.cli.main import main
 
 
@@ -70,3 +73,11 @@ def test_too_little_data(checked):
 def test_a_mistake_is_told_as_by_fit(checked):
     code, _, told = checked("--data.row", "3")
     assert (code, told) == (2, "virtue-pl: data: cli_dummies.Data has no argument 'row'; did you mean 'rows'?\n")
+
+
+def test_many_sources_stand_in_rows() -> None:
+    sources = [{"split": f"test/set_{number}", "path": f"data/{number}", "task": "t", "rows": 1000 * number, "steps": number} for number in range(1, 20)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(sources_table(sources))
+    lines = console.export_text().splitlines()
+    assert len(lines) < 30 and any("test/set_19" in line and "19,000" in line for line in lines)

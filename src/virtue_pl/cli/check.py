@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from virtue_pl.cli.lightning import VirtueCLI, one_line_errors
@@ -122,13 +122,29 @@ def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
+SIDE_BY_SIDE = 5
+"""As many sources stand in columns, with all that is known of each; more of them stand in rows, with what can be counted."""
+
+
 def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
-    """What `describe()` says: one column a source, headed by its first entry; one row an entry."""
+    """What `describe()` says of few sources: one column a source, headed by its first entry; one row an entry."""
+    if len(sources) > SIDE_BY_SIDE:
+        return counts_table(sources)
     names = list(dict.fromkeys(name for source in sources for name in source))
     table = Table(names[0], *(cell(source[names[0]]) for source in sources), title="data")
     for name in names[1:]:
         table.add_row(name.replace("_", " "), *(cell(source.get(name)) for source in sources))
     return right_aligned(table, *range(1, len(sources) + 1))
+
+
+def counts_table(sources: Sequence[Mapping[str, Any]]) -> Table:
+    """What `describe()` says of many sources: one row a source, its first entry and its numbers."""
+    first = next(iter(sources[0]))
+    numbers = list(dict.fromkeys(name for source in sources for name, value in source.items() if isinstance(value, int)))
+    table = Table(Column(first, overflow="fold"), *(name.replace("_", " ") for name in numbers), title="data")
+    for source in sources:
+        table.add_row(str(source[first]), *(cell(source.get(name)) for name in numbers))
+    return right_aligned(table, *range(1, len(numbers) + 1))
 
 
 def cell(value: Any) -> str:
