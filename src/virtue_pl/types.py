@@ -450,14 +450,14 @@ class SegmentFeatures(Movable):
 
     embedding: the prompt-conditioned image embedding (image side of the two-way transformer), the paper's feature.
     image: the unprompted features of the same picture, at whatever resolution and width the backbone gives.
-    mask_logits: the predicted mask over the whole picture (> 0 is inside).
+    mask_logits: the predicted mask over the whole picture (> 0 is inside); None where the backbone predicts none.
     image_positions: the positional encoding of `embedding`'s places.
     focus: `PromptTokens.focus`.
     """
 
     embedding: Float[Tensor, "prompts d height width"]
     image: Float[Tensor, "prompts channels image_height image_width"]
-    mask_logits: Float[Tensor, "prompts mask_height mask_width"]
+    mask_logits: Float[Tensor, "prompts mask_height mask_width"] | None
     image_positions: Float[Tensor, "d height width"]
     focus: Float[Tensor, "prompts height width"] | None = None
 
