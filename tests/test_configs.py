@@ -1,7 +1,7 @@
 """Every YAML under configs/ builds: recipes as they are, parts in their place in the main recipe.
 
 No weights and no data are needed: data modules open nothing before `setup`, and an argument called `weights` (or `..._weights`)
-may be null for random ones. A `text_model`, which also brings its tokenizer, is replaced by a tiny one.
+may be null for random ones. A `text_model` or `vlm_model`, which also brings its tokenizer, is replaced by a tiny one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
+from recorded import GOLDEN
 from tiny_models import save_text_model
 from virtue_pl.app.ablations import AblationPlan
 from virtue_pl.app.plan import Run
@@ -75,7 +76,8 @@ def slot_of(path: Path) -> str | None:
 
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_text_model(tmp_path_factory.mktemp("text_model")))
+    """As wide as the recorded vision-language model: class names, which it embeds, join either's states."""
+    return str(save_text_model(tmp_path_factory.mktemp("text_model"), hidden_size=64))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,8 @@ def forget_weights(config: Any, text_model: str) -> None:
             config[name] = None
         elif name == "text_model":
             config[name] = text_model
+        elif name == "vlm_model":
+            config[name] = str(GOLDEN / "qwen2_vl")
         else:
             forget_weights(value, text_model)
 

@@ -55,6 +55,14 @@ def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor,
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
+def resize_bicubic(image: UInt8[Tensor, "3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "3 new_height new_width"]:
+    """The picture at `size` = (height, width), as Pillow resizes it: torch's own bicubic filter differs by up to two levels."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    resized = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)))
+
+
 def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Int, Shaped, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
@@ -19,6 +20,22 @@ class Recipe(ABC):
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
         """What is prepared in the item's place. Where pixels change, it is made afresh: nothing known of the old ones may stay."""
         return item
+
+    def marked(self, text: str, marks: tuple[str, str]) -> str:
+        """The text with the model's own marks around each picture (`VLMProcessor.marks`)."""
+        before, after = marks
+        return text.replace(IMAGE_TOKEN, f"{before}{IMAGE_TOKEN}{after}")
+
+    def position_ids(self, found: Int[Tensor, "*axes rows tokens"] | None, shown: Sequence[bool]) -> Int[Tensor, "*axes rows tokens"] | None:
+        """The positions of every row's tokens behind its segment tokens, which stand at 0; here what the model was trained with.
+
+        found: `VLMProcessor.position_ids`. shown: which rows have a picture.
+        """
+        return found
+
+    def visual_prompt(self, item: EmbeddingInput, size: int | None) -> VisualPrompt:
+        """The prompt as the segmentation model is given it on its canvas of `size` pixels; None where there is no such model."""
+        return item.prompt
 
     @abstractmethod
     def text(self, item: EmbeddingInput) -> str:
