@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.transforms.v2 import functional as transforms
 from transformers import Sam2Config, Sam2Model
 from transformers.models.sam2.configuration_sam2 import Sam2MaskDecoderConfig, Sam2PromptEncoderConfig
 
@@ -12,6 +11,7 @@ from recorded import CANVAS, GOLDEN, cases, with_picture
 from virtue_pl.backbones.sam2 import Sam2Backbone, Sam2PromptEncoder
 from virtue_pl.backbones.sam2_weights import load_sam2
 from virtue_pl.parts.connector import MaskConnector
+from virtue_pl.recipes import ReferenceRecipe
 from virtue_pl.types import FeatureWidths, PromptBatch, SegmentFeatures, VirtueError, VisualPrompt
 
 SIZE, DIM = 128, 64
@@ -96,17 +96,11 @@ def test_original_names_are_renamed_and_nothing_is_left_over(whole):
         tiny(PUBLISHED)
 
 
-def published_canvas(picture: torch.Tensor) -> torch.Tensor:
-    """The recorded canvas of a picture that the vision tower reads at its own size: normalised for that tower, then stretched."""
-    mean, std = (torch.tensor(value)[:, None, None] for value in ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))
-    return transforms.resize((picture / 255 - mean) / std, [CANVAS, CANVAS], antialias=True)[None]
-
-
-@pytest.mark.parametrize("name", ["image_noprompt"])
+@pytest.mark.parametrize("name", ["image_noprompt", "image_point"])
 def test_the_pyramid_is_the_published_one(name):
     backbone = tiny(image_size=CANVAS)
     load_sam2({"vision_encoder.": backbone.vision_encoder, "no_memory_embedding": backbone.no_memory_embedding}, PUBLISHED)
-    (level,) = backbone.image_features(published_canvas(cases()[name].pictures[0]))
+    (level,) = backbone.image_features(ReferenceRecipe().segmentation_pixels(cases()[name].pictures[0], CANVAS)[None])
     torch.testing.assert_close(level[:, :, ::4, ::4], cases()[name].outputs["sam_fpn_last_s4"], atol=2e-5, rtol=0)
 
 

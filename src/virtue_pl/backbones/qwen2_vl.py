@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2VLModel
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from virtue_pl.backbones.vlm import VLMBackbone, VLMProcessor
 from virtue_pl.frozen_features import network_fingerprint
-from virtue_pl.images import resize_bicubic
+from virtue_pl.images import resize_bicubic, smart_size
 from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
 
 AXES = 3
@@ -77,10 +76,7 @@ class Qwen2VLProcessor(VLMProcessor):
         return resize_bicubic(image, self.resized((image.shape[1], image.shape[2])))
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        try:
-            return smart_resize(*size, self.factor, self.min_pixels, self.max_pixels)
-        except ValueError as error:
-            raise VirtueError(f"a picture of {size[1]}x{size[0]} pixels, expected sides of a ratio of at most 200: crop it, or leave it out") from error
+        return smart_size(size, self.min_pixels, self.max_pixels, self.factor)
 
 
 def row_positions(shown: Sequence[bool], grids: Sequence[tuple[int, int]]) -> Iterator[Int[Tensor, "3 tokens"]]:
