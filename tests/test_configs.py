@@ -1,7 +1,7 @@
 """Every YAML under configs/ builds: recipes as they are, parts in their place in the main recipe.
 
 No weights and no data are needed: data modules open nothing before `setup`, and an argument called `weights` (or `..._weights`)
-may be null for random ones. A `text_model`, which also brings its tokenizer, is replaced by a tiny one.
+may be null for random ones. A `text_model` or `vlm_model`, which also brings its tokenizer, is replaced by a tiny one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
+from recorded import GOLDEN
 from tiny_models import save_text_model
 from virtue_pl.app.ablations import AblationPlan
 from virtue_pl.app.plan import Run
@@ -33,7 +34,6 @@ SLOTS = {
     "connector": "model.init_args.connector",
     "data": "data",
     "loss": "model.init_args.loss",
-    "segmentation": "model.init_args.segmentation",
     "vlm": "model.init_args.fusion",
     "vlm/backbones": "model.init_args.fusion.init_args.backbone",
 }
@@ -41,6 +41,9 @@ SLOTS = {
 
 ARMS = CONFIGS / "ablations"
 """Layers of the arms in ablations.yaml, which says over what they are laid."""
+
+PAIRS = CONFIGS / "segmentation"
+"""Layers that set a prompt encoder and the segmentation model that it belongs to; too large to be kept."""
 
 PLANS = ("quickstart.yaml", "quickstart_small.yaml", "ablations.yaml")
 """Files that are no layer of a run."""
@@ -65,7 +68,7 @@ def name_of(path: Path) -> str:
 def slot_of(path: Path) -> str | None:
     """The option that takes the part; None for what is a config of its own."""
     folder = path.parent.relative_to(CONFIGS).as_posix()
-    if folder == ".":
+    if folder == "." or path.parent == PAIRS:
         return None
     assert folder in SLOTS, f"say in {Path(__file__).name} which option takes the parts in configs/{folder}"
     return SLOTS[folder]
@@ -73,7 +76,8 @@ def slot_of(path: Path) -> str | None:
 
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_text_model(tmp_path_factory.mktemp("text_model")))
+    """As wide as the recorded vision-language model: class names, which it embeds, join either's states."""
+    return str(save_text_model(tmp_path_factory.mktemp("text_model"), hidden_size=64))
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +99,8 @@ def forget_weights(config: Any, text_model: str) -> None:
             config[name] = None
         elif name == "text_model":
             config[name] = text_model
+        elif name == "vlm_model":
+            config[name] = str(GOLDEN / "qwen2_vl")
         else:
             forget_weights(value, text_model)
 
@@ -102,7 +108,9 @@ def forget_weights(config: Any, text_model: str) -> None:
 @pytest.mark.parametrize("path", files(), ids=name_of)
 def test_it_builds(build, path):
     slot = slot_of(path)
-    if slot is not None:
+    if path.parent == PAIRS:
+        cli = build.__wrapped__("--config", str(MAIN), "--config", str(path), "--model.init_args.connector", str(CONFIGS / "connector" / "convolution.yaml"))
+    elif slot is not None:
         cli = build("--config", str(MAIN), f"--{slot}", str(path))
     elif "model" in yaml.safe_load(path.read_text()):
         cli = build("--config", str(path))

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virtue_pl.prompts import enclosing_box, pixel_box
-from virtue_pl.recipes import CropRecipe, MarkerRecipe, Recipe, VirtueRecipe, ellipse
-from virtue_pl.types import EmbeddingInput, VisualPrompt
+from virtue_pl.recipes import CropRecipe, MarkerRecipe, Recipe, ReferenceRecipe, VirtueRecipe, ellipse
+from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -91,3 +91,40 @@ def test_a_marker_at_the_edge_stays_in_the_picture() -> None:
 def test_what_points_at_nothing_is_left_alone(recipe: Recipe) -> None:
     for item in (EmbeddingInput("a red fox"), EmbeddingInput("look", (picture(4, 4),)), EmbeddingInput("lost", prompt=VisualPrompt(boxes=torch.rand(1, 4)))):
         assert recipe.prepare(item) is item
+
+
+MARKS = ("<|vision_start|>", "<|vision_end|>")
+
+
+def test_the_models_marks_stand_around_each_picture_but_not_for_the_published_weights() -> None:
+    item = pointed(picture(400, 500), boxes=[[10, 20, 110, 220]])
+    lines = "find it\nReferring object bbox: [10, 20, 110, 220]"
+    for recipe, expected in (
+        (VirtueRecipe(), f"<|vision_start|><|image_pad|><|vision_end|>\n{lines}"),
+        (ReferenceRecipe(), f"<|image_pad|>\n{lines}"),
+        (ReferenceRecipe(space_after_picture=True), f"<|image_pad|> \n{lines}"),
+    ):
+        assert recipe.marked(recipe.text(item), MARKS) == expected
+    assert VirtueRecipe().marked(VirtueRecipe().text(item), ("", "")) == ReferenceRecipe().text(item)
+
+
+def test_in_the_canvas_frame_pixels_of_the_picture_are_pixels_of_the_canvas() -> None:
+    item = pointed(picture(170, 230), boxes=[[30, 50, 150, 160]], points=[[23, 17]])
+    prompt = ReferenceRecipe(prompt_frame="canvas").visual_prompt(item, 1024)
+    torch.testing.assert_close(prompt.boxes * 1024, torch.tensor([[30.0, 50, 150, 160]]))
+    torch.testing.assert_close(prompt.points * 1024, torch.tensor([[23.0, 17]]))
+    assert all(recipe.visual_prompt(item, 1024) is item.prompt for recipe in (VirtueRecipe(), ReferenceRecipe()))
+    assert ReferenceRecipe(prompt_frame="canvas").text(item) == VirtueRecipe().text(item)
+
+
+def test_published_positions_do_not_count_padding() -> None:
+    found = ReferenceRecipe(num_segment_tokens=256).position_ids(torch.zeros(3, 2, 4, dtype=torch.long), [True, False])
+    assert found is not None and found[:, 0].tolist() == [[256, 257, 258, 259]] * 3 and found[:, 1].tolist() == [[0, 1, 2, 3]] * 3
+    assert VirtueRecipe().position_ids(None, [True]) is None
+    with pytest.raises(VirtueError, match="ReferenceRecipe gives positions, but the language model takes none"):
+        ReferenceRecipe().position_ids(None, [True])
+
+
+def test_stored_features_of_the_published_canvas_are_not_taken_for_others() -> None:
+    kept = VirtueRecipe().segmentation_fingerprint("abc")
+    assert kept == "abc" != ReferenceRecipe().segmentation_fingerprint("abc") != ReferenceRecipe(max_pixels=784).segmentation_fingerprint("abc")

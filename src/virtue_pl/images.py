@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from virtue_pl.types import DataError
+from virtue_pl.types import DataError, VirtueError
 
 MAX_PIXELS = 25_000_000
 """Larger pictures are refused from their header alone; a small file can claim any size."""
@@ -53,6 +53,27 @@ def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor,
         except _DAMAGE as error:
             raise DataError(key, f"damaged picture: {error}") from error
     return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def smart_size(size: tuple[int, int], min_pixels: int, max_pixels: int, factor: int = 28) -> tuple[int, int]:
+    """The size (height, width) nearest to `size` in multiples of `factor`, its area within the bounds, its ratio as near as can be (Qwen2-VL).
+
+    Raises VirtueError for a picture more than 200 times as long as wide.
+    """
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    try:
+        return smart_resize(*size, factor, min_pixels, max_pixels)
+    except ValueError as error:
+        raise VirtueError(f"a picture of {size[1]}x{size[0]} pixels, expected sides of a ratio of at most 200: crop it, or leave it out") from error
+
+
+def resize_bicubic(image: UInt8[Tensor, "3 height width"], size: tuple[int, int]) -> UInt8[Tensor, "3 new_height new_width"]:
+    """The picture at `size` = (height, width), as Pillow resizes it: torch's own bicubic filter differs by up to two levels."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    resized = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)))
 
 
 def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from virtue_pl.images import resize_bicubic, smart_size
 from virtue_pl.prompts import enclosing_box, pixel_box
-from virtue_pl.types import IMAGE_TOKEN, UNKNOWN, EmbeddingInput, VisualPrompt
+from virtue_pl.types import IMAGE_TOKEN, UNKNOWN, EmbeddingInput, VirtueError, VisualPrompt
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""By which Qwen2-VL normalises."""
 
 
 class Recipe(ABC):
@@ -19,6 +27,26 @@ class Recipe(ABC):
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
         """What is prepared in the item's place. Where pixels change, it is made afresh: nothing known of the old ones may stay."""
         return item
+
+    def marked(self, text: str, marks: tuple[str, str]) -> str:
+        """The text with the model's own marks around each picture (`VLMProcessor.marks`)."""
+        before, after = marks
+        return text.replace(IMAGE_TOKEN, f"{before}{IMAGE_TOKEN}{after}")
+
+    def position_ids(self, found: Int[Tensor, "*axes rows tokens"] | None, shown: Sequence[bool]) -> Int[Tensor, "*axes rows tokens"] | None:
+        """The positions of every row's tokens behind its segment tokens, which stand at 0; here what the model was trained with.
+
+        found: `VLMProcessor.position_ids`. shown: which rows have a picture.
+        """
+        return found
+
+    def visual_prompt(self, item: EmbeddingInput, size: int | None) -> VisualPrompt:
+        """The prompt as the segmentation model is given it on its canvas of `size` pixels; None where there is no such model."""
+        return item.prompt
+
+    def segmentation_fingerprint(self, network: str) -> str:
+        """Of what the segmentation model's stored features depend on: the network's own (`SegmentationBackbone.fingerprint`) and `segmentation_pixels`."""
+        return network
 
     @abstractmethod
     def text(self, item: EmbeddingInput) -> str:
@@ -55,6 +83,63 @@ class VirtueRecipe(Recipe):
 
     def segmentation_pixels(self, image: UInt8[Tensor, "3 height width"], size: int) -> UInt8[Tensor, "3 size size"]:
         return image if image.shape[1:] == (size, size) else transforms.resize(image, [size, size], antialias=True)
+
+
+class ReferenceRecipe(VirtueRecipe):
+    """What the published weights (VIRTUE, arXiv 2510.00523) were trained with: for them, and for comparison with them, alone.
+
+    It departs from `VirtueRecipe` in five points. The segmentation model is given the picture as the vision tower reads it, resized and
+    normalised, stretched to the canvas; the model normalises it again. No marks stand around a picture. All axes of a position are
+    equal: a row with a picture goes on behind its segment tokens, a text counts from 0. In SCaR a box may lie in another frame, and its
+    evaluation has a space more. Where the published code lets a row depend on its neighbours, a row here is what it is alone.
+
+    Args:
+        prompt_text: see `VirtueRecipe`.
+        prompt_frame: "picture": the prompt lies where it points. "canvas": its pixels are read as the canvas's, as in the published
+            training and evaluation on SCaR, so that a prompt on a smaller picture shrinks towards the top-left corner. Masks stay.
+        space_after_picture: as in the published evaluation on SCaR.
+        num_segment_tokens: how many stand in front of a row with a picture.
+        min_pixels, max_pixels: the vision-language model's, of a picture after it is resized.
+    """
+
+    def __init__(
+        self,
+        prompt_text: bool = True,
+        prompt_frame: Literal["picture", "canvas"] = "picture",
+        space_after_picture: bool = False,
+        num_segment_tokens: int = 256,
+        min_pixels: int = 4 * 28 * 28,
+        max_pixels: int = 1280 * 28 * 28,
+    ) -> None:
+        super().__init__(prompt_text)
+        self.prompt_frame = prompt_frame
+        self.space_after_picture = space_after_picture
+        self.num_segment_tokens = num_segment_tokens
+        self.min_pixels = min_pixels
+        self.max_pixels = max_pixels
+
+    def marked(self, text: str, marks: tuple[str, str]) -> str:
+        return text.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN} ") if self.space_after_picture else text
+
+    def position_ids(self, found: Int[Tensor, "axes rows tokens"] | None, shown: Sequence[bool]) -> Int[Tensor, "axes rows tokens"]:
+        if found is None:
+            raise VirtueError("recipe: ReferenceRecipe gives positions, but the language model takes none: give it a Qwen2-VL, or use VirtueRecipe")
+        starts = torch.tensor([self.num_segment_tokens * with_picture for with_picture in shown])
+        return (starts[:, None] + torch.arange(found.shape[-1])).expand_as(found)
+
+    def visual_prompt(self, item: EmbeddingInput, size: int | None) -> VisualPrompt:
+        if self.prompt_frame == "picture" or size is None or not item.images:
+            return item.prompt
+        height, width = item.images[0].shape[1:]
+        scale = torch.tensor([width, height]) / size
+        return replace(item.prompt, boxes=item.prompt.boxes * scale.repeat(2), points=item.prompt.points * scale)
+
+    def segmentation_pixels(self, image: UInt8[Tensor, "3 height width"], size: int) -> Float[Tensor, "3 size size"]:
+        resized = resize_bicubic(image, smart_size((image.shape[1], image.shape[2]), self.min_pixels, self.max_pixels))
+        return transforms.resize(transforms.normalize(resized / 255, list(CLIP_MEAN), list(CLIP_STD)), [size, size], antialias=True)
+
+    def segmentation_fingerprint(self, network: str) -> str:
+        return hashlib.sha256(f"{network} reference {self.min_pixels} {self.max_pixels}".encode()).hexdigest()
 
 
 class CropRecipe(VirtueRecipe):

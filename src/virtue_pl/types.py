@@ -277,6 +277,7 @@ class EncoderBatch(Movable):
 
     A *use* is one row's use of one picture: `use_rows` and `prompts.pictures` say which row and which picture.
     Several rows may use one picture, which is then encoded once.
+    position_ids: as the recipe wants them; None where the backbone finds them in the ids alone.
     """
 
     input_ids: Int[Tensor, "rows tokens"]
@@ -284,6 +285,7 @@ class EncoderBatch(Movable):
     pictures: Pictures
     prompts: PromptBatch
     use_rows: Int[Tensor, " uses"]
+    position_ids: Int[Tensor, "*axes rows tokens"] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -310,6 +312,7 @@ class EncoderBatch(Movable):
             self.pictures.select(list(pictures)),
             PromptBatch(tuple(self.prompts.prompts[use] for use, _ in uses), torch.as_tensor(used, dtype=torch.long, device=device)),
             torch.as_tensor([row for _, row in uses], dtype=torch.long, device=device),
+            None if self.position_ids is None else self.position_ids[..., index, :length],
         )
 
 
@@ -450,14 +453,14 @@ class SegmentFeatures(Movable):
 
     embedding: the prompt-conditioned image embedding (image side of the two-way transformer), the paper's feature.
     image: the unprompted features of the same picture, at whatever resolution and width the backbone gives.
-    mask_logits: the predicted mask over the whole picture (> 0 is inside).
+    mask_logits: the predicted mask over the whole picture (> 0 is inside); None where the backbone predicts none.
     image_positions: the positional encoding of `embedding`'s places.
     focus: `PromptTokens.focus`.
     """
 
     embedding: Float[Tensor, "prompts d height width"]
     image: Float[Tensor, "prompts channels image_height image_width"]
-    mask_logits: Float[Tensor, "prompts mask_height mask_width"]
+    mask_logits: Float[Tensor, "prompts mask_height mask_width"] | None
     image_positions: Float[Tensor, "d height width"]
     focus: Float[Tensor, "prompts height width"] | None = None
 

@@ -135,5 +135,6 @@ class Virtue(EmbeddingModel):
     @property
     def preprocess(self) -> ContrastivePreprocess:
         size, processor = self.segmentation.backbone.image_size, self.fusion.backbone.processor
-        fingerprints = {"segmentation": self.segmentation.backbone.fingerprint(), "vision": self.fusion.backbone.fingerprint()}
+        segmentation = self.recipe.segmentation_fingerprint(self.segmentation.backbone.fingerprint())
+        fingerprints = {"segmentation": segmentation, "vision": self.fusion.backbone.fingerprint()}
         return ContrastivePreprocess(processor, self.recipe, size, self.train_modes, self.evaluation_modes, fingerprints)

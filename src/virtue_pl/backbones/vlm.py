@@ -12,7 +12,10 @@ from virtue_pl.types import EncoderBatch, TokenSequence
 
 
 class VLMProcessor(ABC):
-    """The light half of a backbone, which data workers carry: its tokenizer and its picture size."""
+    """The light half of a backbone, which data workers carry: its tokenizer, its positions and its picture size."""
+
+    marks: tuple[str, str] = ("", "")
+    """What the model expects in a text before and after each picture; the recipe decides whether it stands there."""
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
@@ -20,6 +23,15 @@ class VLMProcessor(ABC):
 
         sizes: (height, width) of every row's resized pictures, in order.
         """
+
+    def position_ids(
+        self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"], sizes: Sequence[Sequence[tuple[int, int]]]
+    ) -> Int[Tensor, "*axes rows tokens"] | None:
+        """The positions that the model was trained with, of what `tokenize` gave for `sizes`; a row's do not depend on the other rows.
+
+        None where `VLMBackbone.embed` finds them in the ids alone.
+        """
+        return None
 
     @abstractmethod
     def resize(self, image: UInt8[Tensor, "3 height width"]) -> Shaped[Tensor, "3 new_height new_width"]:

@@ -91,6 +91,8 @@ class MaskConnector(Connector):
 
     def inside(self, features: SegmentFeatures) -> Float[Tensor, "prompts height width"]:
         """How much of each place of `features.image` belongs to the object, in [0, 1]: here the predicted mask says it."""
+        if features.mask_logits is None:
+            raise VirtueError("MaskConnector reads the predicted mask, but the segmentation backbone predicts none: set its predict_masks to true")
         return mask_weights(features.mask_logits, features.image.shape[-2:])
 
 

@@ -136,10 +136,11 @@ class ContrastivePreprocess:
                 sizes[row].append(self.processor.resized((image.shape[1], image.shape[2])))
                 used.append(index[key])
                 rows.append(row)
-                prompts.append(item.prompt if number == 0 else VisualPrompt())
-        input_ids, mask = self.processor.tokenize([self.recipe.text(item) for item in items], sizes)
+                prompts.append(self.recipe.visual_prompt(item, self.segmentation_size) if number == 0 else VisualPrompt())
+        input_ids, mask = self.processor.tokenize([self.recipe.marked(self.recipe.text(item), self.processor.marks) for item in items], sizes)
+        positions = self.recipe.position_ids(self.processor.position_ids(input_ids, mask, sizes), [bool(item.images) for item in items])
         pictures = self.pictures([image for image, _ in shown], [known for _, known in shown])
-        return EncoderBatch(input_ids, mask, pictures, PromptBatch(tuple(prompts), ids(used)), ids(rows))
+        return EncoderBatch(input_ids, mask, pictures, PromptBatch(tuple(prompts), ids(used)), ids(rows), positions)
 
     def pictures(self, images: Sequence[UInt8[Tensor, "3 height width"]], known: Sequence[PictureFeatures] = ()) -> Pictures:
         """Pictures for both streams; what is known of them stands in for their pixels."""

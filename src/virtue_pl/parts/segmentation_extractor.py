@@ -93,7 +93,10 @@ class SegmentationExtractor(Part):
         """Mask logits of the batch's prompts, with the part's own prompt encoder."""
         if self.prompt_encoder is None:
             raise VirtueError("SegmentationExtractor is to run alone, but nothing encodes its prompts: give it `prompt_encoder`")
-        return self(batch.pictures, self.prompt_encoder(batch.prompts)).mask_logits
+        logits = self(batch.pictures, self.prompt_encoder(batch.prompts)).mask_logits
+        if logits is None:
+            raise VirtueError("SegmentationExtractor is to run alone, but its backbone predicts no mask: set the backbone's predict_masks to true")
+        return logits
 
     def training_step(self, batch: RegionBatch, batch_idx: int) -> Tensor:
         logits = self.predict_masks(batch)

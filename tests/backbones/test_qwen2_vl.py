@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Qwen2VLModel
+
+from recorded import GOLDEN, Case, cases, with_picture
+from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
+from virtue_pl.parts.fusion_head import VLMFusionHead
+from virtue_pl.parts.preprocess import ContrastivePreprocess
+from virtue_pl.pooling import LastTokenPooling
+from virtue_pl.recipes import Recipe, VirtueRecipe
+from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, VirtueError
+
+SINGLE_ROWS = ["text_only_1", *with_picture()]
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Qwen2VLBackbone:
+    return Qwen2VLBackbone(str(GOLDEN / "qwen2_vl")).eval()
+
+
+class Unmarked(VirtueRecipe):
+    """Texts as they are recorded."""
+
+    def marked(self, text: str, marks: tuple[str, str]) -> str:
+        return text
+
+
+def items(case: Case) -> list[EmbeddingInput]:
+    return [EmbeddingInput(text, () if picture is None else (picture,)) for text, picture in zip(case.texts, case.pictures, strict=True)]
+
+
+def rows(backbone: Qwen2VLBackbone, recipe: Recipe, *shown: EmbeddingInput) -> EncoderBatch:
+    return ContrastivePreprocess(backbone.processor, recipe, None, {"box": 1.0}, ("box",)).encoder_batch(shown)
+
+
+@pytest.mark.parametrize("name", SINGLE_ROWS)
+def test_token_ids_are_the_published_ones(backbone, name):
+    batch = rows(backbone, Unmarked(prompt_text=False), *items(cases()[name]))
+    assert torch.equal(batch.input_ids, cases()[name].outputs["input_ids"])
+
+
+@pytest.mark.parametrize("name", [name for name in with_picture() if "vision_tokens" in cases()[name].outputs])
+def test_vision_tokens_are_the_published_ones(backbone, name):
+    batch = rows(backbone, Unmarked(prompt_text=False), *items(cases()[name]))
+    (tokens,) = backbone.vision_tokens(backbone.vision_features(batch.pictures.vision))
+    torch.testing.assert_close(tokens, cases()[name].outputs["vision_tokens"], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["text_only_1", "text_only_batch3"])
+def test_embeddings_of_texts_are_the_published_ones(backbone, name):
+    batch = rows(backbone, VirtueRecipe(), *items(cases()[name]))
+    head = VLMFusionHead(backbone, LastTokenPooling()).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(head.encode(batch), cases()[name].outputs["embedding"], atol=1e-5, rtol=0)
+    embeds = backbone.embed(batch, ()).embeds
+    for found, expected, real in zip(embeds, cases()[name].outputs["inputs_embeds"], batch.attention_mask.sum(dim=1).tolist(), strict=True):
+        torch.testing.assert_close(found[:real], expected[-real:])
+
+
+def mixed() -> list[EmbeddingInput]:
+    pictures = [cases()[name].pictures[0] for name in ("image_noprompt", "image_point", "image_bbox")]
+    return [
+        EmbeddingInput(f"look at {IMAGE_TOKEN} and\n{IMAGE_TOKEN}{IMAGE_TOKEN} here", tuple(pictures)),
+        EmbeddingInput("a text"),
+        EmbeddingInput("what is this, and where, and why is it here at all?", tuple(pictures[1:2])),
+        EmbeddingInput("", tuple(pictures[2:])),
+    ]
+
+
+def test_positions_are_qwens_own_and_each_rows_alone(backbone):
+    batch = rows(backbone, VirtueRecipe(), *mixed())
+    model: Qwen2VLModel = backbone.model
+    of_picture = (batch.input_ids == backbone.processor.image_id).int()
+    sizes = [batch.pictures.vision[index].shape[1:] for index in batch.prompts.pictures.tolist()]
+    grids = torch.tensor([[1, height // 14, width // 14] for height, width in sizes])
+    expected, _ = model.get_rope_index(batch.input_ids, of_picture, grids, attention_mask=batch.attention_mask)
+    assert torch.equal(batch.position_ids, expected)
+    for row, item in enumerate(mixed()):
+        alone = rows(backbone, VirtueRecipe(), item).position_ids
+        assert torch.equal(batch.position_ids[:, row : row + 1, : alone.shape[2]], alone)
+        assert torch.equal(batch.select([row]).position_ids, alone)
+
+
+def test_the_assembled_sequence_is_the_models_own_forward(backbone):
+    """With the marks around the picture, as Qwen2-VL was trained."""
+    batch = rows(backbone, VirtueRecipe(), mixed()[2])
+    prepared = backbone.processor.normalise(list(batch.pictures.vision), do_resize=False, return_tensors="pt")
+    of_picture = (batch.input_ids == backbone.processor.image_id).int()
+    assert backbone.processor.tokenizer.decode(batch.input_ids[0, [0, int(of_picture.sum()) + 1]]) == "<|vision_start|><|vision_end|>"
+    with torch.no_grad():
+        expected = backbone.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, mm_token_type_ids=of_picture, use_cache=False, **prepared)
+        found = backbone(backbone.embed(batch, backbone.vision_tokens(backbone.vision_features(batch.pictures.vision))))
+    torch.testing.assert_close(found, expected.last_hidden_state)
+
+
+def test_an_embedding_does_not_depend_on_its_batch(backbone):
+    head = VLMFusionHead(backbone, LastTokenPooling()).eval()
+    with torch.no_grad():
+        together = head.encode(rows(backbone, VirtueRecipe(), *mixed()))
+        alone = torch.cat([head.encode(rows(backbone, VirtueRecipe(), item)) for item in mixed()])
+    assert (together - alone).abs().max() < 1e-5
+
+
+def test_what_learns_are_the_language_models_layers(backbone):
+    learning = {name.split(".")[1] for name, parameter in backbone.model.named_parameters() if parameter.requires_grad}
+    assert learning == {"layers", "norm"}
+    assert not any(name.startswith("lm_head") for name, _ in backbone.model.named_parameters())
+    assert backbone.fingerprint() == Qwen2VLBackbone(str(GOLDEN / "qwen2_vl")).fingerprint()
+
+
+@pytest.mark.parametrize(("size", "expected"), [((170, 230), (168, 224)), ((10, 10), (56, 56)), ((3000, 2000), (1204, 812)), ((30, 600), (28, 588))])
+def test_pictures_are_resized_within_the_papers_bounds(backbone, size, expected):
+    assert backbone.processor.resized(size) == expected
+    assert backbone.processor.resize(torch.zeros(3, *size, dtype=torch.uint8)).shape == (3, *expected)
+
+
+def test_long_texts_are_cut_but_no_picture_is(backbone):
+    processor = Qwen2VLBackbone(str(GOLDEN / "qwen2_vl"), max_tokens=4).processor
+    ids = processor.row(f"a text that is long enough {IMAGE_TOKEN} to be cut", [(2, 3)])
+    assert ids.count(processor.image_id) == 6 and len(ids) == 10
+
+
+def test_mistakes_are_one_line(backbone):
+    with pytest.raises(VirtueError, match="a text has 2 places for pictures, expected 1"):
+        backbone.processor.row(f"{IMAGE_TOKEN} {IMAGE_TOKEN}", [(2, 2)])
+    with pytest.raises(VirtueError, match="a ratio of at most 200"):
+        backbone.processor.resized((1, 300))
+    with pytest.raises(VirtueError, match=r"the folder ./nowhere is not there"):
+        Qwen2VLBackbone("./nowhere")
