@@ -58,12 +58,12 @@ def test_check_lists_every_folder(shared: dict[str, str], tmp_path: Path, capsys
     monkeypatch.setenv("COLUMNS", "600")
     assert main(["check", *arguments("no_segmentation", shared, tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "scar_mini/train" in printed and "ReferMini/test/test" in printed and "weight" in printed and "0.500" in printed
+    assert "scar_mini/train" in printed and "ReferMini/test/test" in printed and "weight" in printed and "0.5" in printed
 
 
 def test_features_are_stored_for_all_parts_and_read_in_training(shared: dict[str, str], tmp_path: Path) -> None:
     stored = arguments("virtue", shared, tmp_path, "store_features.yaml")
-    assert main(["predict", *stored, "--return_predictions=false", f"--shared.trunk={shared['weights']}/efficientnet_lite0.safetensors"]) == 0
+    assert main(["predict", *stored, "--return_predictions=false", f"--shared.trunk_weights={shared['weights']}/efficientnet_lite0.safetensors"]) == 0
     folders = [path for path in Path(shared["shards"]).iterdir() if path.is_dir()]
     assert len(folders) == 20 and all((folder / "features").is_dir() for folder in folders)
     assert main(["fit", *arguments("virtue", shared, tmp_path), "--data.init_args.features=features"]) == 0

@@ -140,7 +140,7 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
 def counts_table(sources: Sequence[Mapping[str, Any]]) -> Table:
     """What `describe()` says of many sources: one row a source, its first entry and its numbers."""
     first = next(iter(sources[0]))
-    numbers = list(dict.fromkeys(name for source in sources for name, value in source.items() if isinstance(value, int)))
+    numbers = list(dict.fromkeys(name for source in sources for name, value in source.items() if isinstance(value, int | float)))
     table = Table(Column(first, overflow="fold"), *(name.replace("_", " ") for name in numbers), title="data")
     for source in sources:
         table.add_row(str(source[first]), *(cell(source.get(name)) for name in numbers))

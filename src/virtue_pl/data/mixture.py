@@ -129,7 +129,7 @@ class MixedDataModule(StreamingDataModule):
         if split != "train":
             return describe_folder(folder, rows, -(-rows // (self.parts[name].eval_batch_size * self.world)))
         share = self.weights.get(name, 0.0) / sum(self.weights.values()) if self.weights else 0.0
-        return {**describe_folder(folder, round(share * self.steps * self.batch_size * self.world), self.steps), "weight": f"{share:.3f}"}
+        return {**describe_folder(folder, round(share * self.steps * self.batch_size * self.world), self.steps), "weight": round(share, 3)}
 
     def _placed(self) -> dict[str, ShardDataModule]:
         """The parts, which know this module's trainer from then on."""
