@@ -140,7 +140,7 @@ def test_description_and_fingerprint(shards: Path) -> None:
     data = mixed(shards, weights={"scar": 2.0, "vqa": 1.0, "t2i": 1.0})
     described = {row["split"]: row for row in data.describe()}
     assert list(described) == ["scar/train", "scar/val/val", "scar/test/test", "vqa/train", "vqa/test/test", "t2i/train", "t2i/test/test"]
-    assert (described["scar/train"]["samples_per_epoch"], described["scar/train"]["steps"], described["scar/train"]["weight"]) == (15, 5, "0.500")
+    assert (described["scar/train"]["samples_per_epoch"], described["scar/train"]["steps"], described["scar/train"]["weight"]) == (15, 5, 0.5)
     assert described["vqa/test/test"]["samples_per_epoch"] == 8
     fewer = MixedDataModule({name: part for name, part in parts(shards).items() if name != "vqa"}, batch_size=2, block_size=2)
     assert data.fingerprint() == mixed(shards).fingerprint() != fewer.fingerprint()
