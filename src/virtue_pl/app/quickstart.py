@@ -98,19 +98,21 @@ class Quickstart(Runs):
         result = shards / "SCaR_eval_mini_test_held_out" / "features" / "features.json"
         return self.stages.run(name, [made, run.content(), self.options()], result, lambda _: self.command("predict", arguments))
 
-    def options(self) -> list[str]:
-        """Of every run."""
-        return [f"--seed_everything={self.plan.seed}", f"--trainer.precision={precision_here(self.plan.precision)}"]
+    def options(self, run: Run | None = None) -> list[str]:
+        """Of every run; a given one reads the stored features, unless it says otherwise."""
+        own = run is None or "data.init_args.features" in run.overrides
+        stored = [] if own else ["--data.init_args.features=features"]
+        return [f"--seed_everything={self.plan.seed}", f"--trainer.precision={precision_here(self.plan.precision)}", *stored]
 
     def shared(self, name: str, shards: Path) -> dict[str, Any]:
         shared = {"shards": str(shards), "weights": str(self.cache / "weights")}
         return shared if name == "segmenter" else {**shared, "segmenter": str(self.checkpoint("segmenter"))}
 
     def fit(self, name: str, made_from: list[Any], shards: Path) -> str:
-        return self.fit_run(name, self.plan.runs[name], self.shared(name, shards), made_from, [*self.options(), "--data.init_args.features=features"])
+        return self.fit_run(name, self.plan.runs[name], self.shared(name, shards), made_from, self.options(self.plan.runs[name]))
 
     def test(self, name: str, made_from: list[Any], shards: Path) -> None:
-        self.test_run(name, self.plan.runs[name], self.shared(name, shards), made_from, [*self.options(), "--data.init_args.features=features"])
+        self.test_run(name, self.plan.runs[name], self.shared(name, shards), made_from, self.options(self.plan.runs[name]))
 
     def report(self, source: str) -> dict[str, Any]:
         """Joins the runs' reports to one table, prints it and writes it."""
