@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from tiny_models import VISION_MODEL, save_text_model
 from virtue_pl.backbones.class_names import ClassNames, class_names
-from virtue_pl.parts.connector import MaskConnector
+from virtue_pl.parts.connector import NAMES_WEIGHT, MaskConnector
 from virtue_pl.types import FeatureWidths, SegmentFeatures, VirtueError
 
 
@@ -37,6 +37,16 @@ def test_a_sure_classifier_says_the_name_of_its_class(names: ClassNames) -> None
     assert torch.allclose(names.names.norm(dim=1), torch.ones(1000), atol=1e-5)
 
 
+def test_a_temperature_lets_the_second_guess_be_heard(text_model: str) -> None:
+    torch.manual_seed(0)
+    names = ClassNames(VISION_MODEL, text_model, temperature=2.0)
+    with torch.no_grad():
+        names.classify.weight.zero_()
+        names.classify.bias.fill_(-100.0)[:2] = torch.tensor([1.0, 0.0])
+    share = torch.tensor(0.5).sigmoid()
+    assert torch.allclose(names(torch.randn(1, names.width))[0], share * names.names[0] + (1 - share) * names.names[1], atol=1e-5)
+
+
 def test_it_stays_frozen_and_in_eval_mode(names: ClassNames) -> None:
     names.train()
     assert not names.training and not any(parameter.requires_grad for parameter in names.parameters())
@@ -61,11 +71,19 @@ def test_another_trunk_is_refused_in_one_line(text_model: str, tmp_path: Path) -
         ClassNames(VISION_MODEL, text_model, tmp_path / "other.safetensors")
 
 
-def test_the_name_joins_the_summary_of_a_connector(names: ClassNames) -> None:
+def test_the_name_joins_what_a_connector_learned_but_not_in_training(names: ClassNames) -> None:
     widths = FeatureWidths(8, names.width + 4)
-    connector = MaskConnector(widths, names.hidden_size, summary=True, names=names)
+    connector = MaskConnector(widths, names.hidden_size, summary=True, names=names, summary_limit=1e6)
+    assert connector.summary is not None
+    torch.nn.init.normal_(connector.summary.outside[-1].weight)
+    torch.manual_seed(0)
     features = SegmentFeatures(torch.randn(2, 8, 4, 4), torch.randn(2, widths.image, 4, 4), torch.randn(2, 8, 8), torch.randn(8, 4, 4))
-    summary = connector(features).summary
-    assert summary is not None and torch.allclose(torch.nn.functional.normalize(summary, dim=1), names.names[7].expand(2, -1), atol=1e-4)
+    learned, joined = connector.train()(features).summary, connector.eval()(features).summary
+    assert learned is not None and joined is not None
+    expected = learned + NAMES_WEIGHT * learned.norm(dim=1, keepdim=True) * names.names[7]
+    assert torch.allclose(joined, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_names_of_other_widths_are_refused_in_one_line(names: ClassNames) -> None:
     with pytest.raises(VirtueError, match="name the segmentation backbone's trunk"):
         MaskConnector(FeatureWidths(8, 3), names.hidden_size, summary=True, names=names)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.parts.connector import Connector, ConvolutionConnector, MaskConnector, direction_cones, mask_statistics, mask_weights
+from virtue_pl.parts.connector import Connector, ConvolutionConnector, MaskConnector, direction_cones, mask_statistics, mask_weights, shorten
 from virtue_pl.types import FeatureWidths, SegmentFeatures
 
 
@@ -48,6 +48,21 @@ def test_a_summary_is_nothing_at_first_and_learns() -> None:
     assert connector.summary is not None and len(connector.summary.directions) == 4
     maps = [connector.summary.inside, connector.summary.outside, *connector.summary.directions]
     assert all(into[-1].weight.grad.abs().sum() > 0 for into in maps)
+
+
+def test_a_summary_stays_shorter_than_its_limit() -> None:
+    torch.manual_seed(0)
+    connector = MaskConnector(FeatureWidths(8, 12), 10, summary=True, summary_limit=2.0)
+    assert connector.summary is not None
+    torch.nn.init.normal_(connector.summary.inside[-1].weight, std=100.0)
+    summary = connector(features()).summary
+    assert summary is not None and ((summary.norm(dim=1) > 1.9) & (summary.norm(dim=1) < 2.0)).all()
+
+
+def test_a_short_vector_keeps_its_length_and_a_long_one_its_direction() -> None:
+    vectors = torch.tensor([[0.03, 0.04], [30.0, 40.0]])
+    short, long = shorten(vectors, limit=3.0)
+    assert torch.allclose(short, vectors[0], rtol=1e-3) and torch.allclose(long, torch.tensor([1.8, 2.4]), atol=0.01)
 
 
 def test_mask_statistics_and_cones_know_where_the_mask_is() -> None:

@@ -30,12 +30,15 @@ class ClassNames(nn.Module):
         trunk: a timm model of the EfficientNet or ResNet family, the segmentation backbone's too.
         text_model: folder or hub name of the language model, whose mean token state embeds a name.
         weights: a safetensors file with the timm model's tensors, its classifier included, or None for random ones.
+        temperature: the classifier's logits are divided by it. Above 1 a name's neighbours have a say, which serves an object that
+            is none of the classes.
     """
 
     names: Tensor
 
-    def __init__(self, trunk: str, text_model: str, weights: str | Path | None = None) -> None:
+    def __init__(self, trunk: str, text_model: str, weights: str | Path | None = None, temperature: float = 1.0) -> None:
         super().__init__()
+        self.temperature = temperature
         network = timm.create_model(trunk, pretrained=False)
         if not isinstance(network, EfficientNet | ResNet):
             raise VirtueError(f"names: {trunk} is a {type(network).__name__}, expected an EfficientNet or ResNet of timm; or set the connector's names to null")
@@ -53,7 +56,8 @@ class ClassNames(nn.Module):
 
     def forward(self, pooled: Float[Tensor, "prompts width"]) -> Float[Tensor, "prompts hidden"]:
         """pooled: the mean over an object of the trunk's coarsest features."""
-        return self.classify(self.expand(pooled[:, :, None, None]).flatten(1)).float().softmax(dim=-1) @ self.names
+        logits = self.classify(self.expand(pooled[:, :, None, None]).flatten(1)).float()
+        return (logits / self.temperature).softmax(dim=-1) @ self.names
 
 
 def load_classifier(network: nn.Module, path: str | Path) -> None:

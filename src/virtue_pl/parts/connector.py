@@ -13,8 +13,8 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from virtue_pl.backbones.class_names import ClassNames
 from virtue_pl.types import FeatureWidths, SegmentFeatures, SegmentTokens, VirtueError
 
-NAMES_WEIGHT = 1.0
-"""Of a class name beside a caption of unit length, at first; it is learned."""
+NAMES_WEIGHT = 1.7
+"""Of a class name beside what training taught, as part of the latter's length."""
 OBJECT_DROPOUT = 0.3
 
 
@@ -59,10 +59,18 @@ class MaskConnector(Connector):
         directions: whether to add the four tokens of the surroundings.
         summary: whether what the tokens are made of also joins the embedding behind the language model (`Summary`).
         names: what the trunk's classifier would call the object joins the summary; None for what training teaches alone.
+        summary_limit: the summary's length stays below it, beside the language model's state of length 1, so that both are heard.
     """
 
     def __init__(
-        self, widths: FeatureWidths, hidden_size: int, side: int = 2, directions: bool = True, summary: bool = False, names: ClassNames | None = None
+        self,
+        widths: FeatureWidths,
+        hidden_size: int,
+        side: int = 2,
+        directions: bool = True,
+        summary: bool = False,
+        names: ClassNames | None = None,
+        summary_limit: float = 3.0,
     ) -> None:
         super().__init__()
         self.side = side
@@ -71,7 +79,7 @@ class MaskConnector(Connector):
         self.gated = projection(widths.embedding, hidden_size)
         self.surroundings = Surroundings(widths.image, hidden_size) if directions else None
         self.around = nn.Linear(hidden_size, hidden_size) if directions else None
-        self.summary = Summary(widths.image, hidden_size, 4 * directions, names) if summary else None
+        self.summary = Summary(widths.image, hidden_size, 4 * directions, names, summary_limit) if summary else None
         self.roles = nn.Parameter(torch.randn(2 + 4 * directions + side**2, hidden_size) * 0.02)
 
     def forward(self, features: SegmentFeatures) -> SegmentTokens:
@@ -133,10 +141,12 @@ class Summary(nn.Module):
         width: of the features inside and outside.
         hidden_size: of the embedding, and of what describes a direction.
         directions: how many there are.
-        names: see `MaskConnector`; it reads the last of the features, the trunk's coarsest.
+        names: see `MaskConnector`; it reads the last of the features, the trunk's coarsest. Training leaves it out: with it, the
+            object's map learns to correct the names of the objects it is shown, and says less of others.
+        limit: of the sum's length.
     """
 
-    def __init__(self, width: int, hidden_size: int, directions: int, names: ClassNames | None = None) -> None:
+    def __init__(self, width: int, hidden_size: int, directions: int, names: ClassNames | None = None, limit: float = 3.0) -> None:
         super().__init__()
         if names is not None and (names.width > width or names.hidden_size != hidden_size):
             raise VirtueError(
@@ -146,19 +156,27 @@ class Summary(nn.Module):
         self.inside = zero_at_first(nn.Sequential(nn.LayerNorm(width), nn.Dropout(OBJECT_DROPOUT), nn.Linear(width, hidden_size)))
         self.outside = zero_at_first(projection(width, hidden_size))
         self.directions = nn.ModuleList(zero_at_first(nn.Sequential(nn.Linear(hidden_size, hidden_size, bias=False))) for _ in range(directions))
+        self.limit = limit
         self.names = names
-        self.names_weight = None if names is None else nn.Parameter(torch.tensor(NAMES_WEIGHT))
 
     def forward(
         self, inside: Float[Tensor, "prompts channels"], outside: Float[Tensor, "prompts channels"], around: Float[Tensor, "prompts directions hidden"]
     ) -> Float[Tensor, "prompts hidden"]:
         directed = [into(seen) for into, seen in zip(self.directions, around.unbind(dim=1), strict=True)]
-        summary = torch.stack([self.inside(inside), self.outside(outside), *directed]).sum(dim=0)
-        return summary if self.names is None else summary + self.names_weight * self.names(inside[:, -self.names.width :])
+        summary = torch.stack([self.inside(inside), self.outside(outside), *directed]).sum(dim=0).float()
+        if self.names is not None and not self.training:
+            named = self.names(inside[:, -self.names.width :])
+            summary = summary + NAMES_WEIGHT * summary.norm(dim=-1, keepdim=True) * named
+        return shorten(summary, self.limit)
 
 
 def projection(width: int, hidden_size: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
+
+
+def shorten(vectors: Float[Tensor, "rows hidden"], limit: float) -> Float[Tensor, "rows hidden"]:
+    """The vectors with lengths below `limit`; short ones hardly change."""
+    return vectors / (1 + vectors.square().sum(dim=-1, keepdim=True) / limit**2).sqrt()
 
 
 def zero_at_first(layers: nn.Sequential) -> nn.Sequential:
