@@ -131,7 +131,7 @@ def save_smolvlm(folder: Path) -> Path:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
-    pictures = SmolVLMImageProcessor(size={"longest_edge": 2 * side}, max_image_size={"longest_edge": side})
+    pictures = SmolVLMImageProcessor(size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side})
     return save(folder, SmolVLMModel, config, tokenizer, pictures)
 
 
