@@ -83,7 +83,15 @@ def save_qwen2_vl(folder: Path) -> Path:
 
 def save_qwen2_5_vl(folder: Path) -> Path:
     tokenizer = byte_tokenizer(QWEN_TOKENS)
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": HIDDEN, "num_heads": 2, "window_size": 56, "fullatt_block_indexes": [1]}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "out_hidden_size": HIDDEN,
+        "num_heads": 2,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    }
     config = Qwen2_5_VLConfig(text_config=qwen_text(tokenizer), vision_config=vision, **qwen_ids(tokenizer))
     return save(folder, Qwen2_5_VLModel, config, *qwen_parts(tokenizer))
 

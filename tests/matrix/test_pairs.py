@@ -69,12 +69,12 @@ def with_stored_features(model: Virtue, rows: EncoderBatch) -> EncoderBatch:
 def test_eight_pairs_are_learned_by_heart(backbone: str, segmentation: str, vlm_model: Callable[[str], Path]) -> None:
     model = build(backbone, segmentation, vlm_model(backbone)).train()
     assert type(model.fusion.backbone).__name__ == backbone.rpartition(".")[2]
-    for part in (model.prompt_encoder, model.segmentation):
+    for part in (model.segmentation, model.prompt_encoder):
         enlarge(part)
     batch: PairBatch = model.preprocess.train(samples())
     batch = replace(batch, queries=with_stored_features(model, batch.queries))
     learning = [parameter for parameter in model.fusion.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": model.connector.parameters(), "lr": 3e-3}, {"params": learning, "lr": 1e-3}])
+    optimizer = torch.optim.AdamW([{"params": model.connector.parameters(), "lr": 3e-3}, {"params": learning, "lr": 1e-3}], weight_decay=0)
     for _ in range(STEPS):
         output = model.loss(model.embed_pairs(batch))
         optimizer.zero_grad()
