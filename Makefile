@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablations test lint types bench format clean
+.PHONY: help setup quickstart ablations test test-matrix lint types bench format clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup: $(STAMP) ## the virtual environment, with everything that the other targets need
 
@@ -23,6 +23,9 @@ ablations: $(STAMP) ## after the quickstart: train its ablations, and print and 
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation backbone
+	$(BIN)/python -m pytest -q -m "matrix or not matrix" tests/matrix $(ARGS)
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .

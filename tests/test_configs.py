@@ -1,7 +1,7 @@
 """Every YAML under configs/ builds: recipes as they are, parts in their place in the main recipe.
 
 No weights and no data are needed: data modules open nothing before `setup`, and an argument called `weights` (or `..._weights`)
-may be null for random ones. A `text_model` or `vlm_model`, which also brings its tokenizer, is replaced by a tiny one.
+may be null for random ones. A `text_model` or `vlm_model`, which also brings its tokenizer, is replaced by a tiny one of its kind.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from recorded import GOLDEN
 from tiny_models import save_text_model
+from tiny_vlms import TINY
 from virtue_pl.app.ablations import AblationPlan
 from virtue_pl.app.plan import Run
 from virtue_pl.app.quickstart import Plan
@@ -76,33 +76,36 @@ def slot_of(path: Path) -> str | None:
 
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """As wide as the recorded vision-language model: class names, which it embeds, join either's states."""
+    """As wide as the tiny vision-language models: class names, which it embeds, join either's states."""
     return str(save_text_model(tmp_path_factory.mktemp("text_model"), hidden_size=64))
 
 
 @pytest.fixture(scope="module")
 def build(text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., VirtueCLI]]:
     """Builds what a command line asks for, once, with random weights, in an empty folder."""
+    vlm_model = cache(lambda backbone: str(TINY[backbone](tmp_path_factory.mktemp("vlm_model"))))
 
     class RandomWeights(VirtueCLI):
         def before_instantiate_classes(self) -> None:
-            forget_weights(self.config.model, text_model)
+            forget_weights(self.config.model, text_model, vlm_model)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("empty"))
         yield cache(lambda *arguments: RandomWeights("fit", [*arguments, "--trainer.accelerator", "cpu"]))
 
 
-def forget_weights(config: Any, text_model: str) -> None:
+def forget_weights(config: Any, text_model: str, vlm_model: Callable[[str], str], owner: str = "") -> None:
+    """owner: the class whose arguments `config` holds."""
     for name, value in list(vars(config).items()) if isinstance(config, Namespace) else ():
         if (name == "weights" or name.endswith("_weights")) and value is not None:
             config[name] = None
         elif name == "text_model":
             config[name] = text_model
         elif name == "vlm_model":
-            config[name] = str(GOLDEN / "qwen2_vl")
+            assert owner in TINY, f"say in tiny_vlms.py how a tiny model for {owner} is made"
+            config[name] = vlm_model(owner)
         else:
-            forget_weights(value, text_model)
+            forget_weights(value, text_model, vlm_model, vars(config).get("class_path", owner))
 
 
 @pytest.mark.parametrize("path", files(), ids=name_of)

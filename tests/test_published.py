@@ -88,14 +88,24 @@ def mixed() -> list[EmbeddingInput]:
     return [EmbeddingInput("a cat"), *shown, EmbeddingInput("look at this picture", (second,)), EmbeddingInput("a much longer text, with no picture")]
 
 
-@pytest.mark.parametrize("recipe", [VirtueRecipe(), ReferenceRecipe(prompt_frame="canvas", num_segment_tokens=4)], ids=["virtue", "reference"])
-def test_a_row_in_any_batch_is_itself_alone(recipe):
+def several() -> EmbeddingInput:
+    """Two pictures in one row, the first one prompted."""
+    shown = (cases()["image_noprompt"].pictures[0], cases()["image_point"].pictures[0])
+    return EmbeddingInput("find it in both", shown, VisualPrompt.from_pixels(boxes=[[4, 4, 30, 40]], size=shown[0].shape[1:]), ("first", "second"))
+
+
+RECIPES = {"virtue": (VirtueRecipe(), [*mixed(), several()]), "reference": (ReferenceRecipe(prompt_frame="canvas", num_segment_tokens=4), mixed())}
+"""With rows of every kind that they know."""
+
+
+@pytest.mark.parametrize(("recipe", "rows"), RECIPES.values(), ids=RECIPES)
+def test_a_row_in_any_batch_is_itself_alone(recipe, rows):
     model = virtue(recipe)
     preprocess = model.preprocess
     with torch.no_grad():
-        batch = preprocess.encoder_batch(mixed())
+        batch = preprocess.encoder_batch(rows)
         together = model.encode(batch)
-        alone = torch.cat([model.encode(preprocess.encoder_batch([item])) for item in mixed()])
+        alone = torch.cat([model.encode(preprocess.encoder_batch([item])) for item in rows])
         chunks = torch.cat([model.encode(chunk) for chunk in batch.split(3)])
     assert len(batch.pictures) == 2
     assert (together - alone).abs().max() < 1e-5 and (together - chunks).abs().max() < 1e-5

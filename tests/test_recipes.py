@@ -125,6 +125,13 @@ def test_published_positions_do_not_count_padding() -> None:
         ReferenceRecipe().position_ids(None, [True])
 
 
+def test_the_published_weights_know_one_picture_a_row() -> None:
+    item = EmbeddingInput("both", (picture(4, 4), picture(4, 4)))
+    assert VirtueRecipe().prepare(item) is item
+    with pytest.raises(VirtueError, match="a row shows 2 pictures, but the published weights know one a row: use VirtueRecipe"):
+        ReferenceRecipe().prepare(item)
+
+
 def test_stored_features_of_the_published_canvas_are_not_taken_for_others() -> None:
     kept = VirtueRecipe().segmentation_fingerprint("abc")
     assert kept == "abc" != ReferenceRecipe().segmentation_fingerprint("abc") != ReferenceRecipe(max_pixels=784).segmentation_fingerprint("abc")

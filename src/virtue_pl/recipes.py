@@ -91,7 +91,8 @@ class ReferenceRecipe(VirtueRecipe):
     It departs from `VirtueRecipe` in five points. The segmentation model is given the picture as the vision tower reads it, resized and
     normalised, stretched to the canvas; the model normalises it again. No marks stand around a picture. All axes of a position are
     equal: a row with a picture goes on behind its segment tokens, a text counts from 0. In SCaR a box may lie in another frame, and its
-    evaluation has a space more. Where the published code lets a row depend on its neighbours, a row here is what it is alone.
+    evaluation has a space more. Where the published code lets a row depend on its neighbours, a row here is what it is alone; a row of
+    several pictures, which stops that code, is refused.
 
     Args:
         prompt_text: see `VirtueRecipe`.
@@ -117,6 +118,11 @@ class ReferenceRecipe(VirtueRecipe):
         self.num_segment_tokens = num_segment_tokens
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
+
+    def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
+        if len(item.images) > 1:
+            raise VirtueError(f"recipe: a row shows {len(item.images)} pictures, but the published weights know one a row: use VirtueRecipe, or show one")
+        return item
 
     def marked(self, text: str, marks: tuple[str, str]) -> str:
         return text.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN} ") if self.space_after_picture else text

@@ -21,7 +21,7 @@ class VLMProcessor(ABC):
     def tokenize(self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
         """`input_ids` and `attention_mask`, right-padded; each `IMAGE_TOKEN` takes the places of one picture's tokens.
 
-        sizes: (height, width) of every row's resized pictures, in order.
+        sizes: `resized` of every row's pictures, in order.
         """
 
     def position_ids(
@@ -35,11 +35,11 @@ class VLMProcessor(ABC):
 
     @abstractmethod
     def resize(self, image: UInt8[Tensor, "3 height width"]) -> Shaped[Tensor, "3 new_height new_width"]:
-        """The picture at the size that the vision tower reads."""
+        """The picture as the vision tower reads it: at its size, or cut in tiles that stand side by side."""
 
     @abstractmethod
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The size (height, width) that `resize` gives to a picture of `size`."""
+        """What the tokens of a picture of `size` are counted from: the size (height, width) that `resize` gives, or its own where it is cut."""
 
 
 class VLMBackbone(nn.Module, ABC):

@@ -1,0 +1,131 @@
+"""What vision-language models on transformers' own classes have in common: a folder, a tokenizer, a frozen tower, a causal language model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+
+from virtue_pl.backbones.vlm import VLMBackbone, VLMProcessor
+from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
+
+
+class CausalVLMProcessor(VLMProcessor):
+    """Tokenizes with the model's own tokenizer; a picture's ids stand where `IMAGE_TOKEN` does, and no chat template around the text.
+
+    `normalise` is the model's own picture processor.
+    """
+
+    def __init__(self, vlm_model: str, max_tokens: int) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(vlm_model, trust_remote_code=False)
+        self.normalise: Any = AutoImageProcessor.from_pretrained(vlm_model)
+        self.image_id: int = AutoConfig.from_pretrained(vlm_model).image_token_id
+        self.max_tokens = max_tokens
+
+    @abstractmethod
+    def picture_ids(self, size: tuple[int, int]) -> list[int]:
+        """The ids of one picture of `size`, resized: `image_id` for each of its tokens, and whatever the model expects between them."""
+
+    def tokenize(self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
+        rows = [self.row(text, shown) for text, shown in zip(texts, sizes, strict=True)]
+        longest = max(len(row) for row in rows)
+        pad = self.tokenizer.pad_token_id
+        input_ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        return input_ids, mask
+
+    def row(self, text: str, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """A row's ids. Of the text at most `max_tokens` are kept, of the pictures all."""
+        pieces = text.split(IMAGE_TOKEN)
+        if len(pieces) - 1 != len(sizes):
+            raise VirtueError(f"a text has {len(pieces) - 1} places for pictures, expected {len(sizes)}, one {IMAGE_TOKEN} for each of its pictures")
+        ids: list[int] = []
+        left = self.max_tokens
+        for number, piece in enumerate(pieces):
+            if number:
+                ids += self.picture_ids(sizes[number - 1])
+            kept = self.tokenizer(piece, add_special_tokens=False)["input_ids"][:left]
+            if self.image_id in kept:
+                token = self.tokenizer.convert_ids_to_tokens(self.image_id)
+                raise VirtueError(f"a text holds the model's own {token}, expected {IMAGE_TOKEN} where a picture stands: take it out of the text")
+            ids, left = ids + kept, left - len(kept)
+        return ids
+
+
+class TileProcessor(CausalVLMProcessor):
+    """For a model that cuts pictures in tiles by their own size, and counts all tokens one after another."""
+
+    def position_ids(
+        self, input_ids: Int[Tensor, "rows tokens"], attention_mask: Int[Tensor, "rows tokens"], sizes: Sequence[Sequence[tuple[int, int]]]
+    ) -> Int[Tensor, "rows tokens"]:
+        return (attention_mask.cumsum(dim=1) - 1) * attention_mask
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
+
+class CausalVLM(VLMBackbone):
+    """A model on one of transformers' classes, without the head that predicts words. All but the language model's layers is frozen.
+
+    What the tower gives for a picture is at the language model's width already. Where there are several levels, the first one stands in
+    the sequence, and the others are added behind the language model's first layers (`TokenSequence.added`).
+    """
+
+    model_class: ClassVar[Any]
+    model: Any
+    processor: CausalVLMProcessor
+
+    def __init__(self, vlm_model: str, dtype: str, attention: str) -> None:
+        super().__init__()
+        self.model = load_vlm(self.model_class, vlm_model, dtype, attention)
+        self.hidden_size = self.model.config.text_config.hidden_size
+        self.model.requires_grad_(False)
+        for learning in (self.language_model.layers, self.language_model.norm):
+            learning.requires_grad_(True)
+
+    @property
+    def language_model(self) -> Any:
+        """What reads a token sequence: the part of the model that learns."""
+        return self.model.get_decoder()
+
+    def vision_tokens(self, features: Sequence[tuple[Float[Tensor, "tokens hidden"], ...]]) -> tuple[Float[Tensor, "tokens levels_hidden"], ...]:
+        """A picture's levels side by side."""
+        return tuple(torch.cat(levels, dim=1) for levels in features)
+
+    def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens levels_hidden"]]) -> TokenSequence:
+        assert inputs.position_ids is not None, "the processor gives them"
+        embeds = self.language_model.embed_tokens(inputs.input_ids)
+        if not vision:
+            return TokenSequence(embeds, inputs.attention_mask, inputs.position_ids)
+        shown = inputs.input_ids == self.processor.image_id
+        first, *added = torch.cat(list(vision)).to(embeds.dtype).split(self.hidden_size, dim=1)
+        embeds = embeds.masked_scatter(shown.unsqueeze(-1), first)
+        return TokenSequence(embeds, inputs.attention_mask, inputs.position_ids, tuple(added), shown if added else None)
+
+    def forward(self, sequence: TokenSequence) -> Float[Tensor, "rows tokens hidden"]:
+        levels = {"visual_pos_masks": sequence.added_places, "deepstack_visual_embeds": list(sequence.added)} if sequence.added else {}
+        output = self.language_model(
+            inputs_embeds=sequence.embeds, attention_mask=sequence.attention_mask, position_ids=sequence.position_ids, use_cache=False, **levels
+        )
+        return output.last_hidden_state
+
+
+def load_vlm(model_class: Any, name: str, dtype: str, attention: str) -> Any:
+    """The model without its head. Raises VirtueError where the folder is missing, is of another model, or lacks a tensor."""
+    expected = model_class.config_class.model_type
+    if name.startswith((".", "/")) and not Path(name).is_dir():
+        raise VirtueError(f"vlm_model: the folder {name} is not there, expected a {expected}, or name one of the hub")
+    found = AutoConfig.from_pretrained(name).model_type
+    if found != expected:
+        raise VirtueError(f"vlm_model: {name} is a {found}, expected a {expected}: name another folder, or give the backbone's class for {found}")
+    model, report = model_class.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise VirtueError(f"vlm_model: {name} lacks {len(missing)} tensors of a {expected}, e.g. {missing[0]}: download it again, or name another")
+    return model
