@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from virtue_pl.adapters import LoRA
 from virtue_pl.backbones.vlm import VLMBackbone
 from virtue_pl.frozen_features import Levels, known_or_encoded
 from virtue_pl.gradient_cache import GradientCache, PlainStep
@@ -34,6 +35,7 @@ class VLMFusionHead(EmbeddingModel):
         recipe: how text and pixels are prepared.
         train_modes, evaluation_modes, loss, gradient_cache: only for running alone; see `Virtue`.
         optimization, weights, weights_prefix, frozen: see `Part`.
+        adapter: what is trained of the language model in place of its own weights.
     """
 
     def __init__(
@@ -49,9 +51,12 @@ class VLMFusionHead(EmbeddingModel):
         weights: str | Path | None = None,
         weights_prefix: str = "",
         frozen: bool = False,
+        adapter: LoRA | None = None,
     ) -> None:
         super().__init__(loss, gradient_cache, optimization, weights, weights_prefix, frozen)
         self.backbone = backbone
+        if adapter is not None:
+            adapter.adapt(backbone)
         self.pooling = pooling or MeanPooling()
         self.recipe = recipe or VirtueRecipe()
         self.train_modes = train_modes or DEFAULT_TRAIN_MODES
