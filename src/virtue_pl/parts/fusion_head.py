@@ -68,15 +68,15 @@ class VLMFusionHead(EmbeddingModel):
         return self.backbone.hidden_size
 
     def forward(self, inputs: EncoderBatch, segments: SegmentTokens | None = None) -> Float[Tensor, "rows hidden"]:
-        """Unit embeddings of the rows; segment tokens stand in front of the rows that use a picture."""
+        """Unit embeddings of the rows; segment tokens, one set a prompt, stand in front of their rows."""
         pictures = self.backbone.vision_tokens(self.frozen_features(inputs.pictures))
-        sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.prompts.pictures.tolist()])
+        sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.use_pictures.tolist()])
         if segments is not None:
-            sequence = sequence.prepend(segments.tokens, inputs.use_rows)
+            sequence = sequence.prepend(segments.tokens, inputs.prompt_rows)
         embeddings = normalize(self.pooling(self.backbone(sequence).float(), sequence.attention_mask), dim=-1)
         if segments is None or segments.summary is None:
             return embeddings
-        return normalize(embeddings.index_add(0, inputs.use_rows, segments.summary.float()), dim=-1)
+        return normalize(embeddings.index_add(0, inputs.prompt_rows, segments.summary.float()), dim=-1)
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows hidden"]:
         return self(inputs)
