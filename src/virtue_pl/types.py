@@ -527,26 +527,35 @@ class TokenSequence(Movable):
     """What a language model reads: embeddings, which of them are real, and their positions, always moved together.
 
     position_ids: [rows, tokens], or [axes, rows, tokens] for a model with several position axes.
+    added: one for each of the model's first layers, what is added to its states behind it, at the places of `added_places`, row by row
+        (DeepStack); empty for a model that reads a picture's tokens at its input alone.
     """
 
     embeds: Float[Tensor, "rows tokens hidden"]
     attention_mask: Int[Tensor, "rows tokens"]
     position_ids: Int[Tensor, "*axes rows tokens"]
+    added: tuple[Float[Tensor, "places hidden"], ...] = ()
+    added_places: Bool[Tensor, "rows tokens"] | None = None
 
     def prepend(self, tokens: Float[Tensor, "chosen new hidden"], rows: Int[Tensor, " chosen"]) -> TokenSequence:
-        """`tokens` in front of the given rows, at position 0. What is given to a row twice stands one behind the other, in this order;
-        rows that get less get padding, in front.
+        """`tokens` in front of the given rows, at position 0; a row with less of them than another gets padding before them.
+
+        A row that is given several times has them all, in the order in which they are given.
         """
-        num_rows, length = len(self.embeds), tokens.shape[1]
-        counts = torch.bincount(rows, minlength=num_rows)
-        most = int(counts.max()) if len(rows) else 0
-        earlier = (rows[:, None] == rows).tril(-1).sum(dim=1)
-        places = rows * most + most - counts[rows] + earlier
-        embeds = self.embeds.new_zeros(num_rows * most, length, tokens.shape[2]).index_copy(0, places, tokens.to(self.embeds.dtype))
-        mask = self.attention_mask.new_zeros(num_rows * most, length).index_fill(0, places, 1)
-        positions = self.position_ids.new_zeros(*self.position_ids.shape[:-1], most * length)
+        if not len(rows):
+            return self
+        earlier = (rows[:, None] == rows).tril(diagonal=-1).sum(dim=1)
+        given = torch.zeros(len(self.embeds), dtype=torch.long, device=rows.device).index_add(0, rows, torch.ones_like(rows))
+        most = int(given.max())
+        places = (rows, most - given[rows] + earlier)
+        embeds = self.embeds.new_zeros(len(self.embeds), most, *tokens.shape[1:]).index_put(places, tokens.to(self.embeds.dtype))
+        mask = self.attention_mask.new_zeros(len(self.embeds), most).index_put(places, self.attention_mask.new_ones(len(rows)))
+        front = mask.repeat_interleave(tokens.shape[1], dim=1)
+        positions = self.position_ids.new_zeros(*self.position_ids.shape[:-1], front.shape[1])
         return TokenSequence(
-            torch.cat([embeds.reshape(num_rows, most * length, -1), self.embeds], dim=1),
-            torch.cat([mask.reshape(num_rows, most * length), self.attention_mask], dim=1),
+            torch.cat([embeds.flatten(1, 2), self.embeds], dim=1),
+            torch.cat([front, self.attention_mask], dim=1),
             torch.cat([positions, self.position_ids], dim=-1),
+            self.added,
+            None if self.added_places is None else torch.cat([torch.zeros_like(front, dtype=torch.bool), self.added_places], dim=1),
         )
