@@ -68,4 +68,6 @@ class LoRA:
 
 def adapted(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that adapters are around, and their names from `root`."""
-    return ((name, module) for name, module in root.named_modules() if isinstance(module, BaseTunerLayer))
+    for name, module in root.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield name, root.get_submodule(name)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from torch import nn
 
+from paper_configs import CONFIGS, without_data
 from virtue_pl.adapters import adapted
 from virtue_pl.cli.described import DescribedCLI
 from virtue_pl.cli.main import main
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 SIZES = {"2b": (1536, 8960, 12, 2, 151936), "7b": (3584, 18944, 28, 4, 152064)}
 """Qwen2-VL's hidden size, MLP, heads, key and value heads, and vocabulary."""
@@ -51,7 +49,8 @@ def count(module: nn.Module, trained: bool | None = None) -> int:
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[int, ...], DescribedCLI]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("empty"))
-        return SIZES[request.param], DescribedCLI("fit", ["--config", str(CONFIGS / f"virtue_{request.param}.yaml"), "--trainer.accelerator", "cpu"])
+        config = without_data(tmp_path_factory.mktemp("configs"), request.param)
+        return SIZES[request.param], DescribedCLI("fit", ["--config", str(config), "--trainer.accelerator", "cpu"])
 
 
 def test_every_part_has_its_real_size(built):
@@ -86,6 +85,7 @@ def test_what_would_be_read_is_known(built):
 
 
 def test_check_shows_it_without_weights_or_data(monkeypatch, tmp_path, capsys):
+    """The configs as they are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     stage = ["--config", str(CONFIGS / "stages" / "scar.yaml")]
@@ -100,11 +100,11 @@ def test_check_shows_it_without_weights_or_data(monkeypatch, tmp_path, capsys):
 
 def test_layers_change_what_is_built(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    arguments = ["--config", str(CONFIGS / "virtue_2b.yaml"), "--trainer.accelerator", "cpu", "--config"]
+    arguments = ["--config", str(without_data(tmp_path)), "--trainer.accelerator", "cpu", "--config"]
     vit = DescribedCLI("fit", [*arguments, str(CONFIGS / "segmentation" / "sam1_vit_b.yaml")]).model
     assert 93e6 < count(vit.segmentation) + count(vit.prompt_encoder) < 94e6
     alone = DescribedCLI("fit", [*arguments, str(CONFIGS / "segmentation" / "none.yaml")]).model
     assert type(alone).__name__ == "VLMFusionHead" and count(alone, trained=True) == adapters(*SIZES["2b"][:4])
     adapter = "--model.init_args.fusion.init_args.adapter"
-    lora = DescribedCLI("fit", [*arguments, str(CONFIGS / "virtue_2b.yaml"), adapter, str(CONFIGS / "adapters" / "lora.yaml")]).model
+    lora = DescribedCLI("fit", [*arguments[:-1], adapter, str(CONFIGS / "adapters" / "lora.yaml")]).model
     assert count(lora.fusion, trained=True) < adapters(*SIZES["2b"][:4])
