@@ -17,11 +17,13 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
+from paper_configs import without_data
 from tiny_models import save_text_model
 from tiny_vlms import TINY
 from virtue_pl.app.ablations import AblationPlan
 from virtue_pl.app.plan import Run
 from virtue_pl.app.quickstart import Plan
+from virtue_pl.cli.described import DescribedCLI
 from virtue_pl.cli.lightning import VirtueCLI
 from virtue_pl.training.callbacks import LastCheckpoint
 from virtue_pl.types import EmbeddingInput, Region, Sample
@@ -30,6 +32,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 MAIN = CONFIGS / "virtue_mini.yaml"
 
 SLOTS = {
+    "adapters": "model.init_args.fusion.init_args.adapter",
     "callbacks": "trainer.callbacks",
     "connector": "model.init_args.connector",
     "data": "data",
@@ -42,8 +45,8 @@ SLOTS = {
 ARMS = CONFIGS / "ablations"
 """Layers of the arms in ablations.yaml, which says over what they are laid."""
 
-PAIRS = CONFIGS / "segmentation"
-"""Layers that set a prompt encoder and the segmentation model that it belongs to; too large to be kept."""
+LAYERS = (CONFIGS / "segmentation", CONFIGS / "stages")
+"""Layers over the paper's model, which is built on the meta device: segmentation models with their prompt encoders, and stages of training."""
 
 PLANS = ("quickstart.yaml", "quickstart_small.yaml", "ablations.yaml")
 """Files that are no layer of a run."""
@@ -68,7 +71,7 @@ def name_of(path: Path) -> str:
 def slot_of(path: Path) -> str | None:
     """The option that takes the part; None for what is a config of its own."""
     folder = path.parent.relative_to(CONFIGS).as_posix()
-    if folder == "." or path.parent == PAIRS:
+    if folder == "." or path.parent in LAYERS:
         return None
     assert folder in SLOTS, f"say in {Path(__file__).name} which option takes the parts in configs/{folder}"
     return SLOTS[folder]
@@ -109,10 +112,13 @@ def forget_weights(config: Any, text_model: str, vlm_model: Callable[[str], str]
 
 
 @pytest.mark.parametrize("path", files(), ids=name_of)
-def test_it_builds(build, path):
+def test_it_builds(build, path, tmp_path):
     slot = slot_of(path)
-    if path.parent == PAIRS:
-        cli = build.__wrapped__("--config", str(MAIN), "--config", str(path), "--model.init_args.connector", str(CONFIGS / "connector" / "convolution.yaml"))
+    if path.parent in LAYERS:
+        cli = DescribedCLI("fit", ["--config", str(without_data(tmp_path)), "--config", str(path), "--trainer.accelerator", "cpu"])
+        assert all(parameter.is_meta for parameter in cli.model.parameters())
+    elif slot == SLOTS["adapters"]:
+        cli = build("--config", str(MAIN), f"--{SLOTS['vlm']}", str(CONFIGS / "vlm" / "qwen2_vl_2b.yaml"), f"--{slot}", str(path))
     elif slot is not None:
         cli = build("--config", str(MAIN), f"--{slot}", str(path))
     elif "model" in yaml.safe_load(path.read_text()):

@@ -93,6 +93,8 @@ def pixel_box(box: Float[Tensor, "4"], size: tuple[int, int]) -> tuple[int, int,
 
 def grid_points(side: int) -> VisualPrompt:
     """`side` x `side` inside points at the centres of equal cells, x fastest: what stands in for "no prompt" (the paper: side 3)."""
+    if side < 1:
+        raise VirtueError(f"grid_side is {side}, expected at least 1 (the paper: 3)")
     centres = (torch.arange(side) + 0.5) / side
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return VisualPrompt(points=torch.stack([x.flatten(), y.flatten()], dim=1), point_labels=torch.ones(side * side, dtype=torch.long))

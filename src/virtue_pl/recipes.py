@@ -33,10 +33,10 @@ class Recipe(ABC):
         before, after = marks
         return text.replace(IMAGE_TOKEN, f"{before}{IMAGE_TOKEN}{after}")
 
-    def position_ids(self, found: Int[Tensor, "*axes rows tokens"] | None, shown: Sequence[bool]) -> Int[Tensor, "*axes rows tokens"] | None:
+    def position_ids(self, found: Int[Tensor, "*axes rows tokens"] | None, segmented: Sequence[int]) -> Int[Tensor, "*axes rows tokens"] | None:
         """The positions of every row's tokens behind its segment tokens, which stand at 0; here what the model was trained with.
 
-        found: `VLMProcessor.position_ids`. shown: which rows have a picture.
+        found: `VLMProcessor.position_ids`. segmented: how many sets of segment tokens every row has.
         """
         return found
 
@@ -62,7 +62,7 @@ class VirtueRecipe(Recipe):
 
     Args:
         prompt_text: append "Referring object bbox: [x1, y1, x2, y2]" (or "point: (x, y)") in pixels of the picture, as
-            SCaR's queries do. A mask and no prompt have no words.
+            SCaR's queries do. A mask, a point outside and no prompt have no words.
     """
 
     def __init__(self, prompt_text: bool = True) -> None:
@@ -77,9 +77,12 @@ class VirtueRecipe(Recipe):
 
     def prompt_lines(self, item: EmbeddingInput) -> list[str]:
         height, width = item.images[0].shape[1:]
-        boxes = [[round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height)] for x1, y1, x2, y2 in item.prompt.boxes.tolist()]
-        points = [(round(x * width), round(y * height)) for x, y in item.prompt.points.tolist()]
-        return [f"Referring object bbox: {box}" for box in boxes] + [f"Referring object point: {point}" for point in points]
+        lines = []
+        for prompt in item.prompts:
+            boxes = [[round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height)] for x1, y1, x2, y2 in prompt.boxes.tolist()]
+            points = [(round(x * width), round(y * height)) for x, y in prompt.points[prompt.point_labels == 1].tolist()]
+            lines += [f"Referring object bbox: {box}" for box in boxes] + [f"Referring object point: {point}" for point in points]
+        return lines
 
     def segmentation_pixels(self, image: UInt8[Tensor, "3 height width"], size: int) -> UInt8[Tensor, "3 size size"]:
         return image if image.shape[1:] == (size, size) else transforms.resize(image, [size, size], antialias=True)
@@ -90,7 +93,7 @@ class ReferenceRecipe(VirtueRecipe):
 
     It departs from `VirtueRecipe` in five points. The segmentation model is given the picture as the vision tower reads it, resized and
     normalised, stretched to the canvas; the model normalises it again. No marks stand around a picture. All axes of a position are
-    equal: a row with a picture goes on behind its segment tokens, a text counts from 0. In SCaR a box may lie in another frame, and its
+    equal: a row goes on behind its segment tokens, a text counts from 0. In SCaR a box may lie in another frame, and its
     evaluation has a space more. Where the published code lets a row depend on its neighbours, a row here is what it is alone; a row of
     several pictures, which stops that code, is refused.
 
@@ -99,7 +102,7 @@ class ReferenceRecipe(VirtueRecipe):
         prompt_frame: "picture": the prompt lies where it points. "canvas": its pixels are read as the canvas's, as in the published
             training and evaluation on SCaR, so that a prompt on a smaller picture shrinks towards the top-left corner. Masks stay.
         space_after_picture: as in the published evaluation on SCaR.
-        num_segment_tokens: how many stand in front of a row with a picture.
+        num_segment_tokens: how many a prompt becomes, in front of its row.
         min_pixels, max_pixels: the vision-language model's, of a picture after it is resized.
     """
 
@@ -127,10 +130,10 @@ class ReferenceRecipe(VirtueRecipe):
     def marked(self, text: str, marks: tuple[str, str]) -> str:
         return text.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN} ") if self.space_after_picture else text
 
-    def position_ids(self, found: Int[Tensor, "axes rows tokens"] | None, shown: Sequence[bool]) -> Int[Tensor, "axes rows tokens"]:
+    def position_ids(self, found: Int[Tensor, "axes rows tokens"] | None, segmented: Sequence[int]) -> Int[Tensor, "axes rows tokens"]:
         if found is None:
             raise VirtueError("recipe: ReferenceRecipe gives positions, but the language model takes none: give it a Qwen2-VL, or use VirtueRecipe")
-        starts = torch.tensor([self.num_segment_tokens * with_picture for with_picture in shown])
+        starts = torch.tensor([self.num_segment_tokens * sets for sets in segmented])
         return (starts[:, None] + torch.arange(found.shape[-1])).expand_as(found)
 
     def visual_prompt(self, item: EmbeddingInput, size: int | None) -> VisualPrompt:
@@ -149,7 +152,7 @@ class ReferenceRecipe(VirtueRecipe):
 
 
 class CropRecipe(VirtueRecipe):
-    """The model sees only what lies in the box around the prompt: a baseline for a model without a segmentation stream.
+    """The model sees only what lies in the box around its prompts: a baseline for a model without a segmentation stream.
 
     The crop is the whole picture from then on, and no prompt is left to tell in words. A mask is cropped to its box, and a
     picture without a prompt is left alone.
@@ -163,15 +166,16 @@ class CropRecipe(VirtueRecipe):
         self.point_side = point_side
 
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
-        found = prompted_pixels(item, self.point_side)
-        if found is None:
+        boxes = prompted_pixels(item, self.point_side)
+        if not boxes:
             return item
-        left, top, right, bottom = found
-        return with_picture(item, item.images[0][:, top:bottom, left:right], f"crop {left} {top} {right} {bottom}", VisualPrompt())
+        starts, ends = zip(*((box[:2], box[2:]) for box in boxes), strict=True)
+        (left, top), (right, bottom) = map(min, zip(*starts, strict=True)), map(max, zip(*ends, strict=True))
+        return with_picture(item, item.images[0][:, top:bottom, left:right], f"crop {left} {top} {right} {bottom}", (VisualPrompt(),))
 
 
 class MarkerRecipe(VirtueRecipe):
-    """A red ellipse is drawn around the prompt's box: a baseline for a model without a segmentation stream.
+    """A red ellipse is drawn around each prompt's box: a baseline for a model without a segmentation stream.
 
     Source: Shtedritski et al., What does CLIP know about a red circle? (arXiv 2304.06712). The ellipse goes through the box's corners,
     but stays in the picture. The prompt is told in words, too. A mask is marked around its box; a picture without a prompt is left alone.
@@ -188,29 +192,30 @@ class MarkerRecipe(VirtueRecipe):
         self.point_side = point_side
 
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
-        box = prompted_pixels(item, self.point_side)
-        if box is None:
+        boxes = prompted_pixels(item, self.point_side)
+        if not boxes:
             return item
-        size = (item.images[0].shape[1], item.images[0].shape[2])
-        ring = ellipse(around(box, size), size, max(1, round(self.line_width * min(size))))
-        marked = torch.where(ring, torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None], item.images[0])
-        return with_picture(item, marked, f"marker {' '.join(map(str, box))}", item.prompt)
+        marked, red = item.images[0], torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]
+        size = (marked.shape[1], marked.shape[2])
+        for box in boxes:
+            marked = torch.where(ellipse(around(box, size), size, max(1, round(self.line_width * min(size)))), red, marked)
+        return with_picture(item, marked, f"marker {' '.join(str(edge) for box in boxes for edge in box)}", item.prompts)
 
 
-def prompted_pixels(item: EmbeddingInput, point_side: float) -> tuple[int, int, int, int] | None:
-    """The box around the item's prompt (`enclosing_box`), xyxy in pixels of its first picture; None without picture or prompt."""
+def prompted_pixels(item: EmbeddingInput, point_side: float) -> list[tuple[int, int, int, int]]:
+    """The box around each of the item's prompts (`enclosing_box`), xyxy in pixels of its first picture; none without picture or prompt."""
     if not item.images:
-        return None
+        return []
     size = (item.images[0].shape[1], item.images[0].shape[2])
-    box = enclosing_box(item.prompt, size, point_side)
-    return None if box is None else pixel_box(box, size)
+    boxes = [enclosing_box(prompt, size, point_side) for prompt in item.prompts]
+    return [pixel_box(box, size) for box in boxes if box is not None]
 
 
-def with_picture(item: EmbeddingInput, image: UInt8[Tensor, "3 height width"], change: str, prompt: VisualPrompt) -> EmbeddingInput:
+def with_picture(item: EmbeddingInput, image: UInt8[Tensor, "3 height width"], change: str, prompts: tuple[VisualPrompt, ...]) -> EmbeddingInput:
     """The item with another first picture, whose key says what became of the old one, and of which nothing is stored."""
     keys = (f"{item.image_keys[0]}, {change}", *item.image_keys[1:]) if item.image_keys else ()
     features = (UNKNOWN, *item.features[1:]) if item.features else ()
-    return EmbeddingInput(text=item.text, images=(image, *item.images[1:]), prompt=prompt, image_keys=keys, features=features)
+    return EmbeddingInput(item.text, (image, *item.images[1:]), prompts[0], keys, features, prompts[1:])
 
 
 def around(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:

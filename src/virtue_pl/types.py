@@ -167,11 +167,13 @@ UNKNOWN = PictureFeatures()
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingInput(Movable):
-    """One thing to embed: a text, pictures (uint8 RGB), and a visual prompt on the first of them.
+    """One thing to embed: a text, pictures (uint8 RGB), and visual prompts on the first of them.
 
     `text` may hold `IMAGE_TOKEN` where a picture stands; without one, the pictures come first.
     `image_keys` name the pictures by content, so that one that occurs twice in a batch is encoded once.
     `features` are what is stored of the pictures, one each; empty where nothing is.
+    `prompt` is one region, however many points, boxes and masks say which. `further_prompts` are further regions of the same picture, each
+    of which becomes segment tokens of its own.
     """
 
     text: str = ""
@@ -179,6 +181,12 @@ class EmbeddingInput(Movable):
     prompt: VisualPrompt = field(default_factory=VisualPrompt)
     image_keys: tuple[str, ...] = ()
     features: tuple[PictureFeatures, ...] = ()
+    further_prompts: tuple[VisualPrompt, ...] = ()
+
+    @property
+    def prompts(self) -> tuple[VisualPrompt, ...]:
+        """All regions of the first picture; one that is empty where nothing is pointed at."""
+        return (self.prompt, *self.further_prompts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,14 +278,22 @@ class PromptBatch(Movable):
         chosen = torch.as_tensor(indices, dtype=torch.long, device=self.pictures.device)
         return PromptBatch(tuple(self.prompts[i] for i in indices), self.pictures[chosen])
 
+    def on(self, pictures: Sequence[int]) -> PromptBatch:
+        """The prompts, with their pictures' numbers among the given ones."""
+        place = {picture: number for number, picture in enumerate(pictures)}
+        numbers = [place[picture] for picture in self.pictures.tolist()]
+        return PromptBatch(self.prompts, torch.as_tensor(numbers, dtype=torch.long, device=self.pictures.device))
+
 
 @dataclass(frozen=True, eq=False)
 class EncoderBatch(Movable):
     """Rows to embed, some with a picture and some without, some prompted and some not.
 
-    A *use* is one row's use of one picture: `use_rows` and `prompts.pictures` say which row and which picture.
-    Several rows may use one picture, which is then encoded once.
+    A *use* is one row's use of one picture in its text: `use_rows` and `use_pictures` say which row and which picture.
+    Several rows may use one picture, which is then encoded once. Each of `prompts` becomes segment tokens in front of its row
+    (`prompt_rows`); a use may have several prompts on its picture, or none.
     position_ids: as the recipe wants them; None where the backbone finds them in the ids alone.
+    use_pictures, prompt_rows: left out where every use has one prompt: then `prompts.pictures` and `use_rows` say it.
     """
 
     input_ids: Int[Tensor, "rows tokens"]
@@ -286,6 +302,14 @@ class EncoderBatch(Movable):
     prompts: PromptBatch
     use_rows: Int[Tensor, " uses"]
     position_ids: Int[Tensor, "*axes rows tokens"] | None = None
+    use_pictures: Int[Tensor, " uses"] = None  # type: ignore[assignment]  # filled below
+    prompt_rows: Int[Tensor, " prompts"] = None  # type: ignore[assignment]  # filled below
+
+    def __post_init__(self) -> None:
+        if self.use_pictures is None:
+            object.__setattr__(self, "use_pictures", self.prompts.pictures)
+        if self.prompt_rows is None:
+            object.__setattr__(self, "prompt_rows", self.use_rows)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -296,24 +320,38 @@ class EncoderBatch(Movable):
 
     def select(self, rows: Sequence[int]) -> EncoderBatch:
         """The given rows, in that order, with just the pictures they use; trailing padding is dropped."""
-        uses_of: dict[int, list[int]] = {}
-        for use, row in enumerate(self.use_rows.tolist()):
-            uses_of.setdefault(row, []).append(use)
-        uses = [(use, new_row) for new_row, row in enumerate(rows) for use in uses_of.get(row, ())]
-        pictures: dict[int, int] = {}
-        used = [pictures.setdefault(self.prompts.pictures[use].item(), len(pictures)) for use, _ in uses]  # type: ignore[arg-type]
-        device = self.input_ids.device
-        index = torch.as_tensor(list(rows), dtype=torch.long, device=device)
+        uses, use_rows = taken(self.use_rows, rows)
+        prompts, prompt_rows = taken(self.prompt_rows, rows)
+        used, prompted = self.use_pictures[uses].tolist(), self.prompts.pictures[prompts].tolist()
+        pictures = list(dict.fromkeys([*used, *prompted]))
+        index = torch.as_tensor(list(rows), dtype=torch.long, device=self.input_ids.device)
         mask = self.attention_mask[index]
         length = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0
         return EncoderBatch(
             self.input_ids[index][:, :length],
             mask[:, :length],
-            self.pictures.select(list(pictures)),
-            PromptBatch(tuple(self.prompts.prompts[use] for use, _ in uses), torch.as_tensor(used, dtype=torch.long, device=device)),
-            torch.as_tensor([row for _, row in uses], dtype=torch.long, device=device),
+            self.pictures.select(pictures),
+            self.prompts.select(prompts.tolist()).on(pictures),
+            use_rows,
             None if self.position_ids is None else self.position_ids[..., index, :length],
+            torch.as_tensor([pictures.index(picture) for picture in used], dtype=torch.long, device=index.device),
+            prompt_rows,
         )
+
+    def prompted(self) -> tuple[Pictures, PromptBatch]:
+        """The pictures that prompts are on, and the prompts on them."""
+        pictures = list(dict.fromkeys(self.prompts.pictures.tolist()))
+        return self.pictures.select(pictures), self.prompts.on(pictures)
+
+
+def taken(owners: Int[Tensor, " items"], rows: Sequence[int]) -> tuple[Int[Tensor, " taken"], Int[Tensor, " taken"]]:
+    """Which items the given rows own, row by row, and each's number among these rows."""
+    of_row: dict[int, list[int]] = {}
+    for item, row in enumerate(owners.tolist()):
+        of_row.setdefault(row, []).append(item)
+    found = [(item, number) for number, row in enumerate(rows) for item in of_row.get(row, ())]
+    items, numbers = torch.tensor(found, dtype=torch.long, device=owners.device).reshape(-1, 2).unbind(dim=1)
+    return items, numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -474,14 +512,14 @@ class FeatureWidths(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SegmentTokens(Movable):
-    """What a connector makes of `SegmentFeatures`, one row a use of a picture.
+    """What a connector makes of `SegmentFeatures`, one row a prompt.
 
     tokens: for the language model, in front of the row.
     summary: a vector that joins the row's pooled state behind the language model; None without that short way.
     """
 
-    tokens: Float[Tensor, "uses tokens hidden"]
-    summary: Float[Tensor, "uses hidden"] | None = None
+    tokens: Float[Tensor, "prompts tokens hidden"]
+    summary: Float[Tensor, "prompts hidden"] | None = None
 
 
 @dataclass(frozen=True, eq=False)

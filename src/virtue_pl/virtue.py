@@ -52,6 +52,8 @@ class Virtue(EmbeddingModel):
         gradient_cache: `PlainStep()` or `GradientCache(chunk_size)`.
         optimization: how to train.
         weights, weights_prefix: a checkpoint of the whole model to start from.
+        segment_unprompted: a picture without a prompt is read by the segmentation model too, under a grid of points (the paper); or else
+            it has no segment tokens, and costs none.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Virtue(EmbeddingModel):
         optimization: Optimization | None = None,
         weights: str | Path | None = None,
         weights_prefix: str = "",
+        segment_unprompted: bool = True,
     ) -> None:
         super().__init__(loss, gradient_cache, optimization, weights, weights_prefix, frozen=False)
         self.prompt_encoder = prompt_encoder
@@ -79,6 +82,7 @@ class Virtue(EmbeddingModel):
         self.train_modes = train_modes or DEFAULT_TRAIN_MODES
         self.evaluation_modes = evaluation_modes
         self.alignment_steps = alignment_steps
+        self.segment_unprompted = segment_unprompted
         self.finish()
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
@@ -100,23 +104,24 @@ class Virtue(EmbeddingModel):
         return output.loss
 
     def aligned_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
-        """`common` and the summary of a row's picture; a row without a picture as it is embedded."""
-        shown = set(queries.use_rows.tolist())
+        """`common` and the summary of a row's prompt; a row without segment tokens as it is embedded."""
+        shown = set(queries.prompt_rows.tolist())
         texts = [row for row in range(len(queries)) if row not in shown]
         rows = common.expand(len(queries), -1)
         if shown:
             summary = self.connector(self.segment(queries)).summary
             if summary is None:
                 raise VirtueError("alignment_steps needs a connector with a summary: set `summary: true` in the connector, or alignment_steps to 0")
-            rows = normalize(rows.index_add(0, queries.use_rows, summary.to(rows.dtype)), dim=-1)
+            rows = normalize(rows.index_add(0, queries.prompt_rows, summary.to(rows.dtype)), dim=-1)
         if texts:
             chosen = torch.tensor(texts, device=rows.device)
             rows = rows.index_copy(0, chosen, self.encode(queries.select(texts)).to(rows.dtype))
         return rows
 
     def segment(self, inputs: EncoderBatch) -> SegmentFeatures:
-        """What the segmentation model knows of each use of a picture."""
-        return self.segmentation(inputs.pictures, self.prompt_encoder(inputs.prompts))
+        """What the segmentation model knows of each prompt."""
+        pictures, prompts = inputs.prompted()
+        return self.segmentation(pictures, self.prompt_encoder(prompts))
 
     def picture_features(self, pictures: Pictures) -> tuple[PictureFeatures, ...]:
         both = zip(self.segmentation.frozen_features(pictures), self.fusion.frozen_features(pictures), strict=True)
@@ -130,11 +135,11 @@ class Virtue(EmbeddingModel):
         first_mode = batch.queries.select(range(len(batch)))
         if not len(first_mode.prompts):
             return output
-        return RankingOutput(output.scores, self.segment(first_mode).mask_logits, first_mode.use_rows)
+        return RankingOutput(output.scores, self.segment(first_mode).mask_logits, first_mode.prompt_rows)
 
     @property
     def preprocess(self) -> ContrastivePreprocess:
         size, processor = self.segmentation.backbone.image_size, self.fusion.backbone.processor
         segmentation = self.recipe.segmentation_fingerprint(self.segmentation.backbone.fingerprint())
         fingerprints = {"segmentation": segmentation, "vision": self.fusion.backbone.fingerprint()}
-        return ContrastivePreprocess(processor, self.recipe, size, self.train_modes, self.evaluation_modes, fingerprints)
+        return ContrastivePreprocess(processor, self.recipe, size, self.train_modes, self.evaluation_modes, fingerprints, self.segment_unprompted)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
+from virtue_pl.backbones.pretrained import are_weights_left_out, unfilled
 from virtue_pl.backbones.vlm import VLMBackbone, VLMProcessor
 from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
 
@@ -124,6 +125,8 @@ def load_vlm(model_class: Any, name: str, dtype: str, attention: str) -> Any:
     found = AutoConfig.from_pretrained(name).model_type
     if found != expected:
         raise VirtueError(f"vlm_model: {name} is a {found}, expected a {expected}: name another folder, or give the backbone's class for {found}")
+    if are_weights_left_out():
+        return unfilled(name, {}, dtype=getattr(torch, dtype), attn_implementation=attention)
     model, report = model_class.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True)
     missing = sorted(report["missing_keys"])
     if missing:

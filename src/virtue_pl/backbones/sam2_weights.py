@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Sam2Model
 
+from virtue_pl.backbones.strict_weights import fill
 from virtue_pl.types import VirtueError
 
 RENAMED = (
@@ -47,17 +48,7 @@ LEFT_OUT = re.compile(
 
 def load_sam2(parts: Mapping[str, nn.Module | nn.Parameter], weights: str | Path) -> None:
     """Fills each part from the tensors under its prefix. Raises VirtueError for a tensor too many, too few or of another shape."""
-    state = read_sam2(str(weights))
-    for prefix, part in parts.items():
-        wanted = {prefix: part.data} if isinstance(part, nn.Parameter) else {prefix + name: tensor for name, tensor in part.state_dict().items()}
-        found = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-        for name in sorted(wanted.keys() ^ found.keys()):
-            problem = "lacks" if name in wanted else "has an unknown"
-            raise VirtueError(f"weights: {weights} {problem} {name}, expected the tensors of SAM 2 at the sizes in the config (width, blocks, ...)")
-        for name, tensor in wanted.items():
-            if found[name].shape != tensor.shape:
-                raise VirtueError(f"weights: {name} in {weights} is {list(found[name].shape)}, expected {list(tensor.shape)}: the sizes in the config differ")
-            tensor.copy_(found[name])
+    fill(parts, read_sam2(str(weights)), str(weights), "SAM 2")
 
 
 def read_sam2(weights: str) -> dict[str, Tensor]:

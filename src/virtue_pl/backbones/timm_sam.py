@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from segment_anything import modeling as sam
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.mask_decoder import MLP
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from virtue_pl.backbones.dense_hints import DenseHints, SameObject, covered_area
+from virtue_pl.backbones.sam_prompts import sparse_tokens
 from virtue_pl.backbones.segmentation import PromptEncoder, SegmentationBackbone
 from virtue_pl.backbones.timm_trunk import TimmTrunk, levels_from
 from virtue_pl.frozen_features import network_fingerprint
@@ -27,8 +28,6 @@ from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFea
 
 STRIDE = 16
 """Pixels a side of one place of the feature map."""
-PADDING, TOP_LEFT, BOTTOM_RIGHT = -1, 2, 3
-"""segment-anything's labels beside 0 (outside) and 1 (inside)."""
 
 
 class TimmSamPromptEncoder(PromptEncoder):
@@ -58,31 +57,12 @@ class TimmSamPromptEncoder(PromptEncoder):
     def forward(self, prompts: PromptBatch) -> PromptTokens:
         device = prompts.pictures.device
         rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
-        sparse, valid = self.sparse_tokens([labelled_points(row) for row in rows], device)
+        sparse, valid = sparse_tokens(self.encoder, rows, device)
         dense, drawn = self.dense_embeddings(rows, device), None
         if self.hints is not None:
             hints, drawn = self.hints(rows, device)
             dense = dense + hints
         return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.pictures, drawn)
-
-    def sparse_tokens(
-        self, rows: Sequence[tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]], device: torch.device
-    ) -> tuple[Float[Tensor, "rows tokens d"], Bool[Tensor, "rows tokens"]]:
-        """Labelled points of every row, embedded; zeros behind each row's own."""
-        counts = [len(labels) for _, labels in rows]
-        points = torch.cat([points for points, _ in rows] or [torch.zeros(0, 2, device=device)])
-        labels = torch.cat([labels for _, labels in rows] or [torch.zeros(0, dtype=torch.long, device=device)])
-        valid = torch.arange(max(counts, default=0), device=device)[None] < torch.tensor(counts, device=device, dtype=torch.long)[:, None]
-        embedded = self.embed_points(points, labels)
-        sparse = embedded.new_zeros(*valid.shape, self.embed_dim).masked_scatter(valid[..., None], embedded)
-        return sparse, valid
-
-    def embed_points(self, points: Float[Tensor, "points 2"], labels: Int[Tensor, " points"]) -> Float[Tensor, "points d"]:
-        """Position (half a pixel further, as segment-anything shifts it) plus what kind of point it is; a padding point has no position."""
-        pixels = points * self.image_size + 0.5
-        positions = self.encoder.pe_layer.forward_with_coords(pixels[None], self.encoder.input_image_size)[0]
-        kinds = torch.cat([self.encoder.not_a_point_embed.weight, *(kind.weight for kind in self.encoder.point_embeddings)])
-        return torch.where(labels[:, None] == PADDING, 0.0, positions) + kinds[labels - PADDING]
 
     def dense_embeddings(self, rows: Sequence[VisualPrompt], device: torch.device) -> Float[Tensor, "rows d height width"]:
         """The mask prompt's embedding where a row has one, and the learned "no mask" elsewhere."""
@@ -99,14 +79,6 @@ def canvas_places(image_size: int) -> int:
     if image_size % STRIDE:
         raise VirtueError(f"image_size is {image_size}, expected a multiple of {STRIDE}")
     return image_size // STRIDE
-
-
-def labelled_points(prompt: VisualPrompt) -> tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]:
-    """A prompt's points and box corners, normalised, in segment-anything's order and with its labels."""
-    padding = int(len(prompt.points) > 0 and not len(prompt.boxes))
-    corners = prompt.point_labels.new_tensor([TOP_LEFT, BOTTOM_RIGHT]).repeat(len(prompt.boxes))
-    points = torch.cat([prompt.points, prompt.points.new_zeros(padding, 2), prompt.boxes.reshape(-1, 2)])
-    return points, torch.cat([prompt.point_labels, prompt.point_labels.new_full((padding,), PADDING), corners])
 
 
 class TimmSamBackbone(SegmentationBackbone):

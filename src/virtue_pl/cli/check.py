@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from virtue_pl.cli.lightning import VirtueCLI, one_line_errors
+from virtue_pl.adapters import adapted
+from virtue_pl.cli.described import DescribedCLI
+from virtue_pl.cli.lightning import one_line_errors
+from virtue_pl.types import VirtueError
 
 
 class Plan(NamedTuple):
@@ -25,12 +29,20 @@ class Plan(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """`argv` as for fit. Returns 1 with a line for what is missing; what cannot be built or found raises VirtueError."""
+    """`argv` as for fit. Returns 1 with a line for what is missing; what cannot be built or found raises VirtueError.
+
+    A model whose sizes are stated (`shared.vlm_sizes`) is built by them, without its weights; then its data, too, may be elsewhere.
+    """
     with one_line_errors("check"):
-        cli = VirtueCLI("fit", argv, program="virtue-pl check")
+        cli = DescribedCLI("fit", argv, program="virtue-pl check")
         console = Console()
         console.print(parts_table(cli.model))
-        problem = show_data(console, cli.trainer, cli.model, cli.datamodule)
+        for table in adapter_tables(cli.model):
+            console.print(table)
+        show = show_described if cli.is_described else show_data
+        problem = show(console, cli.trainer, cli.model, cli.datamodule)
+        if cli.unread:
+            console.print(facts_table("not read: the model is built on the meta device", cli.unread.items()))
         console.print(facts_table("run", run_facts(cli.trainer, cli.config)))
     if problem:
         print(f"virtue-pl: check: {problem}", file=sys.stderr)
@@ -47,6 +59,20 @@ def show_data(console: Console, trainer: Trainer, model: LightningModule, data: 
     plan = plan_run(trainer, len(data.train_dataloader()), data.batch_size)
     console.print(facts_table("training", training_facts(trainer, model, plan, data.batch_size)))
     return "data: the training data is smaller than one batch; change data.init_args.batch_size" if plan.batches == 0 else None
+
+
+def show_described(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:
+    """As `show_data`, for data that is not connected to a model and need not be there. What is not there is told, and is no problem."""
+    try:
+        data.trainer = trainer
+        data.setup("fit")
+        console.print(sources_table(data.describe()))
+        plan = plan_run(trainer, data.steps, data.batch_size)
+        console.print(facts_table("training", training_facts(trainer, model, plan, data.batch_size)))
+    except VirtueError as error:
+        plan = plan_run(trainer, data.steps_per_epoch or 0, data.batch_size)
+        console.print(facts_table("training", [("data", str(error)), *training_facts(trainer, model, plan, data.batch_size)]))
+    return None
 
 
 def plan_run(trainer: Trainer, batches: int, batch_size: int) -> Plan:
@@ -90,6 +116,19 @@ def parts_table(model: LightningModule) -> Table:
     table.add_section()
     table.add_row("all", type(model).__name__, *counts(model))
     return right_aligned(table, 2, 3)
+
+
+def adapter_tables(model: LightningModule) -> Iterable[Table]:
+    """Which modules adapters are around: one row for those of the same name in every layer. Nothing where there are none."""
+    layers: dict[str, list[nn.Module]] = {}
+    for name, module in adapted(model):
+        layers.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(module)
+    if layers:
+        table = Table(Column("modules", overflow="fold"), "adapter", "number", "trainable", title="adapters")
+        for name, modules in layers.items():
+            kind = "DoRA" if any("lora_magnitude_vector" in parameter for parameter, _ in modules[0].named_parameters()) else "LoRA"
+            table.add_row(name, kind, f"{len(modules):,}", f"{sum(int(counts(module)[0].replace(',', '')) for module in modules):,}")
+        yield right_aligned(table, 2, 3)
 
 
 def counts(module: nn.Module) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from virtue_pl.adapters import LoRA
 from virtue_pl.backbones.vlm import VLMBackbone
 from virtue_pl.frozen_features import Levels, known_or_encoded
 from virtue_pl.gradient_cache import GradientCache, PlainStep
@@ -34,6 +35,7 @@ class VLMFusionHead(EmbeddingModel):
         recipe: how text and pixels are prepared.
         train_modes, evaluation_modes, loss, gradient_cache: only for running alone; see `Virtue`.
         optimization, weights, weights_prefix, frozen: see `Part`.
+        adapter: what is trained of the language model in place of its own weights.
     """
 
     def __init__(
@@ -49,9 +51,12 @@ class VLMFusionHead(EmbeddingModel):
         weights: str | Path | None = None,
         weights_prefix: str = "",
         frozen: bool = False,
+        adapter: LoRA | None = None,
     ) -> None:
         super().__init__(loss, gradient_cache, optimization, weights, weights_prefix, frozen)
         self.backbone = backbone
+        if adapter is not None:
+            adapter.adapt(backbone)
         self.pooling = pooling or MeanPooling()
         self.recipe = recipe or VirtueRecipe()
         self.train_modes = train_modes or DEFAULT_TRAIN_MODES
@@ -63,15 +68,15 @@ class VLMFusionHead(EmbeddingModel):
         return self.backbone.hidden_size
 
     def forward(self, inputs: EncoderBatch, segments: SegmentTokens | None = None) -> Float[Tensor, "rows hidden"]:
-        """Unit embeddings of the rows; segment tokens stand in front of the rows that use a picture."""
+        """Unit embeddings of the rows; segment tokens, one set a prompt, stand in front of their rows."""
         pictures = self.backbone.vision_tokens(self.frozen_features(inputs.pictures))
-        sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.prompts.pictures.tolist()])
+        sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.use_pictures.tolist()])
         if segments is not None:
-            sequence = sequence.prepend(segments.tokens, inputs.use_rows)
+            sequence = sequence.prepend(segments.tokens, inputs.prompt_rows)
         embeddings = normalize(self.pooling(self.backbone(sequence).float(), sequence.attention_mask), dim=-1)
         if segments is None or segments.summary is None:
             return embeddings
-        return normalize(embeddings.index_add(0, inputs.use_rows, segments.summary.float()), dim=-1)
+        return normalize(embeddings.index_add(0, inputs.prompt_rows, segments.summary.float()), dim=-1)
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows hidden"]:
         return self(inputs)

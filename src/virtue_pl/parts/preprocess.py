@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -55,6 +56,7 @@ class ContrastivePreprocess:
         evaluation_modes: the modes that every evaluation query is ranked in; "no_prompt" shows the picture alone,
             "blind" the instruction alone. Queries without regions are ranked only as `distinct_modes` says.
         fingerprints: by stream, of what a picture's stored features depend on.
+        segment_unprompted: see `Virtue`.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class ContrastivePreprocess:
         train_modes: Mapping[str, float],
         evaluation_modes: Sequence[str],
         fingerprints: Mapping[str, str] | None = None,
+        segment_unprompted: bool = True,
     ) -> None:
         check_modes("train_modes", train_modes, TRAIN_MODES)
         check_modes("evaluation_modes", evaluation_modes, EVALUATION_MODES)
@@ -74,6 +77,7 @@ class ContrastivePreprocess:
         self.train_modes = dict(train_modes)
         self.evaluation_modes = tuple(evaluation_modes)
         self.fingerprints = dict(fingerprints or {})
+        self.segment_unprompted = segment_unprompted
 
     def train(self, samples: Sequence[Sample]) -> PairBatch:
         modes, weights = list(self.train_modes), torch.tensor(list(self.train_modes.values()))
@@ -120,27 +124,39 @@ class ContrastivePreprocess:
         items = [self.recipe.prepare(item) for item in items]
         index: dict[str, int] = {}
         shown: list[tuple[Tensor, PictureFeatures]] = []
-        used: list[int] = []
-        rows: list[int] = []
-        prompts: list[VisualPrompt] = []
+        uses: list[tuple[int, int]] = []
+        prompts: list[tuple[int, int, VisualPrompt]] = []
         sizes: list[list[tuple[int, int]]] = []
         for row, item in enumerate(items):
-            if not item.images and not item.prompt.is_empty:
+            if not item.images and not all(prompt.is_empty for prompt in item.prompts):
                 raise VirtueError(f"row {row} has a visual prompt but no picture to point at: add the picture, or leave the prompt out")
-            sizes.append([])
+            sizes.append([self.processor.resized((image.shape[1], image.shape[2])) for image in item.images])
             for number, image in enumerate(item.images):
                 key = item.image_keys[number] if item.image_keys else f"row {row}, picture {number}"
                 if key not in index:
                     index[key] = len(shown)
                     shown.append((image, item.features[number] if item.features else UNKNOWN))
-                sizes[row].append(self.processor.resized((image.shape[1], image.shape[2])))
-                used.append(index[key])
-                rows.append(row)
-                prompts.append(self.recipe.visual_prompt(item, self.segmentation_size) if number == 0 else VisualPrompt())
+                uses.append((row, index[key]))
+                prompts += [(row, index[key], prompt) for prompt in self.prompts_on(item, number)]
         input_ids, mask = self.processor.tokenize([self.recipe.marked(self.recipe.text(item), self.processor.marks) for item in items], sizes)
-        positions = self.recipe.position_ids(self.processor.position_ids(input_ids, mask, sizes), [bool(item.images) for item in items])
-        pictures = self.pictures([image for image, _ in shown], [known for _, known in shown])
-        return EncoderBatch(input_ids, mask, pictures, PromptBatch(tuple(prompts), ids(used)), ids(rows), positions)
+        segmented = Counter(row for row, _, _ in prompts)
+        positions = self.recipe.position_ids(self.processor.position_ids(input_ids, mask, sizes), [segmented[row] for row in range(len(items))])
+        return EncoderBatch(
+            input_ids,
+            mask,
+            self.pictures([image for image, _ in shown], [known for _, known in shown]),
+            PromptBatch(tuple(prompt for _, _, prompt in prompts), ids([picture for _, picture, _ in prompts])),
+            ids([row for row, _ in uses]),
+            positions,
+            ids([picture for _, picture in uses]),
+            ids([row for row, _, _ in prompts]),
+        )
+
+    def prompts_on(self, item: EmbeddingInput, number: int) -> list[VisualPrompt]:
+        """The prompts on the item's picture `number`, each of which becomes segment tokens; an empty one stands for the whole picture."""
+        given = item.prompts if number == 0 else (VisualPrompt(),)
+        prompts = [self.recipe.visual_prompt(replace(item, prompt=prompt), self.segmentation_size) for prompt in given]
+        return [prompt for prompt in prompts if self.segment_unprompted or not prompt.is_empty]
 
     def pictures(self, images: Sequence[UInt8[Tensor, "3 height width"]], known: Sequence[PictureFeatures] = ()) -> Pictures:
         """Pictures for both streams; what is known of them stands in for their pixels."""
@@ -177,7 +193,7 @@ def point_at(query: EmbeddingInput, region: Region | None, mode: str, generator:
     """
     if mode == "blind":
         return EmbeddingInput(text=query.text.replace(IMAGE_TOKEN, "").lstrip())
-    return query if region is None else replace(query, prompt=prompt_region(region, mode, generator))
+    return query if region is None else replace(query, prompt=prompt_region(region, mode, generator), further_prompts=())
 
 
 def evaluation_query(sample: RankingSample, mode: str) -> EmbeddingInput:

@@ -91,7 +91,7 @@ def panel_of(batch: RankingBatch, output: RankingOutput, sample: int, mode: int,
 
 def prompt_of(batch: RankingBatch, row: int) -> VisualPrompt:
     """The prompt on the first picture of a row of `batch.queries`; empty if the row uses none."""
-    uses = (batch.queries.use_rows == row).nonzero().flatten().tolist()
+    uses = (batch.queries.prompt_rows == row).nonzero().flatten().tolist()
     return batch.queries.prompts.prompts[uses[0]].to("cpu") if uses else VisualPrompt()
 
 
