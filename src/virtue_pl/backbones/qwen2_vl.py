@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2VLModel
 
+from virtue_pl.backbones.pretrained import are_weights_left_out, unfilled
 from virtue_pl.backbones.vlm import VLMBackbone, VLMProcessor
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.images import resize_bicubic, smart_size
@@ -156,6 +157,8 @@ class Qwen2VLBackbone(VLMBackbone):
 
 def load_qwen2_vl(name: str, dtype: str, attention: str) -> Qwen2VLModel:
     """The model without its head. Raises VirtueError where a tensor is missing, or the folder is of another model."""
+    if are_weights_left_out():
+        return unfilled(name, {}, dtype=getattr(torch, dtype), attn_implementation=attention)
     loaded: Any = Qwen2VLModel.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True)
     model, report = loaded
     if report["missing_keys"]:
