@@ -5,7 +5,7 @@ LoRA (arXiv 2106.09685) adds `scale * B @ A` to a weight. DoRA (arXiv 2402.09353
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from virtue_pl.interop.keys import LANGUAGE, VISION, adapter_name
+from virtue_pl.interop.keys import LANGUAGE, VISION, AdapterName, adapter_name
 from virtue_pl.interop.tensor_files import ADAPTER_FILES, read_json, read_tensors
 from virtue_pl.types import VirtueError
 
@@ -53,6 +53,15 @@ class AdapterSettings:
             raise VirtueError(f"{name}: expected r, lora_alpha and a list target_modules, found {sorted(config)[:8]}")
         return cls(config["r"], config["lora_alpha"], bool(config.get("use_dora")), tuple(targets), bool(config.get("use_rslora")))
 
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> AdapterSettings:
+        """Of `LoRA` as a config states it."""
+        stated = spec.get("init_args") or {}
+        missing = {"rank", "alpha", "dora", "targets"} - stated.keys()
+        if missing:
+            raise VirtueError(f"adapter: {spec.get('class_path')} does not state {min(missing)}, expected the run's own config.yaml, which states it")
+        return cls(stated["rank"], stated["alpha"], stated["dora"], tuple(stated["targets"]))
+
 
 @dataclass(frozen=True)
 class Adapters:
@@ -68,23 +77,22 @@ def read_adapters(folder: Path) -> Adapters:
     return Adapters(settings, by_module(read_tensors(folder, ADAPTER_FILES), str(folder)))
 
 
-def by_module(tensors: Mapping[str, Tensor], name: str) -> dict[str, dict[str, Tensor]]:
-    """Adapters' tensors, by the module that they belong to and by kind."""
+def by_module(tensors: Mapping[str, Tensor], name: str, split: Callable[[str], AdapterName | None] = adapter_name) -> dict[str, dict[str, Tensor]]:
+    """Adapters' tensors, by the module that they belong to and by kind. split: from a tensor's name to both; None for an unknown one."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        found = adapter_name(key)
+        found = split(key)
         if found is None:
             raise VirtueError(f"{name} has an unknown tensor {key}, expected lora_A, lora_B or lora_magnitude_vector of modules of a Qwen2-VL")
         modules.setdefault(found.module, {})[found.kind] = tensor
     return modules
 
 
-def merge(adapters: Adapters, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors with every adapter in its module's weight. Raises VirtueError where an adapter or a weight has no partner."""
-    wanted = targeted(tensors, adapters.settings.targets)
+def merge(adapters: Adapters, tensors: Mapping[str, Tensor], wanted: Set[str], name: str) -> dict[str, Tensor]:
+    """The tensors with every adapter in its module's weight; all modules `wanted` must have one. Raises VirtueError for one too many or too few."""
     for module in sorted(wanted ^ adapters.modules.keys()):
         problem = "lacks the adapter of" if module in wanted else "has an adapter of"
-        raise VirtueError(f"{name} {problem} {module}, expected one for each module that target_modules ({', '.join(adapters.settings.targets)}) names")
+        raise VirtueError(f"{name} {problem} {module}, expected one for each module that its targets ({', '.join(adapters.settings.targets)}) name")
     merged = dict(tensors)
     for module, parts in adapters.modules.items():
         check_parts(module, parts, tensors[f"{module}.weight"], adapters.settings, name)

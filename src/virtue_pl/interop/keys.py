@@ -92,6 +92,12 @@ def adapter_name(name: str) -> AdapterName | None:
     return None if match is None or module is None else AdapterName(module, match["kind"])  # type: ignore[arg-type]  # the pattern knows three
 
 
+def adapter_name_here(name: str) -> AdapterName | None:
+    """The same by its name in a model's `state_dict()`, where an adapter stands in its module's place."""
+    match = ADAPTER.match(name)
+    return None if match is None else AdapterName(match["module"], match["kind"])  # type: ignore[arg-type]  # the pattern knows three
+
+
 def sam2_from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A SAM 2 checkpoint's tensors under this package's names, and under their own those that only follow objects through a video."""
     read = renamed({name: tensor for name, tensor in state.items() if not SAM2_LEFT_OUT.match(name)})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from virtue_pl.interop.adapter_folder import CONFIG as ADAPTER_CONFIG
-from virtue_pl.interop.adapter_folder import merge, read_adapters
+from virtue_pl.interop.adapter_folder import merge, read_adapters, targeted
 from virtue_pl.interop.hub import local_folder
 from virtue_pl.interop.keys import HEAD, PROJECT, REDUCE, from_published, to_published
 from virtue_pl.interop.model_card import read_license
@@ -47,7 +47,8 @@ def read_published(folder: Path, sam_checkpoint: str | Path | None = None, base:
     config = read_config(places)
     language, left_out = read_language(under)
     if under != folder:
-        language = merge(read_adapters(folder), language, str(folder))
+        adapters = read_adapters(folder)
+        language = merge(adapters, language, targeted(language, adapters.settings.targets), str(folder))
     connector = read_connector(first_with(places, CONNECTOR_FILE))
     checkpoint = find_checkpoint(folder, config[SETTINGS], sam_checkpoint)
     sizes = read_sizes(folder, config[SETTINGS], checkpoint)
