@@ -70,7 +70,7 @@ def near(folder: Path, named: PurePosixPath) -> Iterator[Path]:
 def read_sizes(folder: Path, settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     """`Sam2Backbone`'s sizes by the configuration file that `virtue_sam` names; a released one is known by its name alone."""
     named = PurePosixPath(str(settings.get("config_path", "")))
-    roots = (checkpoint.resolve().parent, folder.resolve().parent, folder.resolve(), folder.resolve().parent / "sam2")
+    roots = (folder.resolve().parent, folder.resolve(), folder.resolve().parent / "sam2", checkpoint.resolve().parent)
     for path in (place for root in roots for place in (root / named, root / named.name)):
         if path.is_file() and any(path.resolve().is_relative_to(root) for root in roots):
             return {**BASE_PLUS, **sizes_in(path)}
