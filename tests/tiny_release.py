@@ -87,5 +87,3 @@ def run_checkpoint(folder: Path, spec: dict[str, Any], seed: int = 0) -> Path:
 def names_weights(spec: Any) -> list[str]:
     """The files of weights that a spec names."""
     return [str(value) for name, value in arguments(spec) if is_weights(name) and value is not None]
-
-

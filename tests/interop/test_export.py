@@ -49,7 +49,7 @@ def test_the_quickstarts_model_is_its_checkpoints(quickstart):
     assert isinstance(model.recipe, VirtueRecipe) and model.recipe.prompt_text
     assert model.encode(model.preprocess.encoder_batch(rows())).shape == (2, 32)
     assert from_pretrained(quickstart / "exported", recipe="virtue").recipe.prompt_text
-    with pytest.raises(VirtueError, match="recipe is 'reference', but the weights of .* were trained with VirtueRecipe"):
+    with pytest.raises(VirtueError, match=r"recipe is 'reference', but the weights of .* were trained with VirtueRecipe"):
         from_pretrained(quickstart / "exported", recipe="reference")
 
 
@@ -68,9 +68,9 @@ def test_the_folder_is_whole_and_says_what_it_is(quickstart):
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(quickstart, tmp_path):
-    with pytest.raises(VirtueError, match="is there and not empty, expected a new folder"):
+    with pytest.raises(VirtueError, match=r"is there and not empty, expected a new folder"):
         export(quickstart / "exported", quickstart / "exported")
-    with pytest.raises(VirtueError, match="fusion.backbone is TimmTextBackbone, expected Qwen2VLBackbone: the published layout holds no other"):
+    with pytest.raises(VirtueError, match=r"fusion.backbone is TimmTextBackbone, expected Qwen2VLBackbone: the published layout holds no other"):
         export(quickstart / "exported", tmp_path / "published", layout="published")
     assert list(tmp_path.iterdir()) == []
 
@@ -103,9 +103,9 @@ def test_a_folder_cannot_run_code_nor_lead_out(tmp_path, spec, told):
 
 def test_other_classes_are_allowed_by_name(tmp_path):
     folder = write_spec(tmp_path / "folder", {"class_path": "cli_dummies.Root", "init_args": {}})
-    with pytest.raises(VirtueError, match="allow it by `--allow-classes cli_dummies`"):
+    with pytest.raises(VirtueError, match=r"allow it by `--allow-classes cli_dummies`"):
         from_pretrained(folder)
-    with pytest.raises(VirtueError, match="Root cannot be built of"):
+    with pytest.raises(VirtueError, match=r"Root cannot be built of"):
         from_pretrained(folder, allow_classes=["cli_dummies."])
 
 
@@ -135,7 +135,7 @@ def test_a_training_checkpoints_adapters_are_merged_as_peft_does(tmp_path, dora)
     from_pretrained(folder)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "nobody/nothing"}))
-    with pytest.raises(VirtueError, match="the base model 'nobody/nothing' is no folder and cannot be fetched: give its folder by `--base`"):
+    with pytest.raises(VirtueError, match=r"the base model 'nobody/nothing' is no folder and cannot be fetched: give its folder by `--base`"):
         from_pretrained(folder)
     assert same_tensors(read_release(folder, base=base).tensors, found.tensors)
 
@@ -192,7 +192,7 @@ def test_a_runs_adapters_are_merged_by_the_papers_formula(dora):
     torch.testing.assert_close(merged.tensors[f"{module}.weight"], wanted)
     assert merged.tensors.keys() == release().tensors.keys()
     assert merged.build(None).state_dict().keys() == merged.tensors.keys()
-    with pytest.raises(VirtueError, match="has 0 tensors of adapters, 0 stated in its config: leave out `--merge-adapters`"):
+    with pytest.raises(VirtueError, match=r"has 0 tensors of adapters, 0 stated in its config: leave out `--merge-adapters`"):
         with_merged_adapters(merged)
 
 
@@ -212,8 +212,8 @@ def test_a_run_of_the_papers_model_in_the_published_layout(tmp_path):
 
 def test_a_checkpoint_without_its_config_is_one_line(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
-    with pytest.raises(VirtueError, match="has no config.yaml in the folders above it, expected that of its run: give it by `--config`"):
+    with pytest.raises(VirtueError, match=r"has no config.yaml in the folders above it, expected that of its run: give it by `--config`"):
         export(tmp_path / "last.ckpt", tmp_path / "out")
     torch.save({"weights": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(VirtueError, match="has no entry 'state_dict', expected the checkpoint of a run"):
+    with pytest.raises(VirtueError, match=r"has no entry 'state_dict', expected the checkpoint of a run"):
         export(tmp_path / "other.ckpt", tmp_path / "out")

@@ -19,7 +19,9 @@ def sam2_names(width: int, blocks: tuple[int, ...], global_attention: tuple[int,
     return [*backbone.state_dict(), *inside]
 
 
-@pytest.mark.parametrize(("width", "blocks", "attention"), [(96, (1, 2, 7, 2), (5, 7, 9)), (112, (2, 3, 16, 3), (12, 16, 20)), (144, (2, 6, 36, 4), (23, 33, 43))])
+@pytest.mark.parametrize(
+    ("width", "blocks", "attention"), [(96, (1, 2, 7, 2), (5, 7, 9)), (112, (2, 3, 16, 3), (12, 16, 20)), (144, (2, 6, 36, 4), (23, 33, 43))]
+)
 def test_sam2_has_its_own_names_and_comes_back(width, blocks, attention):
     names = [name for name in sam2_names(width, blocks, attention) if not name.endswith("point_embed.weight")]
     originals = [keys.original(name) for name in names]

@@ -125,12 +125,12 @@ def test_the_quickstarts_model_through_the_same_door(tmp_path):
 
 def test_a_folder_without_a_recording_is_one_line(tmp_path):
     published(tmp_path / "model")
-    with pytest.raises(VirtueError, match="has no recorded case to be matched, expected golden_forward.json"):
+    with pytest.raises(VirtueError, match=r"has no recorded case to be matched, expected golden_forward.json"):
         parity.main([str(tmp_path)])
     (tmp_path / "golden_forward.json").write_text("{}")
-    with pytest.raises(VirtueError, match="has no cases"):
+    with pytest.raises(VirtueError, match=r"has no cases"):
         parity.main([str(tmp_path)])
-    with pytest.raises(VirtueError, match="is there, expected a folder without a recording"):
+    with pytest.raises(VirtueError, match=r"is there, expected a folder without a recording"):
         parity.main([str(tmp_path), "--record"])
 
 

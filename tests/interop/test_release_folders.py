@@ -76,7 +76,7 @@ def test_shards_and_bins_and_newer_names_are_the_same_model(folder, copy):
 def test_a_shard_outside_of_the_folder_is_not_read(copy, shard):
     (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
-    with pytest.raises(VirtueError, match="expected a file beside it"):
+    with pytest.raises(VirtueError, match=r"expected a file beside it"):
         read_release(copy)
 
 
@@ -105,21 +105,21 @@ def test_every_tensor_is_accounted_for(copy, change, told):
 
 def test_another_models_folder_is_one_line(copy, tmp_path):
     change_config(copy, model_type="llava")
-    with pytest.raises(VirtueError, match="model_type 'llava', expected 'qwen2_vl'"):
+    with pytest.raises(VirtueError, match=r"model_type 'llava', expected 'qwen2_vl'"):
         from_pretrained(copy)
     change_config(copy, model_type="qwen2_vl", virtue_sam=None)
-    with pytest.raises(VirtueError, match="has no entry 'virtue_sam', expected a release of VIRTUE"):
+    with pytest.raises(VirtueError, match=r"has no entry 'virtue_sam', expected a release of VIRTUE"):
         from_pretrained(copy)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(VirtueError, match="holds nothing, expected virtue.yaml"):
+    with pytest.raises(VirtueError, match=r"holds nothing, expected virtue.yaml"):
         from_pretrained(tmp_path / "empty")
 
 
 def test_a_hub_name_without_network_is_one_line():
-    with pytest.raises(VirtueError, match="nobody/no-such-model is no folder here and cannot be fetched from the hub") as caught:
+    with pytest.raises(VirtueError, match=r"nobody/no-such-model is no folder here and cannot be fetched from the hub") as caught:
         from_pretrained("nobody/no-such-model")
     assert "\n" not in str(caught.value)
-    with pytest.raises(VirtueError, match="is no folder, expected one with a model"):
+    with pytest.raises(VirtueError, match=r"is no folder, expected one with a model"):
         from_pretrained("./nowhere")
 
 
@@ -139,15 +139,15 @@ def test_sams_checkpoint_is_found_beside_in_it_and_where_it_is_said(folder, copy
 
 def test_a_sam_of_another_size_is_one_line(copy, tmp_path):
     write_published(release(width=32), tmp_path / "wide", "random")
-    with pytest.raises(VirtueError, match="is a SAM 2.1 of width 32, 7 blocks, embed_dim 64, expected width 16, 7 blocks, embed_dim 64"):
+    with pytest.raises(VirtueError, match=r"is a SAM 2.1 of width 32, 7 blocks, embed_dim 64, expected width 16, 7 blocks, embed_dim 64"):
         from_pretrained(copy, tmp_path / "wide" / SAM)
 
 
 def test_a_recipe_that_contradicts_the_weights_is_one_line(folder):
     assert isinstance(from_pretrained(folder, recipe="reference").recipe, ReferenceRecipe)
-    with pytest.raises(VirtueError, match="recipe is 'virtue', but the weights of .* were trained with ReferenceRecipe: leave `recipe` out"):
+    with pytest.raises(VirtueError, match=r"recipe is 'virtue', but the weights of .* were trained with ReferenceRecipe: leave `recipe` out"):
         from_pretrained(folder, recipe="virtue")
-    with pytest.raises(VirtueError, match="num_segment_tokens is 256, expected 4"):
+    with pytest.raises(VirtueError, match=r"num_segment_tokens is 256, expected 4"):
         from_pretrained(folder, recipe=ReferenceRecipe())
     assert isinstance(from_pretrained(folder, recipe=VirtueRecipe()).recipe, VirtueRecipe)
 
@@ -171,5 +171,5 @@ def test_there_and_back_bit_for_bit(copy, tmp_path):
 
 def test_a_file_with_code_in_it_is_refused(copy):
     torch.save({"sam2_reducer": Path}, copy / "sam2_reducer_and_vlm_layer.pth")
-    with pytest.raises(VirtueError, match="holds more than tensors and plain values, and is not read"):
+    with pytest.raises(VirtueError, match=r"holds more than tensors and plain values, and is not read"):
         from_pretrained(copy)

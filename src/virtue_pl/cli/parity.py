@@ -38,7 +38,9 @@ def main(argv: list[str]) -> int:
     console.print(_table(rows))
     failed = [row for row in rows if not row.holds]
     judged = sum(row.tolerance is not None for row in rows)
-    console.print(f"{judged - len(failed)} of {judged} judged comparisons hold" + (f"; the first that does not: {failed[0].case}, {failed[0].name}" if failed else ""))
+    console.print(
+        f"{judged - len(failed)} of {judged} judged comparisons hold" + (f"; the first that does not: {failed[0].case}, {failed[0].name}" if failed else "")
+    )
     return 1 if failed else 0
 
 

@@ -40,7 +40,9 @@ def dataset_cases(folder: Path, run: str, content: Mapping[str, Any], named: tup
     (name, dataset), family = named, run.split("_")[0]
     side = squashed_side(content.get("settings", {}))
     pictures = query_pictures(folder / family, family, name, len(dataset["queries"]))
-    queries = tuple(row(folder / family, query["query_text"], picture, query.get("sam_box"), side) for query, picture in zip(dataset["queries"], pictures, strict=True))
+    queries = tuple(
+        row(folder / family, query["query_text"], picture, query.get("sam_box"), side) for query, picture in zip(dataset["queries"], pictures, strict=True)
+    )
     yield Case(f"{run}, {name}", queries, {"embedding": tensors[f"{name}/qry"]}, frozenset(), True)
     if f"{name}/cand" in tensors:
         texts = zip(dataset["cand_texts"], dataset["cand_names"], strict=True)

@@ -95,4 +95,3 @@ def real_tokens(name: str, outputs: Any) -> Tensor:
 def strided(value: Tensor, stride: int) -> Tensor:
     """As `<name>_sN` is recorded: every N-th place of a map."""
     return value[..., ::stride, ::stride]
-

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from virtue_pl.interop.evaluation_rows import read_evaluations
 from virtue_pl.interop.golden import FORWARD, Case, read_cases
 from virtue_pl.interop.gradients import GRADIENTS, gradient_parity
-from virtue_pl.interop.observe import TOKENS, observe, real_tokens, strided
+from virtue_pl.interop.observe import TOKENS, batch_of, observe, real_tokens, strided
 from virtue_pl.interop.parity_row import ParityRow
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.types import VirtueError
@@ -96,5 +96,6 @@ def compare(case: str, name: str, found: Tensor, wanted: Tensor, tolerance: floa
 
 def compare_rows(model: EmbeddingModel, case: Case, tolerances: Tolerances) -> ParityRow:
     """Embeddings of an evaluation's rows, each encoded alone."""
-    rows = torch.cat([observe(model, [item])["embedding"].cpu() for item in case.items])
+    with torch.no_grad():
+        rows = torch.cat([model.encode(batch_of(model, [item])).cpu() for item in case.items])
     return compare(case.name, f"embedding of {len(rows)} rows", rows, case.outputs["embedding"], tolerances.embedding)

@@ -95,5 +95,3 @@ def draw_pictures(folder: Path, seed: int) -> None:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         (folder / f"img{number}.png").write_bytes(buffer.getvalue())
-
-

@@ -102,7 +102,9 @@ def construct(cls: type, init_args: Spec, folder: Path, allowed: Sequence[str]) 
     unknown = init_args.keys() - inspect.signature(cls).parameters.keys()
     if unknown:
         raise VirtueError(f"{folder}: {cls.__name__} has no argument {min(unknown)!r}, expected those of this version of virtue-pl")
-    values = {name: factory(value, folder, allowed) if is_factory(hints.get(name)) else instantiate(value, folder, allowed) for name, value in init_args.items()}
+    values = {
+        name: factory(value, folder, allowed) if is_factory(hints.get(name)) else instantiate(value, folder, allowed) for name, value in init_args.items()
+    }
     try:
         return cls(**values)
     except TypeError as error:
