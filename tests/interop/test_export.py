@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 
 from tiny_release import names_weights, published, quickstart_spec, release, run_checkpoint
 from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
@@ -111,16 +113,22 @@ def test_other_classes_are_allowed_by_name(tmp_path):
 
 def peft_checkpoint(folder: Path, base: Path, dora: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A published training checkpoint: peft's files and the connector. Returns the adapters in peft's file, and what peft merges them to."""
-    model = Qwen2VLBackbone(str(base)).model
+    model = Qwen2VLBackbone(str(base)).model.language_model
     torch.manual_seed(3)
-    wrapped = get_peft_model(model, LoraConfig(r=4, lora_alpha=16, target_modules=TARGETS, use_dora=dora, lora_dropout=0.1))
-    for name, parameter in wrapped.named_parameters():
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=TARGETS, use_dora=dora, lora_dropout=0.1, base_model_name_or_path=str(base))
+    inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
         if "lora_B" in name or "magnitude" in name:
             parameter.data += torch.randn_like(parameter) * 0.05
-    wrapped.save_pretrained(folder)
-    (folder / "sam2_reducer_and_vlm_layer.pth").write_bytes((base / "sam2_reducer_and_vlm_layer.pth").read_bytes())
-    merged = wrapped.merge_and_unload().state_dict()
-    return load_file(folder / "adapter_model.safetensors"), {f"fusion.backbone.model.{name}": value for name, value in merged.items()}
+    config.save_pretrained(folder)
+    shutil.copy(base / "sam2_reducer_and_vlm_layer.pth", folder)
+    in_file = {name.replace("vector.default.weight", "vector").replace(".default", ""): value for name, value in model.state_dict().items() if "lora_" in name}
+    tensors = {f"base_model.model.model.{name}": value.clone() for name, value in in_file.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for module in layers.values():
+        module.merge()
+    return tensors, {f"{LANGUAGE}{name}.weight": module.get_base_layer().weight.detach() for name, module in layers.items()}
 
 
 @pytest.mark.parametrize("dora", [True, False], ids=["dora", "lora"])
@@ -130,8 +138,9 @@ def test_a_training_checkpoints_adapters_are_merged_as_peft_does(tmp_path, dora)
     found, plain = read_release(folder), read_release(base)
     for name, value in wanted.items():
         torch.testing.assert_close(found.tensors[name], value, atol=1e-6, rtol=0)
+    assert len(wanted) == 3 * len(TARGETS)
     changed = {name for name in found.tensors if not torch.equal(found.tensors[name], plain.tensors[name])}
-    assert len(changed) == 3 * len(TARGETS) and all(name.startswith(LANGUAGE) for name in changed)
+    assert changed == wanted.keys()
     from_pretrained(folder)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "nobody/nothing"}))

@@ -77,7 +77,9 @@ def test_names_of_both_generations_and_of_a_training_run(name, ours):
 
 @pytest.mark.parametrize("kind", ["lora_A", "lora_B", "lora_magnitude_vector"])
 @pytest.mark.parametrize("suffix", ["", ".weight", ".default.weight", ".default"])
-@pytest.mark.parametrize("prefix", ["base_model.model.model.", "encoder.base_model.model.model.", "base_model.model.model.language_model."])
+@pytest.mark.parametrize(
+    "prefix", ["base_model.model.model.", "encoder.base_model.model.model.", "base_model.model.model.language_model.", "base_model.model.language_model."]
+)
 def test_adapters_by_every_name_that_peft_gives_them(prefix, kind, suffix):
     found = keys.adapter_name(f"{prefix}layers.1.self_attn.q_proj.{kind}{suffix}")
     assert found == (f"{keys.LANGUAGE}layers.1.self_attn.q_proj", kind)

@@ -21,7 +21,7 @@ LANGUAGE, VISION = "fusion.backbone.model.language_model.", "fusion.backbone.mod
 PROMPT_ENCODER, SEGMENTATION = "prompt_encoder.encoder.encoder.", "segmentation.backbone."
 REDUCE, PROJECT = "connector.reduce.", "connector.project."
 FROM_PUBLISHED = (
-    (r"^(?:encoder\.)?(?:base_model\.model\.)?(?:model\.language_model|model)\.(?!visual\.|language_model\.)", LANGUAGE),
+    (r"^(?:encoder\.)?(?:base_model\.model\.)?(?:model\.language_model|language_model|model)\.(?!visual\.|language_model\.)", LANGUAGE),
     (r"^(?:encoder\.)?(?:base_model\.model\.)?(?:model\.)?visual\.", VISION),
     (r"^(?:segmentation_model\.)?sam2_reducer\.", REDUCE),
     (r"^(?:segmentation_model\.)?sam2vlm_layer\.", PROJECT),
