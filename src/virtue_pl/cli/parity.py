@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from virtue_pl.interop.parity_row import ParityRow
 
+WIDTH = 180
+"""Columns of the table in a file or a pipe."""
+
 
 def main(argv: list[str]) -> int:
     """Prints the table. Returns 1 where a difference is beyond its tolerance."""
@@ -35,6 +38,8 @@ def main(argv: list[str]) -> int:
     with progress.status("comparing") as status:
         rows = parity(model, arguments.folder, tolerances, lambda row: status.update(f"{row.case}: {row.name}"))
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     console.print(_table(rows))
     failed = [row for row in rows if not row.holds]
     judged = sum(row.tolerance is not None for row in rows)

@@ -75,5 +75,5 @@ def with_merged_adapters(release: Release) -> Release:
 
 def without_adapter(spec: Any) -> Any:
     if isinstance(spec, Mapping):
-        return {name: None if name == "adapter" else without_adapter(value) for name, value in spec.items()}
+        return {name: without_adapter(value) for name, value in spec.items() if name != "adapter"}
     return [without_adapter(value) for value in spec] if isinstance(spec, list) else spec
