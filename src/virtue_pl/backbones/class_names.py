@@ -77,7 +77,8 @@ def class_names(trunk: str) -> list[str]:
 @torch.no_grad()
 def embed_names(names: list[str], text_model: str, batch_size: int = 250) -> Float[Tensor, "names hidden"]:
     """Unit embeddings of the names, after what all names have in common is taken away."""
-    tokenizer, encoder = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False), load_text_encoder(text_model, 0.0).eval()
+    tokenizer = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False)
+    encoder: Any = load_text_encoder(text_model, 0.0).eval()
     if are_weights_left_out():
         return torch.empty(len(names), encoder.config.hidden_size)
     embedded = []

@@ -24,7 +24,7 @@ from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 GRADIENTS = "golden_grads"
 SETS = ("init", "perturbed")
-STEPS = {"plain": PlainStep(), "cached": GradientCache(2)}
+STEPS: dict[str, PlainStep | GradientCache] = {"plain": PlainStep(), "cached": GradientCache(2)}
 
 
 class Adapted(nn.Module):

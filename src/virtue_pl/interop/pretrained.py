@@ -65,7 +65,7 @@ def read_release(folder: Path, sam_checkpoint: str | Path | None = None, base: s
 
 def use_recipe(model: EmbeddingModel, recipe: Recipe | str | None, name: str) -> None:
     """Sets the model's recipe. Raises VirtueError for one that contradicts the weights."""
-    trained = getattr(model, "recipe", None)
+    trained = model.recipe
     if isinstance(recipe, str):
         if recipe not in RECIPES:
             raise VirtueError(f"recipe is {recipe!r}, expected one of {', '.join(RECIPES)}, or a Recipe")

@@ -49,7 +49,8 @@ def record(model: EmbeddingModel, folder: Path, seed: int = 0) -> int:
     if (folder / f"{FORWARD}.json").exists():
         raise VirtueError(f"{folder / FORWARD}.json is there, expected a folder without a recording: remove it first, or leave out `--record`")
     draw_pictures(folder / "images", seed)
-    cases, tensors = {}, {}
+    cases: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     for name, case in case_texts():
         outputs = kept(observe(model, read_case(folder, name, case, {}).items))
         cases[name] = {**case, "compare": True}
@@ -90,7 +91,7 @@ def draw_pictures(folder: Path, seed: int) -> None:
         picture = Image.fromarray(slope.astype(np.uint8))
         pen = ImageDraw.Draw(picture)
         for _ in range(4):
-            x, y, size = generator.integers(0, width), generator.integers(0, height), int(generator.integers(12, 40))
+            x, y, size = (int(generator.integers(low, high)) for low, high in ((0, width), (0, height), (12, 40)))
             pen.ellipse((x, y, x + size, y + size // 2), fill=tuple(int(value) for value in generator.integers(0, 256, 3)))
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
