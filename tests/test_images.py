@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from virtue_pl.images import decode, read_header
+from virtue_pl.images import decode, read_header, resize_bicubic
 from virtue_pl.types import DataError
 
 
@@ -70,3 +70,19 @@ def test_a_picture_that_claims_a_huge_size_is_never_decoded(side: int) -> None:
     header = b"IHDR" + side.to_bytes(4, "big") * 2 + data[24:29]
     with pytest.raises(DataError, match=r"^key: picture too large"):
         decode(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:], "key")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "down_first"),
+    [((122, 184), (112, 196), True), ((188, 126), (196, 112), False), ((80, 78), (90, 100), False), ((90, 80), (70, 75), False), ((90, 80), (70, 80), False)],
+)
+def test_levels_are_rounded_between_the_two_passes_in_the_published_order(before, after, down_first) -> None:
+    """Down first where a picture grows across and shrinks down; else across first."""
+    image = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, *before), dtype=np.uint8))
+    (height, width), picture = after, Image.fromarray(image.permute(1, 2, 0).numpy())
+    between = (picture.width, height) if down_first else (width, picture.height)
+    wanted = picture.resize(between, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+    assert torch.equal(resize_bicubic(image, after), torch.from_numpy(np.array(wanted)).permute(2, 0, 1))
+    if min(abs(new - old) for new, old in zip(after, before, strict=True)):
+        other = (width, picture.height) if down_first else (picture.width, height)
+        assert not np.array_equal(np.array(picture.resize(other, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)), np.array(wanted))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer
 
+from virtue_pl.backbones.pretrained import are_weights_left_out
 from virtue_pl.backbones.timm_text import load_text_encoder
 from virtue_pl.types import VirtueError
 
@@ -80,7 +81,10 @@ def class_names(trunk: str) -> list[str]:
 @torch.no_grad()
 def embed_names(names: list[str], text_model: str, batch_size: int = 250) -> Float[Tensor, "names hidden"]:
     """Unit embeddings of the names, after what all names have in common is taken away."""
-    tokenizer, encoder = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False), load_text_encoder(text_model, 0.0).eval()
+    tokenizer = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False)
+    encoder: Any = load_text_encoder(text_model, 0.0).eval()
+    if are_weights_left_out():
+        return torch.empty(len(names), encoder.config.hidden_size)
     embedded = []
     for start in range(0, len(names), batch_size):
         batch = tokenizer(names[start : start + batch_size], padding=True, return_tensors="pt")

@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoModel, AutoTokenizer
 
+from virtue_pl.backbones.pretrained import are_weights_left_out, unfilled
 from virtue_pl.backbones.timm_trunk import TimmTrunk, levels_from
 from virtue_pl.backbones.vlm import VLMBackbone, VLMProcessor
 from virtue_pl.frozen_features import network_fingerprint
@@ -133,9 +134,13 @@ def load_text_encoder(name: str, dropout: float) -> nn.Module:
     if name.startswith((".", "/")) or ("/" in name and not Path(name).exists() and Path(name).parent.exists()):
         if not Path(name).is_dir():
             raise VirtueError(f"text_model: the folder {name} is not there: run `virtue-pl fetch weights`, or name a model of the hub")
-    settings = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "add_pooling_layer": False}
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     # The fused attention's backward is slower than plain products on a CPU, and its sequences are short here.
-    model = AutoModel.from_pretrained(name, trust_remote_code=False, attn_implementation="eager", **settings)
+    settings = {"attn_implementation": "eager", "add_pooling_layer": False}
+    if are_weights_left_out():
+        model = unfilled(name, dropouts, **settings)
+    else:
+        model = AutoModel.from_pretrained(name, trust_remote_code=False, **dropouts, **settings)
     if not hasattr(model, "embeddings"):
         raise VirtueError(f"text_model: {name} is a {type(model).__name__}, expected a BERT-like encoder")
     return model

@@ -36,6 +36,10 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "test": Command("virtue_pl.cli.lightning", "the test sets, and their report", ("test",)),
         "predict": Command("virtue_pl.cli.lightning", "outputs for given inputs", ("predict",)),
     },
+    "models": {
+        "export": Command("virtue_pl.cli.export", "a checkpoint or a release as a folder with its model card"),
+        "parity": Command("virtue_pl.cli.parity", "a model against recorded outputs, to the last digits"),
+    },
     "results": {
         "ablations": Command("virtue_pl.cli.ablations", "train the arms of a study, compare and plot them"),
         "compare": Command("virtue_pl.cli.compare", "tested runs side by side, with intervals and paired differences"),

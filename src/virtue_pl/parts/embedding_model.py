@@ -16,6 +16,7 @@ from virtue_pl.metrics.ranking import HitRate, RankTable, sample_ranks, set_blin
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.contrastive_loss import ContrastiveLoss
 from virtue_pl.parts.part import Part
+from virtue_pl.recipes import Recipe
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch, PictureBatch, PictureFeatures, Pictures, RankingBatch, RankingOutput, VirtueError
 
 
@@ -28,6 +29,7 @@ class EmbeddingModel(Part):
         optimization, weights, weights_prefix, frozen: see `Part`.
     """
 
+    recipe: Recipe
     hit_rate: HitRate
     rank_table: RankTable
 

@@ -1,0 +1,93 @@
+"""Rows of recorded evaluations: queries and candidates with their pictures, and the embeddings that they had.
+
+SCaR: scar/data/SCaR_eval_<name>.parquet and scar/images/. MMEB: mmeb/instruct/<task>/ and mmeb/images/. Only the pictures' paths are read
+from the parquet files; the prepared texts are in the recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from virtue_pl.images import decode
+from virtue_pl.interop.golden import FORWARD, Case, box_prompt
+from virtue_pl.interop.gradients import GRADIENTS
+from virtue_pl.interop.release import inside
+from virtue_pl.interop.tensor_files import read_file, read_json
+from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, VirtueError, VisualPrompt
+
+SQUASHED = {"high": 1344}
+"""Sides to which a run's setting `image_resolution` squashes every picture before anything else, where `resize_use_processor` is off."""
+
+
+def read_evaluations(folder: Path) -> Iterator[Case]:
+    """Each dataset's queries and its candidates, of every recorded run in the folder."""
+    for path in sorted(folder.glob("*.json")):
+        recorded = path.with_suffix(".safetensors")
+        if path.stem in (FORWARD, GRADIENTS) or not recorded.is_file() or "datasets" not in (content := read_json(path)):
+            continue
+        tensors = read_file(recorded)
+        for name, dataset in content["datasets"].items():
+            yield from dataset_cases(folder, path.stem, content, (name, dataset), tensors)
+
+
+def dataset_cases(folder: Path, run: str, content: Mapping[str, Any], named: tuple[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Iterator[Case]:
+    (name, dataset), family = named, run.split("_")[0]
+    side = squashed_side(content.get("settings", {}))
+    pictures = query_pictures(folder / family, family, name, len(dataset["queries"]))
+    queries = tuple(
+        row(folder / family, query["query_text"], picture, query.get("sam_box"), side) for query, picture in zip(dataset["queries"], pictures, strict=True)
+    )
+    yield Case(f"{run}, {name}", queries, {"embedding": tensors[f"{name}/qry"]}, frozenset(), True)
+    if f"{name}/cand" in tensors:
+        texts = zip(dataset["cand_texts"], dataset["cand_names"], strict=True)
+        candidates = tuple(row(folder / family, text, named_picture(candidate), None, side) for text, candidate in texts)
+        yield Case(f"{run}, {name}, candidates", candidates, {"embedding": tensors[f"{name}/cand"]}, frozenset(), True)
+
+
+def squashed_side(settings: Mapping[str, Any]) -> int | None:
+    return None if settings.get("resize_use_processor", True) else SQUASHED.get(str(settings.get("image_resolution")))
+
+
+def query_pictures(folder: Path, family: str, name: str, count: int) -> list[str]:
+    """The paths of the queries' pictures, relative to `images`; empty where a query has none."""
+    import pyarrow.parquet as parquet
+
+    places = {"scar": (f"data/SCaR_eval_{name.removeprefix('SCaR_')}.parquet", "qry_image_path"), "mmeb": (f"instruct/{name}", "qry_img_path")}
+    if family not in places:
+        raise VirtueError(f"{folder}: an evaluation of {family!r}, expected one of {', '.join(places)}")
+    place, column = places[family]
+    path = folder / place
+    rows = parquet.read_table(next(iter(sorted(path.glob("*.parquet"))), path) if path.is_dir() else path).column(column).to_pylist()
+    if len(rows) != count:
+        raise VirtueError(f"{path} has {len(rows)} rows, expected the {count} of the recorded queries")
+    return [str(value) for value in rows]
+
+
+def named_picture(candidate: str) -> str:
+    """A candidate is known by its picture, perhaps with `:` and a caption behind; or by its text, where it has none."""
+    return candidate.split(":")[0]
+
+
+def row(folder: Path, text: str, picture: str, box: list[float] | None, side: int | None) -> EmbeddingInput:
+    """A recorded row; its box is on the canvas of 1024 pixels, though it may come from the picture's own."""
+    if IMAGE_TOKEN not in text:
+        return EmbeddingInput(text)
+    path = inside(folder / "images", picture)
+    if not path.is_file():
+        raise VirtueError(f"{folder / 'images'} has no picture {picture}, expected that of the row {text[:40]!r}")
+    image = decode(path.read_bytes(), picture)
+    return EmbeddingInput(text, (image if side is None else squash(image, side),), VisualPrompt() if box is None else box_prompt(box), (picture,))
+
+
+def squash(image: Tensor, side: int) -> Tensor:
+    """The picture as a square of `side` pixels, as Pillow makes it."""
+    import numpy as np
+
+    small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize((side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())

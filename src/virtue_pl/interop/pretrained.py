@@ -1,0 +1,89 @@
+"""A model from a folder or from the hub, ready to embed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from virtue_pl.interop.adapter_folder import CONFIG as ADAPTER_CONFIG
+from virtue_pl.interop.folder import SPEC_FILE, read_folder
+from virtue_pl.interop.hub import local_folder
+from virtue_pl.interop.published import read_published
+from virtue_pl.interop.release import Release
+from virtue_pl.parts.embedding_model import EmbeddingModel
+from virtue_pl.recipes import Recipe, ReferenceRecipe, VirtueRecipe
+from virtue_pl.types import VirtueError
+from virtue_pl.virtue import Virtue
+
+RECIPES = {"reference": ReferenceRecipe, "virtue": VirtueRecipe}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def from_pretrained(
+    name: str | Path,
+    sam_checkpoint: str | Path | None = None,
+    recipe: Recipe | str | None = None,
+    base: str | Path | None = None,
+    dtype: str = "float32",
+    revision: str | None = None,
+    allow_classes: Sequence[str] = (),
+) -> EmbeddingModel:
+    """The model of a folder or hub name, in eval mode: one that `virtue-pl export` wrote, a published release, or a training checkpoint of adapters.
+
+    Args:
+        name: the folder, or OWNER/NAME on the hub.
+        sam_checkpoint: SAM's file of a published release, where it lies neither beside the folder nor in it.
+        recipe: None for the one that the weights were trained with; "reference" or "virtue" to insist on it, which raises where
+            the weights contradict; an object to prepare inputs otherwise in earnest, as for further training.
+        base: the folder under a checkpoint's adapters, where it is not what their config names.
+        dtype: of the weights: float32, bfloat16 or float16.
+        revision: of the hub's repository.
+        allow_classes: prefixes of classes outside of this package that an exported folder may name, e.g. ("my_package.",).
+
+    Raises VirtueError in one line for another model's folder, for a tensor missing, left over or of another size, and for a recipe that
+    contradicts the weights.
+    """
+    if dtype not in DTYPES:
+        raise VirtueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    release = read_release(local_folder(name, revision=revision), sam_checkpoint, base)
+    model = release.build(getattr(torch, dtype), allow_classes)
+    use_recipe(model, recipe, str(name))
+    return model
+
+
+def read_release(folder: Path, sam_checkpoint: str | Path | None = None, base: str | Path | None = None) -> Release:
+    """What the folder holds, whatever its layout."""
+    if (folder / SPEC_FILE).is_file():
+        return read_folder(folder)
+    if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
+        return read_published(folder, sam_checkpoint, base)
+    found = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+    raise VirtueError(f"{folder} holds {found}, expected {SPEC_FILE} (exported), config.json (published) or {ADAPTER_CONFIG} (adapters)")
+
+
+def use_recipe(model: EmbeddingModel, recipe: Recipe | str | None, name: str) -> None:
+    """Sets the model's recipe. Raises VirtueError for one that contradicts the weights."""
+    trained = model.recipe
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            raise VirtueError(f"recipe is {recipe!r}, expected one of {', '.join(RECIPES)}, or a Recipe")
+        if type(trained) is not RECIPES[recipe]:
+            raise VirtueError(f"recipe is {recipe!r}, but the weights of {name} were trained with {type(trained).__name__}: leave `recipe` out")
+    elif recipe is not None:
+        model.recipe = recipe
+    if isinstance(model, Virtue) and isinstance(model.recipe, ReferenceRecipe):
+        check_reference(model, model.recipe, name)
+
+
+def check_reference(model: Virtue, recipe: ReferenceRecipe, name: str) -> None:
+    """Raises VirtueError where the published recipe counts on other sizes than the model has."""
+    processor = model.fusion.backbone.processor
+    bounds = getattr(processor, "min_pixels", None), getattr(processor, "max_pixels", None)
+    if bounds != (recipe.min_pixels, recipe.max_pixels):
+        raise VirtueError(f"recipe: min_pixels, max_pixels are {recipe.min_pixels}, {recipe.max_pixels}, expected {bounds[0]}, {bounds[1]}, the model's own")
+    weight = model.connector.state_dict().get("reduce.weight")
+    tokens = None if weight is None else (model.segmentation.backbone.image_size // 16 // weight.shape[-1]) ** 2
+    if recipe.num_segment_tokens != tokens:
+        raise VirtueError(f"recipe: num_segment_tokens is {recipe.num_segment_tokens}, expected {tokens}, which the connector of {name} gives")
