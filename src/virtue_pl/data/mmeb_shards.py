@@ -58,7 +58,7 @@ class MMEBFile(SourceFile):
             except DataError as error:
                 writer.skip(error)
         if rows:
-            writer.add(book.pictures, book.first, rows)
+            writer.add(book.pictures, book.first, rows, list(book.numbers))
 
     def to_row(self, row: Mapping[str, Any], key: str, number: int, book: PictureBook) -> dict[str, Any]:
         return (pair_row if self.kind == "pairs" else ranking_row)(row, key, number, book)

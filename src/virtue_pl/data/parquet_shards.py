@@ -28,8 +28,8 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]
 class RecordSink(Protocol):
     """What takes a dataset's records: a writer of shards, or whoever only looks at them."""
 
-    def add(self, pictures: Sequence[tuple[bytes, str]], image: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One record, see `ShardWriter`."""
+    def add(self, pictures: Sequence[tuple[bytes, str]], image: str, rows: Sequence[Mapping[str, Any]], paths: Sequence[str] = ()) -> None:
+        """One record, see `ShardWriter`; `paths` are those of its pictures, where there may be several."""
 
     def skip(self, error: DataError, rows: int = 1) -> None:
         """Rows that are left out."""

@@ -23,8 +23,8 @@ RANKING_COLUMNS = ("qry_text", "qry_image_path", "tgt_text", "bbox")
 OPTIONAL_COLUMNS = ("neg_text", "segmentation", "category")
 PUBLISHED_LICENCE = "CC-BY-NC-4.0"
 
-LAYOUT = (("pairs", "SCaR-train", "SCAR_"), ("rankings", "SCaR-eval", "SCaR_eval_"))
-"""What a folder's files are, and how its folders of shards are called."""
+LAYOUT = (("SCaR-train", "pairs", "SCAR_"), ("SCaR-eval", "rankings", "SCaR_eval_"))
+"""Of the published repositories: folder, what its files are, and how the folders of shards are called."""
 
 _PREFIX = re.compile("^SCaR_(?:eval_|train_)?", re.IGNORECASE)
 
@@ -70,7 +70,7 @@ class SCaRFile(SourceFile):
 
 def find_files(root: Path, images: Sequence[Path] = ()) -> list[SourceFile]:
     """The training and evaluation files under `root`. Raises VirtueError if there are none."""
-    found = [file for kind, folder, prefix in LAYOUT for file in _files_of(root, folder, kind, prefix, images)]
+    found = [file for folder, kind, prefix in LAYOUT for file in _files_of(root, folder, kind, prefix, images)]
     if not found:
         raise VirtueError(f"--root {root}: found neither SCaR-train/SCAR_*.parquet nor SCaR-eval/SCaR_eval_*.parquet")
     return found

@@ -69,8 +69,11 @@ class ShardWriter:
             self._stream.close()
         self._tar = None
 
-    def add(self, pictures: Sequence[tuple[bytes, str]], image: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One record: pictures, each as (bytes, extension), and all rows that speak of them. `image` says where they are from."""
+    def add(self, pictures: Sequence[tuple[bytes, str]], image: str, rows: Sequence[Mapping[str, Any]], paths: Sequence[str] = ()) -> None:
+        """One record: pictures, each as (bytes, extension), and all rows that speak of them. `image` says where they are from.
+
+        `paths`, where each of them is from, are not kept.
+        """
         if self._tar is None:
             self._stream = self._path.open("wb")
             self._tar = wds.TarWriter(self._stream, encoder=False, mtime=0)
