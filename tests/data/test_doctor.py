@@ -57,12 +57,11 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         archive.unlink()
     folders = {path.parent for path in root.rglob("*.jpg")}
     assert len(folders) == 20 + 36 + 10
-    for folder in folders:
-        for role in ("", "query", "target"):
+    for number, folder in enumerate(sorted(folders)):
+        for place, role in enumerate(("", "query", "target")):
             if (folder / f"{role}0.jpg").is_file():
                 (folder / f"{role}0.jpg").unlink()
-                whole = (folder / f"{role}1.jpg").read_bytes()
-                (folder / f"{role}1.jpg").write_bytes(whole[: len(whole) // 2])
+                (folder / f"{role}1.jpg").write_bytes(photograph(3 * number + place)[:-60])  # its header is whole
     return root
 
 
@@ -70,10 +69,12 @@ def test_every_set_with_bad_pictures_is_told_of_in_its_official_folder(spoilt: P
     found = {checkup.name: checkup for checkup in examine([spoilt], **OPTIONS)}
     assert len(found) == 20 + 36 + 10
     for name, checkup in found.items():
-        assert kinds(checkup).keys() == {"missing picture", "damaged picture"}, name
+        usable = {"damaged picture"} if checkup.rows else set()  # where every row shows the missing one, no row is left to look at
+        assert kinds(checkup).keys() == {"missing picture"} | usable, name
         missing = next(finding for finding in checkup.findings if finding.kind == "missing picture")
-        assert missing.key.startswith(f"{name}/") and missing.image.endswith("0.jpg") or "0.jpg" in missing.detail
-        assert any(f"{name} (" in finding.key and "1.jpg" in finding.key for finding in checkup.findings)
+        assert missing.key.startswith(f"{name}/") and "0.jpg" in missing.detail
+        assert not usable or any(f"{name} (" in finding.key and "1.jpg" in finding.key for finding in checkup.findings)
+    assert sum(bool(checkup.rows) for checkup in found.values()) >= 20 + 20 + 10
 
 
 def test_every_set_with_bad_pictures_is_streamed_and_told_of_in_its_shards(spoilt: Path, tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([folder]) == 0 and main([folder, "--strict"]) == 1
     with pytest.raises(VirtueError, match="is no folder, expected one of shards"):
         main([str(tmp_path / "none")])
-    with pytest.raises(VirtueError, match="--tokenizer .* there is no such folder"):
+    with pytest.raises(VirtueError, match=r"--tokenizer .* there is no such folder"):
         main([folder, "--tokenizer", str(tmp_path / "none")])
 
 
