@@ -11,7 +11,8 @@ import pytest
 
 from mmeb_files import SHOWN, vqa_ranking, write_mmeb, write_table
 from virtue_pl.cli.shards import main
-from virtue_pl.data.mmeb_shards import convert_mmeb, meta_tasks
+from virtue_pl.data.benchmark_sets import mmeb_sets
+from virtue_pl.data.mmeb_shards import convert_mmeb
 from virtue_pl.data.scenes.mmeb import TASKS
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.types import VirtueError
@@ -39,7 +40,7 @@ def test_every_dataset_becomes_folders_with_its_meta_task(tmp_path: Path) -> Non
     assert (train.kind, train.task, train.meta_task, train.rows, train.negatives) == ("pairs", "mmeb_OK_VQA", "vqa", 8, (0, 0))
     assert (test.kind, test.task, test.meta_task, test.rows, test.rankings) == ("rankings", "mmeb_OK_VQA", "vqa", 8, ("hit@1",))
     assert manifests["MMEB_MSCOCO_t2i"].meta_task == "retrieval" and manifests["MMEB_MSCOCO_t2i"].negatives == (2, 2)
-    assert {task.name: task.meta_task for task in TASKS}.items() <= meta_tasks().items()
+    assert {task.name: task.meta_task for task in TASKS}.items() <= {name: known.meta_task for name, known in mmeb_sets().items()}.items()
 
 
 def test_rows_share_a_record_where_they_share_a_picture(tmp_path: Path) -> None:

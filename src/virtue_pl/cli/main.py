@@ -28,6 +28,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "fetch": Command("virtue_pl.cli.fetch", "download pictures and weights, checked against their checksums"),
         "scenes": Command("virtue_pl.cli.scenes", "compose pictures with exact masks, boxes and captions"),
         "shards": Command("virtue_pl.cli.shards", "turn a dataset into webdataset shards with a manifest"),
+        "doctor": Command("virtue_pl.cli.doctor", "look for what is wrong with shards or a dataset's folders"),
     },
     "runs, configured by --config FILE and dotted overrides": {
         "check": Command("virtue_pl.cli.check", "build what `fit` would need, and say what would happen"),

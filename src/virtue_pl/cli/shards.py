@@ -23,9 +23,16 @@ def parser() -> argparse.ArgumentParser:
     formats = top.add_subparsers(required=True, metavar="FORMAT", title="formats")
     scar = add_format(formats, "scar", "SCaR's parquet files and pictures, published or composed", "SCaR-train/, SCaR-eval/ and images/")
     scar.set_defaults(run=scar_shards)
-    mmeb = add_format(formats, "mmeb", "MMEB's parquet files and pictures, published or composed", "MMEB-train/, MMEB-eval/ and images/")
+    mmeb = add_format(
+        formats,
+        "mmeb",
+        "MMEB's parquet files and pictures, published or composed",
+        "MMEB-train/, MMEB-eval/ or MMEB_Test_Instruct/, and images/, images.zip or images_zip/",
+    )
     mmeb.add_argument("--train-split", default="original", help="of MMEB-train: original (default) or diverse_instruction")
     mmeb.set_defaults(run=mmeb_shards)
+    pairs = add_format(formats, "pairs", "your own pairs or rankings, as JSON Lines or parquet, with pictures", "NAME.jsonl or NAME.parquet, and images/")
+    pairs.set_defaults(run=pair_shards)
     return top
 
 
@@ -34,8 +41,10 @@ def add_format(formats: Any, name: str, about: str, holds: str) -> argparse.Argu
     found: argparse.ArgumentParser = formats.add_parser(name, help=about, allow_abbrev=False)
     found.add_argument("--root", required=True, help=f"folder with {holds}")
     found.add_argument("--out", required=True, help="where to write one folder of shards for each parquet file")
+    found.add_argument("--images", action="append", default=[], metavar="FOLDER", help="where to look for pictures first; may be given several times")
     found.add_argument("--shard-size", type=int, default=100, metavar="PICTURES", help="pictures (with what belongs to them) in a shard (default 100)")
     found.add_argument("--seed", type=int, default=0, help="of the order of the pictures (default 0)")
+    found.add_argument("--workers", type=positive, default=1, help="files that are converted at a time (default 1)")
     found.add_argument("--licence", help="of the data, for the manifest (default: what ROOT/scenes.json says, or else that of the published data)")
     return found
 
@@ -52,9 +61,22 @@ def mmeb_shards(arguments: argparse.Namespace) -> int:
     return report(convert_mmeb(arguments.root, arguments.out, train_split=arguments.train_split, **options(arguments)))
 
 
+def pair_shards(arguments: argparse.Namespace) -> int:
+    from virtue_pl.data.pair_shards import convert_pairs
+
+    return report(convert_pairs(arguments.root, arguments.out, **options(arguments)))
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
+    return int(text)
+
+
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What every converter takes."""
-    return {"pictures_per_shard": arguments.shard_size, "seed": arguments.seed, "licence": arguments.licence, "progress": show_progress}
+    named = {"images": arguments.images, "seed": arguments.seed, "licence": arguments.licence, "workers": arguments.workers}
+    return {"pictures_per_shard": arguments.shard_size, "progress": show_progress, **named}
 
 
 def report(manifests: Mapping[str, Manifest]) -> int:

@@ -41,3 +41,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def digest(text: str) -> str:
+    """What names a text: the same for the same text."""
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

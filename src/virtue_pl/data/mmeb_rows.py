@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from virtue_pl.data.parquet_shards import read_picture
+from virtue_pl.data.picture_files import PictureFiles
 from virtue_pl.images import read_header
 from virtue_pl.types import DataError
 
@@ -22,12 +21,9 @@ PUBLISHED_TOKEN = re.compile(r"<\|image_(?:\d+|pad)\|>")
 
 
 class PictureBook:
-    """The pictures of one record, each once, in the order in which rows ask for them.
+    """The pictures of one record, each once, in the order in which rows ask for them."""
 
-    Paths may begin with "images/", as MMEB-train's do.
-    """
-
-    def __init__(self, images: Path, max_pixels: int) -> None:
+    def __init__(self, images: PictureFiles, max_pixels: int) -> None:
         self.images = images
         self.max_pixels = max_pixels
         self.pictures: list[tuple[bytes, str]] = []
@@ -50,7 +46,7 @@ class PictureBook:
         return [[text, self.numbers[path] if path else None] for text, path in items]
 
     def _read(self, path: str, key: str) -> tuple[bytes, str]:
-        data = read_picture(self.images, path.removeprefix("images/"), key)
+        data = self.images.read(path, key)
         return data, read_header(data, key, self.max_pixels).extension
 
 

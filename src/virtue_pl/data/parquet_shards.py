@@ -5,19 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from virtue_pl.data.atomic import sha256
 from virtue_pl.data.grouped_parquet import Group, column_names, grouped_rows, num_rows
-from virtue_pl.data.shards import FORMAT, MANIFEST, Manifest, ShardWriter, file_sha256
+from virtue_pl.data.parallel_conversion import in_processes
+from virtue_pl.data.picture_files import PictureFiles
+from virtue_pl.data.shard_writer import ShardWriter
+from virtue_pl.data.shards import FORMAT, MANIFEST, Manifest
 from virtue_pl.types import DataError, VirtueError
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 """Called with a file's name and its number of rows; what it gives is called with the number of rows done."""
+
+
+class RecordSink(Protocol):
+    """What takes a dataset's records: a writer of shards, or whoever only looks at them."""
+
+    def add(self, pictures: Sequence[tuple[bytes, str]], image: str, rows: Sequence[Mapping[str, Any]], paths: Sequence[str] = ()) -> None:
+        """One record, see `ShardWriter`; `paths` are those of its pictures, where there may be several."""
+
+    def skip(self, error: DataError, rows: int = 1) -> None:
+        """Rows that are left out."""
 
 
 @contextmanager
@@ -38,18 +53,25 @@ class Settings:
 
 @dataclass(frozen=True)
 class SourceFile(ABC):
-    """One parquet file, which becomes one folder of shards.
+    """One parquet file (or one of which a parquet file was made, `rows_in`), which becomes one folder of shards.
 
-    images: the folder that its pictures' paths lead from. kind: "pairs" or "rankings". name: of the folder of shards.
-    task: the dataset, whichever split the file is.
+    images: where its pictures are. kind: "pairs" or "rankings". name: of the folder of shards.
+    task: the dataset, whichever split the file is. distribution: see `Manifest`.
     """
 
     path: Path
-    images: Path
+    images: PictureFiles
     kind: str
     name: str
     task: str
     meta_task: str
+    distribution: str = ""
+    rows_in: Path | None = None
+
+    @property
+    def table(self) -> Path:
+        """The parquet file with the rows."""
+        return self.rows_in or self.path
 
     @property
     @abstractmethod
@@ -70,27 +92,43 @@ class SourceFile(ABC):
         """Rows with the same key, made from their values in `grouped_by`, share a record."""
 
     @abstractmethod
-    def write_record(self, group: Group, writer: ShardWriter, max_pixels: int) -> list[dict[str, Any]]:
-        """Writes one record with the usable rows of the group, which are returned; the others are noted."""
+    def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
+        """Writes one record with the usable rows of the group; the others are noted."""
 
     def columns(self) -> list[str]:
         """What is read. Raises VirtueError where a needed column is missing."""
-        found = column_names(self.path)
+        found = column_names(self.table)
         missing = [name for name in self.needed if name not in found]
         if missing:
             raise VirtueError(f"{self.path} lacks the columns {', '.join(missing)}; it has {', '.join(found)}")
         return list(dict.fromkeys([*self.needed, *self.optional(found)]))
 
+    def num_rows(self) -> int:
+        return num_rows(self.table)
 
-def convert(files: Sequence[SourceFile], out: Path, settings: Settings, progress: Progress) -> dict[str, Manifest]:
+    def groups(self, seed: int) -> Iterator[Group]:
+        """The rows that share a record, in seeded random order; the same for the same file and seed."""
+        return grouped_rows(self.table, self.columns(), self.grouped_by, seed, key=self.record_key)
+
+
+def convert(files: Sequence[SourceFile], out: Path, settings: Settings, progress: Progress, workers: int = 1) -> dict[str, Manifest]:
     """Writes OUT/NAME for every file: shards of records in seeded random order, and a manifest.
 
-    What is finished from the same source is kept; a stopped file is begun anew. Rows that cannot be used are left out, counted
-    and named in the manifest. Raises VirtueError for missing columns, and for shards in OUT that were made from something else.
+    What is finished from the same source is kept; a stopped file goes on behind its last whole shard. Rows that cannot be used are left
+    out, counted and named in the manifest. Raises VirtueError for missing columns, and for shards in OUT that were made from something else.
+
+    Args:
+        workers: how many files are converted at a time, each in a process of its own if more than one.
     """
-    columns = {file: file.columns() for file in files}
-    finished = {file: _finished(file, out / file.name, settings) for file in files}
-    return {file.name: finished[file] or _convert(file, out, columns[file], settings, progress) for file in files}
+    for file in files:
+        file.columns()
+    found = {file.name: _finished(file, out / file.name, settings) for file in files}
+    todo = [file for file in files if found[file.name] is None]
+    if min(workers, len(todo)) > 1:
+        made = in_processes(partial(_convert, out=out, settings=settings), todo, progress, min(workers, len(todo)))
+    else:
+        made = {file.name: _convert(file, out, settings, progress) for file in todo}
+    return {file.name: found[file.name] or made[file.name] for file in files}
 
 
 def licence_of(root: Path, published: str) -> str:
@@ -103,7 +141,7 @@ def licence_of(root: Path, published: str) -> str:
 
 
 def _source(file: SourceFile, settings: Settings) -> str:
-    return hashlib.sha256(f"{FORMAT} {file_sha256(file.path)} {settings}".encode()).hexdigest()
+    return hashlib.sha256(f"{FORMAT} {sha256(file.path)} {settings}".encode()).hexdigest()
 
 
 def _finished(file: SourceFile, folder: Path, settings: Settings) -> Manifest | None:
@@ -115,34 +153,13 @@ def _finished(file: SourceFile, folder: Path, settings: Settings) -> Manifest | 
     return manifest
 
 
-def _convert(file: SourceFile, out: Path, columns: list[str], settings: Settings, progress: Progress) -> Manifest:
-    writer = ShardWriter(out / file.name, settings.pictures_per_shard)
-    negatives: set[int] = set()
-    rankings: dict[str, None] = {}
-    with progress(file.name, num_rows(file.path)) as advance:
-        for group in grouped_rows(file.path, columns, file.grouped_by, settings.seed, key=file.record_key):
-            rows = file.write_record(group, writer, settings.max_pixels)
-            negatives |= {len(row["negatives"]) for row in rows if "negatives" in row}
-            rankings |= {name: None for row in rows for name in row.get("rankings", ())}
-            advance(len(group))
-    return writer.finish(
-        name=file.name,
-        kind=file.kind,
-        task=file.task,
-        meta_task=file.meta_task,
-        licence=settings.licence,
-        source=_source(file, settings),
-        negatives=(min(negatives, default=0), max(negatives, default=0)),
-        rankings=tuple(rankings),
-    )
-
-
-def read_picture(images: Path, image: str | None, key: str) -> bytes:
-    """The bytes of a picture named in a table, which may not lead out of the folder `images`."""
-    path = (images / (image or "")).resolve()
-    if not image or not path.is_relative_to(images.resolve()):
-        raise DataError(key, f"no picture: {image!r} names no file in {images}")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(key, f"missing picture: {images / image} ({error.strerror})") from error
+def _convert(file: SourceFile, out: Path, settings: Settings, progress: Progress) -> Manifest:
+    with ShardWriter(out / file.name, settings.pictures_per_shard, _source(file, settings)) as writer:
+        with progress(file.name, file.num_rows()) as advance:
+            done = writer.groups
+            for number, group in enumerate(file.groups(settings.seed)):
+                if number >= done:
+                    file.write_record(group, writer, settings.max_pixels)
+                    writer.group_done()
+                advance(len(group))
+        return writer.finish(name=file.name, kind=file.kind, task=file.task, meta_task=file.meta_task, licence=settings.licence, distribution=file.distribution)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from virtue_pl.data.records import Picture, Row, read_region
 from virtue_pl.data.shard_module import ShardDataModule
-from virtue_pl.types import DataError, EmbeddingInput, RankingSample, Sample, VisualPrompt
+from virtue_pl.types import IMAGE_TOKEN, DataError, EmbeddingInput, RankingSample, Sample, VisualPrompt
 
 _IMAGE_TOKEN = re.compile(r"<\|image_(?:\d+|pad)\|>\s*")
+_PUBLISHED_TOKEN = re.compile(r"<\|image_(?:\d+|pad)\|>")
 _BOX_STRING = re.compile(r"\s*Referring object (?:bbox|point): [\[(][^\])]*[\])]")
 
 NO_PROMPT = VisualPrompt()
@@ -33,6 +35,31 @@ class SCaRDataModule(ShardDataModule):
             return Sample(row.key, row.task, query, caption(row.text("target")), tuple(map(caption, row.texts("negatives"))), region)
         candidates = tuple(map(caption, row.texts("candidates")))
         return RankingSample(row.key, row.task, query, candidates, read_rankings(row, len(candidates)), region)
+
+
+class PublishedSCaRDataModule(SCaRDataModule):
+    """SCaR with the box as text in every query, letter by letter as the published implementation writes it.
+
+    For `ReferenceRecipe(prompt_text=False)`, which adds no words of its own, with the prompt mode "box" alone.
+    """
+
+    @staticmethod
+    def to_sample(row: Row, pictures: Sequence[Picture]) -> Sample | RankingSample:
+        sample = SCaRDataModule.to_sample(row, pictures)
+        text = published_query(row.text("query"), row["box"], ranked="candidates" in row.fields)
+        return replace(sample, query=replace(sample.query, text=text))
+
+
+def published_query(query: str, box: Sequence[float], ranked: bool) -> str:
+    """The query with its box, xyxy in pixels, as Python prints it.
+
+    An evaluation query has spaces behind the image token, of which the recipe adds the first (`space_after_picture`).
+    Source: tests/golden/parsers.json.
+    """
+    said = _PUBLISHED_TOKEN.sub("", _BOX_STRING.sub("", query))
+    if ranked:
+        said = f"  {said}".replace(" \n", "\n")[1:]
+    return f"{IMAGE_TOKEN}{said}\nReferring object bbox: {list(box)}"
 
 
 def caption(text: str) -> EmbeddingInput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,11 +94,14 @@ def xyxy(box: Sequence[float] | None, key: str, size: tuple[int, int]) -> list[f
 
 
 def run_lengths(segmentation: Any, key: str, size: tuple[int, int]) -> dict[str, Any] | None:
-    """COCO's RLE (compressed or not) or polygons as uncompressed RLE, which needs no library to read; None where there is none."""
-    if segmentation is None:
+    """COCO's RLE (compressed or not), polygons or a mask of 0 and 1 as uncompressed RLE, which needs no library to read; None where there is none.
+
+    Any of them may be written as JSON.
+    """
+    if segmentation is None or segmentation == "":
         return None
     try:
-        mask = decode_segmentation(segmentation, size)
+        mask = decode_segmentation(json.loads(segmentation) if isinstance(segmentation, str) else segmentation, size)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise DataError(key, f"damaged mask: {error}") from error
     if mask.shape != size:
@@ -110,12 +114,22 @@ def run_lengths(segmentation: Any, key: str, size: tuple[int, int]) -> dict[str,
     return {"size": list(size), "counts": np.diff(np.concatenate([bounds, changes, [len(pixels)]])).tolist()}
 
 
+def is_drawn(segmentation: Any, size: tuple[int, int]) -> bool:
+    """Whether it is a mask as such, `height` rows of `width` zeros and ones."""
+    height, width = size
+    if isinstance(segmentation, Mapping) or len(segmentation) != height or any(len(row) != width for row in segmentation):
+        return False
+    return bool(np.isin(np.asarray(segmentation), (0, 1)).all())
+
+
 def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """The mask, by pycocotools; polygons are drawn at `size` = (height, width)."""
+    """The mask, by pycocotools where it is encoded; polygons are drawn at `size` = (height, width)."""
     from pycocotools import mask as coco
 
     if not segmentation:
         return np.zeros(size, dtype=bool)
+    if is_drawn(segmentation, size):
+        return np.asarray(segmentation, dtype=bool)
     if not isinstance(segmentation, Mapping):
         encoded = coco.merge(coco.frPyObjects([list(polygon) for polygon in segmentation], *size))
     elif isinstance(segmentation["counts"], list):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from virtue_pl.data.benchmark_sets import scar_sets
 from virtue_pl.data.grouped_parquet import Group
-from virtue_pl.data.parquet_shards import Progress, Settings, SourceFile, convert, licence_of, read_picture, silent
+from virtue_pl.data.parquet_shards import Progress, RecordSink, Settings, SourceFile, convert, licence_of, silent
+from virtue_pl.data.picture_archive import is_apple_double
+from virtue_pl.data.picture_files import PictureFiles
 from virtue_pl.data.scar_rows import form_columns, pair_row, ranking_row
-from virtue_pl.data.shards import Manifest, ShardWriter
+from virtue_pl.data.shards import Manifest
 from virtue_pl.images import MAX_PIXELS, read_header
 from virtue_pl.types import DataError, VirtueError
 
@@ -19,6 +22,11 @@ PAIR_COLUMNS = ("qry", "qry_image_path", "pos_text", "bbox")
 RANKING_COLUMNS = ("qry_text", "qry_image_path", "tgt_text", "bbox")
 OPTIONAL_COLUMNS = ("neg_text", "segmentation", "category")
 PUBLISHED_LICENCE = "CC-BY-NC-4.0"
+
+LAYOUT = (("SCaR-train", "pairs", "SCAR_"), ("SCaR-eval", "rankings", "SCaR_eval_"))
+"""Of the published repositories: folder, what its files are, and how the folders of shards are called."""
+
+_PREFIX = re.compile("^SCaR_(?:eval_|train_)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,15 @@ class SCaRFile(SourceFile):
     def record_key(self, *values: Any) -> str:
         return str(values[0])
 
-    def write_record(self, group: Group, writer: ShardWriter, max_pixels: int) -> list[dict[str, Any]]:
+    def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
         image = group[0][1]["qry_image_path"]
         try:
-            data = read_picture(self.images, image, f"{self.name} ({image})")
+            data = self.images.read(image, f"{self.name} ({image})")
             header = read_header(data, f"{self.name} ({image})", max_pixels)
         except DataError as error:
             for number, _ in group:
                 writer.skip(DataError(f"{self.name}/{number}", error.problem))
-            return []
+            return
         rows = []
         to_row = pair_row if self.kind == "pairs" else ranking_row
         for number, row in group:
@@ -58,41 +66,47 @@ class SCaRFile(SourceFile):
                 writer.skip(error)
         if rows:
             writer.add([(data, header.extension)], image, rows)
-        return rows
 
 
-def find_files(root: Path) -> list[SourceFile]:
+def find_files(root: Path, images: Sequence[Path] = ()) -> list[SourceFile]:
     """The training and evaluation files under `root`. Raises VirtueError if there are none."""
-    kinds = {"pairs": ("SCaR-train", "SCAR_"), "rankings": ("SCaR-eval", "SCaR_eval_")}
-    files: list[SourceFile] = [
-        SCaRFile(path, root / "images", kind, path.stem, _task(path, prefix), "region captions")
-        for kind, (folder, prefix) in kinds.items()
-        for path in sorted((root / folder).glob(f"{prefix}*.parquet"))
-    ]
-    if not files:
+    found = [file for folder, kind, prefix in LAYOUT for file in _files_of(root, folder, kind, prefix, images)]
+    if not found:
         raise VirtueError(f"--root {root}: found neither SCaR-train/SCAR_*.parquet nor SCaR-eval/SCaR_eval_*.parquet")
-    return files
+    return found
 
 
-def _task(path: Path, prefix: str) -> str:
-    return "scar_" + re.sub(r"_(train|val|test(_.*)?)$", "", path.stem.removeprefix(prefix))
+def _files_of(root: Path, name: str, kind: str, prefix: str, given: Sequence[Path]) -> Iterator[SourceFile]:
+    """The files in the folder `name`, as the published configs write it or as the hub does ("SCaR-Train"); further down in it, too."""
+    for folder in sorted(path for path in root.glob("*") if path.name.lower() == name.lower()):
+        images = PictureFiles.below(folder, root, given=given)
+        for path in sorted(folder.rglob("*.parquet")):
+            stem = re.sub(r"-00000-of-00001$", "", path.stem)
+            dataset = _PREFIX.sub("", stem)
+            if (dataset != stem or dataset in scar_sets()) and not is_apple_double(path.name):
+                task = "scar_" + re.sub(r"_(train|val|test(_.*)?)$", "", dataset)
+                yield SCaRFile(path, images, kind, prefix + dataset, task, "region captions")
 
 
 def convert_scar(
     root: str | Path,
     out: str | Path,
     *,
+    images: Sequence[str] = (),
     pictures_per_shard: int = 100,
     seed: int = 0,
     licence: str | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: Progress = silent,
+    workers: int = 1,
 ) -> dict[str, Manifest]:
     """Writes OUT/NAME for every parquet file NAME under `root`, see `convert`.
 
     Args:
+        images: folders to look for pictures in, before those under `root`.
         licence: of the data; by default what composed scenes say of themselves, or else the published SCaR's.
+        workers: see `convert`.
     """
     root = Path(root)
     settings = Settings(pictures_per_shard, seed, licence or licence_of(root, PUBLISHED_LICENCE), max_pixels)
-    return convert(find_files(root), Path(out), settings, progress)
+    return convert(find_files(root, tuple(map(Path, images))), Path(out), settings, progress, workers)

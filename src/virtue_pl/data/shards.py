@@ -12,18 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from virtue_pl.data.records import picture_member
-from virtue_pl.data.secure_webdataset import wds
 from virtue_pl.feature_store import StoredFeatures
-from virtue_pl.types import DataError, VirtueError
+from virtue_pl.types import VirtueError
 
 FORMAT = "virtue_pl shards 1"
 MANIFEST = "manifest.json"
@@ -48,6 +44,7 @@ class Manifest:
     """What a folder of shards holds and where it came from.
 
     kind: "pairs" (training) or "rankings" (evaluation). source: fingerprint of what was converted, and how.
+    distribution: "IND" or "OOD", where the benchmark says whether the dataset is trained on, or else "".
     negatives: the fewest and the most hard negatives of a row. rankings: names that the rows are scored under.
     skipped: rows left out, counted by reason; the first of them with key and problem in `skipped_rows`.
     """
@@ -63,6 +60,7 @@ class Manifest:
     rankings: tuple[str, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
     skipped_rows: tuple[tuple[str, str], ...] = ()
+    distribution: str = ""
     finished: bool = False
     format: str = FORMAT
 
@@ -91,8 +89,8 @@ class Manifest:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             names = cls.__dataclass_fields__
-            values = {name: _tuples(value) for name, value in content.items() if name in names}
-            manifest = cls(**{**values, "shards": tuple(Shard(**{k: _tuples(v) for k, v in shard.items()}) for shard in content["shards"])})
+            values = {name: tuples(value) for name, value in content.items() if name in names}
+            manifest = cls(**{**values, "shards": tuple(Shard(**{k: tuples(v) for k, v in shard.items()}) for shard in content["shards"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise VirtueError(f"{path} is no manifest of shards ({error}): write the shards again with `virtue-pl shards`") from error
         if manifest.format != FORMAT or not manifest.finished:
@@ -100,8 +98,9 @@ class Manifest:
         return manifest
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """Lists, inside lists too, as tuples."""
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -132,65 +131,3 @@ class ShardFolder:
     @property
     def paths(self) -> tuple[Path, ...]:
         return tuple(self.path / shard.name for shard in self.manifest.shards)
-
-
-class ShardWriter:
-    """Writes the shards of one folder; nothing is seen under the folder's name before `finish`.
-
-    Args:
-        folder: where the shards will be; must not be there yet.
-        pictures_per_shard: when the next tar begins, in records.
-    """
-
-    def __init__(self, folder: Path, pictures_per_shard: int) -> None:
-        if pictures_per_shard < 1:
-            raise VirtueError(f"pictures per shard is {pictures_per_shard}, expected 1 or more")
-        self.folder = folder
-        self.pictures_per_shard = pictures_per_shard
-        self.partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(self.partial, ignore_errors=True)  # of a run that was stopped
-        self.partial.mkdir(parents=True)
-        self.shards: list[Shard] = []
-        self.skipped: Counter[str] = Counter()
-        self.skipped_rows: list[tuple[str, str]] = []
-        self._pending: list[tuple[Sequence[tuple[bytes, str]], str, Sequence[Mapping[str, Any]]]] = []
-        self._records = 0
-
-    def add(self, pictures: Sequence[tuple[bytes, str]], image: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One record: pictures, each as (bytes, extension), and all rows that speak of them. `image` says where they are from."""
-        self._pending.append((pictures, image, rows))
-        if len(self._pending) == self.pictures_per_shard:
-            self._write_shard()
-
-    def skip(self, error: DataError, rows: int = 1) -> None:
-        """Counts rows that are left out; the problem's words before ":" are the reason."""
-        self.skipped[error.problem.partition(":")[0]] += rows
-        if len(self.skipped_rows) < NAMED_SKIPS:
-            self.skipped_rows.append((error.key, error.problem))
-
-    def _write_shard(self) -> None:
-        path = self.partial / f"shard-{len(self.shards):06d}.tar"
-        with path.open("wb") as stream, wds.TarWriter(stream, encoder=False, mtime=0) as tar:
-            for pictures, image, rows in self._pending:
-                count = {} if len(pictures) == 1 else {"pictures": len(pictures)}
-                content = json.dumps({"image": image, **count, "rows": rows}, ensure_ascii=False, separators=(",", ":"))
-                members = {picture_member(number, extension): data for number, (data, extension) in enumerate(pictures)}
-                tar.write({"__key__": f"{self._records:09d}", **members, "json": content.encode()})
-                self._records += 1
-        counts = tuple(len(rows) for *_, rows in self._pending)
-        self.shards.append(Shard(path.name, len(counts), sum(counts), path.stat().st_size, file_sha256(path), counts))
-        self._pending = []
-
-    def finish(self, **about: Any) -> Manifest:
-        """Writes the manifest and gives the folder its name. `about` are the manifest's other fields."""
-        if self._pending:
-            self._write_shard()
-        manifest = Manifest(shards=tuple(self.shards), skipped=dict(self.skipped), skipped_rows=tuple(self.skipped_rows), finished=True, **about)
-        manifest.write(self.partial / MANIFEST)
-        os.replace(self.partial, self.folder)
-        return manifest
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

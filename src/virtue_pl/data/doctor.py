@@ -1,0 +1,184 @@
+"""Looks at shards or official folders before a training does, and says what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from virtue_pl.data import mmeb_shards, pair_shards, scar_shards
+from virtue_pl.data.atomic import sha256
+from virtue_pl.data.doctor_checks import Checkup, Finding
+from virtue_pl.data.grouped_parquet import Group
+from virtue_pl.data.parquet_shards import Progress, SourceFile, silent
+from virtue_pl.data.picture_archive import is_apple_double
+from virtue_pl.data.picture_hashes import look_alike
+from virtue_pl.data.records import read_record
+from virtue_pl.data.shards import MANIFEST, ShardFolder
+from virtue_pl.data.stream import SkipLog, read_tar
+from virtue_pl.images import decode
+from virtue_pl.types import DataError, VirtueError
+
+_NO_LIMIT = 2**62
+PICTURE_COLUMNS = ("qry_image_path", "qry_img_path", "query_image")
+
+
+def examine(paths: Sequence[Path], train_split: str = "original", progress: Progress = silent, **options: Any) -> list[Checkup]:
+    """A check-up of every folder of shards and every official file below `paths`; leaks between them are findings of the evaluated one.
+
+    Args:
+        train_split: of MMEB-train.
+        options: of every `Checkup`: max_pixels, count_tokens, show.
+    """
+    found: list[Checkup] = []
+    with TemporaryDirectory(prefix="virtue-pl-") as tables:
+        for path in paths:
+            for source in sources(path, train_split, Path(tables)):
+                found.append(of_shards(source, progress, options) if isinstance(source, ShardFolder) else of_file(source, progress, options))
+            found += leftovers(path, options)
+    find_leaks(found)
+    return found
+
+
+def sources(path: Path, train_split: str, tables: Path) -> Iterator[ShardFolder | SourceFile]:
+    """What is below a path: folders of shards, or else the files of an official layout. Raises VirtueError where there is neither."""
+    if not path.is_dir():
+        raise VirtueError(f"{path} is no folder, expected one of shards, or with MMEB-train/, SCaR-train/ or *.jsonl")
+    folders = (
+        [path] if (path / MANIFEST).is_file() else sorted(folder.parent for folder in path.glob(f"*/{MANIFEST}") if not folder.parent.name.startswith("."))
+    )
+    if folders:
+        yield from (ShardFolder.open(folder, "PATH") for folder in folders)
+        return
+    names = {child.name.lower() for child in path.iterdir()}
+    benchmarks = (
+        (mmeb_shards.LAYOUT, lambda: mmeb_shards.find_files(path, train_split)),
+        (scar_shards.LAYOUT, lambda: scar_shards.find_files(path)),
+    )
+    official = [find for layout, find in benchmarks if names & {folder.lower() for folder, _, _ in layout}]
+    for find in official:
+        yield from find()
+    if not official:
+        yield from pair_shards.find_files(path, tables)
+
+
+def of_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) -> Checkup:
+    """Every record of every shard, and whether the shards are those that were written."""
+    manifest = folder.manifest
+    checkup = Checkup(manifest.name, manifest.kind, **options)
+    log = SkipLog(_NO_LIMIT, _NO_LIMIT)
+    with progress(manifest.name, manifest.rows) as advance:
+        for shard, path in zip(manifest.shards, folder.paths, strict=True):
+            if sha256(path) != shard.sha256:
+                checkup.find(Finding("shard changed", f"{manifest.name}/{shard.name}", f"{path} has another checksum than its manifest says"))
+            for members in read_tar(str(path), manifest.name, log):
+                try:
+                    record = read_record(members, manifest.name, manifest.task)
+                except DataError as error:
+                    log.skip(error)
+                    continue
+                image = record.key.partition(" (")[2].rstrip(")")
+                checkup.add([(data, "") for data in record.data], image, [row.fields for row in record.rows])
+                advance(len(record.rows))
+    for key, problem in log.drain():
+        kind = problem.partition(":")[0]
+        checkup.find(Finding(kind if kind in ("damaged tar", "the tar holds no record") else "damaged record", key, problem))
+    return checkup
+
+
+def of_file(file: SourceFile, progress: Progress, options: dict[str, Any]) -> Checkup:
+    """Every row of an official file, as the converter would read it, and every picture."""
+    file.columns()
+    checkup = Checkup(file.name, file.kind, **options)
+    show = checkup.show
+    with progress(file.name, file.num_rows()) as advance:
+        for group in file.groups(0):
+            before = len(checkup.findings)
+            held: list[tuple[Finding, Any, Any]] = []
+            checkup.show = lambda *found, held=held: held.append(found)  # type: ignore[misc]
+            file.write_record(group, checkup, checkup.max_pixels)
+            for place, (finding, image, box) in enumerate(held, before):
+                checkup.findings[place], shown, where = with_picture(file, finding, group, image, box, checkup.max_pixels)
+                show(checkup.findings[place], shown, where)
+            advance(len(group))
+    checkup.show = show
+    return checkup
+
+
+def with_picture(
+    file: SourceFile, finding: Finding, group: Group, image: UInt8[Tensor, "3 height width"] | None, box: Sequence[float] | None, max_pixels: int
+) -> tuple[Finding, UInt8[Tensor, "3 height width"] | None, Sequence[float] | None]:
+    """A finding with the path of its row's picture, the picture if it can be decoded, and the row's box (xyxy)."""
+    row = next((row for number, row in group if finding.key == f"{file.name}/{number}"), None)
+    if image is not None or row is None:
+        return finding, image, box
+    path = next((row[name] for name in PICTURE_COLUMNS if row.get(name)), "")
+    if row.get("bbox") is not None and len(row["bbox"]) == 4 and None not in row["bbox"]:
+        x, y, width, height = row["bbox"]
+        box = [x, y, x + width, y + height]
+    try:
+        image = decode(file.images.read(path, finding.key), finding.key, max_pixels)
+    except DataError:
+        image = None
+    return replace(finding, image=path), image, box
+
+
+def leftovers(path: Path, options: dict[str, Any]) -> list[Checkup]:
+    """AppleDouble files and half-written shards below a path; empty where there are none."""
+    checkup = Checkup(path.name, "files", **options)
+    for folder, folders, files in os.walk(path):
+        for name in folders:
+            if name.startswith(".") and name.endswith(".partial"):
+                checkup.find(Finding("half-written shards", f"{folder}/{name}", "`virtue-pl shards` was stopped: run it again to go on, or remove the folder"))
+        for name in files:
+            if is_apple_double(name):
+                checkup.find(Finding("AppleDouble leftover beside the pictures", f"{folder}/{name}", "macOS left it there: remove it"))
+    return [checkup] if checkup.findings else []
+
+
+def find_leaks(checkups: Sequence[Checkup]) -> None:
+    """Pictures of evaluation that training has, the same bytes or alike."""
+    trained = [checkup for checkup in checkups if checkup.kind == "pairs"]
+    exact = {key: name for checkup in trained for key, name in checkup.exact.items()}
+    near = {value: name for checkup in trained for name, value in checkup.near.items()}
+    for checkup in checkups:
+        if checkup.kind != "rankings":
+            continue
+        leaked = {name: exact[key] for key, name in checkup.exact.items() if key in exact}
+        for name, other in leaked.items():
+            checkup.find(Finding("picture of the training data", name, f"its bytes are those of {other}"))
+        for name, value in look_alike(near, {name: value for name, value in checkup.near.items() if name not in leaked}):
+            checkup.find(Finding("looks like a training picture", name, f"it looks like {near[value]}"))
+
+
+def errors(checkups: Sequence[Checkup]) -> int:
+    return sum(not finding.is_warning for checkup in checkups for finding in checkup.findings)
+
+
+def as_json(checkups: Sequence[Checkup], named: int = 100) -> dict[str, Any]:
+    """What was found, counted; of each kind of problem in a folder the first `named`."""
+    return {"errors": errors(checkups), "findings": sum(len(checkup.findings) for checkup in checkups), "folders": [_folder(c, named) for c in checkups]}
+
+
+def _folder(checkup: Checkup, named: int) -> dict[str, Any]:
+    problems: dict[str, Any] = {}
+    for finding in checkup.findings:
+        entry = problems.setdefault(finding.kind, {"count": 0, "warning": finding.is_warning, "first": []})
+        entry["count"] += 1
+        if len(entry["first"]) < named:
+            entry["first"].append({"key": finding.key, "image": finding.image, "detail": finding.detail})
+    return {
+        "name": checkup.name,
+        "kind": checkup.kind,
+        "rows": checkup.rows,
+        "pictures": checkup.pictures,
+        "problems": problems,
+        "shorter_sides": {str(size): count for size, count in sorted(checkup.sizes.items())},
+        "token_lengths": {str(length): count for length, count in sorted(checkup.lengths.items())},
+    }

@@ -1,0 +1,63 @@
+"""Several files converted at a time, each in a process of its own, with one bar for all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from virtue_pl.types import VirtueError
+
+_done: Any = None
+"""In a worker: where it says how many rows it has done."""
+
+
+def in_processes(convert: Callable[..., Any], files: Sequence[Any], progress: Any, workers: int) -> dict[str, Any]:
+    """`convert(file, progress=...)` of every file by the file's name; the first mistake stops the rest, what is begun can be gone on with."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["virtue_pl.data.parquet_shards"])  # imported once, not by every worker
+    done = context.Queue()
+    with (
+        progress(f"{len(files)} files", sum(file.num_rows() for file in files)) as advance,
+        ProcessPoolExecutor(workers, context, initializer=_remember, initargs=(done,)) as pool,
+    ):
+        futures = {file.name: pool.submit(convert, file, progress=_tell) for file in files}
+        try:
+            _follow(list(futures.values()), done, advance)
+            return {name: future.result() for name, future in futures.items()}
+        except BrokenProcessPool as error:
+            raise VirtueError("a worker was killed, perhaps for its memory: give fewer --workers; the same command goes on where it stopped") from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _follow(futures: Sequence[Future[Any]], done: Any, advance: Callable[[int], None]) -> None:
+    """Reports rows as they are done, until all files are or one has failed."""
+    while True:
+        finished, left = wait(futures, timeout=0.2)
+        _drain(done, advance)
+        if not left or any(future.exception() for future in finished):
+            return
+
+
+def _drain(done: Any, advance: Callable[[int], None]) -> None:
+    while True:
+        try:
+            advance(done.get_nowait())
+        except queue.Empty:
+            return
+
+
+def _remember(done: Any) -> None:
+    global _done
+    _done = done
+
+
+@contextmanager
+def _tell(name: str, rows: int) -> Iterator[Callable[[int], None]]:
+    """A worker's progress: rows go to the process that shows them."""
+    yield _done.put
