@@ -51,20 +51,21 @@ def verbatim(model: EmbeddingModel) -> ContrastivePreprocess:
 def observe_segmentation(model: Virtue, batch: EncoderBatch) -> tuple[SegmentTokens | None, dict[str, Tensor]]:
     if not len(batch.prompts):
         return None, {}
-    tokens = model.prompt_encoder(batch.prompts)
-    features = model.segmentation(batch.pictures, tokens)
+    pictures, prompts = batch.prompted()
+    tokens = model.prompt_encoder(prompts)
+    features = model.segmentation(pictures, tokens)
     segments = model.connector(features)
-    *_, level = [torch.stack(levels) for levels in zip(*model.segmentation.frozen_features(batch.pictures), strict=True)]
-    found = {"sam_fpn_last": level[batch.prompts.pictures], "sam_sparse": tokens.sparse, "mask_embeddings": features.embedding}
+    *_, level = [torch.stack(levels) for levels in zip(*model.segmentation.frozen_features(pictures), strict=True)]
+    found = {"sam_fpn_last": level[prompts.pictures], "sam_sparse": tokens.sparse, "mask_embeddings": features.embedding}
     return segments, {**found, "seg_tokens": segments.tokens}
 
 
 def observe_fusion(head: VLMFusionHead, batch: EncoderBatch, segments: SegmentTokens | None) -> dict[str, Tensor]:
     pictures = head.backbone.vision_tokens(head.frozen_features(batch.pictures))
-    vision = [pictures[index] for index in batch.prompts.pictures.tolist()]
+    vision = [pictures[index] for index in batch.use_pictures.tolist()]
     sequence = head.backbone.embed(batch, vision)
     if segments is not None:
-        sequence = sequence.prepend(segments.tokens, batch.use_rows)
+        sequence = sequence.prepend(segments.tokens, batch.prompt_rows)
     found = {"vision_tokens": torch.cat(vision)} if vision else {}
     return {
         **found,
