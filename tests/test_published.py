@@ -85,7 +85,12 @@ def mixed() -> list[EmbeddingInput]:
         VisualPrompt.from_pixels(masks=mask, size=size),
     ]
     shown = [EmbeddingInput("find it", (first,), prompt, ("first",)) for prompt in prompts]
-    return [EmbeddingInput("a cat"), *shown, EmbeddingInput("look at this picture", (second,)), EmbeddingInput("a much longer text, with no picture")]
+    return [
+        EmbeddingInput("a cat"),
+        *shown,
+        EmbeddingInput("look at this picture", (second,), image_keys=("second",)),
+        EmbeddingInput("a much longer text, with no picture"),
+    ]
 
 
 def several() -> EmbeddingInput:
