@@ -23,7 +23,8 @@ from virtue_pl.data.records import Row, content_key
 from virtue_pl.data.scar import SCaRDataModule
 from virtue_pl.data.scar_shards import convert_scar
 from virtue_pl.data.secure_webdataset import wds
-from virtue_pl.data.shards import ShardFolder, ShardWriter
+from virtue_pl.data.shard_writer import ShardWriter
+from virtue_pl.data.shards import ShardFolder
 from virtue_pl.data.shares import ranking_batches, share_of
 from virtue_pl.data.stream import Place, SkipLog, distinct_batches, read_shards, record_samples, training_samples
 from virtue_pl.types import DataError, EmbeddingInput, Sample, VirtueError
@@ -139,10 +140,11 @@ def test_rows_of_a_picture_share_its_tensor(pairs: ShardFolder) -> None:
 @pytest.fixture
 def several(tmp_path: Path) -> ShardFolder:
     """Records of three pictures, of none, and of one, with a row each."""
-    writer = ShardWriter(tmp_path / "several", 2)
-    for index, count in enumerate((3, 0, 1)):
-        writer.add([(jpeg(10 * index + number), "jpg") for number in range(count)], f"record {index}", [{"row": index}])
-    writer.finish(name="several", kind="pairs", task="t", meta_task="t", licence="none", source="none")
+    with ShardWriter(tmp_path / "several", 2) as writer:
+        for index, count in enumerate((3, 0, 1)):
+            writer.add([(jpeg(10 * index + number), "jpg") for number in range(count)], f"record {index}", [{"row": index}])
+            writer.group_done()
+        writer.finish(name="several", kind="pairs", task="t", meta_task="t", licence="none")
     return ShardFolder.open(tmp_path / "several", "train")
 
 
