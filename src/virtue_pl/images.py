@@ -45,14 +45,17 @@ def read_header(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> PictureH
 
 
 def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
-    """The picture as RGB, turned upright by its EXIF orientation. Raises DataError naming `key`; transparency is dropped."""
+    """The picture as RGB, turned upright by its EXIF orientation. Raises DataError naming `key`; transparency is dropped.
+
+    In memory a pixel's colours stay side by side, as they are decoded: torchvision resizes that layout more than twice as fast.
+    """
     with _open(data, key, max_pixels) as picture:
         try:
             ImageOps.exif_transpose(picture, in_place=True)
-            pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+            pixels = np.array(picture.convert("RGB"))
         except _DAMAGE as error:
             raise DataError(key, f"damaged picture: {error}") from error
-    return torch.from_numpy(np.ascontiguousarray(pixels))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def smart_size(size: tuple[int, int], min_pixels: int, max_pixels: int, factor: int = 28) -> tuple[int, int]:
@@ -80,7 +83,7 @@ def resize_bicubic(image: UInt8[Tensor, "3 height width"], size: tuple[int, int]
     if size[0] < picture.height and size[1] > picture.width:
         picture = picture.resize((picture.width, size[0]), Image.Resampling.BICUBIC)
     resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmeb_files import write_mmeb
+from scar_files import jpeg
 from virtue_pl.backbones.vlm import VLMProcessor
 from virtue_pl.data.mmeb import MMEBDataModule, embedding_input
 from virtue_pl.data.mmeb_shards import convert_mmeb
@@ -96,7 +97,7 @@ def test_an_evaluation_sample(shards: Path) -> None:
     ],
 )
 def test_what_is_no_text_with_its_picture_is_a_bad_sample(stored: Any, problem: str) -> None:
-    row, pictures = Row("folder/3", "task", {}), [Picture(torch.zeros(3, 4, 4, dtype=torch.uint8), "key")]
+    row, pictures = Row("folder/3", "task", {}), [Picture(jpeg(1), "key", "folder/3", 10_000)]
     with pytest.raises(DataError, match=rf"folder/3: .*{problem}"):
         embedding_input(row, stored, pictures)
 

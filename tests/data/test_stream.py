@@ -27,6 +27,7 @@ from virtue_pl.data.shard_writer import ShardWriter
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.data.shares import ranking_batches, share_of
 from virtue_pl.data.stream import Place, SkipLog, distinct_batches, read_shards, record_samples, training_samples
+from virtue_pl.images import decode
 from virtue_pl.types import DataError, EmbeddingInput, Sample, VirtueError
 
 OPTIONS = {"shuffle_buffer": 5, "sample_buffer": 4, "num_negatives": 2, "max_pixels": 10_000}
@@ -152,7 +153,8 @@ def read_all(folder: ShardFolder, skips: SkipLog) -> dict[str, tuple[str, ...]]:
     """The content keys of the pictures beside each row."""
 
     def to_sample(row: Any, pictures: Any) -> Sample:
-        return Sample(row.key, row.task, EmbeddingInput("q", image_keys=tuple(p.content_key for p in pictures)), EmbeddingInput("t"))
+        shown = EmbeddingInput("q", tuple(p.image for p in pictures), image_keys=tuple(p.content_key for p in pictures))
+        return Sample(row.key, row.task, shown, EmbeddingInput("t"))
 
     records = read_shards([{"url": str(path)} for path in folder.paths], folder, skips)
     return {s.key: s.query.image_keys for record in records for _, s in record_samples(record, to_sample, skips, 10_000)}
@@ -182,6 +184,24 @@ def test_a_record_is_bad_if_one_of_its_pictures_is(several: ShardFolder, change:
     assert set(read_all(several, skips)) == {"several/1", "several/2"}
     ((key, found),) = skips.problems.items()
     assert key.startswith("several/000000000") and re.search(problem, found), found
+
+
+def test_pictures_are_decoded_where_a_row_shows_them_and_once_for_all(several: ShardFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+    monkeypatch.setattr("virtue_pl.data.records.decode", lambda data, *more: decoded.append(data) or decode(data, *more))
+    spoil(several.path, "000000000", lambda record: record.update({"2.jpg": record["2.jpg"][:200], "1.jpg": record["jpg"]}))
+
+    def second(row: Any, pictures: Any) -> Sample:
+        shown = pictures[:2] if row.key == "several/0" else pictures
+        return Sample(row.key, row.task, EmbeddingInput("q", tuple(p.image for p in shown)), EmbeddingInput("t"))
+
+    skips = log()
+    found_records = read_shards([{"url": str(path)} for path in several.paths], several, skips)
+    found = [sample for record in found_records for _, sample in record_samples(record, second, skips, 10_000)]
+    shown = {sample.key: sample.query.images for sample in found}
+    assert set(shown) == {"several/0", "several/1", "several/2"} and not skips.problems
+    first, again = shown["several/0"]
+    assert first is again and len(decoded) == 2
 
 
 def test_a_row_that_wants_a_picture_says_so(several: ShardFolder) -> None:

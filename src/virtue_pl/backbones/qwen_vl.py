@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from virtue_pl.backbones.causal_vlm import CausalVLM, CausalVLMProcessor
+from virtue_pl.backbones.qwen_patches import QwenPatches
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.images import resize_bicubic, smart_size
 
@@ -27,6 +28,7 @@ class QwenVLProcessor(CausalVLMProcessor):
         super().__init__(vlm_model, max_tokens)
         vision = AutoConfig.from_pretrained(vlm_model).vision_config
         self.factor: int = vision.patch_size * vision.spatial_merge_size
+        self.patches = QwenPatches(self.normalise)
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
 
@@ -98,8 +100,7 @@ class QwenVLBackbone(CausalVLM):
 
     def encoded(self, pixels: Sequence[UInt8[Tensor, "3 height width"]]) -> Any:
         """The model's own output for resized pictures: `pooler_output` behind the merger, and whatever else its tower gives."""
-        prepared = self.processor.normalise(list(pixels), do_resize=False, return_tensors="pt").to(pixels[0].device)
-        return self.model.get_image_features(prepared["pixel_values"], prepared["image_grid_thw"])
+        return self.model.get_image_features(*self.processor.patches(pixels))
 
     def fingerprint(self) -> str:
         return network_fingerprint(self.model.visual, self.processor.min_pixels, self.processor.max_pixels)

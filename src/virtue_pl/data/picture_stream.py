@@ -73,17 +73,15 @@ class PictureStream(BatchStream):
                 yield PictureBatch(str(folder.path), folder.manifest.fingerprint, shard.name, keys, prepared, number == count - 1)
 
     def distinct(self, records: Iterable[Record], seen: set[str], log: SkipLog) -> Iterator[Picture]:
-        """The records' pictures that are not in `seen`, which they then are; bad ones are named and skipped."""
-        for picture in chain.from_iterable(self.decoded(record, log) for record in records):
-            if picture.content_key not in seen:
-                seen.add(picture.content_key)
+        """The records' pictures that are not in `seen`, which they then are, decoded; bad ones are named and skipped."""
+        for picture in chain.from_iterable(record.pictures(self.max_pixels) for record in records):
+            if picture.content_key in seen:
+                continue
+            seen.add(picture.content_key)
+            try:
+                picture.image  # noqa: B018  # decoded here, where a bad one can be skipped
+            except DataError as error:
+                log.skip(error)
+            else:
+                log.good()
                 yield picture
-
-    def decoded(self, record: Record, log: SkipLog) -> tuple[Picture, ...]:
-        try:
-            pictures = record.pictures(self.max_pixels)
-        except DataError as error:
-            log.skip(error)
-            return ()
-        log.good()
-        return pictures

@@ -6,31 +6,56 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from virtue_pl.images import EXTENSIONS, decode
+from virtue_pl.images import EXTENSIONS, decode, read_header, resize_bicubic
 from virtue_pl.types import UNKNOWN, DataError, PictureFeatures, Region, VirtueError, VisualPrompt
 
 PICTURE_EXTENSIONS = (*EXTENSIONS.values(), "jpeg")
 
 
+_DECODED: WeakValueDictionary[tuple[str, int], Tensor] = WeakValueDictionary()
+"""Pictures that something still holds, by content key and `max_pixels`: a candidate of many rows is in memory once."""
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture; `content_key` is the same for the same bytes. `features` are what is stored of it."""
+    """A picture that is decoded when `image` is first asked for: of many candidates, only those that a row shows are.
 
-    image: UInt8[Tensor, "3 height width"]
+    `content_key` is the same for the same pixels. `features` are what is stored of it. The other fields are `Record`'s.
+    """
+
+    data: bytes
     content_key: str
+    record: str
+    max_pixels: int
     features: PictureFeatures = UNKNOWN
+    squash: int | None = None
 
-    @property
+    @cached_property
+    def image(self) -> UInt8[Tensor, "3 height width"]:
+        """Raises DataError if the picture cannot be decoded, or has more than `max_pixels`."""
+        place = (self.content_key, self.max_pixels)
+        known = _DECODED.get(place)
+        if known is None:
+            known = decode(self.data, self.record, self.max_pixels)
+            _DECODED[place] = known = known if self.squash is None else resize_bicubic(known, (self.squash, self.squash))
+        return known
+
+    @cached_property
     def size(self) -> tuple[int, int]:
-        """(height, width)"""
-        return self.image.shape[1], self.image.shape[2]
+        """(height, width) of the picture as it is stored, in whose pixels its boxes and masks are. Raises DataError as `image` does."""
+        if self.squash is None:
+            return self.image.shape[1], self.image.shape[2]
+        header = read_header(self.data, self.record, self.max_pixels)
+        return header.height, header.width
 
 
 @dataclass(frozen=True)
@@ -69,6 +94,7 @@ class Record:
     """Rows and the pictures that they speak of, still compressed: mostly one, but several or none are as good.
 
     `index` is the record's place in the folder. `stored` gives what is stored of a picture, by its content key.
+    `squash`: pictures are stretched to a square of so many pixels a side; None leaves them as they are.
     """
 
     key: str
@@ -76,11 +102,13 @@ class Record:
     data: tuple[bytes, ...]
     rows: tuple[Row, ...]
     stored: Callable[[str], PictureFeatures] = nothing_stored
+    squash: int | None = None
 
     def pictures(self, max_pixels: int) -> tuple[Picture, ...]:
-        """Raises DataError if one cannot be decoded or has more than `max_pixels`."""
+        """None of them decoded yet."""
+        change = "" if self.squash is None else f", squash {self.squash}"
         keys = [content_key(data) for data in self.data]
-        return tuple(Picture(decode(data, self.key, max_pixels), key, self.stored(key)) for data, key in zip(self.data, keys, strict=True))
+        return tuple(Picture(data, key + change, self.key, max_pixels, self.stored(key), self.squash) for data, key in zip(self.data, keys, strict=True))
 
 
 def content_key(data: bytes) -> str:

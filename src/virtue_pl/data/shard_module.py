@@ -13,6 +13,7 @@ from typing import Any, Literal
 from virtue_pl.data.loader import RankingStream, StreamLoader, TrainingStream
 from virtue_pl.data.picture_stream import PictureStream
 from virtue_pl.data.records import Picture, Row
+from virtue_pl.data.remote import CACHE
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.data.streaming_module import StreamingDataModule, check_counts
 from virtue_pl.feature_store import INDEX, FeatureIndex, StoredFeatures
@@ -27,12 +28,13 @@ class ShardDataModule(StreamingDataModule, ABC):
     every sample exactly once, all folders in one loader; `RankingSample.task` is "TASK/NAME" by the names given here.
 
     Args:
-        train: folder of training shards; None where nothing is trained.
+        train: folder of training shards, or its URL (any that fsspec knows); None where nothing is trained.
         val: folder, or folders by name, to validate on; one without a name is called "val".
         test: folders by name to test on.
         batch_size: training samples a step and rank.
         eval_batch_size: evaluation samples a batch; default `batch_size`.
         test_rows: of each folder of `test` only its first pictures, as many as have at most so many rows; default all.
+        train_rows: of `train` only its first pictures, as many as have at most so many rows; default all.
         num_workers: data workers a rank; 0 reads in the training process.
         shuffle_buffer: pictures, still compressed, that each worker shuffles among.
         sample_buffer: samples, with decoded pictures, that each worker shuffles among; 1 keeps the rows
@@ -43,6 +45,9 @@ class ShardDataModule(StreamingDataModule, ABC):
         max_bad_samples: how many different bad samples each worker skips before the run stops.
         max_consecutive_bad: the same for bad samples in a row.
         max_pixels: larger pictures count as bad.
+        squash: every picture is stretched to a square of so many pixels a side, as the published evaluation does (1344), before anything
+            else sees it; default none, the picture's own size. How many pixels the vision tower reads is the backbone's to say.
+        cache: folder for copies of shards that a URL names.
         features: name of the folder, inside each folder of shards, with what is stored of the pictures (configs/store_features.yaml):
             frozen networks then see only pictures that are new, such as a crop or a mirrored one. With `predict: pictures`, where it will be.
         predict: what a prediction is of, "pairs" (the training samples of one epoch) or "pictures" (each of all folders once,
@@ -68,10 +73,13 @@ class ShardDataModule(StreamingDataModule, ABC):
         max_pixels: int = MAX_PIXELS,
         features: str | None = None,
         predict: Literal["pairs", "pictures"] = "pairs",
+        train_rows: int | None = None,
+        squash: int | None = None,
+        cache: str = CACHE,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, max_bad_samples, max_consecutive_bad)
         check_counts({"batch_size": batch_size, "eval_batch_size": eval_batch_size, "test_rows": test_rows, "steps_per_epoch": steps_per_epoch})
-        check_counts({"shuffle_buffer": shuffle_buffer, "sample_buffer": sample_buffer})
+        check_counts({"shuffle_buffer": shuffle_buffer, "sample_buffer": sample_buffer, "train_rows": train_rows, "squash": squash})
         self.train = train
         self.val = {"val": val} if isinstance(val, str) else dict(val or {})
         self.test = dict(test or {})
@@ -84,6 +92,9 @@ class ShardDataModule(StreamingDataModule, ABC):
         self.max_pixels = max_pixels
         self.features = features
         self.predict = predict
+        self.train_rows = train_rows
+        self.squash = squash
+        self.cache = cache
 
     @staticmethod
     @abstractmethod
@@ -103,20 +114,20 @@ class ShardDataModule(StreamingDataModule, ABC):
     def train_folder(self) -> ShardFolder:
         if self.train is None:
             raise VirtueError("train is not set: give the folder of training shards")
-        folder = ShardFolder.open(self.train, "train")
+        folder = ShardFolder.open(self.train, "train", self.cache)
         if folder.manifest.kind != "pairs":
             raise VirtueError(f"train: {self.train} holds {folder.manifest.kind}, expected pairs (training shards)")
         if folder.manifest.negatives[0] < self.num_negatives:
             raise VirtueError(f"num_negatives is {self.num_negatives}, but rows of {self.train} have as few as {folder.manifest.negatives[0]}")
-        return self._with_features(folder)
+        return self._read(folder, None).first(self.train_rows)
 
     @cached_property
     def val_folders(self) -> dict[str, ShardFolder]:
-        return {name: self._with_features(folder) for name, folder in _ranking_folders(self.val, "val").items()}
+        return {name: self._read(folder, None) for name, folder in _ranking_folders(self.val, "val", self.cache).items()}
 
     @cached_property
     def test_folders(self) -> dict[str, ShardFolder]:
-        return {name: self._with_features(folder, self.test_rows) for name, folder in _ranking_folders(self.test, "test").items()}
+        return {name: self._read(folder, self.test_rows) for name, folder in _ranking_folders(self.test, "test", self.cache).items()}
 
     @property
     def steps(self) -> int:
@@ -180,7 +191,13 @@ class ShardDataModule(StreamingDataModule, ABC):
         """What would be read, one entry a folder: split, path, task, licence, counts, samples and steps of an epoch, fingerprint."""
         return [{"split": split, "path": str(folder.path), **self._describe(split, folder)} for split, folder in self.folders().items()]
 
-    def _with_features(self, folder: ShardFolder, rows: int | None = None) -> ShardFolder:
+    def _read(self, folder: ShardFolder, rows: int | None) -> ShardFolder:
+        """The folder as its pictures are to be read: at which size, and with what is stored of them (`_with_features`)."""
+        if self.squash is not None and self.features is not None:
+            raise VirtueError(f"squash is {self.squash}, but features are of pictures at their own size: leave squash or features out")
+        return replace(self._with_features(folder, rows), squash=self.squash)
+
+    def _with_features(self, folder: ShardFolder, rows: int | None) -> ShardFolder:
         """The folder with its stored features, if they are to be read; they must cover the shards with its first `rows` rows."""
         if self.features is None or self.predict == "pictures" or self._preprocess is None:
             return folder
@@ -223,8 +240,8 @@ def describe_folder(folder: ShardFolder, samples: int, steps: int) -> dict[str, 
     }
 
 
-def _ranking_folders(paths: Mapping[str, str], option: str) -> dict[str, ShardFolder]:
-    folders = {name: ShardFolder.open(path, f"{option}.{name}") for name, path in paths.items()}
+def _ranking_folders(paths: Mapping[str, str], option: str, cache: str) -> dict[str, ShardFolder]:
+    folders = {name: ShardFolder.open(path, f"{option}.{name}", cache) for name, path in paths.items()}
     for name, folder in folders.items():
         if folder.manifest.kind != "rankings":
             raise VirtueError(f"{option}.{name}: {folder.path} holds {folder.manifest.kind}, expected rankings (evaluation shards)")

@@ -12,12 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from virtue_pl.data.remote import CACHE, RemoteFolder, is_remote
 from virtue_pl.feature_store import StoredFeatures
 from virtue_pl.types import VirtueError
 
@@ -105,15 +108,30 @@ def tuples(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A finished folder of shards, and where its pictures' stored features are read, if they are."""
+    """A finished folder of shards, and where its pictures' stored features are read, if they are.
+
+    `remote` is where shards that are not there yet come from. `squash` is `Record`'s. Where `manifest` has been cut (`first`), its
+    shards' last pictures are passed over.
+    """
 
     path: Path
     manifest: Manifest
     features: StoredFeatures | None = None
+    remote: RemoteFolder | None = None
+    squash: int | None = None
 
     @classmethod
-    def open(cls, path: str | Path, option: str) -> ShardFolder:
-        """Raises VirtueError naming `option` (which setting gave the path) where shards are missing."""
+    def open(cls, path: str | Path, option: str, cache: str = CACHE) -> ShardFolder:
+        """Raises VirtueError naming `option` (which setting gave the path) where shards are missing.
+
+        A URL's shards are copied to a folder in `cache` when they are read; once all are there, that folder can be named in its place.
+        """
+        if is_remote(path):
+            manifest = Manifest.read(RemoteFolder(str(path), cache).fetch(MANIFEST, option=option))
+            remote = RemoteFolder(str(path), cache, manifest.fingerprint)
+            remote.path.mkdir(parents=True, exist_ok=True)
+            manifest.write(remote.path / MANIFEST)
+            return cls(remote.path, manifest, remote=remote)
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise VirtueError(f"{option}: {path} holds no shards ({MANIFEST} is not there): write them with `virtue-pl shards`, or change {option}")
@@ -123,6 +141,26 @@ class ShardFolder:
             raise VirtueError(f"{option}: {path} lacks {len(missing)} of {len(folder.manifest.shards)} shards, e.g. {missing[0]}: write them again")
         return folder
 
+    def local(self, name: str) -> Path:
+        """The shard's file, which is copied from where it lies if it is not there. Raises VirtueError where it cannot be."""
+        if self.remote is None:
+            return self.path / name
+        shard = self._by_name[name]
+        return self.remote.fetch(name, shard.bytes, shard.sha256)
+
+    def first(self, rows: int | None) -> ShardFolder:
+        """The folder of the first pictures alone, as many as have at most `rows` rows; None for all."""
+        if rows is None or rows >= self.manifest.rows:
+            return self
+        kept: list[Shard] = []
+        for shard in self.manifest.shards:
+            counts = counts_within(shard.rows_per_picture, rows - sum(found.rows for found in kept))
+            if counts:
+                kept.append(replace(shard, pictures=len(counts), rows=sum(counts), rows_per_picture=counts))
+            if len(counts) < shard.pictures:
+                break
+        return replace(self, manifest=replace(self.manifest, shards=tuple(kept)))
+
     def shards_within(self, rows: int | None) -> tuple[Shard, ...]:
         """All shards, or the first ones that hold `rows` rows."""
         ends = accumulate(shard.rows for shard in self.manifest.shards)
@@ -131,3 +169,12 @@ class ShardFolder:
     @property
     def paths(self) -> tuple[Path, ...]:
         return tuple(self.path / shard.name for shard in self.manifest.shards)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Shard]:
+        return {shard.name: shard for shard in self.manifest.shards}
+
+
+def counts_within(counts: tuple[int, ...], rows: int) -> tuple[int, ...]:
+    """The first of the counts whose sum is at most `rows`."""
+    return counts[: bisect_right(tuple(accumulate(counts)), rows)]

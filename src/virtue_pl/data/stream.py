@@ -90,12 +90,19 @@ def derive_seed(*parts: object) -> int:
 
 
 def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: SkipLog) -> Iterator[Record]:
-    """Every record of the shards (`{"url": path}`), in order. What cannot be read is named and skipped: the rest of a tar, or one record."""
+    """Every record of the shards (`{"url": path}`), in order. What cannot be read is named and skipped: the rest of a tar, or one record.
+
+    Raises VirtueError for a shard that lies elsewhere and cannot be had: that is no bad sample.
+    """
+    end = folder.manifest.pictures
     for shard in shards:
-        stored = nothing_stored if folder.features is None else partial(folder.features.of, shard["url"].rpartition("/")[2])
-        for members in read_tar(shard["url"], folder.manifest.name, log):
+        name = shard["url"].rpartition("/")[2]
+        stored = nothing_stored if folder.features is None else partial(folder.features.of, name)
+        for members in read_tar(str(folder.local(name)), folder.manifest.name, log):
             try:
-                yield replace(read_record(members, folder.manifest.name, folder.manifest.task), stored=stored)
+                record = read_record(members, folder.manifest.name, folder.manifest.task)
+                if record.index < end:
+                    yield replace(record, stored=stored, squash=folder.squash)
             except DataError as error:
                 log.skip(error)
 
@@ -126,19 +133,21 @@ def read_tar(path: str, name: str, log: SkipLog) -> Iterator[dict[str, Any]]:
 def record_samples(
     record: Record, to_sample: ToSample, log: SkipLog, max_pixels: int, wanted: Callable[[int], bool] | None = None
 ) -> Iterator[tuple[int, Sample | RankingSample]]:
-    """The record's samples, each with its row's place in the record; `wanted` chooses rows. All share the pictures, decoded once."""
-    try:
-        pictures = record.pictures(max_pixels)
-    except DataError as error:
-        log.skip(error)
-        return
+    """The record's samples, each with its row's place in the record; `wanted` chooses rows. All share the pictures, decoded once.
+
+    A picture that is bad takes the rows that show it with it; it counts once.
+    """
+    pictures = record.pictures(max_pixels)
+    bad: set[str] = set()
     for place, row in enumerate(record.rows):
         if wanted is not None and not wanted(place):
             continue
         try:
             sample = to_sample(row, pictures)
         except DataError as error:
-            log.skip(error)
+            if error.key not in bad:
+                log.skip(error)
+            bad.add(error.key)
         else:
             log.good()
             yield place, sample

@@ -1,0 +1,179 @@
+"""What streaming costs beside decoding: pictures a second of one worker, from tar to batch, against the bare loop over the same pictures.
+
+All times are the process's own, which other work on the machine moves less, and each figure is the median of rounds in which the compared
+loops take turns. Photograph-like JPEGs are drawn in a temporary folder, and written as pairs of an official layout.
+
+    python benchmarks/stream.py --rounds 5
+
+- `full_path`: `TrainingStream` of a Qwen2-VL: tar, record, sample, one decode, both streams' pixels, token ids, batch.
+- `bare_loop`: the same JPEGs in memory, decoded and resized for both streams, and nothing else.
+- `preprocessing`: pictures at their native size, in whole tokens, to the tower's patches: `QwenPatches` against transformers' picture
+  processor (the faster of its two for this); `with_resize` against the one that gives the same pixels, which resizes by Pillow.
+- `converter`: rows a second of `virtue-pl shards pairs`, one process, pictures copied as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
+
+from virtue_pl.backbones.qwen_patches import QwenPatches
+from virtue_pl.backbones.qwen_vl import QwenVLProcessor
+from virtue_pl.data.pair_shards import convert_pairs
+from virtue_pl.data.pairs import PairDataModule
+from virtue_pl.data.stream import Place, SkipLog
+from virtue_pl.images import decode
+from virtue_pl.parts.preprocess import ContrastivePreprocess
+from virtue_pl.recipes import VirtueRecipe
+
+TOKENS = ("<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+TEXT = "Represent the given image of picture number {number} with the following question: what stands in the middle?"
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        jpegs = [photograph(number, options.height, options.width) for number in range(options.pictures)]
+        processor = QwenVLProcessor(save_processor(folder / "model"), 4 * 28 * 28, 1280 * 28 * 28, 2048)
+        preprocess = ContrastivePreprocess(processor, VirtueRecipe(), options.canvas_size, {"box": 1.0}, ["no_prompt"])
+        converter = converted(folder, jpegs, options)
+        found = {
+            "stream": compare_stream(folder / "shards" / "photographs", jpegs, preprocess, options),
+            "preprocessing": compare_preprocessing([decode(data, "") for data in jpegs], processor, options.rounds),
+            "converter": converter,
+        }
+    about = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
+    bars = {
+        "share_of_bare_loop": found["stream"]["share"],
+        "preprocessing_speedup": found["preprocessing"]["native_size"]["speedup"],
+        "converter_rows_per_second": converter["rows_per_second"],
+    }
+    print(json.dumps({"settings": vars(options), **about, **bars, **found}, indent=1))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="of each measurement, after one that is not counted")
+    parser.add_argument("--pictures", type=int, default=32, help="different ones, which are one batch")
+    parser.add_argument("--height", type=int, default=480, help="of the pictures, in pixels")
+    parser.add_argument("--width", type=int, default=640, help="of the pictures, in pixels")
+    parser.add_argument("--canvas_size", type=int, default=1024, help="side of what the segmentation model reads, in pixels")
+    parser.add_argument("--rows", type=int, default=3000, help="that are converted, each with a picture of its own name")
+    return parser.parse_args()
+
+
+def photograph(number: int, height: int, width: int) -> bytes:
+    """A JPEG with the smooth surfaces and the grain of a photograph, of about its size."""
+    random = np.random.default_rng(number)
+    coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+    stream = io.BytesIO()
+    grain = random.integers(-8, 9, smooth.shape, dtype=np.int16)
+    Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=87)
+    return stream.getvalue()
+
+
+def save_processor(folder: Path) -> str:
+    """The files of a Qwen2-VL that its processor reads, with a tokenizer of single bytes."""
+    tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in TOKENS])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=TOKENS[0], pad_token=TOKENS[0])
+    for part in (fast, Qwen2VLImageProcessor(), Qwen2VLConfig(image_token_id=fast.convert_tokens_to_ids("<|image_pad|>"))):
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+def converted(folder: Path, jpegs: Sequence[bytes], options: argparse.Namespace) -> dict[str, Any]:
+    """Writes the pictures and `rows` pairs about them, converts them, and says how fast; the few of the stream beside them."""
+    write_pairs(folder / "many", "many", jpegs, options.rows)
+    write_pairs(folder / "few", "photographs", jpegs, len(jpegs))
+    convert_pairs(folder / "few", folder / "shards")
+    seconds = cpu_seconds(lambda: convert_pairs(folder / "many", folder / "many_shards"))
+    return {"rows": options.rows, "cpu_seconds": round(seconds, 2), "rows_per_second": round(options.rows / seconds)}
+
+
+def write_pairs(folder: Path, name: str, jpegs: Sequence[bytes], rows: int) -> None:
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for number in range(rows):
+        (folder / "images" / f"{number}.jpg").write_bytes(jpegs[number % len(jpegs)])
+        lines.append(json.dumps({"query": TEXT.format(number=number), "query_image": f"images/{number}.jpg", "target": f"answer {number}"}))
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def compare_stream(shards: Path, jpegs: Sequence[bytes], preprocess: ContrastivePreprocess, options: argparse.Namespace) -> dict[str, Any]:
+    data = PairDataModule(str(shards), batch_size=len(jpegs), sample_buffer=1, steps_per_epoch=1)
+    data.connect(preprocess)
+    stream: Any = data.train_dataloader().stream
+
+    def full() -> None:
+        (batch,) = stream.batches(Place(), 0, SkipLog(0, 0))
+        assert len(batch.queries.pictures.vision) == len(batch.queries.pictures.segmentation) == len(jpegs)
+
+    def bare() -> list[tuple[Tensor, Tensor]]:
+        images = (decode(jpeg, "") for jpeg in jpegs)
+        return [(preprocess.processor.resize(image), preprocess.recipe.segmentation_pixels(image, options.canvas_size)) for image in images]
+
+    full_seconds, bare_seconds = in_turns([full, bare], options.rounds)
+    rates = {"full_path": round(len(jpegs) / full_seconds, 1), "bare_loop": round(len(jpegs) / bare_seconds, 1)}
+    return {"pictures_per_second": rates, "share": round(bare_seconds / full_seconds, 3)}
+
+
+def compare_preprocessing(images: Sequence[Tensor], processor: QwenVLProcessor, rounds: int) -> dict[str, Any]:
+    """Picture by picture, as they come; the pixels are compared, too."""
+    fast, same = Qwen2VLImageProcessor(), Qwen2VLImageProcessorPil()
+    resized = [processor.resize(image).contiguous() for image in images]
+    arrays = [image.numpy() for image in images]
+    stock: dict[str, Callable[[], list[Tensor]]] = {
+        "native_size": lambda: [fast(image, do_resize=False, return_tensors="pt")["pixel_values"] for image in resized],
+        "with_resize": lambda: [same(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"] for image in arrays],
+    }
+    patches: QwenPatches = processor.patches
+    lean: dict[str, Callable[[], list[Tensor]]] = {
+        "native_size": lambda: [patches([image])[0] for image in resized],
+        "with_resize": lambda: [patches([processor.resize(image)])[0] for image in images],
+    }
+    return {name: compared(lean[name], stock[name], len(images), rounds) for name in stock}
+
+
+def compared(lean: Callable[[], list[Tensor]], stock: Callable[[], list[Tensor]], count: int, rounds: int) -> dict[str, Any]:
+    difference = max(float((a - b).abs().max()) for a, b in zip(lean(), stock(), strict=True))
+    lean_seconds, stock_seconds = in_turns([lean, stock], rounds)
+    rates = {"lean": round(count / lean_seconds, 1), "transformers": round(count / stock_seconds, 1)}
+    return {"pictures_per_second": rates, "speedup": round(stock_seconds / lean_seconds, 2), "largest_difference": difference}
+
+
+def in_turns(loops: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """The median CPU seconds of each loop."""
+    for loop in loops:
+        loop()
+    times = [[cpu_seconds(loop) for loop in loops] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
+def cpu_seconds(work: Callable[[], Any]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()

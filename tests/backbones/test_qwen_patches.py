@@ -1,0 +1,45 @@
+"""The patches of the Qwen-VLs against transformers' picture processors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
+
+from virtue_pl.backbones.qwen_patches import QwenPatches
+from virtue_pl.images import resize_bicubic, smart_size
+
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "Qwen2-VL": {},
+    "Qwen3-VL": {"patch_size": 16, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+    "one frame, no merging": {"patch_size": 8, "merge_size": 1, "temporal_patch_size": 1, "rescale_factor": 1 / 128},
+}
+
+
+def picture(height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(height)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("name", sorted(PROCESSORS))
+def test_equal_to_the_stock_processor_bit_by_bit(name: str) -> None:
+    stock = Qwen2VLImageProcessor(**PROCESSORS[name])
+    side = stock.patch_size * stock.merge_size
+    pictures = [picture(2 * side, 3 * side), picture(side, side), picture(2 * side, 3 * side).contiguous(), picture(5 * side, 2 * side)]
+    expected = stock(pictures, do_resize=False, return_tensors="pt")
+    values, grids = QwenPatches(stock)(pictures)
+    assert values.dtype == torch.float32 and torch.equal(values, expected["pixel_values"])
+    assert torch.equal(grids, expected["image_grid_thw"])
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (75, 50), (90, 200), (130, 97)])
+def test_with_the_resize_equal_to_the_processor_of_the_published_weights(height: int, width: int) -> None:
+    """That one resizes by Pillow. 56 x 56 and 100 x 100 pixels: some pictures grow, some shrink."""
+    low, high = 56 * 56, 100 * 100
+    stock = Qwen2VLImageProcessorPil(size={"shortest_edge": low, "longest_edge": high})
+    image = picture(height, width)
+    expected = stock(image.numpy(), input_data_format="channels_first", return_tensors="pt")
+    values, grids = QwenPatches(stock)([resize_bicubic(image, smart_size((height, width), low, high))])
+    assert torch.equal(grids, expected["image_grid_thw"])
+    torch.testing.assert_close(values, expected["pixel_values"], rtol=0, atol=2e-6)
