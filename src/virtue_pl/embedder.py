@@ -115,7 +115,9 @@ class Embedder:
         embeddings = found[[place[row_key(item)] for item in items]]
         broken = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if broken:
-            raise VirtueError(f"row {broken[0]} has an embedding that is not finite, expected numbers: was the model trained well, and is `dtype` bfloat16 enough?")
+            raise VirtueError(
+                f"row {broken[0]} has an embedding that is not finite, expected numbers: was the model trained well, and is `dtype` bfloat16 enough?"
+            )
         return embeddings
 
     def batches(self, items: Sequence[EmbeddingInput], size: int) -> Iterator[list[int]]:

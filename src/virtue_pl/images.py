@@ -72,7 +72,9 @@ def as_picture(picture: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[T
         picture = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     pixels = torch.as_tensor(picture) if isinstance(picture, Tensor) else _channels_first(picture)
     if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
-        raise DataError(name, f"a picture is {described(picture)}, expected a path, a PIL picture, uint8 [height, width, 3] or a uint8 tensor [3, height, width]")
+        raise DataError(
+            name, f"a picture is {described(picture)}, expected a path, a PIL picture, uint8 [height, width, 3] or a uint8 tensor [3, height, width]"
+        )
     return pixels.cpu().contiguous()
 
 
