@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import batched
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -82,7 +82,8 @@ def robustness(
         if kind not in DISTURBANCES:
             raise VirtueError(f"kinds: {kind!r}, expected some of {', '.join(DISTURBANCES)}")
     found = Robustness()
-    for together in batched(samples, group):
+    source = iter(samples)
+    while together := tuple(islice(source, group)):
         pointed = [sample for sample in together if sample.region is not None]
         found.without_region += len(together) - len(pointed)
         tally(found, [asked for sample in pointed for asked in questions(sample, kinds, seed)], embed, ranking)

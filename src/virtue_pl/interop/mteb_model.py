@@ -11,7 +11,7 @@ MTEB's own entry for VIRTUE leaves the stream out. It needs the extra `mteb`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import batched
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,10 @@ class MTEBModel(AbsEncoder):
         instruction = self.instruction(task_metadata, prompt_type)
         items = (item for batch in inputs for item in batch_rows(batch, instruction, prompt_type))
         options = {"batch_size": kwargs.get("batch_size"), "progress": bool(kwargs.get("show_progress_bar", False))}
-        found = [self.model.embed(window, **options).numpy() for window in batched(items, WINDOW)]
-        return np.concatenate(found) if found else np.zeros((0, self.model.embed_dim), dtype=np.float32)
+        found = [np.zeros((0, self.model.embed_dim), dtype=np.float32)]
+        while window := list(islice(items, WINDOW)):
+            found.append(self.model.embed(window, **options).numpy())
+        return np.concatenate(found)
 
     def instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str:
         """What the task says before a row of that side."""
