@@ -196,7 +196,8 @@ def test_options_and_numbers_that_cannot_be(exported, embedder):
     with pytest.raises(VirtueError, match=r"dtype is 'int8', expected one of float32, bfloat16, float16"):
         Embedder.from_pretrained(exported, dtype="int8")
     broken = Embedder(from_pretrained(exported), "cpu")
-    next(iter(broken.model.fusion.backbone.parameters())).data.fill_(float("nan"))
+    for parameter in broken.model.fusion.backbone.parameters():
+        parameter.data.fill_(float("nan"))
     with pytest.raises(VirtueError, match=r"row 0 has an embedding that is not finite"):
         broken.encode("a cat")
 

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from virtue_pl.frozen_features import RecentFeatures, either
 from virtue_pl.images import as_picture, pixel_key
-from virtue_pl.interop.pretrained import from_pretrained
+from virtue_pl.interop.pretrained import DTYPES, from_pretrained
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.recipes import Recipe
 from virtue_pl.types import EmbeddingInput, EncoderBatch, PictureFeatures, VirtueError, VisualPrompt
@@ -44,6 +44,7 @@ class Embedder:
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(automatic if device == "auto" else device)
         self.model = model.to(self.device).eval()
+        self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.ndim > 1)
         self.preprocess = model.preprocess
         self.batch_size = batch_size
         self.recent = RecentFeatures(cached_pictures)
@@ -65,10 +66,15 @@ class Embedder:
     ) -> Embedder:
         """The embedder of a folder that `virtue-pl export` wrote, of a published release, or of a name of the hub.
 
-        dtype: of weights and arithmetic, float32, bfloat16 or float16; embeddings are float32 in any case.
+        dtype: of matrices and their products, float32, bfloat16 or float16; norms, positions and embeddings are float32 in any case.
         Other arguments: see `Embedder` and `virtue_pl.interop.pretrained.from_pretrained`.
         """
-        model = from_pretrained(name, sam_checkpoint, recipe, base, dtype, revision, allow_classes)
+        if dtype not in DTYPES:
+            raise VirtueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        model = from_pretrained(name, sam_checkpoint, recipe, base, "float32", revision, allow_classes)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data = parameter.data.to(getattr(torch, dtype))
         return cls(model, device, batch_size, cached_pictures)
 
     @property
@@ -139,8 +145,7 @@ class Embedder:
         """Unit float32 embeddings of one batch of inputs whose pictures have keys, on the CPU."""
         known = [replace(item, features=tuple(either(stored, self.recent.get(key)) for stored, key in known_of(item))) for item in items]
         batch = self.preprocess.encoder_batch(known).to(self.device)
-        dtype = next(self.model.parameters()).dtype
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if len(batch.pictures):
                 keys = dict.fromkeys(key for item in items for key in self.preprocess.recipe.prepare(item).image_keys)
                 batch = self.with_features(batch, list(keys))

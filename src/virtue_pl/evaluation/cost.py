@@ -32,7 +32,7 @@ def measure_cost(embedder: Embedder, picture: UInt8[Tensor, "3 height width"], r
         raise VirtueError(f"rows is {rows}, repeats {repeats}, expected at least 1 each")
     about = {
         "device": torch.cuda.get_device_name(embedder.device) if embedder.device.type == "cuda" else "cpu",
-        "dtype": str(next(embedder.model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(embedder.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "picture": [picture.shape[2], picture.shape[1]],
         "rows": rows,
