@@ -37,6 +37,7 @@ types: $(STAMP) ## mypy
 bench: $(STAMP) ## what is measured, as JSON
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/stored_features.py
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/stream.py
+	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/latency.py
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from virtue_pl.types import UNKNOWN, PictureFeatures
 
 Levels = tuple[Tensor, ...]
 """A picture's features, at as many scales as its network gives."""
@@ -27,6 +30,43 @@ def known_or_encoded(
         for index, levels in zip(missing, encode(shown), strict=True):
             features[index] = levels
     return features
+
+
+class RecentFeatures:
+    """The frozen features of the pictures that were asked for last, by content key.
+
+    Args:
+        capacity: of how many pictures; 0 keeps none.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._features: OrderedDict[str, PictureFeatures] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def get(self, key: str) -> PictureFeatures:
+        """What is known of the picture, which then counts as the latest."""
+        if key not in self._features:
+            return UNKNOWN
+        self._features.move_to_end(key)
+        return self._features[key]
+
+    def put(self, key: str, features: PictureFeatures) -> None:
+        """Keeps the features, beside those of another stream that are known already; the oldest picture goes."""
+        self._features[key] = either(features, self._features.get(key, UNKNOWN))
+        self._features.move_to_end(key)
+        while len(self._features) > self.capacity:
+            self._features.popitem(last=False)
+
+    def clear(self) -> None:
+        self._features.clear()
+
+
+def either(features: PictureFeatures, other: PictureFeatures) -> PictureFeatures:
+    """Each stream's features, those of `other` where the first has none."""
+    return PictureFeatures(features.segmentation or other.segmentation, features.vision or other.vision)
 
 
 def network_fingerprint(network: nn.Module, *sizes: object) -> str:

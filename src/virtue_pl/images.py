@@ -1,11 +1,13 @@
-"""Compressed pictures to tensors, safely: the header is checked before anything is decoded."""
+"""Pictures to tensors; compressed ones safely: the header is checked before anything is decoded."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +58,45 @@ def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor,
         except _DAMAGE as error:
             raise DataError(key, f"damaged picture: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def as_picture(picture: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
+    """A picture in any of its forms as RGB: a path, compressed bytes, a PIL picture, an array [height, width(, 3 or 4)] or a tensor [3, height, width].
+
+    Arrays and tensors are uint8; transparency is dropped. Raises VirtueError (DataError) naming the picture, `name` where it is no path.
+    """
+    if isinstance(picture, str | Path):
+        if not Path(picture).is_file():
+            raise DataError(name, f"there is no picture {picture}, expected the path of a {', '.join(EXTENSIONS)} file")
+        return decode(Path(picture).read_bytes(), str(picture), max_pixels)
+    if isinstance(picture, bytes):
+        return decode(picture, name, max_pixels)
+    if isinstance(picture, Image.Image):
+        picture = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    pixels = torch.as_tensor(picture) if isinstance(picture, Tensor) else _channels_first(picture)
+    if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
+        raise DataError(
+            name, f"a picture is {described(picture)}, expected a path, a PIL picture, uint8 [height, width, 3] or a uint8 tensor [3, height, width]"
+        )
+    return pixels.cpu().contiguous()
+
+
+def _channels_first(array: Any) -> Tensor | None:
+    """An array's levels as three channels; None for what is no picture."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        return None
+    levels = np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else array[..., :3]
+    return torch.from_numpy(levels.transpose(2, 0, 1).copy())
+
+
+def described(value: Any) -> str:
+    """What a value is, with its dtype and shape where it has them."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray | Tensor) else type(value).__name__
+
+
+def pixel_key(image: UInt8[Tensor, "3 height width"]) -> str:
+    """What names a picture by its pixels."""
+    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16, person=f"{image.shape[1]}x{image.shape[2]}".encode()[:16]).hexdigest()
 
 
 def smart_size(size: tuple[int, int], min_pixels: int, max_pixels: int, factor: int = 28) -> tuple[int, int]:

@@ -1,0 +1,237 @@
+"""The Python face: texts, pictures and visual prompts in, unit vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from virtue_pl.frozen_features import RecentFeatures, either
+from virtue_pl.images import as_picture, pixel_key
+from virtue_pl.interop.pretrained import DTYPES, from_pretrained
+from virtue_pl.parts.embedding_model import EmbeddingModel
+from virtue_pl.recipes import Recipe
+from virtue_pl.types import EmbeddingInput, EncoderBatch, PictureFeatures, VirtueError, VisualPrompt
+from virtue_pl.virtue import Virtue
+
+CHARACTERS_A_TOKEN, PIXELS_A_TOKEN = 4, 28 * 28
+"""Roughly, for putting rows of one length together; nothing else depends on them."""
+
+
+class Embedder:
+    """A model with what it takes to embed: rows are prepared, sorted by length, and encoded in batches.
+
+    The image towers run once for each different picture, told by its pixels: a next prompt on a picture that was seen lately costs
+    only what depends on the prompt.
+
+    Args:
+        model: in eval mode, as `from_pretrained` gives it; it moves to `device`.
+        device: "auto" takes a GPU where there is one.
+        batch_size: rows that are encoded at once.
+        cached_pictures: how many pictures' frozen features are kept, on the device.
+    """
+
+    def __init__(self, model: EmbeddingModel, device: str | torch.device = "auto", batch_size: int = 16, cached_pictures: int = 32) -> None:
+        if batch_size < 1 or cached_pictures < 0:
+            raise VirtueError(f"batch_size is {batch_size}, cached_pictures {cached_pictures}, expected at least 1 and 0")
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(automatic if device == "auto" else device)
+        self.model = model.to(self.device).eval()
+        self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.ndim > 1)
+        self.preprocess = model.preprocess
+        self.batch_size = batch_size
+        self.recent = RecentFeatures(cached_pictures)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str = "float32",
+        batch_size: int = 16,
+        cached_pictures: int = 32,
+        recipe: Recipe | str | None = None,
+        sam_checkpoint: str | Path | None = None,
+        base: str | Path | None = None,
+        revision: str | None = None,
+        allow_classes: Sequence[str] = (),
+    ) -> Embedder:
+        """The embedder of a folder that `virtue-pl export` wrote, of a published release, or of a name of the hub.
+
+        dtype: of matrices and their products, float32, bfloat16 or float16; norms, positions and embeddings are float32 in any case.
+        Other arguments: see `Embedder` and `virtue_pl.interop.pretrained.from_pretrained`.
+        """
+        if dtype not in DTYPES:
+            raise VirtueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        model = from_pretrained(name, sam_checkpoint, recipe, base, "float32", revision, allow_classes)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data = parameter.data.to(getattr(torch, dtype))
+        return cls(model, device, batch_size, cached_pictures)
+
+    @property
+    def embed_dim(self) -> int:
+        return int((self.model.fusion if isinstance(self.model, Virtue) else self.model).hidden_size)  # type: ignore[arg-type, union-attr]
+
+    def encode(
+        self,
+        texts: str | Sequence[str] | None = None,
+        images: Any = None,
+        prompts: VisualPrompt | Sequence[VisualPrompt | Sequence[VisualPrompt] | None] | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: bool = False,
+        as_tensor: bool = False,
+    ) -> np.ndarray | Tensor:
+        """Unit float32 embeddings, [rows, embed_dim], in the order given.
+
+        A list has one entry a row; what is given alone is shared by all rows: one picture with three prompts gives three rows.
+
+        Args:
+            texts: what to say with each picture, or texts alone; `IMAGE_TOKEN` may mark where a picture stands.
+            images: pictures (path, PIL, uint8 array or tensor, see `as_picture`); None for a row without, a list for one with several.
+            prompts: what is pointed at in each row's first picture; None for nothing, a list for several regions of one row.
+            batch_size: instead of the embedder's.
+            progress: show a bar.
+            as_tensor: a tensor on the CPU rather than an array.
+
+        Raises VirtueError for lists of different lengths, a prompt without a picture, an empty row, what is no picture.
+        """
+        embeddings = self.embed(rows(texts, images, prompts), batch_size, progress)
+        return embeddings if as_tensor else embeddings.numpy()
+
+    def embed(self, items: Sequence[EmbeddingInput], batch_size: int | None = None, progress: bool = False) -> Float[Tensor, "rows dim"]:
+        """Unit float32 embeddings of inputs, on the CPU, in order; equal inputs are encoded once. Pictures without keys are told by their pixels."""
+        items = [keyed(item) for item in items]
+        first = {key: row for row, key in reversed(list(enumerate(map(row_key, items))))}
+        distinct = [items[row] for row in first.values()]
+        found = torch.empty(len(distinct), self.embed_dim)
+        batches = list(self.batches(distinct, batch_size or self.batch_size))
+        for chosen in shown(batches, progress):
+            found[chosen] = self.encode_batch([distinct[row] for row in chosen])
+        place = {key: number for number, key in enumerate(first)}
+        embeddings = found[[place[row_key(item)] for item in items]]
+        broken = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if broken:
+            raise VirtueError(
+                f"row {broken[0]} has an embedding that is not finite, expected numbers: was the model trained well, and is `dtype` bfloat16 enough?"
+            )
+        return embeddings
+
+    def batches(self, items: Sequence[EmbeddingInput], size: int) -> Iterator[list[int]]:
+        """Rows of about one length together, the longest first; rows on the same pictures follow each other."""
+        lengths = [self.length(item) for item in items]
+        longest: dict[tuple[str, ...], float] = {}
+        for item, length in zip(items, lengths, strict=True):
+            longest[item.image_keys] = max(length, longest.get(item.image_keys, 0))
+        order = sorted(range(len(items)), key=lambda row: (longest[items[row].image_keys], items[row].image_keys, lengths[row]), reverse=True)
+        yield from (order[start : start + size] for start in range(0, len(order), size))
+
+    def length(self, item: EmbeddingInput) -> float:
+        """About how many tokens a row has."""
+        areas = [height * width for height, width in (self.preprocess.processor.resized((image.shape[1], image.shape[2])) for image in item.images)]
+        return len(item.text) / CHARACTERS_A_TOKEN + sum(areas) / PIXELS_A_TOKEN
+
+    @torch.no_grad()
+    def encode_batch(self, items: Sequence[EmbeddingInput]) -> Float[Tensor, "rows dim"]:
+        """Unit float32 embeddings of one batch of inputs whose pictures have keys, on the CPU."""
+        known = [replace(item, features=tuple(either(stored, self.recent.get(key)) for stored, key in known_of(item))) for item in items]
+        batch = self.preprocess.encoder_batch(known).to(self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if len(batch.pictures):
+                keys = dict.fromkeys(key for item in items for key in self.preprocess.recipe.prepare(item).image_keys)
+                batch = self.with_features(batch, list(keys))
+            embeddings = self.model.encode(batch)
+        return normalize(embeddings.float(), dim=-1).cpu()
+
+    def with_features(self, batch: EncoderBatch, keys: Sequence[str]) -> EncoderBatch:
+        """The batch with the frozen features of all its pictures, which are kept under their keys."""
+        known = tuple(either(stored, self.recent.get(key)) for stored, key in zip(batch.pictures.known, keys, strict=True))
+        batch = replace(batch, pictures=replace(batch.pictures, features=known))
+        features = self.see(batch)
+        for key, found in features.items():
+            self.recent.put(keys[key], found)
+        return replace(batch, pictures=replace(batch.pictures, features=tuple(features[number] for number in range(len(keys)))))
+
+    def see(self, batch: EncoderBatch) -> dict[int, PictureFeatures]:
+        """The frozen features of the batch's pictures by number; the segmentation model sees those that have a prompt."""
+        pictures, prompted = batch.pictures, sorted(set(batch.prompts.pictures.tolist()))
+        plain = [number for number in range(len(pictures)) if number not in prompted] if isinstance(self.model, Virtue) else []
+        found = dict.fromkeys(range(len(pictures)), PictureFeatures())
+        seen = [number for number in found if number not in plain]
+        if seen:
+            found.update(zip(seen, self.model.picture_features(pictures.select(seen)), strict=True))
+        if plain and isinstance(self.model, Virtue):
+            found.update(zip(plain, self.model.fusion.picture_features(pictures.select(plain)), strict=True))
+        return found
+
+
+def rows(texts: Any, images: Any, prompts: Any) -> list[EmbeddingInput]:
+    """The inputs that `Embedder.encode` is asked for."""
+    given = {"texts": texts, "images": images, "prompts": prompts}
+    lists = {name: list(value) for name, value in given.items() if is_list(value)}
+    counts = {len(values) for values in lists.values()}
+    if len(counts) > 1:
+        found = ", ".join(f"{len(values)} {name}" for name, values in lists.items())
+        raise VirtueError(f"encode was given {found}, expected as many of each, or one alone for all rows")
+    count = counts.pop() if counts else 1
+    once: dict[int, Any] = {}
+    columns = [lists.get(name, [value] * count) for name, value in given.items()]
+    return [row(number, *values, once) for number, values in enumerate(zip(*columns, strict=True))]
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is one entry a row: a list, a tuple, or pictures stacked in one array."""
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 4)
+
+
+def row(number: int, text: str | None, images: Any, prompts: Any, once: dict[int, Any]) -> EmbeddingInput:
+    """One input; a picture given again as the same object is read once (`once`, by identity, with the object to keep it alive)."""
+    shown = [image for image in (images if is_list(images) else [images]) if image is not None]
+    pointed = [prompt for prompt in (prompts if is_list(prompts) else [prompts]) if prompt is not None]
+    if not text and not shown:
+        raise VirtueError(f"row {number} is empty, expected a text, a picture, or both")
+    if pointed and not shown:
+        raise VirtueError(f"row {number} has a visual prompt but no picture to point at: give `images`, or leave its prompt out")
+    for found, wanted in [(text or "", str), *((prompt, VisualPrompt) for prompt in pointed)]:
+        if not isinstance(found, wanted):
+            raise VirtueError(f"row {number}: found {type(found).__name__}, expected {wanted.__name__}: prompts in pixels are made by VisualPrompt.from_pixels")
+    for image in shown:
+        if id(image) not in once:
+            picture = as_picture(image, f"row {number}")
+            once[id(image)] = image, picture, pixel_key(picture)
+    pictures = [once[id(image)] for image in shown]
+    first, *further = pointed or [VisualPrompt()]
+    return EmbeddingInput(text or "", tuple(p for _, p, _ in pictures), first, tuple(key for *_, key in pictures), (), tuple(further))
+
+
+def keyed(item: EmbeddingInput) -> EmbeddingInput:
+    """The input with a key for each of its pictures."""
+    return item if len(item.image_keys) == len(item.images) else replace(item, image_keys=tuple(pixel_key(image) for image in item.images))
+
+
+def known_of(item: EmbeddingInput) -> Iterator[tuple[PictureFeatures, str]]:
+    """What is stored of each picture of an input, and its key."""
+    yield from zip(item.features or (PictureFeatures(),) * len(item.images), item.image_keys, strict=True)
+
+
+def row_key(item: EmbeddingInput) -> tuple[Any, ...]:
+    """Equal for inputs that are embedded alike: the same text, pictures and prompts."""
+    parts = [(part.shape, part.numpy().tobytes()) for p in item.prompts for part in (p.boxes, p.points, p.point_labels, p.masks)]
+    return (item.text, item.image_keys, *parts)
+
+
+def shown(batches: Sequence[list[int]], progress: bool) -> Iterator[list[int]]:
+    """The batches, with a bar on stderr where it is wanted."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(batches, "embedding", console=Console(stderr=True), disable=not progress)

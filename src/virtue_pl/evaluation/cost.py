@@ -1,0 +1,153 @@
+"""What embedding costs: latency of a picture's first and next prompt, throughput and peak memory, by kind of query."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from virtue_pl.embedder import Embedder
+from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
+
+QUESTION = "Find the caption that best describes the object."
+PROCESS = Path("/proc/self")
+
+
+def measure_cost(embedder: Embedder, picture: UInt8[Tensor, "3 height width"], rows: int = 8, repeats: int = 5) -> dict[str, Any]:
+    """The cost of every kind of query on a picture like the given one, as JSON: device, dtype, threads, picture, and by mode
+
+    first_s, next_s: seconds of one query on a picture that was not seen, and of another on one that was (median of `repeats`); the
+        latter is null for texts. rows_per_second: of `rows` different pictures at once. peak_memory_bytes: what the device had allocated
+        at most, or on a CPU the process's resident memory; null where the system does not tell.
+    Every query passes through `Embedder.embed`, and is prepared within the time. "crop" shows the region alone as a picture: the baseline.
+    """
+    if rows < 1 or repeats < 1:
+        raise VirtueError(f"rows is {rows}, repeats {repeats}, expected at least 1 each")
+    about = {
+        "device": torch.cuda.get_device_name(embedder.device) if embedder.device.type == "cuda" else "cpu",
+        "dtype": str(embedder.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "picture": [picture.shape[2], picture.shape[1]],
+        "rows": rows,
+        "repeats": repeats,
+    }
+    return {**about, "modes": {mode: mode_cost(embedder, query, picture, rows, repeats) for mode, query in QUERIES.items()}}
+
+
+Query = Callable[[Tensor, int], EmbeddingInput]
+"""The query of a number, whose prompt or text is its own, on a picture."""
+
+
+def mode_cost(embedder: Embedder, query: Query, picture: UInt8[Tensor, "3 height width"], rows: int, repeats: int) -> dict[str, float | int | None]:
+    others = [picture.roll(number + 1, dims=2) for number in range(rows)]
+    embedder.embed([query(picture, 0)])
+    with peak_memory(embedder.device) as peak:
+        first, following, together = [], [], []
+        for number in range(repeats):
+            first.append(seconds(embedder, [query(picture, 2 * number)], forget=True))
+            following.append(seconds(embedder, [query(picture, 2 * number + 1)], forget=False))
+            together.append(seconds(embedder, [query(other, number) for number, other in enumerate(others)], forget=True))
+    return {
+        "first_s": statistics.median(first),
+        "next_s": statistics.median(following) if query(picture, 0).images else None,
+        "rows_per_second": rows / statistics.median(together),
+        "peak_memory_bytes": peak.get("bytes"),
+    }
+
+
+def seconds(embedder: Embedder, items: Sequence[EmbeddingInput], forget: bool) -> float:
+    """How long embedding takes; `forget`: on pictures that were not seen."""
+    if forget:
+        embedder.recent.clear()
+    start = time.perf_counter()
+    embedder.embed(items)
+    return time.perf_counter() - start
+
+
+def side(number: int) -> float:
+    """Half of a region's side, as a share of the picture's, other for every number: from 0.1 to 0.4."""
+    return 0.1 + 0.3 * ((number * 0.618034) % 1)
+
+
+def text_query(picture: Tensor, number: int) -> EmbeddingInput:
+    return EmbeddingInput(f"A caption of an object in its place, number {number}.")
+
+
+def picture_query(picture: Tensor, number: int) -> EmbeddingInput:
+    return EmbeddingInput(f"{QUESTION} {number}", (picture,))
+
+
+def point_query(picture: Tensor, number: int) -> EmbeddingInput:
+    return EmbeddingInput(QUESTION, (picture,), VisualPrompt(points=torch.full((1, 2), side(number)), point_labels=torch.ones(1, dtype=torch.long)))
+
+
+def box_query(picture: Tensor, number: int) -> EmbeddingInput:
+    half = side(number)
+    return EmbeddingInput(QUESTION, (picture,), VisualPrompt(boxes=torch.tensor([[0.5 - half, 0.5 - half, 0.5 + half, 0.5 + half]])))
+
+
+def mask_query(picture: Tensor, number: int) -> EmbeddingInput:
+    mask = torch.zeros(1, *picture.shape[1:], dtype=torch.bool)
+    mask[(slice(None), *region(picture, number))] = True
+    return EmbeddingInput(QUESTION, (picture,), VisualPrompt(masks=mask))
+
+
+def crop_query(picture: Tensor, number: int) -> EmbeddingInput:
+    rows, columns = region(picture, number)
+    return EmbeddingInput(QUESTION, (picture[:, rows, columns].contiguous(),))
+
+
+def region(picture: Tensor, number: int) -> tuple[slice, slice]:
+    """Rows and columns of the region in the middle."""
+    height, width = picture.shape[1:]
+    half = side(number)
+    rows, columns = (slice(int((0.5 - half) * length), int((0.5 + half) * length)) for length in (height, width))
+    return rows, columns
+
+
+QUERIES: dict[str, Query] = {
+    "text": text_query,
+    "picture": picture_query,
+    "point": point_query,
+    "box": box_query,
+    "mask": mask_query,
+    "crop": crop_query,
+}
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[dict[str, int]]:
+    """Afterwards the dictionary's "bytes" says how much was taken at most; it is left out where the system does not tell."""
+    found: dict[str, int] = {}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        found["bytes"] = torch.cuda.max_memory_allocated(device)
+        return
+    try:
+        (PROCESS / "clear_refs").write_text("5")  # resets the peak: proc(5)
+    except OSError:
+        yield found
+        return
+    yield found
+    lines = dict(line.split(":", 1) for line in (PROCESS / "status").read_text().splitlines())
+    found["bytes"] = int(lines["VmHWM"].split()[0]) * 1024
+
+
+def markdown_cost(cost: Mapping[str, Any]) -> str:
+    """The cost as a table for a report."""
+    lines = ["| query | first prompt, ms | next prompt, ms | queries a second | peak memory, MiB |", "|---|---:|---:|---:|---:|"]
+    for mode, row in cost["modes"].items():
+        following = "" if row["next_s"] is None else f"{1000 * row['next_s']:.1f}"
+        memory = "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f}"
+        lines.append(f"| {mode} | {1000 * row['first_s']:.1f} | {following} | {row['rows_per_second']:.2f} | {memory} |")
+    width, height = cost["picture"]
+    where = f"{cost['device']}, {cost['threads']} threads" if cost["device"] == "cpu" else cost["device"]
+    return "\n".join([*lines, "", f"{where}, {cost['dtype']}, pictures of {width}x{height}, {cost['rows']} queries at once, median of {cost['repeats']}.", ""])

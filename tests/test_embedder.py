@@ -1,0 +1,234 @@
+"""The Python face: the same embeddings however rows are given, batched or repeated, and each picture seen once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tiny_release import published, quickstart_spec, run_checkpoint
+from virtue_pl.embedder import Embedder
+from virtue_pl.frozen_features import RecentFeatures
+from virtue_pl.images import as_picture, pixel_key
+from virtue_pl.interop.export import export
+from virtue_pl.interop.pretrained import from_pretrained
+from virtue_pl.recipes import CropRecipe
+from virtue_pl.types import UNKNOWN, EmbeddingInput, PictureFeatures, VirtueError, VisualPrompt
+
+PICTURES = [np.random.default_rng(number).integers(0, 256, (60 + 8 * number, 90, 3), dtype=np.uint8) for number in range(3)]
+BOX = VisualPrompt.from_pixels(boxes=[[5, 5, 40, 50]], size=(60, 90))
+OTHER_BOX = VisualPrompt.from_pixels(boxes=[[30, 10, 80, 55]], size=(60, 90))
+POINT = VisualPrompt.from_pixels(points=[[20, 30]], size=(60, 90))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that `virtue-pl export` would write."""
+    folder = tmp_path_factory.mktemp("face")
+    export(run_checkpoint(folder / "run", quickstart_spec(folder)), folder / "exported")
+    return folder / "exported"
+
+
+@pytest.fixture(scope="module")
+def loaded(exported: Path) -> Embedder:
+    return Embedder.from_pretrained(exported, device="cpu", batch_size=3)
+
+
+@pytest.fixture
+def embedder(loaded: Embedder) -> Iterator[Embedder]:
+    loaded.recent = RecentFeatures(8)
+    loaded.model.segment_unprompted = loaded.preprocess.segment_unprompted = True
+    recipe = loaded.preprocess.recipe
+    yield loaded
+    loaded.preprocess.recipe = recipe
+
+
+@pytest.fixture
+def seen(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many pictures each tower was shown."""
+    counts = {"segmentation": 0, "vision": 0}
+
+    def counting(name: str, network: Any, method: str) -> None:
+        encode = getattr(network, method)
+
+        def counted(pixels: Any) -> Any:
+            counts[name] += len(pixels)
+            return encode(pixels)
+
+        monkeypatch.setattr(network, method, counted)
+
+    counting("segmentation", embedder.model.segmentation.backbone, "image_features")
+    counting("vision", embedder.model.fusion.backbone, "vision_features")
+    return counts
+
+
+def alone(embedder: Embedder, item: EmbeddingInput) -> np.ndarray:
+    """One input through the model itself, without the face."""
+    with torch.no_grad():
+        return embedder.model.encode(embedder.preprocess.encoder_batch([item]))[0].numpy()
+
+
+def test_rows_of_all_kinds_are_what_each_is_alone(embedder):
+    texts = ["a cat", "what is it", "what is it", "a very long caption of a cat that lies on a mat beside a bowl of milk", "what is it", ""]
+    images = [None, PICTURES[0], PICTURES[1], None, PICTURES[0], PICTURES[2]]
+    prompts = [None, BOX, None, None, POINT, None]
+    found = embedder.encode(texts, images, prompts)
+    assert found.dtype == np.float32 and found.shape == (6, embedder.embed_dim)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    for row, (text, image, prompt) in enumerate(zip(texts, images, prompts, strict=True)):
+        shown = () if image is None else (torch.from_numpy(image).permute(2, 0, 1).contiguous(),)
+        np.testing.assert_allclose(found[row], alone(embedder, EmbeddingInput(text, shown, prompt or VisualPrompt())), atol=1e-5)
+    np.testing.assert_allclose(embedder.encode(texts, images, prompts, batch_size=1), found, atol=1e-5)
+    tensor = embedder.encode(texts, images, prompts, as_tensor=True)
+    assert isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32
+    assert not np.allclose(found[1], found[4], atol=1e-3)
+
+
+def test_a_pictures_towers_run_once_for_all_its_regions(embedder, seen):
+    together = embedder.encode("what is it", PICTURES[0], [BOX, OTHER_BOX, POINT, None, BOX])
+    assert seen == {"segmentation": 1, "vision": 1}
+    np.testing.assert_array_equal(together[0], together[4])
+    following = embedder.encode("what is it", PICTURES[0].copy(), OTHER_BOX)
+    assert seen == {"segmentation": 1, "vision": 1}
+    np.testing.assert_allclose(following[0], together[1], atol=1e-5)
+    embedder.encode("another question", [PICTURES[0], PICTURES[1], PICTURES[1].copy()])
+    assert seen == {"segmentation": 2, "vision": 2}
+
+
+def test_a_picture_that_was_forgotten_is_seen_again(embedder, seen):
+    embedder.recent = RecentFeatures(1)
+    for number in (0, 1, 0, 0):
+        embedder.encode("what is it", PICTURES[number], BOX)
+    assert seen["segmentation"] == 3 and len(embedder.recent) == 1
+
+
+def test_an_unprompted_picture_costs_no_segmentation_where_the_model_needs_none(embedder, seen):
+    embedder.model.segment_unprompted = embedder.preprocess.segment_unprompted = False
+    plain = embedder.encode("what is it", PICTURES[0])
+    assert seen == {"segmentation": 0, "vision": 1}
+    both = embedder.encode("what is it", PICTURES[0], [None, BOX])
+    assert seen == {"segmentation": 1, "vision": 1}
+    np.testing.assert_allclose(both[0], plain[0], atol=1e-5)
+    assert not np.allclose(both[1], plain[0], atol=1e-3)
+
+
+def test_a_recipe_that_changes_pictures_has_features_of_its_own(embedder, seen):
+    embedder.preprocess.recipe = CropRecipe()
+    crops = embedder.encode("what is it", PICTURES[0], [BOX, OTHER_BOX, None])
+    assert seen["vision"] == 3
+    again = embedder.encode("what is it", PICTURES[0], [BOX, None])
+    assert seen["vision"] == 3
+    np.testing.assert_allclose(again, crops[[0, 2]], atol=1e-5)
+    cut = torch.from_numpy(PICTURES[0][5:50, 5:40]).permute(2, 0, 1).contiguous()
+    np.testing.assert_allclose(crops[0], alone(embedder, EmbeddingInput("what is it", (cut,))), atol=1e-5)
+
+
+def test_rows_of_one_length_go_together_and_of_one_picture_in_a_row(embedder):
+    keys = ["a", "b", "a", "b"]
+    picture = torch.zeros(3, 60, 90, dtype=torch.uint8)
+    items = [EmbeddingInput("x" * length) for length in (400, 4, 300, 8)]
+    items += [EmbeddingInput("y" * place, (picture,), image_keys=(key,)) for place, key in enumerate(keys)]
+    batches = list(embedder.batches(items, 2))
+    assert sorted(row for rows in batches for row in rows) == list(range(8))
+    assert {0, 2} in map(set, batches) and {1, 3} in map(set, batches)
+    assert {4, 6} in map(set, batches) and {5, 7} in map(set, batches)
+
+
+def test_pictures_of_every_form_are_the_same(embedder, tmp_path):
+    picture = Image.fromarray(PICTURES[0])
+    picture.save(tmp_path / "picture.png")
+    tensor = torch.from_numpy(PICTURES[0]).permute(2, 0, 1)
+    transparent = np.concatenate([PICTURES[0], np.full((60, 90, 1), 7, np.uint8)], axis=2)
+    forms = [PICTURES[0], picture, tensor, transparent, tmp_path / "picture.png", str(tmp_path / "picture.png"), (tmp_path / "picture.png").read_bytes()]
+    assert len({pixel_key(as_picture(form, "row 0")) for form in forms}) == 1
+    assert pixel_key(tensor.contiguous()) != pixel_key(tensor.flip(2).contiguous())
+    assert pixel_key(torch.zeros(3, 4, 6, dtype=torch.uint8)) != pixel_key(torch.zeros(3, 6, 4, dtype=torch.uint8))
+    grey = as_picture(PICTURES[0][..., 0], "grey")
+    assert torch.equal(grey[0], grey[2]) and grey.shape == (3, 60, 90)
+    assert embedder.encode(images=forms).shape == (7, embedder.embed_dim)
+    assert len(embedder.recent) == 1
+    stacked = embedder.encode(images=np.stack([PICTURES[0], PICTURES[0][::-1]]))
+    assert stacked.shape[0] == 2 and not np.allclose(stacked[0], stacked[1], atol=1e-4)
+
+
+def test_several_regions_in_one_row(embedder):
+    found = embedder.encode("what are they", [PICTURES[0]], [[BOX, OTHER_BOX]], as_tensor=True)
+    picture = torch.from_numpy(PICTURES[0]).permute(2, 0, 1).contiguous()
+    item = EmbeddingInput("what are they", (picture,), BOX, further_prompts=(OTHER_BOX,))
+    np.testing.assert_allclose(found[0], alone(embedder, item), atol=1e-5)
+    assert found.shape == (1, embedder.embed_dim)
+
+
+def test_nothing_to_embed_and_progress(embedder, capsys):
+    assert embedder.encode(texts=[]).shape == (0, embedder.embed_dim)
+    embedder.encode(["a", "b"], progress=True)
+    assert "embedding" in capsys.readouterr().err
+    embedder.encode(["a", "b"])
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"texts": ["a", "b"], "images": [PICTURES[0]]}, "was given 2 texts, 1 images, expected as many of each"),
+        ({"texts": "a", "prompts": BOX}, "row 0 has a visual prompt but no picture"),
+        ({"texts": ["a", ""]}, "row 1 is empty, expected a text, a picture, or both"),
+        ({"texts": "a", "images": "nowhere.png"}, "there is no picture nowhere.png"),
+        ({"images": [PICTURES[0], PICTURES[0] / 255]}, r"row 1: a picture is float64 \[60, 90, 3\], expected"),
+        ({"images": torch.zeros(60, 90, 3, dtype=torch.uint8)}, r"a picture is torch.uint8 \[60, 90, 3\], expected"),
+        ({"images": PICTURES[0], "prompts": [[1, 2, 3, 4]]}, "row 0: found int, expected VisualPrompt: prompts in pixels are made by VisualPrompt.from_pixels"),
+        ({"texts": [3]}, "row 0: found int, expected str"),
+    ],
+)
+def test_mistakes_are_one_line(embedder, arguments, told):
+    with pytest.raises(VirtueError, match=told):
+        embedder.encode(**arguments)
+
+
+def test_options_and_numbers_that_cannot_be(exported, embedder):
+    with pytest.raises(VirtueError, match=r"batch_size is 0, cached_pictures 32, expected at least 1 and 0"):
+        Embedder(embedder.model, "cpu", batch_size=0)
+    with pytest.raises(VirtueError, match=r"dtype is 'int8', expected one of float32, bfloat16, float16"):
+        Embedder.from_pretrained(exported, dtype="int8")
+    broken = Embedder(from_pretrained(exported), "cpu")
+    for parameter in broken.model.fusion.backbone.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(VirtueError, match=r"row 0 has an embedding that is not finite"):
+        broken.encode("a cat")
+
+
+def test_in_bfloat16_embeddings_stay_float32_and_near(exported, embedder):
+    half = Embedder.from_pretrained(exported, device="cpu", dtype="bfloat16")
+    arguments = {"texts": ["a cat", "what is it", "what is it"], "images": [None, PICTURES[0], PICTURES[1]], "prompts": [None, BOX, None]}
+    found, expected = half.encode(**arguments), embedder.encode(**arguments)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert (found * expected).sum(axis=1).min() > 0.99
+
+
+def test_a_published_folder(tmp_path):
+    embedder = Embedder.from_pretrained(published(tmp_path / "model"), device="cpu")
+    found = embedder.encode("what is it", PICTURES[0], [BOX, POINT])
+    assert found.shape == (2, embedder.embed_dim) and not np.allclose(found[0], found[1], atol=1e-4)
+    shown = torch.from_numpy(PICTURES[0]).permute(2, 0, 1).contiguous()
+    np.testing.assert_allclose(found[0], alone(embedder, EmbeddingInput("what is it", (shown,), BOX)), atol=1e-5)
+
+
+def test_recent_features():
+    recent = RecentFeatures(2)
+    vision, segmentation = PictureFeatures(vision=(torch.zeros(1),)), PictureFeatures(segmentation=(torch.ones(1),))
+    recent.put("a", vision)
+    recent.put("a", segmentation)
+    assert recent.get("a").vision == vision.vision and recent.get("a").segmentation == segmentation.segmentation
+    recent.put("b", vision)
+    recent.get("a")
+    recent.put("c", vision)
+    assert recent.get("b") is UNKNOWN and recent.get("a") is not UNKNOWN and len(recent) == 2
+    empty = RecentFeatures(0)
+    empty.put("a", vision)
+    assert empty.get("a") is UNKNOWN
