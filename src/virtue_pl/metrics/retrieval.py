@@ -48,9 +48,7 @@ def retrieval_metrics(
     return torch.stack(columns, dim=1)
 
 
-def metrics_of_ranks(
-    ranks: Int[Tensor, " queries"], depths: Sequence[int] = DEPTHS
-) -> Float[Tensor, "queries metrics"]:
+def metrics_of_ranks(ranks: Int[Tensor, " queries"], depths: Sequence[int] = DEPTHS) -> Float[Tensor, "queries metrics"]:
     """As `retrieval_metrics`, of queries with one right candidate each, whose rank (from 0) is given."""
     places = torch.arange(max(depths), device=ranks.device)
     return retrieval_metrics(ranks[:, None] == places, torch.ones_like(ranks), depths)
