@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl eval",
         description="Ranks the candidates of every query of evaluation sets. Leaves predictions.jsonl, report.json, report.md and report.html. "
-        "What was embedded before is not embedded again, whichever sets it occurs in. More settings, and baselines: `lightning test` with configs/eval_scar.yaml.",
+        "What was embedded before is not embedded again, whichever sets it occurs in. "
+        "More settings, and baselines: `lightning test` with configs/eval_scar.yaml.",
     )
     parser.add_argument("--model", required=True, help="folder or hub name of a model, or a run's checkpoint (.ckpt)")
     parser.add_argument(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, SetDescription
 
@@ -59,18 +61,18 @@ def make_plan(
     sets = []
     for about, rows in found.items():
         queries = [distinct.number(query(row), f"{about.name} row {row.row}") for row in rows]
-        candidates = [
-            torch.tensor(
-                [distinct.number(item, f"{about.name} row {row.row}, candidate {place}") for place, item in enumerate(row.candidates)], dtype=torch.long
-            )
-            for row in rows
-        ]
-        sets.append(RankedSet(about, tuple(rows), torch.tensor(queries, dtype=torch.long), tuple(candidates)))
+        candidates = tuple(candidate_numbers(distinct, row) for row in rows)
+        sets.append(RankedSet(about, tuple(rows), torch.tensor(queries, dtype=torch.long), candidates))
     inputs = tuple(distinct.inputs)
     batches = grouped_batches(inputs, [length(item, sizes) for item in inputs], batch_size)
     return EvaluationPlan(
         tuple(sets), inputs, tuple(distinct.numbers), tuple(distinct.sources), distinct.total, distinct.total_pictures, dict(missing), batches
     )
+
+
+def candidate_numbers(distinct: DistinctInputs, row: EvaluationRow) -> Int[Tensor, " candidates"]:
+    found = [distinct.number(item, f"{row.set} row {row.row}, candidate {place}") for place, item in enumerate(row.candidates)]
+    return torch.tensor(found, dtype=torch.long)
 
 
 class DistinctInputs:
