@@ -1,0 +1,108 @@
+"""`lightning test` with the configs of evaluations, and every baseline by its one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from evaluation_files import predictions, report, write_mmeb_sets, write_scar_set
+from tiny_release import published
+from virtue_pl.cli.main import main
+from virtue_pl.evaluation.compare import read_run
+from virtue_pl.evaluation.query_encoder import pooled_box, token_map
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+BASELINES = sorted((CONFIGS / "baselines").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a set of SCaR and three of MMEB."""
+    root = tmp_path_factory.mktemp("evaluations")
+    published(root / "release/model")
+    write_scar_set(root, rows=4, candidates=4)
+    return write_mmeb_sets(root, rows=2)
+
+
+def run(folder: Path, config: str, out: str, sets: str, *layers: Path) -> Path:
+    laid = [part for layer in layers for part in ("--config", str(layer))]
+    values = {"model": folder / "release/model", "data": folder, "out": folder / "runs" / out, "sets": sets}
+    shared = [part for name, value in values.items() for part in (f"--shared.{name}", str(value))]
+    store = ["--model.init_args.store", str(folder / "runs/embeddings"), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    assert main(["test", "--config", str(CONFIGS / config), *laid, *shared, *store]) == 0
+    return folder / "runs" / out
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    return run(folder, "eval_scar.yaml", "whole", "[ADE20K]")
+
+
+def scores(out: Path) -> list[list[float]]:
+    return [line["scores"] for line in predictions(out)]
+
+
+def test_mmeb(folder):
+    out = run(folder, "eval_mmeb.yaml", "mmeb", "[OK-VQA, MSCOCO_t2i, RefCOCO-Matching]")
+    assert report(out)["averages"]["mmeb"]["all"]["sets"] == 3 and len(predictions(out)) == 6
+
+
+@pytest.mark.parametrize("layer", BASELINES, ids=lambda path: path.stem)
+def test_a_baseline_is_one_line(folder, whole, layer):
+    """Each ranks every query, and otherwise than the whole model; none is the same as another (below)."""
+    out = run(folder, "eval_scar.yaml", layer.stem, "[ADE20K]", layer)
+    assert [line["row"] for line in predictions(out)] == [0, 1, 2, 3] and scores(out) != scores(whole)
+    assert {line["mode"] for line in predictions(out)} == {{"random": "random", "set_blind": "set_blind"}.get(layer.stem, mode_of(layer))}
+    assert len(read_run(out)[0]) >= 4
+
+
+def mode_of(layer: Path) -> str:
+    return str(yaml.safe_load(layer.read_text())["model"]["init_args"].get("mode", "box"))
+
+
+def test_every_layer_has_a_folder_of_its_own():
+    assert BASELINES and all(yaml.safe_load(path.read_text())["shared"]["out"] == f"runs/eval/{path.stem}" for path in BASELINES)
+
+
+@pytest.mark.parametrize("layer", BASELINES, ids=lambda path: path.stem)
+def test_baselines_differ(folder, whole, layer):
+    others = [path for path in BASELINES if path != layer]
+    found = {path.stem: scores(run(folder, "eval_scar.yaml", path.stem, "[ADE20K]", path)) for path in (layer, *others[:1])}
+    assert len({str(value) for value in found.values()}) == len(found)
+
+
+def test_a_crop_is_the_picture_from_then_on(folder, tmp_path):
+    """Rows whose boxes hold the same pixels are asked alike; here each box is another, and so are the scores."""
+    crop = CONFIGS / "baselines/crop.yaml"
+    found = scores(run(folder, "eval_scar.yaml", "crop", "[ADE20K]", crop))
+    assert len({str(row) for row in found}) == len(found)
+
+
+def test_blind_queries_are_all_the_same(folder):
+    """Each is its instruction alone, which is embedded once; what differs are the captions."""
+    out = run(folder, "eval_scar.yaml", "blind", "[ADE20K]", CONFIGS / "baselines/blind.yaml")
+    assert report(out)["embeddings"]["unique_pictures"] == 0
+
+
+def test_set_blind_stands_beside_every_result(whole):
+    modes = report(whole)["results"]["scar/SCaR_ADE20K"]
+    assert modes.keys() == {"box", "set_blind"} and report(whole)["chance"]["scar/SCaR_ADE20K"]["hit@1"] == 0.25
+
+
+@pytest.mark.parametrize(("count", "size", "expected"), [(12, (90, 120), (3, 4)), (12, (120, 90), (4, 3)), (7, (70, 10), (7, 1)), (16, (1, 1), (4, 4))])
+def test_tokens_are_laid_out_as_the_picture_is(count, size, expected):
+    tokens = torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 2)
+    laid = token_map(tokens, size)
+    assert laid.shape == (2, *expected) and torch.equal(laid[0].flatten(), tokens[:, 0])
+
+
+def test_a_box_pools_what_lies_in_it():
+    """Of a map whose right half is 1, a box on the right has ones alone."""
+    laid = torch.zeros(1, 8, 8)
+    laid[:, :, 4:] = 1
+    assert pooled_box(laid, torch.tensor([0.75, 0.0, 1.0, 1.0])).min() == 1
+    assert pooled_box(laid, torch.tensor([0.0, 0.0, 0.25, 1.0])).max() == 0
+    assert pooled_box(laid, None).mean() == pytest.approx(0.5, abs=0.05)
