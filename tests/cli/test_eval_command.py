@@ -130,7 +130,11 @@ def test_averages_are_over_sets_and_say_how_many(first):
     assert ood["recall@5"] == found["sets"]["RefCOCO-Matching"]["recall@5"] and found["averages"]["scar"]["all"]["of"] == 5
     assert found["missing"].keys() == {"SCaR_RefCOCO_plus", "SCaR_VisualGenome", "SCaR_COCO_Stuff"}
     text = (first / "report.md").read_text()
-    assert "mean, all (3 of 36)" in text and "VIRTUE-2B" in text and "left out of all averages, because its files are missing: SCaR_VisualGenome" in text
+    assert (
+        "mean, all (3 of 36)" in text
+        and "VIRTUE-2B" in text
+        and "because files are missing: SCaR_RefCOCO_plus, SCaR_VisualGenome, SCaR_COCO_Stuff (no files)" in text
+    )
 
 
 def test_what_occurs_twice_is_embedded_once(first):

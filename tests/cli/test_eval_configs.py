@@ -41,6 +41,12 @@ def whole(folder: Path) -> Path:
     return run(folder, "eval_scar.yaml", "whole", "[ADE20K]")
 
 
+@pytest.fixture(scope="module")
+def baselines(folder: Path, whole: Path) -> dict[str, Path]:
+    """Every baseline's report, by name; embeddings that two of them need are made once."""
+    return {layer.stem: run(folder, "eval_scar.yaml", layer.stem, "[ADE20K]", layer) for layer in BASELINES}
+
+
 def scores(out: Path) -> list[list[float]]:
     return [line["scores"] for line in predictions(out)]
 
@@ -50,41 +56,32 @@ def test_mmeb(folder):
     assert report(out)["averages"]["mmeb"]["all"]["sets"] == 3 and len(predictions(out)) == 6
 
 
-@pytest.mark.parametrize("layer", BASELINES, ids=lambda path: path.stem)
-def test_a_baseline_is_one_line(folder, whole, layer):
-    """Each ranks every query, and otherwise than the whole model; none is the same as another (below)."""
-    out = run(folder, "eval_scar.yaml", layer.stem, "[ADE20K]", layer)
-    assert [line["row"] for line in predictions(out)] == [0, 1, 2, 3] and scores(out) != scores(whole)
-    assert {line["mode"] for line in predictions(out)} == {{"random": "random", "set_blind": "set_blind"}.get(layer.stem, mode_of(layer))}
-    assert len(read_run(out)[0]) >= 4
+def test_every_baseline_ranks_every_query_and_no_two_alike(baselines, whole):
+    for name, out in baselines.items():
+        assert [line["row"] for line in predictions(out)] == [0, 1, 2, 3], name
+        assert {"scar/SCaR_ADE20K"} == {row.task for row in read_run(out)[0]}, name
+    assert len({str(scores(out)) for out in (whole, *baselines.values())}) == 1 + len(BASELINES)
 
 
-def mode_of(layer: Path) -> str:
-    return str(yaml.safe_load(layer.read_text())["model"]["init_args"].get("mode", "box"))
-
-
-def test_every_layer_has_a_folder_of_its_own():
+def test_every_layer_says_its_folder():
     assert BASELINES and all(yaml.safe_load(path.read_text())["shared"]["out"] == f"runs/eval/{path.stem}" for path in BASELINES)
 
 
-@pytest.mark.parametrize("layer", BASELINES, ids=lambda path: path.stem)
-def test_baselines_differ(folder, whole, layer):
-    others = [path for path in BASELINES if path != layer]
-    found = {path.stem: scores(run(folder, "eval_scar.yaml", path.stem, "[ADE20K]", path)) for path in (layer, *others[:1])}
-    assert len({str(value) for value in found.values()}) == len(found)
+def test_what_a_baseline_looks_at(baselines):
+    """Blind queries are one and show nothing; guesses embed no query; each crop is another picture."""
+    embedded = {name: report(out)["embeddings"] for name, out in baselines.items()}
+    assert embedded["blind"]["unique_pictures"] == 0 and embedded["crop"]["unique_pictures"] == 2
+    assert embedded["random"]["encoded"] == embedded["set_blind"]["encoded"] == 0
+    assert embedded["blind"]["unique"] == embedded["crop"]["unique"] - 3
+    assert all(len({str(row) for row in scores(baselines[name])}) == 4 for name in ("crop", "roi", "drawn_marker", "box_as_text"))
+    assert [line["mode"] for line in predictions(baselines["random"])] == ["random"] * 4
 
 
-def test_a_crop_is_the_picture_from_then_on(folder, tmp_path):
-    """Rows whose boxes hold the same pixels are asked alike; here each box is another, and so are the scores."""
-    crop = CONFIGS / "baselines/crop.yaml"
-    found = scores(run(folder, "eval_scar.yaml", "crop", "[ADE20K]", crop))
-    assert len({str(row) for row in found}) == len(found)
-
-
-def test_blind_queries_are_all_the_same(folder):
-    """Each is its instruction alone, which is embedded once; what differs are the captions."""
-    out = run(folder, "eval_scar.yaml", "blind", "[ADE20K]", CONFIGS / "baselines/blind.yaml")
-    assert report(out)["embeddings"]["unique_pictures"] == 0
+def test_without_a_prompt_the_regions_of_a_picture_are_one_query(baselines):
+    """Two regions a picture; nothing tells them apart. The captions do differ, so the scores do."""
+    for name in ("no_prompt_grid", "no_prompt_no_stream"):
+        found = report(baselines[name])["embeddings"]
+        assert found["unique"] == report(baselines["crop"])["embeddings"]["unique"] - 2
 
 
 def test_set_blind_stands_beside_every_result(whole):

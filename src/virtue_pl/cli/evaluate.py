@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 
@@ -13,8 +14,9 @@ def main(argv: list[str]) -> int:
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from lightning import Trainer
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from virtue_pl.cli.lightning import one_line_errors
+    from virtue_pl.cli.lightning import STOPPED_BY_SIGTERM, one_line_errors
     from virtue_pl.data.evaluation import EvaluationDataModule
     from virtue_pl.evaluation.evaluator import Evaluator
 
@@ -44,10 +46,13 @@ def main(argv: list[str]) -> int:
     )
     data.connect(evaluator.preprocess)
     silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    with one_line_errors("eval"):
-        Trainer(accelerator=arguments.accelerator, devices=arguments.devices, precision=arguments.precision, **silent).test(
-            evaluator, datamodule=data, verbose=False
-        )
+    trainer = Trainer(accelerator=arguments.accelerator, devices=arguments.devices, precision=arguments.precision, **silent)
+    try:
+        with one_line_errors("eval"):
+            trainer.test(evaluator, datamodule=data, verbose=False)
+    except SIGTERMException:
+        print("virtue-pl: eval was stopped by SIGTERM; the same command goes on behind what is embedded", file=sys.stderr)
+        return STOPPED_BY_SIGTERM
     return 0
 
 

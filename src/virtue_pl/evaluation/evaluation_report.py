@@ -46,7 +46,7 @@ class EvaluationReport:
     def write(
         self, found: Mapping[str, Mapping[str, float]], ranks: RankRows, plan: Any, library: Any, settings: Mapping[str, Any], encoded: int, world: int
     ) -> None:
-        """The report of what every process found. encoded: inputs that this process embedded."""
+        """The report of what every process found. encoded: inputs that were embedded in this run."""
         lines = self.joined([ranked.about.name for ranked in plan.sets], world)
         write_text(self.folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         means = averages(found, [ranked.about for ranked in plan.sets])
@@ -86,7 +86,8 @@ class EvaluationReport:
         """What a reader of the tables must know."""
         share = f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_pictures']} unique of {embedded['total_pictures']} pictures"
         notes = [f"{share}; {embedded['encoded']} embedded in this run, the others were stored"]
-        notes += [f"left out of all averages, because its files are missing: {name} ({reason})" for name, reason in missing.items()]
+        reasons = {reason: [name for name, why in missing.items() if why == reason] for reason in missing.values()}
+        notes += [f"left out of all averages, because files are missing: {', '.join(names)} ({reason})" for reason, names in reasons.items()]
         short = [f"{each.benchmark} {each.group}: {each.sets} of {each.of} sets" for each in means if each.sets < each.of]
         notes += [f"averages over fewer sets than published, not to be compared: {'; '.join(short)}"] if short else []
         return [*notes, "settings: " + ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)]

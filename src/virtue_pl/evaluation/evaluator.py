@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
-from lightning import LightningModule
+from jaxtyping import UInt8
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from virtue_pl.evaluation.embedding_store import EmbeddingStore
 from virtue_pl.evaluation.evaluation_report import EvaluationReport
 from virtue_pl.evaluation.query_encoder import QueryEncoder, Stream, finite_rows
 from virtue_pl.evaluation.query_preparation import Asking, EvaluationPreprocess
+from virtue_pl.evaluation.set_ranking import Guess, SetRanking
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.interop.pretrained import from_pretrained, use_recipe
 from virtue_pl.interop.run_checkpoint import read_run
-from virtue_pl.metrics.ranking import RankTable, rank_candidates, sample_ranks, set_blind_ranks, set_blind_scores
+from virtue_pl.metrics.ranking import RankTable
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.parts.embedding_model import EmbeddingModel
-from virtue_pl.parts.preprocess import ContrastivePreprocess, content_id
+from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.recipes import Recipe, ReferenceRecipe
-from virtue_pl.types import EmbeddingInput, EncoderBatch, EvaluationRow, InputBatch, RankedSet, RankingSample, VirtueError
-
-ROWS_RANKED_AT_ONCE = 64
+from virtue_pl.types import EmbeddingInput, EncoderBatch, EvaluationRow, InputBatch, RankedSet, VirtueError
 
 
 class Plan(Protocol):
@@ -84,7 +85,7 @@ class Evaluator(LightningModule):
         stream: Stream = "whole",
         show: Recipe | None = None,
         words: bool = True,
-        guess: Literal["set_blind", "random"] | None = None,
+        guess: Guess | None = None,
         prompt_frame: Literal["canvas", "pixels"] | None = None,
         chunk_size: int = 8,
         sam_checkpoint: str | None = None,
@@ -151,10 +152,11 @@ class Evaluator(LightningModule):
         embeddings = self.encoder.encode(batch.inputs)
         finite_rows(embeddings, batch.sources)
         self.store.add(batch.keys, embeddings)
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
 
-    def on_exception(self, exception: BaseException) -> None:
-        """What is embedded is kept, whatever stops the run."""
-        self.store.flush()
+    def configure_callbacks(self) -> list[Callback]:
+        return [KeepEmbeddings()]
 
     def on_test_epoch_end(self) -> None:
         self.store.flush()
@@ -166,60 +168,12 @@ class Evaluator(LightningModule):
         table = RankTable().to(self.device)
         with self.report.lines(self.global_rank) as write:
             for number, ranked in enumerate(plan.sets):
-                for lines in self.rank(number, ranked, embeddings, metrics, table):
+                mine = range(self.global_rank, len(ranked.rows), self.trainer.world_size)
+                for lines in SetRanking(ranked, self.mode, self.guess, embeddings).rank(number, mine, metrics, table):
                     write(lines)
         self.found, self.ranks = metrics.compute(), table.compute()
+        self.encoded = int(self.trainer.strategy.reduce(torch.tensor(self.store.added, device=self.device), reduce_op="sum"))
         self.trainer.strategy.barrier("ranked")
-
-    @torch.no_grad()
-    def rank(
-        self, number: int, ranked: RankedSet, embeddings: Float[Tensor, "inputs dim"], metrics: RetrievalMetrics, table: RankTable
-    ) -> Iterator[list[dict[str, Any]]]:
-        """Ranks this process's rows of a set, some at a time; fills the metrics, and gives a line a row for `predictions.jsonl`."""
-        mine = range(self.global_rank, len(ranked.rows), self.trainer.world_size)
-        for start in range(0, len(mine), ROWS_RANKED_AT_ONCE):
-            chosen = mine[start : start + ROWS_RANKED_AT_ONCE]
-            samples = [self.sample(ranked, ranked.rows[place]) for place in chosen]
-            if self.guess == "random":
-                scores = [random_scores(ranked.rows[place]) for place in chosen]
-            else:
-                queries = embeddings[ranked.queries[list(chosen)]]
-                candidates = [embeddings[ranked.candidates[place]] for place in chosen]
-                table.update("set_blind", set_blind_ranks(samples, candidates))
-                scores = [found @ query for found, query in zip(candidates, queries, strict=True)]
-                if self.guess == "set_blind":
-                    scores = [set_blind_scores(found) for found in candidates]
-            entries = sample_ranks(samples, scores)
-            if self.guess != "set_blind":
-                table.update(self.shown_mode(ranked), entries)
-            metrics.update(number, entries.of("hit@1").to(metrics.device))
-            yield list(self.lines(ranked, [ranked.rows[place] for place in chosen], samples, scores))
-
-    def shown_mode(self, ranked: RankedSet) -> str:
-        """What the mode is called in tables: sets without regions are asked with their picture alone."""
-        regions = any(row.region is not None for row in ranked.rows)
-        return self.guess or (self.mode if regions or self.mode == "blind" else "no_prompt")
-
-    def sample(self, ranked: RankedSet, row: EvaluationRow) -> RankingSample:
-        return RankingSample(row.key, f"{ranked.about.benchmark}/{ranked.about.name}", EmbeddingInput(row.text), row.candidates, row.rankings, row.region)
-
-    def lines(
-        self, ranked: RankedSet, rows: Sequence[EvaluationRow], samples: Sequence[RankingSample], scores: Sequence[Float[Tensor, " candidates"]]
-    ) -> Iterator[dict[str, Any]]:
-        for row, sample, found in zip(rows, samples, scores, strict=True):
-            entries = sample_ranks([sample], [found])
-            named = zip(entries.rankings, entries.ranks.tolist(), entries.candidates, strict=True)
-            yield {
-                "set": row.set,
-                "row": row.row,
-                "mode": self.shown_mode(ranked),
-                "task": sample.task,
-                "key": row.key,
-                "gold": 0,
-                "ranking": rank_candidates(found[None], torch.zeros(1, dtype=torch.long))[0].tolist(),
-                "scores": [round(score, 7) for score in found.tolist()],
-                "ranks": {name: [rank, length] for name, rank, length in named},
-            }
 
     def on_test_end(self) -> None:
         if self.trainer.is_global_zero:
@@ -235,13 +189,21 @@ class Evaluator(LightningModule):
                 "prompt_frame": self.preparation.asking.frame,
                 "store": str(self.store.folder),
             }
-            self.report.write(self.found, self.ranks, data.plan, data.library, settings, self.store.added, self.trainer.world_size)
+            self.report.write(self.found, self.ranks, data.plan, data.library, settings, self.encoded, self.trainer.world_size)
 
     def _data(self) -> EvaluationData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, EvaluationData):
             raise VirtueError(f"Evaluator was given {type(data).__name__}, expected an EvaluationDataModule: set `data`")
         return data
+
+
+class KeepEmbeddings(Callback):
+    """What is embedded is kept, whatever stops the run."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(pl_module, Evaluator) and pl_module.embedder is not None:
+            pl_module.store.flush()
 
 
 class LatePreprocess:
@@ -269,8 +231,3 @@ def load_model(source: str | Path, recipe: Recipe | str | None, loading: Mapping
     model = read_run(Path(source)).build(getattr(torch, loading["dtype"]), loading["allow_classes"])
     use_recipe(model, recipe, str(source))
     return model
-
-
-def random_scores(row: EvaluationRow) -> Float[Tensor, " candidates"]:
-    """Chance, the same for the same row every time."""
-    return torch.rand(len(row.candidates), generator=torch.Generator().manual_seed(content_id("guess", row.key)))

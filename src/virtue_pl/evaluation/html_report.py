@@ -27,7 +27,7 @@ nav a { margin-right: 1rem; }
 BAR, GAP, LEFT, WIDTH = 16, 6, 190, 560
 """Sizes of the plots, in pixels."""
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
-MARKED = ("VLM2Vec-2B", "VIRTUE-2B", "VIRTUE-2B + SCaR-train")
+MARKED = ("VLM2Vec-2B", "VIRTUE-2B", "VIRTUE-2B + SCaR-train", "VLM2Vec-V1 Qwen2VL-2B")
 """Published models that stand as lines in the plots, where they have a score."""
 LETTERS = 400
 
