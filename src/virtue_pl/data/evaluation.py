@@ -70,10 +70,14 @@ class EvaluationDataModule(LightningDataModule):
     @cached_property
     def plan(self) -> EvaluationPlan:
         """Every set's rows and the distinct inputs among them. Raises VirtueError for missing files and for a row that cannot be ranked."""
+        query = self._connected().query
+        found, missing = self.read_sets()
+        return make_plan(found, query, self.library.sizes, missing, self.batch_size)
+
+    def _connected(self) -> InputPreprocess:
         if self._preprocess is None:
             raise VirtueError("EvaluationDataModule is not connected to a model: call connect(model.preprocess) before asking it for batches")
-        found, missing = self.read_sets()
-        return make_plan(found, self._preprocess.query, self.library.sizes, missing, self.batch_size)
+        return self._preprocess
 
     def read_sets(self) -> tuple[dict[SetDescription, list[EvaluationRow]], dict[str, str]]:
         """The rows of every set that is there, and why others are not."""
@@ -103,8 +107,7 @@ class EvaluationDataModule(LightningDataModule):
 
     def test_dataloader(self) -> PlannedLoader:
         rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        assert self._preprocess is not None or self.plan
-        return PlannedLoader(PlannedBatches(self.plan, self.library, self._preprocess, rank, world), self.num_workers)  # type: ignore[arg-type]
+        return PlannedLoader(PlannedBatches(self.plan, self.library, self._connected(), rank, world), self.num_workers)
 
     def fingerprint(self) -> str:
         return self.plan.fingerprint()

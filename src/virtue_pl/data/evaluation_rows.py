@@ -16,6 +16,7 @@ from virtue_pl.data.mmeb_instructions import one_string
 from virtue_pl.data.mmeb_rows import PUBLISHED_TOKEN, items
 from virtue_pl.data.mmeb_shards import INSTRUCTION_COLUMNS
 from virtue_pl.data.mmeb_shards import RANKING_COLUMNS as MMEB_COLUMNS
+from virtue_pl.data.picture_files import PictureFiles
 from virtue_pl.data.records import Row, read_region
 from virtue_pl.data.scar import NO_PROMPT, instruction
 from virtue_pl.data.scar_rows import form_columns, run_lengths, xyxy
@@ -36,6 +37,7 @@ class RowReader:
     def __init__(self, library: PictureLibrary) -> None:
         self.library = library
         self._inputs: dict[tuple[str, str | None], EmbeddingInput] = {}
+        self._paths: dict[PictureFiles, dict[str, str]] = {}
 
     def read(self, files: SetFiles, limit: int | None = None) -> Iterator[EvaluationRow]:
         """The rows of official parquet files, in order. Raises DataError naming set and row for one that cannot be ranked."""
@@ -80,7 +82,9 @@ class RowReader:
         if "qry_inst" in row:
             row = one_string(row, dataset_of(files.about), key)
         found = items(row["tgt_text"], row["tgt_img_path"], "candidates", key)
-        pictures = [self._named(files, path, key) for _, path in found]
+        known = self._paths.setdefault(files.images, {}) if files.images is not None else {}
+        pictures = [known.get(path) or self._named(files, path, key) for _, path in found]
+        known |= {path: picture for (_, path), picture in zip(found, pictures, strict=True) if picture is not None}
         candidates = [(text, picture) for (text, _), picture in zip(found, pictures, strict=True)]
         return self.row(files.about, number, (row["qry_text"] or "", self._named(files, row["qry_img_path"], key)), candidates)
 

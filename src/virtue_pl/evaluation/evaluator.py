@@ -22,12 +22,15 @@ from virtue_pl.evaluation.set_ranking import Guess, SetRanking
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.interop.pretrained import from_pretrained, use_recipe
 from virtue_pl.interop.run_checkpoint import read_run
-from virtue_pl.metrics.ranking import RankTable
+from virtue_pl.metrics.ranking import RankTable, SampleRanks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.recipes import Recipe, ReferenceRecipe
 from virtue_pl.types import EmbeddingInput, EncoderBatch, EvaluationRow, InputBatch, RankedSet, VirtueError
+
+NO_RANKS = SampleRanks((), (), (), (), torch.zeros(0, dtype=torch.long))
+"""What a process adds that has no row of a set: torchmetrics warns of a metric that saw nothing."""
 
 
 class Plan(Protocol):
@@ -166,8 +169,10 @@ class Evaluator(LightningModule):
         embeddings = self.store.get(plan.keys if self.guess != "random" else ())
         metrics = RetrievalMetrics([ranked.about.name for ranked in plan.sets]).to(self.device)
         table = RankTable().to(self.device)
+        table.update(self.mode, NO_RANKS)
         with self.report.lines(self.global_rank) as write:
             for number, ranked in enumerate(plan.sets):
+                metrics.update(number, NO_RANKS.ranks)
                 mine = range(self.global_rank, len(ranked.rows), self.trainer.world_size)
                 for lines in SetRanking(ranked, self.mode, self.guess, embeddings).rank(number, mine, metrics, table):
                     write(lines)
