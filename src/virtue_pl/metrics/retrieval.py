@@ -80,7 +80,7 @@ class RetrievalMetrics(Metric):
         """ranks: of the right candidates of queries of the set `number`, counted from 0."""
         if bool((ranks < 0).any()):
             raise VirtueError(f"{self.sets[number]}: a rank is {int(ranks.min())}, expected 0 or more")
-        self.sums[number] += metrics_of_ranks(ranks, self.depths).sum(dim=0)
+        self.sums[number] += metrics_of_ranks(ranks, self.depths).sum(dim=0).to(self.sums.device)
         self.counts[number] += len(ranks)
 
     def compute(self) -> dict[str, dict[str, float]]:
