@@ -122,7 +122,7 @@ class EvaluationDataModule(LightningDataModule):
 class PlannedBatches(IterableDataset[InputBatch]):
     """This process's batches of a plan: every `world`-th, and as many as any process has, so that none waits for another; the last may be empty.
 
-    What is embedded already is left out, batch by batch.
+    What is embedded already is left out of its batch.
     """
 
     def __init__(self, plan: EvaluationPlan, library: PictureLibrary, preprocess: InputPreprocess, rank: int, world: int) -> None:
@@ -142,12 +142,14 @@ class PlannedBatches(IterableDataset[InputBatch]):
             yield self.batch(numbers)
 
     def batch(self, numbers: Sequence[int]) -> InputBatch:
-        keys = tuple(self.plan.keys[number] for number in numbers)
-        if not self.preprocess.unknown(keys):
+        unknown = set(self.preprocess.unknown([self.plan.keys[number] for number in numbers]))
+        numbers = [number for number in numbers if self.plan.keys[number] in unknown]
+        if not numbers:
             return InputBatch((), (), None)
         wanted = [self.plan.inputs[number] for number in numbers]
         pixels = {key: self.library.pixels(key) for item in wanted for key in item.image_keys}
         shown = [replace(item, images=tuple(pixels[key] for key in item.image_keys)) for item in wanted]
+        keys = tuple(self.plan.keys[number] for number in numbers)
         return InputBatch(keys, tuple(self.plan.sources[number] for number in numbers), self.preprocess.encoder_batch(shown))
 
 

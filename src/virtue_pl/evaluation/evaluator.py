@@ -125,7 +125,7 @@ class Evaluator(LightningModule):
             reference = isinstance(own.recipe, ReferenceRecipe)
             asking = Asking(self.mode, self.words, self.prompt_frame or ("pixels" if reference else "canvas"), self.show)
             self.encoder = QueryEncoder(self.embedder, self.stream, self.chunk_size)
-            self.preparation = EvaluationPreprocess(own, asking, self, segmented=self.stream == "whole")
+            self.preparation = EvaluationPreprocess(own, asking, segmented=self.stream == "whole")
             self.store = EmbeddingStore(self.store_folder, self.fingerprint())
 
     def fingerprint(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
@@ -13,12 +13,6 @@ from virtue_pl.parts.preprocess import EVALUATION_MODES, ContrastivePreprocess, 
 from virtue_pl.prompts import prompt_region
 from virtue_pl.recipes import Recipe, ReferenceRecipe, VirtueRecipe
 from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, EvaluationRow, Region, VirtueError, VisualPrompt
-
-
-class Lookup(Protocol):
-    """What is known already, by content key."""
-
-    def __contains__(self, key: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -44,14 +38,12 @@ class EvaluationPreprocess:
     Args:
         preprocess: the model's own.
         asking: how queries are asked.
-        known: the embeddings that are there.
         segmented: whether the segmentation stream is used.
     """
 
-    def __init__(self, preprocess: ContrastivePreprocess, asking: Asking, known: Lookup, segmented: bool) -> None:
+    def __init__(self, preprocess: ContrastivePreprocess, asking: Asking, segmented: bool) -> None:
         recipe = preprocess.recipe
         self.asking = asking
-        self.known = known
         self.canvas = preprocess.segmentation_size if segmented else None
         self.published = isinstance(recipe, ReferenceRecipe)
         if asking.frame == "pixels" and not self.published:
@@ -88,9 +80,6 @@ class EvaluationPreprocess:
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
         show = self.asking.show
         return self.preprocess.encoder_batch(list(items) if show is None else [show.prepare(item) for item in items])
-
-    def unknown(self, keys: Sequence[str]) -> list[str]:
-        return [key for key in keys if key not in self.known]
 
     def identity(self) -> list[Any]:
         """All that, beside the model and the input, an embedding depends on."""
