@@ -189,6 +189,18 @@ def test_a_stopped_evaluation_goes_on(model, root, first, tmp_path, monkeypatch)
     assert all(line["scores"] == pytest.approx(scores[line["row"]], abs=1e-5) for line in predictions(tmp_path / "run"))
 
 
+def test_a_terminated_evaluation_keeps_what_it_has_and_more_sets_go_on(model, root, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "received_sigterm", True)
+        assert evaluate(model, root, tmp_path / "run", "--sets", "ADE20K") == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+    encoded = []
+    for names in (["ADE20K"], ["ADE20K", "RefCOCOg"]):
+        assert evaluate(model, root, tmp_path / "run", "--sets", *names) == 0
+        encoded.append(report(tmp_path / "run")["embeddings"])
+    assert 0 < encoded[0]["encoded"] < encoded[0]["unique"] and encoded[1]["encoded"] == encoded[1]["unique"] - encoded[0]["unique"]
+
+
 @pytest.mark.ddp
 @pytest.mark.parametrize("rows", [1, 5])
 def test_two_processes_say_what_one_says(model, tmp_path, rows):
