@@ -109,7 +109,7 @@ def matching(rows: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         {
             "qry_text": f'{TOKEN}\n{said} "the {WORDS[row]}"\n',
             "qry_img_path": shown[row][0],
-            "tgt_text": [f"{TOKEN}\n{target} {caption}\n" for caption in captions[row]],
+            "tgt_text": [f"{TOKEN}  {target} {caption}\n" for caption in captions[row]],
             "tgt_img_path": shown[row],
         }
         for row in range(rows)
