@@ -48,12 +48,17 @@ ARMS = CONFIGS / "ablations"
 LAYERS = (CONFIGS / "segmentation", CONFIGS / "stages")
 """Layers over the paper's model, which is built on the meta device: segmentation models with their prompt encoders, and stages of training."""
 
+EVALUATIONS = (CONFIGS / "eval_scar.yaml", CONFIGS / "eval_mmeb.yaml")
+"""Configs that only test, and the folder of layers over them: they are run in tests/cli/test_eval_configs.py."""
+BASELINES = CONFIGS / "baselines"
+
 PLANS = ("quickstart.yaml", "quickstart_small.yaml", "ablations.yaml")
 """Files that are no layer of a run."""
 
 
 def files() -> list[Path]:
-    return sorted(path for path in CONFIGS.rglob("*.yaml") if path.name not in PLANS and path.parent != ARMS)
+    apart = (*EVALUATIONS, *(CONFIGS / name for name in PLANS))
+    return sorted(path for path in CONFIGS.rglob("*.yaml") if path not in apart and path.parent not in (ARMS, BASELINES))
 
 
 def runs_of(plan: str) -> dict[str, Run]:

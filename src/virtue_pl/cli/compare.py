@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virtue_pl.types import VirtueError
+
+if TYPE_CHECKING:
+    from virtue_pl.metrics.ranking import RankRows
+
+SET_BLIND = "set_blind"
+"""A mode that stands beside every other."""
 
 
 def main(argv: list[str]) -> int:
@@ -21,6 +29,7 @@ def main(argv: list[str]) -> int:
     places = [place(run, arguments.mode) for run in arguments.runs]
     names = unique_names(arguments.runs, places)
     ranked = {folder: read_run(folder) for folder in {folder for folder, _ in places}}
+    places = [(folder, mode if ":" in run else only_mode(ranked[folder], mode)) for run, (folder, mode) in zip(arguments.runs, places, strict=True)]
     comparison = compare([ComparedRun(name, ranked[folder], mode, names[0]) for name, (folder, mode) in zip(names, places, strict=True)])
     guesses = chance_of(folder for folder, _ in places)
     for table in rich_comparison(comparison, guesses):
@@ -40,6 +49,13 @@ def place(run: str, mode: str) -> tuple[Path, str]:
     return (Path(folder), named) if colon else (Path(run), mode)
 
 
+def only_mode(trainings: Sequence[RankRows], mode: str) -> str:
+    """The mode that a run was ranked in, where it is one alone, as an evaluation's is; or else `mode`."""
+    found = {row.mode for training in trainings for row in training}
+    chosen = found - {SET_BLIND} or found
+    return chosen.pop() if len(chosen) == 1 else mode
+
+
 def unique_names(runs: list[str], places: list[tuple[Path, str]]) -> list[str]:
     """The runs by their folder's name, with the mode where it was given; as they were typed where that would not tell them apart."""
     short = [f"{folder.name}:{mode}" if ":" in run else folder.name for run, (folder, mode) in zip(runs, places, strict=True)]
@@ -56,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run = "folder of a tested run, or one that holds those of its seeds (seed_*); FOLDER:MODE for one evaluation mode, as runs/virtue:point"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=run)
-    parser.add_argument("--mode", default="box", help="the evaluation mode of runs that name none (default box)")
+    parser.add_argument("--mode", default="box", help="the evaluation mode of runs that name none and were ranked in several (default box)")
     parser.add_argument("--out", type=Path, help="folder to write compare.md and compare.json into")
     parser.add_argument("--plots", action="store_true", help="draw bars into that folder, too (with matplotlib, of the extra `ablations`)")
     return parser

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor
 
-from virtue_pl.images import decode
+from virtue_pl.images import decode, squash
 from virtue_pl.interop.golden import FORWARD, Case, box_prompt
 from virtue_pl.interop.gradients import GRADIENTS
 from virtue_pl.interop.release import inside
@@ -83,11 +81,3 @@ def row(folder: Path, text: str, picture: str, box: list[float] | None, side: in
         raise VirtueError(f"{folder / 'images'} has no picture {picture}, expected that of the row {text[:40]!r}")
     image = decode(path.read_bytes(), picture)
     return EmbeddingInput(text, (image if side is None else squash(image, side),), VisualPrompt() if box is None else box_prompt(box), (picture,))
-
-
-def squash(image: Tensor, side: int) -> Tensor:
-    """The picture as a square of `side` pixels, as Pillow makes it."""
-    import numpy as np
-
-    small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize((side, side), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())

@@ -48,8 +48,9 @@ def rank_candidates(scores: Float[Tensor, "queries candidates"], gold: Int[Tenso
     """Candidates from best to worst; equal ones keep their order, but the right one (`gold`) comes last of its equals."""
     if gold is None:
         return scores.argsort(dim=1, descending=True, stable=True)
-    is_gold = torch.zeros_like(scores, dtype=torch.int8).scatter(1, gold[:, None], 1)
-    gold_last = is_gold.argsort(dim=1, stable=True)
+    places = torch.arange(scores.shape[1] - 1, device=scores.device)
+    others = places + (places >= gold[:, None])
+    gold_last = torch.cat([others, gold[:, None]], dim=1)
     return gold_last.gather(1, scores.gather(1, gold_last).argsort(dim=1, descending=True, stable=True))
 
 

@@ -1,0 +1,167 @@
+"""The data of an evaluation: any sets of MMEB and SCaR, from shards or official folders, as distinct inputs to embed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from virtue_pl.data.evaluation_files import asked_for, find_set, missing_sets
+from virtue_pl.data.evaluation_pictures import PictureLibrary
+from virtue_pl.data.evaluation_plan import EvaluationPlan, make_plan
+from virtue_pl.data.evaluation_rows import RowReader
+from virtue_pl.data.evaluation_shards import shard_rows
+from virtue_pl.data.streaming_module import check_counts
+from virtue_pl.images import MAX_PIXELS
+from virtue_pl.types import DataError, EvaluationRow, InputBatch, InputPreprocess, SetDescription, VirtueError
+
+
+class EvaluationDataModule(LightningDataModule):
+    """Evaluation sets by name. Whatever occurs twice, in a set or in several, is embedded once.
+
+    Args:
+        root: a folder of folders of shards, or an official one: parquet files in it, in `data/`, `instruct/SET` or `v1/SET`, pictures in `images/`.
+        sets: "scar", "mmeb", "scar_mini", "mmeb_mini" or names of their sets.
+        form: of MMEB's files, where both are there: "instruct" (instructions in columns of their own) or "v1" (one string).
+        pixels: "native", or "squash1344", as the published evaluation may do: every picture is made a square first.
+        limit: of each set only the first rows, for a try.
+        allow_missing: sets whose files are missing are left out of averages, and the report says so; or else they stop the run.
+        images: folders to look for pictures in, before those of the layout.
+        batch_size: inputs read at once.
+        num_workers: data workers a process; 0 reads in the process itself.
+        max_pixels: larger pictures are refused.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        sets: list[str],
+        form: Literal["instruct", "v1"] | None = None,
+        pixels: Literal["native", "squash1344"] = "native",
+        limit: int | None = None,
+        allow_missing: bool = False,
+        images: list[str] | None = None,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__()
+        check_counts({"limit": limit, "batch_size": batch_size})
+        self.root = Path(root)
+        self.sets = list(sets)
+        self.form = form
+        self.limit = limit
+        self.allow_missing = allow_missing
+        self.images = [Path(folder) for folder in images or ()]
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.library = PictureLibrary(pixels == "squash1344", max_pixels)
+        self._preprocess: InputPreprocess | None = None
+
+    def connect(self, preprocess: InputPreprocess) -> None:
+        """Takes what data must learn from the model."""
+        self._preprocess = preprocess
+
+    @cached_property
+    def plan(self) -> EvaluationPlan:
+        """Every set's rows and the distinct inputs among them. Raises VirtueError for missing files and for a row that cannot be ranked."""
+        query = self._connected().query
+        found, missing = self.read_sets()
+        return make_plan(found, query, self.library.sizes, missing, self.batch_size)
+
+    def _connected(self) -> InputPreprocess:
+        if self._preprocess is None:
+            raise VirtueError("EvaluationDataModule is not connected to a model: call connect(model.preprocess) before asking it for batches")
+        return self._preprocess
+
+    def read_sets(self) -> tuple[dict[SetDescription, list[EvaluationRow]], dict[str, str]]:
+        """The rows of every set that is there, and why others are not."""
+        if not self.root.is_dir():
+            raise VirtueError(f"--data {self.root}: there is no such folder")
+        files = {about: find_set(self.root, about, self.form, self.images) for about in asked_for(self.sets)}
+        missing = {about.name: "no files" for about, place in files.items() if place is None}
+        if len(missing) == len(files) or (missing and not self.allow_missing):
+            hint = "" if len(missing) == len(files) else "; give --allow-missing to evaluate the others"
+            raise VirtueError(missing_sets(self.root, missing) + hint)
+        reader = RowReader(self.library)
+        found = {}
+        for about, place in files.items():
+            if place is None:
+                continue
+            try:
+                rows = list(reader.read(place, self.limit)) if place.shards is None else shard_rows(place, reader, self.limit)
+            except DataError as error:
+                if not (self.allow_missing and error.problem.startswith("missing picture")):
+                    raise
+                missing[about.name] = str(error)
+                continue
+            if not rows:
+                raise VirtueError(f"{about.name} has no rows, expected queries to rank")
+            found[about] = rows
+        return found, missing
+
+    def test_dataloader(self) -> PlannedLoader:
+        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return PlannedLoader(PlannedBatches(self.plan, self.library, self._connected(), rank, world), self.num_workers)
+
+    def fingerprint(self) -> str:
+        return self.plan.fingerprint()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What would be read, one entry a set."""
+        found, missing = self.read_sets()
+        there = [{"split": f"test/{about.name}", "path": str(self.root), "rows": len(rows), "task": about.meta_task} for about, rows in found.items()]
+        return [*there, *({"split": f"test/{name}", "path": str(self.root), "rows": 0, "task": reason} for name, reason in missing.items())]
+
+
+class PlannedBatches(IterableDataset[InputBatch]):
+    """This process's batches of a plan: every `world`-th, and as many as any process has, so that none waits for another; the last may be empty.
+
+    What is embedded already is left out of its batch.
+    """
+
+    def __init__(self, plan: EvaluationPlan, library: PictureLibrary, preprocess: InputPreprocess, rank: int, world: int) -> None:
+        super().__init__()
+        self.plan = plan
+        self.library = library
+        self.preprocess = preprocess
+        mine = plan.batches[rank::world]
+        self.batches: Sequence[tuple[int, ...]] = [*mine, *[()] * (max(1, -(-len(plan.batches) // world)) - len(mine))]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[InputBatch]:
+        info = get_worker_info()
+        for numbers in self.batches if info is None else self.batches[info.id :: info.num_workers]:
+            yield self.batch(numbers)
+
+    def batch(self, numbers: Sequence[int]) -> InputBatch:
+        unknown = set(self.preprocess.unknown([self.plan.keys[number] for number in numbers]))
+        numbers = [number for number in numbers if self.plan.keys[number] in unknown]
+        if not numbers:
+            return InputBatch((), (), None)
+        wanted = [self.plan.inputs[number] for number in numbers]
+        pixels = {key: self.library.pixels(key) for item in wanted for key in item.image_keys}
+        shown = [replace(item, images=tuple(pixels[key] for key in item.image_keys)) for item in wanted]
+        keys = tuple(self.plan.keys[number] for number in numbers)
+        return InputBatch(keys, tuple(self.plan.sources[number] for number in numbers), self.preprocess.encoder_batch(shown))
+
+
+class PlannedLoader:
+    """What the trainer iterates; it has a length, and no sampler that a trainer would replace."""
+
+    def __init__(self, batches: PlannedBatches, num_workers: int) -> None:
+        self.batches = batches
+        self.num_workers = num_workers
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[InputBatch]:
+        return iter(DataLoader(self.batches, batch_size=None, num_workers=self.num_workers))

@@ -1,0 +1,92 @@
+"""The pictures of an evaluation by content: found once, decoded when they are wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from virtue_pl.data.picture_files import PictureFiles
+from virtue_pl.data.records import content_key
+from virtue_pl.images import MAX_PIXELS, decode, read_header, squash
+from virtue_pl.types import DataError
+
+SQUASHED_SIDE = 1344
+"""Of the square that the published evaluation's setting `image_resolution: high` makes of every picture before all else."""
+
+
+@dataclass(frozen=True)
+class FilePicture:
+    """A picture by the path that a table has for it."""
+
+    images: PictureFiles
+    path: str
+
+    def read(self, key: str) -> bytes:
+        return self.images.read(self.path, key)
+
+
+@dataclass(frozen=True)
+class TarPicture:
+    """A picture's bytes inside a tar."""
+
+    tar: Path
+    start: int
+    size: int
+
+    def read(self, key: str) -> bytes:
+        try:
+            with self.tar.open("rb") as file:
+                file.seek(self.start)
+                return file.read(self.size)
+        except OSError as error:
+            raise DataError(key, f"missing picture: {self.tar} ({error.strerror})") from error
+
+
+class PictureLibrary:
+    """Where every picture is, under the key of its content; the same picture in two places is one.
+
+    Args:
+        squashed: every picture is made a square of `SQUASHED_SIDE` pixels; its key says so.
+        max_pixels: larger pictures are refused.
+    """
+
+    def __init__(self, squashed: bool = False, max_pixels: int = MAX_PIXELS) -> None:
+        self.squashed = squashed
+        self.max_pixels = max_pixels
+        self.sizes: dict[str, tuple[int, int]] = {}
+        """(height, width) of each picture as it was found."""
+        self._places: dict[str, FilePicture | TarPicture] = {}
+        self._keys: dict[FilePicture, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def named(self, images: PictureFiles, path: str, row: str) -> str:
+        """The key of a picture by its path. Raises DataError naming `row` where it is missing or no picture."""
+        place = FilePicture(images, path)
+        if place not in self._keys:
+            self._keys[place] = self.add(place, place.read(row), row)
+        return self._keys[place]
+
+    def add(self, place: FilePicture | TarPicture, data: bytes, row: str) -> str:
+        """The key of a picture whose bytes are known."""
+        key = content_key(data) + (f", {SQUASHED_SIDE} pixels square" if self.squashed else "")
+        if key not in self._places:
+            header = read_header(data, row, self.max_pixels)
+            self._places[key], self.sizes[key] = place, (header.height, header.width)
+        return key
+
+    def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]:
+        """The decoded picture, as the model is to see it. Raises DataError where its file has gone or is damaged."""
+        place = self._places[key]
+        name = place.path if isinstance(place, FilePicture) else str(place.tar)
+        image = decode(place.read(name), name, self.max_pixels)
+        return squash(image, SQUASHED_SIDE) if self.squashed else image
+
+    def picture(self, key: str) -> UInt8[Tensor, "3 height width"]:
+        """The decoded picture as it was found."""
+        place = self._places[key]
+        return decode(place.read(key), key, self.max_pixels)

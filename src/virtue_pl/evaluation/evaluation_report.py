@@ -1,0 +1,100 @@
+"""What an evaluation leaves: predictions.jsonl, report.json, report.md and report.html, in one folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from virtue_pl.evaluation.averages import Average, averages, plain, published
+from virtue_pl.evaluation.evaluation_tables import metric_tables, rich_metric_table
+from virtue_pl.evaluation.failures import failures_of
+from virtue_pl.evaluation.html_report import html_report
+from virtue_pl.evaluation.report import chance, context, summarise, write_json, write_text
+from virtue_pl.evaluation.tables import markdown, markdown_table
+from virtue_pl.metrics.ranking import RankRows
+
+Write = Callable[[Sequence[Mapping[str, Any]]], None]
+
+
+class EvaluationReport:
+    """Writes a folder's files, each whole or not at all.
+
+    Args:
+        folder: where to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started, self.cpu_started = time.perf_counter(), time.process_time()
+
+    @contextmanager
+    def lines(self, rank: int) -> Iterator[Write]:
+        """Takes this process's lines of predictions.jsonl."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.part(rank).open("w", encoding="utf-8") as file:
+            yield lambda lines: file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+    def part(self, rank: int) -> Path:
+        return self.folder / f".predictions.{rank}.part"
+
+    def write(
+        self, found: Mapping[str, Mapping[str, float]], ranks: RankRows, plan: Any, library: Any, settings: Mapping[str, Any], encoded: int, world: int
+    ) -> None:
+        """The report of what every process found. encoded: inputs that were embedded in this run."""
+        lines = self.joined([ranked.about.name for ranked in plan.sets], world)
+        write_text(self.folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        means = averages(found, [ranked.about for ranked in plan.sets])
+        embedded = {"unique": len(plan.keys), "total": plan.total, "unique_pictures": plan.pictures, "total_pictures": plan.total_pictures, "encoded": encoded}
+        results, guesses = summarise(ranks), chance(ranks)
+        report = {
+            "settings": dict(settings),
+            "sets": {ranked.about.name: {**ranked.about._asdict(), **found[ranked.about.name]} for ranked in plan.sets},
+            "averages": plain(means),
+            "published": {benchmark: published()[benchmark] for benchmark in plain(means) if benchmark in published()},
+            "missing": dict(plan.missing),
+            "results": results,
+            "chance": guesses,
+            "embeddings": embedded,
+            "seconds": {"wall": round(time.perf_counter() - self.started, 2), "cpu": round(time.process_time() - self.cpu_started, 2)},
+            "context": context(data_fingerprint=plan.fingerprint()),
+        }
+        write_json(self.folder / "report.json", report)
+        notes = self.notes(plan.missing, means, embedded, settings)
+        tables = metric_tables(found, plan.sets, means)
+        text = [*(markdown_table(*table) for table in tables), markdown(results, guesses), *(f"- {note}" for note in notes), ""]
+        write_text(self.folder / "report.md", "\n".join(text))
+        write_text(
+            self.folder / "report.html", html_report(settings, tables, results, guesses, found, plan.sets, notes, failures_of(lines, plan.sets, library))
+        )
+        for rank in range(world):
+            self.part(rank).unlink(missing_ok=True)
+        self.show(tables, notes)
+
+    def joined(self, names: Sequence[str], world: int) -> list[dict[str, Any]]:
+        """All processes' lines, by set and row."""
+        order = {name: place for place, name in enumerate(names)}
+        found = [json.loads(line) for rank in range(world) for line in self.part(rank).read_text(encoding="utf-8").splitlines()]
+        return sorted(found, key=lambda line: (order[line["set"]], line["row"]))
+
+    def notes(self, missing: Mapping[str, str], means: Sequence[Average], embedded: Mapping[str, int], settings: Mapping[str, Any]) -> list[str]:
+        """What a reader of the tables must know."""
+        share = f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_pictures']} unique of {embedded['total_pictures']} pictures"
+        notes = [f"{share}; {embedded['encoded']} embedded in this run, the others were stored"]
+        reasons = {reason: [name for name, why in missing.items() if why == reason] for reason in missing.values()}
+        notes += [f"left out of all averages, because files are missing: {', '.join(names)} ({reason})" for reason, names in reasons.items()]
+        short = [f"{each.benchmark} {each.group}: {each.sets} of {each.of} sets" for each in means if each.sets < each.of]
+        notes += [f"averages over fewer sets than published, not to be compared: {'; '.join(short)}"] if short else []
+        return [*notes, "settings: " + ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)]
+
+    def show(self, tables: Sequence[Any], notes: Sequence[str]) -> None:
+        console = Console()
+        for table in tables:
+            console.print(rich_metric_table(table))
+        for note in [*notes, f"report: {self.folder / 'report.html'}"]:
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
