@@ -47,6 +47,15 @@ def move(value: Any, device: torch.device | str, non_blocking: bool = False) -> 
     return value
 
 
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Every floating-point tensor in `dtype`, inside tuples and batches too."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, Movable):
+        return replace(value, **{f.name: cast(getattr(value, f.name), dtype) for f in fields(value)})  # type: ignore[type-var]
+    return tuple(cast(item, dtype) for item in value) if isinstance(value, tuple) else value
+
+
 def pin(value: Any) -> Any:
     """`value` in page-locked memory, inside tuples, mappings and batches too."""
     if isinstance(value, Tensor):
@@ -236,6 +245,11 @@ class Pictures(Movable):
             tuple(self.features[i] for i in indices) if self.features else (),
         )
 
+    def with_features(self, features: Sequence[PictureFeatures]) -> Pictures:
+        """The pictures with all that is to be known of them, and without pixels."""
+        nothing = (None,) * len(self)
+        return Pictures(nothing if self.vision else (), nothing if self.segmentation else (), tuple(features))
+
 
 @dataclass(frozen=True, eq=False)
 class PictureBatch(Movable):
@@ -278,6 +292,7 @@ class EncoderBatch(Movable):
     A *use* is one row's use of one picture: `use_rows` and `prompts.pictures` say which row and which picture.
     Several rows may use one picture, which is then encoded once.
     position_ids: as the recipe wants them; None where the backbone finds them in the ids alone.
+    segments: what a frozen segmentation stream sees at each use, one use each; empty where nothing is known.
     """
 
     input_ids: Int[Tensor, "rows tokens"]
@@ -286,6 +301,7 @@ class EncoderBatch(Movable):
     prompts: PromptBatch
     use_rows: Int[Tensor, " uses"]
     position_ids: Int[Tensor, "*axes rows tokens"] | None = None
+    segments: tuple[SegmentFeatures, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -313,6 +329,7 @@ class EncoderBatch(Movable):
             PromptBatch(tuple(self.prompts.prompts[use] for use, _ in uses), torch.as_tensor(used, dtype=torch.long, device=device)),
             torch.as_tensor([row for _, row in uses], dtype=torch.long, device=device),
             None if self.position_ids is None else self.position_ids[..., index, :length],
+            tuple(self.segments[use] for use, _ in uses) if self.segments else (),
         )
 
 
@@ -463,6 +480,22 @@ class SegmentFeatures(Movable):
     mask_logits: Float[Tensor, "prompts mask_height mask_width"] | None
     image_positions: Float[Tensor, "d height width"]
     focus: Float[Tensor, "prompts height width"] | None = None
+
+    def split(self) -> list[SegmentFeatures]:
+        """Of each prompt alone."""
+        return [self.only(slice(index, index + 1)) for index in range(len(self.embedding))]
+
+    def only(self, chosen: slice) -> SegmentFeatures:
+        logits, focus = (None if field is None else field[chosen] for field in (self.mask_logits, self.focus))
+        return replace(self, embedding=self.embedding[chosen], image=self.image[chosen], mask_logits=logits, focus=focus)
+
+    @classmethod
+    def join(cls, parts: Sequence[SegmentFeatures]) -> SegmentFeatures:
+        """Of all prompts of `parts`, which have the same fields and one feature map."""
+        logits = [part.mask_logits for part in parts if part.mask_logits is not None]
+        focus = [part.focus for part in parts if part.focus is not None]
+        embedding, image = torch.cat([part.embedding for part in parts]), torch.cat([part.image for part in parts])
+        return cls(embedding, image, torch.cat(logits) if logits else None, parts[0].image_positions, torch.cat(focus) if focus else None)
 
 
 class FeatureWidths(NamedTuple):

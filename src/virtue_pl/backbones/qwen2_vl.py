@@ -11,9 +11,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2VLModel
 
+from virtue_pl.backbones.qwen2_vl_last_layer import let_last_layer_give_one_token
 from virtue_pl.backbones.vlm import VLMBackbone, VLMProcessor
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.images import resize_bicubic, smart_size
+from virtue_pl.pooling import last_places
 from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
 
 AXES = 3
@@ -122,6 +124,7 @@ class Qwen2VLBackbone(VLMBackbone):
             raise VirtueError(f"vlm_model: the folder {vlm_model} is not there, expected a Qwen2-VL, or name one of the hub")
         self.processor = Qwen2VLProcessor(vlm_model, min_pixels, max_pixels, max_tokens)
         self.model = load_qwen2_vl(vlm_model, dtype, attention)
+        let_last_layer_give_one_token(self.model.language_model)
         self.hidden_size = self.model.config.text_config.hidden_size
         for frozen in (self.model.visual, self.model.language_model.embed_tokens):
             frozen.requires_grad_(False)
@@ -152,6 +155,17 @@ class Qwen2VLBackbone(VLMBackbone):
             inputs_embeds=sequence.embeds, attention_mask=sequence.attention_mask, position_ids=sequence.position_ids, use_cache=False
         )
         return output.last_hidden_state
+
+    def last_states(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
+        """The last layer is computed for each row's last token alone."""
+        output = self.model.language_model(
+            inputs_embeds=sequence.embeds,
+            attention_mask=sequence.attention_mask,
+            position_ids=sequence.position_ids,
+            use_cache=False,
+            last_places=last_places(sequence.attention_mask),
+        )
+        return output.last_hidden_state[:, 0]
 
 
 def load_qwen2_vl(name: str, dtype: str, attention: str) -> Qwen2VLModel:
