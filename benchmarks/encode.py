@@ -24,7 +24,6 @@ from mid_size import PRECISIONS, build, peak_memory, queries, run_child, texts, 
 from virtue_pl.cli.memory import keep_freed_memory
 from virtue_pl.gradient_cache import chunks_of
 
-
 ROWS = 4
 TEXTS = 128
 

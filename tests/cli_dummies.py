@@ -56,8 +56,10 @@ class Root(Part):
         optimization: Optimization | None = None,
         weights: str | None = None,
         sigterm_at: int | None = None,
+        by_itself: bool = False,
     ) -> None:
         super().__init__(optimization, weights)
+        self.automatic_optimization = not by_itself
         if scales and min(scales.values()) < 0:
             raise VirtueError(f"scales are {scales}, expected none below 0")
         self.encoder = encoder

@@ -115,5 +115,5 @@ def test_what_is_not_there_is_one_line(adapter, told):
 
 
 def test_a_rank_of_nothing_is_refused():
-    with pytest.raises(VirtueError, match="adapter.rank is 0"):
+    with pytest.raises(VirtueError, match=r"adapter\.rank is 0"):
         LoRA(rank=0)

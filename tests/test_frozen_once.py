@@ -20,7 +20,7 @@ from virtue_pl.parts.fusion_head import VLMFusionHead
 from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
 from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
 from virtue_pl.pooling import LastTokenPooling
-from virtue_pl.types import EmbeddingInput, PairBatch, Region, Sample, VirtueError
+from virtue_pl.types import EmbeddingInput, PairBatch, Region, Sample
 from virtue_pl.virtue import Virtue
 
 DIM, CANVAS, SIDE = 64, 128, 56

@@ -32,9 +32,7 @@ class FoldedDora(DoraLinearVariant):
 
 
 @torch.no_grad()
-def row_norms(
-    weight: Float[Tensor, "out in"], down: Float[Tensor, "rank in"], up: Float[Tensor, "out rank"], scaling: float
-) -> Float[Tensor, " out"]:
+def row_norms(weight: Float[Tensor, "out in"], down: Float[Tensor, "rank in"], up: Float[Tensor, "out rank"], scaling: float) -> Float[Tensor, " out"]:
     """|W + s B A| of every row, from |W|^2 + 2 s <W, B A> + s^2 |B A|^2, for which W is read and nothing of its size is written."""
     with torch.autocast(weight.device.type, enabled=False):
         weight, down, up = weight.float(), down.float(), scaling * up.float()

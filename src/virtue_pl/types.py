@@ -339,6 +339,7 @@ class PairBatch(Movable):
 
     negatives: the hard negatives of every query, flattened; `negative_rows` says whose each is.
     query_ids, target_ids, negative_ids: content keys; an equal id elsewhere in the batch is no negative.
+    picture_ids: of every query's picture, or of the query itself where it has none; empty where nothing is known.
     """
 
     keys: tuple[str, ...]
@@ -349,6 +350,7 @@ class PairBatch(Movable):
     target_ids: Int[Tensor, " pairs"]
     negative_ids: Int[Tensor, " negatives"]
     negative_rows: Int[Tensor, " negatives"]
+    picture_ids: Int[Tensor, " pairs"] = _empty(0, dtype=torch.long)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -365,6 +367,7 @@ class EmbeddingBatch(Movable):
     target_ids: Int[Tensor, " pairs"]
     negative_ids: Int[Tensor, " negatives"]
     negative_rows: Int[Tensor, " negatives"]
+    picture_ids: Int[Tensor, " pairs"] = _empty(0, dtype=torch.long)
 
     def __len__(self) -> int:
         return len(self.queries)

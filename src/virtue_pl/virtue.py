@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from virtue_pl.gradient_cache import GradientCache, PlainStep
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.connector import Connector
-from virtue_pl.parts.contrastive_loss import ContrastiveLoss
+from virtue_pl.parts.embedding_loss import EmbeddingLoss
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.fusion_head import DEFAULT_TRAIN_MODES, VLMFusionHead
 from virtue_pl.parts.preprocess import ContrastivePreprocess
@@ -63,7 +63,7 @@ class Virtue(EmbeddingModel):
         segmentation: SegmentationExtractor,
         connector: Callable[[FeatureWidths, int], Connector],
         fusion: VLMFusionHead,
-        loss: ContrastiveLoss,
+        loss: EmbeddingLoss,
         recipe: Recipe | None = None,
         train_modes: Mapping[str, float] | None = None,
         evaluation_modes: Sequence[str] = ("box", "point", "mask", "no_prompt", "blind"),
@@ -103,7 +103,7 @@ class Virtue(EmbeddingModel):
         """The contrastive loss of what the summary alone says, added to what all captions have in common. Queries without a picture are encoded."""
         targets, negatives = self.embed_candidates(batch)
         queries = self.aligned_queries(batch.queries, normalize(targets.detach().mean(dim=0), dim=-1))
-        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
+        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows, batch.picture_ids)
         assert self.loss is not None
         output = self.loss(EmbeddingBatch(queries, targets, negatives, *ids))
         self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))

@@ -15,8 +15,9 @@ from torch import Tensor
 from virtue_pl.gradient_cache import GradientCache, PlainStep, text_lengths
 from virtue_pl.metrics.ranking import HitRate, RankTable, sample_ranks, set_blind_ranks
 from virtue_pl.optimization import Optimization
-from virtue_pl.parts.contrastive_loss import ContrastiveLoss
+from virtue_pl.parts.embedding_loss import EmbeddingLoss
 from virtue_pl.parts.part import Part
+from virtue_pl.precision import check_precision
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch, PictureBatch, PictureFeatures, Pictures, RankingBatch, RankingOutput, VirtueError
 
 
@@ -34,7 +35,7 @@ class EmbeddingModel(Part):
 
     def __init__(
         self,
-        loss: ContrastiveLoss | None,
+        loss: EmbeddingLoss | None,
         gradient_cache: PlainStep | GradientCache | None,
         optimization: Optimization | None,
         weights: str | Path | None,
@@ -61,7 +62,8 @@ class EmbeddingModel(Part):
     def embed_pairs(self, batch: PairBatch) -> EmbeddingBatch:
         """The batch's queries, targets and negatives as embeddings."""
         queries = self.embed(batch.queries)
-        return EmbeddingBatch(queries, *self.embed_candidates(batch), batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
+        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows, batch.picture_ids)
+        return EmbeddingBatch(queries, *self.embed_candidates(batch), *ids)
 
     def embed_candidates(self, batch: PairBatch) -> tuple[Float[Tensor, "pairs dim"], Float[Tensor, "negatives dim"]]:
         """The batch's targets and its hard negatives as embeddings."""
@@ -85,6 +87,7 @@ class EmbeddingModel(Part):
 
     def setup(self, stage: str) -> None:
         """Only the root has metrics."""
+        check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
         self.hit_rate, self.rank_table = HitRate(), RankTable()
 
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:

@@ -14,7 +14,7 @@ from virtue_pl.backbones.vlm import VLMBackbone
 from virtue_pl.frozen_features import Levels, known_or_encoded
 from virtue_pl.gradient_cache import GradientCache, PlainStep
 from virtue_pl.optimization import Optimization
-from virtue_pl.parts.contrastive_loss import ContrastiveLoss
+from virtue_pl.parts.embedding_loss import EmbeddingLoss
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.pooling import LastTokenPooling, MeanPooling, Pooling
@@ -45,7 +45,7 @@ class VLMFusionHead(EmbeddingModel):
         recipe: Recipe | None = None,
         train_modes: Mapping[str, float] | None = None,
         evaluation_modes: Sequence[str] = ("box", "point", "no_prompt", "blind"),
-        loss: ContrastiveLoss | None = None,
+        loss: EmbeddingLoss | None = None,
         gradient_cache: PlainStep | GradientCache | None = None,
         optimization: Optimization | None = None,
         weights: str | Path | None = None,
