@@ -33,6 +33,8 @@ types: $(STAMP) ## mypy
 
 bench: $(STAMP) ## what is measured, as JSON
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/stored_features.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/encode.py
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

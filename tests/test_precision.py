@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl import precision
 from virtue_pl.precision import check_precision
 from virtue_pl.types import VirtueError
 
@@ -33,5 +32,5 @@ def test_float16_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         check_precision("bf16-mixed", torch.device("cuda"))
 
 
-def test_the_machine_is_asked() -> None:
-    assert isinstance(precision.cpu_has_bfloat16(), bool)
+def test_other_devices_decide_for_themselves() -> None:
+    check_precision("16-mixed", torch.device("mps"))

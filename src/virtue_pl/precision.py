@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from virtue_pl.types import VirtueError
@@ -20,11 +23,10 @@ def computes(device: torch.device, dtype: str) -> bool:
     if device.type == "cuda":
         return dtype == "float16" or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        return dtype == "bfloat16" and cpu_has_bfloat16()
+        return dtype == "bfloat16" and has_bfloat16(torch.cpu.get_capabilities())
     return True
 
 
-def cpu_has_bfloat16() -> bool:
-    """Matrix products by AMX, or dot products by AVX-512 BF16, or Arm's own."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "amx_tile", "avx512_bf16", "sve_bf16", "bf16"))
+def has_bfloat16(capabilities: Mapping[str, Any]) -> bool:
+    """Whether a processor multiplies in it, by AMX, AVX-512 BF16 or Arm's own; as `torch.cpu.get_capabilities` names them."""
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
