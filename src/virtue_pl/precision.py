@@ -15,7 +15,7 @@ def check_precision(precision: str, device: torch.device) -> None:
     wanted = "bfloat16" if precision.startswith("bf16") else "float16" if precision.startswith("16") else None
     if wanted is None or computes(device, wanted):
         return
-    instead = "32-true" if wanted == "bfloat16" or device.type == "cpu" else "16-mixed"
+    instead = "16-mixed" if device.type == "cuda" else "32-true"
     raise VirtueError(f"trainer.precision is {precision}, but this {device.type} has no {wanted} arithmetic and would imitate it, slowly: set {instead}")
 
 

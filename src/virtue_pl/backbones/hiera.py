@@ -49,7 +49,7 @@ def leading_windows(blocks: Sequence[Any], size: Sequence[int]) -> int:
     if not side or size[0] % side or size[1] % side:
         return 0
     for number, block in enumerate(blocks):
-        if block.window_size != side or (block.query_stride and side % 2):
+        if block.window_size != side:
             return number
         side = side // 2 if block.query_stride else side
     return len(blocks)
