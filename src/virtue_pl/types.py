@@ -52,7 +52,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, Movable):
-        return replace(value, **{f.name: cast(getattr(value, f.name), dtype) for f in fields(value)})  # type: ignore[type-var]
+        return replace(value, **{f.name: cast(getattr(value, f.name), dtype) for f in fields(value)})  # type: ignore[type-var, arg-type]
     return tuple(cast(item, dtype) for item in value) if isinstance(value, tuple) else value
 
 
