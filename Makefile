@@ -38,6 +38,8 @@ bench: $(STAMP) ## what is measured, as JSON
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/stored_features.py
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/stream.py
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/encode.py
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

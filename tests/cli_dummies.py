@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from virtue_pl.gradient_cache import GradientCache
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.part import Part
 from virtue_pl.types import VirtueError
@@ -37,9 +38,9 @@ class Joint(nn.Module):
         self.linear = nn.Linear(channels, hidden)
 
 
-class Chunked:
+class Chunked(GradientCache):
     def __init__(self, chunk_size: int) -> None:
-        self.chunk_size = chunk_size
+        super().__init__(chunk_size)
 
 
 class Root(Part):
@@ -55,8 +56,10 @@ class Root(Part):
         optimization: Optimization | None = None,
         weights: str | None = None,
         sigterm_at: int | None = None,
+        by_itself: bool = False,
     ) -> None:
         super().__init__(optimization, weights)
+        self.automatic_optimization = not by_itself
         if scales and min(scales.values()) < 0:
             raise VirtueError(f"scales are {scales}, expected none below 0")
         self.encoder = encoder

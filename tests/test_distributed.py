@@ -1,4 +1,4 @@
-"""Two real processes give the loss and the gradients of one."""
+"""Two real processes, each with a gradient cache, give the loss and the gradients of one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch.multiprocessing import spawn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
+from virtue_pl.gradient_cache import GradientCache
 from virtue_pl.parts.contrastive_loss import InfoNCELoss
-from virtue_pl.types import EmbeddingBatch
+from virtue_pl.types import EmbeddingBatch, EncoderBatch, Pictures, PromptBatch
 
 PAIRS, PER_QUERY, DIM = 8, 2, 6
 
@@ -31,20 +32,36 @@ def inputs() -> dict[str, torch.Tensor]:
     }
 
 
+def numbered(rows: torch.Tensor) -> EncoderBatch:
+    """Rows that are known by their numbers."""
+    none = torch.zeros(0, dtype=torch.long)
+    return EncoderBatch(rows[:, None], torch.ones(len(rows), 1, dtype=torch.long), Pictures(), PromptBatch((), none), none)
+
+
 class Encoder(nn.Module):
+    """Each row is dropped from as its number says, on whichever rank it is; chunks of three do not divide a rank's rows."""
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
         self.layer = nn.Linear(DIM, DIM)
-        self.loss = InfoNCELoss(0.2, learn_temperature=True, own_negatives_weight=0.5)
+        self.loss = InfoNCELoss(0.2, learn_temperature=True, own_negatives_weight=0.5, both_sides=True, margin=0.5)
+        self.cache = GradientCache(3)
+
+    def embed(self, vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        def encode(chunk: EncoderBatch) -> torch.Tensor:
+            chosen = chunk.input_ids[:, 0]
+            kept = torch.stack([torch.rand(DIM, generator=torch.Generator().manual_seed(row)) > 0.3 for row in chosen.tolist()])
+            return normalize(self.layer(vectors[chosen] * kept / 0.7), dim=-1)
+
+        return self.cache(encode, numbered(rows))
 
     def forward(self, part: slice) -> torch.Tensor:
         data = inputs()
         rows = torch.arange(part.start, part.stop)
-        negatives = data["negatives"].view(PAIRS, PER_QUERY, DIM)[rows].reshape(-1, DIM)
-        encoded = [normalize(self.layer(x), dim=-1) for x in (data["queries"][rows], data["targets"][rows], negatives)]
-        negative_ids = 100 + torch.arange(part.start * PER_QUERY, part.stop * PER_QUERY)
-        batch = EmbeddingBatch(*encoded, rows, data["target_ids"][rows], negative_ids, torch.arange(len(rows)).repeat_interleave(PER_QUERY))
+        negative_rows = torch.arange(part.start * PER_QUERY, part.stop * PER_QUERY)
+        encoded = [self.embed(data[name], chosen) for name, chosen in (("queries", rows), ("targets", rows), ("negatives", negative_rows))]
+        batch = EmbeddingBatch(*encoded, rows, data["target_ids"][rows], 100 + negative_rows, torch.arange(len(rows)).repeat_interleave(PER_QUERY))
         return self.loss(batch).loss
 
 

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "virtue_pl"
 
 FLOORS = (
     {"types"},
-    {"prompts", "pooling", "distributed", "images", "recipes", "optimization", "frozen_features", "feature_store"},
-    {"backbones", "adapters", "losses", "metrics"},
+    {"prompts", "pooling", "distributed", "images", "recipes", "optimization", "frozen_features", "feature_store", "memory", "precision"},
+    {"backbones", "adapters", "folded_dora", "losses", "metrics"},
     {"parts", "gradient_cache", "virtue"},
     {"evaluation", "interop", "embedder"},
     {"data", "training"},

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl import gradient_cache
+from virtue_pl.gradient_cache import GradientCache, PlainStep, chunks_of
 from virtue_pl.parts.contrastive_loss import InfoNCELoss
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, Pictures, PromptBatch, VirtueError
 
@@ -48,6 +51,86 @@ def test_dropout_is_replayed() -> None:
     assert all(torch.allclose(ours, theirs, atol=1e-6) for ours, theirs in zip(cached, plain, strict=True))
 
 
-def test_a_chunk_of_nothing_is_refused() -> None:
-    with pytest.raises(VirtueError, match=r"gradient_cache\.chunk_size is 0"):
-        GradientCache(0)
+LENGTHS = (5, 1, 4, 2, 5, 3, 1)
+
+
+def uneven(inputs: EncoderBatch) -> list[int]:
+    return list(LENGTHS[: len(inputs)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "expected"),
+    [
+        (3, None, [[0, 1, 2], [3, 4, 5], [6]]),
+        (None, 10, [[0, 4], [2, 5], [3, 1, 6]]),
+        (2, 10, [[0, 4], [2, 5], [3, 1], [6]]),
+        (None, 3, [[0], [4], [2], [5], [3], [1, 6]]),
+        (None, 100, [[0, 4, 2, 5, 3, 1, 6]]),
+    ],
+)
+def test_rows_are_cut_by_number_and_by_padded_tokens(rows: int | None, tokens: int | None, expected: list[list[int]]) -> None:
+    assert chunks_of(LENGTHS, rows, tokens) == expected
+    assert chunks_of((), rows, tokens) == []
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_chunks_by_tokens_give_the_rows_in_order(rows: int) -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(20, 8)
+    encode = lambda inputs: table(inputs.input_ids).mean(dim=1)  # noqa: E731
+    inputs = text_batch(rows)
+    found = GradientCache(chunk_tokens=8)(encode, inputs, lengths=uneven)
+    torch.testing.assert_close(found, encode(inputs))
+    found.pow(2).sum().backward()
+    again, table.weight.grad = table.weight.grad, None
+    encode(inputs).pow(2).sum().backward()
+    torch.testing.assert_close(again, table.weight.grad)
+
+
+@pytest.fixture
+def free_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """What the fixture's one entry says is free."""
+    free = [0]
+    monkeypatch.setattr(gradient_cache, "available_memory", lambda device: free[0])
+    yield free
+
+
+@pytest.mark.parametrize(("rows_that_fit", "encodings"), [(2.5, 8), (100.0, 1)])
+def test_automatic_chunks_follow_the_memory(free_bytes: list[int], rows_that_fit: float, encodings: int) -> None:
+    """A row of five tokens keeps [5, 16] numbers of four bytes for the backward pass of the square, beside the weights."""
+    torch.manual_seed(0)
+    table, calls = nn.Embedding(20, 16), []
+
+    def encode(inputs: EncoderBatch) -> torch.Tensor:
+        calls.append(len(inputs))
+        nn.functional.dropout(torch.ones(3))
+        return table(inputs.input_ids).pow(2).sum(dim=1)
+
+    cache, inputs = GradientCache("auto"), text_batch(7)
+    free_bytes[0] = int(rows_that_fit * 5 * (16 * 4 + 8) / cache.memory_share)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        cache(encode, inputs)
+    assert cache.chunk_tokens is None and calls == [7]
+    torch.set_rng_state(state)
+    cache.tokens_that_fit(encode, inputs, [5] * 7)
+    assert torch.equal(torch.get_rng_state(), state) and calls[1:] == [1, 2]
+    del calls[:]
+    cache(encode, inputs).sum().backward()
+    assert len(calls) == 2 + encodings and max(calls) == (2 if encodings > 1 else 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"chunk_size": 0}, r"gradient_cache\.chunk_size is 0, expected at least 1"),
+        ({"chunk_tokens": 0}, r"gradient_cache\.chunk_tokens is 0, expected at least 1"),
+        ({"chunk_size": "all"}, r"gradient_cache\.chunk_size is 'all', expected a number of rows, auto or null"),
+        ({}, "says neither chunk_size nor chunk_tokens"),
+        ({"chunk_size": 2, "frozen_dtype": "half"}, "frozen_dtype is 'half', expected one of float32, float16, bfloat16"),
+        ({"chunk_size": "auto", "memory_share": 0.0}, "memory_share is 0"),
+    ],
+)
+def test_what_makes_no_chunks_is_refused(settings: dict[str, object], told: str) -> None:
+    with pytest.raises(VirtueError, match=told):
+        GradientCache(**settings)  # type: ignore[arg-type]

@@ -25,3 +25,12 @@ def gather(local: Shaped[Tensor, "local *rest"]) -> Shaped[Tensor, "all *rest"]:
     if world_size() == 1:
         return local
     return torch.cat(list(all_gather(local.contiguous())))
+
+
+def smallest(value: int, device: torch.device) -> int:
+    """The smallest `value` of all ranks."""
+    if world_size() == 1:
+        return value
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return int(found)

@@ -20,10 +20,10 @@ def known_or_encoded(
 ) -> list[Levels]:
     """Each picture's features, in order: as they are known, or else encoded, all that are not known at once.
 
-    known: one a picture, empty where nothing is known; in the dtype of `network` from here on. pixels: at least of those that are not.
+    known: one a picture, empty where nothing is known; in the dtype and place of `network` from here on. pixels: at least of those that are not.
     """
-    dtype = next(network.parameters()).dtype
-    features = [tuple(level.to(dtype) for level in levels) for levels in known]
+    first = next(network.parameters())
+    features = [tuple(level.to(first.device, first.dtype) for level in levels) for levels in known]
     missing = [index for index, levels in enumerate(known) if not levels]
     if missing:
         shown = [image for index in missing if (image := pixels[index]) is not None]

@@ -29,9 +29,12 @@ class LastTokenPooling(Pooling):
     """The last real token, as causal models are trained (VIRTUE, section 3)."""
 
     def __call__(self, states: Float[Tensor, "rows tokens hidden"], attention_mask: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows hidden"]:
-        places = torch.arange(states.shape[1], device=states.device)
-        last = (attention_mask * places).argmax(dim=1)
-        return states[torch.arange(len(states), device=states.device), last]
+        return states[torch.arange(len(states), device=states.device), last_places(attention_mask)]
+
+
+def last_places(attention_mask: Int[Tensor, "rows tokens"]) -> Int[Tensor, " rows"]:
+    """Where each row's last real token stands."""
+    return (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(dim=1)
 
 
 class FirstTokenPooling(Pooling):

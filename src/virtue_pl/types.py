@@ -47,6 +47,15 @@ def move(value: Any, device: torch.device | str, non_blocking: bool = False) -> 
     return value
 
 
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Every floating-point tensor in `dtype`, inside tuples and batches too."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, Movable):
+        return replace(value, **{f.name: cast(getattr(value, f.name), dtype) for f in fields(value)})  # type: ignore[type-var, arg-type]
+    return tuple(cast(item, dtype) for item in value) if isinstance(value, tuple) else value
+
+
 def pin(value: Any) -> Any:
     """`value` in page-locked memory, inside tuples, mappings and batches too."""
     if isinstance(value, Tensor):
@@ -314,6 +323,11 @@ class Pictures(Movable):
             tuple(self.features[i] for i in indices) if self.features else (),
         )
 
+    def with_features(self, features: Sequence[PictureFeatures]) -> Pictures:
+        """The pictures with all that is to be known of them, and without pixels."""
+        nothing = (None,) * len(self)
+        return Pictures(nothing if self.vision else (), nothing if self.segmentation else (), tuple(features))
+
 
 @dataclass(frozen=True, eq=False)
 class PictureBatch(Movable):
@@ -364,6 +378,7 @@ class EncoderBatch(Movable):
     (`prompt_rows`); a use may have several prompts on its picture, or none.
     position_ids: as the recipe wants them; None where the backbone finds them in the ids alone.
     use_pictures, prompt_rows: left out where every use has one prompt: then `prompts.pictures` and `use_rows` say it.
+    segments: what a frozen segmentation stream sees at each prompt, one prompt each; empty where nothing is known.
     """
 
     input_ids: Int[Tensor, "rows tokens"]
@@ -374,6 +389,7 @@ class EncoderBatch(Movable):
     position_ids: Int[Tensor, "*axes rows tokens"] | None = None
     use_pictures: Int[Tensor, " uses"] = None  # type: ignore[assignment]  # filled below
     prompt_rows: Int[Tensor, " prompts"] = None  # type: ignore[assignment]  # filled below
+    segments: tuple[SegmentFeatures, ...] = ()
 
     def __post_init__(self) -> None:
         if self.use_pictures is None:
@@ -406,6 +422,7 @@ class EncoderBatch(Movable):
             None if self.position_ids is None else self.position_ids[..., index, :length],
             torch.as_tensor([pictures.index(picture) for picture in used], dtype=torch.long, device=index.device),
             prompt_rows,
+            tuple(self.segments[prompt] for prompt in prompts.tolist()) if self.segments else (),
         )
 
     def prompted(self) -> tuple[Pictures, PromptBatch]:
@@ -430,6 +447,7 @@ class PairBatch(Movable):
 
     negatives: the hard negatives of every query, flattened; `negative_rows` says whose each is.
     query_ids, target_ids, negative_ids: content keys; an equal id elsewhere in the batch is no negative.
+    picture_ids: of every query's picture, or of the query itself where it has none; empty where nothing is known.
     """
 
     keys: tuple[str, ...]
@@ -440,6 +458,7 @@ class PairBatch(Movable):
     target_ids: Int[Tensor, " pairs"]
     negative_ids: Int[Tensor, " negatives"]
     negative_rows: Int[Tensor, " negatives"]
+    picture_ids: Int[Tensor, " pairs"] = _empty(0, dtype=torch.long)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -456,6 +475,7 @@ class EmbeddingBatch(Movable):
     target_ids: Int[Tensor, " pairs"]
     negative_ids: Int[Tensor, " negatives"]
     negative_rows: Int[Tensor, " negatives"]
+    picture_ids: Int[Tensor, " pairs"] = _empty(0, dtype=torch.long)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -571,6 +591,22 @@ class SegmentFeatures(Movable):
     mask_logits: Float[Tensor, "prompts mask_height mask_width"] | None
     image_positions: Float[Tensor, "d height width"]
     focus: Float[Tensor, "prompts height width"] | None = None
+
+    def split(self) -> list[SegmentFeatures]:
+        """Of each prompt alone."""
+        return [self.only(slice(index, index + 1)) for index in range(len(self.embedding))]
+
+    def only(self, chosen: slice) -> SegmentFeatures:
+        logits, focus = (None if field is None else field[chosen] for field in (self.mask_logits, self.focus))
+        return replace(self, embedding=self.embedding[chosen], image=self.image[chosen], mask_logits=logits, focus=focus)
+
+    @classmethod
+    def join(cls, parts: Sequence[SegmentFeatures]) -> SegmentFeatures:
+        """Of all prompts of `parts`, which have the same fields and one feature map."""
+        logits = [part.mask_logits for part in parts if part.mask_logits is not None]
+        focus = [part.focus for part in parts if part.focus is not None]
+        embedding, image = torch.cat([part.embedding for part in parts]), torch.cat([part.image for part in parts])
+        return cls(embedding, image, torch.cat(logits) if logits else None, parts[0].image_positions, torch.cat(focus) if focus else None)
 
 
 class FeatureWidths(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn.functional import normalize
 from virtue_pl.gradient_cache import GradientCache, PlainStep
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.connector import Connector
-from virtue_pl.parts.contrastive_loss import ContrastiveLoss
+from virtue_pl.parts.embedding_loss import EmbeddingLoss
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.fusion_head import DEFAULT_TRAIN_MODES, VLMFusionHead
 from virtue_pl.parts.preprocess import ContrastivePreprocess
@@ -31,7 +32,9 @@ from virtue_pl.types import (
     RankingBatch,
     RankingOutput,
     SegmentFeatures,
+    SegmentTokens,
     VirtueError,
+    cast,
 )
 
 
@@ -49,7 +52,7 @@ class Virtue(EmbeddingModel):
         evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses the first.
         alignment_steps: for so many first steps a query is its summary alone, added to what all captions have in common; the language
             model reads, and learns, only the captions: about half of the time of a step. Wants a connector with a summary, and one process.
-        gradient_cache: `PlainStep()` or `GradientCache(chunk_size)`.
+        gradient_cache: `PlainStep()` or `GradientCache(...)`.
         optimization: how to train.
         weights, weights_prefix: a checkpoint of the whole model to start from.
         segment_unprompted: a picture without a prompt is read by the segmentation model too, under a grid of points (the paper); or else
@@ -62,7 +65,7 @@ class Virtue(EmbeddingModel):
         segmentation: SegmentationExtractor,
         connector: Callable[[FeatureWidths, int], Connector],
         fusion: VLMFusionHead,
-        loss: ContrastiveLoss,
+        loss: EmbeddingLoss,
         recipe: Recipe | None = None,
         train_modes: Mapping[str, float] | None = None,
         evaluation_modes: Sequence[str] = ("box", "point", "mask", "no_prompt", "blind"),
@@ -83,12 +86,19 @@ class Virtue(EmbeddingModel):
         self.evaluation_modes = evaluation_modes
         self.alignment_steps = alignment_steps
         self.segment_unprompted = segment_unprompted
+        self.num_segment_tokens: int | None = None
         self.finish()
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         if not len(inputs.prompts):
             return self.fusion(inputs)
-        return self.fusion(inputs, self.connector(self.segment(inputs)))
+        return self.fusion(inputs, self.connect(inputs))
+
+    def connect(self, inputs: EncoderBatch) -> SegmentTokens:
+        """The segment tokens of each use of a picture."""
+        first = next(self.connector.parameters())
+        segments = SegmentFeatures.join(inputs.segments) if inputs.segments else self.segment(inputs)
+        return self.connector(cast(segments.to(first.device), first.dtype))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         return self.alignment_step(batch) if self.global_step < self.alignment_steps else super().training_step(batch, batch_idx)
@@ -97,7 +107,7 @@ class Virtue(EmbeddingModel):
         """The contrastive loss of what the summary alone says, added to what all captions have in common. Queries without a picture are encoded."""
         targets, negatives = self.embed_candidates(batch)
         queries = self.aligned_queries(batch.queries, normalize(targets.detach().mean(dim=0), dim=-1))
-        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
+        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows, batch.picture_ids)
         assert self.loss is not None
         output = self.loss(EmbeddingBatch(queries, targets, negatives, *ids))
         self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))
@@ -109,7 +119,7 @@ class Virtue(EmbeddingModel):
         texts = [row for row in range(len(queries)) if row not in shown]
         rows = common.expand(len(queries), -1)
         if shown:
-            summary = self.connector(self.segment(queries)).summary
+            summary = self.connect(queries).summary
             if summary is None:
                 raise VirtueError("alignment_steps needs a connector with a summary: set `summary: true` in the connector, or alignment_steps to 0")
             rows = normalize(rows.index_add(0, queries.prompt_rows, summary.to(rows.dtype)), dim=-1)
@@ -122,6 +132,48 @@ class Virtue(EmbeddingModel):
         """What the segmentation model knows of each prompt."""
         pictures, prompts = inputs.prompted()
         return self.segmentation(pictures, self.prompt_encoder(prompts))
+
+    @torch.no_grad()
+    def known(self, inputs: EncoderBatch, at_once: int, keep: Callable[[Any], Any]) -> EncoderBatch:
+        """With what the whole segmentation stream sees at each prompt where it is frozen, of which only what the connector reads is kept."""
+        if self.segmentation.training or not self.segmentation.frozen or not self.prompt_encoder.frozen:
+            return super().known(inputs, at_once, keep)
+        segments: dict[int, SegmentFeatures] = {}
+        features: list[PictureFeatures] = []
+        for start in range(0, len(inputs.pictures), at_once):
+            shown = range(len(inputs.pictures))[start : start + at_once]
+            seen = self.picture_features(inputs.pictures.select(shown))
+            uses = [use for use, picture in enumerate(inputs.prompts.pictures.tolist()) if picture in shown]
+            if uses:
+                prompts = inputs.prompts.select(uses).on(list(shown))
+                read = self.segmentation(inputs.pictures.select(shown).with_features(seen), self.prompt_encoder(prompts))
+                segments.update(zip(uses, (self.kept(one, keep) for one in read.split()), strict=True))
+            features += [keep(replace(one, segmentation=())) for one in seen]
+        return replace(inputs, pictures=inputs.pictures.with_features(features), segments=tuple(segments[use] for use in sorted(segments)))
+
+    def kept(self, segments: SegmentFeatures, keep: Callable[[Any], Any]) -> SegmentFeatures:
+        """What the connector reads, as it is kept; the positions, which are alike for all, as they are."""
+        unread = {
+            name: segments.image.new_zeros(len(segments.image), 0, 0, 0) if name == "image" else None
+            for name in ("image", "mask_logits", "focus")
+            if name not in self.connector.reads
+        }
+        return replace(keep(replace(segments, **unread)), image_positions=segments.image_positions)
+
+    def row_tokens(self, inputs: EncoderBatch) -> list[int]:
+        counted = super().row_tokens(inputs)
+        for row in inputs.prompt_rows.tolist():
+            counted[row] += self.segment_tokens(inputs)
+        return counted
+
+    def segment_tokens(self, inputs: EncoderBatch) -> int:
+        """How many tokens the connector makes of a prompt, found out with one of `inputs` the first time."""
+        if self.num_segment_tokens is None:
+            one = inputs.select(inputs.prompt_rows.tolist()[:1])
+            device = one.input_ids.device
+            with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
+                self.num_segment_tokens = self.connect(one).tokens.shape[1]
+        return self.num_segment_tokens
 
     def picture_features(self, pictures: Pictures) -> tuple[PictureFeatures, ...]:
         both = zip(self.segmentation.frozen_features(pictures), self.fusion.frozen_features(pictures), strict=True)

@@ -3,14 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.app.runs import has_bf16, precision_here
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "expected"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True, "avx512_bf16": False}, False), ({}, False)]
-)
-def test_processors_that_multiply_in_bfloat16(capabilities: dict[str, bool], expected: bool) -> None:
-    assert has_bf16(capabilities) is expected
+from virtue_pl.app.runs import precision_here
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import Qwen2VLModel
@@ -129,3 +131,19 @@ def test_mistakes_are_one_line(backbone):
         backbone.processor.resized((1, 300))
     with pytest.raises(VirtueError, match=r"the folder ./nowhere is not there"):
         Qwen2VLBackbone("./nowhere")
+
+
+def test_the_last_layer_gives_the_last_tokens_states_alone(backbone):
+    """Padded and not, with gradients; beside the stock forward, which computes all."""
+    found = rows(backbone, VirtueRecipe(), EmbeddingInput("a dog"), EmbeddingInput("a cat that sits on the mat"), EmbeddingInput("a"))
+    for batch in (found, found.select([1])):
+        states = []
+        for pooled in (lambda sequence: LastTokenPooling()(backbone(sequence), sequence.attention_mask), backbone.last_states):
+            sequence = backbone.embed(batch, ())
+            embeds = sequence.embeds.detach().requires_grad_()
+            states.append(pooled(replace(sequence, embeds=embeds)))
+            states[-1].square().sum().backward()
+            states.append(embeds.grad)
+        assert states[2].shape == (len(batch), backbone.hidden_size)
+        torch.testing.assert_close(states[2], states[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(states[3], states[1], atol=1e-5, rtol=1e-4)

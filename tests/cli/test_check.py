@@ -7,8 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from virtue_pl.cli.check import describe_chunks, sources_table
+from virtue_pl.cli.check import sources_table
 from virtue_pl.cli.main import main
+from virtue_pl.gradient_cache import GradientCache, PlainStep
 
 
 @pytest.fixture
@@ -55,8 +56,9 @@ def test_chunks_come_from_the_models_gradient_cache(checked):
 
 
 def test_chunks_that_divide():
-    assert describe_chunks(12, 4) == "3 of 4 rows: they divide the batch"
-    assert describe_chunks(4, 4) == describe_chunks(4, None) == "the whole batch at once"
+    assert GradientCache(4).describe(12) == "3 of 4 rows: they divide the batch"
+    assert GradientCache(4).describe(4) == GradientCache(4).describe(3) == PlainStep().describe(4) == "the whole batch at once"
+    assert GradientCache(chunk_tokens=512).describe(4) == "of at most 512 tokens"
 
 
 def test_missing_shards_are_one_line(checked):

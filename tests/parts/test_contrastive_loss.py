@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,11 +69,54 @@ def test_sigmoid_equals_a_literal_double_loop() -> None:
     assert loss == pytest.approx(expected / 5, rel=1e-5)
 
 
+def literal_both_sides(batch: EmbeddingBatch, temperature: float, margin: float | None, same_picture: bool) -> float:
+    """Queries against targets, and targets against queries, one by one."""
+    total = 0.0
+    for anchors, candidates in ((batch.queries, batch.targets), (batch.targets, batch.queries)):
+        for i in range(len(batch)):
+            right = (anchors[i] @ candidates[i]).item()
+            everything = math.exp(right / temperature)
+            for j in range(len(batch)):
+                cosine = (anchors[i] @ candidates[j]).item()
+                same = batch.target_ids[j] == batch.target_ids[i] or batch.query_ids[j] == batch.query_ids[i]
+                same = same or (same_picture and batch.picture_ids[j] == batch.picture_ids[i])
+                if j != i and not same and not (margin is not None and cosine > right + margin):
+                    everything += math.exp(cosine / temperature)
+            total += math.log(everything) - right / temperature
+    return total / (2 * len(batch))
+
+
+@pytest.mark.parametrize("margin", [None, 0.0, 0.3])
+@pytest.mark.parametrize("same_picture", [False, True])
+@pytest.mark.parametrize("pairs", [4, 9])
+def test_both_sides_and_masks_equal_a_literal_double_loop(pairs: int, same_picture: bool, margin: float | None) -> None:
+    batch = replace(embedding_batch(pairs, 1, repeats=True), picture_ids=torch.arange(pairs) // 2)
+    batch = replace(batch, negatives=batch.negatives[:0], negative_ids=batch.negative_ids[:0], negative_rows=batch.negative_rows[:0])
+    loss = InfoNCELoss(0.2, both_sides=True, margin=margin, mask_same_picture=same_picture)(batch).loss
+    assert loss.item() == pytest.approx(literal_both_sides(batch, 0.2, margin, same_picture), rel=1e-5)
+
+
+def test_a_margin_leaves_hard_negatives_out_too() -> None:
+    batch = embedding_batch(4, 2)
+    close = replace(batch, negatives=batch.queries.repeat_interleave(2, dim=0))
+    masked = InfoNCELoss(0.2, margin=0.1)(close).loss
+    none = replace(close, negatives=batch.negatives[:0], negative_ids=batch.negative_ids[:0], negative_rows=batch.negative_rows[:0])
+    cosines = batch.queries @ close.negatives.T
+    right = (batch.queries * batch.targets).sum(dim=1, keepdim=True)
+    assert bool(((cosines > right + 0.1).sum(dim=1) >= 2).all()) and masked < InfoNCELoss(0.2)(close).loss
+    assert masked >= InfoNCELoss(0.2, margin=0.1)(none).loss
+
+
+def test_a_batch_that_knows_no_pictures_cannot_be_masked_by_them() -> None:
+    with pytest.raises(VirtueError, match=r"loss\.mask_same_picture is set, but the batch does not say which pictures"):
+        InfoNCELoss(mask_same_picture=True)(embedding_batch(4, 1))
+
+
 @pytest.mark.parametrize("kind", [InfoNCELoss, SigmoidLoss])
 def test_gradients_are_finite_where_false_negatives_are_left_out(kind: type[InfoNCELoss]) -> None:
     batch = embedding_batch(4, 1, repeats=True)
     batch.queries.requires_grad_()
-    kind(0.1, learn_temperature=True)(batch).loss.backward()
+    kind(0.1, learn_temperature=True, margin=-3.0)(batch).loss.backward()
     assert batch.queries.grad is not None and batch.queries.grad.isfinite().all()
 
 

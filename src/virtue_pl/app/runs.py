@@ -25,13 +25,9 @@ def precision_here(wanted: str) -> str:
         return wanted
     import torch
 
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else has_bf16(torch.cpu.get_capabilities())
-    return "bf16-mixed" if native else "32-true"
+    from virtue_pl.precision import computes
 
-
-def has_bf16(capabilities: Mapping[str, Any]) -> bool:
-    """Of a processor, as `torch.cpu.get_capabilities` names them."""
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return "bf16-mixed" if computes(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "bfloat16") else "32-true"
 
 
 class Stages:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers import Qwen2VLModel
 
+from virtue_pl.backbones.qwen2_vl_last_layer import let_last_layer_give_one_token
 from virtue_pl.backbones.qwen_vl import QwenVLBackbone
+from virtue_pl.pooling import last_places
+from virtue_pl.types import TokenSequence
 
 
 class Qwen2VLBackbone(QwenVLBackbone):
@@ -17,7 +21,22 @@ class Qwen2VLBackbone(QwenVLBackbone):
 
     model_class = Qwen2VLModel
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        let_last_layer_give_one_token(self.model.language_model)
+
     @torch.no_grad()
     def vision_features(self, pixels: Sequence[UInt8[Tensor, "3 height width"]]) -> tuple[tuple[Float[Tensor, "tokens hidden"]], ...]:
         """Behind the merger, which is frozen too: already at the language model's width."""
         return tuple((tokens,) for tokens in self.encoded(pixels).pooler_output)
+
+    def last_states(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
+        """The last layer is computed for each row's last token alone."""
+        output = self.model.language_model(
+            inputs_embeds=sequence.embeds,
+            attention_mask=sequence.attention_mask,
+            position_ids=sequence.position_ids,
+            use_cache=False,
+            last_places=last_places(sequence.attention_mask),
+        )
+        return output.last_hidden_state[:, 0]

@@ -18,11 +18,12 @@ from transformers.models.sam2 import modeling_sam2 as stock
 from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2PromptEncoderConfig, Sam2VisionConfig
 
 from virtue_pl.backbones.dense_hints import covered_area
+from virtue_pl.backbones.hiera import Hiera
 from virtue_pl.backbones.sam2_weights import load_sam2
 from virtue_pl.backbones.segmentation import PromptEncoder, SegmentationBackbone
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.prompts import grid_points
-from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt
+from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt, cast
 
 STRIDE = 16
 """Pixels a side of one place of the feature map."""
@@ -124,6 +125,7 @@ class Sam2Backbone(SegmentationBackbone):
         embed_dim: d, the prompt encoder's too.
         image_size: side of the square canvas in pixels, the prompt encoder's too.
         predict_masks: give `SegmentFeatures.mask_logits` too, which a connector may read and validation draws.
+        dtype: of the weights, "float32" or, where all are frozen, "bfloat16".
     """
 
     mean: Tensor
@@ -141,6 +143,7 @@ class Sam2Backbone(SegmentationBackbone):
         embed_dim: int = 256,
         image_size: int = 1024,
         predict_masks: bool = False,
+        dtype: str = "float32",
     ) -> None:
         super().__init__()
         canvas_places(image_size)
@@ -150,6 +153,7 @@ class Sam2Backbone(SegmentationBackbone):
         self.vision_encoder: Any = stock.Sam2VisionModel(vision_config(width, num_heads, blocks, global_attention, windows, position_grid, embed_dim))
         decoder_config = Sam2MaskDecoderConfig(hidden_size=embed_dim)
         decoder_config._attn_implementation = "sdpa"
+        self.hiera = Hiera(self.vision_encoder.backbone)
         self.mask_decoder: Any = stock.Sam2MaskDecoder(decoder_config)
         self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
@@ -158,6 +162,9 @@ class Sam2Backbone(SegmentationBackbone):
             load_sam2({"vision_encoder.": self.vision_encoder, "mask_decoder.": self.mask_decoder, "no_memory_embedding": self.no_memory_embedding}, weights)
         for frozen in (self.vision_encoder, self.mask_decoder.conv_s0, self.mask_decoder.conv_s1):
             frozen.requires_grad_(False)
+        for network in (self.vision_encoder, self.mask_decoder):
+            network.to(weights_dtype(dtype))
+        self.no_memory_embedding.data = self.no_memory_embedding.data.to(weights_dtype(dtype))
 
     @torch.no_grad()
     def image_features(self, pixels: Shaped[Tensor, "pictures 3 size size"]) -> tuple[Float[Tensor, "pictures channels height width"], ...]:
@@ -166,7 +173,12 @@ class Sam2Backbone(SegmentationBackbone):
         pixels: uint8, or float of which 1 is white. They are normalised here.
         """
         unit = pixels.to(self.mean.dtype) / (255 if pixels.dtype == torch.uint8 else 1)
-        stages = self.vision_encoder.backbone((unit - self.mean) / self.std).intermediate_hidden_states
+        maps = [self.picture_features(((picture - self.mean) / self.std).to(self.no_memory_embedding.dtype)) for picture in unit.split(1)]
+        return tuple(torch.cat(levels) for levels in zip(*maps, strict=True))
+
+    def picture_features(self, pixels: Float[Tensor, "1 3 size size"]) -> tuple[Float[Tensor, "1 channels height width"], ...]:
+        """Of one normalised picture: a CPU's cache holds no more."""
+        stages = self.hiera.stages(pixels)
         laterals = [conv(stage.permute(0, 3, 1, 2)) for conv, stage in zip(self.vision_encoder.neck.convs, self.read_stages(stages), strict=False)]
         level = laterals[1] + interpolate(laterals[0].float(), scale_factor=2.0, mode="nearest").to(laterals[1].dtype)
         if not self.predict_masks:
@@ -183,6 +195,7 @@ class Sam2Backbone(SegmentationBackbone):
 
     def forward(self, features: tuple[Float[Tensor, "pictures channels height width"], ...], tokens: PromptTokens) -> SegmentFeatures:
         *fine, level = features
+        tokens = cast(tokens, level.dtype)
         image = (level + self.no_memory_embedding.reshape(1, -1, 1, 1))[tokens.pictures]
         mask_tokens, embedding = self.read_prompts(image + tokens.dense, tokens)
         logits = self.mask_logits(embedding, mask_tokens, *(feature[tokens.pictures] for feature in fine)) if self.predict_masks else None
@@ -229,6 +242,12 @@ class Sam2Backbone(SegmentationBackbone):
         pixels = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(embedding) + finer))
         pixels = decoder.activation(decoder.upscale_conv2(pixels) + finest)
         return torch.einsum("pc,pchw->phw", decoder.output_hypernetworks_mlps[0](mask_tokens), pixels)
+
+
+def weights_dtype(name: str) -> torch.dtype:
+    if name not in ("float32", "bfloat16"):
+        raise VirtueError(f"dtype is {name!r}, expected float32 or bfloat16")
+    return torch.float32 if name == "float32" else torch.bfloat16
 
 
 def vision_config(

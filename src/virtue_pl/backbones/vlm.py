@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
+from virtue_pl.pooling import LastTokenPooling
 from virtue_pl.types import EncoderBatch, TokenSequence
 
 
@@ -73,3 +74,7 @@ class VLMBackbone(nn.Module, ABC):
     @abstractmethod
     def forward(self, sequence: TokenSequence) -> Float[Tensor, "rows tokens hidden"]:
         """The last hidden state (after the final norm); no logits are computed."""
+
+    def last_states(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
+        """`forward`'s state of each row's last token, for a pooling that reads no other: a backbone may spare itself the others."""
+        return LastTokenPooling()(self(sequence), sequence.attention_mask)

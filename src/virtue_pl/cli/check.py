@@ -17,6 +17,7 @@ from torch import nn
 from virtue_pl.adapters import adapted
 from virtue_pl.cli.described import DescribedCLI
 from virtue_pl.cli.lightning import one_line_errors
+from virtue_pl.gradient_cache import PlainStep
 from virtue_pl.types import VirtueError
 
 
@@ -92,20 +93,7 @@ def training_facts(trainer: Trainer, model: LightningModule, plan: Plan, batch_s
     yield "global batch", f"{batch_size * trainer.world_size:,} = {batch_size} x {trainer.world_size} ranks"
     if trainer.accumulate_grad_batches > 1:
         yield "accumulation", f"{trainer.accumulate_grad_batches} batches a step; negatives come from one batch only"
-    yield "chunks", describe_chunks(batch_size, chunk_size(model))
-
-
-def chunk_size(model: LightningModule) -> int | None:
-    """Rows encoded at once; None for a model that takes its batch whole."""
-    cache = getattr(model, "gradient_cache", None)
-    return None if cache is None else cache.chunk_size
-
-
-def describe_chunks(batch_size: int, size: int | None) -> str:
-    if size is None or size >= batch_size:
-        return "the whole batch at once"
-    full, rest = divmod(batch_size, size)
-    return f"{full} of {size} rows: they divide the batch" if not rest else f"{full} of {size} rows and one of {rest}: {size} does not divide {batch_size}"
+    yield "chunks", (getattr(model, "gradient_cache", None) or PlainStep()).describe(batch_size)
 
 
 def parts_table(model: LightningModule) -> Table:

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from virtue_pl.cli.errors import UsageError, interpolation, one_line
 from virtue_pl.cli.memory import keep_freed_memory
+from virtue_pl.cli.run_checks import check_run
 from virtue_pl.types import VirtueError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no report of a checkpoint's unused head
@@ -115,6 +116,8 @@ class VirtueCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.datamodule is not None:
             self.datamodule.connect(self.model.preprocess)
+        if self.command == "fit":
+            check_run(self.model, self.datamodule, self.trainer)
 
     def run(self) -> None:
         arguments = {name: self.config_init[name] for name in self.method_arguments}

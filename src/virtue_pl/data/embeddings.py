@@ -30,9 +30,9 @@ class EmbeddingBatches(Dataset[EmbeddingBatch]):
         rows = place[self.tensors.negative_rows]
         kept = rows >= 0
         t = self.tensors
-        return EmbeddingBatch(
-            t.queries[chosen], t.targets[chosen], t.negatives[kept], t.query_ids[chosen], t.target_ids[chosen], t.negative_ids[kept], rows[kept]
-        )
+        pictures = t.picture_ids[chosen] if len(t.picture_ids) else t.picture_ids
+        ids = (t.query_ids[chosen], t.target_ids[chosen], t.negative_ids[kept], rows[kept], pictures)
+        return EmbeddingBatch(t.queries[chosen], t.targets[chosen], t.negatives[kept], *ids)
 
     def __iter__(self) -> Iterator[EmbeddingBatch]:
         return (self[number] for number in range(len(self)))

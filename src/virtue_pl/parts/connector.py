@@ -21,6 +21,9 @@ OBJECT_DROPOUT = 0.3
 class Connector(nn.Module, ABC):
     """`SegmentFeatures` to segment tokens. Constructors take (widths, hidden_size, ...): the neighbours' sizes come first."""
 
+    reads: frozenset[str] = frozenset({"embedding", "image", "mask_logits", "focus"})
+    """The fields of `SegmentFeatures` that it looks at; a gradient cache keeps no others."""
+
     @abstractmethod
     def forward(self, features: SegmentFeatures) -> SegmentTokens:
         """The tokens that stand in front of the row's vision and text tokens."""
@@ -35,6 +38,8 @@ class ConvolutionConnector(Connector):
         widths, hidden_size: of the neighbours.
         stride: kernel and stride of the convolution; a map of 16x16 places and stride 4 give 16 tokens.
     """
+
+    reads = frozenset({"embedding"})
 
     def __init__(self, widths: FeatureWidths, hidden_size: int, stride: int = 4) -> None:
         super().__init__()

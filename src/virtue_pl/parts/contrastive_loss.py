@@ -1,11 +1,10 @@
-"""What pulls a query to its target and pushes it from everything else; also a root that learns from stored embeddings."""
+"""What pulls a query to its target and pushes it from everything else."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,45 +13,24 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from virtue_pl import distributed
 from virtue_pl.optimization import Optimization
-from virtue_pl.parts.part import Part
-from virtue_pl.types import EmbeddingBatch, Pictures, Preprocess, VirtueError
+from virtue_pl.parts.embedding_loss import EmbeddingLoss, LossOutput
+from virtue_pl.types import EmbeddingBatch, VirtueError
 
 
-class LossOutput(NamedTuple):
-    """The loss of this rank's queries, and figures to log."""
-
-    loss: Float[Tensor, ""]
-    metrics: dict[str, Float[Tensor, ""]]
-
-
-class StoredEmbeddings:
-    """What data learns from a loss that runs alone: nothing is to be prepared."""
-
-    def train(self, samples: Any) -> Any:
-        return samples
-
-    def evaluate(self, samples: Any) -> Any:
-        return samples
-
-    def pictures(self, images: Any) -> Pictures:
-        return Pictures()
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        return {}
-
-
-class ContrastiveLoss(Part):
+class ContrastiveLoss(EmbeddingLoss):
     """Scores every query against every candidate of every rank, leaving false negatives out.
 
-    Queries stay on their rank; targets and hard negatives are gathered with gradient. The mean over ranks of the returned
-    losses is the loss of the global batch, so DDP's averaging gives its gradient.
+    Queries stay on their rank; targets and hard negatives are gathered with gradient, so that a rank's scores are of its own queries only.
+    The mean over ranks of the returned losses is the loss of the global batch, so DDP's averaging gives its gradient.
 
     Args:
         temperature: cosines are divided by it.
         learn_temperature: train its logarithm; it stays within [0.005, 1].
         adapter_dim: only for running alone: width of the stored embeddings, which then pass a linear map that the loss trains
             (the identity at first).
+        margin: leave candidates out whose cosine with the query exceeds the target's by more than this (GISTEmbed, arXiv 2402.16829, with
+            the model as its own guide): they are likely right, too. None for leaving out only what has an equal caption or is of the same sample.
+        mask_same_picture: leave out the targets of other queries on the same picture. In SCaR they are worth learning from: other objects.
         optimization, weights, weights_prefix, frozen: see `Part`; alone, the loss learns on stored embeddings.
     """
 
@@ -67,8 +45,12 @@ class ContrastiveLoss(Part):
         weights: str | Path | None = None,
         weights_prefix: str = "",
         frozen: bool = False,
+        margin: float | None = None,
+        mask_same_picture: bool = False,
     ) -> None:
         super().__init__(optimization, weights, weights_prefix, frozen)
+        self.margin = margin
+        self.mask_same_picture = mask_same_picture
         if temperature <= 0:
             raise VirtueError(f"loss.temperature is {temperature}, expected a positive number (the paper: 0.02)")
         start = torch.tensor(float(temperature)).log()
@@ -82,29 +64,37 @@ class ContrastiveLoss(Part):
     def temperature(self) -> Float[Tensor, ""]:
         return self.log_temperature.exp().clamp(0.005, 1.0)
 
-    def forward(self, batch: EmbeddingBatch) -> LossOutput:
-        """The loss of this rank's queries against all ranks' candidates, in float32 whatever the run's precision."""
-        with torch.autocast(batch.queries.device.type, enabled=False):
-            return self.in_full_precision(batch)
-
     def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
         candidates = torch.cat([distributed.gather(batch.targets), distributed.gather(batch.negatives)])
-        scores = batch.queries.float() @ candidates.float().T / self.temperature
-        false_negative, positive = self.false_negatives(batch)
-        scores = scores.masked_fill(false_negative, float("-inf"))
+        cosines = batch.queries.float() @ candidates.float().T
+        left_out, positive = self.false_negatives(batch)
+        scores = (cosines / self.temperature).masked_fill(left_out | self.beyond_margin(cosines, positive), float("-inf"))
         loss = self.reduce(scores, positive, batch)
         accuracy = (scores.argmax(dim=1) == positive).float().mean()
         return LossOutput(loss, {"in_batch_accuracy": accuracy.detach(), "temperature": self.temperature.detach()})
 
     def false_negatives(self, batch: EmbeddingBatch) -> tuple[Bool[Tensor, "pairs candidates"], Int[Tensor, " pairs"]]:
         """Candidates with the caption, or of the sample, that a query is right for; and where its own target stands."""
-        pairs = len(batch)
-        target_ids = distributed.gather(batch.target_ids)
-        candidate_ids = torch.cat([target_ids, distributed.gather(batch.negative_ids)])
-        equal = candidate_ids[None] == batch.target_ids[:, None]
-        equal[:, : len(target_ids)] |= distributed.gather(batch.query_ids)[None] == batch.query_ids[:, None]
-        positive = distributed.rank() * pairs + torch.arange(pairs, device=equal.device)
-        return equal.scatter(1, positive[:, None], False), positive
+        same = self.same_pair(batch)
+        positive = distributed.rank() * len(batch) + torch.arange(len(batch), device=same.device)
+        equal = distributed.gather(batch.negative_ids)[None] == batch.target_ids[:, None]
+        return torch.cat([same, equal], dim=1).scatter(1, positive[:, None], False), positive
+
+    def same_pair(self, batch: EmbeddingBatch) -> Bool[Tensor, "pairs all_pairs"]:
+        """Which pairs of all ranks say the same as one of this rank: by caption, by sample, and where it is wanted by picture."""
+        ids = [batch.target_ids, batch.query_ids]
+        if self.mask_same_picture:
+            if len(batch.picture_ids) != len(batch):
+                raise VirtueError("loss.mask_same_picture is set, but the batch does not say which pictures its queries show: set it to false")
+            ids.append(batch.picture_ids)
+        return torch.stack([distributed.gather(known)[None] == known[:, None] for known in ids]).any(dim=0)
+
+    def beyond_margin(self, cosines: Float[Tensor, "rows columns"], positive: Int[Tensor, " rows"]) -> Bool[Tensor, "rows columns"]:
+        """Which are closer than the right one by more than `margin`."""
+        if self.margin is None:
+            return torch.zeros_like(cosines, dtype=torch.bool)
+        right = cosines.detach().gather(1, positive[:, None])
+        return (cosines.detach() > right + self.margin).scatter(1, positive[:, None], False)
 
     @abstractmethod
     def reduce(self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch) -> Float[Tensor, ""]:
@@ -118,33 +108,12 @@ class ContrastiveLoss(Part):
         own[batch.negative_rows, first + torch.arange(count, device=scores.device)] = True
         return own
 
-    def training_step(self, batch: EmbeddingBatch, batch_idx: int) -> Tensor:
-        return self.log_step("train", batch)
-
-    def validation_step(self, batch: EmbeddingBatch, batch_idx: int) -> None:
-        self.log_step("val", batch)
-
-    def test_step(self, batch: EmbeddingBatch, batch_idx: int) -> None:
-        self.log_step("test", batch)
-
     def adapt(self, batch: EmbeddingBatch) -> EmbeddingBatch:
         """The stored embeddings through the trained map."""
         if self.adapter is None:
             return batch
         queries, targets, negatives = (normalize(self.adapter(part), dim=-1) for part in (batch.queries, batch.targets, batch.negatives))
         return replace(batch, queries=queries, targets=targets, negatives=negatives)
-
-    def log_step(self, stage: str, batch: EmbeddingBatch) -> Tensor:
-        output = self(self.adapt(batch))
-        self.log(f"{stage}/loss", output.loss, prog_bar=True, batch_size=len(batch), sync_dist=stage != "train")
-        for name, value in output.metrics.items():
-            self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=stage != "train")
-        return output.loss
-
-    @property
-    def preprocess(self) -> Preprocess:
-        """Stored embeddings are batches already."""
-        return StoredEmbeddings()
 
 
 def identity_map(dim: int) -> nn.Linear:
@@ -161,6 +130,8 @@ class InfoNCELoss(ContrastiveLoss):
     Args:
         own_negatives_weight: adds, with this weight, the same loss among the target and the query's own hard negatives only,
             which are few among the many easy candidates of the batch.
+        both_sides: the mean of that loss and of the one that finds the query among those of all ranks for each target (CLIP,
+            arXiv 2103.00020); hard negatives are candidates of queries alone.
         others: see `ContrastiveLoss`.
     """
 
@@ -174,17 +145,33 @@ class InfoNCELoss(ContrastiveLoss):
         weights: str | Path | None = None,
         weights_prefix: str = "",
         frozen: bool = False,
+        both_sides: bool = False,
+        margin: float | None = None,
+        mask_same_picture: bool = False,
     ) -> None:
-        super().__init__(temperature, learn_temperature, adapter_dim, optimization, weights, weights_prefix, frozen)
+        super().__init__(temperature, learn_temperature, adapter_dim, optimization, weights, weights_prefix, frozen, margin, mask_same_picture)
         self.own_negatives_weight = own_negatives_weight
+        self.both_sides = both_sides
         self.finish()
+
+    @property
+    def needs_negatives(self) -> str | None:
+        return f"loss.own_negatives_weight is {self.own_negatives_weight:g}" if self.own_negatives_weight else None
 
     def reduce(self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch) -> Float[Tensor, ""]:
         loss = cross_entropy(scores, positive)
+        if self.both_sides:
+            loss = (loss + cross_entropy(self.target_scores(batch, positive), positive)) / 2
         if self.own_negatives_weight and len(batch.negative_rows):
             own = self.own_negatives(scores, batch).scatter(1, positive[:, None], True)
             loss = loss + self.own_negatives_weight * cross_entropy(scores.masked_fill(~own, float("-inf")), positive)
         return loss
+
+    def target_scores(self, batch: EmbeddingBatch, positive: Int[Tensor, " pairs"]) -> Float[Tensor, "pairs all_pairs"]:
+        """This rank's targets against the queries of all ranks, -inf where the pair says the same."""
+        cosines = batch.targets.float() @ distributed.gather(batch.queries).float().T
+        left_out = self.same_pair(batch).scatter(1, positive[:, None], False) | self.beyond_margin(cosines, positive)
+        return (cosines / self.temperature).masked_fill(left_out, float("-inf"))
 
 
 class SigmoidLoss(ContrastiveLoss):
@@ -207,8 +194,10 @@ class SigmoidLoss(ContrastiveLoss):
         weights: str | Path | None = None,
         weights_prefix: str = "",
         frozen: bool = False,
+        margin: float | None = None,
+        mask_same_picture: bool = False,
     ) -> None:
-        super().__init__(temperature, learn_temperature, adapter_dim, optimization, weights, weights_prefix, frozen)
+        super().__init__(temperature, learn_temperature, adapter_dim, optimization, weights, weights_prefix, frozen, margin, mask_same_picture)
         self.bias = nn.Parameter(torch.tensor(float(bias)))
         self.finish()
 

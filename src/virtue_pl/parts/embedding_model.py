@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.gradient_cache import GradientCache, PlainStep, text_lengths
 from virtue_pl.metrics.ranking import HitRate, RankTable, sample_ranks, set_blind_ranks
 from virtue_pl.optimization import Optimization
-from virtue_pl.parts.contrastive_loss import ContrastiveLoss
+from virtue_pl.parts.embedding_loss import EmbeddingLoss
 from virtue_pl.parts.part import Part
+from virtue_pl.precision import check_precision
 from virtue_pl.recipes import Recipe
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch, PictureBatch, PictureFeatures, Pictures, RankingBatch, RankingOutput, VirtueError
 
@@ -35,7 +37,7 @@ class EmbeddingModel(Part):
 
     def __init__(
         self,
-        loss: ContrastiveLoss | None,
+        loss: EmbeddingLoss | None,
         gradient_cache: PlainStep | GradientCache | None,
         optimization: Optimization | None,
         weights: str | Path | None,
@@ -61,16 +63,33 @@ class EmbeddingModel(Part):
 
     def embed_pairs(self, batch: PairBatch) -> EmbeddingBatch:
         """The batch's queries, targets and negatives as embeddings."""
-        queries = self.gradient_cache(self.encode, batch.queries)
-        return EmbeddingBatch(queries, *self.embed_candidates(batch), batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
+        queries = self.embed(batch.queries)
+        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows, batch.picture_ids)
+        return EmbeddingBatch(queries, *self.embed_candidates(batch), *ids)
 
     def embed_candidates(self, batch: PairBatch) -> tuple[Float[Tensor, "pairs dim"], Float[Tensor, "negatives dim"]]:
         """The batch's targets and its hard negatives as embeddings."""
-        targets = self.gradient_cache(self.encode, batch.targets)
-        return targets, targets.new_zeros(0, targets.shape[1]) if batch.negatives is None else self.gradient_cache(self.encode, batch.negatives)
+        targets = self.embed(batch.targets)
+        return targets, targets.new_zeros(0, targets.shape[1]) if batch.negatives is None else self.embed(batch.negatives)
+
+    def embed(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
+        """Embeddings of the rows, encoded as `gradient_cache` says."""
+        return self.gradient_cache(self.encode, inputs, self.known, self.row_tokens)
+
+    @torch.no_grad()
+    def known(self, inputs: EncoderBatch, at_once: int, keep: Callable[[Any], Any]) -> EncoderBatch:
+        """The inputs with what frozen networks see in their pictures in place of pixels, `at_once` pictures at a time."""
+        groups = [inputs.pictures.select(range(len(inputs.pictures))[start : start + at_once]) for start in range(0, len(inputs.pictures), at_once)]
+        features = [keep(seen) for group in groups for seen in self.picture_features(group)]
+        return replace(inputs, pictures=inputs.pictures.with_features(features))
+
+    def row_tokens(self, inputs: EncoderBatch) -> list[int]:
+        """How many tokens of each row the language model reads."""
+        return text_lengths(inputs)
 
     def setup(self, stage: str) -> None:
         """Only the root has metrics."""
+        check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
         self.hit_rate, self.rank_table = HitRate(), RankTable()
 
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:

@@ -14,12 +14,12 @@ from virtue_pl.backbones.vlm import VLMBackbone
 from virtue_pl.frozen_features import Levels, known_or_encoded
 from virtue_pl.gradient_cache import GradientCache, PlainStep
 from virtue_pl.optimization import Optimization
-from virtue_pl.parts.contrastive_loss import ContrastiveLoss
+from virtue_pl.parts.embedding_loss import EmbeddingLoss
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.preprocess import ContrastivePreprocess
-from virtue_pl.pooling import MeanPooling, Pooling
+from virtue_pl.pooling import LastTokenPooling, MeanPooling, Pooling
 from virtue_pl.recipes import Recipe, VirtueRecipe
-from virtue_pl.types import EncoderBatch, PictureFeatures, Pictures, SegmentTokens
+from virtue_pl.types import EncoderBatch, PictureFeatures, Pictures, SegmentTokens, TokenSequence
 
 DEFAULT_TRAIN_MODES = {"box": 0.5, "point": 0.3, "mask": 0.2}
 
@@ -45,7 +45,7 @@ class VLMFusionHead(EmbeddingModel):
         recipe: Recipe | None = None,
         train_modes: Mapping[str, float] | None = None,
         evaluation_modes: Sequence[str] = ("box", "point", "no_prompt", "blind"),
-        loss: ContrastiveLoss | None = None,
+        loss: EmbeddingLoss | None = None,
         gradient_cache: PlainStep | GradientCache | None = None,
         optimization: Optimization | None = None,
         weights: str | Path | None = None,
@@ -73,10 +73,15 @@ class VLMFusionHead(EmbeddingModel):
         sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.use_pictures.tolist()])
         if segments is not None:
             sequence = sequence.prepend(segments.tokens, inputs.prompt_rows)
-        embeddings = normalize(self.pooling(self.backbone(sequence).float(), sequence.attention_mask), dim=-1)
+        embeddings = normalize(self.pooled(sequence).float(), dim=-1)
         if segments is None or segments.summary is None:
             return embeddings
         return normalize(embeddings.index_add(0, inputs.prompt_rows, segments.summary.float()), dim=-1)
+
+    def pooled(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
+        if isinstance(self.pooling, LastTokenPooling):
+            return self.backbone.last_states(sequence)
+        return self.pooling(self.backbone(sequence).float(), sequence.attention_mask)
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows hidden"]:
         return self(inputs)

@@ -93,6 +93,7 @@ class ContrastivePreprocess:
             target_ids=ids([input_id(sample.target) for sample in samples]),
             negative_ids=ids([input_id(item) for _, item in negatives]),
             negative_rows=ids([row for row, _ in negatives]),
+            picture_ids=ids([content_id(*sample.query.image_keys[:1] or (sample.key,)) for sample in samples]),
         )
 
     def evaluate(self, samples: Sequence[RankingSample]) -> RankingBatch:

@@ -1,0 +1,164 @@
+"""What the benchmarks of speed share: the mid-size model of configs/bench_mid.yaml, its inputs, and clocks for its stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from virtue_pl.cli.lightning import VirtueCLI
+from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, PairBatch, VisualPrompt
+from virtue_pl.virtue import Virtue
+
+ROOT = Path(__file__).parents[1]
+TOKENIZER = ROOT / "tests" / "golden" / "qwen2_vl"
+"""A small tokenizer with Qwen2-VL's special tokens; its ids are the first of the vocabulary."""
+TEXT = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 151936}
+VISION = {"depth": 8, "embed_dim": 256, "num_heads": 4, "mlp_ratio": 4, "hidden_size": 512}
+SIDE, QUERY_TOKENS, TARGET_TOKENS = 336, 180, 17
+"""Pixels a side of a picture; tokens of a query (144 of them of its picture) and of a target, before segment tokens."""
+PRECISIONS = ("float32", "bfloat16")
+
+
+def write_model(folder: Path) -> Path:
+    """A Qwen2-VL of the mid size with random weights, as `from_pretrained` reads it, with the small tokenizer."""
+    said = json.loads((TOKENIZER / "config.json").read_text())
+    rope = {"rope_type": "default", "type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6}
+    vision = {**said["vision_config"], **VISION}
+    sizes = {**said, **TEXT, "vision_config": vision, "rope_scaling": rope, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "max_window_layers": 8}
+    sizes.pop("virtue_sam")
+    torch.manual_seed(0)
+    Qwen2VLForConditionalGeneration(Qwen2VLConfig(**sizes)).save_pretrained(folder)
+    for file in TOKENIZER.iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            shutil.copy(file, folder)
+    return folder
+
+
+def build(folder: Path, precision: str, *overrides: str) -> Virtue:
+    """The model of the config, its adapters a little away from where they start."""
+    arguments = ["--config", str(ROOT / "configs" / "bench_mid.yaml"), "--shared.vlm", str(folder), "--shared.dtype", precision, *overrides]
+    os.chdir(ROOT)
+    torch.manual_seed(1)
+    model: Any = VirtueCLI("fit", [*arguments, "--trainer.accelerator", "cpu", "--trainer.logger", "false"]).model
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    model.log = lambda *arguments, **options: None
+    return model
+
+
+def picture(number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(number)
+    coarse = torch.randint(0, 256, (1, 3, 21, 21), generator=generator).float()
+    return torch.nn.functional.interpolate(coarse, size=SIDE, mode="bilinear")[0].to(torch.uint8)
+
+
+def queries(model: Virtue, pictures: Sequence[int]) -> EncoderBatch:
+    """A row with a box for each number; equal numbers are one picture."""
+    prompts = [VisualPrompt(boxes=torch.tensor([[0.1, 0.1 + 0.05 * (row % 8), 0.6, 0.9]])) for row in range(len(pictures))]
+    images = [picture(number) for number in pictures]
+    shown = zip(images, prompts, pictures, strict=True)
+    batch = model.preprocess.encoder_batch([EmbeddingInput(IMAGE_TOKEN, (image,), prompt, (str(number),)) for image, prompt, number in shown])
+    return with_length(batch, model, QUERY_TOKENS)
+
+
+def texts(model: Virtue, lengths: Sequence[int]) -> list[EncoderBatch]:
+    """Rows without a picture, one each, of so many tokens."""
+    return [with_length(model.preprocess.encoder_batch([EmbeddingInput("a")]), model, length) for length in lengths]
+
+
+def with_length(batch: EncoderBatch, model: Virtue, length: int) -> EncoderBatch:
+    """The rows with random words behind them, `length` tokens in all."""
+    more = length - batch.input_ids.shape[1]
+    assert more >= 0 and bool(batch.attention_mask.all()) and batch.position_ids is not None
+    ids = torch.cat([batch.input_ids, torch.randint(3, 400, (len(batch), more), generator=torch.Generator().manual_seed(length))], dim=1)
+    positions = torch.cat([batch.position_ids, batch.position_ids[..., -1:] + 1 + torch.arange(more)], dim=-1)
+    return EncoderBatch(ids, torch.ones_like(ids), batch.pictures, batch.prompts, batch.use_rows, positions)
+
+
+def together(rows: Sequence[EncoderBatch]) -> EncoderBatch:
+    """Rows of texts as one batch, padded on the right."""
+    longest = max(row.input_ids.shape[1] for row in rows)
+    pad = lambda tensor: torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1]))  # noqa: E731
+    ids, mask = (torch.cat([pad(getattr(row, name)) for row in rows]) for name in ("input_ids", "attention_mask"))
+    positions = torch.cat([pad(row.position_ids) for row in rows], dim=1)
+    return EncoderBatch(ids, mask, rows[0].pictures, rows[0].prompts, rows[0].use_rows, positions)
+
+
+def pair_batch(model: Virtue, size: int) -> PairBatch:
+    targets = together(texts(model, [TARGET_TOKENS] * size))
+    none, rows = torch.zeros(0, dtype=torch.long), torch.arange(size)
+    return PairBatch(tuple(map(str, range(size))), queries(model, range(size)), targets, None, rows, rows + size, none, none)
+
+
+class Stages:
+    """Seconds and CPU seconds by stage; what a stage calls of another counts there alone."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, list[float]] = {}
+        self.inside = [0.0, 0.0]
+
+    def wrap(self, owner: Any, method: str, label: str) -> None:
+        original = getattr(owner, method)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            with self.stage(label):
+                return original(*arguments, **options)
+
+        setattr(owner, method, timed)
+
+    @contextmanager
+    def stage(self, label: str) -> Iterator[None]:
+        began, outside = (time.perf_counter(), time.process_time()), self.inside
+        self.inside = [0.0, 0.0]
+        yield
+        total = [time.perf_counter() - began[0], time.process_time() - began[1]]
+        own = [one - other for one, other in zip(total, self.inside, strict=True)]
+        spent = self.spent.setdefault(label, [0.0, 0.0, 0])
+        self.spent[label] = [spent[0] + own[0], spent[1] + own[1], spent[2] + 1]
+        self.inside = [one + other for one, other in zip(outside, total, strict=True)]
+
+    def report(self, rounds: int) -> dict[str, dict[str, float]]:
+        names = ("seconds", "cpu_seconds", "calls")
+        return {label: {name: round(value / rounds, 3) for name, value in zip(names, spent, strict=True)} for label, spent in self.spent.items()}
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds and CPU seconds of `work`."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def peak_memory() -> int:
+    """Bytes that the process held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def gemm_peak(precision: str) -> float:
+    """GFLOP/s of the machine's matrix product, by CPU time: the best of several of 1536 x 1536."""
+    size, dtype = 1536, getattr(torch, precision)
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    left @ right
+    return max(2 * size**3 / timed(lambda: left @ right)[1] for _ in range(8)) / 1e9 * torch.get_num_threads()
+
+
+def run_child(script: str, *arguments: str) -> dict[str, Any]:
+    """What a process of its own prints: its peak memory is its own, too."""
+    done = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, check=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

@@ -1,0 +1,192 @@
+"""A training step of the mid-size model: what it costs, against the published code's way and against the arithmetic that it needs.
+
+Batch 8, chunk 2, 336x336 pictures with a box, DoRA r 8, one thread. The baseline (`published.py`) and ours take turns, each in a process of
+its own, with the same weights, whose losses must agree. Prints one JSON object. Ratios are of CPU seconds, which other work on the machine
+moves less than seconds: `ratio_to_baseline` to the baseline in float32, `ratio_to_floor` to the floating-point operations of a step without
+a gradient cache at the speed of the machine's matrix product in that precision.
+
+    python benchmarks/train_step.py --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from mid_size import PRECISIONS, Stages, build, gemm_peak, pair_batch, peak_memory, run_child, timed, write_model
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from virtue_pl.cli.memory import keep_freed_memory
+from virtue_pl.gradient_cache import GradientCache, PlainStep
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    if options.child:
+        print(json.dumps(measure(options) if options.child in ("ours", "baseline") else count(options)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        options.folder = str(write_model(Path(temporary) / "qwen2_vl"))
+        print(json.dumps(compare(options), indent=2))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of processes")
+    parser.add_argument("--steps", type=int, default=1, help="measured steps of a process, behind one that is not")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--chunk-size", default="2", help="rows, auto, or plain")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--no-baseline", action="store_true", help="measure ours alone")
+    parser.add_argument("--child", choices=("ours", "baseline", "count"), help=argparse.SUPPRESS)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    floor = child(options, "count", "float32")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(options.rounds):
+        if not options.no_baseline:
+            runs.setdefault("baseline", []).append(child(options, "baseline", "float32"))
+        for precision in options.precisions:
+            runs.setdefault(precision, []).append(child(options, "ours", precision))
+    report: dict[str, Any] = {"threads": options.threads, "batch_size": options.batch_size, "chunk_size": options.chunk_size, "rounds": options.rounds, **floor}
+    report |= {name: middle(found) for name, found in runs.items()}
+    cpu = {name: [run["cpu_seconds"] for run in found] for name, found in runs.items()}
+    ours = options.precisions
+    report["ratio_to_floor"] = {name: median([value * floor["gemm_gflops"][name] / floor["gflop"] for value in cpu[name]]) for name in ours}
+    if "baseline" in runs:
+        report["ratio_to_baseline"] = {name: median([a / b for a, b in zip(cpu[name], cpu["baseline"], strict=True)]) for name in ours}
+        peak = report["baseline"]["peak_bytes"]
+        report["memory_to_baseline"] = {name: round(report[name]["peak_bytes"] / peak, 3) for name in ours}
+        report["loss_difference"] = {name: abs(report[name]["loss"] - report["baseline"]["loss"]) for name in ours}
+    return report
+
+
+def child(options: argparse.Namespace, kind: str, precision: str) -> dict[str, Any]:
+    same = {name: getattr(options, name) for name in ("steps", "threads", "batch_size", "chunk_size", "folder")}
+    arguments = [part for name, value in same.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return run_child(__file__, *arguments, "--child", kind, "--precision", precision)
+
+
+def middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run of median CPU seconds, with the largest peak of memory."""
+    chosen = sorted(runs, key=lambda run: run["cpu_seconds"])[len(runs) // 2]
+    return {**chosen, "peak_bytes": max(run["peak_bytes"] for run in runs), "all_cpu_seconds": [run["cpu_seconds"] for run in runs]}
+
+
+def median(values: list[float]) -> float:
+    return round(statistics.median(values), 3)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """One process: a step that warms up, then `steps` measured ones."""
+    folder = Path(options.folder)
+    stages = Stages()
+    if options.child == "baseline":
+        step, parameters = baseline_step(folder, options, stages)
+    else:
+        keep_freed_memory()
+        step, parameters = our_step(folder, options, stages)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0)
+    torch.manual_seed(3)
+    first = step()
+    optimizer.zero_grad()
+    stages.spent.clear()
+
+    def work() -> None:
+        with stages.stage("backward and the rest"):
+            for _ in range(options.steps):
+                step()
+                torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    wall, cpu = timed(work)
+    return {
+        "seconds": round(wall / options.steps, 3),
+        "cpu_seconds": round(cpu / options.steps, 3),
+        "peak_bytes": peak_memory(),
+        "loss": first,
+        "stages": stages.report(options.steps),
+    }
+
+
+def our_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple[Any, list[torch.nn.Parameter]]:
+    model: Any = build(folder, options.precision).train()
+    model.gradient_cache = strategy(options.chunk_size)
+    batch = pair_batch(model, options.batch_size)
+    backbone, vlm = model.segmentation.backbone, model.fusion.backbone
+    stages.wrap(backbone, "image_features", "segmentation: pictures")
+    stages.wrap(backbone, "forward", "segmentation: prompts")
+    stages.wrap(vlm, "vision_features", "vision tower")
+    stages.wrap(vlm.model.language_model, "forward", "language model")
+    stages.wrap(model.connector, "forward", "connector")
+    stages.wrap(model.loss, "forward", "loss")
+    precision = torch.autocast("cpu", torch.bfloat16) if options.precision == "bfloat16" else nullcontext()
+
+    def step() -> float:
+        with precision:
+            loss = model.training_step(batch, 0)
+        loss.backward()
+        return float(loss)
+
+    return step, [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def strategy(chunk_size: str) -> PlainStep | GradientCache:
+    return PlainStep() if chunk_size == "plain" else GradientCache(chunk_size if chunk_size == "auto" else int(chunk_size))
+
+
+def baseline_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple[Any, list[torch.nn.Parameter]]:
+    from published import Published
+
+    source = build(folder, "float32")
+    batch = pair_batch(source, options.batch_size)
+    model: Any = Published(source, folder, torch.float32).train()
+    model.sam.eval()
+    model.vlm.model.visual.eval()
+    del source
+    stages.wrap(model.sam.vision_encoder, "forward", "segmentation: pictures")
+    stages.wrap(model.sam.mask_decoder.transformer, "forward", "segmentation: prompts")
+    stages.wrap(model.vlm.model.visual, "forward", "vision tower")
+    stages.wrap(model.vlm.model.language_model, "forward", "language model")
+    stages.wrap(model.vlm.lm_head, "forward", "vocabulary")
+    stages.wrap(model.loss, "forward", "loss")
+    return lambda: float(model.step(batch, int(options.chunk_size))), [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def count(options: argparse.Namespace) -> dict[str, Any]:
+    """Floating-point operations of a step that computes each thing once, and the machine's speed."""
+    peaks = {precision: round(gemm_peak(precision), 1) for precision in options.precisions}
+    model: Any = build(Path(options.folder), "float32").train()
+    model.gradient_cache = PlainStep()
+    batch = pair_batch(model, options.batch_size)
+    attention: Any = torch.ops.aten
+    own = {attention._scaled_dot_product_flash_attention_for_cpu: forward_flops, attention._scaled_dot_product_flash_attention_for_cpu_backward: backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        model.training_step(batch, 0).backward()
+    return {"gemm_gflops": peaks, "gflop": round(counter.get_total_flops() / 1e9, 1)}
+
+
+def forward_flops(query: Any, key: Any, value: Any, dropout: float = 0.0, causal: bool = False, *_: Any, **__: Any) -> float:
+    """Half of all pairs of tokens, where a token sees only those before it."""
+    return float(sdpa_flop_count(query, key, value)) / (2 if causal else 1)
+
+
+def backward_flops(gradient: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, dropout: float, causal: bool, *_: Any, **__: Any) -> float:
+    return float(sdpa_backward_flop_count(gradient, query, key, value)) / (2 if causal else 1)
+
+
+if __name__ == "__main__":
+    main()

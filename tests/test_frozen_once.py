@@ -1,0 +1,148 @@
+"""A step with a gradient cache on a tiny model of the paper's form: what is frozen runs once, and the numbers are the plain step's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from recorded import GOLDEN
+from virtue_pl.adapters import LoRA
+from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
+from virtue_pl.backbones.sam2 import Sam2Backbone, Sam2PromptEncoder
+from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.parts.connector import ConvolutionConnector, MaskConnector
+from virtue_pl.parts.contrastive_loss import InfoNCELoss
+from virtue_pl.parts.fusion_head import VLMFusionHead
+from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
+from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
+from virtue_pl.pooling import LastTokenPooling
+from virtue_pl.types import EmbeddingInput, PairBatch, Region, Sample
+from virtue_pl.virtue import Virtue
+
+DIM, CANVAS, SIDE = 64, 128, 56
+
+
+def tiny_virtue(connector: Any = ConvolutionConnector, adapter: LoRA | None = None, frozen: bool = True) -> Virtue:
+    torch.manual_seed(0)
+    backbone = Sam2Backbone(None, 16, 2, (1, 1, 1, 1), (2,), embed_dim=DIM, image_size=CANVAS, predict_masks=connector is MaskConnector)
+    head = VLMFusionHead(Qwen2VLBackbone(str(GOLDEN / "qwen2_vl")), LastTokenPooling(), adapter=adapter)
+    prompts = VisualPromptEncoder(Sam2PromptEncoder(None, DIM, CANVAS), frozen=frozen)
+    model = Virtue(prompts, SegmentationExtractor(backbone, frozen=frozen), connector, head, InfoNCELoss(0.1), train_modes={"box": 1.0})
+    if adapter is not None:
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    return model.train()
+
+
+def picture(number: int) -> torch.Tensor:
+    return torch.randint(0, 256, (3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+
+
+def pairs(model: Virtue, count: int) -> PairBatch:
+    """Every other query is a text alone; the first two pictures are one; the last target is a picture."""
+    shown = [(picture(max(1, i)),) if i % 2 == 0 or i == 1 else () for i in range(count)]
+    queries = [EmbeddingInput("which " * (i + 1), images, image_keys=(str(max(1, i)),) if images else ()) for i, images in enumerate(shown)]
+    targets = [*(EmbeddingInput("thing " * (i % 3 + 1)) for i in range(count - 1)), EmbeddingInput("as here", (picture(99),), image_keys=("99",))]
+    regions = [Region(torch.tensor([0.1, 0.2, 0.4 + 0.05 * i, 0.9])) if images else None for i, images in enumerate(shown)]
+    others = [(EmbeddingInput(f"wrong {i}"),) for i in range(count)]
+    rows = zip(queries, targets, others, regions, strict=True)
+    return model.preprocess.train([Sample(f"s{i}", "t", *row) for i, row in enumerate(rows)])
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many pictures each frozen network reads."""
+    counts: Counter[str] = Counter()
+
+    def counting(owner: type, name: str, label: str, number: Callable[..., int]) -> None:
+        original = getattr(owner, name)
+
+        def count(self: Any, *arguments: Any) -> Any:
+            counts[label] += number(*arguments)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(owner, name, count)
+
+    counting(Sam2Backbone, "image_features", "pictures", len)
+    counting(Qwen2VLBackbone, "vision_features", "vision", len)
+    counting(Sam2Backbone, "forward", "prompts", lambda features, tokens: len(tokens.pictures))
+    return counts
+
+
+def step(model: Virtue, batch: PairBatch, cache: PlainStep | GradientCache) -> tuple[float, dict[str, torch.Tensor]]:
+    model.gradient_cache = cache
+    model.zero_grad()
+    torch.manual_seed(3)
+    loss = model.loss(model.embed_pairs(batch)).loss  # type: ignore[misc]
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+CACHES = {"two": GradientCache(2), "three": GradientCache(3), "tokens": GradientCache(chunk_tokens=64), "both": GradientCache(2, 64)}
+
+
+@pytest.mark.parametrize("cache", sorted(CACHES))
+@pytest.mark.parametrize("connector", [ConvolutionConnector, MaskConnector])
+@pytest.mark.parametrize("kind", ["dora", "lora", "full"])
+def test_the_numbers_are_the_plain_steps(encoded: Counter[str], kind: str, connector: Any, cache: str) -> None:
+    model = tiny_virtue(connector, None if kind == "full" else LoRA(dropout=0.0, dora=kind == "dora"))
+    batch = pairs(model, 7)
+    model.row_tokens(batch.queries)
+    encoded.clear()
+    plain_loss, plain = step(model, batch, PlainStep())
+    once = Counter(encoded)
+    encoded.clear()
+    cached_loss, cached = step(model, batch, CACHES[cache])
+    assert encoded["pictures"] == encoded["vision"] == once["pictures"] == 5 and encoded["prompts"] == 6
+    assert cached_loss == pytest.approx(plain_loss, rel=1e-6)
+    assert plain.keys() == cached.keys()
+    for name in plain:
+        assert (cached[name] - plain[name]).norm() <= 1e-5 * plain[name].norm() + 1e-7, name
+
+
+def test_what_is_trained_of_the_stream_runs_in_both_passes(encoded: Counter[str]) -> None:
+    model = tiny_virtue(frozen=False)
+    _, gradients = step(model, pairs(model, 4), GradientCache(2))
+    assert encoded["pictures"] == 3 and encoded["prompts"] == 8
+    assert any(name.startswith("segmentation.") for name in gradients) and any(name.startswith("prompt_encoder.") for name in gradients)
+
+
+def chunk_by_chunk(model: Virtue, rows: int) -> type[PlainStep]:
+    class Chunks(PlainStep):
+        def __call__(self, encode: Any, inputs: Any, *_: Any) -> torch.Tensor:
+            return torch.cat([encode(chunk) for chunk in inputs.split(rows)])
+
+    return Chunks
+
+
+def test_dropout_is_replayed_in_the_adapters() -> None:
+    model = tiny_virtue(adapter=LoRA(dropout=0.3))
+    batch = pairs(model, 5)
+    plain_loss, plain = step(model, batch, chunk_by_chunk(model, 2)())
+    cached_loss, cached = step(model, batch, GradientCache(2))
+    assert cached_loss == pytest.approx(plain_loss, rel=1e-6)
+    assert all((cached[name] - plain[name]).norm() <= 1e-5 * plain[name].norm() + 1e-7 for name in plain)
+    assert step(model, batch, PlainStep())[0] != pytest.approx(plain_loss, rel=1e-4)
+
+
+def test_frozen_outputs_are_kept_as_a_setting_says() -> None:
+    model = tiny_virtue()
+    kept = model.known(pairs(model, 4).queries, 2, GradientCache(2, frozen_dtype="bfloat16").keep)
+    assert kept.pictures.vision == (None,) * 2 and all(not known.segmentation for known in kept.pictures.known)
+    assert {tensor.dtype for known in kept.pictures.known for tensor in known.vision} == {torch.bfloat16}
+    assert {one.embedding.dtype for one in kept.segments} == {torch.bfloat16} and all(one.image.numel() == 0 for one in kept.segments)
+    assert len(kept.segments) == 3 and torch.equal(kept.select([2]).segments[0].embedding, kept.segments[2].embedding)
+    exact, _ = step(model, pairs(model, 4), GradientCache(2))
+    assert step(model, pairs(model, 4), GradientCache(2, frozen_dtype="bfloat16"))[0] == pytest.approx(exact, rel=1e-2)
+
+
+def test_segment_tokens_count_where_chunks_are_cut_by_tokens() -> None:
+    model = tiny_virtue()
+    queries = pairs(model, 4).queries
+    texts = queries.attention_mask.sum(dim=1).tolist()
+    assert model.row_tokens(queries) == [texts[0] + 4, texts[1] + 4, texts[2] + 4, texts[3]]

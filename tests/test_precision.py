@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from virtue_pl.precision import check_precision
+from virtue_pl.types import VirtueError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fits"), [({}, False), ({"avx2": True, "amx_bf16": False}, False), ({"amx_bf16": True}, True), ({"avx512_bf16": True}, True)]
+)
+def test_bfloat16_wants_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], fits: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    for setting in ("bf16-mixed", "bf16-true", "bf16"):
+        if fits:
+            check_precision(setting, CPU)
+        else:
+            with pytest.raises(VirtueError, match=rf"trainer\.precision is {setting}, but this cpu has no bfloat16 arithmetic .*: set 32-true"):
+                check_precision(setting, CPU)
+    check_precision("32-true", CPU)
+
+
+def test_float16_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(VirtueError, match="no float16 arithmetic"):
+        check_precision("16-mixed", CPU)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    check_precision("16-mixed", torch.device("cuda"))
+    with pytest.raises(VirtueError, match=r"this cuda has no bfloat16 arithmetic .*: set 16-mixed"):
+        check_precision("bf16-mixed", torch.device("cuda"))
+
+
+def test_other_devices_decide_for_themselves() -> None:
+    check_precision("16-mixed", torch.device("mps"))
