@@ -45,7 +45,7 @@ class Embedder:
         self.device = torch.device(automatic if device == "auto" else device)
         self.model = model.to(self.device).eval()
         self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.ndim > 1)
-        self.preprocess = model.preprocess
+        self.preprocess: Any = model.preprocess
         self.batch_size = batch_size
         self.recent = RecentFeatures(cached_pictures)
 
@@ -185,7 +185,7 @@ def rows(texts: Any, images: Any, prompts: Any) -> list[EmbeddingInput]:
     count = counts.pop() if counts else 1
     once: dict[int, Any] = {}
     columns = [lists.get(name, [value] * count) for name, value in given.items()]
-    return [row(number, *values, once) for number, values in enumerate(zip(*columns, strict=True))]
+    return [row(number, text, shown, prompted, once) for number, (text, shown, prompted) in enumerate(zip(*columns, strict=True))]
 
 
 def is_list(value: Any) -> bool:

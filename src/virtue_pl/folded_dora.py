@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from peft.tuners.lora import Linear, LoraLayer
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ class FoldedDora(DoraLinearVariant):
     """
 
     @staticmethod
-    def forward(module: Linear, *, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
         """result: the plain map's output, its bias included."""
         down, up, scaling = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight, module.scaling[active_adapter]
         base = module.get_base_layer()

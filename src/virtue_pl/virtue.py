@@ -153,7 +153,7 @@ class Virtue(EmbeddingModel):
 
     def kept(self, segments: SegmentFeatures, keep: Callable[[Any], Any]) -> SegmentFeatures:
         """What the connector reads, as it is kept; the positions, which are alike for all, as they are."""
-        unread = {
+        unread: dict[str, Any] = {
             name: segments.image.new_zeros(len(segments.image), 0, 0, 0) if name == "image" else None
             for name in ("image", "mask_logits", "focus")
             if name not in self.connector.reads

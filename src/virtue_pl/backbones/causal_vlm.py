@@ -85,10 +85,14 @@ class CausalVLM(VLMBackbone):
     def __init__(self, vlm_model: str, dtype: str, attention: str) -> None:
         super().__init__()
         self.model = load_vlm(self.model_class, vlm_model, dtype, attention)
+        self.change_layers()
         self.hidden_size = self.model.config.text_config.hidden_size
         self.model.requires_grad_(False)
         for learning in (self.language_model.layers, self.language_model.norm):
             learning.requires_grad_(True)
+
+    def change_layers(self) -> None:
+        """Where a model's own layers are replaced by quicker ones of the same weights."""
 
     @property
     def language_model(self) -> Any:

@@ -33,7 +33,7 @@ class Hiera:
         places = self.network.patch_embed(pixels)
         places = places + self.network._get_pos_embed(places.shape[1:3])
         inside = leading_windows(blocks, places.shape[1:3])
-        found = []
+        found: list[Tensor] = []
         if inside:
             places, found = tiled(blocks[:inside], [end for end in ends if end < inside], places)
         for number in range(inside, len(blocks)):

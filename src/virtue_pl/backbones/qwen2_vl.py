@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -21,8 +20,7 @@ class Qwen2VLBackbone(QwenVLBackbone):
 
     model_class = Qwen2VLModel
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def change_layers(self) -> None:
         let_last_layer_give_one_token(self.model.language_model)
 
     @torch.no_grad()

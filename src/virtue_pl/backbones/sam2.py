@@ -162,7 +162,8 @@ class Sam2Backbone(SegmentationBackbone):
             load_sam2({"vision_encoder.": self.vision_encoder, "mask_decoder.": self.mask_decoder, "no_memory_embedding": self.no_memory_embedding}, weights)
         for frozen in (self.vision_encoder, self.mask_decoder.conv_s0, self.mask_decoder.conv_s1):
             frozen.requires_grad_(False)
-        for network in (self.vision_encoder, self.mask_decoder):
+        networks: tuple[Any, ...] = (self.vision_encoder, self.mask_decoder)
+        for network in networks:
             network.to(weights_dtype(dtype))
         self.no_memory_embedding.data = self.no_memory_embedding.data.to(weights_dtype(dtype))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str]) -> int:
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
         allow_classes=arguments.allow_classes,
     )
     data.connect(evaluator.preprocess)
-    silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    silent: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(accelerator=arguments.accelerator, devices=arguments.devices, precision=arguments.precision, **silent)
     try:
         with one_line_errors("eval"):

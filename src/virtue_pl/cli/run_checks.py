@@ -28,6 +28,7 @@ def most_negatives(data: Any) -> int | None:
     """Hard negatives of a query in the data module, in a mixture of the part that has most; None where it does not say."""
     parts = getattr(data, "parts", None)
     if isinstance(parts, dict):
-        return max((found for part in parts.values() if (found := most_negatives(part)) is not None), default=None)
+        counts = [most_negatives(part) for part in parts.values()]
+        return max((count for count in counts if count is not None), default=None)
     found: int | None = getattr(data, "num_negatives", None)
     return found
