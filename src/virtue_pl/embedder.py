@@ -17,6 +17,7 @@ from virtue_pl.frozen_features import RecentFeatures, either
 from virtue_pl.images import as_picture, pixel_key
 from virtue_pl.interop.pretrained import DTYPES, from_pretrained
 from virtue_pl.parts.embedding_model import EmbeddingModel
+from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.recipes import Recipe
 from virtue_pl.types import EmbeddingInput, EncoderBatch, PictureFeatures, VirtueError, VisualPrompt
 from virtue_pl.virtue import Virtue
@@ -45,7 +46,13 @@ class Embedder:
         self.device = torch.device(automatic if device == "auto" else device)
         self.model = model.to(self.device).eval()
         self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.ndim > 1)
+<<<<<<< HEAD
         self.preprocess: Any = model.preprocess
+=======
+        preprocess = model.preprocess
+        assert isinstance(preprocess, ContrastivePreprocess)
+        self.preprocess = preprocess
+>>>>>>> face
         self.batch_size = batch_size
         self.recent = RecentFeatures(cached_pictures)
 
@@ -185,7 +192,11 @@ def rows(texts: Any, images: Any, prompts: Any) -> list[EmbeddingInput]:
     count = counts.pop() if counts else 1
     once: dict[int, Any] = {}
     columns = [lists.get(name, [value] * count) for name, value in given.items()]
+<<<<<<< HEAD
     return [row(number, text, shown, prompted, once) for number, (text, shown, prompted) in enumerate(zip(*columns, strict=True))]
+=======
+    return [row(number, text, shown, pointed, once) for number, (text, shown, pointed) in enumerate(zip(*columns, strict=True))]
+>>>>>>> face
 
 
 def is_list(value: Any) -> bool:

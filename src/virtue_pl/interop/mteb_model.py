@@ -70,10 +70,10 @@ class MTEBModel(AbsEncoder):
         """Unit float32 embeddings of all rows. Raises VirtueError for another modality than text and picture."""
         instruction = self.instruction(task_metadata, prompt_type)
         items = (item for batch in inputs for item in batch_rows(batch, instruction, prompt_type))
-        options: dict[str, Any] = {"batch_size": kwargs.get("batch_size"), "progress": bool(kwargs.get("show_progress_bar", False))}
+        batch_size, progress = kwargs.get("batch_size"), bool(kwargs.get("show_progress_bar", False))
         found = [np.zeros((0, self.model.embed_dim), dtype=np.float32)]
         while window := list(islice(items, WINDOW)):
-            found.append(self.model.embed(window, **options).numpy())
+            found.append(self.model.embed(window, batch_size, progress).numpy())
         return np.concatenate(found)
 
     def instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str:
