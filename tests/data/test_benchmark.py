@@ -78,7 +78,7 @@ def test_one_line_names_all_sets() -> None:
 
 
 def test_training_is_capped_and_evaluation_whole(shards: Path) -> None:
-    data = benchmark(shards, train_rows={"OK_VQA": 3}, steps_per_epoch=30)
+    data = benchmark(shards, train_rows={"OK_VQA": 3}, batch_size=2, steps_per_epoch=60)
     seen = {key for batch in keys(data.train_dataloader()) for key in batch}
     vqa = {key for key in seen if key.startswith("MMEB_OK_VQA/")}
     assert 1 <= len(vqa) <= 3 and len(seen - vqa) == 8

@@ -32,11 +32,13 @@ class RemoteFolder:
     A copy is written under a temporary name, checked, and moved, so that several workers may ask for the same file.
 
     version: of the folder's content: another one is copied to another place, so that old and new shards are never mixed.
+    option: which setting gave the URL, for errors.
     """
 
     url: str
     cache: str = CACHE
     version: str = ""
+    option: str = "train"
 
     @property
     def path(self) -> Path:
@@ -44,10 +46,10 @@ class RemoteFolder:
         url = self.url.rstrip("/")
         return Path(self.cache) / f"{url.rpartition('/')[2]}-{hashlib.sha256(f'{url} {self.version}'.encode()).hexdigest()[:12]}"
 
-    def fetch(self, name: str, size: int | None = None, sha256: str | None = None, option: str = "train") -> Path:
-        """The local copy of the file, made unless one of the size is there. Raises VirtueError naming `option` where it cannot be had."""
+    def fetch(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
+        """The local copy of the file, made unless one of the size is there. Raises VirtueError where it cannot be had."""
         if Path(name).name != name or name in ("", ".", ".."):
-            raise VirtueError(f"{option}: {self.url} names a file {name!r}, expected a name without folders: write the shards again")
+            raise VirtueError(f"{self.option}: {self.url} names a file {name!r}, expected a name without folders: write the shards again")
         path = self.path / name
         if size is not None and path.is_file() and path.stat().st_size == size:
             return path
@@ -59,12 +61,12 @@ class RemoteFolder:
             try:
                 return self._copy(name, path, size, sha256)
             except FileNotFoundError:
-                raise VirtueError(f"{option}: {self.url}/{name} is not there: write the shards with `virtue-pl shards`, or change {option}") from None
+                raise VirtueError(f"{self.option}: {self.url}/{name} is not there: write the shards with `virtue-pl shards`, or change {self.option}") from None
             except (ImportError, ValueError) as error:
-                raise VirtueError(f"{option}: {self.url}: {str(error).splitlines()[0]}: change {option}") from error
+                raise VirtueError(f"{self.option}: {self.url}: {str(error).splitlines()[0]}: change {self.option}") from error
             except Exception as error:  # every protocol has errors of its own; the last one is told
                 problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise VirtueError(f"{option}: {self.url}/{name} could not be read in {ATTEMPTS} attempts ({problem}): mend the connection, or change {option}")
+        raise VirtueError(f"{self.option}: {self.url}/{name} could not be read in {ATTEMPTS} attempts ({problem}): mend the network, or change {self.option}")
 
     def _copy(self, name: str, path: Path, size: int | None, sha256: str | None) -> Path:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{name}.")

@@ -127,8 +127,8 @@ class ShardFolder:
         A URL's shards are copied to a folder in `cache` when they are read; once all are there, that folder can be named in its place.
         """
         if is_remote(path):
-            manifest = Manifest.read(RemoteFolder(str(path), cache).fetch(MANIFEST, option=option))
-            remote = RemoteFolder(str(path), cache, manifest.fingerprint)
+            manifest = Manifest.read(RemoteFolder(str(path), cache, option=option).fetch(MANIFEST))
+            remote = RemoteFolder(str(path), cache, manifest.fingerprint, option)
             remote.path.mkdir(parents=True, exist_ok=True)
             manifest.write(remote.path / MANIFEST)
             return cls(remote.path, manifest, remote=remote)
