@@ -46,13 +46,9 @@ class Embedder:
         self.device = torch.device(automatic if device == "auto" else device)
         self.model = model.to(self.device).eval()
         self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.ndim > 1)
-<<<<<<< HEAD
-        self.preprocess: Any = model.preprocess
-=======
         preprocess = model.preprocess
         assert isinstance(preprocess, ContrastivePreprocess)
         self.preprocess = preprocess
->>>>>>> face
         self.batch_size = batch_size
         self.recent = RecentFeatures(cached_pictures)
 
@@ -192,11 +188,7 @@ def rows(texts: Any, images: Any, prompts: Any) -> list[EmbeddingInput]:
     count = counts.pop() if counts else 1
     once: dict[int, Any] = {}
     columns = [lists.get(name, [value] * count) for name, value in given.items()]
-<<<<<<< HEAD
-    return [row(number, text, shown, prompted, once) for number, (text, shown, prompted) in enumerate(zip(*columns, strict=True))]
-=======
     return [row(number, text, shown, pointed, once) for number, (text, shown, pointed) in enumerate(zip(*columns, strict=True))]
->>>>>>> face
 
 
 def is_list(value: Any) -> bool:

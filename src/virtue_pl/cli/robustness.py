@@ -47,11 +47,7 @@ def main(argv: list[str]) -> int:
 
 def folders(given: list[str]) -> dict[str, str]:
     """Folders of shards by name: as NAME=FOLDER says, or else the folder's own."""
-<<<<<<< HEAD
-    named = [(name, path) if path else (Path(name).name, name) for name, _, path in (entry.partition("=") for entry in given)]
-=======
     named = [(entry.partition("=")[0], entry.partition("=")[2]) if "=" in entry else (Path(entry).name, entry) for entry in given]
->>>>>>> face
     if len(dict(named)) < len(named):
         raise VirtueError(f"shards: {', '.join(given)} name a set twice, expected each once: write NAME=FOLDER")
     return dict(named)
