@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -100,7 +100,7 @@ def model_meta(embedder: Embedder, name: str, revision: str | None) -> ModelMeta
     """What MTEB wants to know of a model. name: a folder becomes virtue_pl/FOLDER."""
     parameters = list(embedder.model.parameters())
     return ModelMeta(
-        loader=MTEBModel,
+        loader=cast(Any, MTEBModel),
         name=name if is_hub_name(name) else f"virtue_pl/{Path(name).resolve().name}",
         revision=revision,
         release_date=None,
