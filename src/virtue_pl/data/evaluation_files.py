@@ -15,6 +15,8 @@ from virtue_pl.types import SetDescription, VirtueError
 
 FORMS = {"instruct": ("instruct", "MMEB_Test_Instruct"), "v1": ("v1", "MMEB-eval")}
 """MMEB's evaluation files: instruction and text in columns of their own, or joined; and the folders in which each lies."""
+BESIDE = ("MMEB-eval",)
+"""Folders whose pictures the instruction form shows, too."""
 SHARD_FORMS = {"instruct": "MMEB_instruct_", "v1": "MMEB_eval_"}
 MINI_SPLITS = ("mini_test_seen", "mini_test_held_out")
 _PREFIX = re.compile(r"^(?:scar_eval_|scar_|mmeb_eval_|mmeb_instruct_|mmeb_)", re.IGNORECASE)
@@ -70,7 +72,8 @@ def find_set(root: Path, about: SetDescription, form: str | None = None, images:
     for tables in table_groups(root, about, form):
         parent = tables[0].parent
         above = [root.parent] if root.name in ("data", *FORMS) else []
-        roots = list(dict.fromkeys([root, parent, parent.parent, *above]))
+        beside = [root / name for name in BESIDE if (root / name).is_dir()]
+        roots = list(dict.fromkeys([root, parent, parent.parent, *beside, *above]))
         return SetFiles(about, tables=tuple(tables), images=PictureFiles.below(*roots, given=tuple(images)))
     return None
 

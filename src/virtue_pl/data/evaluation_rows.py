@@ -105,7 +105,7 @@ class RowReader:
         asked = self.input(text, picture, key)
         ranked = tuple(self.input(said, shown, key) for said, shown in candidates)
         size = None if picture is None else self.library.sizes[picture]
-        rankings = rankings or {"hit@1": others_than_gold(ranked)}
+        rankings = {name: others_than_gold(ranked, places) for name, places in (rankings or {"hit@1": all_places(len(ranked))}).items()}
         return EvaluationRow(about.name, number, asked.text, asked.text, "", picture, size, None, ranked, rankings)
 
     def input(self, text: str, picture: str | None, key: str = "") -> EmbeddingInput:
@@ -182,10 +182,12 @@ def check_candidates(candidates: Sequence[tuple[str, str | None]], key: str) -> 
             raise DataError(key, f"missing candidate: number {place} has neither text nor picture")
 
 
-def others_than_gold(candidates: Sequence[EmbeddingInput]) -> tuple[int, ...]:
-    """The right candidate's place, 0, and the places of all that are not the same thing."""
-    repeated = [place for place, candidate in enumerate(candidates) if place and candidate is candidates[0]]
-    return tuple(place for place in all_places(len(candidates)) if place not in repeated) if repeated else all_places(len(candidates))
+def others_than_gold(candidates: Sequence[EmbeddingInput], places: tuple[int, ...]) -> tuple[int, ...]:
+    """The places to rank, the right candidate's first, without those that hold the same thing once more."""
+    gold = candidates[places[0]]
+    if sum(candidates[place] is gold for place in places) == 1:
+        return places
+    return (places[0], *(place for place in places[1:] if candidates[place] is not gold))
 
 
 @cache
