@@ -8,6 +8,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WDS_SECURE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # some tests fork: a child waits for ever for the threads that OpenMP had in its parent
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # Lightning 2.6 still calls the names that jsonargparse 5 will drop
 
 
