@@ -8,8 +8,15 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WDS_SECURE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # some tests fork: a child waits for ever for the threads that OpenMP had in its parent
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"  # Lightning 2.6 still calls the names that jsonargparse 5 will drop
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Some tests fork, and a child waits for ever for the threads that OpenMP had in its parent."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
