@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mid_size import PRECISIONS, build, peak_memory, queries, run_child, texts, timed, together, write_model
+from mid_size import build, child_parser, peak_memory, queries, run_child, texts, timed, together, write_model
 
 from virtue_pl.cli.memory import keep_freed_memory
 from virtue_pl.gradient_cache import chunks_of
@@ -40,13 +40,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of processes")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser = child_parser(__doc__)
     parser.add_argument("--child", choices=("ours", "baseline"), help=argparse.SUPPRESS)
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from text_model import save_text_model
 
 from virtue_pl.backbones.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
 from virtue_pl.backbones.timm_text import TimmTextBackbone
@@ -64,23 +63,11 @@ def load(options: argparse.Namespace) -> Embedder:
 
 def mini(folder: Path) -> Virtue:
     """A model of the sizes of configs/virtue_mini.yaml with random weights, its text model written to `folder`."""
-    text_model, trunk, side = save_text_model(folder / "text_model"), "tf_efficientnet_lite0", 256
+    text_model, trunk, side = save_text_model(folder / "text_model", map(chr, range(33, 127))), "tf_efficientnet_lite0", 256
     encoder = VisualPromptEncoder(TimmSamPromptEncoder(128, side, dense_hints=True), frozen=True)
     segmentation = SegmentationExtractor(TimmSamBackbone(trunk, None, 128, side, dense_hints=True), frozen=True)
     fusion = VLMFusionHead(TimmTextBackbone(text_model, trunk, None, side))
     return Virtue(encoder, segmentation, partial(MaskConnector, summary=True), fusion, InfoNCELoss(0.05)).eval()
-
-
-def save_text_model(path: Path) -> str:
-    """An encoder of MiniLM's sizes with random weights; a word is one token, mostly the unknown one."""
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *map(chr, range(33, 127))]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(path)
-    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes), add_pooling_layer=False).save_pretrained(path)
-    return str(path)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -30,6 +31,17 @@ VISION = {"depth": 8, "embed_dim": 256, "num_heads": 4, "mlp_ratio": 4, "hidden_
 SIDE, QUERY_TOKENS, TARGET_TOKENS = 336, 180, 17
 """Pixels a side of a picture; tokens of a query (144 of them of its picture) and of a target, before segment tokens."""
 PRECISIONS = ("float32", "bfloat16")
+
+
+def child_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark that measures in processes of its own, which are started with the hidden ones."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of processes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser
 
 
 def write_model(folder: Path) -> Path:
@@ -93,7 +105,10 @@ def with_length(batch: EncoderBatch, model: Virtue, length: int) -> EncoderBatch
 def together(rows: Sequence[EncoderBatch]) -> EncoderBatch:
     """Rows of texts as one batch, padded on the right."""
     longest = max(row.input_ids.shape[1] for row in rows)
-    pad = lambda tensor: torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1]))  # noqa: E731
+
+    def pad(tensor: Tensor) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1]))
+
     ids, mask = (torch.cat([pad(getattr(row, name)) for row in rows]) for name in ("input_ids", "attention_mask"))
     positions = torch.cat([pad(row.position_ids) for row in rows], dim=1)
     return EncoderBatch(ids, mask, rows[0].pictures, rows[0].prompts, rows[0].use_rows, positions)

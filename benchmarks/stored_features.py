@@ -22,8 +22,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from text_model import save_text_model
 
 from virtue_pl.backbones.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
 from virtue_pl.backbones.timm_text import TimmTextBackbone
@@ -50,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shards = write_shards(folder, options)
-        text_model = save_text_model(folder / "text_model", shards)
+        text_model = save_text_model(folder / "text_model", words_of(shards))
         virtue = build_virtue(text_model, options)
         alignment = build_virtue(text_model, options)
         alignment.alignment_steps = 10**9
@@ -86,19 +85,11 @@ def write_shards(folder: Path, options: argparse.Namespace) -> Path:
     return folder / "shards" / "SCAR_mini"
 
 
-def save_text_model(path: Path, shards: Path) -> str:
-    """An encoder of MiniLM's sizes with random weights; each word of the captions is one token."""
+def words_of(shards: Path) -> list[str]:
+    """The words of the captions."""
     folder = ShardFolder.open(shards, "train")
     rows = [row for record in read_shards([{"url": str(shard)} for shard in folder.paths], folder, SkipLog(0, 0)) for row in record.rows]
-    words = sorted({word for row in rows for text in (row["query"], row["target"], *row["negatives"]) for word in text.lower().split()})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(path)
-    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes), add_pooling_layer=False).save_pretrained(path)
-    return str(path)
+    return sorted({word for row in rows for text in (row["query"], row["target"], *row["negatives"]) for word in text.lower().split()})
 
 
 def build_virtue(text_model: str, options: argparse.Namespace) -> Virtue:

@@ -8,7 +8,8 @@ loops take turns. Photograph-like JPEGs are drawn in a temporary folder, and wri
 - `full_path`: `TrainingStream` of a Qwen2-VL: tar, record, sample, one decode, both streams' pixels, token ids, batch.
 - `bare_loop`: the same JPEGs in memory, decoded and resized for both streams, and nothing else.
 - `preprocessing`: pictures at their native size, in whole tokens, to the tower's patches: `QwenPatches` against transformers' picture
-  processor (the faster of its two for this); `with_resize` against the one that gives the same pixels, which resizes by Pillow.
+  processor (the faster of its two for this); `with_resize` against the one that resizes by Pillow, as `resize_bicubic` does, which differs
+  from it where a picture grows across and shrinks down (640 x 480 becomes 644 x 476).
 - `converter`: rows a second of `virtue-pl shards pairs`, one process, pictures copied as they are.
 """
 

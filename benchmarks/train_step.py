@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mid_size import PRECISIONS, Stages, build, gemm_peak, pair_batch, peak_memory, run_child, timed, write_model
+from mid_size import Stages, build, child_parser, gemm_peak, pair_batch, peak_memory, run_child, timed, write_model
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from virtue_pl.cli.memory import keep_freed_memory
@@ -38,17 +38,12 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of processes")
+    parser = child_parser(__doc__)
     parser.add_argument("--steps", type=int, default=1, help="measured steps of a process, behind one that is not")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--chunk-size", default="2", help="rows, auto, or plain")
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--no-baseline", action="store_true", help="measure ours alone")
     parser.add_argument("--child", choices=("ours", "baseline", "count"), help=argparse.SUPPRESS)
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

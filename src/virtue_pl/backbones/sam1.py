@@ -6,7 +6,7 @@ The paper's feature is the image side of the two-way transformer (VIRTUE, sectio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,18 +17,15 @@ from jaxtyping import Float, Shaped
 from segment_anything import modeling as sam
 from torch import Tensor, nn
 
-from virtue_pl.backbones.dense_hints import covered_area
-from virtue_pl.backbones.sam_prompts import sparse_tokens
+from virtue_pl.backbones.sam_prompts import dense_embeddings, sparse_tokens
 from virtue_pl.backbones.segmentation import PromptEncoder, SegmentationBackbone
 from virtue_pl.backbones.strict_weights import fill
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.prompts import grid_points
-from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt
+from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError
 
 STRIDE = 16
 """Pixels a side of one place of the feature map."""
-MASK_SCALE, MASK_SHIFT = 20.0, -10.0
-"""A mask is prompted as logits, +10 inside and -10 outside, as SAM 2 says of its own (SAM says nothing of exact masks)."""
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """By which SAM normalises pixels of 0 to 255."""
 PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
@@ -61,17 +58,8 @@ class Sam1PromptEncoder(PromptEncoder):
         device = prompts.pictures.device
         rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
         sparse, valid = sparse_tokens(self.encoder, rows, device)
-        return PromptTokens(sparse, valid, self.dense_embeddings(rows, device), self.encoder.get_dense_pe()[0], prompts.pictures)
-
-    def dense_embeddings(self, rows: Sequence[VisualPrompt], device: torch.device) -> Float[Tensor, "rows d height width"]:
-        """The mask prompt's embedding where a row has one, and the learned "no mask" elsewhere."""
-        masked = [index for index, row in enumerate(rows) if len(row.masks)]
-        empty = self.encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(rows), -1, *self.feature_size)
-        if not masked:
-            return empty
-        shares = torch.stack([covered_area(rows[index].masks, self.encoder.mask_input_size) for index in masked])
-        embedded = self.encoder.mask_downscaling((shares * MASK_SCALE + MASK_SHIFT).to(empty.dtype))
-        return empty.to(embedded.dtype).index_copy(0, torch.tensor(masked, device=device), embedded)
+        dense = dense_embeddings(self.encoder.no_mask_embed.weight, self.feature_size, rows, self.encoder.mask_input_size, self.encoder.mask_downscaling)
+        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.pictures)
 
 
 class Sam1Backbone(SegmentationBackbone):

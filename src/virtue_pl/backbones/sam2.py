@@ -17,9 +17,9 @@ from torch.nn.functional import interpolate
 from transformers.models.sam2 import modeling_sam2 as stock
 from transformers.models.sam2.configuration_sam2 import Sam2HieraDetConfig, Sam2MaskDecoderConfig, Sam2PromptEncoderConfig, Sam2VisionConfig
 
-from virtue_pl.backbones.dense_hints import covered_area
 from virtue_pl.backbones.hiera import Hiera
 from virtue_pl.backbones.sam2_weights import load_sam2
+from virtue_pl.backbones.sam_prompts import BOTTOM_RIGHT, PADDING, TOP_LEFT, dense_embeddings, padded
 from virtue_pl.backbones.segmentation import PromptEncoder, SegmentationBackbone
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.prompts import grid_points
@@ -27,10 +27,6 @@ from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFea
 
 STRIDE = 16
 """Pixels a side of one place of the feature map."""
-PADDING, TOP_LEFT, BOTTOM_RIGHT = -1, 2, 3
-"""SAM's labels beside 0 (outside) and 1 (inside)."""
-MASK_SCALE, MASK_SHIFT = 20.0, -10.0
-"""A mask is prompted as logits: SAM 2 reads +10 as inside and -10 as outside."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, by which SAM 2 normalises."""
 NUM_MASK_TOKENS = 4
@@ -63,27 +59,16 @@ class Sam2PromptEncoder(PromptEncoder):
         device = prompts.pictures.device
         rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
         points = [labelled_points(row) for row in rows]
-        counts = [len(labels) for _, labels in points]
-        valid = torch.arange(max(counts, default=0), device=device)[None] < torch.tensor(counts, device=device, dtype=torch.long)[:, None]
-        embedded = self.embed_points(points) if rows else self.encoder.no_mask_embed.weight[:0]
-        sparse = embedded.new_zeros(*valid.shape, self.embed_dim).masked_scatter(valid[..., None], embedded)
-        return PromptTokens(sparse, valid, self.dense_embeddings(rows, device), self.image_positions(), prompts.pictures)
+        no_mask = self.encoder.no_mask_embed.weight
+        sparse, valid = padded(self.embed_points(points) if rows else no_mask[:0], [len(labels) for _, labels in points])
+        dense = dense_embeddings(no_mask, self.feature_size, rows, self.encoder.mask_input_size, self.encoder.mask_embed)
+        return PromptTokens(sparse, valid, dense, self.image_positions(), prompts.pictures)
 
     def embed_points(self, rows: Sequence[tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]]) -> Float[Tensor, "all_tokens d"]:
         """The labelled points of all rows, one after the other; the encoder adds one padding point behind the last, which is dropped."""
         points = torch.cat([points for points, _ in rows]) * self.image_size
         labels = torch.cat([labels for _, labels in rows])
         return self.encoder(points[None, None], labels[None, None], None, None)[0][0, 0, :-1]
-
-    def dense_embeddings(self, rows: Sequence[VisualPrompt], device: torch.device) -> Float[Tensor, "rows d height width"]:
-        """The mask prompt's embedding where a row has one, and the learned "no mask" elsewhere."""
-        masked = [index for index, row in enumerate(rows) if len(row.masks)]
-        empty = self.encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(rows), -1, *self.feature_size)
-        if not masked:
-            return empty
-        shares = torch.stack([covered_area(rows[index].masks, self.encoder.mask_input_size) for index in masked])
-        embedded = self.encoder.mask_embed((shares * MASK_SCALE + MASK_SHIFT).to(empty.dtype))
-        return empty.index_copy(0, torch.tensor(masked, device=device), embedded)
 
     def image_positions(self) -> Float[Tensor, "d height width"]:
         """The positional encoding of the feature map's places, from the points' own matrix."""
