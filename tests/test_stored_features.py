@@ -26,12 +26,13 @@ from virtue_pl.feature_store import FeatureIndex, Making, StoredFeatures, featur
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.parts.connector import MaskConnector
 from virtue_pl.parts.contrastive_loss import InfoNCELoss
+from virtue_pl.parts.embedding_model import PICTURES_AT_ONCE
 from virtue_pl.parts.fusion_head import VLMFusionHead
 from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
 from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
 from virtue_pl.recipes import CropRecipe
 from virtue_pl.training.feature_writer import FeatureWriter
-from virtue_pl.types import UNKNOWN, PictureFeatures, Pictures, VirtueError
+from virtue_pl.types import UNKNOWN, PictureBatch, PictureFeatures, Pictures, VirtueError
 from virtue_pl.virtue import Virtue
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
@@ -116,6 +117,19 @@ def test_every_picture_is_stored_once_as_it_is_encoded(weights: Path, shards: Pa
                 torch.testing.assert_close(found.segmentation, expected.segmentation)
                 torch.testing.assert_close(found.vision, expected.vision)
         assert stored.of(seen[0].shard, "another") is UNKNOWN
+
+
+def test_records_with_many_pictures_are_not_encoded_all_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = virtue(weights), []
+    pictures = model.preprocess.pictures([torch.full((3, SIZE, SIZE), number, dtype=torch.uint8) for number in range(PICTURES_AT_ONCE + 3)])
+    with torch.no_grad():
+        expected = [model.picture_features(one)[0] for one in pictures.split(1)]
+        encode = model.picture_features
+        monkeypatch.setattr(model, "picture_features", lambda group: (sizes.append(len(group)), encode(group))[1])
+        found = model.predict_step(PictureBatch("", "", "", tuple(map(str, range(len(pictures)))), pictures, True), 0)
+    assert sizes == [PICTURES_AT_ONCE, 3] and isinstance(found, tuple)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close([*one.segmentation, *one.vision], [*other.segmentation, *other.vision])
 
 
 def stream(folder: ShardFolder, collate: Callable[..., Pictures], place: Place, **options: Any) -> list[Any]:

@@ -323,6 +323,10 @@ class Pictures(Movable):
             tuple(self.features[i] for i in indices) if self.features else (),
         )
 
+    def split(self, size: int) -> list[Pictures]:
+        """In groups of at most `size`, in order."""
+        return [self.select(range(len(self))[start : start + size]) for start in range(0, len(self), size)]
+
     def with_features(self, features: Sequence[PictureFeatures]) -> Pictures:
         """The pictures with all that is to be known of them, and without pixels."""
         nothing = (None,) * len(self)

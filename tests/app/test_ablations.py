@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds `plan.yaml` and what its arms share."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("ablations")
-    runs = tiny_plan().runs
+    runs, features = tiny_plan().runs, tiny_plan().features
     plan: dict[str, Any] = {
         "precision": "32-true",
         "shared": scenes_and_segmenter(folder),
@@ -42,6 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "configs": [*runs["no_segmentation"].configs, str(ROOT / "configs/ablations/crop.yaml")],
                 "overrides": dict(runs["no_segmentation"].overrides),
                 "rows": {"box": "crop"},
+                "features": {"configs": list(features.configs), "overrides": dict(features.overrides)},
             },
         },
         "segment_tokens": {"virtue": 10, "crop": 0},
@@ -52,6 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arm["overrides"].pop("trainer.val_check_interval")
     (folder / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     return folder
+
+
+STORED = ("predict", "out/features")
 
 
 class Recorder:
@@ -83,7 +87,7 @@ def finished(folder: Path) -> tuple[Recorder, Recorder]:
 
 def test_a_stopped_study_goes_on(finished: tuple[Recorder, Recorder]) -> None:
     first, second = finished
-    assert first.called == [(stage, f"virtue/seed_{seed}") for seed in (0, 1) for stage in ("fit", "test")] + [("fit", "crop/seed_0")]
+    assert first.called == [(stage, f"virtue/seed_{seed}") for seed in (0, 1) for stage in ("fit", "test")] + [STORED, ("fit", "crop/seed_0")]
     assert second.called == [("fit", "crop/seed_0"), ("test", "crop/seed_0")]
 
 
@@ -131,7 +135,7 @@ def test_plans_that_cannot_be_are_refused(folder: Path, tmp_path: Path) -> None:
     plan = yaml.safe_load((folder / "plan.yaml").read_text())
     plan["arms"]["crop"]["seed"] = 1
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
-    with pytest.raises(VirtueError, match=r"arm crop has \['configs', 'overrides', 'rows', 'seed'\], expected configs and rows"):
+    with pytest.raises(VirtueError, match=r"arm crop has \['configs', 'features', 'overrides', 'rows', 'seed'\], expected configs and rows"):
         AblationPlan.read(tmp_path / "plan.yaml")
     del plan["arms"]["crop"]["seed"]
     plan["shared"]["segmenter"] = str(tmp_path / "no.ckpt")

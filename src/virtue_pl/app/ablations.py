@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from virtue_pl.app.plan import Run, read_plan
+from virtue_pl.app.plan import Run, read_plan, read_run
 from virtue_pl.app.runs import Command, Runs, precision_here
 from virtue_pl.evaluation.compare import ComparedRun, Comparison, compare, mean_shares
 from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
@@ -27,6 +27,7 @@ class Arm:
 
     configs, overrides: see `Run`. rows: evaluation mode -> the row of the tables that it becomes.
     seeds: one training each. against: the row that this arm's rows are compared to.
+    features: a run of `predict` before it, whose frozen networks see each picture once for all arms that name the same.
     """
 
     configs: Sequence[str]
@@ -34,6 +35,7 @@ class Arm:
     overrides: Mapping[str, Any]
     seeds: Sequence[int]
     against: str
+    features: Run | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def read_arm(name: str, arm: Mapping[str, Any], plan: Mapping[str, Any]) -> Arm:
     known = [field.name for field in fields(Arm)]
     if not {"configs", "rows"} <= arm.keys() <= set(known):
         raise VirtueError(f"plan: arm {name} has {sorted(arm)}, expected configs and rows, and of {', '.join(known[2:])} what differs")
-    own = {"overrides": {**plan["overrides"], **arm.get("overrides", {})}}
+    own: dict[str, Any] = {"overrides": {**plan["overrides"], **arm.get("overrides", {})}}
+    own |= {"features": read_run(arm["features"])} if "features" in arm else {}
     return Arm(**{"seeds": plan["seeds"], "against": plan["against"], **arm, **own})
 
 
@@ -91,9 +94,17 @@ class Ablations(Runs):
                 raise VirtueError(f"the plan has no arm {name!r}, expected some of {', '.join(self.plan.arms)}")
         arms = {name: arm for name, arm in self.plan.arms.items() if name in names or not names}
         for name, arm in arms.items():
+            if arm.features is not None:
+                self.store_features(arm.features)
             for seed in arm.seeds:
                 self.train_and_test(run_name(name, seed), arm, seed)
         return self.report(arms)
+
+    def store_features(self, run: Run) -> None:
+        shared, precision = self.plan.shared, precision_here(self.plan.precision)
+        arguments = [*run.arguments({"run": str(self.out / "features"), **shared}), f"--trainer.precision={precision}"]
+        made_from = [*map(content_of, shared.values()), run.content(), precision]
+        self.stages.run("features", made_from, self.out, lambda _: self.command("predict", arguments))
 
     def train_and_test(self, name: str, arm: Arm, seed: int) -> None:
         run = Run(tuple(arm.configs), arm.overrides)
@@ -111,7 +122,7 @@ class Ablations(Runs):
             **comparison.as_json(),
             "chance": guesses,
             "means": {name: mean_shares(comparison.shares, prefix) for name, prefix in self.plan.means.items()},
-            "arms": {name: {**vars(arm), "seconds": self.seconds_of(name, arm)} for name, arm in arms.items()},
+            "arms": {name: {**asdict(arm), "seconds": self.seconds_of(name, arm)} for name, arm in arms.items()},
             "figures": [path.name for path in self.figures(comparison, guesses, arms)],
             "context": context({"shared": dict(self.plan.shared)}),
         }

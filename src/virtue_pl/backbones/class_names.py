@@ -22,14 +22,14 @@ from virtue_pl.types import VirtueError
 
 
 class ClassNames(nn.Module):
-    """Pooled features of the trunk to the expected class name, as the language model embeds it: frozen from end to end.
+    """Pooled features of the trunk to the expected class, as the language model embeds its name and description: frozen from end to end.
 
     Contrastive training on a few hundred objects leaves no word for the next one. The classifier that the trunk was pretrained with
-    knows a thousand classes by name, and the language model knows what those names are close to.
+    knows a thousand classes, and the language model knows what their descriptions are close to.
 
     Args:
         trunk: a timm model of the EfficientNet or ResNet family, the segmentation backbone's too.
-        text_model: folder or hub name of the language model, whose mean token state embeds a name.
+        text_model: folder or hub name of the language model, whose mean token state embeds a description.
         weights: a safetensors file with the timm model's tensors, its classifier included, or None for random ones.
         temperature: the classifier's logits are divided by it. Above 1 a name's neighbours have a say, which serves an object that
             is none of the classes.
@@ -47,7 +47,7 @@ class ClassNames(nn.Module):
             load_classifier(network, weights)
         self.expand = nn.Sequential(network.conv_head, network.bn2) if isinstance(network, EfficientNet) else nn.Identity()
         self.classify: Any = network.get_classifier()
-        self.register_buffer("names", embed_names(class_names(trunk), text_model))
+        self.register_buffer("names", embed_names(class_descriptions(trunk), text_model))
         self.width: int = network.conv_head.in_channels if isinstance(network, EfficientNet) else self.classify.in_features
         self.hidden_size = self.names.shape[1]
         self.requires_grad_(False).eval()
@@ -71,16 +71,16 @@ def load_classifier(network: nn.Module, path: str | Path) -> None:
         raise VirtueError(f"ClassNames.weights: {path} is not of {type(network).__name__} with its classifier: {str(error).splitlines()[1].strip()}") from error
 
 
-def class_names(trunk: str) -> list[str]:
-    """What people call the trunk's classes, in the order of its classifier; the first of several synonyms."""
+def class_descriptions(trunk: str) -> list[str]:
+    """What WordNet says of the trunk's classes, in the order of its classifier: "jay: crested largely blue bird" is close to other birds, too."""
     config = timm.get_pretrained_cfg(trunk)
     info = ImageNetInfo((infer_imagenet_subset(config.to_dict()) if config is not None else None) or "imagenet-1k")
-    return [str(info.index_to_description(index)).split(", ")[0] for index in range(info.num_classes())]
+    return [str(info.index_to_description(index, detailed=True)) for index in range(info.num_classes())]
 
 
 @torch.no_grad()
 def embed_names(names: list[str], text_model: str, batch_size: int = 250) -> Float[Tensor, "names hidden"]:
-    """Unit embeddings of the names, after what all names have in common is taken away."""
+    """Unit embeddings of the descriptions, after what all have in common is taken away."""
     tokenizer = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False)
     encoder: Any = load_text_encoder(text_model, 0.0).eval()
     if are_weights_left_out():

@@ -22,6 +22,10 @@ from virtue_pl.recipes import Recipe
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch, PictureBatch, PictureFeatures, Pictures, RankingBatch, RankingOutput, VirtueError
 
 
+PICTURES_AT_ONCE = 16
+"""That are encoded together where nothing is trained."""
+
+
 class EmbeddingModel(Part):
     """A root that trains `encode` with a contrastive loss and ranks candidates with it.
 
@@ -79,8 +83,7 @@ class EmbeddingModel(Part):
     @torch.no_grad()
     def known(self, inputs: EncoderBatch, at_once: int, keep: Callable[[Any], Any]) -> EncoderBatch:
         """The inputs with what frozen networks see in their pictures in place of pixels, `at_once` pictures at a time."""
-        groups = [inputs.pictures.select(range(len(inputs.pictures))[start : start + at_once]) for start in range(0, len(inputs.pictures), at_once)]
-        features = [keep(seen) for group in groups for seen in self.picture_features(group)]
+        features = [keep(seen) for group in inputs.pictures.split(at_once) for seen in self.picture_features(group)]
         return replace(inputs, pictures=inputs.pictures.with_features(features))
 
     def row_tokens(self, inputs: EncoderBatch) -> list[int]:
@@ -114,8 +117,13 @@ class EmbeddingModel(Part):
         """What the frozen networks see in each picture, of all streams that the model has."""
 
     def predict_step(self, batch: PairBatch | PictureBatch, batch_idx: int, dataloader_idx: int = 0) -> EmbeddingBatch | tuple[PictureFeatures, ...]:
-        """Embeddings of training pairs, for a loss that is studied alone; or the frozen features of pictures, to be stored."""
-        return self.picture_features(batch.pictures) if isinstance(batch, PictureBatch) else self.embed_pairs(batch)
+        """Embeddings of training pairs, for a loss that is studied alone; or the frozen features of pictures, to be stored.
+
+        A record may have many pictures, as in grounding, so that a batch of records may have more than memory holds the encoding of.
+        """
+        if not isinstance(batch, PictureBatch):
+            return self.embed_pairs(batch)
+        return tuple(seen for group in batch.pictures.split(PICTURES_AT_ONCE) for seen in self.picture_features(group))
 
     def rank(self, batch: RankingBatch, candidates: Float[Tensor, "candidates dim"], modes: Sequence[str]) -> RankingOutput:
         """Cosines of every sample's candidates, for each of the given (leading) modes, in float32 whatever the run's precision."""
