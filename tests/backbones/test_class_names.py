@@ -26,7 +26,7 @@ def names(text_model: str) -> ClassNames:
 
 def test_the_classes_are_described_as_in_wordnet() -> None:
     found = class_descriptions(VISION_MODEL)
-    assert len(found) == 1000 and found[17] == "jay: crested largely blue bird" and len(set(found)) == 1000
+    assert len(found) == 1000 and found[17] == "a jay, crested largely blue bird" and len(set(found)) == 1000
 
 
 def test_a_sure_classifier_says_the_name_of_its_class(names: ClassNames) -> None:

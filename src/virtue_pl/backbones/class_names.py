@@ -72,10 +72,19 @@ def load_classifier(network: nn.Module, path: str | Path) -> None:
 
 
 def class_descriptions(trunk: str) -> list[str]:
-    """What WordNet says of the trunk's classes, in the order of its classifier: "jay: crested largely blue bird" is close to other birds, too."""
+    """The trunk's classes in the form of a caption, with what WordNet says of them, in the order of its classifier.
+
+    "a jay, crested largely blue bird" is close to captions of other birds, too.
+    """
     config = timm.get_pretrained_cfg(trunk)
     info = ImageNetInfo((infer_imagenet_subset(config.to_dict()) if config is not None else None) or "imagenet-1k")
-    return [str(info.index_to_description(index, detailed=True)) for index in range(info.num_classes())]
+    return [caption_of(*info.index_to_description(index, detailed=True).partition(": ")[::2]) for index in range(info.num_classes())]
+
+
+def caption_of(names: str, definition: str) -> str:
+    """names: synonyms, of which the first is taken."""
+    name = names.split(", ")[0]
+    return ", ".join(part for part in (f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}", definition) if part)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from virtue_pl.backbones.class_names import ClassNames
 from virtue_pl.types import FeatureWidths, SegmentFeatures, SegmentTokens, VirtueError
 
-NAMES_WEIGHT = 1.7
+NAMES_WEIGHT = 2.0
 """Of a class name beside what training taught, as part of the latter's length."""
 OBJECT_DROPOUT = 0.3
 

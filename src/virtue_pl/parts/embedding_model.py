@@ -21,7 +21,6 @@ from virtue_pl.precision import check_precision
 from virtue_pl.recipes import Recipe
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch, PictureBatch, PictureFeatures, Pictures, RankingBatch, RankingOutput, VirtueError
 
-
 PICTURES_AT_ONCE = 16
 """That are encoded together where nothing is trained."""
 
