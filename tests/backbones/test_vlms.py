@@ -25,7 +25,8 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-from tiny_vlms import TINY
+from tiny_vlms import HIDDEN, TEXT, TINY
+from virtue_pl.adapters import LoRA, adapted
 from virtue_pl.backbones.causal_vlm import CausalVLM
 from virtue_pl.backbones.llava_onevision import LlavaOnevisionBackbone
 from virtue_pl.parts.fusion_head import VLMFusionHead
@@ -168,6 +169,26 @@ def test_what_learns_are_the_language_models_layers(backbone: CausalVLM) -> None
     assert not any("lm_head" in name for name, _ in backbone.named_parameters())
     pictures = VLMFusionHead(backbone, LastTokenPooling()).preprocess.pictures([picture(40, 40)])
     assert not any(level.requires_grad for levels in backbone.vision_features(pictures.vision) for level in levels)
+
+
+LANGUAGE_MODEL = {name: "model.text_model." if name == "SmolVLMBackbone" else "model.language_model." for name in NAMES}
+MAPS = ("mlp.down_proj", "self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapters_reach_the_language_model_alone(name: str, folders: dict[str, Path]) -> None:
+    """The towers have maps of these names, too. What was frozen stays so, and gives the features it gave."""
+    backbone = load(name, folders[name])
+    before = backbone.fingerprint()
+    head = VLMFusionHead(backbone, LastTokenPooling(), adapter=LoRA())
+    places = [f"{LANGUAGE_MODEL[name]}layers.{layer}.{place}" for layer in range(TEXT["num_hidden_layers"]) for place in MAPS]
+    assert sorted(module for module, _ in adapted(backbone)) == places
+    learning = {parameter for parameter, value in backbone.named_parameters() if value.requires_grad}
+    assert len(learning) == 3 * len(places) and all("lora_" in parameter and parameter.startswith(LANGUAGE_MODEL[name]) for parameter in learning)
+    assert backbone.fingerprint() == before
+    batch = head.preprocess.encoder_batch(mixed())
+    (head.encode(batch) * torch.arange(HIDDEN)).sum().backward()
+    assert all(value.grad is not None for parameter, value in backbone.named_parameters() if "lora_B" in parameter)
 
 
 def test_the_fingerprint_is_the_towers(backbone: CausalVLM, folders: dict[str, Path]) -> None:
