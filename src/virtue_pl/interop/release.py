@@ -20,6 +20,8 @@ from virtue_pl.types import VirtueError
 OWN_CLASSES = "virtue_pl."
 IN_FOLDER = "./"
 """What a path inside a release's folder begins with, as `./language_model`."""
+PLACES = ("prompt_encoder.", "connector.")
+"""What the names begin with of tensors that say where something is: in 8 bits of a mantissa a coordinate is off by pixels."""
 Spec = Mapping[str, Any]
 """{class_path, init_args}, as a config states a part."""
 
@@ -72,11 +74,14 @@ def check_tensors(wanted: Mapping[str, Tensor], release: Release) -> None:
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-    """Every tensor of the model from `tensors`, floats as `dtype`, integers as they are."""
-    cast = {name: tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype) for name, tensor in tensors.items()}
-    if dtype is not None:
-        model.to(dtype)
-    model.load_state_dict(cast, assign=dtype is None)
+    """Every tensor of the model from `tensors`, floats as `dtype`, integers as they are.
+
+    In float32 stay what says where something is: the prompt encoder, and buffers that no file holds, as the frequencies of rotary positions.
+    """
+    for name, held in model.state_dict(keep_vars=True).items() if dtype is not None else ():
+        if held.is_floating_point():
+            held.data = held.data.to(torch.float32 if name.startswith(PLACES) else dtype)
+    model.load_state_dict(tensors, assign=dtype is None)
 
 
 def instantiate(spec: Any, folder: Path, allowed: Sequence[str]) -> Any:
