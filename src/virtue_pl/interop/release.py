@@ -64,7 +64,7 @@ def check_tensors(wanted: Mapping[str, Tensor], release: Release) -> None:
         if names:
             count = f"{len(names)} tensor{'s' * (len(names) > 1)}"
             expected = f"expected exactly the {len(wanted)} of the model that its config describes"
-            raise VirtueError(f"{release.folder} {problem} {count}, e.g. {release.named(names[0])}: {expected}; is it whole, and its config its own?")
+            raise VirtueError(f"{release.folder} {problem} {count}, e.g. {release.named(names[0])}: {expected}; download it again, or name another folder")
     for name, tensor in wanted.items():
         found = release.tensors[name].shape
         if found != tensor.shape:
