@@ -106,7 +106,10 @@ def test_a_checkpoint_is_read_safely_and_starts_the_next_stage(tmp_path):
     ("adapter", "told"),
     [
         (LoRA(module="model.decoder"), r"adapter.module: Qwen2VLBackbone has no 'model.decoder', expected a module under model, or null"),
-        (LoRA(targets=["q_proj", "query"]), r"adapter.targets: there is no linear map 'query' in the language model of Qwen2VLBackbone, expected some of down_proj, "),
+        (
+            LoRA(targets=["q_proj", "query"]),
+            r"adapter.targets: there is no linear map 'query' in the language model of Qwen2VLBackbone, expected some of down_proj, ",
+        ),
         (LoRA(targets=["q_proj"], module="model.visual"), r"there is no linear map 'q_proj' in model.visual, expected some of "),
     ],
 )

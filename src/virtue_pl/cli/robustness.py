@@ -87,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the numbers and the curves go")
     parser.add_argument(
-        "--kinds", nargs="+", metavar="KIND", help="some of box_jitter, box_scale, click_offset, mask_erosion, mask_dilation, mask_cover, neighbours; default all"
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="some of box_jitter, box_scale, click_offset, mask_erosion, mask_dilation, mask_cover, neighbours; default all",
     )
     parser.add_argument("--limit", type=int, help="of each set only the first pictures, as many as have so many rows")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
