@@ -53,7 +53,7 @@ class Neighbours:
 
     def as_json(self) -> dict[str, Any]:
         """task -> way -> {n, nearer, same, other}, all but n divided by n."""
-        return {task: {way: {**shares(ways[way])} for way in WAYS if way in ways} for task, ways in sorted(self.tallies.items())}
+        return {task: {way: shares(ways[way]) for way in WAYS if way in ways} for task, ways in sorted(self.tallies.items())}
 
 
 def shares(tally: Tally) -> dict[str, float]:

@@ -21,7 +21,7 @@ OWN_CLASSES = "virtue_pl."
 IN_FOLDER = "./"
 """What a path inside a release's folder begins with, as `./language_model`."""
 PLACES = ("prompt_encoder.", "connector.")
-"""What the names begin with of tensors that say where something is: in 8 bits of a mantissa a coordinate is off by pixels."""
+"""Of what says where something is, of which the names begin so: in the 8 bits of bfloat16 a coordinate is off by pixels."""
 Spec = Mapping[str, Any]
 """{class_path, init_args}, as a config states a part."""
 
@@ -44,7 +44,7 @@ class Release:
     license: str | None = None
 
     def build(self, dtype: torch.dtype | None = torch.float32, allow_classes: Sequence[str] = ()) -> EmbeddingModel:
-        """The model in eval mode. dtype: of its tensors, or None for what the files hold.
+        """The model in eval mode. dtype: of its tensors (`fill`), or None for what the files hold.
 
         Raises VirtueError for a tensor that is missing, left over or of another shape.
         """
@@ -76,11 +76,12 @@ def check_tensors(wanted: Mapping[str, Tensor], release: Release) -> None:
 def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
     """Every tensor of the model from `tensors`, floats as `dtype`, integers as they are.
 
-    In float32 stay what says where something is: the prompt encoder, and buffers that no file holds, as the frequencies of rotary positions.
+    In float32 stay the prompt encoder, the connector, and buffers that no file holds, as the frequencies of rotary positions.
     """
-    for name, held in model.state_dict(keep_vars=True).items() if dtype is not None else ():
-        if held.is_floating_point():
-            held.data = held.data.to(torch.float32 if name.startswith(PLACES) else dtype)
+    if dtype is not None:
+        for name, held in model.state_dict(keep_vars=True).items():
+            if held.is_floating_point():
+                held.data = held.data.to(torch.float32 if name.startswith(PLACES) else dtype)
     model.load_state_dict(tensors, assign=dtype is None)
 
 
