@@ -105,8 +105,12 @@ def test_a_checkpoint_is_read_safely_and_starts_the_next_stage(tmp_path):
 @pytest.mark.parametrize(
     ("adapter", "told"),
     [
-        (LoRA(module="model.decoder"), r"adapter.module: Qwen2VLBackbone has no 'model.decoder', expected its language model, under model"),
-        (LoRA(targets=["q_proj", "query"]), r"adapter.targets: there is no linear map 'query' in model.language_model, expected some of down_proj, "),
+        (LoRA(module="model.decoder"), r"adapter.module: Qwen2VLBackbone has no 'model.decoder', expected a module under model, or null"),
+        (
+            LoRA(targets=["q_proj", "query"]),
+            r"adapter.targets: there is no linear map 'query' in the language model of Qwen2VLBackbone, expected some of down_proj, ",
+        ),
+        (LoRA(targets=["q_proj"], module="model.visual"), r"there is no linear map 'q_proj' in model.visual, expected some of "),
     ],
 )
 def test_what_is_not_there_is_one_line(adapter, told):

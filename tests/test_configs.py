@@ -20,6 +20,7 @@ from jsonargparse import Namespace
 from paper_configs import without_data
 from tiny_models import save_text_model
 from tiny_vlms import TINY
+from virtue_pl.adapters import adapted
 from virtue_pl.app.ablations import AblationPlan
 from virtue_pl.app.plan import Run
 from virtue_pl.app.quickstart import Plan
@@ -133,6 +134,15 @@ def test_it_builds(build, path, tmp_path):
     else:
         cli = build("--config", str(MAIN), "--config", str(path))
     assert sum(parameter.numel() for parameter in cli.model.parameters())
+
+
+@pytest.mark.parametrize("path", [path for path in files() if slot_of(path) == SLOTS["vlm"] and path.stem != "minilm"], ids=name_of)
+def test_a_vlm_is_swapped_under_adapters_by_its_yaml_alone(build, path):
+    arguments = [f"--{SLOTS['vlm']}", str(path), f"--{SLOTS['adapters']}", str(CONFIGS / "adapters" / "dora.yaml")]
+    backbone = build("--config", str(MAIN), *arguments).model.fusion.backbone
+    inside = {id(module) for module in backbone.language_model.modules()}
+    reached = [module for _, module in adapted(backbone)]
+    assert len(reached) == 5 * len(backbone.language_model.layers) and all(id(module) in inside for module in reached)
 
 
 @pytest.mark.parametrize("path", [path for path in files() if path.parent == CONFIGS and "model" in yaml.safe_load(path.read_text())], ids=name_of)

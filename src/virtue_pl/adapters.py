@@ -9,6 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from virtue_pl.backbones.vlm import VLMBackbone
 from virtue_pl.folded_dora import fold
 from virtue_pl.types import VirtueError
 
@@ -17,14 +18,14 @@ class LoRA:
     """Low-rank updates of some linear maps of the language model, which alone are trained of it; `dora` learns each map's length apart.
 
     Sources: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353). The defaults are the paper's. `q_proj` and its like also name modules of SAM and
-    of a vision tower, so that only what lies under `module` is looked through.
+    of a vision tower, so that only what lies in the language model is looked through.
 
     Args:
         rank: of an update.
         alpha: an update is multiplied by `alpha / rank`.
         dropout: of an update's input, in training.
         targets: last names of the linear maps, each of which there must be.
-        module: of the backbone (`VLMBackbone`), by its name there: the language model.
+        module: what is looked through instead, by its name in the backbone; None for the backbone's own `language_model`.
         dora: DoRA instead of LoRA.
         exact_dropout: let DoRA's dropout reach the weight itself too, as in peft, for twice the work (`folded_dora`).
     """
@@ -35,7 +36,7 @@ class LoRA:
         alpha: int = 64,
         dropout: float = 0.1,
         targets: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj"),
-        module: str = "model.language_model",
+        module: str | None = None,
         dora: bool = True,
         exact_dropout: bool = False,
     ) -> None:
@@ -46,7 +47,7 @@ class LoRA:
         self.exact_dropout = exact_dropout
         self.config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), use_dora=dora, init_lora_weights="gaussian")
 
-    def adapt(self, backbone: nn.Module) -> None:
+    def adapt(self, backbone: VLMBackbone) -> None:
         """Puts adapters around the targets in place, freezes the rest of the language model, and keeps the adapters in float32.
 
         Raises VirtueError where there is no such module, or one of the targets is not in it.
@@ -55,7 +56,8 @@ class LoRA:
         names = {name.rpartition(".")[2] for name, module in language_model.named_modules() if isinstance(module, nn.Linear)}
         missing = [target for target in self.targets if target not in names]
         if missing:
-            raise VirtueError(f"adapter.targets: there is no linear map {missing[0]!r} in {self.module}, expected some of {', '.join(sorted(names))}")
+            place = self.module or f"the language model of {type(backbone).__name__}"
+            raise VirtueError(f"adapter.targets: there is no linear map {missing[0]!r} in {place}, expected some of {', '.join(sorted(names))}")
         language_model.requires_grad_(False)
         inject_adapter_in_model(self.config, language_model)
         if not self.exact_dropout:
@@ -64,12 +66,14 @@ class LoRA:
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
 
-    def language_model(self, backbone: nn.Module) -> nn.Module:
+    def language_model(self, backbone: VLMBackbone) -> nn.Module:
+        if self.module is None:
+            return backbone.language_model
         try:
             return backbone.get_submodule(self.module)
         except AttributeError as error:
             tops = ", ".join(name for name, _ in backbone.named_children())
-            raise VirtueError(f"adapter.module: {type(backbone).__name__} has no {self.module!r}, expected its language model, under {tops}") from error
+            raise VirtueError(f"adapter.module: {type(backbone).__name__} has no {self.module!r}, expected a module under {tops}, or null") from error
 
 
 def adapted(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -146,14 +146,33 @@ class Embedder:
     @torch.no_grad()
     def encode_batch(self, items: Sequence[EmbeddingInput]) -> Float[Tensor, "rows dim"]:
         """Unit float32 embeddings of one batch of inputs whose pictures have keys, on the CPU."""
+        with self.arithmetic():
+            embeddings = self.model.encode(self.prepared(items))
+        return normalize(embeddings.float(), dim=-1).cpu()
+
+    @torch.no_grad()
+    def masks(self, items: Sequence[EmbeddingInput]) -> list[Bool[Tensor, "height width"]] | None:
+        """What the segmentation model takes the prompt of each input for, over its whole picture; None where it predicts no masks.
+
+        Inputs have one picture with one prompt each; they are seen in one batch.
+        """
+        if not isinstance(self.model, Virtue):
+            return None
+        with self.arithmetic():
+            logits = self.model.segment(self.prepared([keyed(item) for item in items])).mask_logits
+        return None if logits is None else list((logits > 0).cpu())
+
+    def arithmetic(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def prepared(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
+        """Inputs whose pictures have keys as a batch on the device, with the frozen features of its pictures."""
         known = [replace(item, features=tuple(either(stored, self.recent.get(key)) for stored, key in known_of(item))) for item in items]
         batch = self.preprocess.encoder_batch(known).to(self.device)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            if len(batch.pictures):
-                keys = dict.fromkeys(key for item in items for key in self.preprocess.recipe.prepare(item).image_keys)
-                batch = self.with_features(batch, list(keys))
-            embeddings = self.model.encode(batch)
-        return normalize(embeddings.float(), dim=-1).cpu()
+        if not len(batch.pictures):
+            return batch
+        keys = dict.fromkeys(key for item in items for key in self.preprocess.recipe.prepare(item).image_keys)
+        return self.with_features(batch, list(keys))
 
     def with_features(self, batch: EncoderBatch, keys: Sequence[str]) -> EncoderBatch:
         """The batch with the frozen features of all its pictures, which are kept under their keys."""

@@ -25,7 +25,8 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-from tiny_vlms import TINY
+from tiny_vlms import HIDDEN, TEXT, TINY
+from virtue_pl.adapters import LoRA, adapted
 from virtue_pl.backbones.causal_vlm import CausalVLM
 from virtue_pl.backbones.llava_onevision import LlavaOnevisionBackbone
 from virtue_pl.parts.fusion_head import VLMFusionHead
@@ -161,6 +162,32 @@ def test_without_segment_tokens_it_is_the_stock_model(name: str, folders: dict[s
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+SEVERAL = {
+    "LlavaOnevisionBackbone": "<|im_start|>user <image>and <image>\nwhich is it?<|im_end|><|im_start|>assistant\n",
+    "Qwen2VLBackbone": f"<|im_start|>user\n{VISION}and {VISION}which is it?<|im_end|>\n",
+    "Qwen2_5VLBackbone": f"<|im_start|>user\n{VISION}and {VISION}which is it?<|im_end|>\n",
+    "Qwen3VLBackbone": f"<|im_start|>user\n{VISION}and {VISION}which is it?<|im_end|>\n",
+    "SmolVLMBackbone": "<|im_start|>User:<image>and <image>which is it?<end_of_utterance>\nAssistant:",
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_with_several_pictures_it_is_the_stock_model_too(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stock processor is told which pictures belong to one text: LLaVA-OneVision cuts none of several."""
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
+    backbone, images = load(name, folders[name]), [picture(56, 84), picture(90, 61, 1)]
+    processor, text = STOCK[name][0](folders[name]), SEVERAL[name]
+    stock = processor(text=[text], images=[images], return_tensors="pt")
+    head = VLMFusionHead(backbone, LastTokenPooling(), Templated(prompt_text=False))
+    batch = head.preprocess.encoder_batch([EmbeddingInput(text.replace(processor.image_token, IMAGE_TOKEN), tuple(images), image_keys=("1", "2"))])
+    assert torch.equal(batch.input_ids, stock["input_ids"])
+    with torch.no_grad():
+        expected = backbone.model(**stock, use_cache=False).last_hidden_state
+        tokens = backbone.vision_tokens(head.frozen_features(batch.pictures))
+        found = backbone(backbone.embed(batch, [tokens[index] for index in batch.use_pictures.tolist()]))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_what_learns_are_the_language_models_layers(backbone: CausalVLM) -> None:
     learning = {name for name, parameter in backbone.model.named_parameters() if parameter.requires_grad}
     language = {name for name, _ in backbone.language_model.named_parameters() if not name.startswith("embed_tokens")}
@@ -168,6 +195,26 @@ def test_what_learns_are_the_language_models_layers(backbone: CausalVLM) -> None
     assert not any("lm_head" in name for name, _ in backbone.named_parameters())
     pictures = VLMFusionHead(backbone, LastTokenPooling()).preprocess.pictures([picture(40, 40)])
     assert not any(level.requires_grad for levels in backbone.vision_features(pictures.vision) for level in levels)
+
+
+LANGUAGE_MODEL = {name: "model.text_model." if name == "SmolVLMBackbone" else "model.language_model." for name in NAMES}
+MAPS = ("mlp.down_proj", "self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapters_reach_the_language_model_alone(name: str, folders: dict[str, Path]) -> None:
+    """The towers have maps of these names, too. What was frozen stays so, and gives the features it gave."""
+    backbone = load(name, folders[name])
+    before = backbone.fingerprint()
+    head = VLMFusionHead(backbone, LastTokenPooling(), adapter=LoRA())
+    places = [f"{LANGUAGE_MODEL[name]}layers.{layer}.{place}" for layer in range(TEXT["num_hidden_layers"]) for place in MAPS]
+    assert sorted(module for module, _ in adapted(backbone)) == places
+    learning = {parameter for parameter, value in backbone.named_parameters() if value.requires_grad}
+    assert len(learning) == 3 * len(places) and all("lora_" in parameter and parameter.startswith(LANGUAGE_MODEL[name]) for parameter in learning)
+    assert backbone.fingerprint() == before
+    batch = head.preprocess.encoder_batch(mixed())
+    (head.encode(batch) * torch.arange(HIDDEN)).sum().backward()
+    assert all(value.grad is not None for parameter, value in backbone.named_parameters() if "lora_B" in parameter)
 
 
 def test_the_fingerprint_is_the_towers(backbone: CausalVLM, folders: dict[str, Path]) -> None:
@@ -235,7 +282,7 @@ def test_a_text_may_not_hold_the_models_own_picture_token(folders: dict[str, Pat
 def test_fewer_tiles_are_fewer_tokens(name: str, settings: dict[str, int], folders: dict[str, Path]) -> None:
     many, few = load(name, folders[name]), load(name, folders[name], **settings)
     image = picture(60, 60)
-    tokens = [len(model.vision_tokens(model.vision_features([model.processor.resize(image)]))[0]) for model in (many, few)]
+    tokens = [len(model.read(*model.vision_tokens(model.vision_features([model.processor.resize(image)])), True)) for model in (many, few)]
     assert tokens[1] < tokens[0] and many.fingerprint() != few.fingerprint()
     for model, count in zip((many, few), tokens, strict=True):
         assert model.processor.picture_ids((60, 60)).count(model.processor.image_id) == count

@@ -103,6 +103,16 @@ def test_a_folder_cannot_run_code_nor_lead_out(tmp_path, spec, told):
         from_pretrained(write_spec(tmp_path / "folder", spec))
 
 
+def test_the_published_recipe_on_another_backbone_is_refused_before_it_is_written(quickstart, tmp_path):
+    shutil.copytree(quickstart / "exported", tmp_path / "model")
+    path = tmp_path / "model" / "virtue.yaml"
+    path.write_text(path.read_text().replace("VirtueRecipe", "ReferenceRecipe"))
+    for use in (from_pretrained, lambda folder: export(folder, tmp_path / "out")):
+        with pytest.raises(VirtueError, match=r"has ReferenceRecipe, but a TimmTextBackbone, expected a Qwen2-VL under it: use VirtueRecipe"):
+            use(tmp_path / "model")
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_classes_are_allowed_by_name(tmp_path):
     folder = write_spec(tmp_path / "folder", {"class_path": "cli_dummies.Root", "init_args": {}})
     with pytest.raises(VirtueError, match=r"allow it by `--allow-classes cli_dummies`"):

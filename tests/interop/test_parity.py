@@ -97,6 +97,15 @@ def test_cases_that_record_a_defect_are_left_out(copy):
     assert parity.main([str(copy)]) == 0
 
 
+def test_a_box_on_a_row_without_a_picture_is_one_line(copy):
+    path = copy / "golden_forward.json"
+    content = json.loads(path.read_text())
+    content["cases"]["text_only_1"]["bboxes"] = [[1, 2, 300, 400]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(VirtueError, match=r"golden_forward.json: text_only_1 points at row 0, which has no picture, expected one in its `images`, or null"):
+        parity.main([str(copy)])
+
+
 def test_left_padding_is_the_same_row(copy):
     """The published implementation pads on the left."""
     path = copy / "golden_forward.safetensors"

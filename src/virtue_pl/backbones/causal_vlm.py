@@ -30,8 +30,11 @@ class CausalVLMProcessor(VLMProcessor):
         self.max_tokens = max_tokens
 
     @abstractmethod
-    def picture_ids(self, size: tuple[int, int]) -> list[int]:
-        """The ids of one picture of `size`, resized: `image_id` for each of its tokens, and whatever the model expects between them."""
+    def picture_ids(self, size: tuple[int, int], alone: bool = True) -> list[int]:
+        """The ids of one picture of `size`, resized: `image_id` for each of its tokens, and whatever the model expects between them.
+
+        alone: whether its text shows no other.
+        """
 
     def tokenize(self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
         rows = [self.row(text, shown) for text, shown in zip(texts, sizes, strict=True)]
@@ -50,7 +53,7 @@ class CausalVLMProcessor(VLMProcessor):
         left = self.max_tokens
         for number, piece in enumerate(pieces):
             if number:
-                ids += self.picture_ids(sizes[number - 1])
+                ids += self.picture_ids(sizes[number - 1], len(sizes) == 1)
             kept = self.tokenizer(piece, add_special_tokens=False)["input_ids"][:left]
             if self.image_id in kept:
                 token = self.tokenizer.convert_ids_to_tokens(self.image_id)
@@ -103,13 +106,19 @@ class CausalVLM(VLMBackbone):
         """A picture's levels side by side."""
         return tuple(torch.cat(levels, dim=1) for levels in features)
 
+    def read(self, tokens: Float[Tensor, "tokens levels_hidden"], alone: bool) -> Float[Tensor, "shown levels_hidden"]:
+        """What a row reads of a picture, for which `picture_ids` leaves places; all of it, but in models that read several less closely than one."""
+        return tokens
+
     def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens levels_hidden"]]) -> TokenSequence:
         assert inputs.position_ids is not None, "the processor gives them"
         embeds = self.language_model.embed_tokens(inputs.input_ids)
         if not vision:
             return TokenSequence(embeds, inputs.attention_mask, inputs.position_ids)
         shown = inputs.input_ids == self.processor.image_id
-        first, *added = torch.cat(list(vision)).to(embeds.dtype).split(self.hidden_size, dim=1)
+        alone = (inputs.use_rows.bincount()[inputs.use_rows] == 1).tolist()
+        read = [self.read(tokens, only) for tokens, only in zip(vision, alone, strict=True)]
+        first, *added = torch.cat(read).to(embeds.dtype).split(self.hidden_size, dim=1)
         embeds = embeds.masked_scatter(shown.unsqueeze(-1), first)
         return TokenSequence(embeds, inputs.attention_mask, inputs.position_ids, tuple(added), shown if added else None)
 

@@ -14,7 +14,9 @@ from virtue_pl.frozen_features import network_fingerprint
 
 
 class LlavaOnevisionProcessor(TileProcessor):
-    """Tokenizes for LLaVA-OneVision. A picture becomes the grid of at most `max_tiles` tiles that fits it best, and a view of the whole."""
+    """Tokenizes for LLaVA-OneVision. A text's only picture becomes a view of the whole and the grid of at most `max_tiles` tiles that fits it
+    best; of several each is seen whole only, as the model was trained.
+    """
 
     def __init__(self, vlm_model: str, max_tiles: int, max_tokens: int) -> None:
         super().__init__(vlm_model, max_tokens)
@@ -23,8 +25,11 @@ class LlavaOnevisionProcessor(TileProcessor):
         tile = min(min(grid) for grid in self.normalise.image_grid_pinpoints) ** 2
         self.grids = [grid for grid in self.normalise.image_grid_pinpoints if grid[0] * grid[1] <= max_tiles * tile]
         self.normalise.image_grid_pinpoints = self.grids
+        self.beside: int = self.counts.num_image_tokens + 1  # of a picture beside others: whole, and the mark that ends a line
 
-    def picture_ids(self, size: tuple[int, int]) -> list[int]:
+    def picture_ids(self, size: tuple[int, int], alone: bool = True) -> list[int]:
+        if not alone:
+            return [self.image_id] * self.beside
         (count,) = self.counts._get_num_multimodal_tokens(image_sizes=[list(size)])["num_image_tokens"]
         return [self.image_id] * count
 
@@ -32,9 +37,16 @@ class LlavaOnevisionProcessor(TileProcessor):
         """As it is: how the tiles' tokens are laid out depends on the picture's own size."""
         return image
 
+    def square(self, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 side side"]:
+        """The picture as the tower sees it beside others: padded to a square."""
+        normalise = self.normalise
+        padded = normalise.pad_to_square(image, tuple(int(255 * value) for value in normalise.image_mean))
+        resized = normalise.resize(padded[None], normalise.size, resample=normalise.resample)
+        return normalise.rescale_and_normalize(resized, True, normalise.rescale_factor, True, normalise.image_mean, normalise.image_std)[0]
+
 
 class LlavaOnevisionBackbone(CausalVLM):
-    """LLaVA-OneVision (arXiv 2408.03326). Each picture is cut as the model cuts a text's only one, so that its tokens depend on it alone.
+    """LLaVA-OneVision (arXiv 2408.03326). The tower sees each picture whole and in tiles, and once more whole, for rows with several pictures.
 
     Args:
         vlm_model: folder or hub name of the model, in transformers' layout, loaded by `from_pretrained`.
@@ -54,11 +66,18 @@ class LlavaOnevisionBackbone(CausalVLM):
 
     @torch.no_grad()
     def vision_features(self, pixels: Sequence[UInt8[Tensor, "3 height width"]]) -> tuple[tuple[Float[Tensor, "tokens hidden"]], ...]:
-        """Behind the projector, which is frozen too: the whole picture's tokens, and the tiles' line by line."""
+        """Behind the projector, which is frozen too: the whole picture's tokens, and the tiles' line by line; then those it has beside others."""
         prepared = self.processor.normalise(list(pixels), return_tensors="pt").to(pixels[0].device)
-        found = self.model.get_image_features(prepared["pixel_values"].to(self.model.dtype), prepared["image_sizes"])
-        return tuple((tokens,) for tokens in found.pooler_output)
+        sizes, squares = prepared["image_sizes"], torch.stack([self.processor.square(image) for image in pixels])
+        alone = self.model.get_image_features(prepared["pixel_values"].to(self.model.dtype), sizes).pooler_output
+        several = [max(2, len(pixels))]  # two or more are not cut; of a batch of one the surplus is not looked at
+        beside = self.model.get_image_features(squares[:, None].to(self.model.dtype), sizes, batch_num_images=several).pooler_output
+        return tuple((torch.cat(both),) for both in zip(alone, beside, strict=True))
+
+    def read(self, tokens: Float[Tensor, "tokens hidden"], alone: bool) -> Float[Tensor, "shown hidden"]:
+        beside = self.processor.beside
+        return tokens[:-beside] if alone else tokens[-beside:]
 
     def fingerprint(self) -> str:
         projector = network_fingerprint(self.model.multi_modal_projector, self.model.image_newline.tolist())
-        return network_fingerprint(self.model.vision_tower, projector, self.processor.grids)
+        return network_fingerprint(self.model.vision_tower, projector, self.processor.grids, "alone and beside others")

@@ -32,7 +32,7 @@ class QwenVLProcessor(CausalVLMProcessor):
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
 
-    def picture_ids(self, size: tuple[int, int]) -> list[int]:
+    def picture_ids(self, size: tuple[int, int], alone: bool = True) -> list[int]:
         height, width = self.grid(size)
         return [self.image_id] * (height * width)
 

@@ -22,7 +22,7 @@ from virtue_pl.backbones.segmentation import PromptEncoder, SegmentationBackbone
 from virtue_pl.backbones.strict_weights import fill
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.prompts import grid_points
-from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError
+from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, cast
 
 STRIDE = 16
 """Pixels a side of one place of the feature map."""
@@ -113,13 +113,14 @@ class Sam1Backbone(SegmentationBackbone):
     def image_features(self, pixels: Shaped[Tensor, "pictures 3 size size"]) -> tuple[Float[Tensor, "pictures channels height width"], ...]:
         """One map, of stride 16. pixels: uint8, or float of which 1 is white; they are normalised here."""
         byte = pixels.to(self.mean.dtype) * (1 if pixels.dtype == torch.uint8 else 255)
-        return (self.image_encoder((byte - self.mean) / self.std),)
+        return (self.image_encoder(((byte - self.mean) / self.std).to(next(self.image_encoder.parameters()).dtype)),)
 
     def fingerprint(self) -> str:
         return network_fingerprint(self.image_encoder, self.image_size)
 
     def forward(self, features: tuple[Float[Tensor, "pictures channels height width"], ...], tokens: PromptTokens) -> SegmentFeatures:
         image = features[0][tokens.pictures]
+        tokens = cast(tokens, self.mask_decoder.iou_token.weight.dtype)
         mask_tokens, embedding = self.read_prompts(image + tokens.dense, tokens)
         logits = self.mask_logits(embedding, mask_tokens) if self.predict_masks else None
         return SegmentFeatures(embedding, image, logits, tokens.image_positions, tokens.focus)

@@ -26,7 +26,7 @@ class SmolVLMProcessor(TileProcessor):
         self.tiles = tiles
         self.normalise.size = SizeDict(longest_edge=tiles * self.side)
 
-    def picture_ids(self, size: tuple[int, int]) -> list[int]:
+    def picture_ids(self, size: tuple[int, int], alone: bool = True) -> list[int]:
         image = self.tokenizer.convert_ids_to_tokens(self.image_id)
         text = get_image_prompt_string(*self.grid(size), self.tokens_a_tile, "<fake_token_around_image>", image, "<global-img>")
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

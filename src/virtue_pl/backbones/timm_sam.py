@@ -24,7 +24,7 @@ from virtue_pl.backbones.segmentation import PromptEncoder, SegmentationBackbone
 from virtue_pl.backbones.timm_trunk import TimmTrunk, levels_from
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.prompts import grid_points
-from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt
+from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt, cast
 
 STRIDE = 16
 """Pixels a side of one place of the feature map."""
@@ -129,6 +129,7 @@ class TimmSamBackbone(SegmentationBackbone):
 
     def forward(self, features: tuple[Float[Tensor, "pictures channels height width"], ...], tokens: PromptTokens) -> SegmentFeatures:
         fine, coarse = features[: self.fine], features[self.fine :]
+        tokens = cast(tokens, self.mask_token.weight.dtype)
         neck = self.neck(coarse)
         image = torch.cat([resized(feature, neck.shape[-2:]) for feature in coarse], dim=1)
         mask_tokens, embedding = self.read_prompts(*self.inputs(image, neck, tokens), tokens)

@@ -99,6 +99,10 @@ class TimmTextBackbone(VLMBackbone):
         for module in [self.text.embeddings, *self.text.encoder.layer[:layers]] if layers else []:
             module.requires_grad_(False)
 
+    @property
+    def language_model(self) -> nn.Module:
+        return self.text
+
     def vision_features(self, pixels: Sequence[UInt8[Tensor, "3 size size"]]) -> tuple[tuple[Float[Tensor, "channels side side"]], ...]:
         maps = self.vision(torch.stack(list(pixels)))
         pooled = torch.cat([adaptive_avg_pool2d(feature, self.side) for feature in maps], dim=1)

@@ -47,7 +47,8 @@ class TimmTrunk(nn.Module):
     @torch.no_grad()
     def forward(self, pixels: Shaped[Tensor, "pictures 3 height width"]) -> tuple[Float[Tensor, "pictures channels rows columns"], ...]:
         normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
-        maps = self.network(normalised.contiguous(memory_format=torch.channels_last))
+        weights = next(self.network.parameters())
+        maps = self.network(normalised.to(weights.dtype).contiguous(memory_format=torch.channels_last))
         return tuple(feature.contiguous() for feature in maps)
 
 

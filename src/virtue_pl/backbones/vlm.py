@@ -52,6 +52,11 @@ class VLMBackbone(nn.Module, ABC):
     hidden_size: int
     processor: VLMProcessor
 
+    @property
+    @abstractmethod
+    def language_model(self) -> nn.Module:
+        """What reads a token sequence, and what adapters go into."""
+
     @abstractmethod
     def vision_features(self, pixels: Sequence[Shaped[Tensor, "3 height width"]]) -> tuple[tuple[Float[Tensor, "..."], ...], ...]:
         """Each picture's frozen features, at one scale or several, without gradients."""

@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="SOURCE", help="a run's checkpoint (.ckpt, with the run's config.yaml above it), a release's folder or hub name")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the new folder")
     parser.add_argument("--layout", choices=("virtue", "published"), default="virtue", help="this package's (default), or that of the published weights")
-    parser.add_argument("--merge-adapters", action="store_true", help="put a run's LoRA or DoRA into the weights")
+    parser.add_argument("--merge-adapters", action="store_true", help="put a run's LoRA or DoRA into the weights, as the published layout needs it")
     parser.add_argument("--config", type=Path, help="the run's config, where it is not config.yaml in a folder above the checkpoint")
     parser.add_argument("--sam-checkpoint", type=Path, help="SAM's checkpoint of a published release, or the folder that it is in")
     parser.add_argument("--base", help="folder of the model under a published checkpoint's adapters")

@@ -1,4 +1,4 @@
-"""`virtue-pl robustness --model FOLDER --shards FOLDER --out FOLDER`: what imprecise prompts cost."""
+"""`virtue-pl robustness --model FOLDER --shards FOLDER --out FOLDER`: what imprecise prompts cost, and which ways to point are alike."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from virtue_pl.types import VirtueError
 if TYPE_CHECKING:
     from virtue_pl.types import RankingSample
 
+NEIGHBOURS = "neighbours"
+"""The kind that asks whether embeddings of a region lie together however it is pointed at."""
 GROUP = 8
 """Samples, with all their prompts, that are embedded together."""
 
@@ -27,18 +29,25 @@ def main(argv: list[str]) -> int:
 
     from virtue_pl.embedder import Embedder
     from virtue_pl.evaluation.disturbances import DISTURBANCES
+    from virtue_pl.evaluation.neighbours import Neighbours, neighbours, rich_neighbours
     from virtue_pl.evaluation.report import context, write_json
-    from virtue_pl.evaluation.robustness import rich_robustness, robustness
+    from virtue_pl.evaluation.robustness import Robustness, rich_robustness, robustness
     from virtue_pl.evaluation.robustness_plots import plot_robustness
 
-    samples = ranking_samples(folders(arguments.shards), arguments.limit)
+    sets = folders(arguments.shards)
+    passes = [track(ranking_samples(sets, arguments.limit), what, console=Console(stderr=True)) for what in ("imprecise prompts", "other prompts")]
     options = {"device": arguments.device, "dtype": arguments.dtype, "batch_size": arguments.batch_size, "cached_pictures": 2 * GROUP}
     embedder = Embedder.from_pretrained(arguments.model, sam_checkpoint=arguments.sam_checkpoint, **options)
-    shown = track(samples, "samples", console=Console(stderr=True))
-    found = robustness(embedder.embed, shown, arguments.kinds or tuple(DISTURBANCES), arguments.seed, group=GROUP)
-    for table in rich_robustness(found):
+    kinds = arguments.kinds or (*DISTURBANCES, NEIGHBOURS)
+    found, near = Robustness(), Neighbours()
+    if disturbed := [kind for kind in kinds if kind != NEIGHBOURS]:
+        found = robustness(embedder.embed, passes[0], disturbed, arguments.seed, group=GROUP)
+    if NEIGHBOURS in kinds:
+        near = neighbours(embedder.embed, passes[1], embedder.masks)
+    for table in (*rich_robustness(found), *rich_neighbours(near)):
         Console().print(table)
     about = {"model": str(arguments.model), "shards": arguments.shards, "limit": arguments.limit, "without_region": found.without_region}
+    about |= {"neighbours": near.as_json(), "without_other_region": near.alone}
     write_json(arguments.out / "robustness.json", {"tasks": found.as_json(), **about, "context": context(seed=arguments.seed)})
     if not arguments.no_plots:
         plot_robustness(found, arguments.out)
@@ -69,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl robustness",
         description="Ranks every query with boxes that are jittered and scaled, clicks that are off, and masks that are eroded, dilated and half hidden. "
-        "Writes robustness.json and robustness_KIND.png.",
+        "Then points at each region with a click, its mask, the model's own mask and its filled box, and says whether that is nearer to its box "
+        "than any other region of the picture. Writes robustness.json and robustness_KIND.png.",
     )
     parser.add_argument("--model", required=True, metavar="FOLDER", help="an exported or published folder, or a hub name")
     parser.add_argument(
@@ -77,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the numbers and the curves go")
     parser.add_argument(
-        "--kinds", nargs="+", metavar="KIND", help="some of box_jitter, box_scale, click_offset, mask_erosion, mask_dilation, mask_cover; default all"
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="some of box_jitter, box_scale, click_offset, mask_erosion, mask_dilation, mask_cover, neighbours; default all",
     )
     parser.add_argument("--limit", type=int, help="of each set only the first pictures, as many as have so many rows")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")

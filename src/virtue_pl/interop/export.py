@@ -8,7 +8,7 @@ from typing import Literal
 
 from virtue_pl.interop.folder import write_folder
 from virtue_pl.interop.hub import local_folder
-from virtue_pl.interop.pretrained import read_release
+from virtue_pl.interop.pretrained import read_release, use_recipe
 from virtue_pl.interop.release import Release
 from virtue_pl.interop.run_checkpoint import has_adapters, read_run, with_left_out, with_merged_adapters
 from virtue_pl.interop.write_published import write_published
@@ -28,7 +28,7 @@ def export(
 ) -> Release:
     """Writes `source` (a `.ckpt`, a release's folder or hub name) to the new folder `target`; returns what is in it.
 
-    The model is built and its tensors are checked first, so that nothing is written that could not be read. Tensors keep their bits.
+    The model is built, and its tensors and its recipe are checked first, so that nothing is written that could not be read. Tensors keep their bits.
     """
     if Path(source).is_file():
         release = with_left_out(read_run(Path(source), config)) if layout == "published" else read_run(Path(source), config)
@@ -38,7 +38,7 @@ def export(
         release = with_merged_adapters(release)
     elif layout == "published" and has_adapters(release):
         raise VirtueError(f"{source} has adapters, expected none in the published layout: add `--merge-adapters`")
-    release.build(dtype=None, allow_classes=allow_classes)
+    use_recipe(release.build(dtype=None, allow_classes=allow_classes), None, str(source))
     write = write_published if layout == "published" else write_folder
     write(release, Path(target), Path(source).name if Path(source).exists() else str(source), license)
     return release

@@ -49,6 +49,9 @@ def read_cases(folder: Path) -> list[Case]:
 
 def read_case(folder: Path, name: str, case: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> Case:
     pictures = case.get("images") or [None] * len(case["texts"])
+    for row, (picture, box) in enumerate(zip(pictures, case.get("bboxes") or [None] * len(pictures), strict=True)):
+        if box is not None and picture is None:
+            raise VirtueError(f"{folder / FORWARD}.json: {name} points at row {row}, which has no picture, expected one in its `images`, or null in `bboxes`")
     items = tuple(item(folder, text, picture, prompt(case, row)) for row, (text, picture) in enumerate(zip(case["texts"], pictures, strict=True)))
     return Case(name, items, outputs, frozenset(case.get("compare_not", ())), bool(case.get("compare", True)))
 
@@ -58,7 +61,7 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def item(folder: Path, text: str, picture: str | None, shown: VisualPrompt) -> EmbeddingInput:
-    """A row; a prompt needs a picture."""
+    """A row; one without a picture is not pointed at by what is meant for all rows."""
     if picture is None:
         return EmbeddingInput(text)
     path = inside(folder, picture)

@@ -81,6 +81,8 @@ def check_reference(model: Virtue, recipe: ReferenceRecipe, name: str) -> None:
     """Raises VirtueError where the published recipe counts on other sizes than the model has."""
     processor = model.fusion.backbone.processor
     bounds = getattr(processor, "min_pixels", None), getattr(processor, "max_pixels", None)
+    if None in bounds:
+        raise VirtueError(f"recipe: {name} has ReferenceRecipe, but a {type(model.fusion.backbone).__name__}, expected a Qwen2-VL under it: use VirtueRecipe")
     if bounds != (recipe.min_pixels, recipe.max_pixels):
         raise VirtueError(f"recipe: min_pixels, max_pixels are {recipe.min_pixels}, {recipe.max_pixels}, expected {bounds[0]}, {bounds[1]}, the model's own")
     weight = model.connector.state_dict().get("reduce.weight")

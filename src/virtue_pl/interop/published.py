@@ -94,7 +94,9 @@ def read_config(places: tuple[Path, Path]) -> dict[str, Any]:
     configs = [read_json(place / "config.json") for place in places if (place / "config.json").is_file()]
     for config in configs:
         if config.get("model_type") != MODEL_TYPE:
-            raise VirtueError(f"{places[0] / 'config.json'}: model_type {config.get('model_type')!r}, expected {MODEL_TYPE!r}: it is another model's folder")
+            raise VirtueError(
+                f"{places[0] / 'config.json'}: model_type {config.get('model_type')!r}, expected {MODEL_TYPE!r}: it is another model's folder, name another"
+            )
     for config in configs:
         if isinstance(config.get(SETTINGS), Mapping):
             if not config[SETTINGS].get("enabled", True):
@@ -112,7 +114,9 @@ def read_language(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if name == HEAD:
             left_out[name] = tensor
         elif ours is None or ours.startswith("connector."):
-            raise VirtueError(f"{folder} has an unknown tensor {name}, expected those of a Qwen2-VL: is it another model's folder?")
+            raise VirtueError(
+                f"{folder} has an unknown tensor {name}, expected those of a Qwen2-VL: name another folder, or give adapters a folder of their own"
+            )
         else:
             found[ours] = tensor
     return found, left_out

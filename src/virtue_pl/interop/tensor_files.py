@@ -62,7 +62,9 @@ def read_checked(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(path)
     except UnpicklingError as error:
-        raise VirtueError(f"{path} holds more than tensors and plain values, and is not read: convert it to safetensors where you trust it") from error
+        raise VirtueError(
+            f"{path} is no file of weights, or holds more than tensors and plain values, and is not read: convert it to safetensors where you trust it"
+        ) from error
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise VirtueError(f"{path} is damaged or no file of weights: {str(error).splitlines()[0]}") from error
 

@@ -1,0 +1,145 @@
+"""Whether an embedding means the region, and not the way it was pointed at: a box, a click, a mask, the model's own mask of the box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from virtue_pl.images import pixel_key
+from virtue_pl.parts.preprocess import evaluation_query
+from virtue_pl.types import EmbeddingInput, RankingSample, VisualPrompt
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Embed = Callable[[Sequence[EmbeddingInput]], Float[Tensor, "rows dim"]]
+"""Unit embeddings of inputs, in order, as `Embedder.embed` gives them."""
+Masks = Callable[[Sequence[EmbeddingInput]], Sequence[Bool[Tensor, "height width"]] | None]
+"""What the model takes each input's prompt for, as `Embedder.masks` gives it; None from a model that predicts no masks."""
+WAYS = ("point", "mask", "own_mask", "filled_box")
+"""Beside the box: a click inside, the annotated mask, what the model predicts for the box, and the box as a mask."""
+SAME = 0.5
+"""Two boxes that overlap (IoU) by more are of one region."""
+FILLED = 64
+"""Side of a filled box's mask over the whole picture, in pixels."""
+
+Pointing = tuple[int, str]
+"""A sample's place, and the way that it is pointed at."""
+
+
+@dataclass
+class Tally:
+    """Of one way. nearer: to the box of the same region than any other region is. same, other: cosines to the box, of the nearest other, summed."""
+
+    n: int = 0
+    nearer: int = 0
+    same: float = 0.0
+    other: float = 0.0
+
+
+@dataclass
+class Neighbours:
+    """Tallies by task and way; `alone` counts samples with no other region on their picture, which are left out."""
+
+    tallies: dict[str, dict[str, Tally]] = field(default_factory=dict)
+    alone: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """task -> way -> {n, nearer, same, other}, all but n divided by n."""
+        return {task: {way: shares(ways[way]) for way in WAYS if way in ways} for task, ways in sorted(self.tallies.items())}
+
+
+def shares(tally: Tally) -> dict[str, float]:
+    return {name: value if name == "n" else value / tally.n for name, value in asdict(tally).items()}
+
+
+def neighbours(embed: Embed, samples: Iterable[RankingSample], masks: Masks | None = None) -> Neighbours:
+    """Points at every region in each way, and asks whether its box is nearer to that than to any other region of the picture, pointed at in
+    that way or with its box.
+
+    Samples of one picture are expected to follow each other, as shards have them. The cosines contain what a recipe says of a box in words.
+    """
+    found = Neighbours()
+    for _, together in groupby((sample for sample in samples if sample.region is not None), key=picture_key):
+        shown = list(together)
+        others = [[place for place in range(len(shown)) if differ(sample, shown[place])] for sample in shown]
+        found.alone += sum(not of for of in others)
+        if any(others):
+            count(found, shown, others, embedded(shown, embed, masks))
+    return found
+
+
+def picture_key(sample: RankingSample) -> str:
+    query = sample.query
+    return query.image_keys[0] if query.image_keys else pixel_key(query.images[0])
+
+
+def differ(first: RankingSample, second: RankingSample) -> bool:
+    """Whether two samples are about different regions."""
+    assert first.region is not None and second.region is not None
+    return bool(box_iou(first.region.box[None].float(), second.region.box[None].float()) < SAME)
+
+
+def embedded(samples: Sequence[RankingSample], embed: Embed, masks: Masks | None) -> dict[Pointing, Float[Tensor, " dim"]]:
+    """Each sample's query with its box and in every way that there is data for."""
+    boxes = [evaluation_query(sample, "box") for sample in samples]
+    own = masks(boxes) if masks is not None else None
+    asked = {(place, "box"): query for place, query in enumerate(boxes)}
+    for place, sample in enumerate(samples):
+        asked |= {(place, way): query for way, query in otherwise(sample, None if own is None else own[place])}
+    return dict(zip(asked, embed(list(asked.values())), strict=True))
+
+
+def otherwise(sample: RankingSample, own: Bool[Tensor, "height width"] | None) -> Iterator[tuple[str, EmbeddingInput]]:
+    """The query pointed at without its box."""
+    assert sample.region is not None
+    yield "point", evaluation_query(sample, "point")
+    if sample.region.mask is not None:
+        yield "mask", evaluation_query(sample, "mask")
+    for way, mask in (("own_mask", own), ("filled_box", filled(sample.region.box))):
+        if mask is not None and mask.any():
+            yield way, replace(sample.query, prompt=VisualPrompt(masks=mask[None].cpu()), further_prompts=())
+
+
+def filled(box: Float[Tensor, "4"]) -> Bool[Tensor, "height width"]:
+    """The box as a mask over the whole picture: the pixels whose centres it holds."""
+    centres = (torch.arange(FILLED) + 0.5) / FILLED
+    x1, y1, x2, y2 = box.tolist()
+    return ((centres >= y1) & (centres <= y2))[:, None] & ((centres >= x1) & (centres <= x2))
+
+
+def count(found: Neighbours, samples: Sequence[RankingSample], others: Sequence[Sequence[int]], embeddings: dict[Pointing, Float[Tensor, " dim"]]) -> None:
+    for place, sample in enumerate(samples):
+        for way in WAYS if others[place] else ():
+            if (place, way) not in embeddings:
+                continue
+            box = embeddings[place, "box"]
+            rivals = [embeddings[rival] for other in others[place] for rival in ((other, "box"), (other, way)) if rival in embeddings]
+            same, nearest = float(box @ embeddings[place, way]), max(float(box @ rival) for rival in rivals)
+            tally = found.tallies.setdefault(sample.task, {}).setdefault(way, Tally())
+            tally.n += 1
+            tally.nearer += same > nearest
+            tally.same += same
+            tally.other += nearest
+
+
+def rich_neighbours(found: Neighbours) -> list[Table]:
+    """One table a task, the ways down."""
+    from rich.table import Table
+
+    tables = []
+    for task, ways in found.as_json().items():
+        table = Table("instead of the box", title=f"{task}: the same region, pointed at otherwise", title_justify="left")
+        for name in ("nearer than any other region, %", "cosine", "of the nearest other", "n"):
+            table.add_column(name, justify="right")
+        for way, row in ways.items():
+            table.add_row(way.replace("_", " "), f"{100 * row['nearer']:.1f}", f"{row['same']:.3f}", f"{row['other']:.3f}", str(row["n"]))
+        tables.append(table)
+    return tables
