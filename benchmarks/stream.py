@@ -1,15 +1,17 @@
 """What streaming costs beside decoding: pictures a second of one worker, from tar to batch, against the bare loop over the same pictures.
 
 All times are the process's own, which other work on the machine moves less, and each figure is the median of rounds in which the compared
-loops take turns. Photograph-like JPEGs are drawn in a temporary folder, and written as pairs of an official layout.
+loops take turns. The process keeps freed memory for the next tensor, as the commands do: else a picture's time is that of the pages that
+are mapped for it, whoever prepares it. Photograph-like JPEGs are drawn in a temporary folder, and written as pairs of an official layout.
 
     python benchmarks/stream.py --rounds 5
 
-- `full_path`: `TrainingStream` of a Qwen2-VL: tar, record, sample, one decode, both streams' pixels, token ids, batch.
+- `full_path`: an epoch of `TrainingStream` for a Qwen2-VL: tar, record, sample, one decode, both streams' pixels, token ids, batches. The buffer
+  that records are shuffled in is a batch long: one as long as the folder would read it again and again for pictures that a batch lacks.
 - `bare_loop`: the same JPEGs in memory, decoded and resized for both streams, and nothing else.
-- `preprocessing`: pictures at their native size, in whole tokens, to the tower's patches: `QwenPatches` against transformers' picture
+- `preprocessing`: a batch of pictures at their native size, in whole tokens, to the tower's patches: `QwenPatches` against transformers' picture
   processor (the faster of its two for this); `with_resize` against the one that resizes by Pillow, as `resize_bicubic` does, which differs
-  from it where a picture grows across and shrinks down (640 x 480 becomes 644 x 476).
+  from it where a picture grows across and shrinks down (640 x 480 would become 644 x 476; 640 x 472 grows both ways).
 - `converter`: rows a second of `virtue-pl shards pairs`, one process, pictures copied as they are.
 """
 
@@ -22,7 +24,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLImagePro
 
 from virtue_pl.backbones.qwen_patches import QwenPatches
 from virtue_pl.backbones.qwen_vl import QwenVLProcessor
+from virtue_pl.cli.memory import keep_freed_memory
 from virtue_pl.data.pair_shards import convert_pairs
 from virtue_pl.data.pairs import PairDataModule
 from virtue_pl.data.stream import Place, SkipLog
@@ -49,6 +52,7 @@ TEXT = "Represent the given image of picture number {number} with the following 
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         jpegs = [photograph(number, options.height, options.width) for number in range(options.pictures)]
@@ -57,7 +61,7 @@ def main() -> None:
         converter = converted(folder, jpegs, options)
         found = {
             "stream": compare_stream(folder / "shards" / "photographs", jpegs, preprocess, options),
-            "preprocessing": compare_preprocessing([decode(data, "") for data in jpegs], processor, options.rounds),
+            "preprocessing": compare_preprocessing([decode(data, "") for data in jpegs[: options.batch_size]], processor, options.rounds),
             "converter": converter,
         }
     about = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
@@ -72,8 +76,9 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement, after one that is not counted")
-    parser.add_argument("--pictures", type=int, default=32, help="different ones, which are one batch")
-    parser.add_argument("--height", type=int, default=480, help="of the pictures, in pixels")
+    parser.add_argument("--pictures", type=int, default=256, help="different ones, which are an epoch")
+    parser.add_argument("--batch_size", type=int, default=32, help="pictures of a batch")
+    parser.add_argument("--height", type=int, default=472, help="of the pictures, in pixels")
     parser.add_argument("--width", type=int, default=640, help="of the pictures, in pixels")
     parser.add_argument("--canvas_size", type=int, default=1024, help="side of what the segmentation model reads, in pixels")
     parser.add_argument("--rows", type=int, default=3000, help="that are converted, each with a picture of its own name")
@@ -121,20 +126,25 @@ def write_pairs(folder: Path, name: str, jpegs: Sequence[bytes], rows: int) -> N
 
 
 def compare_stream(shards: Path, jpegs: Sequence[bytes], preprocess: ContrastivePreprocess, options: argparse.Namespace) -> dict[str, Any]:
-    data = PairDataModule(str(shards), batch_size=len(jpegs), sample_buffer=1, steps_per_epoch=1)
+    size = options.batch_size
+    data = PairDataModule(str(shards), batch_size=size, shuffle_buffer=size, sample_buffer=1)
     data.connect(preprocess)
     stream: Any = data.train_dataloader().stream
+    batches = range(0, len(jpegs) - size + 1, size)
 
     def full() -> None:
-        (batch,) = stream.batches(Place(), 0, SkipLog(0, 0))
-        assert len(batch.queries.pictures.vision) == len(batch.queries.pictures.segmentation) == len(jpegs)
+        counts = [(len(batch.queries.pictures.vision), len(batch.queries.pictures.segmentation)) for batch in stream.batches(Place(), 0, SkipLog(0, 0))]
+        assert counts == [(size, size) for _ in batches]
 
-    def bare() -> list[tuple[Tensor, Tensor]]:
-        images = (decode(jpeg, "") for jpeg in jpegs)
-        return [(preprocess.processor.resize(image), preprocess.recipe.segmentation_pixels(image, options.canvas_size)) for image in images]
+    def bare() -> None:
+        for start in batches:
+            [(preprocess.processor.resize(image), preprocess.recipe.segmentation_pixels(image, options.canvas_size)) for image in decoded(start)]
+
+    def decoded(start: int) -> Iterator[Tensor]:
+        return (decode(jpeg, "") for jpeg in jpegs[start : start + size])
 
     full_seconds, bare_seconds = in_turns([full, bare], options.rounds)
-    rates = {"full_path": round(len(jpegs) / full_seconds, 1), "bare_loop": round(len(jpegs) / bare_seconds, 1)}
+    rates = {"full_path": round(len(batches) * size / full_seconds, 1), "bare_loop": round(len(batches) * size / bare_seconds, 1)}
     return {"pictures_per_second": rates, "share": round(bare_seconds / full_seconds, 3)}
 
 

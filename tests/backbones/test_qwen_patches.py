@@ -33,6 +33,17 @@ def test_equal_to_the_stock_processor_bit_by_bit(name: str) -> None:
     assert torch.equal(grids, expected["image_grid_thw"])
 
 
+@pytest.mark.parametrize("name", sorted(PROCESSORS))
+def test_patches_are_laid_the_same_way_on_the_cpu_and_on_other_devices(name: str) -> None:
+    patches = QwenPatches(Qwen2VLImageProcessor(**PROCESSORS[name]))
+    side = patches.patch * patches.merge
+    normalised = torch.randn(3, 3 * side, 2 * side, generator=torch.Generator().manual_seed(0))
+    by_rows, by_pixels = (torch.empty(6 * patches.merge**2, 3 * patches.frames * patches.patch**2) for _ in range(2))
+    patches.lay_rows(normalised, by_rows)
+    patches.lay(normalised, by_pixels)
+    assert torch.equal(by_rows, by_pixels)
+
+
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (75, 50), (90, 200), (130, 97)])
 def test_with_the_resize_equal_to_the_processor_of_the_published_weights(height: int, width: int) -> None:
     """That one resizes by Pillow. 56 x 56 and 100 x 100 pixels: some pictures grow, some shrink."""

@@ -83,6 +83,13 @@ def test_a_command_gets_its_prefix_and_its_arguments(probe):
     assert probe(None) == 2
 
 
+def test_every_command_keeps_freed_memory(probe, monkeypatch):
+    kept = []
+    monkeypatch.setattr(dispatcher, "keep_freed_memory", lambda: kept.append(True))
+    probe(None)
+    assert kept == [True]
+
+
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [

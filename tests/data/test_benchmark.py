@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from mmeb_files import write_mmeb
 from scar_files import write_scar
-from virtue_pl.data import remote
+from virtue_pl.data import cache_limit, remote
 from virtue_pl.data.benchmark import BenchmarkDataModule, chosen, groups, place_of
 from virtue_pl.data.mmeb import MMEBDataModule
 from virtue_pl.data.mmeb_shards import convert_mmeb
@@ -158,6 +159,48 @@ def test_a_url_streams_what_the_folder_does(shards: Path, server: str, tmp_path:
     assert stream(server) == stream(shards), "from the cache"
     assert {path: count for path, count in Stumbling.asked.items() if path.endswith(".tar")} == tars
     assert not list((tmp_path / "cache").rglob(".*"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_limited_cache_streams_the_same(shards: Path, server: str, tmp_path: Path, num_workers: int) -> None:
+    """The workers are processes that take room from one another."""
+    sizes = sorted(path.stat().st_size for path in shards.rglob("*.tar"))
+    limit, most = 2 * sizes[-1], (2 + num_workers) * sizes[-1]
+    assert sum(sizes) > 2 * most
+
+    def stream(root: str | Path, **options: Any) -> Any:
+        data = benchmark(root, num_workers=num_workers, **options)
+        return keys(data.train_dataloader()), keys(data.test_dataloader())
+
+    assert stream(server, cache=str(tmp_path), cache_gb=limit / 1e9) == stream(shards)
+    left = list(tmp_path.rglob("*.tar"))
+    assert left and sum(path.stat().st_size for path in left) <= most and len(list(tmp_path.rglob(".*"))) == 1
+    with pytest.raises(VirtueError, match=r"cache_gb is 1e-09, but one shard has .* GB: raise cache_gb, or write smaller shards"):
+        stream(server, cache=str(tmp_path / "other"), cache_gb=1e-9)
+    with pytest.raises(VirtueError, match="cache_gb is 0, expected more than 0, or null for no limit"):
+        stream(server, cache=str(tmp_path), cache_gb=0)
+
+
+def test_the_least_recently_read_make_room_but_not_what_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "set-0123456789ab"
+    folder.mkdir()
+    other = tmp_path / "weights.tar"
+    names = ("a.tar", "b.tar", "c.tar", ".d.tar.left", ".e.tar.new")
+    for number, path in enumerate([*(folder / name for name in names), other]):
+        path.write_bytes(bytes(100))
+        os.utime(path, (number, number))
+    os.utime(folder / ".e.tar.new")
+    with cache_limit.held(folder / "b.tar") as there:
+        assert there
+        os.utime(folder / "b.tar", (1, 1))
+        cache_limit.make_room(tmp_path, 400, 100)
+        assert sorted(path.name for path in folder.iterdir()) == [".d.tar.left", ".e.tar.new", "b.tar"]
+        cache_limit.make_room(tmp_path, 150, 100)
+        assert sorted(path.name for path in folder.iterdir()) == [".e.tar.new", "b.tar"]
+    cache_limit.make_room(tmp_path, 150, 100)
+    assert [path.name for path in folder.iterdir()] == [".e.tar.new"] and other.is_file()
+    with cache_limit.held(folder / "b.tar") as there:
+        assert not there
 
 
 def test_what_cannot_be_had_is_one_line(shards: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
+import shutil
+import signal
 import stat
 import struct
 import zipfile
@@ -123,6 +127,69 @@ def test_several_processes_write_what_one_writes(tmp_path: Path) -> None:
 
     one, two = convert_mmeb(root, tmp_path / "one"), convert_mmeb(root, tmp_path / "two", workers=2, progress=Count)  # type: ignore[arg-type]
     assert one == two and content(tmp_path / "one") == content(tmp_path / "two") and sum(done) == 32
+
+
+@pytest.mark.parametrize("kind", ["train", "val"])
+def test_several_processes_write_one_file_as_one_writes_it(tmp_path: Path, kind: str) -> None:
+    def spoil(pairs: list[dict[str, Any]], rankings: list[dict[str, Any]]) -> None:
+        pairs[11]["bbox"] = [90.0, 90.0, 5.0, 5.0]
+        rankings[5]["tgt_text"] = ["alone"]
+
+    root = write_scar(tmp_path / "scar", train=[2] * 20, val=[1, 3] * 4, edit=spoil)
+    for folder in ("SCaR-train", "SCaR-eval"):
+        if (kind == "train") != (folder == "SCaR-train"):
+            shutil.rmtree(root / folder)
+    done: list[int] = []
+
+    class Count:
+        def __init__(self, name: str, rows: int) -> None:
+            self.rows = rows
+
+        def __enter__(self) -> Any:
+            return done.append
+
+        def __exit__(self, *error: Any) -> None:
+            assert error[0] is not None or sum(done) == self.rows
+
+    one = convert_scar(root, tmp_path / "one", pictures_per_shard=3)
+    assert convert_scar(root, tmp_path / "three", pictures_per_shard=3, workers=3, progress=Count) == one  # type: ignore[arg-type]
+    assert content(tmp_path / "three") == content(tmp_path / "one") and done
+    assert sum(sum(manifest.skipped.values()) for manifest in one.values()) == 1
+
+
+class KilledAt:
+    """A progress that ends the process, which can do nothing about it, once so many rows are done."""
+
+    def __init__(self, rows: int) -> None:
+        self.left = rows
+
+    def __call__(self, name: str, rows: int) -> KilledAt:
+        return self
+
+    def __enter__(self) -> Any:
+        return self.advance
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def advance(self, rows: int) -> None:
+        self.left -= rows
+        if self.left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("rows", "workers"), [(1, 1), (7, 2), (11, 1)])
+def test_a_killed_conversion_goes_on_with_any_number_of_processes(tmp_path: Path, rows: int, workers: int) -> None:
+    root = scar(tmp_path / "scar")
+    shutil.rmtree(root / "SCaR-eval")
+    whole = convert_scar(root, tmp_path / "whole", pictures_per_shard=2)
+    options: Any = {"pictures_per_shard": 2, "progress": KilledAt(rows)}
+    killed = multiprocessing.get_context("fork").Process(target=convert_scar, args=(root, tmp_path / "out"), kwargs=options)
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".SCAR_mini.partial"]
+    assert convert_scar(root, tmp_path / "out", pictures_per_shard=2, workers=workers) == whole
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_zipped_pictures_give_the_same_shards_as_unpacked_ones(tmp_path: Path) -> None:

@@ -77,6 +77,16 @@ def test_every_set_with_bad_pictures_is_told_of_in_its_official_folder(spoilt: P
     assert sum(bool(checkup.rows) for checkup in found.values()) >= 20 + 20 + 10
 
 
+def test_several_processes_find_what_one_finds(spoilt: Path) -> None:
+    def found(workers: int) -> Any:
+        sheet = ContactSheet()
+        written = as_json(examine([spoilt], workers=workers, show=sheet.show, **OPTIONS))
+        return written, [(exhibit.finding, exhibit.tile.tobytes()) for exhibit in sheet.exhibits]
+
+    one = found(1)
+    assert found(2) == one and one[0]["findings"] and one[1]
+
+
 def test_every_set_with_bad_pictures_is_streamed_and_told_of_in_its_shards(spoilt: Path, tmp_path: Path) -> None:
     manifests = convert_mmeb(spoilt, tmp_path) | convert_scar(spoilt, tmp_path)
     found = {checkup.name: checkup for checkup in examine([tmp_path], **OPTIONS)}

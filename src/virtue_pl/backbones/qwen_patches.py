@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -41,8 +42,22 @@ class QwenPatches:
 
     def write(self, picture: UInt8[Tensor, "3 height width"], place: Float[Tensor, "patches values"]) -> None:
         """One picture's patches, to where they belong."""
+        normalised = torch.empty(picture.shape, device=picture.device).copy_(picture)  # however it lies in memory, colour by colour from here on
+        normalised.sub_(self.mean.to(picture.device)).div_(self.std.to(picture.device))
+        lay = self.lay_rows if picture.device.type == "cpu" else self.lay
+        lay(normalised, place)
+
+    def lay(self, normalised: Float[Tensor, "3 height width"], place: Float[Tensor, "patches values"]) -> None:
+        """A picture's values in the order of its patches, on any device."""
         patch, merge = self.patch, self.merge
-        rows, columns = picture.shape[1] // (patch * merge), picture.shape[2] // (patch * merge)
-        normalised = (picture.float() - self.mean.to(picture.device)).div_(self.std.to(picture.device)).contiguous()
+        rows, columns = normalised.shape[1] // (patch * merge), normalised.shape[2] // (patch * merge)
         cut = normalised.view(3, rows, merge, patch, columns, merge, patch).permute(1, 4, 2, 5, 0, 3, 6)
         place.view(rows, columns, merge, merge, 3, self.frames, patch, patch).copy_(cut.unsqueeze(5))
+
+    def lay_rows(self, normalised: Float[Tensor, "3 height width"], place: Float[Tensor, "patches values"]) -> None:
+        """The same on the CPU: numpy moves a row of a patch as one element; torch spends more on a row's start than on its 14 or 16 pixels."""
+        patch, merge = self.patch, self.merge
+        rows, columns = normalised.shape[1] // (patch * merge), normalised.shape[2] // (patch * merge)
+        row = np.dtype((np.void, patch * normalised.itemsize))
+        cut = normalised.numpy().view(row).reshape(3, rows, merge, patch, columns, merge).transpose(1, 4, 2, 5, 0, 3)
+        place.numpy().view(row).reshape(rows, columns, merge, merge, 3, self.frames, patch)[...] = cut[:, :, :, :, :, None]

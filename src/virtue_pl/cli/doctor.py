@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtue_pl.cli.shards import show_progress
+from virtue_pl.cli.shards import positive, show_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     count = tokenizer(arguments.tokenizer) if arguments.tokenizer else count_words
     options = {"max_pixels": arguments.max_pixels, "count_tokens": count, "show": sheet.show}
     progress = silent if arguments.json == "-" else show_progress
-    checkups = examine([Path(path) for path in arguments.paths], arguments.train_split, progress, **options)
+    checkups = examine([Path(path) for path in arguments.paths], arguments.train_split, progress, arguments.workers, **options)
     if arguments.json == "-":
         print(json.dumps(as_json(checkups), indent=1, ensure_ascii=False))
     elif arguments.json:
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--strict", action="store_true", help="warnings count as errors")
     found.add_argument("--tokenizer", metavar="FOLDER", help="a Hugging Face tokenizer to measure texts with (default: words and marks are counted)")
     found.add_argument("--train-split", default="original", help="of MMEB-train: original (default) or diverse_instruction")
+    found.add_argument("--workers", type=positive, default=1, help="processes that decode pictures, whose number changes nothing else (default 1)")
     found.add_argument("--max-pixels", type=int, default=25_000_000, help="larger pictures are errors (default 25,000,000)")
     return found
 

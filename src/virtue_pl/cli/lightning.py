@@ -19,7 +19,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 
 from virtue_pl.cli.errors import UsageError, interpolation, one_line
-from virtue_pl.cli.memory import keep_freed_memory
 from virtue_pl.cli.run_checks import check_run
 from virtue_pl.types import VirtueError
 
@@ -149,7 +148,6 @@ def one_line_errors(command: str) -> Iterator[None]:
 def main(argv: list[str]) -> int:
     """`argv`: the command (fit, validate, test, predict), then its options."""
     command, *arguments = argv
-    keep_freed_memory()
     try:
         with one_line_errors(command):
             VirtueCLI(command, arguments).run()

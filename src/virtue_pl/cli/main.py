@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from virtue_pl import __version__
+from virtue_pl.cli.memory import keep_freed_memory
 
 
 class Command(NamedTuple):
@@ -85,6 +86,7 @@ def run(arguments: list[str]) -> int:
         closest = get_close_matches(name, commands, 1)
         return tell(f"there is no command {name!r}; " + (f"did you mean {closest[0]!r}?" if closest else "see virtue-pl --help"), 2)
     command = commands[name]
+    keep_freed_memory()  # here, so that whatever the command starts has it, too: data workers are forked
     return int(import_module(command.module).main([*command.prefix, *rest]))
 
 

@@ -44,7 +44,7 @@ def add_format(formats: Any, name: str, about: str, holds: str) -> argparse.Argu
     found.add_argument("--images", action="append", default=[], metavar="FOLDER", help="where to look for pictures first; may be given several times")
     found.add_argument("--shard-size", type=int, default=100, metavar="PICTURES", help="pictures (with what belongs to them) in a shard (default 100)")
     found.add_argument("--seed", type=int, default=0, help="of the order of the pictures (default 0)")
-    found.add_argument("--workers", type=positive, default=1, help="files that are converted at a time (default 1)")
+    found.add_argument("--workers", type=positive, default=1, help="processes that convert, whose number changes nothing else (default 1)")
     found.add_argument("--licence", help="of the data, for the manifest (default: what ROOT/scenes.json says, or else that of the published data)")
     return found
 

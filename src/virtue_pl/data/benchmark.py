@@ -30,7 +30,7 @@ class BenchmarkDataModule(MixedDataModule):
         eval_batch_size: of sets whose candidates are texts. Those whose candidates are pictures, up to a thousand a row, are tested
             row by row.
         weights, batch_size, block_size, steps_per_epoch, num_workers, seed, max_bad_samples, max_consecutive_bad: see `MixedDataModule`.
-        test_rows, shuffle_buffer, sample_buffer, max_pixels, squash, cache, features, predict: of every set, see `ShardDataModule`.
+        test_rows, shuffle_buffer, sample_buffer, max_pixels, squash, cache, cache_gb, features, predict: of every set, see `ShardDataModule`.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class BenchmarkDataModule(MixedDataModule):
         cache: str = CACHE,
         features: str | None = None,
         predict: Literal["pairs", "pictures"] | None = None,
+        cache_gb: float | None = None,
     ) -> None:
         names = chosen(sets)
         for option, by_set in (("train_rows", train_rows), ("num_negatives", num_negatives)):
@@ -76,6 +77,7 @@ class BenchmarkDataModule(MixedDataModule):
                 max_pixels=max_pixels,
                 squash=squash,
                 cache=cache,
+                cache_gb=cache_gb,
             )
         super().__init__(parts, weights, batch_size, block_size, steps_per_epoch, num_workers, seed, max_bad_samples, max_consecutive_bad, features, predict)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from virtue_pl.data import mmeb_shards, pair_shards, scar_shards
 from virtue_pl.data.atomic import sha256
-from virtue_pl.data.doctor_checks import Checkup, Finding
+from virtue_pl.data.doctor_checks import Box, Checkup, Finding, Shown
+from virtue_pl.data.doctor_pictures import looking
 from virtue_pl.data.grouped_parquet import Group
 from virtue_pl.data.parquet_shards import Progress, SourceFile, silent
 from virtue_pl.data.picture_archive import is_apple_double
@@ -29,15 +31,17 @@ _NO_LIMIT = 2**62
 PICTURE_COLUMNS = ("qry_image_path", "qry_img_path", "query_image")
 
 
-def examine(paths: Sequence[Path], train_split: str = "original", progress: Progress = silent, **options: Any) -> list[Checkup]:
+def examine(paths: Sequence[Path], train_split: str = "original", progress: Progress = silent, workers: int = 1, **options: Any) -> list[Checkup]:
     """A check-up of every folder of shards and every official file below `paths`; leaks between them are findings of the evaluated one.
 
     Args:
         train_split: of MMEB-train.
+        workers: processes that decode pictures; what is found is the same for any number.
         options: of every `Checkup`: max_pixels, count_tokens, show.
     """
     found: list[Checkup] = []
-    with TemporaryDirectory(prefix="virtue-pl-") as tables:
+    with TemporaryDirectory(prefix="virtue-pl-") as tables, looking(workers) as look:
+        options = {**options, "look": look, "ahead": 0 if workers == 1 else 4 * workers}
         for path in paths:
             for source in sources(path, train_split, Path(tables)):
                 found.append(of_shards(source, progress, options) if isinstance(source, ShardFolder) else of_file(source, progress, options))
@@ -89,6 +93,7 @@ def of_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) 
     for key, problem in log.drain():
         kind = problem.partition(":")[0]
         checkup.find(Finding(kind if kind in ("damaged tar", "the tar holds no record") else "damaged record", key, problem))
+    checkup.settle()
     return checkup
 
 
@@ -96,25 +101,17 @@ def of_file(file: SourceFile, progress: Progress, options: dict[str, Any]) -> Ch
     """Every row of an official file, as the converter would read it, and every picture."""
     file.columns()
     checkup = Checkup(file.name, file.kind, **options)
-    show = checkup.show
     with progress(file.name, file.num_rows()) as advance:
         for group in file.groups(0):
-            before = len(checkup.findings)
-            held: list[tuple[Finding, Any, Any]] = []
-            checkup.show = lambda *found, held=held: held.append(found)  # type: ignore[misc]
+            checkup.complete = partial(with_picture, file, group, checkup.max_pixels)
             file.write_record(group, checkup, checkup.max_pixels)
-            for place, (finding, image, box) in enumerate(held, before):
-                checkup.findings[place], shown, where = with_picture(file, finding, group, image, box, checkup.max_pixels)
-                show(checkup.findings[place], shown, where)
             advance(len(group))
-    checkup.show = show
+        checkup.settle()
     return checkup
 
 
-def with_picture(
-    file: SourceFile, finding: Finding, group: Group, image: UInt8[Tensor, "3 height width"] | None, box: Sequence[float] | None, max_pixels: int
-) -> tuple[Finding, UInt8[Tensor, "3 height width"] | None, Sequence[float] | None]:
-    """A finding with the path of its row's picture, the picture if it can be decoded, and the row's box (xyxy)."""
+def with_picture(file: SourceFile, group: Group, max_pixels: int, finding: Finding, image: Shown, box: Box) -> tuple[Finding, Shown, Box]:
+    """A finding with the path of its row's picture, what gives the picture, and the row's box (xyxy)."""
     row = next((row for number, row in group if finding.key == f"{file.name}/{number}"), None)
     if image is not None or row is None:
         return finding, image, box
@@ -122,11 +119,15 @@ def with_picture(
     if row.get("bbox") is not None and len(row["bbox"]) == 4 and None not in row["bbox"]:
         x, y, width, height = row["bbox"]
         box = [x, y, x + width, y + height]
+    return replace(finding, image=path), partial(file_picture, file, path, max_pixels), box
+
+
+def file_picture(file: SourceFile, path: str, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
+    """The picture, if there is one that can be decoded."""
     try:
-        image = decode(file.images.read(path, finding.key), finding.key, max_pixels)
+        return decode(file.images.read(path, ""), "", max_pixels)
     except DataError:
-        image = None
-    return replace(finding, image=path), image, box
+        return None
 
 
 def leftovers(path: Path, options: dict[str, Any]) -> list[Checkup]:
@@ -139,6 +140,7 @@ def leftovers(path: Path, options: dict[str, Any]) -> list[Checkup]:
         for name in files:
             if is_apple_double(name):
                 checkup.find(Finding("AppleDouble leftover beside the pictures", f"{folder}/{name}", "macOS left it there: remove it"))
+    checkup.settle()
     return [checkup] if checkup.findings else []
 
 
@@ -155,6 +157,7 @@ def find_leaks(checkups: Sequence[Checkup]) -> None:
             checkup.find(Finding("picture of the training data", name, f"its bytes are those of {other}"))
         for name, value in look_alike(near, {name: value for name, value in checkup.near.items() if name not in leaked}):
             checkup.find(Finding("looks like a training picture", name, f"it looks like {near[value]}"))
+        checkup.settle()
 
 
 def errors(checkups: Sequence[Checkup]) -> int:

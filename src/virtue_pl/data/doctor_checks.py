@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from virtue_pl.data.atomic import digest
-from virtue_pl.data.picture_hashes import difference_hash
+from virtue_pl.data.doctor_pictures import Look, Looked, at_once, shown
 from virtue_pl.data.records import Row, content_key, read_region
-from virtue_pl.images import decode
 from virtue_pl.types import DataError, Region
 
-APPLE_DOUBLE = b"\x00\x05\x16\x07"
 WARNINGS = ("duplicate pair", "looks like a training picture", "AppleDouble leftover beside the pictures")
 """Problems that a training survives and that may be meant; all others are errors."""
 
@@ -28,6 +27,8 @@ MASK_OVERLAP = 0.5
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 CountTokens = Callable[[str], int]
+Shown = Callable[[], UInt8[Tensor, "3 height width"] | None] | None
+Box = Sequence[float] | None
 
 
 def count_words(text: str) -> int:
@@ -49,6 +50,11 @@ class Finding:
         return self.kind in WARNINGS
 
 
+Find = Callable[[Finding, Shown, Box], None]
+Tell = Callable[[str, str], None]
+"""Called with a problem's kind and what exactly was found."""
+
+
 @dataclass
 class Checkup:
     """What was seen of one folder of shards, or of one official file.
@@ -68,76 +74,100 @@ class Checkup:
     near: dict[str, int] = field(default_factory=dict)
     sizes: Counter[int] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
-    show: Callable[[Finding, UInt8[Tensor, "3 height width"] | None, Sequence[float] | None], None] = lambda finding, image, box: None
-    """Called with each finding, the picture if it could be decoded, and the row's box in its pixels."""
+    show: Callable[[Finding, Shown, Box], None] = lambda finding, image, box: None
+    """Called with each finding, what gives the picture (None where there is none), and the row's box in its pixels."""
+    look: Look = at_once
+    ahead: int = 0
+    """How many records may wait for `look`; what is found is the same for any number."""
+    complete: Callable[[Finding, Shown, Box], tuple[Finding, Shown, Box]] = lambda finding, image, box: (finding, image, box)
+    """What is done to the findings of what is added from now on, before they are shown."""
     _pairs: dict[str, str] = field(default_factory=dict)
+    _waiting: deque[Callable[[], None]] = field(default_factory=deque)
 
     def skip(self, error: DataError, rows: int = 1) -> None:
         """What a converter or the stream would leave out; the problem's words before ":" are its kind."""
         self.find(Finding(error.problem.partition(":")[0], error.key, error.problem))
 
-    def find(self, finding: Finding, image: UInt8[Tensor, "3 height width"] | None = None, box: Sequence[float] | None = None) -> None:
+    def find(self, finding: Finding, image: Shown = None, box: Box = None) -> None:
+        """Takes a finding in, behind those of the records that wait."""
+        completed = self.complete(finding, image, box)
+        self._later(lambda: self._found(*completed))
+
+    def _found(self, finding: Finding, image: Shown, box: Box) -> None:
         self.findings.append(finding)
         self.show(finding, image, box)
 
     def add(self, pictures: Sequence[tuple[bytes, str]], image: str, rows: Sequence[Mapping[str, Any]], paths: Sequence[str] = ()) -> None:
         """Looks at one record, see `RecordSink`."""
-        self.rows += len(rows)
-        keys = [content_key(data) for data, _ in pictures]
+        data = [picture for picture, _ in pictures]
         named = paths or [image, *(f"{image}, picture {number}" for number in range(1, len(pictures)))]
-        decoded = [self.picture(data, key, path) for (data, _), key, path in zip(pictures, keys, named, strict=False)]
+        answer, complete = self.look(data, self.max_pixels), self.complete
+        self._later(lambda: self._looked(data, answer(), rows, list(named), lambda *found: self._found(*complete(*found))))
+
+    def settle(self) -> None:
+        """Waits for what is still being looked at."""
+        while self._waiting:
+            self._waiting.popleft()()
+
+    def _later(self, step: Callable[[], None]) -> None:
+        self._waiting.append(step)
+        while len(self._waiting) > self.ahead:
+            self._waiting.popleft()()
+
+    def _looked(self, data: Sequence[bytes], seen: Sequence[Looked], rows: Sequence[Mapping[str, Any]], paths: Sequence[str], find: Find) -> None:
+        """Checks a record whose pictures were looked at."""
+        self.rows += len(rows)
+        keys = [content_key(picture) for picture in data]
+        for key, looked, path in zip(keys, seen, paths, strict=False):
+            self._picture(key, looked, path, find)
+        sound = bool(seen) and not seen[0].problem
+        image, picture = (paths[0] if paths else ""), (partial(shown, data[0], self.max_pixels) if sound else None)
         for fields in rows:
             row = Row(f"{self.name}/{fields['row']}", "", fields)
-            shown = decoded[0] if decoded else None
-            self.region(row, shown, image)
-            self.texts(row, keys, shown, image)
+            tell = teller(row, image, picture, find)
+            if sound and fields.get("box") is not None:
+                self._region(row, seen[0].size, tell)
+            self._texts(row, keys, tell)
 
-    def picture(self, data: bytes, key: str, image: str) -> UInt8[Tensor, "3 height width"] | None:
-        """The decoded picture, or None with a finding."""
+    def _picture(self, key: str, looked: Looked, path: str, find: Find) -> None:
         self.pictures += 1
-        name = f"{self.name} ({image})"
-        try:
-            if not data:
-                raise DataError(name, "empty picture: it has no bytes")
-            if data.startswith(APPLE_DOUBLE):
-                raise DataError(name, "AppleDouble leftover: what macOS leaves beside a file stands in the picture's place")
-            found = decode(data, name, self.max_pixels)
-        except DataError as error:
-            self.find(Finding(error.problem.partition(":")[0], name, error.problem, image))
-            return None
-        self.sizes[power_of_two(min(found.shape[1:]))] += 1
-        self.exact.setdefault(key, name)
-        looks = difference_hash(found)
-        if looks is not None:
-            self.near.setdefault(name, looks)
-        return found
-
-    def region(self, row: Row, shown: UInt8[Tensor, "3 height width"] | None, image: str) -> None:
-        """Whether the row's box and mask can be, and belong together."""
-        if shown is None or row.fields.get("box") is None:
+        name = f"{self.name} ({path})"
+        if looked.problem:
+            find(Finding(looked.problem.partition(":")[0], name, looked.problem, path), None, None)
             return
+        self.sizes[power_of_two(min(looked.size))] += 1
+        self.exact.setdefault(key, name)
+        if looked.looks is not None:
+            self.near.setdefault(name, looked.looks)
+
+    def _region(self, row: Row, size: tuple[int, int], tell: Tell) -> None:
+        """Whether the row's box and mask can be, and belong together."""
         try:
-            region = read_region(row, (shown.shape[1], shown.shape[2]))
+            region = read_region(row, size)
         except DataError as error:
-            self.find(Finding(region_kind(error.problem), row.key, error.problem, image), shown, row.fields["box"])
+            tell(region_kind(error.problem), error.problem)
             return
         overlap = mask_overlap(region)
         if overlap < MASK_OVERLAP:
-            detail = f"the mask's own box overlaps the row's by {overlap:.2f}, expected {MASK_OVERLAP} or more"
-            self.find(Finding("mask elsewhere than its box", row.key, detail, image), shown, row.fields["box"])
+            tell("mask elsewhere than its box", f"the mask's own box overlaps the row's by {overlap:.2f}, expected {MASK_OVERLAP} or more")
 
-    def texts(self, row: Row, keys: Sequence[str], shown: UInt8[Tensor, "3 height width"] | None, image: str) -> None:
+    def _texts(self, row: Row, keys: Sequence[str], tell: Tell) -> None:
         """Lengths, pairs that occurred before, and right answers that stand among the wrong ones."""
         answers = row.fields.get("candidates") or [row.fields.get("target"), *row.fields.get("negatives", ())]
         query, (right, *wrong) = identity(row.fields.get("query"), keys), [identity(answer, keys) for answer in answers]
         for text, _ in (query, right, *wrong):
             self.lengths[power_of_two(self.count_tokens(text))] += 1
         if right in wrong:
-            self.find(Finding("caption equals a distractor", row.key, f"{right[0]!r} is right and wrong", image), shown, row.fields.get("box"))
+            tell("caption equals a distractor", f"{right[0]!r} is right and wrong")
         pair = digest(str((query, right, row.fields.get("box"), keys[:1] if isinstance(row.fields.get("query"), str) else None)))
         first = self._pairs.setdefault(pair, row.key)
         if first != row.key:
-            self.find(Finding("duplicate pair", row.key, f"the same query and answer as {first}", image), shown, row.fields.get("box"))
+            tell("duplicate pair", f"the same query and answer as {first}")
+
+
+def teller(row: Row, image: str, picture: Shown, find: Find) -> Tell:
+    """Tells of problems of one row."""
+    return lambda kind, detail: find(Finding(kind, row.key, detail, image), picture, row.fields.get("box"))
 
 
 def identity(stored: Any, keys: Sequence[str]) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from virtue_pl.data.atomic import replacing
-from virtue_pl.data.doctor_checks import Finding
+from virtue_pl.data.doctor_checks import Box, Finding, Shown
 
 TILE, CAPTION, COLUMNS = 200, 44, 6
 """Side of a small picture, height of the lines below it, and pictures in a row."""
@@ -39,11 +38,11 @@ class ContactSheet:
         self.exhibits: list[Exhibit] = []
         self.kinds: Counter[str] = Counter()
 
-    def show(self, finding: Finding, image: UInt8[Tensor, "3 height width"] | None, box: Sequence[float] | None) -> None:
-        """Takes a finding in, with its picture and its box (xyxy in pixels of the picture)."""
+    def show(self, finding: Finding, image: Shown, box: Box) -> None:
+        """Takes a finding in, with what gives its picture, and its box (xyxy in pixels of the picture)."""
         self.kinds[finding.kind] += 1
         if self.kinds[finding.kind] <= self.of_a_kind:
-            self.exhibits.append(Exhibit(finding, tile(image, box)))
+            self.exhibits.append(Exhibit(finding, tile(None if image is None else image(), box)))
 
     def save(self, path: Path) -> None:
         """Writes the sheet as a PNG; raises nothing where nothing was wrong: the sheet says so."""
@@ -63,7 +62,7 @@ class ContactSheet:
             sheet.save(temporary, "PNG")
 
 
-def tile(image: UInt8[Tensor, "3 height width"] | None, box: Sequence[float] | None) -> Image.Image:
+def tile(image: UInt8[Tensor, "3 height width"] | None, box: Box) -> Image.Image:
     """The picture in a square, with its box in red, even where it leaves the picture; grey with a cross where there is no picture."""
     square = Image.new("RGB", (TILE, TILE), (225, 225, 225))
     draw = ImageDraw.Draw(square)

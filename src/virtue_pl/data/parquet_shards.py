@@ -5,34 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from virtue_pl.data.atomic import sha256
 from virtue_pl.data.grouped_parquet import Group, column_names, grouped_rows, num_rows
 from virtue_pl.data.parallel_conversion import in_processes
+from virtue_pl.data.parallel_records import RecordSink, records_in_order
 from virtue_pl.data.picture_files import PictureFiles
 from virtue_pl.data.shard_writer import ShardWriter
 from virtue_pl.data.shards import FORMAT, MANIFEST, Manifest
-from virtue_pl.types import DataError, VirtueError
+from virtue_pl.types import VirtueError
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 """Called with a file's name and its number of rows; what it gives is called with the number of rows done."""
-
-
-class RecordSink(Protocol):
-    """What takes a dataset's records: a writer of shards, or whoever only looks at them."""
-
-    def add(self, pictures: Sequence[tuple[bytes, str]], image: str, rows: Sequence[Mapping[str, Any]], paths: Sequence[str] = ()) -> None:
-        """One record, see `ShardWriter`; `paths` are those of its pictures, where there may be several."""
-
-    def skip(self, error: DataError, rows: int = 1) -> None:
-        """Rows that are left out."""
 
 
 @contextmanager
@@ -118,16 +110,17 @@ def convert(files: Sequence[SourceFile], out: Path, settings: Settings, progress
     out, counted and named in the manifest. Raises VirtueError for missing columns, and for shards in OUT that were made from something else.
 
     Args:
-        workers: how many files are converted at a time, each in a process of its own if more than one.
+        workers: how many processes; files are converted at a time, each by one of them, or where there are fewer files one by one, each
+            by all. What is written is the same for any number, and a stopped run may go on with another.
     """
     for file in files:
         file.columns()
     found = {file.name: _finished(file, out / file.name, settings) for file in files}
     todo = [file for file in files if found[file.name] is None]
-    if min(workers, len(todo)) > 1:
-        made = in_processes(partial(_convert, out=out, settings=settings), todo, progress, min(workers, len(todo)))
+    if 1 < workers <= len(todo):
+        made = in_processes(partial(_convert, out=out, settings=settings), todo, progress, workers)
     else:
-        made = {file.name: _convert(file, out, settings, progress) for file in todo}
+        made = {file.name: _convert(file, out, settings, progress, workers) for file in todo}
     return {file.name: found[file.name] or made[file.name] for file in files}
 
 
@@ -153,13 +146,27 @@ def _finished(file: SourceFile, folder: Path, settings: Settings) -> Manifest | 
     return manifest
 
 
-def _convert(file: SourceFile, out: Path, settings: Settings, progress: Progress) -> Manifest:
+def _convert(file: SourceFile, out: Path, settings: Settings, progress: Progress, workers: int = 1) -> Manifest:
     with ShardWriter(out / file.name, settings.pictures_per_shard, _source(file, settings)) as writer:
         with progress(file.name, file.num_rows()) as advance:
-            done = writer.groups
-            for number, group in enumerate(file.groups(settings.seed)):
-                if number >= done:
-                    file.write_record(group, writer, settings.max_pixels)
-                    writer.group_done()
-                advance(len(group))
+            groups = file.groups(settings.seed)
+            advance(sum(len(group) for group in islice(groups, writer.groups)))
+            written = _write(file, groups, writer, settings) if workers == 1 else _write_held(file, groups, writer, settings, workers)
+            for rows in written:
+                writer.group_done()
+                advance(rows)
         return writer.finish(name=file.name, kind=file.kind, task=file.task, meta_task=file.meta_task, licence=settings.licence, distribution=file.distribution)
+
+
+def _write(file: SourceFile, groups: Iterator[Group], writer: ShardWriter, settings: Settings) -> Iterator[int]:
+    """The number of rows of every group, once it is written."""
+    for group in groups:
+        file.write_record(group, writer, settings.max_pixels)
+        yield len(group)
+
+
+def _write_held(file: SourceFile, groups: Iterator[Group], writer: ShardWriter, settings: Settings, workers: int) -> Iterator[int]:
+    """The same, where other processes make the records."""
+    for held in records_in_order(file, groups, settings.max_pixels, workers):
+        held.give(writer)
+        yield held.rows

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from virtue_pl.data.cache_limit import held, make_room
 from virtue_pl.types import VirtueError
 
 CACHE = "data/cache"
@@ -33,18 +36,30 @@ class RemoteFolder:
 
     version: of the folder's content: another one is copied to another place, so that old and new shards are never mixed.
     option: which setting gave the URL, for errors.
+    limit: how many bytes of shards `cache` may hold; None for any number.
     """
 
     url: str
     cache: str = CACHE
     version: str = ""
     option: str = "train"
+    limit: int | None = None
 
     @property
     def path(self) -> Path:
         """Where the copies are: a folder of its own for each URL and version."""
         url = self.url.rstrip("/")
         return Path(self.cache) / f"{url.rpartition('/')[2]}-{hashlib.sha256(f'{url} {self.version}'.encode()).hexdigest()[:12]}"
+
+    @contextmanager
+    def reading(self, name: str, size: int, sha256: str) -> Iterator[Path]:
+        """The local copy of the file, as by `fetch`, which nobody removes meanwhile."""
+        while True:
+            path = self.fetch(name, size, sha256)
+            with held(path) as there:
+                if there:
+                    yield path
+                    return
 
     def fetch(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
         """The local copy of the file, made unless one of the size is there. Raises VirtueError where it cannot be had."""
@@ -54,6 +69,8 @@ class RemoteFolder:
         if size is not None and path.is_file() and path.stat().st_size == size:
             return path
         self.path.mkdir(parents=True, exist_ok=True)
+        if self.limit is not None and size is not None:
+            make_room(Path(self.cache), self.limit, size)
         problem = ""
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -72,6 +89,7 @@ class RemoteFolder:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{name}.")
         try:
             with os.fdopen(handle, "wb") as target:
+                fcntl.flock(target, fcntl.LOCK_EX)
                 found, digest = copy(f"{self.url.rstrip('/')}/{name}", target.write, MAX_MANIFEST if size is None else size)
             if sha256 is not None and digest != sha256:
                 raise OSError(f"{found} bytes of another content than the manifest says, {size}")

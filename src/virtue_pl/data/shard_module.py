@@ -48,6 +48,8 @@ class ShardDataModule(StreamingDataModule, ABC):
         squash: every picture is stretched to a square of so many pixels a side, as the published evaluation does (1344), before anything
             else sees it; default none, the picture's own size. How many pixels the vision tower reads is the backbone's to say.
         cache: folder for copies of shards that a URL names.
+        cache_gb: how many gigabytes (10^9 bytes) of such copies are kept, over all that share the folder: the least recently read make room,
+            what is being read stays; default all.
         features: name of the folder, inside each folder of shards, with what is stored of the pictures (configs/store_features.yaml):
             frozen networks then see only pictures that are new, such as a crop or a mirrored one. With `predict: pictures`, where it will be.
         predict: what a prediction is of, "pairs" (the training samples of one epoch) or "pictures" (each of all folders once,
@@ -76,6 +78,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         train_rows: int | None = None,
         squash: int | None = None,
         cache: str = CACHE,
+        cache_gb: float | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, max_bad_samples, max_consecutive_bad)
         check_counts({"batch_size": batch_size, "eval_batch_size": eval_batch_size, "test_rows": test_rows, "steps_per_epoch": steps_per_epoch})
@@ -95,6 +98,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         self.train_rows = train_rows
         self.squash = squash
         self.cache = cache
+        self.cache_gb = cache_gb
 
     @staticmethod
     @abstractmethod
@@ -114,7 +118,7 @@ class ShardDataModule(StreamingDataModule, ABC):
     def train_folder(self) -> ShardFolder:
         if self.train is None:
             raise VirtueError("train is not set: give the folder of training shards")
-        folder = ShardFolder.open(self.train, "train", self.cache)
+        folder = ShardFolder.open(self.train, "train", self.cache, self.cache_gb)
         if folder.manifest.kind != "pairs":
             raise VirtueError(f"train: {self.train} holds {folder.manifest.kind}, expected pairs (training shards)")
         if folder.manifest.negatives[0] < self.num_negatives:
@@ -123,11 +127,11 @@ class ShardDataModule(StreamingDataModule, ABC):
 
     @cached_property
     def val_folders(self) -> dict[str, ShardFolder]:
-        return {name: self._read(folder, None) for name, folder in _ranking_folders(self.val, "val", self.cache).items()}
+        return {name: self._read(folder, None) for name, folder in _ranking_folders(self.val, "val", self.cache, self.cache_gb).items()}
 
     @cached_property
     def test_folders(self) -> dict[str, ShardFolder]:
-        return {name: self._read(folder, self.test_rows) for name, folder in _ranking_folders(self.test, "test", self.cache).items()}
+        return {name: self._read(folder, self.test_rows) for name, folder in _ranking_folders(self.test, "test", self.cache, self.cache_gb).items()}
 
     @property
     def steps(self) -> int:
@@ -240,8 +244,8 @@ def describe_folder(folder: ShardFolder, samples: int, steps: int) -> dict[str, 
     }
 
 
-def _ranking_folders(paths: Mapping[str, str], option: str, cache: str) -> dict[str, ShardFolder]:
-    folders = {name: ShardFolder.open(path, f"{option}.{name}", cache) for name, path in paths.items()}
+def _ranking_folders(paths: Mapping[str, str], option: str, cache: str, cache_gb: float | None) -> dict[str, ShardFolder]:
+    folders = {name: ShardFolder.open(path, f"{option}.{name}", cache, cache_gb) for name, path in paths.items()}
     for name, folder in folders.items():
         if folder.manifest.kind != "rankings":
             raise VirtueError(f"{option}.{name}: {folder.path} holds {folder.manifest.kind}, expected rankings (evaluation shards)")

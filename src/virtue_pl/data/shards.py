@@ -14,12 +14,14 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from virtue_pl.data.cache_limit import bytes_of
 from virtue_pl.data.remote import CACHE, RemoteFolder, is_remote
 from virtue_pl.feature_store import StoredFeatures
 from virtue_pl.types import VirtueError
@@ -121,14 +123,15 @@ class ShardFolder:
     squash: int | None = None
 
     @classmethod
-    def open(cls, path: str | Path, option: str, cache: str = CACHE) -> ShardFolder:
+    def open(cls, path: str | Path, option: str, cache: str = CACHE, cache_gb: float | None = None) -> ShardFolder:
         """Raises VirtueError naming `option` (which setting gave the path) where shards are missing.
 
-        A URL's shards are copied to a folder in `cache` when they are read; once all are there, that folder can be named in its place.
+        A URL's shards are copied to a folder in `cache` when they are read, of which at most `cache_gb` are kept; once all are there, that folder
+        can be named in its place.
         """
         if is_remote(path):
             manifest = Manifest.read(RemoteFolder(str(path), cache, option=option).fetch(MANIFEST))
-            remote = RemoteFolder(str(path), cache, manifest.fingerprint, option)
+            remote = RemoteFolder(str(path), cache, manifest.fingerprint, option, bytes_of(cache_gb))
             remote.path.mkdir(parents=True, exist_ok=True)
             manifest.write(remote.path / MANIFEST)
             return cls(remote.path, manifest, remote=remote)
@@ -141,12 +144,12 @@ class ShardFolder:
             raise VirtueError(f"{option}: {path} lacks {len(missing)} of {len(folder.manifest.shards)} shards, e.g. {missing[0]}: write them again")
         return folder
 
-    def local(self, name: str) -> Path:
-        """The shard's file, which is copied from where it lies if it is not there. Raises VirtueError where it cannot be."""
+    def reading(self, name: str) -> AbstractContextManager[Path]:
+        """The shard's file, which is copied from where it lies if it is not there, and stays while it is read. Raises VirtueError where it cannot be had."""
         if self.remote is None:
-            return self.path / name
+            return nullcontext(self.path / name)
         shard = self._by_name[name]
-        return self.remote.fetch(name, shard.bytes, shard.sha256)
+        return self.remote.reading(name, shard.bytes, shard.sha256)
 
     def first(self, rows: int | None) -> ShardFolder:
         """The folder of the first pictures alone, as many as have at most `rows` rows; None for all."""

@@ -98,13 +98,14 @@ def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: S
     for shard in shards:
         name = shard["url"].rpartition("/")[2]
         stored = nothing_stored if folder.features is None else partial(folder.features.of, name)
-        for members in read_tar(str(folder.local(name)), folder.manifest.name, log):
-            try:
-                record = read_record(members, folder.manifest.name, folder.manifest.task)
-                if record.index < end:
-                    yield replace(record, stored=stored, squash=folder.squash)
-            except DataError as error:
-                log.skip(error)
+        with folder.reading(name) as path:
+            for members in read_tar(str(path), folder.manifest.name, log):
+                try:
+                    record = read_record(members, folder.manifest.name, folder.manifest.task)
+                    if record.index < end:
+                        yield replace(record, stored=stored, squash=folder.squash)
+                except DataError as error:
+                    log.skip(error)
 
 
 def read_tar(path: str, name: str, log: SkipLog) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,91 @@
+"""What a look at a picture tells the doctor, by one process or by several."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from virtue_pl.data.picture_hashes import difference_hash
+from virtue_pl.images import decode
+from virtue_pl.types import DataError, VirtueError
+
+APPLE_DOUBLE = b"\x00\x05\x16\x07"
+
+
+class Looked(NamedTuple):
+    """size: (height, width) of the decoded picture. looks: its difference hash, None for a plain one. problem: why there is none, or ""."""
+
+    size: tuple[int, int] = (0, 0)
+    looks: int | None = None
+    problem: str = ""
+
+
+Answer = Callable[[], list[Looked]]
+"""Gives what was seen of the pictures, once it is known."""
+
+Look = Callable[[Sequence[bytes], int], Answer]
+"""Looks at compressed pictures of at most so many pixels."""
+
+
+def look_at(pictures: Sequence[bytes], max_pixels: int) -> list[Looked]:
+    return [look_at_one(data, max_pixels) for data in pictures]
+
+
+def look_at_one(data: bytes, max_pixels: int) -> Looked:
+    if not data:
+        return Looked(problem="empty picture: it has no bytes")
+    if data.startswith(APPLE_DOUBLE):
+        return Looked(problem="AppleDouble leftover: what macOS leaves beside a file stands in the picture's place")
+    try:
+        found = decode(data, "", max_pixels)
+    except DataError as error:
+        return Looked(problem=error.problem)
+    return Looked((found.shape[1], found.shape[2]), difference_hash(found))
+
+
+def at_once(pictures: Sequence[bytes], max_pixels: int) -> Answer:
+    """Looks here and now."""
+    found = look_at(pictures, max_pixels)
+    return lambda: found
+
+
+@contextmanager
+def looking(workers: int) -> Iterator[Look]:
+    """Looks in `workers` processes, or, for 1, in this one. Its answers raise VirtueError where a process is killed."""
+    if workers == 1:
+        yield at_once
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once, not by every worker
+    with ProcessPoolExecutor(workers, context) as pool:
+
+        def look(pictures: Sequence[bytes], max_pixels: int) -> Answer:
+            future = pool.submit(look_at, pictures, max_pixels)
+
+            def answer() -> list[Looked]:
+                try:
+                    return future.result()
+                except BrokenProcessPool as error:
+                    raise VirtueError("a worker was killed, perhaps for its memory: give fewer --workers") from error
+
+            return answer
+
+        try:
+            yield look
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def shown(data: bytes, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
+    """The picture, if it can be decoded."""
+    try:
+        return decode(data, "", max_pixels)
+    except DataError:
+        return None
