@@ -10,6 +10,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
+from virtue_pl.quick_dropout import QuickDropout
+
 
 class FoldedDora(DoraLinearVariant):
     """A map's output, stretched by m / |W + s B A|, plus the update's: y = f (W x + s B A drop(x)) + bias, f the stretch of each output.
@@ -42,9 +44,12 @@ def row_norms(weight: Float[Tensor, "out in"], down: Float[Tensor, "rank in"], u
 
 
 def fold(network: nn.Module) -> None:
-    """Puts `FoldedDora` in the place of peft's in every DoRA adapter of `network`."""
+    """Puts `FoldedDora` in the place of peft's in every DoRA adapter of `network`, and `QuickDropout` in every adapter that drops."""
     for module in network.modules():
         if isinstance(module, LoraLayer):
+            for name, dropout in module.lora_dropout.items():
+                if type(dropout) is nn.Dropout:
+                    module.lora_dropout[name] = QuickDropout(dropout.p)
             for name, variant in module.lora_variant.items():
                 if type(variant) is DoraLinearVariant:
                     module.lora_variant[name] = FoldedDora()
