@@ -166,7 +166,7 @@ def our_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple
         with precision:
             loss = model.training_step(batch, 0)
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
     return model, step
 

@@ -23,9 +23,10 @@ class FoldedDora(DoraLinearVariant):
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
-        """result: the plain map's output, its bias included."""
+        """result: the plain map's output, its bias included; x as the map read it."""
         down, up, scaling = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight, module.scaling[active_adapter]
         base = module.get_base_layer()
+        x = x if torch.is_autocast_enabled(x.device.type) else x.to(down.dtype)
         stretch = module.lora_magnitude_vector[active_adapter].weight / row_norms(base.weight, down, up, scaling)
         low = nn.functional.linear(module.lora_dropout[active_adapter](x), down)
         more = (stretch - 1).to(result.dtype)
@@ -53,3 +54,4 @@ def fold(network: nn.Module) -> None:
             for name, variant in module.lora_variant.items():
                 if type(variant) is DoraLinearVariant:
                     module.lora_variant[name] = FoldedDora()
+                    module.cast_input_dtype_enabled = False  # what autocast would cast back is dropped from as it is
