@@ -85,19 +85,19 @@ def queries(model: Virtue, pictures: Sequence[int]) -> EncoderBatch:
     images = [picture(number) for number in pictures]
     shown = zip(images, prompts, pictures, strict=True)
     batch = model.preprocess.encoder_batch([EmbeddingInput(IMAGE_TOKEN, (image,), prompt, (str(number),)) for image, prompt, number in shown])
-    return with_length(batch, model, QUERY_TOKENS)
+    return with_length(batch, QUERY_TOKENS)
 
 
 def texts(model: Virtue, lengths: Sequence[int]) -> list[EncoderBatch]:
-    """Rows without a picture, one each, of so many tokens."""
-    return [with_length(model.preprocess.encoder_batch([EmbeddingInput("a")]), model, length) for length in lengths]
+    """Rows without a picture, one each, of so many tokens; no two alike."""
+    return [with_length(model.preprocess.encoder_batch([EmbeddingInput("a")]), length, row) for row, length in enumerate(lengths)]
 
 
-def with_length(batch: EncoderBatch, model: Virtue, length: int) -> EncoderBatch:
+def with_length(batch: EncoderBatch, length: int, seed: int = 0) -> EncoderBatch:
     """The rows with random words behind them, `length` tokens in all."""
     more = length - batch.input_ids.shape[1]
     assert more >= 0 and bool(batch.attention_mask.all()) and batch.position_ids is not None
-    ids = torch.cat([batch.input_ids, torch.randint(3, 400, (len(batch), more), generator=torch.Generator().manual_seed(length))], dim=1)
+    ids = torch.cat([batch.input_ids, torch.randint(3, 400, (len(batch), more), generator=torch.Generator().manual_seed(seed))], dim=1)
     positions = torch.cat([batch.position_ids, batch.position_ids[..., -1:] + 1 + torch.arange(more)], dim=-1)
     return EncoderBatch(ids, torch.ones_like(ids), batch.pictures, batch.prompts, batch.use_rows, positions)
 

@@ -1,9 +1,12 @@
 """A training step of the mid-size model: what it costs, against the published code's way and against the arithmetic that it needs.
 
 Batch 8, chunk 2, 336x336 pictures with a box, DoRA r 8, one thread. The baseline (`published.py`) and ours take turns, each in a process of
-its own, with the same weights, whose losses must agree. Prints one JSON object. Ratios are of CPU seconds, which other work on the machine
-moves less than seconds: `ratio_to_baseline` to the baseline in float32, `ratio_to_floor` to the floating-point operations of a step without
-a gradient cache at the speed of the machine's matrix product in that precision.
+its own, with the same weights. Prints one JSON object. Ratios are of CPU seconds, which other work on the machine moves less than seconds:
+`ratio_to_baseline` to the baseline in float32, `ratio_to_floor` to the floating-point operations of a step without a gradient cache at the
+speed of the machine's matrix product in that precision.
+
+Before that each takes one step without dropout, of which no two draws are alike: `agreement` is how far the losses and the gradients are
+apart, and nothing is measured where float32's are not the baseline's.
 
     python benchmarks/train_step.py --rounds 3
 """
@@ -14,11 +17,13 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from agreement import apart, check, save_gradients
 from mid_size import Stages, build, child_parser, gemm_peak, pair_batch, peak_memory, run_child, timed, write_model
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -30,7 +35,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     if options.child:
-        print(json.dumps(measure(options) if options.child in ("ours", "baseline") else count(options)))
+        print(json.dumps(count(options) if options.child == "count" else agree(options) if options.agree else measure(options)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = str(write_model(Path(temporary) / "qwen2_vl"))
@@ -44,10 +49,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--chunk-size", default="2", help="rows, auto, or plain")
     parser.add_argument("--no-baseline", action="store_true", help="measure ours alone")
     parser.add_argument("--child", choices=("ours", "baseline", "count"), help=argparse.SUPPRESS)
+    parser.add_argument("--agree", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
+    agreement = {} if options.no_baseline else compare_numbers(options)
     floor = child(options, "count", "float32")
     runs: dict[str, list[dict[str, Any]]] = {}
     for _ in range(options.rounds):
@@ -64,14 +71,29 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         report["ratio_to_baseline"] = {name: median([a / b for a, b in zip(cpu[name], cpu["baseline"], strict=True)]) for name in ours}
         peak = report["baseline"]["peak_bytes"]
         report["memory_to_baseline"] = {name: round(report[name]["peak_bytes"] / peak, 3) for name in ours}
-        report["loss_difference"] = {name: abs(report[name]["loss"] - report["baseline"]["loss"]) for name in ours}
+        report["agreement"] = agreement
     return report
 
 
-def child(options: argparse.Namespace, kind: str, precision: str) -> dict[str, Any]:
+def compare_numbers(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Loss and gradients beside the baseline's, by precision. Ends the benchmark where float32's are others."""
+    theirs, found = child(options, "baseline", "float32", "--agree"), {}
+    for precision in dict.fromkeys(("float32", *options.precisions)):
+        ours = child(options, "ours", precision, "--agree")
+        found[precision] = apart((ours["loss"], theirs["loss"]), (gradients(options, "ours", precision), gradients(options, "baseline", "float32")))
+        if precision == "float32":
+            check(found[precision])
+    return found
+
+
+def gradients(options: argparse.Namespace, kind: str, precision: str) -> Path:
+    return Path(options.folder).parent / f"{kind}_{precision}.safetensors"
+
+
+def child(options: argparse.Namespace, kind: str, precision: str, *more: str) -> dict[str, Any]:
     same = {name: getattr(options, name) for name in ("steps", "threads", "batch_size", "chunk_size", "folder")}
     arguments = [part for name, value in same.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return run_child(__file__, *arguments, "--child", kind, "--precision", precision)
+    return run_child(__file__, *arguments, "--child", kind, "--precision", precision, *more)
 
 
 def middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -84,18 +106,28 @@ def median(values: list[float]) -> float:
     return round(statistics.median(values), 3)
 
 
+def agree(options: argparse.Namespace) -> dict[str, Any]:
+    """One process: a step without dropout, whose gradients are left in a file."""
+    model, step = build_step(options, Stages())
+    model.eval()
+    loss = step()
+    save_gradients(model, gradients(options, options.child, options.precision))
+    return {"loss": loss}
+
+
+def build_step(options: argparse.Namespace, stages: Stages) -> tuple[torch.nn.Module, Callable[[], float]]:
+    """A model that is being trained, and a step, without the optimizer's, which gives the loss."""
+    return (baseline_step if options.child == "baseline" else our_step)(Path(options.folder), options, stages)
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """One process: a step that warms up, then `steps` measured ones."""
-    folder = Path(options.folder)
     stages = Stages()
-    if options.child == "baseline":
-        step, parameters = baseline_step(folder, options, stages)
-    else:
-        keep_freed_memory()
-        step, parameters = our_step(folder, options, stages)
+    model, step = build_step(options, stages)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0)
     torch.manual_seed(3)
-    first = step()
+    step()
     optimizer.zero_grad()
     stages.spent.clear()
 
@@ -112,12 +144,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(wall / options.steps, 3),
         "cpu_seconds": round(cpu / options.steps, 3),
         "peak_bytes": peak_memory(),
-        "loss": first,
         "stages": stages.report(options.steps),
     }
 
 
-def our_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple[Any, list[torch.nn.Parameter]]:
+def our_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple[torch.nn.Module, Callable[[], float]]:
+    keep_freed_memory()
     model: Any = build(folder, options.precision).train()
     model.gradient_cache = strategy(options.chunk_size)
     batch = pair_batch(model, options.batch_size)
@@ -134,16 +166,16 @@ def our_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple
         with precision:
             loss = model.training_step(batch, 0)
         loss.backward()
-        return float(loss)
+        return float(loss.detach())
 
-    return step, [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return model, step
 
 
 def strategy(chunk_size: str) -> PlainStep | GradientCache:
     return PlainStep() if chunk_size == "plain" else GradientCache(chunk_size if chunk_size == "auto" else int(chunk_size))
 
 
-def baseline_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple[Any, list[torch.nn.Parameter]]:
+def baseline_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple[torch.nn.Module, Callable[[], float]]:
     from published import Published
 
     source = build(folder, "float32")
@@ -158,7 +190,7 @@ def baseline_step(folder: Path, options: argparse.Namespace, stages: Stages) -> 
     stages.wrap(model.vlm.model.language_model, "forward", "language model")
     stages.wrap(model.vlm.lm_head, "forward", "vocabulary")
     stages.wrap(model.loss, "forward", "loss")
-    return lambda: float(model.step(batch, int(options.chunk_size))), [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return model, lambda: float(model.step(batch, int(options.chunk_size)))
 
 
 def count(options: argparse.Namespace) -> dict[str, Any]:

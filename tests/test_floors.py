@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "virtue_pl"
 FLOORS = (
     {"types"},
     {"prompts", "pooling", "distributed", "images", "recipes", "optimization", "frozen_features", "feature_store", "memory", "precision"},
-    {"backbones", "adapters", "folded_dora", "losses", "metrics"},
+    {"backbones", "adapters", "folded_dora", "quick_dropout", "losses", "metrics"},
     {"parts", "gradient_cache", "virtue"},
     {"evaluation", "interop", "embedder"},
     {"data", "training"},

@@ -8,6 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from virtue_pl.folded_dora import FoldedDora, fold, row_norms
+from virtue_pl.quick_dropout import QuickDropout
 
 
 def adapted(folded: bool, dropout: float, bias: bool, stretched: bool = True) -> nn.Module:
@@ -56,6 +57,7 @@ def test_dropout_reaches_the_update_alone() -> None:
     for folded in (True, False):
         layer = adapted(folded, 0.4, True)[0]  # type: ignore[index]
         layer.lora_magnitude_vector["default"].weight.data.copy_(norms)
+        layer.lora_dropout["default"] = QuickDropout(0.4)
         torch.manual_seed(2)
         outputs.append(layer(inputs[:5]))
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
@@ -82,5 +84,7 @@ def test_only_dora_is_folded() -> None:
     network = nn.Sequential(nn.Linear(4, 4))
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["0"], use_dora=False), network)
     fold(network)
-    assert not network[0].lora_variant
-    assert isinstance(adapted(True, 0.0, True)[0].lora_variant["default"], FoldedDora)  # type: ignore[index]
+    assert not network[0].lora_variant and isinstance(network[0].lora_dropout["default"], nn.Identity)
+    dora = adapted(True, 0.2, True)[0]  # type: ignore[index]
+    assert isinstance(dora.lora_variant["default"], FoldedDora)
+    assert isinstance(dora.lora_dropout["default"], QuickDropout) and dora.lora_dropout["default"].p == 0.2

@@ -27,7 +27,8 @@ class LoRA:
         targets: last names of the linear maps, each of which there must be.
         module: what is looked through instead, by its name in the backbone; None for the backbone's own `language_model`.
         dora: DoRA instead of LoRA.
-        exact_dropout: let DoRA's dropout reach the weight itself too, as in peft, for twice the work (`folded_dora`).
+        exact_dropout: drop as peft does, for twice the work: DoRA's dropout then reaches the weight itself too (`folded_dora`), and the places
+            are those that torch draws (`quick_dropout`).
     """
 
     def __init__(

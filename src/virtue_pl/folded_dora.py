@@ -10,6 +10,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 
+from virtue_pl.quick_dropout import QuickDropout
+
 
 class FoldedDora(DoraLinearVariant):
     """A map's output, stretched by m / |W + s B A|, plus the update's: y = f (W x + s B A drop(x)) + bias, f the stretch of each output.
@@ -21,9 +23,10 @@ class FoldedDora(DoraLinearVariant):
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any) -> Tensor:
-        """result: the plain map's output, its bias included."""
+        """result: the plain map's output, its bias included; x as the map read it."""
         down, up, scaling = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight, module.scaling[active_adapter]
         base = module.get_base_layer()
+        x = x if torch.is_autocast_enabled(x.device.type) else x.to(down.dtype)
         stretch = module.lora_magnitude_vector[active_adapter].weight / row_norms(base.weight, down, up, scaling)
         low = nn.functional.linear(module.lora_dropout[active_adapter](x), down)
         more = (stretch - 1).to(result.dtype)
@@ -42,9 +45,13 @@ def row_norms(weight: Float[Tensor, "out in"], down: Float[Tensor, "rank in"], u
 
 
 def fold(network: nn.Module) -> None:
-    """Puts `FoldedDora` in the place of peft's in every DoRA adapter of `network`."""
+    """Puts `FoldedDora` in the place of peft's in every DoRA adapter of `network`, and `QuickDropout` in every adapter that drops."""
     for module in network.modules():
         if isinstance(module, LoraLayer):
+            for name, dropout in module.lora_dropout.items():
+                if type(dropout) is nn.Dropout:
+                    module.lora_dropout[name] = QuickDropout(dropout.p)
             for name, variant in module.lora_variant.items():
                 if type(variant) is DoraLinearVariant:
                     module.lora_variant[name] = FoldedDora()
+                    module.cast_input_dtype_enabled = False  # what autocast would cast back is dropped from as it is

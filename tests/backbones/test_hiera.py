@@ -53,6 +53,28 @@ def test_pictures_do_not_depend_on_their_neighbours() -> None:
     assert torch.equal(together[1:2], model.image_features(pixels[1:2])[0])
 
 
+def test_positions_are_stretched_once_for_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, calls = backbone("as released").vision_encoder.backbone, []
+    original = network._get_pos_embed
+    monkeypatch.setattr(network, "_get_pos_embed", lambda size: calls.append(size) or original(size))
+    ours = Hiera(network)
+
+    def found(size: int) -> torch.Tensor:
+        with torch.no_grad():
+            return ours.stages(torch.zeros(1, 3, size, size))[0]
+
+    first = found(128)
+    assert torch.equal(found(128), first) and calls == [(32, 32)]
+    with torch.no_grad():
+        network.pos_embed.add_(1.0)
+    assert not torch.equal(found(128), first) and len(calls) == 2
+    found(256)
+    network.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in network.state_dict().items()})
+    assert not found(256).any() and len(calls) == 4
+    network.pos_embed.requires_grad_(True)
+    assert ours.positions((32, 32)).requires_grad and ours.positions((32, 32)).requires_grad and len(calls) == 6
+
+
 def test_halving_is_pooling_by_the_maximum() -> None:
     windows = torch.randn(5, 6, 4, 3)
     expected = torch.nn.functional.max_pool2d(windows.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)

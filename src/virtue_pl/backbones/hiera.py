@@ -26,12 +26,14 @@ class Hiera:
 
     def __init__(self, network: Any) -> None:
         self.network = network
+        self.known: tuple[tuple[Any, ...], Tensor] | None = None
+        """The positions of the last map, behind what they came from."""
 
     def stages(self, pixels: Float[Tensor, "1 3 size size"]) -> list[Float[Tensor, "1 height width c"]]:
         """The map behind each of the four stages, finest first."""
         blocks, ends = list(self.network.blocks), self.network.stage_ends
         places = self.network.patch_embed(pixels)
-        places = places + self.network._get_pos_embed(places.shape[1:3])
+        places = places + self.positions(tuple(places.shape[1:3]))
         inside = leading_windows(blocks, places.shape[1:3])
         found: list[Tensor] = []
         if inside:
@@ -41,6 +43,20 @@ class Hiera:
             if number in ends:
                 found.append(places)
         return found
+
+    def positions(self, size: tuple[int, ...]) -> Float[Tensor, "1 height width c"]:
+        """The learned positions, stretched to the map; once for as long as nothing learns them, loads others or moves them."""
+        sources = self.network.pos_embed, self.network.pos_embed_window
+        if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+            return self.stretched(size)
+        state = (size, *((source.data_ptr(), source._version, source.dtype, source.device) for source in sources))
+        if self.known is None or self.known[0] != state:
+            self.known = state, self.stretched(size)
+        return self.known[1]
+
+    def stretched(self, size: tuple[int, ...]) -> Float[Tensor, "1 height width c"]:
+        positions: Tensor = self.network._get_pos_embed(size)
+        return positions
 
 
 def leading_windows(blocks: Sequence[Any], size: Sequence[int]) -> int:
