@@ -28,16 +28,17 @@ def main(argv: list[str]) -> int:
     from virtue_pl.embedder import Embedder
     from virtue_pl.evaluation.disturbances import DISTURBANCES
     from virtue_pl.evaluation.report import context, write_json
-    from virtue_pl.evaluation.robustness import rich_robustness, robustness
+    from virtue_pl.evaluation.robustness import robustness, robustness_tables
     from virtue_pl.evaluation.robustness_plots import plot_robustness
+    from virtue_pl.evaluation.tables import TerminalTable
 
     samples = ranking_samples(folders(arguments.shards), arguments.limit)
     options = {"device": arguments.device, "dtype": arguments.dtype, "batch_size": arguments.batch_size, "cached_pictures": 2 * GROUP}
     embedder = Embedder.from_pretrained(arguments.model, sam_checkpoint=arguments.sam_checkpoint, **options)
     shown = track(samples, "samples", console=Console(stderr=True))
     found = robustness(embedder.embed, shown, arguments.kinds or tuple(DISTURBANCES), arguments.seed, group=GROUP)
-    for table in rich_robustness(found):
-        Console().print(table)
+    for table in robustness_tables(found.as_json()):
+        Console().print(TerminalTable(f"{table.title}; {table.caption}", table.cells))
     about = {"model": str(arguments.model), "shards": arguments.shards, "limit": arguments.limit, "without_region": found.without_region}
     write_json(arguments.out / "robustness.json", {"tasks": found.as_json(), **about, "context": context(seed=arguments.seed)})
     if not arguments.no_plots:
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Ranks every query with boxes that are jittered and scaled, clicks that are off, and masks that are eroded, dilated and half hidden. "
         "Writes robustness.json and robustness_KIND.png.",
     )
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="an exported or published folder, or a hub name")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="an exported or published folder, a hub name, or a run's checkpoint (.ckpt)")
     parser.add_argument(
         "--shards", required=True, nargs="+", metavar="[NAME=]FOLDER", help="evaluation shards with regions, as `virtue-pl shards scar` writes them"
     )

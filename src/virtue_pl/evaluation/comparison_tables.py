@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
-
-from rich.table import Table
 
 from virtue_pl.evaluation.bootstrap import LEVEL, Estimate
 from virtue_pl.evaluation.compare import Comparison
 from virtue_pl.evaluation.report import Chance
-from virtue_pl.evaluation.tables import Grid, markdown_table, rich_table
+from virtue_pl.evaluation.tables import Grid, TerminalTable, Titled, markdown_table
 
 Row = Mapping[str, Estimate]
 
 
-class Titled(NamedTuple):
-    title: str
-    cells: Grid
-    caption: str
-
-
-def rich_comparison(comparison: Comparison, guesses: Chance | None = None) -> list[Table]:
+def rich_comparison(comparison: Comparison, guesses: Chance | None = None) -> list[TerminalTable]:
     """For the terminal: intervals stand below what they belong to."""
-    return [rich_table(f"{title}, {caption}", stacked(cells)) for title, cells, caption in tables(comparison, guesses or {})]
+    return [TerminalTable(f"{title}, {caption}", stacked(cells)) for title, cells, caption in tables(comparison, guesses or {})]
 
 
 def stacked(cells: Grid) -> Grid:
