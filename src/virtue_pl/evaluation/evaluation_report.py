@@ -95,7 +95,7 @@ class EvaluationReport:
     def notes(self, missing: Mapping[str, str], means: Sequence[Average], embedded: Mapping[str, int], settings: Mapping[str, Any]) -> list[str]:
         """What a reader of the tables must know."""
         share = f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_pictures']} unique of {embedded['total_pictures']} pictures"
-        notes = [f"{share}; {embedded['encoded']} embedded in this run, the others were stored"]
+        notes = [f"{share}; {embedded['encoded']} embedded in this run, {embedded['unique'] - embedded['encoded']} stored or not needed"]
         reasons = {reason: [name for name, why in missing.items() if why == reason] for reason in missing.values()}
         notes += [f"left out of all averages, because files are missing: {', '.join(names)} ({reason})" for reason, names in reasons.items()]
         short = [f"{each.benchmark} {each.group}: {each.sets} of {each.of} sets" for each in means if each.sets < each.of]

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from virtue_pl.embedder import Embedder
-from virtue_pl.evaluation.embedding_store import EmbeddingStore
+from virtue_pl.evaluation.embedding_store import ModelStore
 from virtue_pl.evaluation.evaluation_report import EvaluationReport
 from virtue_pl.evaluation.measurements import Measurements, check_regions, cost_of, robustness_of
 from virtue_pl.evaluation.query_encoder import QueryEncoder, Stream, finite_rows
@@ -137,14 +137,16 @@ class Evaluator(LightningModule):
             asking = Asking(self.mode, self.words, self.prompt_frame or ("pixels" if reference else "canvas"), self.show)
             self.encoder = QueryEncoder(self.embedder, self.stream, self.chunk_size)
             self.preparation = EvaluationPreprocess(own, asking, segmented=self.stream == "whole")
-            self.store = EmbeddingStore(self.store_folder, self.fingerprint())
+            self.store = ModelStore(self.store_folder, *self.fingerprints())
 
-    def fingerprint(self) -> str:
-        """Of the weights, and of all else that an embedding depends on beside its input."""
+    def fingerprints(self) -> tuple[str, str]:
+        """Of the weights, and of all else that the embeddings of texts, and of inputs with pictures, depend on beside the input."""
         assert self.embedder is not None
         precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
-        how = [self.stream, precision, self.loading["dtype"], *self.preparation.identity()]
-        return hashlib.sha256(f"{network_fingerprint(self.embedder)} {how}".encode()).hexdigest()
+        same = f"{network_fingerprint(self.embedder)} {precision} {self.loading['dtype']}"
+        how = [self.preparation.text_identity(), [self.stream, *self.preparation.identity()]]
+        texts, pictured = (hashlib.sha256(f"{same} {each}".encode()).hexdigest() for each in how)
+        return texts, pictured
 
     def __contains__(self, key: str) -> bool:
         """Whether an input's embedding is known, or not asked for."""
@@ -169,7 +171,7 @@ class Evaluator(LightningModule):
             return
         embeddings = self.encoder.encode(batch.inputs)
         finite_rows(embeddings, batch.sources)
-        self.store.add(batch.keys, embeddings)
+        self.store.add(batch.keys, embeddings, pictured=len(batch.inputs.pictures) > 0)
         if self.trainer.received_sigterm:
             raise SIGTERMException
 
@@ -207,7 +209,7 @@ class Evaluator(LightningModule):
                 "words": self.words,
                 "guess": self.guess,
                 "prompt_frame": self.preparation.asking.frame,
-                "store": str(self.store.folder),
+                "store": str(self.store.pictured.folder),
             }
             measured = self.measure(data)
             self.report.write(self.found, self.ranks, data.plan, data.library, settings, self.encoded, self.trainer.world_size, measured)

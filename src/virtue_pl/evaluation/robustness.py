@@ -136,6 +136,6 @@ def robustness_tables(tasks: Mapping[str, Any]) -> list[Titled]:
 
 def lines(kinds: Mapping[str, Any]) -> Iterator[list[str]]:
     for kind, about in kinds.items():
-        for row in about["levels"]:
+        for number, row in enumerate(about["levels"]):
             right = f"{100 * row['hit@1']:.1f}±{100 * row['standard_error']:.1f}"
-            yield [kind, f"{row['level']:g}", right, f"{100 * row['same_first']:.1f}", f"{row['cosine']:.3f}", str(row["n"])]
+            yield ["" if number else kind, f"{row['level']:g}", right, f"{100 * row['same_first']:.1f}", f"{row['cosine']:.3f}", str(row["n"])]

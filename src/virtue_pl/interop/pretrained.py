@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from virtue_pl.interop.adapter_folder import CONFIG as ADAPTER_CONFIG
-from virtue_pl.interop.folder import SPEC_FILE, read_folder
+from virtue_pl.interop.folder import SPEC_FILE, read_folder, without_weights
 from virtue_pl.interop.hub import local_folder
 from virtue_pl.interop.published import read_published
 from virtue_pl.interop.release import Release
@@ -55,9 +56,11 @@ def from_pretrained(
 
 
 def run_release(checkpoint: Path) -> Release:
+    """A run's model; what it started from is not read again, since its checkpoint has every tensor."""
     if not checkpoint.is_file():
         raise VirtueError(f"model: {checkpoint} is not there, expected a run's checkpoint, a folder or a hub name")
-    return read_run(checkpoint)
+    release = read_run(checkpoint)
+    return replace(release, spec=without_weights(release.spec))
 
 
 def read_release(folder: Path, sam_checkpoint: str | Path | None = None, base: str | Path | None = None) -> Release:
