@@ -119,7 +119,7 @@ class Evaluator(LightningModule):
         self.robustness = robustness
         if robustness and (stream != "whole" or show is not None or guess is not None):
             raise VirtueError("robustness is measured of the whole model, not of a baseline: leave it out, or stream, show and guess")
-        self.loading = {"sam_checkpoint": sam_checkpoint, "base": base, "dtype": dtype, "allow_classes": tuple(allow_classes)}
+        self.loading: dict[str, Any] = {"sam_checkpoint": sam_checkpoint, "base": base, "dtype": dtype, "allow_classes": tuple(allow_classes)}
         Asking(mode)
         self.embedder: EmbeddingModel | None = None
         self.preprocess = LatePreprocess(self)
