@@ -42,7 +42,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="an exported or published folder, or a hub name; default random weights of virtue_mini's sizes")
+    parser.add_argument("--model", help="an exported or published folder, a hub name or a run's checkpoint; default random weights of virtue_mini's sizes")
     parser.add_argument("--sam_checkpoint", help="SAM's checkpoint of a published release")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="float32", help="of a model's folder")

@@ -67,7 +67,7 @@ class Embedder:
         revision: str | None = None,
         allow_classes: Sequence[str] = (),
     ) -> Embedder:
-        """The embedder of a folder that `virtue-pl export` wrote, of a published release, or of a name of the hub.
+        """The embedder of a folder that `virtue-pl export` wrote, of a published release, of a name of the hub, or of a run's checkpoint (.ckpt).
 
         dtype: of matrices and their products, float32, bfloat16 or float16; norms, positions and embeddings are float32 in any case.
         Other arguments: see `Embedder` and `virtue_pl.interop.pretrained.from_pretrained`.

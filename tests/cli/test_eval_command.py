@@ -9,12 +9,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from lightning import Trainer
 from safetensors.torch import load_file, save_file
 
 from evaluation_files import WORDS, predictions, report, write_mmeb_sets, write_scar_set
 from mmeb_files import write_table
-from tiny_release import published
+from tiny_release import published, quickstart_spec, run_checkpoint
 from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
 from virtue_pl.backbones.sam2 import Sam2Backbone
 from virtue_pl.cli.main import main
@@ -24,7 +25,7 @@ from virtue_pl.evaluation.evaluator import Evaluator
 from virtue_pl.images import decode, squash
 from virtue_pl.interop.observe import batch_of
 from virtue_pl.interop.pretrained import from_pretrained
-from virtue_pl.types import EmbeddingInput, VisualPrompt
+from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 IMAGE = "<|image_pad|>"
 CANVAS = 128
@@ -237,6 +238,53 @@ def test_the_page_needs_nothing_else(first):
     wrong = [line for line in predictions(first) if line["ranking"][0] != 0]
     assert wrong and page.count('class="failure"') == len(wrong) and "VIRTUE-2B" in page
     assert all(f"{line['set']}, row {line['row']}" in page for line in wrong)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's checkpoint, evaluated from another folder than it was trained in, with cost and robustness."""
+    folder = tmp_path_factory.mktemp("measured")
+    checkpoint = run_checkpoint(folder / "clone/runs/tiny", quickstart_spec(folder / "clone/files"))
+    spec = yaml.safe_load((folder / "clone/runs/tiny/config.yaml").read_text())
+    relative = json.loads(json.dumps(spec["model"]).replace(f"{folder}/clone/", ""))
+    (folder / "clone/runs/tiny/config.yaml").write_text(yaml.safe_dump({"model": relative, "trainer": {"default_root_dir": "runs/tiny"}}))
+    write_scar_set(folder, "ADE20K", rows=3)
+    assert evaluate(checkpoint, folder, folder / "run", "--sets", "ADE20K", "--cost", "--robustness", "2") == 0
+    return folder
+
+
+def test_cost_and_robustness_stand_in_the_report(measured):
+    found = report(measured / "run")
+    assert found["cost"]["modes"].keys() == {"text", "picture", "point", "box", "mask", "crop"} and found["cost"]["picture"] == [96, 72]
+    curves = found["robustness"]["scar/SCaR_ADE20K"]
+    assert curves.keys() == {"box_jitter", "box_scale", "click_offset"} and {row["n"] for kind in curves.values() for row in kind["levels"]} == {2}
+    as_annotated = [line["ranks"]["hit@1"][0] == 0 for line in predictions(measured / "run")][:2]
+    assert curves["box_jitter"]["levels"][0]["hit@1"] == sum(as_annotated) / 2
+    text, page = (measured / "run/report.md").read_text(), (measured / "run/report.html").read_text()
+    assert "| crop |" in text and "| click_offset | 0 |" in text
+    assert page.count("<polyline") == 3 and "queries a second" in page and "Not measured" not in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_curves_need_regions_and_say_so_first(measured, root, capsys):
+    checkpoint = measured / "clone/runs/tiny/checkpoints/last.ckpt"
+    assert evaluate(checkpoint, root, measured / "none", "--sets", "OK-VQA", "--robustness", "2") == 1
+    assert "robustness: no query of OK-VQA has a region" in said(capsys) and not list(measured.glob("none/report.*"))
+    with pytest.raises(VirtueError, match="robustness is measured of the whole model, not of a baseline"):
+        Evaluator(checkpoint, measured / "none", stream="none", robustness=2)
+
+
+def test_a_checkpoint_that_embeds_nothing_or_is_none(measured, root, tmp_path, capsys):
+    segmenter = quickstart_spec(tmp_path / "files")["init_args"]["segmentation"]
+    segmenter["init_args"]["prompt_encoder"] = quickstart_spec(tmp_path / "files")["init_args"]["prompt_encoder"]
+    assert evaluate(run_checkpoint(tmp_path / "part", segmenter), root, tmp_path / "run", "--sets", "ADE20K") == 1
+    assert "its model is a SegmentationExtractor, expected one that embeds" in said(capsys)
+    assert evaluate(tmp_path / "absent.ckpt", root, tmp_path / "run", "--sets", "ADE20K") == 1
+    assert "absent.ckpt is not there, expected a run's checkpoint, a folder or a hub name" in said(capsys)
+    spec = (measured / "clone/runs/tiny/config.yaml").read_text()
+    (tmp_path / "part/config.yaml").write_text(spec.replace("files/text", "gone/with/text"))
+    assert evaluate(tmp_path / "part/checkpoints/last.ckpt", root, tmp_path / "run", "--sets", "ADE20K") == 1
+    assert "the run's config names the language model gone/with/text, which is not there: run this in the folder" in said(capsys)
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:

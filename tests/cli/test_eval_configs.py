@@ -86,6 +86,14 @@ def test_what_a_baseline_looks_at(baselines):
     assert [line["mode"] for line in predictions(baselines["random"])] == ["random"] * 4
 
 
+def test_baselines_share_the_texts(baselines):
+    """Whatever a query is made of, captions are embedded once."""
+    for name in ("box_as_text", "crop", "drawn_marker", "roi", "no_prompt_no_stream"):
+        found = report(baselines[name])["embeddings"]
+        assert 0 < found["encoded"] < found["unique"] - 1, name
+    assert report(baselines["blind"])["embeddings"]["encoded"] == 1
+
+
 def test_without_a_prompt_the_regions_of_a_picture_are_one_query(baselines):
     """Two regions a picture; nothing tells them apart. The captions do differ, so the scores do."""
     for name in ("no_prompt_grid", "no_prompt_no_stream"):

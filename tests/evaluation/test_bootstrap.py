@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from virtue_pl.evaluation.bootstrap import Hits, aligned, difference, interval
+from virtue_pl.evaluation.bootstrap import Hits, aligned, difference, interval, mean_interval
 from virtue_pl.types import VirtueError
 
 
@@ -74,3 +74,14 @@ def test_runs_meet_at_the_queries_that_all_have_ranked() -> None:
     assert first.tolist() == [[False, True], [True, False]] and second.tolist() == [[True, True]]
     with pytest.raises(VirtueError, match="ranked 1, 1 samples and share no key"):
         aligned([{"a": 0}], [{"b": 0}])
+
+
+def test_a_mean_over_tasks_is_surer_than_its_tasks() -> None:
+    """Four tasks of equal share: the interval of their mean is half as wide; a task that is always right adds no doubt."""
+    generator = np.random.default_rng(2)
+    tasks = [generator.permuted(np.arange(200) < 100)[None] for _ in range(4)]
+    alone, together = interval(tasks[0]), mean_interval(tasks)
+    assert together.mean == 0.5 and together.queries == 800
+    assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(0.5, abs=0.05)
+    sure = mean_interval([tasks[0], np.ones((1, 50), dtype=bool)])
+    assert sure.mean == 0.75 and (sure.high - sure.low) / (alone.high - alone.low) == pytest.approx(0.5, abs=0.05)

@@ -73,6 +73,25 @@ def test_differences_to_several_runs_name_the_run() -> None:
     assert "| run | hit@1 | object | against |" in markdown_comparison(compare(runs))
 
 
+def test_all_tasks_stand_in_one_table_with_the_mean_of_each_benchmark() -> None:
+    both = ComparedRun("both", (RankRows([*training(50, task="mmeb/a"), *training(100, task="mmeb/b"), *training(20)]),), "box", "both")
+    found = compare([both, ComparedRun("one", (training(100, task="mmeb/a"),), "box", "one")])
+    assert found.means.keys() == {"mmeb"} and found.means["mmeb"].keys() == {"both"}
+    assert json.loads(json.dumps(found.as_json()))["means"]["mmeb"]["both"]["mean"] == pytest.approx(0.375)
+    title, _, header, _, first, second, *_ = markdown_comparison(found).splitlines()
+    assert title == "### All tasks" and header == "| run | a | b | mean mmeb | seen |"
+    assert first.startswith("| both | 25.0 (") and "| **37.5 (" in first and second.startswith("| one | **50.0 (") and second.endswith("|  |  |  |")
+
+
+def test_a_task_ranked_in_another_mode_alone_counts_where_that_is_wanted() -> None:
+    """Queries with a region are asked with a box, those without by their picture."""
+    rows = RankRows([*training(50), *training(80, "set_blind"), *training(100, "no_prompt", "mmeb/a")])
+    assert compare([ComparedRun("run", (rows,), "box", "run")]).shares.keys() == {"scar/seen"}
+    assert compare([ComparedRun("run", (rows,), "box", "run", others=True)]).shares["mmeb/a"]["run"]["hit@1"].mean == 0.5
+    unclear = RankRows([*rows, *training(10, "blind", "mmeb/a")])
+    assert compare([ComparedRun("run", (unclear,), "box", "run", others=True)]).shares.keys() == {"scar/seen"}
+
+
 def test_the_terminal_shows_intervals_below_the_figures() -> None:
     console = Console(file=io.StringIO(), width=80)
     for table in rich_comparison(compare(RUNS[:2])):

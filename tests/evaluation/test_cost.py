@@ -33,8 +33,9 @@ def test_every_kind_of_query_is_measured(embedder, monkeypatch):
     # warm-up, first and two rows together in every mode with a picture; a crop's next prompt is a new picture
     assert sum(towers) == 4 * 4 + 5
     assert found["picture"] == [64, 48] and found["dtype"] == "float32" and found["device"] == "cpu"
-    table = cost.markdown_cost(found)
-    assert table.count("\n| ") == 6 and "median of 1" in table
+    table = cost.cost_table(found)
+    assert [row[0] for row in table.cells.rows] == list(found["modes"]) and "median of 1" in table.caption
+    assert table.cells.rows[0][2] == "" and all(row[1] and row[3] for row in table.cells.rows)
     with pytest.raises(VirtueError, match=r"rows is 0, repeats 5, expected at least 1 each"):
         cost.measure_cost(embedder, torch.zeros(3, 8, 8, dtype=torch.uint8), rows=0)
 

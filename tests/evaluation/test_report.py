@@ -14,7 +14,7 @@ from rich.console import Console
 
 from virtue_pl.evaluation.predictions import predictions, read_predictions
 from virtue_pl.evaluation.report import chance, context, merge, select, summarise, write_json
-from virtue_pl.evaluation.tables import markdown, rich_tables
+from virtue_pl.evaluation.tables import Grid, TerminalTable, markdown, rich_tables
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import EmbeddingInput, EncoderBatch, Pictures, PromptBatch, RankingBatch, RankingOutput, RankingSample, VirtueError
 
@@ -67,6 +67,18 @@ def test_the_terminal_shows_a_table_for_each_task() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.index("test_held_out") < text.index("test_seen")
     assert "75.0±21.7" in text and "chance" in text
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 200])
+def test_a_terminal_that_is_narrow_loses_no_figure(width: int) -> None:
+    """Columns that do not fit stand in further blocks, each behind the rows' names."""
+    cells = Grid(["a set's name", *(f"metric_{number}" for number in range(12))], [["SCaR_RefCOCO_plus", *(f"{number}.25" for number in range(12))]], set())
+    console = Console(file=io.StringIO(), width=width)
+    console.print(TerminalTable("title " * 20, cells))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width and "…" not in "".join(lines)
+    rows = [line.split() for line in lines if line.startswith("SCaR_RefCOCO_plus")]
+    assert [figure for row in rows for figure in row[1:]] == cells.rows[0][1:] and (len(rows) == 1) == (width == 200)
 
 
 def test_a_report_survives_the_disk(tmp_path: Path) -> None:

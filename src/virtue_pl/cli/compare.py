@@ -12,9 +12,6 @@ from virtue_pl.types import VirtueError
 if TYPE_CHECKING:
     from virtue_pl.metrics.ranking import RankRows
 
-SET_BLIND = "set_blind"
-"""A mode that stands beside every other."""
-
 
 def main(argv: list[str]) -> int:
     """Prints the tables, and writes them where `--out` says."""
@@ -29,14 +26,16 @@ def main(argv: list[str]) -> int:
     places = [place(run, arguments.mode) for run in arguments.runs]
     names = unique_names(arguments.runs, places)
     ranked = {folder: read_run(folder) for folder in {folder for folder, _ in places}}
-    places = [(folder, mode if ":" in run else only_mode(ranked[folder], mode)) for run, (folder, mode) in zip(arguments.runs, places, strict=True)]
-    comparison = compare([ComparedRun(name, ranked[folder], mode, names[0]) for name, (folder, mode) in zip(names, places, strict=True)])
+    named = [":" in run for run in arguments.runs]
+    places = [(folder, mode if given else only_mode(ranked[folder], mode)) for given, (folder, mode) in zip(named, places, strict=True)]
+    runs = zip(names, places, named, strict=True)
+    comparison = compare([ComparedRun(name, ranked[folder], mode, names[0], not given) for name, (folder, mode), given in runs])
     guesses = chance_of(folder for folder, _ in places)
     for table in rich_comparison(comparison, guesses):
         Console().print(table)
     if arguments.out is not None:
-        runs = dict(zip(names, arguments.runs, strict=True))
-        write_json(arguments.out / "compare.json", {**comparison.as_json(), "chance": guesses, "runs": runs, "context": context()})
+        given_as = dict(zip(names, arguments.runs, strict=True))
+        write_json(arguments.out / "compare.json", {**comparison.as_json(), "chance": guesses, "runs": given_as, "context": context()})
         write_text(arguments.out / "compare.md", markdown_comparison(comparison, guesses))
         if arguments.plots:
             plot_families(comparison, guesses, arguments.out)
@@ -51,6 +50,8 @@ def place(run: str, mode: str) -> tuple[Path, str]:
 
 def only_mode(trainings: Sequence[RankRows], mode: str) -> str:
     """The mode that a run was ranked in, where it is one alone, as an evaluation's is; or else `mode`."""
+    from virtue_pl.evaluation.compare import SET_BLIND
+
     found = {row.mode for training in trainings for row in training}
     chosen = found - {SET_BLIND} or found
     return chosen.pop() if len(chosen) == 1 else mode

@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
         mode=arguments.mode,
         prompt_frame=arguments.prompt_frame,
         chunk_size=arguments.chunk_size,
+        cost=arguments.cost,
+        robustness=arguments.robustness,
         sam_checkpoint=arguments.sam_checkpoint,
         base=arguments.base,
         dtype=arguments.dtype,
@@ -78,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", default="box", choices=("box", "point", "mask", "no_prompt", "blind"), help="how regions are pointed at (default box)")
     parser.add_argument("--limit", type=int, help="of each set only the first rows")
     parser.add_argument("--allow-missing", action="store_true", help="sets whose files are missing are left out, and the tables say so")
+    parser.add_argument("--cost", action="store_true", help="measure latency, throughput and memory of every kind of query, too")
+    robust = "rank the first ROWS queries with a region of each set with imprecise boxes, clicks and masks, too: about 37 times each"
+    parser.add_argument("--robustness", type=int, default=0, metavar="ROWS", help=robust)
     parser.add_argument("--store", type=Path, help="folder of embeddings by content (default `embeddings` beside DIR)")
     parser.add_argument("--images", action="append", metavar="FOLDER", help="look for pictures here first; may be repeated")
     parser.add_argument("--batch-size", type=int, default=16, help="inputs read at once (default 16)")

@@ -29,10 +29,11 @@ def main(argv: list[str]) -> int:
 
     from virtue_pl.embedder import Embedder
     from virtue_pl.evaluation.disturbances import DISTURBANCES
-    from virtue_pl.evaluation.neighbours import Neighbours, neighbours, rich_neighbours
+    from virtue_pl.evaluation.neighbours import Neighbours, neighbour_tables, neighbours
     from virtue_pl.evaluation.report import context, write_json
-    from virtue_pl.evaluation.robustness import Robustness, rich_robustness, robustness
+    from virtue_pl.evaluation.robustness import Robustness, robustness, robustness_tables
     from virtue_pl.evaluation.robustness_plots import plot_robustness
+    from virtue_pl.evaluation.tables import TerminalTable
 
     sets = folders(arguments.shards)
     passes = [track(ranking_samples(sets, arguments.limit), what, console=Console(stderr=True)) for what in ("imprecise prompts", "other prompts")]
@@ -44,8 +45,8 @@ def main(argv: list[str]) -> int:
         found = robustness(embedder.embed, passes[0], disturbed, arguments.seed, group=GROUP)
     if NEIGHBOURS in kinds:
         near = neighbours(embedder.embed, passes[1], embedder.masks)
-    for table in (*rich_robustness(found), *rich_neighbours(near)):
-        Console().print(table)
+    for table in (*robustness_tables(found.as_json()), *neighbour_tables(near)):
+        Console().print(TerminalTable(f"{table.title}; {table.caption}", table.cells))
     about = {"model": str(arguments.model), "shards": arguments.shards, "limit": arguments.limit, "without_region": found.without_region}
     about |= {"neighbours": near.as_json(), "without_other_region": near.alone}
     write_json(arguments.out / "robustness.json", {"tasks": found.as_json(), **about, "context": context(seed=arguments.seed)})
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         "Then points at each region with a click, its mask, the model's own mask and its filled box, and says whether that is nearer to its box "
         "than any other region of the picture. Writes robustness.json and robustness_KIND.png.",
     )
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="an exported or published folder, or a hub name")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="an exported or published folder, a hub name, or a run's checkpoint (.ckpt)")
     parser.add_argument(
         "--shards", required=True, nargs="+", metavar="[NAME=]FOLDER", help="evaluation shards with regions, as `virtue-pl shards scar` writes them"
     )

@@ -42,6 +42,13 @@ def interval(hits: Hits, level: float = LEVEL, resamples: int = RESAMPLES, seed:
     return estimate(float(hits.mean()), resampled_shares([hits], resamples, seed)[0], level, hits)
 
 
+def mean_interval(tasks: Sequence[Hits], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """The unweighted mean of one run's shares over several tasks, whose queries are drawn apart. Its queries are those of all tasks."""
+    drawn = np.mean([resampled_shares([hits], resamples, seed + number)[0] for number, hits in enumerate(tasks)], axis=0)
+    found = estimate(float(np.mean([hits.mean() for hits in tasks])), drawn, level, tasks[0])
+    return found._replace(queries=sum(hits.shape[1] for hits in tasks))
+
+
 def difference(first: Hits, second: Hits, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """How much more often the first run is right than the second; column q of both is the same query."""
     drawn = resampled_shares([first, second], resamples, seed)

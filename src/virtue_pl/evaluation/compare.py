@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from virtue_pl.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, aligned, difference, interval
+from virtue_pl.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, aligned, difference, interval, mean_interval
 from virtue_pl.evaluation.predictions import read_predictions
 from virtue_pl.evaluation.report import Chance
 from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import VirtueError
 
+SET_BLIND = "set_blind"
+"""A mode that stands beside every other."""
 Estimates = dict[str, dict[str, dict[str, Estimate]]]
 """task -> run -> ranking -> estimate"""
 
@@ -23,39 +25,53 @@ class ComparedRun:
     """A run in one evaluation mode: a row of the comparison.
 
     trainings: what each of its seeds ranked. against: the name of the run whose share is taken off; its own where it is compared to none.
+    others: a task that was not ranked in the mode, but in one other, counts in that one, as queries without a region do.
     """
 
     name: str
     trainings: tuple[RankRows, ...]
     mode: str
     against: str
+    others: bool = False
 
     def ranks(self) -> dict[tuple[str, str], list[dict[str, int]]]:
         """(task, ranking) -> of each training, rank by the query's key. Raises VirtueError if nothing was ranked in the mode."""
         found: dict[tuple[str, str], list[dict[str, int]]] = {}
         modes = set()
         for training in self.trainings:
-            for (task, mode, ranking), rows in training.groups().items():
+            groups = training.groups()
+            chosen = self.modes(groups)
+            for (task, mode, ranking), rows in groups.items():
                 modes.add(mode)
-                if mode == self.mode:
+                if mode == chosen.get(task):
                     found.setdefault((task, ranking), []).append({row.key: row.rank for row in rows})
         if not found:
             raise VirtueError(f"{self.name}: nothing was ranked in mode {self.mode!r}, expected one of {', '.join(sorted(modes))}")
         return found
 
+    def modes(self, groups: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+        """The mode in which each task counts. groups: (task, mode, ranking)."""
+        ranked: dict[str, set[str]] = {}
+        for task, mode, _ in groups:
+            ranked.setdefault(task, set()).add(mode)
+        alone = {task: next(iter(modes - {SET_BLIND})) for task, modes in ranked.items() if self.others and len(modes - {SET_BLIND}) == 1}
+        return alone | {task: self.mode for task, modes in ranked.items() if self.mode in modes}
+
 
 class Comparison(NamedTuple):
-    """against: run -> the run it is compared to, where it is."""
+    """against: run -> the run it is compared to, where it is. means: benchmark -> run -> hit@1 over all tasks of the benchmark, where it has several."""
 
     shares: Estimates
     differences: Estimates
     against: dict[str, str]
+    means: dict[str, dict[str, Estimate]]
 
     def as_json(self) -> dict[str, Any]:
         return {
             "shares": plain(self.shares),
             "differences": plain(self.differences),
             "against": self.against,
+            "means": {benchmark: {name: found._asdict() for name, found in row.items()} for benchmark, row in self.means.items()},
             "interval": {"level": LEVEL, "resamples": RESAMPLES},
         }
 
@@ -80,7 +96,28 @@ def compare(runs: Sequence[ComparedRun]) -> Comparison:
             others = ranks[against[name]].get((task, ranking)) if name in against else None
             if others is not None:
                 differences.setdefault(task, {}).setdefault(name, {})[ranking] = paired(trainings, others)
-    return Comparison(shares, differences, against)
+    return Comparison(shares, differences, against, means_of(ranks))
+
+
+def means_of(ranks: Mapping[str, Mapping[tuple[str, str], list[dict[str, int]]]], ranking: str = "hit@1") -> dict[str, dict[str, Estimate]]:
+    """benchmark -> run -> the mean over the benchmark's tasks, of runs that have all of them. ranks: of each run, as `ComparedRun.ranks` gives them."""
+    benchmarks: dict[str, list[str]] = {}
+    for task in sorted({task for found in ranks.values() for task, name in found if name == ranking}):
+        benchmarks.setdefault(benchmark_of(task), []).append(task)
+    return {
+        benchmark: {
+            name: mean_interval([aligned(found[task, ranking])[0] for task in tasks])
+            for name, found in ranks.items()
+            if all((task, ranking) in found for task in tasks)
+        }
+        for benchmark, tasks in benchmarks.items()
+        if len(tasks) > 1
+    }
+
+
+def benchmark_of(task: str) -> str:
+    """ "mmeb_mini/KindMini" -> "mmeb_mini"."""
+    return task.rpartition("/")[0]
 
 
 def mean_shares(shares: Estimates, prefix: str, ranking: str = "hit@1") -> dict[str, float]:

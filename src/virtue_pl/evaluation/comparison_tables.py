@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
-
-from rich.table import Table
 
 from virtue_pl.evaluation.bootstrap import LEVEL, Estimate
-from virtue_pl.evaluation.compare import Comparison
+from virtue_pl.evaluation.compare import Comparison, benchmark_of
 from virtue_pl.evaluation.report import Chance
-from virtue_pl.evaluation.tables import Grid, markdown_table, rich_table
+from virtue_pl.evaluation.tables import Grid, TerminalTable, Titled, markdown_table
 
 Row = Mapping[str, Estimate]
 
 
-class Titled(NamedTuple):
-    title: str
-    cells: Grid
-    caption: str
-
-
-def rich_comparison(comparison: Comparison, guesses: Chance | None = None) -> list[Table]:
+def rich_comparison(comparison: Comparison, guesses: Chance | None = None) -> list[TerminalTable]:
     """For the terminal: intervals stand below what they belong to."""
-    return [rich_table(f"{title}, {caption}", stacked(cells)) for title, cells, caption in tables(comparison, guesses or {})]
+    return [TerminalTable(f"{title}, {caption}", stacked(cells)) for title, cells, caption in tables(comparison, guesses or {})]
 
 
 def stacked(cells: Grid) -> Grid:
@@ -35,7 +26,9 @@ def markdown_comparison(comparison: Comparison, guesses: Chance | None = None) -
 
 
 def tables(comparison: Comparison, guesses: Chance) -> Iterator[Titled]:
-    """Runs stand in the comparison's order."""
+    """Runs stand in the comparison's order, after one table of all tasks where there are several."""
+    if len(comparison.shares) > 1:
+        yield Titled("All tasks", overview_grid(comparison), f"hit@1, % right, with {LEVEL:.0%} intervals")
     for task, rows in sorted(comparison.shares.items()):
         yield Titled(task, share_grid(rows, guesses.get(task, {})), f"% right, with {LEVEL:.0%} intervals")
         if task in comparison.differences:
@@ -43,6 +36,24 @@ def tables(comparison: Comparison, guesses: Chance) -> Iterator[Titled]:
             others = sorted({against[name] for name in found})
             caption = f"points more than {' or '.join(others)}, paired, with {LEVEL:.0%} intervals; bold where zero is outside"
             yield Titled(f"{task}, differences", difference_grid(found, against if len(others) > 1 else {}), caption)
+
+
+def overview_grid(comparison: Comparison, ranking: str = "hit@1") -> Grid:
+    """A column a task, those of a benchmark before their mean; the best of each is marked."""
+    columns: dict[str, Row] = {}
+    ends = [task.rpartition("/")[2] for task in comparison.shares]
+    for benchmark in dict.fromkeys(map(benchmark_of, comparison.shares)):
+        for task, rows in sorted(comparison.shares.items()):
+            if benchmark_of(task) == benchmark:
+                end = task.rpartition("/")[2]
+                columns[end if ends.count(end) == 1 else task] = {name: row[ranking] for name, row in rows.items() if ranking in row}
+        if benchmark in comparison.means:
+            columns[f"mean {benchmark}"] = comparison.means[benchmark]
+    names = list(dict.fromkeys(name for rows in comparison.shares.values() for name in rows))
+    lines = [[name, *(cell({ranking: row[name]} if name in row else {}, ranking, "") for row in columns.values())] for name in names]
+    shares = [[row[name].mean if name in row else -1.0 for name in names] for row in columns.values()]
+    best = {(line, column) for column, found in enumerate(shares, 1) for line, share in enumerate(found) if share == max(found)}
+    return Grid(["run", *columns], lines, best)
 
 
 def share_grid(rows: Mapping[str, Row], guesses: Mapping[str, float]) -> Grid:

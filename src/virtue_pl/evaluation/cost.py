@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from virtue_pl.embedder import Embedder
+from virtue_pl.evaluation.tables import Grid, Titled
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 QUESTION = "Find the caption that best describes the object."
@@ -141,13 +142,21 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, int]]:
     found["bytes"] = int(lines["VmHWM"].split()[0]) * 1024
 
 
-def markdown_cost(cost: Mapping[str, Any]) -> str:
+def cost_table(cost: Mapping[str, Any]) -> Titled:
     """The cost as a table for a report."""
-    lines = ["| query | first prompt, ms | next prompt, ms | queries a second | peak memory, MiB |", "|---|---:|---:|---:|---:|"]
-    for mode, row in cost["modes"].items():
-        following = "" if row["next_s"] is None else f"{1000 * row['next_s']:.1f}"
-        memory = "" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f}"
-        lines.append(f"| {mode} | {1000 * row['first_s']:.1f} | {following} | {row['rows_per_second']:.2f} | {memory} |")
+    lines = [[mode, *figures(row)] for mode, row in cost["modes"].items()]
     width, height = cost["picture"]
-    where = f"{cost['device']}, {cost['threads']} threads" if cost["device"] == "cpu" else cost["device"]
-    return "\n".join([*lines, "", f"{where}, {cost['dtype']}, pictures of {width}x{height}, {cost['rows']} queries at once, median of {cost['repeats']}.", ""])
+    where = f"{cost['device']}, {counted(cost['threads'], 'thread')}" if cost["device"] == "cpu" else cost["device"]
+    caption = f"{where}, {cost['dtype']}, pictures of {width}x{height}, {cost['rows']} queries at once, median of {cost['repeats']}"
+    return Titled("Cost", Grid(["query", "first prompt, ms", "next prompt, ms", "queries a second", "peak memory, MiB"], lines, set()), caption)
+
+
+def figures(row: Mapping[str, float | int | None]) -> list[str]:
+    """A mode's cells; empty where it was not measured."""
+    first, following, speed, memory = (row[name] for name in ("first_s", "next_s", "rows_per_second", "peak_memory_bytes"))
+    shown = [(first, 1000, ".1f"), (following, 1000, ".1f"), (speed, 1, ".2f"), (memory, 2**-20, ".0f")]
+    return ["" if value is None else format(value * scale, digits) for value, scale, digits in shown]
+
+
+def counted(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"

@@ -90,6 +90,47 @@ class EmbeddingStore:
         self._parts.append(embeddings)
 
 
+class ModelStore:
+    """What a model has embedded: texts, which are the same however queries are asked, so that all baselines share them; and what shows a picture.
+
+    Args:
+        folder: of all models' embeddings.
+        texts, pictured: fingerprints of what each of the two depends on.
+    """
+
+    def __init__(self, folder: str | Path, texts: str, pictured: str) -> None:
+        self.texts = EmbeddingStore(folder, texts)
+        self.pictured = EmbeddingStore(folder, pictured)
+
+    @property
+    def added(self) -> int:
+        return self.texts.added + self.pictured.added
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.texts or key in self.pictured
+
+    def add(self, keys: Sequence[str], embeddings: Float[Tensor, "rows dim"], pictured: bool) -> None:
+        (self.pictured if pictured else self.texts).add(keys, embeddings)
+
+    def flush(self) -> None:
+        self.texts.flush()
+        self.pictured.flush()
+
+    def refresh(self) -> None:
+        self.texts.refresh()
+        self.pictured.refresh()
+
+    def get(self, keys: Sequence[str]) -> Float[Tensor, "rows dim"]:
+        """See `EmbeddingStore.get`."""
+        texts = torch.tensor([key in self.texts for key in keys], dtype=torch.bool)
+        parts = [(chosen, store) for chosen, store in ((texts, self.texts), (~texts, self.pictured)) if chosen.any()]
+        found = [(chosen, store.get([keys[place] for place in chosen.nonzero().flatten().tolist()])) for chosen, store in parts]
+        together = torch.zeros(len(keys), found[0][1].shape[1] if found else 0)
+        for chosen, rows in found:
+            together[chosen] = rows
+        return together
+
+
 def read_part(path: Path) -> tuple[list[str], Float[Tensor, "rows dim"]]:
     """Keys and embeddings of a part. Raises VirtueError for another file."""
     try:

@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from virtue_pl.evaluation.averages import Average, averages, plain, published
-from virtue_pl.evaluation.evaluation_tables import metric_tables, rich_metric_table
+from virtue_pl.evaluation.evaluation_tables import at_a_glance, metric_tables
 from virtue_pl.evaluation.failures import failures_of
 from virtue_pl.evaluation.html_report import html_report
+from virtue_pl.evaluation.measurements import Measurements
 from virtue_pl.evaluation.report import chance, context, summarise, write_json, write_text
 from virtue_pl.evaluation.tables import markdown, markdown_table
 from virtue_pl.metrics.ranking import RankRows
@@ -44,7 +45,15 @@ class EvaluationReport:
         return self.folder / f".predictions.{rank}.part"
 
     def write(
-        self, found: Mapping[str, Mapping[str, float]], ranks: RankRows, plan: Any, library: Any, settings: Mapping[str, Any], encoded: int, world: int
+        self,
+        found: Mapping[str, Mapping[str, float]],
+        ranks: RankRows,
+        plan: Any,
+        library: Any,
+        settings: Mapping[str, Any],
+        encoded: int,
+        world: int,
+        measured: Measurements,
     ) -> None:
         """The report of what every process found. encoded: inputs that were embedded in this run."""
         lines = self.joined([ranked.about.name for ranked in plan.sets], world)
@@ -61,20 +70,21 @@ class EvaluationReport:
             "results": results,
             "chance": guesses,
             "embeddings": embedded,
+            **measured.as_json(),
             "seconds": {"wall": round(time.perf_counter() - self.started, 2), "cpu": round(time.process_time() - self.cpu_started, 2)},
             "context": context(data_fingerprint=plan.fingerprint()),
         }
         write_json(self.folder / "report.json", report)
         notes = self.notes(plan.missing, means, embedded, settings)
         tables = metric_tables(found, plan.sets, means)
-        text = [*(markdown_table(*table) for table in tables), markdown(results, guesses), *(f"- {note}" for note in notes), ""]
+        further = [markdown_table(*table) for table in measured.tables()]
+        text = [*(markdown_table(*table) for table in tables), markdown(results, guesses), *further, *(f"- {note}" for note in notes), ""]
         write_text(self.folder / "report.md", "\n".join(text))
-        write_text(
-            self.folder / "report.html", html_report(settings, tables, results, guesses, found, plan.sets, notes, failures_of(lines, plan.sets, library))
-        )
+        failures = failures_of(lines, plan.sets, library)
+        write_text(self.folder / "report.html", html_report(settings, tables, results, guesses, found, plan.sets, notes, failures, measured))
         for rank in range(world):
             self.part(rank).unlink(missing_ok=True)
-        self.show(tables, notes)
+        self.show([*tables, *measured.tables()], notes)
 
     def joined(self, names: Sequence[str], world: int) -> list[dict[str, Any]]:
         """All processes' lines, by set and row."""
@@ -85,7 +95,7 @@ class EvaluationReport:
     def notes(self, missing: Mapping[str, str], means: Sequence[Average], embedded: Mapping[str, int], settings: Mapping[str, Any]) -> list[str]:
         """What a reader of the tables must know."""
         share = f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_pictures']} unique of {embedded['total_pictures']} pictures"
-        notes = [f"{share}; {embedded['encoded']} embedded in this run, the others were stored"]
+        notes = [f"{share}; {embedded['encoded']} embedded in this run, {embedded['unique'] - embedded['encoded']} stored or not needed"]
         reasons = {reason: [name for name, why in missing.items() if why == reason] for reason in missing.values()}
         notes += [f"left out of all averages, because files are missing: {', '.join(names)} ({reason})" for reason, names in reasons.items()]
         short = [f"{each.benchmark} {each.group}: {each.sets} of {each.of} sets" for each in means if each.sets < each.of]
@@ -95,6 +105,6 @@ class EvaluationReport:
     def show(self, tables: Sequence[Any], notes: Sequence[str]) -> None:
         console = Console()
         for table in tables:
-            console.print(rich_metric_table(table))
+            console.print(at_a_glance(table))
         for note in [*notes, f"report: {self.folder / 'report.html'}"]:
             console.print(note, soft_wrap=True, highlight=False, markup=False)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from rich.table import Table
-
 from virtue_pl.evaluation.averages import Average, published
-from virtue_pl.evaluation.comparison_tables import Titled
-from virtue_pl.evaluation.tables import Grid, rich_table
+from virtue_pl.evaluation.tables import Grid, TerminalTable, Titled
 from virtue_pl.types import RankedSet
 
 SHOWN = ("precision@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "map@10", "mrr@10")
+LEFT_OUT = ("ndcg@5", "map@10")
+SHORT = {"precision@1": "P@1", "recall@5": "R@5", "recall@10": "R@10", "ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
+"""What a terminal does not show, and how it names the others."""
 
 
 def metric_tables(found: Mapping[str, Mapping[str, float]], sets: Sequence[RankedSet], means: Sequence[Average]) -> list[Titled]:
@@ -37,10 +37,21 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def rich_metric_table(table: Titled) -> Table:
-    """For the terminal. A table with many columns is turned round, so that sets stand below each other."""
-    cells = table.cells
+def at_a_glance(table: Titled) -> TerminalTable:
+    """For the terminal: fewer metrics, under short names; the rest is in the files. Many columns are turned round, so that sets stand below each other."""
+    cells = without(table.cells, LEFT_OUT)
     if len(cells.columns) > 10:
         turned = list(zip(cells.columns, *cells.rows, strict=True))
         cells = Grid(list(turned[0]), [list(line) for line in turned[1:]], set())
-    return rich_table(f"{table.title}, {table.caption}", cells)
+    return TerminalTable(f"{table.title}, {table.caption}", cells._replace(columns=[brief(name) for name in cells.columns]))
+
+
+def without(cells: Grid, names: Sequence[str]) -> Grid:
+    kept = [place for place, name in enumerate(cells.columns) if name not in names]
+    best = {(row, kept.index(column)) for row, column in cells.best if column in kept}
+    return Grid([cells.columns[place] for place in kept], [[row[place] for place in kept] for row in cells.rows], best)
+
+
+def brief(name: str) -> str:
+    """ "precision@1" -> "P@1"; the names of published models in several lines."""
+    return SHORT.get(name) or name.replace(" ", "\n")

@@ -14,14 +14,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from virtue_pl.evaluation.embedding_store import EmbeddingStore
+from virtue_pl.embedder import Embedder
+from virtue_pl.evaluation.embedding_store import ModelStore
 from virtue_pl.evaluation.evaluation_report import EvaluationReport
+from virtue_pl.evaluation.measurements import Measurements, check_regions, cost_of, robustness_of
 from virtue_pl.evaluation.query_encoder import QueryEncoder, Stream, finite_rows
 from virtue_pl.evaluation.query_preparation import Asking, EvaluationPreprocess
 from virtue_pl.evaluation.set_ranking import Guess, SetRanking
 from virtue_pl.frozen_features import network_fingerprint
-from virtue_pl.interop.pretrained import from_pretrained, use_recipe
-from virtue_pl.interop.run_checkpoint import read_run
+from virtue_pl.interop.pretrained import from_pretrained
 from virtue_pl.metrics.ranking import RankTable, SampleRanks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.parts.embedding_model import EmbeddingModel
@@ -51,6 +52,8 @@ class Library(Protocol):
 
     def picture(self, key: str) -> UInt8[Tensor, "3 height width"]: ...
 
+    def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]: ...
+
 
 @runtime_checkable
 class EvaluationData(Protocol):
@@ -75,6 +78,8 @@ class Evaluator(LightningModule):
         guess: rank without the model's opinion of the query: "set_blind" by each candidate's nearness to the others, "random" by chance.
         prompt_frame: "canvas" or "pixels", see `Asking`; by default "pixels" with the reference recipe, as the published evaluation on SCaR.
         chunk_size: rows encoded at once.
+        cost: measure the model's latency, throughput and memory, too.
+        robustness: of each set with regions, so many queries are ranked with imprecise prompts, too; 0: none.
         sam_checkpoint, base, dtype, allow_classes: see `from_pretrained`.
     """
 
@@ -91,6 +96,8 @@ class Evaluator(LightningModule):
         guess: Guess | None = None,
         prompt_frame: Literal["canvas", "pixels"] | None = None,
         chunk_size: int = 8,
+        cost: bool = False,
+        robustness: int = 0,
         sam_checkpoint: str | None = None,
         base: str | None = None,
         dtype: str = "float32",
@@ -108,7 +115,11 @@ class Evaluator(LightningModule):
         self.guess = guess
         self.prompt_frame = prompt_frame
         self.chunk_size = chunk_size
-        self.loading = {"sam_checkpoint": sam_checkpoint, "base": base, "dtype": dtype, "allow_classes": tuple(allow_classes)}
+        self.cost = cost
+        self.robustness = robustness
+        if robustness and (stream != "whole" or show is not None or guess is not None):
+            raise VirtueError("robustness is measured of the whole model, not of a baseline: leave it out, or stream, show and guess")
+        self.loading: dict[str, Any] = {"sam_checkpoint": sam_checkpoint, "base": base, "dtype": dtype, "allow_classes": tuple(allow_classes)}
         Asking(mode)
         self.embedder: EmbeddingModel | None = None
         self.preprocess = LatePreprocess(self)
@@ -117,7 +128,7 @@ class Evaluator(LightningModule):
     def configure_model(self) -> None:
         """Loads the weights, once, when they are wanted."""
         if self.embedder is None:
-            self.embedder = load_model(self.source, self.recipe, self.loading)
+            self.embedder = from_pretrained(self.source, recipe=self.recipe, **self.loading)
             self.embedder.requires_grad_(False)
             own = self.embedder.preprocess
             if not isinstance(own, ContrastivePreprocess):
@@ -126,14 +137,16 @@ class Evaluator(LightningModule):
             asking = Asking(self.mode, self.words, self.prompt_frame or ("pixels" if reference else "canvas"), self.show)
             self.encoder = QueryEncoder(self.embedder, self.stream, self.chunk_size)
             self.preparation = EvaluationPreprocess(own, asking, segmented=self.stream == "whole")
-            self.store = EmbeddingStore(self.store_folder, self.fingerprint())
+            self.store = ModelStore(self.store_folder, *self.fingerprints())
 
-    def fingerprint(self) -> str:
-        """Of the weights, and of all else that an embedding depends on beside its input."""
+    def fingerprints(self) -> tuple[str, str]:
+        """Of the weights, and of all else that the embeddings of texts, and of inputs with pictures, depend on beside the input."""
         assert self.embedder is not None
         precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
-        how = [self.stream, precision, self.loading["dtype"], *self.preparation.identity()]
-        return hashlib.sha256(f"{network_fingerprint(self.embedder)} {how}".encode()).hexdigest()
+        same = f"{network_fingerprint(self.embedder)} {precision} {self.loading['dtype']}"
+        how = [self.preparation.text_identity(), [self.stream, *self.preparation.identity()]]
+        texts, pictured = (hashlib.sha256(f"{same} {each}".encode()).hexdigest() for each in how)
+        return texts, pictured
 
     def __contains__(self, key: str) -> bool:
         """Whether an input's embedding is known, or not asked for."""
@@ -149,12 +162,16 @@ class Evaluator(LightningModule):
         self.configure_model()
         self.report = EvaluationReport(self.out)
 
+    def on_test_start(self) -> None:
+        if self.robustness:
+            check_regions(self._data().plan.sets)
+
     def test_step(self, batch: InputBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         if batch.inputs is None:
             return
         embeddings = self.encoder.encode(batch.inputs)
         finite_rows(embeddings, batch.sources)
-        self.store.add(batch.keys, embeddings)
+        self.store.add(batch.keys, embeddings, pictured=len(batch.inputs.pictures) > 0)
         if self.trainer.received_sigterm:
             raise SIGTERMException
 
@@ -192,9 +209,19 @@ class Evaluator(LightningModule):
                 "words": self.words,
                 "guess": self.guess,
                 "prompt_frame": self.preparation.asking.frame,
-                "store": str(self.store.folder),
+                "store": str(self.store.pictured.folder),
             }
-            self.report.write(self.found, self.ranks, data.plan, data.library, settings, self.encoded, self.trainer.world_size)
+            measured = self.measure(data)
+            self.report.write(self.found, self.ranks, data.plan, data.library, settings, self.encoded, self.trainer.world_size, measured)
+
+    def measure(self, data: EvaluationData) -> Measurements:
+        """What was asked for beside the ranking."""
+        if not (self.cost or self.robustness):
+            return Measurements()
+        assert self.embedder is not None
+        embedder, sets, library = Embedder(self.embedder, self.device), data.plan.sets, data.library
+        cost = cost_of(embedder, sets, library) if self.cost else None
+        return Measurements(cost, robustness_of(embedder, sets, library, self.robustness) if self.robustness else None)
 
     def _data(self) -> EvaluationData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -225,14 +252,3 @@ class LatePreprocess:
 
     def unknown(self, keys: Sequence[str]) -> list[str]:
         return [key for key in keys if key not in self.evaluator]
-
-
-def load_model(source: str | Path, recipe: Recipe | str | None, loading: Mapping[str, Any]) -> EmbeddingModel:
-    """The model of a folder, a hub name or a run's checkpoint, in eval mode."""
-    if not str(source).endswith(".ckpt"):
-        return from_pretrained(source, recipe=recipe, **loading)
-    if not Path(source).is_file():
-        raise VirtueError(f"model: {source} is not there, expected a run's checkpoint, a folder or a hub name")
-    model = read_run(Path(source)).build(getattr(torch, loading["dtype"]), loading["allow_classes"])
-    use_recipe(model, recipe, str(source))
-    return model

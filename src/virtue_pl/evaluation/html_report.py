@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from virtue_pl.evaluation.averages import published
-from virtue_pl.evaluation.comparison_tables import Titled
+from virtue_pl.evaluation.cost import cost_table
 from virtue_pl.evaluation.failures import Failure, Failures, Shown
+from virtue_pl.evaluation.html_curves import curves
+from virtue_pl.evaluation.measurements import Measurements
 from virtue_pl.evaluation.report import Chance, Results
-from virtue_pl.evaluation.tables import grid
+from virtue_pl.evaluation.robustness import robustness_tables
+from virtue_pl.evaluation.tables import Titled, grid
 from virtue_pl.types import RankedSet
 
 STYLE = """
@@ -22,7 +25,7 @@ th:first-child, td:first-child { text-align: left; } thead th { background: #f5f
 .failure { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 1rem; margin: 1rem 0; padding: 0.8rem; border: 1px solid #ddd; border-radius: 6px; }
 .failure h4 { grid-column: 1 / -1; margin: 0; } .failure p { margin: 0.3rem 0; overflow-wrap: anywhere; }
 .wrong { color: #b00020; } .right { color: #00703c; } img { max-width: 100%; display: block; } small { color: #666; }
-nav a { margin-right: 1rem; }
+nav a { margin-right: 1rem; } .curves { display: flex; flex-wrap: wrap; } p span { margin-right: 1rem; } summary { cursor: pointer; }
 """
 BAR, GAP, LEFT, WIDTH = 16, 6, 190, 560
 """Sizes of the plots, in pixels."""
@@ -41,12 +44,14 @@ def html_report(
     sets: Sequence[RankedSet],
     notes: Sequence[str],
     failures: Failures,
+    measured: Measurements,
 ) -> str:
     """The whole page. It names no other file and no address."""
     kinds = [Titled(task, grid(results[task], guesses.get(task, {})), "% right ± standard error") for task in sorted(results)]
     parts = [
         f"<h1>Evaluation of {escape(str(settings['model']))}</h1>",
-        '<nav><a href="#tables">tables</a><a href="#plots">plots</a><a href="#modes">by mode and ranking</a><a href="#failures">failures</a></nav>',
+        '<nav><a href="#tables">tables</a><a href="#plots">plots</a><a href="#modes">by mode and ranking</a>'
+        '<a href="#cost">cost</a><a href="#robustness">robustness</a><a href="#failures">failures</a></nav>',
         "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>",
         '<h2 id="tables">Tables</h2>',
         *map(html_table, tables),
@@ -54,12 +59,26 @@ def html_report(
         *(bars(benchmark, found, sets) for benchmark in dict.fromkeys(ranked.about.benchmark for ranked in sets)),
         '<h2 id="modes">By mode and ranking</h2>',
         *map(html_table, kinds),
+        *measurements(measured),
         '<h2 id="failures">Failures</h2>',
         *failure_page(failures),
     ]
     return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title><style>{STYLE}</style></head><body>\n' + "\n".join(
         [*parts, "</body></html>\n"]
     )
+
+
+def measurements(measured: Measurements) -> Iterator[str]:
+    """Cost and robustness, or that they were not asked for."""
+    yield '<h2 id="cost">Cost</h2>'
+    yield html_table(cost_table(measured.cost)) if measured.cost else "<p>Not measured: it is with <code>cost</code>.</p>"
+    yield '<h2 id="robustness">Robustness of prompts</h2>'
+    if not measured.robustness:
+        yield "<p>Not measured: it is with <code>robustness</code>, where a set has regions.</p>"
+        return
+    yield from curves(measured.robustness)
+    for table in robustness_tables(measured.robustness):
+        yield f"<details><summary>{escape(table.title)}</summary>{html_table(table)}</details>"
 
 
 def html_table(table: Titled) -> str:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from virtue_pl.evaluation.tables import Grid, Titled
 from virtue_pl.images import pixel_key
 from virtue_pl.parts.preprocess import evaluation_query
 from virtue_pl.types import EmbeddingInput, RankingSample, VisualPrompt
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
+CAPTION = "instead of the box; nearer: to the box of the same region than any other region of the picture"
 Embed = Callable[[Sequence[EmbeddingInput]], Float[Tensor, "rows dim"]]
 """Unit embeddings of inputs, in order, as `Embedder.embed` gives them."""
 Masks = Callable[[Sequence[EmbeddingInput]], Sequence[Bool[Tensor, "height width"]] | None]
@@ -130,16 +129,12 @@ def count(found: Neighbours, samples: Sequence[RankingSample], others: Sequence[
             tally.other += nearest
 
 
-def rich_neighbours(found: Neighbours) -> list[Table]:
+def neighbour_tables(found: Neighbours) -> list[Titled]:
     """One table a task, the ways down."""
-    from rich.table import Table
+    columns = ["instead", "nearer, %", "cosine", "of the nearest other", "n"]
+    return [Titled(f"{task}, other prompts of a region", Grid(columns, [*lines(ways)], set()), CAPTION) for task, ways in found.as_json().items()]
 
-    tables = []
-    for task, ways in found.as_json().items():
-        table = Table("instead of the box", title=f"{task}: the same region, pointed at otherwise", title_justify="left")
-        for name in ("nearer than any other region, %", "cosine", "of the nearest other", "n"):
-            table.add_column(name, justify="right")
-        for way, row in ways.items():
-            table.add_row(way.replace("_", " "), f"{100 * row['nearer']:.1f}", f"{row['same']:.3f}", f"{row['other']:.3f}", str(row["n"]))
-        tables.append(table)
-    return tables
+
+def lines(ways: dict[str, dict[str, float]]) -> Iterator[list[str]]:
+    for way, row in ways.items():
+        yield [way.replace("_", " "), f"{100 * row['nearer']:.1f}", f"{row['same']:.3f}", f"{row['other']:.3f}", str(row["n"])]

@@ -14,6 +14,9 @@ from virtue_pl.prompts import prompt_region
 from virtue_pl.recipes import Recipe, ReferenceRecipe, VirtueRecipe
 from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, EvaluationRow, Region, VirtueError, VisualPrompt
 
+REGION_SETTINGS = ("prompt_text", "prompt_frame")
+"""Of recipes: how a region is told and where it lies."""
+
 
 @dataclass(frozen=True)
 class Asking:
@@ -82,9 +85,14 @@ class EvaluationPreprocess:
         return self.preprocess.encoder_batch(list(items) if show is None else [show.prepare(item) for item in items])
 
     def identity(self) -> list[Any]:
-        """All that, beside the model and the input, an embedding depends on."""
+        """All that, beside the model and the input, the embedding of a picture depends on."""
         recipes = [recipe for recipe in (self.preprocess.recipe, self.asking.show) if recipe is not None]
         return [self.canvas, self.preprocess.segment_unprompted, *((type(recipe).__qualname__, sorted(vars(recipe).items())) for recipe in recipes)]
+
+    def text_identity(self) -> list[Any]:
+        """The same of a text, to which nothing is shown and no region is told."""
+        recipe = self.preprocess.recipe
+        return ["texts", type(recipe).__qualname__, sorted((name, value) for name, value in vars(recipe).items() if name not in REGION_SETTINGS)]
 
 
 def reworded(recipe: Recipe, words: bool) -> Recipe:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from virtue_pl.evaluation.disturbances import DISTURBANCES
+from virtue_pl.evaluation.tables import Grid, Titled
 from virtue_pl.metrics.ranking import sample_ranks
 from virtue_pl.parts.preprocess import content_id, evaluation_query
 from virtue_pl.types import EmbeddingInput, RankingSample, VirtueError
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
+CAPTION = "same first: the first caption is that of the undisturbed prompt; cosine: of the two embeddings"
 Embed = Callable[[Sequence[EmbeddingInput]], Float[Tensor, "rows dim"]]
 """Unit embeddings of inputs, in order, as `Embedder.embed` gives them."""
 
@@ -129,19 +128,14 @@ def tally(found: Robustness, asked: Sequence[Asked], embed: Embed, ranking: str)
         entry.cosine += float(embeddings[row] @ embeddings[base])
 
 
-def rich_robustness(found: Robustness) -> list[Table]:
-    """One table a task: kinds and levels down, what was found across."""
-    from rich.table import Table
+def robustness_tables(tasks: Mapping[str, Any]) -> list[Titled]:
+    """One table a task, kinds and levels down. tasks: as `Robustness.as_json` gives them."""
+    columns = ["kind", "level", "hit@1, %", "same first, %", "cosine", "n"]
+    return [Titled(f"{task}, imprecise prompts", Grid(columns, [*lines(kinds)], set()), CAPTION) for task, kinds in tasks.items()]
 
-    tables = []
-    for task, kinds in found.as_json().items():
-        table = Table("kind", "level", title=f"{task}: imprecise prompts", title_justify="left")
-        for name in ("hit@1, %", "same first, %", "cosine", "n"):
-            table.add_column(name, justify="right")
-        for kind, about in kinds.items():
-            for row in about["levels"]:
-                right = f"{100 * row['hit@1']:.1f}±{100 * row['standard_error']:.1f}"
-                table.add_row(kind, f"{row['level']:g}", right, f"{100 * row['same_first']:.1f}", f"{row['cosine']:.3f}", str(row["n"]))
-            table.add_section()
-        tables.append(table)
-    return tables
+
+def lines(kinds: Mapping[str, Any]) -> Iterator[list[str]]:
+    for kind, about in kinds.items():
+        for number, row in enumerate(about["levels"]):
+            right = f"{100 * row['hit@1']:.1f}±{100 * row['standard_error']:.1f}"
+            yield ["" if number else kind, f"{row['level']:g}", right, f"{100 * row['same_first']:.1f}", f"{row['cosine']:.3f}", str(row["n"])]

@@ -54,9 +54,11 @@ class SetRanking:
             samples = [self.sample(self.ranked.rows[place]) for place in chosen]
             candidates = [] if self.guess == "random" else [self.embeddings[self.ranked.candidates[place]] for place in chosen]
             scores = self.scores(chosen, candidates)
-            if candidates and (self.guess == "set_blind" or self.ranked.about.benchmark.startswith("scar")):
-                table.update("set_blind", set_blind_ranks(samples, candidates))
-            entries = sample_ranks(samples, scores)
+            blind = candidates and (self.guess == "set_blind" or self.ranked.about.benchmark.startswith("scar"))
+            nearest = set_blind_ranks(samples, candidates) if blind else None
+            if nearest is not None:
+                table.update("set_blind", nearest)
+            entries = nearest if nearest is not None and self.guess == "set_blind" else sample_ranks(samples, scores)
             if self.guess != "set_blind":
                 table.update(self.shown_mode, entries)
             metrics.update(number, entries.of("hit@1").to(metrics.device))

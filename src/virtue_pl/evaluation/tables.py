@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from virtue_pl.evaluation.report import Chance, Results
 
@@ -24,6 +26,14 @@ class Grid(NamedTuple):
     columns: list[str]
     rows: list[list[str]]
     best: set[tuple[int, int]]
+
+
+class Titled(NamedTuple):
+    """A table as reports have it."""
+
+    title: str
+    cells: Grid
+    caption: str
 
 
 def ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
@@ -51,18 +61,52 @@ def cell(row: Mapping[str, Any], ranking: str) -> str:
     return f"{100 * row[ranking]:.1f}±{100 * row['standard_error'][ranking]:.1f}" if ranking in row else ""
 
 
-def rich_tables(results: Results, guesses: Chance | None = None, row_order: Sequence[str] = ROWS) -> list[Table]:
+def rich_tables(results: Results, guesses: Chance | None = None, row_order: Sequence[str] = ROWS) -> list[TerminalTable]:
     """One table a task for the terminal, the best of each column in bold."""
     grids = {task: grid(results[task], (guesses or {}).get(task, {}), row_order) for task in sorted(results)}
-    return [rich_table(f"{task}, {PRECISION}", cells) for task, cells in grids.items()]
+    return [TerminalTable(f"{task}, {PRECISION}", cells) for task, cells in grids.items()]
 
 
-def rich_table(title: str, cells: Grid) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
-    for number, name in enumerate(cells.columns):
-        table.add_column(name.replace("_", "\n"), justify="right" if number else "left", no_wrap=True)
+class TerminalTable(NamedTuple):
+    """A table for `Console.print`. Where it is wider than the terminal, its columns stand in several blocks below each other; nothing is cut off."""
+
+    title: str
+    cells: Grid
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.title, style="italic")
+        for columns in blocks(self.cells, options.max_width):
+            yield rich_block(self.cells, columns)
+        yield ""
+
+
+def blocks(cells: Grid, width: int) -> list[list[int]]:
+    """Numbers of columns that fit beside each other and the first, which every block has."""
+    widths = [max(map(longest_line, (heading(name), *(row[place] for row in cells.rows)))) for place, name in enumerate(cells.columns)]
+    found: list[list[int]] = [[0]]
+    for place in range(1, len(widths)):
+        if len(found[-1]) > 1 and sum(1 + widths[taken] for taken in found[-1]) + widths[place] > width:
+            found.append([0])
+        found[-1].append(place)
+    return found
+
+
+def longest_line(text: str) -> int:
+    return max(map(len, text.split("\n")))
+
+
+def heading(name: str) -> str:
+    """A column's name in several lines, which is narrower."""
+    return name.replace("_", "\n").replace(", ", ",\n")
+
+
+def rich_block(cells: Grid, columns: Sequence[int]) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for place in columns:
+        table.add_column(heading(cells.columns[place]), justify="right" if place else "left", no_wrap=True)
     for number, row in enumerate(cells.rows):
-        table.add_row(*marked(cells, number, "[bold]{}[/bold]"), style="dim" if row[0] == "chance" else None)
+        shown = marked(cells, number, "[bold]{}[/bold]")
+        table.add_row(*(shown[place] for place in columns), style="dim" if row[0] == "chance" else None)
     return table
 
 

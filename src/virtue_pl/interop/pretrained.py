@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from virtue_pl.interop.adapter_folder import CONFIG as ADAPTER_CONFIG
-from virtue_pl.interop.folder import SPEC_FILE, read_folder
+from virtue_pl.interop.folder import SPEC_FILE, read_folder, without_weights
 from virtue_pl.interop.hub import local_folder
 from virtue_pl.interop.published import read_published
 from virtue_pl.interop.release import Release
+from virtue_pl.interop.run_checkpoint import read_run
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.recipes import Recipe, ReferenceRecipe, VirtueRecipe
 from virtue_pl.types import VirtueError
@@ -33,7 +35,7 @@ def from_pretrained(
     """The model of a folder or hub name, in eval mode: one that `virtue-pl export` wrote, a published release, or a training checkpoint of adapters.
 
     Args:
-        name: the folder, or OWNER/NAME on the hub.
+        name: the folder, OWNER/NAME on the hub, or a run's checkpoint (.ckpt), whose run's config.yaml is above it.
         sam_checkpoint: SAM's file of a published release, where it lies neither beside the folder nor in it.
         recipe: None for the one that the weights were trained with; "reference" or "virtue" to insist on it, which raises where
             the weights contradict; an object to prepare inputs otherwise in earnest, as for further training.
@@ -47,10 +49,18 @@ def from_pretrained(
     """
     if dtype not in DTYPES:
         raise VirtueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    release = read_release(local_folder(name, revision=revision), sam_checkpoint, base)
+    release = run_release(Path(name)) if str(name).endswith(".ckpt") else read_release(local_folder(name, revision=revision), sam_checkpoint, base)
     model = release.build(getattr(torch, dtype), allow_classes)
     use_recipe(model, recipe, str(name))
     return model
+
+
+def run_release(checkpoint: Path) -> Release:
+    """A run's model; what it started from is not read again, since its checkpoint has every tensor."""
+    if not checkpoint.is_file():
+        raise VirtueError(f"model: {checkpoint} is not there, expected a run's checkpoint, a folder or a hub name")
+    release = read_run(checkpoint)
+    return replace(release, spec=without_weights(release.spec))
 
 
 def read_release(folder: Path, sam_checkpoint: str | Path | None = None, base: str | Path | None = None) -> Release:

@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from virtue_pl.interop.adapter_folder import Adapters, AdapterSettings, by_module, merge
-from virtue_pl.interop.folder import arguments
+from virtue_pl.interop.folder import arguments, replaced
 from virtue_pl.interop.keys import ADAPTER, HEAD, adapter_name_here, sam2_from_published
 from virtue_pl.interop.release import Release
 from virtue_pl.interop.tensor_files import MODEL_FILES, load_pickled, read_tensors
@@ -32,11 +32,30 @@ def read_run(checkpoint: Path, config: Path | None = None) -> Release:
         raise VirtueError(f"{checkpoint} has no entry 'state_dict', expected the checkpoint of a run (.ckpt)")
     path = config or find_config(checkpoint)
     try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        spec = found["model"]
         spec["class_path"], spec["init_args"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise VirtueError(f"{path} is no config of a run, expected `model` with class_path and init_args: give the run's by `--config`") from error
-    return Release(checkpoint.parent, spec, dict(content["state_dict"]))
+    return Release(checkpoint.parent, replaced(spec, moved(spec, started_in(path, found))), dict(content["state_dict"]))
+
+
+def started_in(config: Path, found: Mapping[str, Any]) -> Path:
+    """The folder that a run's relative paths begin in: the one above its own as its config names it; or else the current one."""
+    own = Path(str((found.get("trainer") or {}).get("default_root_dir") or ""))
+    folder = config.resolve().parent
+    known = own.parts and not own.is_absolute() and folder.parts[-len(own.parts) :] == own.parts
+    return folder.parents[len(own.parts) - 1] if known else Path()
+
+
+def moved(spec: Any, start: Path) -> dict[str, str]:
+    """Where the folders of language models are that the spec names and that are not to be found from here. Raises VirtueError for one that is nowhere."""
+    named = {value for name, value in arguments(spec) if name.endswith("_model") and isinstance(value, str)}
+    away = sorted(name for name in named if not Path(name).exists())
+    for name in away:
+        if name.count("/") > 1 and not (start / name).is_dir():  # a name of the hub has one
+            raise VirtueError(f"the run's config names the language model {name}, which is not there: run this in the folder that the run was started in")
+    return {name: str(start / name) for name in away if (start / name).is_dir()}
 
 
 def find_config(checkpoint: Path) -> Path:

@@ -1,0 +1,172 @@
+"""What an evaluation costs: a second one of the same checkpoint, regions that share their picture, and ranking alone.
+
+Needs a model (an exported folder or a run's checkpoint) and evaluation sets; ranking is measured on random numbers. Prints one JSON object.
+
+    python benchmarks/evaluate.py --model mini --data data/scar_mini --sets scar_mini --limit 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+
+from virtue_pl.evaluation.query_encoder import QueryEncoder
+from virtue_pl.evaluation.set_ranking import SetRanking
+from virtue_pl.interop.pretrained import from_pretrained
+from virtue_pl.metrics.ranking import RankTable, gold_ranks
+from virtue_pl.metrics.retrieval import RetrievalMetrics, metrics_of_ranks
+from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, SetDescription, VisualPrompt
+
+BATCH = 15
+"""Queries that are read at once."""
+IMPORTS = "import virtue_pl.cli.lightning, virtue_pl.data.evaluation, virtue_pl.evaluation.evaluator"
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(1)
+    about: dict[str, Any] = {"model": options.model, "torch": torch.__version__, "processor": platform.processor() or platform.machine(), "threads": 1}
+    measured = {
+        "second": second(options),
+        "regions": regions(options),
+        "ranking": [ranking(50_000, 10), ranking(1_000, 100_000)],
+        "report": reported(5_000, 10),
+    }
+    print(json.dumps({**about, **measured}, indent=1))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True, help="folder of shards, or an official folder")
+    parser.add_argument("--sets", nargs="+", default=["scar_mini"])
+    parser.add_argument("--limit", type=int, default=100, help="rows of each set")
+    parser.add_argument("--pictures", type=int, default=10, help="of three regions each")
+    parser.add_argument("--side", type=int, default=256, help="of those pictures, in pixels")
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
+
+
+def second(options: argparse.Namespace) -> dict[str, Any]:
+    """CPU seconds of whole commands, of what they take to import alone, and of what the evaluation counts from its weights on."""
+    rounds = []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            told = [evaluation(options, Path(folder) / name) for name in ("first", "again")]
+            rounds.append([*(figure for pair in told for figure in pair), command_seconds([sys.executable, "-c", IMPORTS])])
+    first, first_inside, again, again_inside, imports = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return {
+        "limit": options.limit,
+        "command_cpu_s": {"first": first, "second": again, "imports": imports},
+        "inside_cpu_s": {"first": first_inside, "second": again_inside},
+        "ratio_of_commands": again / first,
+        "ratio_without_imports": (again - imports) / (first - imports),
+        "ratio_inside": again_inside / first_inside,
+    }
+
+
+def evaluation(options: argparse.Namespace, out: Path) -> tuple[float, float]:
+    """CPU seconds of a command, and those that its report names."""
+    given = ["--model", options.model, "--data", options.data, "--sets", *options.sets, "--limit", str(options.limit), "--out", str(out)]
+    spent = command_seconds([sys.executable, "-m", "virtue_pl", "eval", *given, "--accelerator", "cpu"])
+    return spent, json.loads((out / "report.json").read_text())["seconds"]["cpu"]
+
+
+def command_seconds(command: Sequence[str]) -> float:
+    """CPU seconds of a process."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def regions(options: argparse.Namespace) -> dict[str, Any]:
+    """CPU seconds of three regions a picture, as an evaluation batches them; of every query alone; and batched, but each with a picture of its own."""
+    model = from_pretrained(options.model)
+    encoder = QueryEncoder(model, "whole", 8)
+    shared, own = queries(options, shared=True), queries(options, shared=False)
+    encode(model, encoder, shared[:BATCH], BATCH)
+    rounds = [
+        (cpu_seconds(encode, model, encoder, shared, BATCH), cpu_seconds(encode, model, encoder, shared, 1), cpu_seconds(encode, model, encoder, own, BATCH))
+        for _ in range(options.rounds)
+    ]
+    together, alone, unshared = (statistics.median(column) for column in zip(*rounds, strict=True))
+    of_alone, of_unshared = (statistics.median(each[0] / each[place] for each in rounds) for place in (1, 2))
+    seconds = {"together": together, "alone": alone, "a_picture_each": unshared}
+    return {"queries": len(shared), "picture": [options.side] * 2, "cpu_s": seconds, "ratio_to_alone": of_alone, "ratio_to_a_picture_each": of_unshared}
+
+
+def queries(options: argparse.Namespace, shared: bool) -> list[EmbeddingInput]:
+    """Three boxes on each picture; or each box on another picture."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for number in range(3 * options.pictures):
+        if number % 3 == 0 or not shared:
+            picture = torch.randint(0, 256, (3, options.side, options.side), dtype=torch.uint8, generator=generator)
+        box = torch.tensor([[0.1, 0.1, 0.4, 0.5]]) + 0.25 * (number % 3)
+        found.append(EmbeddingInput("Find the caption that best describes the object.", (picture,), VisualPrompt(boxes=box), (f"{shared} {id(picture)}",)))
+    return found
+
+
+@torch.no_grad()
+def encode(model: Any, encoder: QueryEncoder, items: Sequence[EmbeddingInput], size: int) -> None:
+    for start in range(0, len(items), size):
+        encoder.encode(model.preprocess.encoder_batch(items[start : start + size]))
+
+
+def ranking(num_queries: int, num_candidates: int, dim: int = 384) -> dict[str, Any]:
+    """Scores, ranks and all metrics of every query; candidates of its own where there are few of them, or else the same for all."""
+    generator = torch.Generator().manual_seed(0)
+    asked = normalize(torch.randn(num_queries, dim, generator=generator), dim=1)
+    few = num_candidates <= 1000
+    held = normalize(torch.randn(num_queries * num_candidates if few else num_candidates, dim, generator=generator), dim=1)
+
+    def rank() -> None:
+        if few:
+            scores = torch.einsum("qcd,qd->qc", held.view(num_queries, num_candidates, dim), asked)
+            metrics_of_ranks(gold_ranks(scores, None, torch.zeros(num_queries, dtype=torch.long)))
+            return
+        for start in range(0, num_queries, 100):
+            scores = asked[start : start + 100] @ held.T
+            metrics_of_ranks(gold_ranks(scores, None, torch.arange(start, start + len(scores))))
+
+    return {"queries": num_queries, "candidates": num_candidates, "dim": dim, "cpu_s": statistics.median(cpu_seconds(rank) for _ in range(3))}
+
+
+def reported(num_queries: int, num_candidates: int, dim: int = 384) -> dict[str, Any]:
+    """The same through an evaluation, with every ranking of a query and a line for it."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = normalize(torch.randn(num_queries * (1 + num_candidates), dim, generator=generator), dim=1)
+    candidates, places = (EmbeddingInput("a caption"),) * num_candidates, {"hit@1": tuple(range(num_candidates))}
+    rows = tuple(EvaluationRow("set", row, "", "", "", None, None, None, candidates, places) for row in range(num_queries))
+    lists = tuple(num_queries + torch.arange(num_candidates * num_queries).view(num_queries, num_candidates))
+    ranked = RankedSet(SetDescription("set", "mmeb"), rows, torch.arange(num_queries), lists)
+
+    def rank() -> None:
+        for lines in SetRanking(ranked, "box", None, embeddings).rank(0, range(num_queries), RetrievalMetrics(["set"]), RankTable()):
+            json.dumps(lines)
+
+    return {"queries": num_queries, "candidates": num_candidates, "dim": dim, "cpu_s": statistics.median(cpu_seconds(rank) for _ in range(3))}
+
+
+def cpu_seconds(work: Callable[..., None], *arguments: Any) -> float:
+    start = time.process_time()
+    work(*arguments)
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()
