@@ -56,8 +56,11 @@ def rank_candidates(scores: Float[Tensor, "queries candidates"], gold: Int[Tenso
 
 def pad_lists(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "lists longest"], Bool[Tensor, "lists longest"]]:
     """Lists of indices of different length as one tensor, and which of its places are real; the others hold 0."""
+    distinct = {id(items): items for items in lists}  # many queries may share one list
+    numbers = {identity: number for number, identity in enumerate(distinct)}
     longest = max(map(len, lists), default=0)
-    indices = torch.tensor([[*items, *[-1] * (longest - len(items))] for items in lists], dtype=torch.long).reshape(len(lists), longest)
+    table = torch.tensor([[*items, *[-1] * (longest - len(items))] for items in distinct.values()], dtype=torch.long).reshape(len(distinct), longest)
+    indices = table[[numbers[id(items)] for items in lists]]
     return indices.clamp(min=0), indices >= 0
 
 
