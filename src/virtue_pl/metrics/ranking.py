@@ -71,8 +71,9 @@ def set_blind_scores(
 
     Above chance, it shows a set whose wrong candidates were all derived from the right one.
     """
-    real = candidates if valid is None else candidates * valid[..., None]
-    return cosine_similarity(real, real.sum(dim=-2, keepdim=True) - real, dim=-1)
+    exact = candidates.cpu().double()  # where there are two, they are as near to each other
+    real = exact if valid is None else exact * valid.cpu()[..., None]
+    return cosine_similarity(real, real.sum(dim=-2, keepdim=True) - real, dim=-1).to(candidates)
 
 
 class SampleRanks(NamedTuple):
