@@ -1,8 +1,9 @@
 """What an evaluation costs: a second one of the same checkpoint, regions that share their picture, and ranking alone.
 
-Needs a model (an exported folder or a run's checkpoint) and evaluation sets; ranking is measured on random numbers. Prints one JSON object.
+Of any model (an exported folder or a run's checkpoint) and its evaluation sets, by default those of the quickstart; without them, of ranking alone,
+which is measured on random numbers. Prints one JSON object.
 
-    python benchmarks/evaluate.py --model mini --data data/scar_mini --sets scar_mini --limit 100
+    python benchmarks/evaluate.py --model mini --data data/scar_mini_stamps --sets scar_mini --limit 100
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(1)
     about: dict[str, Any] = {"model": options.model, "torch": torch.__version__, "processor": platform.processor() or platform.machine(), "threads": 1}
+    of_model = (
+        {"second": second(options), "regions": regions(options)} if Path(options.model).exists() else {"no_model": "run `make quickstart`, or give --model"}
+    )
     measured = {
-        "second": second(options),
-        "regions": regions(options),
+        **of_model,
         "ranking": [ranking(options.rounds, *map(int, case.split("x"))) for case in options.ranking],
     }
     print(json.dumps({**about, **measured}, indent=1))
@@ -52,8 +55,8 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True, help="folder of shards, or an official folder")
+    parser.add_argument("--model", default="runs/quickstart/virtue/checkpoints/last.ckpt")
+    parser.add_argument("--data", default="data/scar_mini_stamps", help="folder of shards, or an official folder")
     parser.add_argument("--sets", nargs="+", default=["scar_mini"])
     parser.add_argument("--limit", type=int, default=100, help="rows of each set")
     parser.add_argument("--pictures", type=int, default=10, help="of three regions each")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from virtue_pl.evaluation import candidate_scores, set_ranking
 from virtue_pl.evaluation.candidate_scores import best_first, cosines
@@ -155,6 +155,6 @@ def test_set_blind_guesses_within_each_ranking(guess):
         assert metrics["hit@1"] == sum(of_all[f"quiz/{row}", "hit@1"] == 0 for row in range(3)) / 3
     for row, named in enumerate(rankings):
         for name, places in named.items():
-            of_list = embeddings[candidates[row][list(places)]]
-            nearness = [float(normalize(of_list.sum(0) - one, dim=0) @ one) for one in of_list]
+            of_list = embeddings[candidates[row][list(places)]].double()
+            nearness = [round(float(cosine_similarity(one, of_list.sum(0) - one, dim=0)), 9) for one in of_list]
             assert of_all[f"quiz/{row}", name] == sum(other >= nearness[0] for other in nearness[1:])
