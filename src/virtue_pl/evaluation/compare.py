@@ -59,7 +59,9 @@ class ComparedRun:
 
 
 class Comparison(NamedTuple):
-    """runs: in the order they were given. against: run -> the run it is compared to, where it is. means: benchmark -> run -> hit@1 over all tasks of the benchmark, where it has several."""
+    """runs: in the order they were given. against: run -> the run it is compared to, where it is.
+    means: benchmark -> run -> hit@1 over all tasks of the benchmark, where it has several.
+    """
 
     runs: tuple[str, ...]
     shares: Estimates
