@@ -40,6 +40,7 @@ bench: $(STAMP) ## what is measured, as JSON
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/evaluate.py
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -1,14 +1,16 @@
 """What an evaluation costs: a second one of the same checkpoint, regions that share their picture, and ranking alone.
 
-Needs a model (an exported folder or a run's checkpoint) and evaluation sets; ranking is measured on random numbers. Prints one JSON object.
+Of any model (an exported folder or a run's checkpoint) and its evaluation sets, by default those of the quickstart; without them, of ranking alone,
+which is measured on random numbers. Prints one JSON object.
 
-    python benchmarks/evaluate.py --model mini --data data/scar_mini --sets scar_mini --limit 100
+    python benchmarks/evaluate.py --model mini --data data/scar_mini_stamps --sets scar_mini --limit 100
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -21,13 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from virtue_pl.evaluation.query_encoder import QueryEncoder
 from virtue_pl.evaluation.set_ranking import SetRanking
 from virtue_pl.interop.pretrained import from_pretrained
-from virtue_pl.metrics.ranking import RankTable, gold_ranks
-from virtue_pl.metrics.retrieval import RetrievalMetrics, metrics_of_ranks
+from virtue_pl.metrics.ranking import RankTable
+from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, SetDescription, VisualPrompt
 
 BATCH = 15
@@ -39,23 +43,25 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(1)
     about: dict[str, Any] = {"model": options.model, "torch": torch.__version__, "processor": platform.processor() or platform.machine(), "threads": 1}
+    of_model = (
+        {"second": second(options), "regions": regions(options)} if Path(options.model).exists() else {"no_model": "run `make quickstart`, or give --model"}
+    )
     measured = {
-        "second": second(options),
-        "regions": regions(options),
-        "ranking": [ranking(50_000, 10), ranking(1_000, 100_000)],
-        "report": reported(5_000, 10),
+        **of_model,
+        "ranking": [ranking(options.rounds, *map(int, case.split("x"))) for case in options.ranking],
     }
     print(json.dumps({**about, **measured}, indent=1))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True, help="folder of shards, or an official folder")
+    parser.add_argument("--model", default="runs/quickstart/virtue/checkpoints/last.ckpt")
+    parser.add_argument("--data", default="data/scar_mini_stamps", help="folder of shards, or an official folder")
     parser.add_argument("--sets", nargs="+", default=["scar_mini"])
     parser.add_argument("--limit", type=int, default=100, help="rows of each set")
     parser.add_argument("--pictures", type=int, default=10, help="of three regions each")
     parser.add_argument("--side", type=int, default=256, help="of those pictures, in pixels")
+    parser.add_argument("--ranking", nargs="*", default=["50000x10", "1000x100000"], help="queries x candidates; over 1000, all queries share them")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
@@ -127,39 +133,33 @@ def encode(model: Any, encoder: QueryEncoder, items: Sequence[EmbeddingInput], s
         encoder.encode(model.preprocess.encoder_batch(items[start : start + size]))
 
 
-def ranking(num_queries: int, num_candidates: int, dim: int = 384) -> dict[str, Any]:
-    """Scores, ranks and all metrics of every query; candidates of its own where there are few of them, or else the same for all."""
+def ranking(rounds: int, num_queries: int, num_candidates: int, dim: int = 384) -> dict[str, Any]:
+    """CPU seconds of an evaluation's ranks and metrics, and of them with the lines of predictions.jsonl as they are by default."""
+    ranked, embeddings = ranked_set(num_queries, num_candidates, dim)
+    seconds = [(cpu_seconds(rank, ranked, embeddings, False), cpu_seconds(rank, ranked, embeddings, True)) for _ in range(rounds)]
+    alone, written = (statistics.median(column) for column in zip(*seconds, strict=True))
+    return {"queries": num_queries, "candidates": num_candidates, "dim": dim, "cpu_s": {"ranking": alone, "with_lines": written}}
+
+
+def ranked_set(num_queries: int, num_candidates: int, dim: int) -> tuple[RankedSet, Float[Tensor, "inputs dim"]]:
+    """Random unit vectors; candidates of each query's own, or else the same for all, in a hundred orders."""
     generator = torch.Generator().manual_seed(0)
-    asked = normalize(torch.randn(num_queries, dim, generator=generator), dim=1)
-    few = num_candidates <= 1000
-    held = normalize(torch.randn(num_queries * num_candidates if few else num_candidates, dim, generator=generator), dim=1)
-
-    def rank() -> None:
-        if few:
-            scores = torch.einsum("qcd,qd->qc", held.view(num_queries, num_candidates, dim), asked)
-            metrics_of_ranks(gold_ranks(scores, None, torch.zeros(num_queries, dtype=torch.long)))
-            return
-        for start in range(0, num_queries, 100):
-            scores = asked[start : start + 100] @ held.T
-            metrics_of_ranks(gold_ranks(scores, None, torch.arange(start, start + len(scores))))
-
-    return {"queries": num_queries, "candidates": num_candidates, "dim": dim, "cpu_s": statistics.median(cpu_seconds(rank) for _ in range(3))}
-
-
-def reported(num_queries: int, num_candidates: int, dim: int = 384) -> dict[str, Any]:
-    """The same through an evaluation, with every ranking of a query and a line for it."""
-    generator = torch.Generator().manual_seed(0)
-    embeddings = normalize(torch.randn(num_queries * (1 + num_candidates), dim, generator=generator), dim=1)
+    shared = num_candidates > 1000
+    num_inputs = num_queries + num_candidates * (1 if shared else num_queries)
+    embeddings = normalize(torch.randn(num_inputs, dim, generator=generator), dim=1)
+    orders = [num_queries + torch.randperm(num_candidates, generator=generator) for _ in range(100 if shared else 0)]
+    lists = [orders[row % 100] for row in range(num_queries)] if shared else torch.arange(num_queries, num_inputs).split(num_candidates)
     candidates, places = (EmbeddingInput("a caption"),) * num_candidates, {"hit@1": tuple(range(num_candidates))}
     rows = tuple(EvaluationRow("set", row, "", "", "", None, None, None, candidates, places) for row in range(num_queries))
-    lists = tuple(num_queries + torch.arange(num_candidates * num_queries).view(num_queries, num_candidates))
-    ranked = RankedSet(SetDescription("set", "mmeb"), rows, torch.arange(num_queries), lists)
+    return RankedSet(SetDescription("set", "mmeb"), rows, torch.arange(num_queries), tuple(lists)), embeddings
 
-    def rank() -> None:
-        for lines in SetRanking(ranked, "box", None, embeddings).rank(0, range(num_queries), RetrievalMetrics(["set"]), RankTable()):
-            json.dumps(lines)
 
-    return {"queries": num_queries, "candidates": num_candidates, "dim": dim, "cpu_s": statistics.median(cpu_seconds(rank) for _ in range(3))}
+def rank(ranked: RankedSet, embeddings: Float[Tensor, "inputs dim"], written: bool) -> None:
+    metrics, table = RetrievalMetrics(["set"]), RankTable()
+    with open(os.devnull, "w", encoding="utf-8") as file:
+        for lines in SetRanking(ranked, "box", None, embeddings).rank(0, range(len(ranked.rows)), metrics, table):
+            file.writelines(json.dumps(line) + "\n" for line in (lines if written else ()))
+    metrics.compute(), table.compute()
 
 
 def cpu_seconds(work: Callable[..., None], *arguments: Any) -> float:

@@ -83,6 +83,13 @@ def test_all_tasks_stand_in_one_table_with_the_mean_of_each_benchmark() -> None:
     assert first.startswith("| both | 25.0 (") and "| **37.5 (" in first and second.startswith("| one | **50.0 (") and second.endswith("|  |  |  |")
 
 
+def test_runs_stand_in_the_order_they_were_given() -> None:
+    """Whichever tasks each of them has, and whichever task comes first."""
+    runs = [ComparedRun(name, (training(50, task=task),), "box", name) for name, task in (("z", "scar/b"), ("m", "scar/c"), ("a", "scar/a"), ("b", "scar/b"))]
+    lines = markdown_comparison(compare(runs)).splitlines()
+    assert lines[0] == "### All tasks" and [line.split(" | ")[0] for line in lines[4:8]] == ["| z", "| m", "| a", "| b"]
+
+
 def test_a_task_ranked_in_another_mode_alone_counts_where_that_is_wanted() -> None:
     """Queries with a region are asked with a box, those without by their picture."""
     rows = RankRows([*training(50), *training(80, "set_blind"), *training(100, "no_prompt", "mmeb/a")])

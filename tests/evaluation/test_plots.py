@@ -19,7 +19,8 @@ def estimates(**means: float) -> dict[str, dict[str, Estimate]]:
     return {name: {"hit@1": Estimate(mean, mean - 0.05, mean + 0.05, 100, 1)} for name, mean in means.items()}
 
 
-FOUND = Comparison({"scar/seen": estimates(virtue=0.45, crop=0.2), "scar/held_out": estimates(virtue=0.3), "cars": estimates(other=0.9)}, {}, {}, {})
+SHARES = {"scar/seen": estimates(virtue=0.45, crop=0.2), "scar/held_out": estimates(virtue=0.3), "cars": estimates(other=0.9)}
+FOUND = Comparison(("virtue", "crop", "other"), SHARES, {}, {}, {})
 CHANCE = {"scar/seen": {"hit@1": 0.1}, "scar/held_out": {"hit@1": 0.1}}
 
 

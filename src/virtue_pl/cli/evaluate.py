@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
         chunk_size=arguments.chunk_size,
         cost=arguments.cost,
         robustness=arguments.robustness,
+        full_lists=arguments.full_lists,
         sam_checkpoint=arguments.sam_checkpoint,
         base=arguments.base,
         dtype=arguments.dtype,
@@ -83,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cost", action="store_true", help="measure latency, throughput and memory of every kind of query, too")
     robust = "rank the first ROWS queries with a region of each set with imprecise boxes, clicks and masks, too: about 37 times each"
     parser.add_argument("--robustness", type=int, default=0, metavar="ROWS", help=robust)
+    full = "queries with more candidates have only the best 1000 in predictions.jsonl; their ranks are of all (default 10000)"
+    parser.add_argument("--full-lists", type=int, default=10_000, metavar="N", help=full)
     parser.add_argument("--store", type=Path, help="folder of embeddings by content (default `embeddings` beside DIR)")
     parser.add_argument("--images", action="append", metavar="FOLDER", help="look for pictures here first; may be repeated")
     parser.add_argument("--batch-size", type=int, default=16, help="inputs read at once (default 16)")

@@ -41,11 +41,12 @@ class EvaluationPlan:
 
     def fingerprint(self) -> str:
         """Changes with any input, its place in a candidate list, or a right answer."""
-        digest = hashlib.sha256("\n".join(self.keys).encode())
+        digest, said = hashlib.sha256("\n".join(self.keys).encode()), dict[int, str]()
         for ranked in self.sets:
             digest.update(f"{ranked.about.name} {ranked.queries.tolist()}".encode())
             for row, candidates in zip(ranked.rows, ranked.candidates, strict=True):
-                digest.update(f"{row.row} {candidates.tolist()} {row.rankings}".encode())
+                named = [f"{name} {said.get(id(places)) or said.setdefault(id(places), str(places))}" for name, places in row.rankings.items()]
+                digest.update(f"{row.row} {len(candidates)} {named} ".encode() + candidates.numpy().tobytes())
         return digest.hexdigest()
 
 

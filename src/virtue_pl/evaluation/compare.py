@@ -59,8 +59,11 @@ class ComparedRun:
 
 
 class Comparison(NamedTuple):
-    """against: run -> the run it is compared to, where it is. means: benchmark -> run -> hit@1 over all tasks of the benchmark, where it has several."""
+    """runs: in the order they were given. against: run -> the run it is compared to, where it is.
+    means: benchmark -> run -> hit@1 over all tasks of the benchmark, where it has several.
+    """
 
+    runs: tuple[str, ...]
     shares: Estimates
     differences: Estimates
     against: dict[str, str]
@@ -96,7 +99,7 @@ def compare(runs: Sequence[ComparedRun]) -> Comparison:
             others = ranks[against[name]].get((task, ranking)) if name in against else None
             if others is not None:
                 differences.setdefault(task, {}).setdefault(name, {})[ranking] = paired(trainings, others)
-    return Comparison(shares, differences, against, means_of(ranks))
+    return Comparison(tuple(ranks), shares, differences, against, means_of(ranks))
 
 
 def means_of(ranks: Mapping[str, Mapping[tuple[str, str], list[dict[str, int]]]], ranking: str = "hit@1") -> dict[str, dict[str, Estimate]]:

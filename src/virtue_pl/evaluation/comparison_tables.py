@@ -39,7 +39,7 @@ def tables(comparison: Comparison, guesses: Chance) -> Iterator[Titled]:
 
 
 def overview_grid(comparison: Comparison, ranking: str = "hit@1") -> Grid:
-    """A column a task, those of a benchmark before their mean; the best of each is marked."""
+    """A row a run, in the order they were given; a column a task, those of a benchmark before their mean; the best of each is marked."""
     columns: dict[str, Row] = {}
     ends = [task.rpartition("/")[2] for task in comparison.shares]
     for benchmark in dict.fromkeys(map(benchmark_of, comparison.shares)):
@@ -49,9 +49,8 @@ def overview_grid(comparison: Comparison, ranking: str = "hit@1") -> Grid:
                 columns[end if ends.count(end) == 1 else task] = {name: row[ranking] for name, row in rows.items() if ranking in row}
         if benchmark in comparison.means:
             columns[f"mean {benchmark}"] = comparison.means[benchmark]
-    names = list(dict.fromkeys(name for rows in comparison.shares.values() for name in rows))
-    lines = [[name, *(cell({ranking: row[name]} if name in row else {}, ranking, "") for row in columns.values())] for name in names]
-    shares = [[row[name].mean if name in row else -1.0 for name in names] for row in columns.values()]
+    lines = [[name, *(cell({ranking: row[name]} if name in row else {}, ranking, "") for row in columns.values())] for name in comparison.runs]
+    shares = [[row[name].mean if name in row else -1.0 for name in comparison.runs] for row in columns.values()]
     best = {(line, column) for column, found in enumerate(shares, 1) for line, share in enumerate(found) if share == max(found)}
     return Grid(["run", *columns], lines, best)
 

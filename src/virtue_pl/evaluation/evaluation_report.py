@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from virtue_pl.evaluation.report import chance, context, summarise, write_json, 
 from virtue_pl.evaluation.tables import markdown, markdown_table
 from virtue_pl.metrics.ranking import RankRows
 
-Write = Callable[[Sequence[Mapping[str, Any]]], None]
+Write = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
 class EvaluationReport:
@@ -56,8 +57,7 @@ class EvaluationReport:
         measured: Measurements,
     ) -> None:
         """The report of what every process found. encoded: inputs that were embedded in this run."""
-        lines = self.joined([ranked.about.name for ranked in plan.sets], world)
-        write_text(self.folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        self.join([len(ranked.rows) for ranked in plan.sets], world)
         means = averages(found, [ranked.about for ranked in plan.sets])
         embedded = {"unique": len(plan.keys), "total": plan.total, "unique_pictures": plan.pictures, "total_pictures": plan.total_pictures, "encoded": encoded}
         results, guesses = summarise(ranks), chance(ranks)
@@ -80,17 +80,22 @@ class EvaluationReport:
         further = [markdown_table(*table) for table in measured.tables()]
         text = [*(markdown_table(*table) for table in tables), markdown(results, guesses), *further, *(f"- {note}" for note in notes), ""]
         write_text(self.folder / "report.md", "\n".join(text))
-        failures = failures_of(lines, plan.sets, library)
+        with (self.folder / "predictions.jsonl").open(encoding="utf-8") as lines:
+            failures = failures_of(map(json.loads, lines), plan.sets, library)
         write_text(self.folder / "report.html", html_report(settings, tables, results, guesses, found, plan.sets, notes, failures, measured))
-        for rank in range(world):
-            self.part(rank).unlink(missing_ok=True)
         self.show([*tables, *measured.tables()], notes)
 
-    def joined(self, names: Sequence[str], world: int) -> list[dict[str, Any]]:
-        """All processes' lines, by set and row."""
-        order = {name: place for place, name in enumerate(names)}
-        found = [json.loads(line) for rank in range(world) for line in self.part(rank).read_text(encoding="utf-8").splitlines()]
-        return sorted(found, key=lambda line: (order[line["set"]], line["row"]))
+    def join(self, lengths: Sequence[int], world: int) -> None:
+        """Deals all processes' lines back into one file, as rows were dealt out, in turn; they may be too many to hold. lengths: of the sets."""
+        whole = self.folder / f".predictions.{os.getpid()}.part"
+        with ExitStack() as files:
+            parts = [files.enter_context(self.part(rank).open("rb")) for rank in range(world)]
+            file = files.enter_context(whole.open("wb"))
+            for length in lengths:
+                file.writelines(next(parts[place % world]) for place in range(length))
+        os.replace(whole, self.folder / "predictions.jsonl")
+        for rank in range(world):
+            self.part(rank).unlink()
 
     def notes(self, missing: Mapping[str, str], means: Sequence[Average], embedded: Mapping[str, int], settings: Mapping[str, Any]) -> list[str]:
         """What a reader of the tables must know."""

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from virtue_pl.embedder import Embedder
+from virtue_pl.evaluation.candidate_scores import FULL_LISTS
 from virtue_pl.evaluation.embedding_store import ModelStore
 from virtue_pl.evaluation.evaluation_report import EvaluationReport
 from virtue_pl.evaluation.measurements import Measurements, check_regions, cost_of, robustness_of
@@ -80,6 +81,7 @@ class Evaluator(LightningModule):
         chunk_size: rows encoded at once.
         cost: measure the model's latency, throughput and memory, too.
         robustness: of each set with regions, so many queries are ranked with imprecise prompts, too; 0: none.
+        full_lists: queries with more candidates have only the best ones in predictions.jsonl, see `listings`; their ranks are of all.
         sam_checkpoint, base, dtype, allow_classes: see `from_pretrained`.
     """
 
@@ -98,6 +100,7 @@ class Evaluator(LightningModule):
         chunk_size: int = 8,
         cost: bool = False,
         robustness: int = 0,
+        full_lists: int = FULL_LISTS,
         sam_checkpoint: str | None = None,
         base: str | None = None,
         dtype: str = "float32",
@@ -117,6 +120,7 @@ class Evaluator(LightningModule):
         self.chunk_size = chunk_size
         self.cost = cost
         self.robustness = robustness
+        self.full_lists = full_lists
         if robustness and (stream != "whole" or show is not None or guess is not None):
             raise VirtueError("robustness is measured of the whole model, not of a baseline: leave it out, or stream, show and guess")
         self.loading: dict[str, Any] = {"sam_checkpoint": sam_checkpoint, "base": base, "dtype": dtype, "allow_classes": tuple(allow_classes)}
@@ -190,8 +194,8 @@ class Evaluator(LightningModule):
         with self.report.lines(self.global_rank) as write:
             for number, ranked in enumerate(plan.sets):
                 metrics.update(number, NO_RANKS.ranks)
-                mine = range(self.global_rank, len(ranked.rows), self.trainer.world_size)
-                for lines in SetRanking(ranked, self.mode, self.guess, embeddings).rank(number, mine, metrics, table):
+                mine = in_order(ranked.rows)[self.global_rank :: self.trainer.world_size]
+                for lines in SetRanking(ranked, self.mode, self.guess, embeddings, self.full_lists).rank(number, mine, metrics, table):
                     write(lines)
         self.found, self.ranks = metrics.compute(), table.compute()
         self.encoded = int(self.trainer.strategy.reduce(torch.tensor(self.store.added, device=self.device), reduce_op="sum"))
@@ -228,6 +232,11 @@ class Evaluator(LightningModule):
         if not isinstance(data, EvaluationData):
             raise VirtueError(f"Evaluator was given {type(data).__name__}, expected an EvaluationDataModule: set `data`")
         return data
+
+
+def in_order(rows: Sequence[EvaluationRow]) -> list[int]:
+    """The places of a set's rows, as its file has them."""
+    return sorted(range(len(rows)), key=lambda place: rows[place].row)
 
 
 class KeepEmbeddings(Callback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import UInt8
@@ -51,7 +51,7 @@ class Failures(NamedTuple):
     counts: dict[tuple[str, str], int]
 
 
-def failures_of(lines: Sequence[Mapping[str, Any]], sets: Sequence[RankedSet], library: Pictures) -> Failures:
+def failures_of(lines: Iterable[Mapping[str, Any]], sets: Sequence[RankedSet], library: Pictures) -> Failures:
     """All counted, the first of each kind drawn. A right candidate that ties with the chosen one counts as wrong."""
     rows = {(ranked.about.name, row.row): row for ranked in sets for row in ranked.rows}
     counts: Counter[tuple[str, str]] = Counter()
@@ -65,10 +65,17 @@ def failures_of(lines: Sequence[Mapping[str, Any]], sets: Sequence[RankedSet], l
         kind = kind_of(row, chosen)
         counts[line["set"], kind] += 1
         if counts[line["set"], kind] <= A_KIND and len(shown) < IN_ALL:
-            scores = line["scores"][chosen], line["scores"][0]
+            scores = score(line, chosen), score(line, 0)
             pictured = [show(row.candidates[place], library) for place in (chosen, 0)]
             shown.append(Failure(f"{line['set']}, row {line['row']}", kind, query(row, library), pictured[0], pictured[1], rank, scores))
     return Failures(sorted(shown, key=lambda failure: failure.kind), dict(counts))
+
+
+def score(line: Mapping[str, Any], place: int) -> float:
+    """Of a candidate that a line names, see `listings`."""
+    if "scores" in line:
+        return float(line["scores"][place])
+    return float(line["ranking_scores"][line["ranking"].index(place)] if place else line["gold_score"])
 
 
 def kind_of(row: EvaluationRow, chosen: int) -> str:

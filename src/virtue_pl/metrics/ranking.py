@@ -56,8 +56,11 @@ def rank_candidates(scores: Float[Tensor, "queries candidates"], gold: Int[Tenso
 
 def pad_lists(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "lists longest"], Bool[Tensor, "lists longest"]]:
     """Lists of indices of different length as one tensor, and which of its places are real; the others hold 0."""
+    distinct = {id(items): items for items in lists}  # many queries may share one list
+    numbers = {identity: number for number, identity in enumerate(distinct)}
     longest = max(map(len, lists), default=0)
-    indices = torch.tensor([[*items, *[-1] * (longest - len(items))] for items in lists], dtype=torch.long).reshape(len(lists), longest)
+    table = torch.tensor([[*items, *[-1] * (longest - len(items))] for items in distinct.values()], dtype=torch.long).reshape(len(distinct), longest)
+    indices = table[[numbers[id(items)] for items in lists]]
     return indices.clamp(min=0), indices >= 0
 
 
@@ -68,8 +71,9 @@ def set_blind_scores(
 
     Above chance, it shows a set whose wrong candidates were all derived from the right one.
     """
-    real = candidates if valid is None else candidates * valid[..., None]
-    return cosine_similarity(real, real.sum(dim=-2, keepdim=True) - real, dim=-1)
+    exact = candidates.cpu().double()  # where there are two, they are as near to each other
+    real = exact if valid is None else exact * valid.cpu()[..., None]
+    return cosine_similarity(real, real.sum(dim=-2, keepdim=True) - real, dim=-1).to(candidates)
 
 
 class SampleRanks(NamedTuple):
