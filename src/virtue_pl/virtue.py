@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from virtue_pl.gradient_cache import GradientCache, PlainStep
@@ -88,6 +88,9 @@ class Virtue(EmbeddingModel):
         self.segment_unprompted = segment_unprompted
         self.num_segment_tokens: int | None = None
         self.finish()
+
+    def sharded_layers(self) -> Sequence[nn.Module]:
+        return self.fusion.sharded_layers()
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         if not len(inputs.prompts):
