@@ -97,12 +97,13 @@ def data_parallel(mesh: DeviceMesh) -> DeviceMesh:
     """The dimension of a mesh over which batches differ. Raises VirtueError where there is another that splits the model."""
     if mesh.ndim == 1:
         return mesh
-    data: Any = mesh["data_parallel"]
-    if data.size() != mesh.size():
+    size = mesh.size((mesh.mesh_dim_names or ()).index("data_parallel"))
+    if size != mesh.size():
         raise VirtueError(
-            f"trainer.strategy splits layers among {mesh.size() // data.size()} ranks, expected data_parallel alone:"
+            f"trainer.strategy splits layers among {mesh.size() // size} ranks, expected data_parallel alone:"
             f" set tensor_parallel_size: 1 and data_parallel_size: {mesh.size()}"
         )
+    data: DeviceMesh = mesh["data_parallel"]
     return data
 
 
