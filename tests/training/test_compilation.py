@@ -18,7 +18,7 @@ LAYERS = "fusion.backbone.model.language_model.layers"
 def setup(model: Virtue, *regions: str) -> None:
     """Twice, as for fit and test."""
     nothing: Any = None
-    callback = CompileRegions(regions, backend="aot_eager")
+    callback = CompileRegions(regions, backend="eager")
     callback.setup(nothing, model, "fit")
     callback.setup(nothing, model, "test")
 
@@ -30,6 +30,7 @@ def step(model: Virtue) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own look at a layer's inputs
 def test_compiled_layers_give_the_same_numbers_under_the_same_names() -> None:
     model = tiny_virtue(adapter=LoRA(dropout=0.0))
     model.gradient_cache = GradientCache(3)
