@@ -160,9 +160,22 @@ def test_a_checkpoint_of_shards_is_read_by_a_model_that_is_whole(results: Path) 
     assert (embeddings - before).abs().max() > 1e-3
 
 
-def test_ranks_that_split_layers_are_refused() -> None:
+def mesh_of(data: int, tensor: int) -> DeviceMesh:
     """A mesh of numbers alone: no process is started."""
-    mesh = DeviceMesh("cpu", torch.arange(4).reshape(2, 2), mesh_dim_names=("data_parallel", "tensor_parallel"), _init_backend=False, _rank=0)
+    ranks = torch.arange(data * tensor).reshape(data, tensor)
+    return DeviceMesh("cpu", ranks, mesh_dim_names=("data_parallel", "tensor_parallel"), _init_backend=False, _rank=0)
+
+
+def test_an_alignment_stage_on_several_ranks_is_refused() -> None:
+    model = model_of("full")
+    model.alignment_steps = 3
+    model._device_mesh = mesh_of(2, 1)
+    with pytest.raises(VirtueError, match="alignment_steps is 3, but the model is sharded over 2 processes, expected one: set it to 0"):
+        model.configure_model()
+
+
+def test_ranks_that_split_layers_are_refused() -> None:
+    mesh = mesh_of(2, 2)
     with pytest.raises(VirtueError, match="splits layers among 2 ranks, expected data_parallel alone: set tensor_parallel_size: 1 and data_parallel_size: 4"):
         data_parallel(mesh)
 

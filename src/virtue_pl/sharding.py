@@ -31,7 +31,9 @@ class Sharding:
     def __init__(self, root: nn.Module, layers: Sequence[nn.Module], mesh: DeviceMesh) -> None:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        self.root, self.layers, self.mesh = root, tuple(layers), data_parallel(mesh)
+        self.root: Any = root
+        self.layers: tuple[Any, ...] = tuple(layers)
+        self.mesh = data_parallel(mesh)
         trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
         in_layers = {parameter for layer in self.layers for parameter in layer.parameters()}
         self.whole = kept_whole([parameter for parameter in trained if parameter not in in_layers])

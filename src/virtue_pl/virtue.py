@@ -89,6 +89,12 @@ class Virtue(EmbeddingModel):
         self.num_segment_tokens: int | None = None
         self.finish()
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and self.device_mesh.size() > 1 and self.alignment_steps:
+            size = self.device_mesh.size()
+            raise VirtueError(f"alignment_steps is {self.alignment_steps}, but the model is sharded over {size} processes, expected one: set it to 0")
+        super().configure_model()
+
     def sharded_layers(self) -> Sequence[nn.Module]:
         return self.fusion.sharded_layers()
 

@@ -68,7 +68,7 @@ class VLMFusionHead(EmbeddingModel):
         return self.backbone.hidden_size
 
     def sharded_layers(self) -> Sequence[nn.Module]:
-        return self.backbone.layers
+        return list(self.backbone.layers)
 
     def forward(self, inputs: EncoderBatch, segments: SegmentTokens | None = None) -> Float[Tensor, "rows hidden"]:
         """Unit embeddings of the rows; segment tokens, one set a prompt, stand in front of their rows."""
