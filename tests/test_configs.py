@@ -46,8 +46,8 @@ SLOTS = {
 ARMS = CONFIGS / "ablations"
 """Layers of the arms in ablations.yaml, which says over what they are laid."""
 
-LAYERS = (CONFIGS / "segmentation", CONFIGS / "stages")
-"""Layers over the paper's model, which is built on the meta device: segmentation models with their prompt encoders, and stages of training."""
+LAYERS = (CONFIGS / "segmentation", CONFIGS / "stages", CONFIGS / "strategies")
+"""Layers over the paper's model, which is built on the meta device: segmentation models with their prompt encoders, stages of training, strategies."""
 
 EVALUATIONS = (CONFIGS / "eval_scar.yaml", CONFIGS / "eval_mmeb.yaml")
 """Configs that only test, and the folder of layers over them: they are run in tests/cli/test_eval_configs.py."""

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "virtue_pl"
 
 FLOORS = (
     {"types"},
-    {"prompts", "pooling", "distributed", "images", "recipes", "optimization", "frozen_features", "feature_store", "memory", "precision"},
+    {"prompts", "pooling", "distributed", "images", "recipes", "optimization", "sharding", "frozen_features", "feature_store", "memory", "precision"},
     {"backbones", "adapters", "folded_dora", "quick_dropout", "losses", "metrics"},
     {"parts", "gradient_cache", "virtue"},
     {"evaluation", "interop", "embedder"},

@@ -34,3 +34,8 @@ def smallest(value: int, device: torch.device) -> int:
     found = torch.tensor(value, device=device)
     dist.all_reduce(found, dist.ReduceOp.MIN)
     return int(found)
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest `value` of all ranks."""
+    return -smallest(-value, device)

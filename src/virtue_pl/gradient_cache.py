@@ -1,8 +1,8 @@
 """Contrastive batches larger than memory: encode in chunks, keep only the embeddings, and encode again in the backward pass.
 
 The gradient is that of the whole batch (Gao et al. 2021, arXiv 2101.06983). Each chunk is an activation checkpoint, so
-autograd itself recomputes it with the dropout it had, and gradients reach each parameter once: DDP, clipping and accumulation
-work as in a plain step, and ranks talk once a step. What is frozen is encoded before, once.
+autograd itself recomputes it with the dropout it had, and gradients reach each parameter once: DDP, FSDP2, clipping and
+accumulation work as in a plain step, and ranks talk once a step. What is frozen is encoded before, once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from virtue_pl.distributed import smallest
+from virtue_pl.distributed import largest, smallest
 from virtue_pl.memory import available_memory, graph_bytes
 from virtue_pl.types import EncoderBatch, VirtueError, cast, move
 
@@ -38,6 +38,8 @@ def nothing_known(inputs: EncoderBatch, at_once: int, keep: Callable[[Any], Any]
 class PlainStep:
     """The whole batch at once: fastest where its activations fit into memory."""
 
+    equal_chunks = False
+
     def __call__(self, encode: Encode, inputs: EncoderBatch, known: Known = nothing_known, lengths: Lengths | None = None) -> Float[Tensor, "rows dim"]:
         return encode(inputs)
 
@@ -55,6 +57,9 @@ class GradientCache:
         frozen_dtype: in which what frozen networks give is kept between a step's two passes: float32, float16 or bfloat16; None as it is.
         frozen_device: where it is kept, such as "cpu"; None where it is.
         memory_share: with "auto": of the memory that is free at the first step, for each of queries, targets and negatives.
+
+    Where layers are sharded (`equal_chunks`), ranks take equally many chunks of equally many rows: each gathers the layers. The backward pass is
+    one, so that gradients are sent once a step there too.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class GradientCache:
         self.frozen_dtype = None if frozen_dtype is None else DTYPES[frozen_dtype]
         self.frozen_device = frozen_device
         self.memory_share = memory_share
+        self.equal_chunks = False
 
     def __call__(self, encode: Encode, inputs: EncoderBatch, known: Known = nothing_known, lengths: Lengths | None = None) -> Float[Tensor, "rows dim"]:
         """lengths: of the rows, where they are more than texts and pictures."""
@@ -83,6 +89,8 @@ class GradientCache:
         if self.automatic and self.chunk_tokens is None and torch.is_grad_enabled() and len(inputs):
             self.chunk_tokens = self.tokens_that_fit(encode, inputs, counted)
         chunks = chunks_of(counted, self.chunk_size, self.chunk_tokens)
+        if self.equal_chunks and torch.is_grad_enabled():
+            chunks = divided(chunks, largest(len(chunks), inputs.input_ids.device))
         if len(chunks) <= 1:
             return encode(inputs)
         if not torch.is_grad_enabled():
@@ -154,3 +162,13 @@ def chunks_of(lengths: Sequence[int], rows: int | None, tokens: int | None) -> l
         else:
             last.append(row)
     return chunks
+
+
+def divided(chunks: Sequence[list[int]], number: int) -> list[list[int]]:
+    """The chunks with the fullest ones halved until there are `number` of them, or each is of one row."""
+    cut = list(chunks)
+    while len(cut) < number and max(map(len, cut), default=0) > 1:
+        fullest = max(range(len(cut)), key=lambda index: len(cut[index]))
+        rows = cut[fullest]
+        cut[fullest : fullest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return cut

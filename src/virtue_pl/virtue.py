@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from virtue_pl.gradient_cache import GradientCache, PlainStep
@@ -88,6 +88,15 @@ class Virtue(EmbeddingModel):
         self.segment_unprompted = segment_unprompted
         self.num_segment_tokens: int | None = None
         self.finish()
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and self.device_mesh.size() > 1 and self.alignment_steps:
+            size = self.device_mesh.size()
+            raise VirtueError(f"alignment_steps is {self.alignment_steps}, but the model is sharded over {size} processes, expected one: set it to 0")
+        super().configure_model()
+
+    def sharded_layers(self) -> Sequence[nn.Module]:
+        return self.fusion.sharded_layers()
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         if not len(inputs.prompts):

@@ -57,6 +57,12 @@ class VLMBackbone(nn.Module, ABC):
     def language_model(self) -> nn.Module:
         """What reads a token sequence, and what adapters go into."""
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The language model's layers: of its lists of modules the largest."""
+        lists = [module for module in self.language_model.modules() if isinstance(module, nn.ModuleList)]
+        return max(lists, key=lambda modules: sum(parameter.numel() for parameter in modules.parameters()))
+
     @abstractmethod
     def vision_features(self, pixels: Sequence[Shaped[Tensor, "3 height width"]]) -> tuple[tuple[Float[Tensor, "..."], ...], ...]:
         """Each picture's frozen features, at one scale or several, without gradients."""

@@ -51,6 +51,11 @@ class EmbeddingModel(Part):
         self.loss = loss
         self.gradient_cache = gradient_cache or PlainStep()
 
+    def configure_model(self) -> None:
+        """As any part; ranks then take equally many chunks, since layers are gathered in each."""
+        super().configure_model()
+        self.gradient_cache.equal_chunks = self.sharding is not None
+
     @abstractmethod
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         """Unit embeddings of the rows."""
@@ -62,7 +67,7 @@ class EmbeddingModel(Part):
         self.log("train/loss", output.loss, prog_bar=True, batch_size=len(batch))
         for name, value in output.metrics.items():
             self.log(f"train/{name}", value, batch_size=len(batch))
-        return output.loss
+        return output.loss if self.sharding is None else self.sharding.reaching(output.loss)
 
     def embed_pairs(self, batch: PairBatch) -> EmbeddingBatch:
         """The batch's queries, targets and negatives as embeddings."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from virtue_pl.adapters import LoRA
@@ -66,6 +66,9 @@ class VLMFusionHead(EmbeddingModel):
     @property
     def hidden_size(self) -> int:
         return self.backbone.hidden_size
+
+    def sharded_layers(self) -> Sequence[nn.Module]:
+        return list(self.backbone.layers)
 
     def forward(self, inputs: EncoderBatch, segments: SegmentTokens | None = None) -> Float[Tensor, "rows hidden"]:
         """Unit embeddings of the rows; segment tokens, one set a prompt, stand in front of their rows."""

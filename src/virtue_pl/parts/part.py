@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from virtue_pl.optimization import Optimization
+from virtue_pl.sharding import Sharding
 from virtue_pl.types import Preprocess, VirtueError
 
 
@@ -34,6 +36,7 @@ class Part(LightningModule):
         self.weights = weights
         self.weights_prefix = weights_prefix
         self.frozen = frozen
+        self.sharding: Sharding | None = None
 
     def finish(self) -> None:
         """Loads `weights` and freezes; a part's constructor calls this last."""
@@ -55,6 +58,51 @@ class Part(LightningModule):
         if self.optimization is None:
             raise VirtueError(f"{type(self).__name__} is to be trained, but says not how: give it `optimization`")
         return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+
+    def sharded_layers(self) -> Sequence[nn.Module]:
+        """What FSDP2 shards one by one, where this part has layers of that size."""
+        return ()
+
+    def configure_model(self) -> None:
+        """Shards what is trained where the strategy is FSDP2 (`ModelParallelStrategy`), once; elsewhere it does nothing."""
+        if self.device_mesh is not None and self.sharding is None:
+            self.sharding = Sharding(self, self.sharded_layers(), self.device_mesh)
+
+    def gather_parameters(self) -> None:
+        """Before what is no training step: ranks may have more or fewer batches of it."""
+        if self.sharding is not None:
+            self.sharding.gather()
+
+    def release_parameters(self) -> None:
+        if self.sharding is not None:
+            self.sharding.release()
+
+    def on_validation_start(self) -> None:
+        self.gather_parameters()
+
+    def on_validation_end(self) -> None:
+        self.release_parameters()
+
+    def on_test_start(self) -> None:
+        self.gather_parameters()
+
+    def on_test_end(self) -> None:
+        self.release_parameters()
+
+    def on_predict_start(self) -> None:
+        self.gather_parameters()
+
+    def on_predict_end(self) -> None:
+        self.release_parameters()
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None) -> None:
+        """Lightning's own, but for shards, whose norm is over all ranks."""
+        if self.sharding is None or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            self.sharding.clip_value(gradient_clip_val)
+        else:
+            self.sharding.clip_norm(gradient_clip_val)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
