@@ -10,7 +10,7 @@ from recorded import GOLDEN
 from virtue_pl.adapters import LoRA
 from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
 from virtue_pl.backbones.sam2 import Sam2Backbone, Sam2PromptEncoder
-from virtue_pl.parts.connector import ConvolutionConnector, MaskConnector
+from virtue_pl.parts.connector import ConvolutionConnector
 from virtue_pl.parts.contrastive_loss import InfoNCELoss
 from virtue_pl.parts.fusion_head import VLMFusionHead
 from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
@@ -24,7 +24,7 @@ DIM, CANVAS, SIDE = 64, 128, 56
 
 def tiny_virtue(connector: Any = ConvolutionConnector, adapter: LoRA | None = None, frozen: bool = True) -> Virtue:
     torch.manual_seed(0)
-    backbone = Sam2Backbone(None, 16, 2, (1, 1, 1, 1), (2,), embed_dim=DIM, image_size=CANVAS, predict_masks=connector is MaskConnector)
+    backbone = Sam2Backbone(None, 16, 2, (1, 1, 1, 1), (2,), embed_dim=DIM, image_size=CANVAS, predict_masks=connector is not ConvolutionConnector)
     head = VLMFusionHead(Qwen2VLBackbone(str(GOLDEN / "qwen2_vl")), LastTokenPooling(), adapter=adapter)
     prompts = VisualPromptEncoder(Sam2PromptEncoder(None, DIM, CANVAS), frozen=frozen)
     model = Virtue(prompts, SegmentationExtractor(backbone, frozen=frozen), connector, head, InfoNCELoss(0.1), train_modes={"box": 1.0})

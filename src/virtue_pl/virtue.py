@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from virtue_pl import distributed
 from virtue_pl.gradient_cache import GradientCache, PlainStep
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.connector import Connector
@@ -51,7 +52,7 @@ class Virtue(EmbeddingModel):
         train_modes: how often each prompt mode (box, point, mask, none) is shown in training.
         evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses the first.
         alignment_steps: for so many first steps a query is its summary alone, added to what all captions have in common; the language
-            model reads, and learns, only the captions: about half of the time of a step. Wants a connector with a summary, and one process.
+            model reads, and learns, only the captions: about half of the time of a step. Wants a connector with a summary, and a model that is whole on each process.
         gradient_cache: `PlainStep()` or `GradientCache(...)`.
         optimization: how to train.
         weights, weights_prefix: a checkpoint of the whole model to start from.
@@ -115,12 +116,16 @@ class Virtue(EmbeddingModel):
     def alignment_step(self, batch: PairBatch) -> Tensor:
         """The contrastive loss of what the summary alone says, added to what all captions have in common. Queries without a picture are encoded."""
         targets, negatives = self.embed_candidates(batch)
-        queries = self.aligned_queries(batch.queries, normalize(targets.detach().mean(dim=0), dim=-1))
+        queries = self.aligned_queries(batch.queries, normalize(distributed.gather(targets).detach().mean(dim=0), dim=-1))
         ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows, batch.picture_ids)
         assert self.loss is not None
         output = self.loss(EmbeddingBatch(queries, targets, negatives, *ids))
         self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))
-        return output.loss
+        return output.loss if distributed.world_size() == 1 else self.reaching(output.loss)
+
+    def reaching(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """`loss`, with a gradient of zero for what is trained and was not used: DDP waits for all."""
+        return loss + sum((0 * parameter).sum() for parameter in self.parameters() if parameter.requires_grad)
 
     def aligned_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
         """`common` and the summary of a row's prompt; a row without segment tokens as it is embedded."""
