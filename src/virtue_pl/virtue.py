@@ -52,7 +52,7 @@ class Virtue(EmbeddingModel):
         train_modes: how often each prompt mode (box, point, mask, none) is shown in training.
         evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses the first.
         alignment_steps: for so many first steps a query is its summary alone, added to what all captions have in common; the language
-            model reads, and learns, only the captions: about half of the time of a step. Wants a connector with a summary, and a model that is whole on each process.
+            model reads, and learns, only the captions: about half of the time of a step. Wants a connector with a summary, and a model that is not sharded.
         gradient_cache: `PlainStep()` or `GradientCache(...)`.
         optimization: how to train.
         weights, weights_prefix: a checkpoint of the whole model to start from.
