@@ -89,7 +89,7 @@ def test_the_command_asks_a_real_model(exported, tmp_path, capsys):
     (ways,) = report["neighbours"].values()
     assert {way: row["n"] for way, row in ways.items() if way != "own_mask"} == {"point": 2, "mask": 2, "filled_box": 2}
     assert report["without_other_region"] == 1 and report["tasks"] == {} and not list((tmp_path / "out").glob("*.png"))
-    assert "pointed at otherwise" in capsys.readouterr().out
+    assert "other prompts of a region" in capsys.readouterr().out
 
 
 def test_a_models_own_masks_are_those_of_its_segmentation_part(exported):

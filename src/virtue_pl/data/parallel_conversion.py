@@ -22,34 +22,40 @@ def in_processes(convert: Callable[..., Any], files: Sequence[Any], progress: An
     context.set_forkserver_preload(["virtue_pl.data.parquet_shards"])  # imported once, not by every worker
     done = context.Queue()
     with (
-        progress(f"{len(files)} files", sum(file.num_rows() for file in files)) as advance,
+        progress(f"{len(files)} files", rows := sum(file.num_rows() for file in files)) as advance,
         ProcessPoolExecutor(workers, context, initializer=_remember, initargs=(done,)) as pool,
     ):
         futures = {file.name: pool.submit(convert, file, progress=_tell) for file in files}
         try:
-            _follow(list(futures.values()), done, advance)
-            return {name: future.result() for name, future in futures.items()}
+            told = _follow(list(futures.values()), done, advance)
+            found = {name: future.result() for name, future in futures.items()}
+            advance(rows - told)  # what a queue has not given yet when its writers are done
+            return found
         except BrokenProcessPool as error:
             raise VirtueError("a worker was killed, perhaps for its memory: give fewer --workers; the same command goes on where it stopped") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _follow(futures: Sequence[Future[Any]], done: Any, advance: Callable[[int], None]) -> None:
-    """Reports rows as they are done, until all files are or one has failed."""
+def _follow(futures: Sequence[Future[Any]], done: Any, advance: Callable[[int], None]) -> int:
+    """Reports rows as they are done, until all files are or one has failed; how many it reported."""
+    told = 0
     while True:
         finished, left = wait(futures, timeout=0.2)
-        _drain(done, advance)
+        told += _drain(done, advance)
         if not left or any(future.exception() for future in finished):
-            return
+            return told
 
 
-def _drain(done: Any, advance: Callable[[int], None]) -> None:
+def _drain(done: Any, advance: Callable[[int], None]) -> int:
+    told = 0
     while True:
         try:
-            advance(done.get_nowait())
+            rows = done.get_nowait()
         except queue.Empty:
-            return
+            return told
+        advance(rows)
+        told += rows
 
 
 def _remember(done: Any) -> None:
