@@ -85,6 +85,15 @@ class Alignment(nn.Module):
         return self.model.alignment_step(self.model.preprocess.train(rows[rank * share : (rank + 1) * share]))
 
 
+def save(model: nn.Module, loss: torch.Tensor, file: str) -> None:
+    """The mean of the ranks' losses, and the gradients, which DDP has averaged."""
+    total = loss.detach().clone()
+    dist.all_reduce(total)
+    if dist.get_rank() == 0:
+        state = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.grad is not None}
+        save_file({**state, "loss": total / dist.get_world_size()}, file)
+
+
 def align(rank: int, world: int, folder: str) -> None:
     """Two steps: DDP refuses the second one where the first left a parameter without a gradient."""
     model = DistributedDataParallel(Alignment())
@@ -92,11 +101,7 @@ def align(rank: int, world: int, folder: str) -> None:
         model.zero_grad()
         loss = model(rank, world)
         loss.backward()
-    total = loss.detach().clone()
-    dist.all_reduce(total)
-    if rank == 0:
-        state = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.grad is not None}
-        save_file({**state, "loss": total / world}, f"{folder}/aligned.safetensors")
+    save(model, loss, f"{folder}/aligned.safetensors")
 
 
 def run(rank: int, world: int, folder: str) -> None:
@@ -106,11 +111,7 @@ def run(rank: int, world: int, folder: str) -> None:
     share = PAIRS // world
     loss = model(slice(rank * share, (rank + 1) * share))
     loss.backward()
-    total = loss.detach().clone()
-    dist.all_reduce(total)
-    if rank == 0:
-        state = {name.removeprefix("module."): p.grad for name, p in model.named_parameters() if p.grad is not None}
-        save_file({**state, "loss": total / world}, f"{folder}/result.safetensors")
+    save(model, loss, f"{folder}/result.safetensors")
     align(rank, world, folder)
     dist.destroy_process_group()
 

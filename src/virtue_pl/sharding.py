@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from virtue_pl.distributed import reaching
 from virtue_pl.types import VirtueError
 
 
@@ -65,8 +66,8 @@ class Sharding:
         self.root.reshard()
 
     def reaching(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """`loss`, with a gradient of zero for what of the rest this rank's rows did not use: ranks send gradients of the same tensors."""
-        return loss + sum((0 * parameter).sum() for parameter in self.root.parameters() if parameter.requires_grad and not is_shard(parameter))
+        """See `distributed.reaching`: of the rest, which is whole in a training step."""
+        return reaching(loss, (parameter for parameter in self.root.parameters() if parameter.requires_grad and not is_shard(parameter)))
 
     def average(self, parameter: Tensor) -> None:
         """Averages the gradient of what is whole, as that of shards is."""

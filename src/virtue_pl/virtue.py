@@ -121,11 +121,9 @@ class Virtue(EmbeddingModel):
         assert self.loss is not None
         output = self.loss(EmbeddingBatch(queries, targets, negatives, *ids))
         self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))
-        return output.loss if distributed.world_size() == 1 else self.reaching(output.loss)
-
-    def reaching(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """`loss`, with a gradient of zero for what is trained and was not used: DDP waits for all."""
-        return loss + sum((0 * parameter).sum() for parameter in self.parameters() if parameter.requires_grad)
+        if distributed.world_size() == 1:
+            return output.loss
+        return distributed.reaching(output.loss, (parameter for parameter in self.parameters() if parameter.requires_grad))
 
     def aligned_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
         """`common` and the summary of a row's prompt; a row without segment tokens as it is embedded."""

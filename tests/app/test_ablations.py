@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "configs": [*runs["no_segmentation"].configs, str(ROOT / "configs/ablations/crop.yaml")],
                 "overrides": dict(runs["no_segmentation"].overrides),
                 "rows": {"box": "crop"},
-                "features": {"configs": list(features.configs), "overrides": dict(features.overrides)},
+                "features": {"configs": list(features.configs), "overrides": dict(features.overrides), "result": RESULT},
             },
         },
         "segment_tokens": {"virtue": 10, "crop": 0},
@@ -55,6 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+RESULT = "SCaR_eval_mini_test_held_out/features/features.json"
 STORED = ("predict", "out/features")
 
 

@@ -22,12 +22,20 @@ from virtue_pl.types import VirtueError
 
 
 @dataclass(frozen=True)
+class FeaturesRun:
+    """A run of `predict`, whose frozen networks see each picture once. result: the last file that it writes, in the folder of shards."""
+
+    run: Run
+    result: str
+
+
+@dataclass(frozen=True)
 class Arm:
     """One model of the study.
 
     configs, overrides: see `Run`. rows: evaluation mode -> the row of the tables that it becomes.
     seeds: one training each. against: the row that this arm's rows are compared to.
-    features: a run of `predict` before it, whose frozen networks see each picture once for all arms that name the same.
+    features: what is stored before it, once for all arms that name the same.
     """
 
     configs: Sequence[str]
@@ -35,7 +43,7 @@ class Arm:
     overrides: Mapping[str, Any]
     seeds: Sequence[int]
     against: str
-    features: Run | None = None
+    features: FeaturesRun | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def read_arm(name: str, arm: Mapping[str, Any], plan: Mapping[str, Any]) -> Arm:
     if not {"configs", "rows"} <= arm.keys() <= set(known):
         raise VirtueError(f"plan: arm {name} has {sorted(arm)}, expected configs and rows, and of {', '.join(known[2:])} what differs")
     own: dict[str, Any] = {"overrides": {**plan["overrides"], **arm.get("overrides", {})}}
-    own |= {"features": read_run(arm["features"])} if "features" in arm else {}
+    own |= {"features": FeaturesRun(read_run(arm["features"]), arm["features"]["result"])} if "features" in arm else {}
     return Arm(**{"seeds": plan["seeds"], "against": plan["against"], **arm, **own})
 
 
@@ -100,11 +108,9 @@ class Ablations(Runs):
                 self.train_and_test(run_name(name, seed), arm, seed)
         return self.report(arms)
 
-    def store_features(self, run: Run) -> None:
-        shared, precision = self.plan.shared, precision_here(self.plan.precision)
-        arguments = [*run.arguments({"run": str(self.out / "features"), **shared}), f"--trainer.precision={precision}"]
-        made_from = [*map(content_of, shared.values()), run.content(), precision]
-        self.stages.run("features", made_from, self.out, lambda _: self.command("predict", arguments))
+    def store_features(self, features: FeaturesRun) -> None:
+        made_from, result = [*map(content_of, self.plan.shared.values())], Path(self.plan.shared["shards"], features.result)
+        self.features_run(features.run, self.plan.shared, made_from, result, [f"--trainer.precision={precision_here(self.plan.precision)}"])
 
     def train_and_test(self, name: str, arm: Arm, seed: int) -> None:
         run = Run(tuple(arm.configs), arm.overrides)

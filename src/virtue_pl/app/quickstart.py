@@ -92,11 +92,8 @@ class Quickstart(Runs):
             convert_mmeb(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
 
     def store_features(self, made: str, shards: Path) -> str:
-        """What the frozen networks see in each picture, beside the shards."""
-        run, name = self.plan.features, "features"
-        arguments = [*run.arguments({"run": str(self.out / name), **self.shared("segmenter", shards)}), *self.options()]
         result = shards / "SCaR_eval_mini_test_held_out" / "features" / "features.json"
-        return self.stages.run(name, [made, run.content(), self.options()], result, lambda _: self.command("predict", arguments))
+        return self.features_run(self.plan.features, self.shared("segmenter", shards), [made], result, self.options())
 
     def options(self, run: Run | None = None) -> list[str]:
         """Of every run; a given one reads the stored features, unless it says otherwise."""

@@ -97,6 +97,11 @@ class Runs:
         arguments = [*run.arguments({"run": str(self.out / name), **shared}), *options, f"--ckpt_path={self.checkpoint(name)}"]
         self.stages.run(f"test {name}", [*made_from, run.content()], self.out / name / "report.json", lambda _: self.command("test", arguments))
 
+    def features_run(self, run: Run, shared: Mapping[str, Any], made_from: Sequence[Any], result: Path, options: Sequence[str]) -> str:
+        """What the run's frozen networks see in each picture, beside the shards. result: the last file that it writes. Returns the fingerprint."""
+        arguments = [*run.arguments({"run": str(self.out / "features"), **shared}), *options]
+        return self.stages.run("features", [*made_from, run.content(), list(options)], result, lambda _: self.command("predict", arguments))
+
     def report_of(self, name: str) -> dict[str, Any]:
         """What the run's test wrote."""
         found: dict[str, Any] = json.loads((self.out / name / "report.json").read_text(encoding="utf-8"))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -13,8 +10,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from virtue_pl.data.picture_hashes import difference_hash
+from virtue_pl.data.processes import worker_pool
 from virtue_pl.images import decode
-from virtue_pl.types import DataError, VirtueError
+from virtue_pl.types import DataError
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07"
 
@@ -58,29 +56,12 @@ def at_once(pictures: Sequence[bytes], max_pixels: int) -> Answer:
 
 @contextmanager
 def looking(workers: int) -> Iterator[Look]:
-    """Looks in `workers` processes, or, for 1, in this one. Its answers raise VirtueError where a process is killed."""
+    """Looks in `workers` processes, or, for 1, in this one. Raises VirtueError where a process is killed."""
     if workers == 1:
         yield at_once
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imported once, not by every worker
-    with ProcessPoolExecutor(workers, context) as pool:
-
-        def look(pictures: Sequence[bytes], max_pixels: int) -> Answer:
-            future = pool.submit(look_at, pictures, max_pixels)
-
-            def answer() -> list[Looked]:
-                try:
-                    return future.result()
-                except BrokenProcessPool as error:
-                    raise VirtueError("a worker was killed, perhaps for its memory: give fewer --workers") from error
-
-            return answer
-
-        try:
-            yield look
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    with worker_pool(workers, __name__) as pool:
+        yield lambda pictures, max_pixels: pool.submit(look_at, pictures, max_pixels).result
 
 
 def shown(data: bytes, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:

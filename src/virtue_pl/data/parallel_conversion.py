@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import queue
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any
 
-from virtue_pl.types import VirtueError
+from virtue_pl.data.processes import FORKSERVER, GO_ON, worker_pool
 
 _done: Any = None
 """In a worker: where it says how many rows it has done."""
@@ -18,23 +16,16 @@ _done: Any = None
 
 def in_processes(convert: Callable[..., Any], files: Sequence[Any], progress: Any, workers: int) -> dict[str, Any]:
     """`convert(file, progress=...)` of every file by the file's name; the first mistake stops the rest, what is begun can be gone on with."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["virtue_pl.data.parquet_shards"])  # imported once, not by every worker
-    done = context.Queue()
+    done = FORKSERVER.Queue()
     with (
         progress(f"{len(files)} files", rows := sum(file.num_rows() for file in files)) as advance,
-        ProcessPoolExecutor(workers, context, initializer=_remember, initargs=(done,)) as pool,
+        worker_pool(workers, "virtue_pl.data.parquet_shards", GO_ON, initializer=_remember, initargs=(done,)) as pool,
     ):
         futures = {file.name: pool.submit(convert, file, progress=_tell) for file in files}
-        try:
-            told = _follow(list(futures.values()), done, advance)
-            found = {name: future.result() for name, future in futures.items()}
-            advance(rows - told)  # what a queue has not given yet when its writers are done
-            return found
-        except BrokenProcessPool as error:
-            raise VirtueError("a worker was killed, perhaps for its memory: give fewer --workers; the same command goes on where it stopped") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        told = _follow(list(futures.values()), done, advance)
+        found = {name: future.result() for name, future in futures.items()}
+        advance(rows - told)  # what a queue has not given yet when its writers are done
+        return found
 
 
 def _follow(futures: Sequence[Future[Any]], done: Any, advance: Callable[[int], None]) -> int:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from itertools import islice
 from typing import Any, Protocol
 
 from virtue_pl.data.grouped_parquet import Group
-from virtue_pl.types import DataError, VirtueError
+from virtue_pl.data.processes import GO_ON, worker_pool
+from virtue_pl.types import DataError
 
 PAIRS_AT_A_TIME = 16
 """Groups of training rows that a process is given at once. Of evaluation rows it is one: a group may show a thousand pictures."""
@@ -60,22 +59,15 @@ class HeldRecords:
 
 def records_in_order(file: RecordSource, groups: Iterator[Group], max_pixels: int, workers: int) -> Iterator[HeldRecords]:
     """Every group's records, made by `workers` processes that are at most a few groups ahead. Raises VirtueError where one is killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["virtue_pl.data.parquet_shards"])  # imported once, not by every worker
     size = PAIRS_AT_A_TIME if file.kind == "pairs" else 1
     waiting: deque[Future[list[HeldRecords]]] = deque()
-    with ProcessPoolExecutor(workers, context) as pool:
-        try:
-            while some := list(islice(groups, size)):
-                waiting.append(pool.submit(held_records, file, some, max_pixels))
-                if len(waiting) > workers + 1:
-                    yield from waiting.popleft().result()
-            while waiting:
+    with worker_pool(workers, "virtue_pl.data.parquet_shards", GO_ON) as pool:
+        while some := list(islice(groups, size)):
+            waiting.append(pool.submit(held_records, file, some, max_pixels))
+            if len(waiting) > workers + 1:
                 yield from waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise VirtueError("a worker was killed, perhaps for its memory: give fewer --workers; the same command goes on where it stopped") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while waiting:
+            yield from waiting.popleft().result()
 
 
 def held_records(file: RecordSource, groups: Sequence[Group], max_pixels: int) -> list[HeldRecords]:

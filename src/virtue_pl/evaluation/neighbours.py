@@ -12,14 +12,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from virtue_pl.evaluation.robustness import Embed
 from virtue_pl.evaluation.tables import Grid, Titled
 from virtue_pl.images import pixel_key
 from virtue_pl.parts.preprocess import evaluation_query
 from virtue_pl.types import EmbeddingInput, RankingSample, VisualPrompt
 
 CAPTION = "instead of the box; nearer: to the box of the same region than any other region of the picture"
-Embed = Callable[[Sequence[EmbeddingInput]], Float[Tensor, "rows dim"]]
-"""Unit embeddings of inputs, in order, as `Embedder.embed` gives them."""
 Masks = Callable[[Sequence[EmbeddingInput]], Sequence[Bool[Tensor, "height width"]] | None]
 """What the model takes each input's prompt for, as `Embedder.masks` gives it; None from a model that predicts no masks."""
 WAYS = ("point", "mask", "own_mask", "filled_box")

@@ -83,17 +83,8 @@ class Part(LightningModule):
     def on_validation_end(self) -> None:
         self.release_parameters()
 
-    def on_test_start(self) -> None:
-        self.gather_parameters()
-
-    def on_test_end(self) -> None:
-        self.release_parameters()
-
-    def on_predict_start(self) -> None:
-        self.gather_parameters()
-
-    def on_predict_end(self) -> None:
-        self.release_parameters()
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
 
     def configure_gradient_clipping(self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None) -> None:
         """Lightning's own, but for shards, whose norm is over all ranks."""
