@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import CancelledError
 
 import pytest
 
@@ -13,7 +12,7 @@ from virtue_pl.types import VirtueError
 
 
 def test_a_killed_worker_is_told_in_one_line() -> None:
-    with pytest.raises(VirtueError, match="a worker was killed, .* give fewer --workers; the same command goes on"), worker_pool(1, "json", GO_ON) as pool:
+    with pytest.raises(VirtueError, match=r"a worker was killed, .* give fewer --workers; the same command goes on"), worker_pool(1, "json", GO_ON) as pool:
         pool.submit(os._exit, 1).result()
 
 
@@ -21,5 +20,4 @@ def test_an_error_cancels_what_waits() -> None:
     with pytest.raises(ZeroDivisionError), worker_pool(1, "json") as pool:
         failing, *waiting = pool.submit(divmod, 1, 0), *(pool.submit(time.sleep, 0.2) for _ in range(50))
         failing.result()
-    with pytest.raises(CancelledError):
-        waiting[-1].result(timeout=60)
+    assert waiting[-1].cancelled()

@@ -27,10 +27,10 @@ def worker_pool(workers: int, preload: str, advice: str = "", **options: Any) ->
         options: of `ProcessPoolExecutor`.
     """
     FORKSERVER.set_forkserver_preload([preload])
-    with ProcessPoolExecutor(workers, FORKSERVER, **options) as pool:
-        try:
-            yield pool
-        except BrokenProcessPool as error:
-            raise VirtueError(f"a worker was killed, perhaps for its memory: give fewer --workers{advice}") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(workers, FORKSERVER, **options)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise VirtueError(f"a worker was killed, perhaps for its memory: give fewer --workers{advice}") from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # not `with`, whose own shutdown would take the cancelling back
