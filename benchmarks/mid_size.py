@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from virtue_pl.cli.lightning import VirtueCLI
+from virtue_pl.cli.memory import NO_THREAD_CACHES, TUNABLES
 from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, PairBatch, VisualPrompt
 from virtue_pl.virtue import Virtue
 
@@ -173,7 +174,10 @@ def gemm_peak(precision: str) -> float:
 
 
 def run_child(script: str, *arguments: str) -> dict[str, Any]:
-    """What a process of its own prints: its peak memory is its own, too."""
-    done = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, check=True, text=True)
+    """What a process of its own prints: its peak memory is its own, too. It has the allocator's settings that a command has, but for the baseline."""
+    environment = {name: value for name, value in os.environ.items() if name != TUNABLES}
+    if "baseline" not in arguments:
+        environment[TUNABLES] = NO_THREAD_CACHES
+    done = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, check=True, text=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 LEVELS = 2**16
@@ -21,10 +23,27 @@ class QuickDropout(nn.Dropout):
         lowest = round(self.p * LEVELS)
         if not self.training or input.device.type != "cpu" or not 0 < lowest < LEVELS:
             return super().forward(input)
-        return input.masked_fill(dropped(input, lowest), 0.0).mul_(LEVELS / (LEVELS - lowest))
+        thinned: Tensor = Thinned.apply(input, kept_places(input, lowest), LEVELS / (LEVELS - lowest))  # type: ignore[no-untyped-call]
+        return thinned
 
 
-def dropped(like: Tensor, lowest: int) -> Bool[Tensor, "..."]:
-    """Places of a tensor of this shape, each with probability `lowest` / 65,536: those whose 16 bits are among the lowest levels."""
+class Thinned(torch.autograd.Function):
+    """The product with 0 or 1 of every place, stretched. A product of equal types is vectorised, where one with truth values is not."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, kept: Tensor, stretch: float) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.stretch = stretch
+        return (input * kept.to(input.dtype)).mul_(stretch)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (kept,) = ctx.saved_tensors
+        return (gradient * kept.to(gradient.dtype)).mul_(ctx.stretch), None, None
+
+
+def kept_places(like: Tensor, lowest: int) -> Int8[Tensor, "..."]:
+    """0 or 1 for each place of a tensor of this shape; 0, with probability `lowest` / 65,536, where its 16 bits are among the lowest levels."""
     draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    return draws.view(torch.int16)[: like.numel()].view(like.shape) < lowest - LEVELS // 2
+    kept = draws.view(torch.int16)[: like.numel()].view(like.shape).ge_(lowest - LEVELS // 2)  # in place, which alone is vectorised
+    return kept.to(torch.int8)

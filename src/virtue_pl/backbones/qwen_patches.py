@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class QwenPatches:
@@ -61,3 +61,18 @@ class QwenPatches:
         row = np.dtype((np.void, patch * normalised.itemsize))
         cut = normalised.numpy().view(row).reshape(3, rows, merge, patch, columns, merge).transpose(1, 4, 2, 5, 0, 3)
         place.numpy().view(row).reshape(rows, columns, merge, merge, 3, self.frames, patch)[...] = cut[:, :, :, :, :, None]
+
+
+class FlatPatchEmbed(nn.Module):
+    """A tower's own patch embedding, whose kernel is as large as its stride, as the one matrix product that it is.
+
+    Its map stays where a checkpoint has it, as `proj`.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.proj: nn.Conv3d = stock.proj
+
+    def forward(self, patches: Float[Tensor, "patches values"]) -> Float[Tensor, "patches width"]:
+        weight = self.proj.weight
+        return nn.functional.linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from virtue_pl.backbones.causal_vlm import CausalVLM, CausalVLMProcessor
-from virtue_pl.backbones.qwen_patches import QwenPatches
+from virtue_pl.backbones.qwen_patches import FlatPatchEmbed, QwenPatches
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.images import resize_bicubic, smart_size
 
@@ -96,6 +96,7 @@ class QwenVLBackbone(CausalVLM):
         attention: str = "sdpa",
     ) -> None:
         super().__init__(vlm_model, dtype, attention)
+        self.model.visual.patch_embed = FlatPatchEmbed(self.model.visual.patch_embed)
         self.processor = QwenVLProcessor(vlm_model, min_pixels, max_pixels, max_tokens)
 
     def encoded(self, pixels: Sequence[UInt8[Tensor, "3 height width"]]) -> Any:

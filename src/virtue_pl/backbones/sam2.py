@@ -158,9 +158,15 @@ class Sam2Backbone(SegmentationBackbone):
 
         pixels: uint8, or float of which 1 is white. They are normalised here.
         """
-        unit = pixels.to(self.mean.dtype) / (255 if pixels.dtype == torch.uint8 else 1)
-        maps = [self.picture_features(((picture - self.mean) / self.std).to(self.no_memory_embedding.dtype)) for picture in unit.split(1)]
+        maps = [self.picture_features(self.normalised(picture)) for picture in pixels.split(1)]
         return tuple(torch.cat(levels) for levels in zip(*maps, strict=True))
+
+    def normalised(self, picture: Shaped[Tensor, "1 3 size size"]) -> Float[Tensor, "1 3 size size"]:
+        """In the type of the weights; what is computed before is one copy, changed in place."""
+        unit = torch.empty(picture.shape, dtype=self.mean.dtype, device=picture.device).copy_(picture)
+        if picture.dtype == torch.uint8:
+            unit.div_(255)
+        return unit.sub_(self.mean).div_(self.std).to(self.no_memory_embedding.dtype)
 
     def picture_features(self, pixels: Float[Tensor, "1 3 size size"]) -> tuple[Float[Tensor, "1 channels height width"], ...]:
         """Of one normalised picture: a CPU's cache holds no more."""

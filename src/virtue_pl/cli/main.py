@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from virtue_pl import __version__
-from virtue_pl.cli.memory import keep_freed_memory
+from virtue_pl.cli.memory import join_freed_memory, keep_freed_memory
 
 
 class Command(NamedTuple):
@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A mistake is one line on stderr; with VIRTUE_DEBUG=1 it is a traceback.
     """
+    if argv is None:
+        join_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return run(arguments)
