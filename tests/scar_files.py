@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,18 @@ QUERY = "<|image_1|>\nFind the caption.\nReferring object bbox: [1, 2, 5, 7]"
 
 
 def jpeg(number: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any) -> bytes:
-    """A one-coloured picture; `number` makes its bytes its own."""
+    """A one-coloured picture; `number`, which is its comment too, makes its bytes its own."""
     buffer = io.BytesIO()
-    Image.new("RGB", size, (number % 256, number // 256 % 256, 90)).save(buffer, "JPEG", quality=95, **options)
+    Image.new("RGB", size, (number % 256, number // 256 % 256, 90)).save(buffer, "JPEG", quality=95, comment=str(number), **options)
     return buffer.getvalue()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A small file that claims any size."""
+    parts = b""
+    for kind, data in ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
+        parts += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def rle(box: list[int]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import stat
-import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 
 from mmeb_files import vqa_pair, write_mmeb, write_table
 from official_files import MMEB, write_official_mmeb
-from scar_files import HEIGHT, WIDTH, jpeg, rle, runs, write_scar
+from scar_files import HEIGHT, WIDTH, jpeg, png_of, rle, runs, write_scar
 from virtue_pl.cli.shards import main
 from virtue_pl.data import json_lines, picture_archive
 from virtue_pl.data.mmeb_shards import convert_mmeb
@@ -256,18 +255,11 @@ def test_a_member_that_grows_or_is_damaged_is_a_bad_picture(tmp_path: Path, monk
         PictureFiles.below(tmp_path).read("a.jpg", "key")
 
 
-def png_of(width: int, height: int) -> bytes:
-    """A small file that claims any size."""
-    parts = b""
-    for kind, data in ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
-        parts += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return b"\x89PNG\r\n\x1a\n" + parts
-
-
 SPOILT = {
     "picture too large": png_of(30_000, 30_000),
     "empty picture": b"",
-    "damaged picture": b"\0\5\x16\7 what macOS leaves",
+    "AppleDouble leftover": b"\0\5\x16\7 what macOS leaves",
+    "damaged picture": b"no picture",
 }
 
 

@@ -5,28 +5,31 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from mmeb_files import write_mmeb
+from mmeb_files import write_mmeb, write_table
 from official_files import MMEB, ROWS, SCAR, write_official_mmeb, write_official_scar
-from scar_files import HEIGHT, WIDTH, jpeg, rle, write_scar
+from scar_files import HEIGHT, WIDTH, jpeg, png_of, rle, write_scar
 from virtue_pl.cli.doctor import main
 from virtue_pl.data.doctor import as_json, errors, examine
 from virtue_pl.data.doctor_checks import Checkup, Finding, count_words, power_of_two
-from virtue_pl.data.doctor_sheet import ContactSheet
+from virtue_pl.data.doctor_sheet import ContactSheet, tile
 from virtue_pl.data.mmeb import MMEBDataModule
 from virtue_pl.data.mmeb_shards import convert_mmeb
 from virtue_pl.data.picture_hashes import difference_hash, look_alike
 from virtue_pl.data.scar import SCaRDataModule
 from virtue_pl.data.scar_shards import convert_scar
 from virtue_pl.data.secure_webdataset import wds
+from virtue_pl.data.shards import Manifest
 from virtue_pl.images import MAX_PIXELS, decode
 from virtue_pl.types import VirtueError
 
@@ -90,22 +93,90 @@ def test_several_processes_find_what_one_finds(spoilt: Path) -> None:
 def test_every_set_with_bad_pictures_is_streamed_and_told_of_in_its_shards(spoilt: Path, tmp_path: Path) -> None:
     manifests = convert_mmeb(spoilt, tmp_path) | convert_scar(spoilt, tmp_path)
     found = {checkup.name: checkup for checkup in examine([tmp_path], **OPTIONS)}
-    modules = {"MMEB": MMEBDataModule, "SCAR": SCaRDataModule, "SCaR": SCaRDataModule}
     told = 0
     for name, manifest in manifests.items():
         assert manifest.skipped["missing picture"] >= 1 and set(kinds(found[name])) <= {"damaged picture"}
         if not manifest.rows:
             continue
         told += bool(found[name].findings)
-        module: Any = modules[name[:4]]
-        folder = str(tmp_path / name)
-        data = module(folder, batch_size=1, steps_per_epoch=3) if manifest.kind == "pairs" else module(test={"test": folder}, batch_size=ROWS)
-        data.connect(Keep())
-        loader = data.train_dataloader() if manifest.kind == "pairs" else data.test_dataloader()
-        samples = [sample for batch in loader for sample in batch]
+        data, samples = streamed(tmp_path / name, manifest)
         assert all("1.jpg" in key or "/1" in key for key in data.skipped)
         assert samples and bool(data.skipped) == bool(found[name].findings), name
     assert told >= 20 + 10 + 10 + 10
+
+
+BAD_PICTURES: dict[str, bytes] = {
+    "empty picture": b"",
+    "AppleDouble leftover": b"\x00\x05\x16\x07" + bytes(40),
+    "damaged picture": b"no picture at all",
+    "picture too large": png_of(30_000, 30_000),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_every_set_is_told_of_for_every_kind_of_bad_picture(tmp_path: Path, kind: str) -> None:
+    root = write_official_scar(write_official_mmeb(tmp_path, MMEB))
+    shutil.rmtree(root / "MMEB_Test_Instruct")
+    for archive in sorted((root / "MMEB-train/images_zip").glob("*.zip")):
+        with zipfile.ZipFile(archive) as zipped:
+            sound = {name: zipped.read(name) for name in zipped.namelist() if name.startswith("images")}
+        with zipfile.ZipFile(archive, "w") as zipped:
+            for name, data in sound.items():
+                zipped.writestr(name, BAD_PICTURES[kind] if name.endswith("2.jpg") else data)
+    for path in root.rglob("*2.jpg"):
+        path.write_bytes(BAD_PICTURES[kind])
+    found = examine([root], **OPTIONS)
+    assert len(found) == 20 + 36 + 10
+    for checkup in found:
+        assert kinds(checkup).keys() == {kind}, checkup.name
+        assert all("2.jpg" in finding.key + finding.image + finding.detail and finding.key.startswith(checkup.name) for finding in checkup.findings)
+
+
+@pytest.fixture(scope="module")
+def sound_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Manifest]]:
+    """All sets as shards."""
+    folder = tmp_path_factory.mktemp("sound")
+    root = write_official_scar(write_official_mmeb(folder / "official", MMEB))
+    shutil.rmtree(root / "MMEB_Test_Instruct")
+    return folder / "shards", convert_mmeb(root, folder / "shards") | convert_scar(root, folder / "shards")
+
+
+DAMAGES: dict[str, dict[str, bytes | None]] = {
+    "empty picture": {"jpg": b""},
+    "AppleDouble leftover": {"jpg": b"\x00\x05\x16\x07" + bytes(40)},
+    "damaged record": {"json": b"{"},
+    "damaged picture": {"jpg": jpeg()[:200]},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_set_is_streamed_past_every_kind_of_damage(tmp_path: Path, sound_shards: tuple[Path, dict[str, Manifest]], damage: str) -> None:
+    folder, manifests = sound_shards
+    assert len(manifests) == 20 + 36 + 10
+    shutil.copytree(folder, tmp_path / "shards")
+    for name in manifests:
+        rewritten(tmp_path / "shards" / name / "shard-000000.tar", DAMAGES[damage])
+    for checkup in examine([tmp_path / "shards"], **OPTIONS):
+        told = kinds(checkup)
+        assert told.pop("shard changed") == 1 and told == {damage: 1}, checkup.name
+    for name, manifest in manifests.items():
+        data, samples = streamed(tmp_path / "shards" / name, manifest)
+        with tarfile.open(tmp_path / "shards" / name / "shard-000000.tar") as tar:
+            records = {member.partition(".")[0] for member in tar.getnames()}
+        assert data.skipped and (samples or len(records) == 1), name
+    for name, manifest in manifests.items():
+        tar = tmp_path / "shards" / name / "shard-000000.tar"
+        tar.write_bytes(tar.read_bytes()[:-3000])  # and cut off behind that
+        assert streamed(tmp_path / "shards" / name, manifest)[0].skipped
+
+
+def streamed(folder: Path, manifest: Manifest) -> tuple[Any, list[Any]]:
+    """The DataModule of a set, and what it gave: three batches of training, or all of evaluation."""
+    module: Any = MMEBDataModule if folder.name.startswith("MMEB") else SCaRDataModule
+    data = module(str(folder), batch_size=1, steps_per_epoch=3) if manifest.kind == "pairs" else module(test={"test": str(folder)}, batch_size=ROWS)
+    data.connect(Keep())
+    loader = data.train_dataloader() if manifest.kind == "pairs" else data.test_dataloader()
+    return data, [sample for batch in loader for sample in batch]
 
 
 class Keep:
@@ -153,6 +224,25 @@ def test_faults_of_rows_are_named_with_row_and_path(tmp_path: Path, fault: str) 
     assert finding.key == "SCAR_mini/2" and finding.image == FAULTS[fault].get("qry_image_path", "mini_train/0001.jpg") and not finding.is_warning
 
 
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if not {"qry_image_path", "pos_text"} & FAULTS[fault].keys()])
+def test_regions_that_cannot_be_are_told_of_in_every_set_and_streamed_past(tmp_path: Path, fault: str) -> None:
+    root = write_official_scar(tmp_path / "official")
+    for path in (*root.glob("SCaR-train/*.parquet"), *root.glob("SCaR-eval/*.parquet")):
+        rows = pq.read_table(path).to_pylist()
+        if FAULTS[fault].keys() <= rows[1].keys():
+            for row in rows if "segmentation" in FAULTS[fault] else ():
+                row["segmentation"] = rle(row["bbox"])  # a column holds one way of writing masks
+            rows[1].update(FAULTS[fault])
+            write_table(path, rows)
+    spoilt = {checkup.name for checkup in examine([root], **OPTIONS) if fault in kinds(checkup)}
+    assert len(spoilt) == (10 if "bbox" in FAULTS[fault] else 5)  # evaluation has no masks
+    manifests = convert_scar(root, tmp_path / "shards")
+    for checkup in examine([tmp_path / "shards"], **OPTIONS):
+        manifest = manifests[checkup.name]
+        assert (sum(manifest.skipped.values()) + len(checkup.findings) == 1) == (checkup.name in spoilt), checkup.name
+        assert streamed(tmp_path / "shards" / checkup.name, manifest)[1]
+
+
 def test_equal_pairs_are_a_warning(tmp_path: Path) -> None:
     def spoil(pairs: list[dict[str, Any]], rankings: list[dict[str, Any]]) -> None:
         pairs[1].update({name: pairs[0][name] for name in ("pos_text", "bbox", "segmentation")})
@@ -170,14 +260,6 @@ def rewritten(path: Path, changes: dict[str, bytes | None]) -> None:
         for number, record in enumerate(records):
             changed = {**record, **(changes if number == 0 else {})}
             tar.write({name: data for name, data in changed.items() if data is not None and (name == "__key__" or not name.startswith("__"))})
-
-
-DAMAGES: dict[str, dict[str, bytes | None]] = {
-    "empty picture": {"jpg": b""},
-    "AppleDouble leftover": {"jpg": b"\x00\x05\x16\x07" + bytes(40)},
-    "damaged record": {"json": b"{"},
-    "damaged picture": {"jpg": jpeg()[:200]},
-}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -215,6 +297,20 @@ def test_pictures_of_evaluation_in_training_are_found_the_same_and_alike(tmp_pat
         "picture of the training data": ("SCaR_eval_mini_val (mini_val/0000.jpg)", "its bytes are those of SCAR_mini (mini_train/0002.jpg)"),
         "looks like a training picture": ("SCaR_eval_mini_val (mini_val/0001.jpg)", "it looks like SCAR_mini (mini_train/0003.jpg)"),
     }
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_leaked_pictures_are_shown(tmp_path: Path, shards: bool) -> None:
+    root = write_scar(tmp_path / "scar", train=[1] * 3, val=[1] * 2)
+    (root / "images/mini_train/0002.jpg").write_bytes(photograph(7))
+    (root / "images/mini_val/0001.jpg").write_bytes(photograph(7))
+    if shards:
+        convert_scar(root, tmp_path / "out")
+    sheet = ContactSheet()
+    examine([tmp_path / "out" if shards else root], show=sheet.show, **OPTIONS)
+    (leak,) = [shown for shown in sheet.exhibits if shown.finding.key == "SCaR_eval_mini_val (mini_val/0001.jpg)"]
+    assert leak.finding.kind == "picture of the training data" and leak.finding.image == "mini_val/0001.jpg"
+    assert leak.tile.tobytes() == tile(decode(photograph(7), ""), None).tobytes()
 
 
 def test_hashes_tell_pictures_apart_but_not_their_copies() -> None:

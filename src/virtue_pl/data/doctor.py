@@ -76,6 +76,7 @@ def of_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) 
     """Every record of every shard, and whether the shards are those that were written."""
     manifest = folder.manifest
     checkup = Checkup(manifest.name, manifest.kind, **options)
+    checkup.again = partial(shard_picture, folder, max_pixels=checkup.max_pixels)
     log = SkipLog(_NO_LIMIT, _NO_LIMIT)
     with progress(manifest.name, manifest.rows) as advance:
         for shard, path in zip(manifest.shards, folder.paths, strict=True):
@@ -87,8 +88,7 @@ def of_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) 
                 except DataError as error:
                     log.skip(error)
                     continue
-                image = record.key.partition(" (")[2].rstrip(")")
-                checkup.add([(data, "") for data in record.data], image, [row.fields for row in record.rows])
+                checkup.add([(data, "") for data in record.data], path_of(record.key), [row.fields for row in record.rows])
                 advance(len(record.rows))
     for key, problem in log.drain():
         kind = problem.partition(":")[0]
@@ -101,6 +101,7 @@ def of_file(file: SourceFile, progress: Progress, options: dict[str, Any]) -> Ch
     """Every row of an official file, as the converter would read it, and every picture."""
     file.columns()
     checkup = Checkup(file.name, file.kind, **options)
+    checkup.again = partial(file_picture, file, max_pixels=checkup.max_pixels)
     with progress(file.name, file.num_rows()) as advance:
         for group in file.groups(0):
             checkup.complete = partial(with_picture, file, group, checkup.max_pixels)
@@ -130,6 +131,25 @@ def file_picture(file: SourceFile, path: str, max_pixels: int) -> UInt8[Tensor, 
         return None
 
 
+def shard_picture(folder: ShardFolder, path: str, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
+    """The picture of this path ("PATH, picture 1": the second of its record), if it can be decoded."""
+    name = folder.manifest.name
+    for shard in folder.paths:
+        for members in read_tar(str(shard), name, SkipLog(_NO_LIMIT, _NO_LIMIT)):
+            try:
+                record = read_record(members, name, folder.manifest.task)
+                if path_of(record.key) == path.partition(", picture ")[0]:
+                    return decode(record.data[int(path.partition(", picture ")[2] or 0)], record.key, max_pixels)
+            except DataError:
+                continue
+    return None
+
+
+def path_of(key: str) -> str:
+    """The path in "RECORD (PATH)"."""
+    return key.partition(" (")[2].removesuffix(")")
+
+
 def leftovers(path: Path, options: dict[str, Any]) -> list[Checkup]:
     """AppleDouble files and half-written shards below a path; empty where there are none."""
     checkup = Checkup(path.name, "files", **options)
@@ -154,10 +174,15 @@ def find_leaks(checkups: Sequence[Checkup]) -> None:
             continue
         leaked = {name: exact[key] for key, name in checkup.exact.items() if key in exact}
         for name, other in leaked.items():
-            checkup.find(Finding("picture of the training data", name, f"its bytes are those of {other}"))
+            tell_leak(checkup, "picture of the training data", name, f"its bytes are those of {other}")
         for name, value in look_alike(near, {name: value for name, value in checkup.near.items() if name not in leaked}):
-            checkup.find(Finding("looks like a training picture", name, f"it looks like {near[value]}"))
+            tell_leak(checkup, "looks like a training picture", name, f"it looks like {near[value]}")
         checkup.settle()
+
+
+def tell_leak(checkup: Checkup, kind: str, name: str, detail: str) -> None:
+    path = path_of(name)
+    checkup.find(Finding(kind, name, detail, path), partial(checkup.again, path))
 
 
 def errors(checkups: Sequence[Checkup]) -> int:

@@ -81,6 +81,8 @@ class Checkup:
     """How many records may wait for `look`; what is found is the same for any number."""
     complete: Callable[[Finding, Shown, Box], tuple[Finding, Shown, Box]] = lambda finding, image, box: (finding, image, box)
     """What is done to the findings of what is added from now on, before they are shown."""
+    again: Callable[[str], UInt8[Tensor, "3 height width"] | None] = lambda path: None
+    """Reads a picture once more, by its path."""
     _pairs: dict[str, str] = field(default_factory=dict)
     _waiting: deque[Callable[[], None]] = field(default_factory=deque)
 

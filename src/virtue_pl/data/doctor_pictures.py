@@ -9,12 +9,11 @@ from typing import NamedTuple
 from jaxtyping import UInt8
 from torch import Tensor
 
+from virtue_pl.data.picture_archive import APPLE_DOUBLE
 from virtue_pl.data.picture_hashes import difference_hash
 from virtue_pl.data.processes import worker_pool
 from virtue_pl.images import decode
 from virtue_pl.types import DataError
-
-APPLE_DOUBLE = b"\x00\x05\x16\x07"
 
 
 class Looked(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from virtue_pl.data.picture_files import PictureFiles
+from virtue_pl.data.picture_files import PictureFiles, header_of
 from virtue_pl.data.records import content_key
 from virtue_pl.images import MAX_PIXELS, decode, read_header, squash
 from virtue_pl.types import DataError
@@ -75,7 +75,7 @@ class PictureLibrary:
         """The key of a picture whose bytes are known."""
         key = content_key(data) + (f", {SQUASHED_SIDE} pixels square" if self.squashed else "")
         if key not in self._places:
-            header = read_header(data, row, self.max_pixels)
+            header = header_of(data, place.path, row, self.max_pixels) if isinstance(place, FilePicture) else read_header(data, row, self.max_pixels)
             self._places[key], self.sizes[key] = place, (header.height, header.width)
         return key
 

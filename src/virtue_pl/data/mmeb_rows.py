@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from virtue_pl.data.picture_files import PictureFiles
-from virtue_pl.images import read_header
 from virtue_pl.types import DataError
 
 Item = tuple[str, str]
@@ -46,8 +45,8 @@ class PictureBook:
         return [[text, self.numbers[path] if path else None] for text, path in items]
 
     def _read(self, path: str, key: str) -> tuple[bytes, str]:
-        data = self.images.read(path, key)
-        return data, read_header(data, key, self.max_pixels).extension
+        data, header = self.images.read_checked(path, key, self.max_pixels)
+        return data, header.extension
 
 
 def pair_row(row: Mapping[str, Any], key: str, number: int, book: PictureBook) -> dict[str, Any]:

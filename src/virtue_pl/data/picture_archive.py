@@ -18,6 +18,9 @@ MAX_MEMBERS = 5_000_000
 MAX_PICTURE_BYTES = 256 * 2**20
 """A compressed picture that claims, or turns out, to be larger is no picture."""
 
+APPLE_DOUBLE = b"\x00\x05\x16\x07"
+"""How the bytes begin that macOS leaves beside a file."""
+
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from virtue_pl.data.picture_archive import MAX_PICTURE_BYTES, is_apple_double, open_archive
+from virtue_pl.data.picture_archive import APPLE_DOUBLE, MAX_PICTURE_BYTES, is_apple_double, open_archive
+from virtue_pl.images import PictureHeader, read_header
 from virtue_pl.types import DataError, VirtueError
 
 
@@ -14,11 +15,13 @@ from virtue_pl.types import DataError, VirtueError
 class PictureFiles:
     """Pictures by the path that a table has for them; a path may begin with "images/".
 
-    folders: looked into in order. archives: zips, looked into where no folder has the picture.
+    folders: looked into in order. archives: zips, looked into where no folder has the picture. packed: what must be unpacked first, which
+    is said where a picture is missing: a compressed tar cannot be read from its middle.
     """
 
     folders: tuple[Path, ...]
     archives: tuple[Path, ...] = ()
+    packed: tuple[Path, ...] = ()
 
     @classmethod
     def below(cls, *roots: Path, given: Sequence[Path] = ()) -> PictureFiles:
@@ -32,7 +35,8 @@ class PictureFiles:
         folders = [*given, *(root / "images" for root in roots if (root / "images").is_dir())]
         single = [root / "images.zip" for root in roots if (root / "images.zip").is_file()]
         several = [path for root in roots for path in sorted((root / "images_zip").glob("*.zip")) if not is_apple_double(path.name)]
-        return cls(tuple(folders or [roots[-1] / "images"]), (*single, *several))
+        packed = sorted({path for root in roots for pattern in ("*.tar.gz", "*.tgz", "image-tasks/*.tar.gz") for path in root.glob(pattern)})
+        return cls(tuple(folders or [roots[-1] / "images"]), (*single, *several), tuple(path for path in packed if not is_apple_double(path.name)))
 
     def read(self, image: str | None, key: str) -> bytes:
         """The picture's bytes as they are. Raises DataError where it is missing, empty, or would lie outside of the folders."""
@@ -44,7 +48,14 @@ class PictureFiles:
         data = self._found(path, key)
         if not data:
             raise DataError(key, f"empty picture: {self.folders[0] / path} has no bytes")
+        if data.startswith(APPLE_DOUBLE):
+            raise DataError(key, f"AppleDouble leftover: {image} holds what macOS leaves beside a file, no picture")
         return data
+
+    def read_checked(self, image: str | None, key: str, max_pixels: int) -> tuple[bytes, PictureHeader]:
+        """The picture's bytes, and what they say of it. Raises DataError, which names the path, for what is no picture or too large, too."""
+        data = self.read(image, key)
+        return data, header_of(data, str(image), key, max_pixels)
 
     def _found(self, path: str, key: str) -> bytes:
         files = [confined(folder, path, key) for folder in self.folders]
@@ -56,7 +67,16 @@ class PictureFiles:
             if path in opened.members:
                 return opened.read(path, key)
         beside = f", nor in {len(self.archives)} archives" if self.archives else ""
-        raise DataError(key, f"missing picture: {self.folders[0] / path} (No such file or directory{beside})")
+        packed = "".join(f"; {file} is still packed: unpack it, and give its folder with --images" for file in self.packed[:1])
+        raise DataError(key, f"missing picture: {self.folders[0] / path} (No such file or directory{beside}{packed})")
+
+
+def header_of(data: bytes, path: str, key: str, max_pixels: int) -> PictureHeader:
+    """What a picture says of itself. Raises DataError, which names its path."""
+    try:
+        return read_header(data, key, max_pixels)
+    except DataError as error:
+        raise DataError(key, f"{error.problem} ({path})") from error
 
 
 def confined(folder: Path, path: str, key: str) -> Path:

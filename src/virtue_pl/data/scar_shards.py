@@ -15,7 +15,7 @@ from virtue_pl.data.picture_archive import is_apple_double
 from virtue_pl.data.picture_files import PictureFiles
 from virtue_pl.data.scar_rows import form_columns, pair_row, ranking_row
 from virtue_pl.data.shards import Manifest
-from virtue_pl.images import MAX_PIXELS, read_header
+from virtue_pl.images import MAX_PIXELS
 from virtue_pl.types import DataError, VirtueError
 
 PAIR_COLUMNS = ("qry", "qry_image_path", "pos_text", "bbox")
@@ -51,8 +51,7 @@ class SCaRFile(SourceFile):
     def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
         image = group[0][1]["qry_image_path"]
         try:
-            data = self.images.read(image, f"{self.name} ({image})")
-            header = read_header(data, f"{self.name} ({image})", max_pixels)
+            data, header = self.images.read_checked(image, f"{self.name} ({image})", max_pixels)
         except DataError as error:
             for number, _ in group:
                 writer.skip(DataError(f"{self.name}/{number}", error.problem))
