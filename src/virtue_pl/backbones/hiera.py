@@ -32,7 +32,7 @@ class Hiera:
     def stages(self, pixels: Float[Tensor, "1 3 size size"]) -> list[Float[Tensor, "1 height width c"]]:
         """The map behind each of the four stages, finest first."""
         blocks, ends = list(self.network.blocks), self.network.stage_ends
-        places = self.network.patch_embed(pixels)
+        places = self.network.patch_embed(pixels.contiguous(memory_format=torch.channels_last))  # its channels lie last behind it, too
         places = places + self.positions(tuple(places.shape[1:3]))
         inside = leading_windows(blocks, places.shape[1:3])
         found: list[Tensor] = []

