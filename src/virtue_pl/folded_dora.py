@@ -28,10 +28,12 @@ class FoldedDora(DoraLinearVariant):
         base = module.get_base_layer()
         x = x if torch.is_autocast_enabled(x.device.type) else x.to(down.dtype)
         stretch = module.lora_magnitude_vector[active_adapter].weight / row_norms(base.weight, down, up, scaling)
-        low = nn.functional.linear(module.lora_dropout[active_adapter](x), down)
+        dropout = module.lora_dropout[active_adapter]
+        thinned, scale = dropout.thinned(x) if isinstance(dropout, QuickDropout) else (dropout(x), 1.0)
+        low = nn.functional.linear(thinned, down)
         more = (stretch - 1).to(result.dtype)
         longer = torch.addcmul(result, result if base.bias is None else result - base.bias, more)
-        return longer + nn.functional.linear(low, stretch[:, None] * scaling * up)
+        return longer + nn.functional.linear(low, stretch[:, None] * (scaling * scale) * up)
 
 
 @torch.no_grad()

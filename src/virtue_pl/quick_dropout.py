@@ -20,26 +20,30 @@ class QuickDropout(nn.Dropout):
     """
 
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        thinned, stretch = self.thinned(input)
+        return thinned if stretch == 1 else thinned * stretch
+
+    def thinned(self, input: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], float]:
+        """The input with its dropped places at zero, and what it is yet to be scaled by: whoever makes it smaller first saves the larger product."""
         lowest = round(self.p * LEVELS)
         if not self.training or input.device.type != "cpu" or not 0 < lowest < LEVELS:
-            return super().forward(input)
-        thinned: Tensor = Thinned.apply(input, kept_places(input, lowest), LEVELS / (LEVELS - lowest))  # type: ignore[no-untyped-call]
-        return thinned
+            return super().forward(input), 1.0
+        thinned: Tensor = Thinned.apply(input, kept_places(input, lowest))  # type: ignore[no-untyped-call]
+        return thinned, LEVELS / (LEVELS - lowest)
 
 
 class Thinned(torch.autograd.Function):
-    """The product with 0 or 1 of every place, stretched. A product of equal types is vectorised, where one with truth values is not."""
+    """The product with 0 or 1 of every place. One of equal types is vectorised, where one with truth values is not."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, kept: Tensor, stretch: float) -> Tensor:
+    def forward(ctx: Any, input: Tensor, kept: Tensor) -> Tensor:
         ctx.save_for_backward(kept)
-        ctx.stretch = stretch
-        return (input * kept.to(input.dtype)).mul_(stretch)
+        return input * kept.to(input.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (kept,) = ctx.saved_tensors
-        return (gradient * kept.to(gradient.dtype)).mul_(ctx.stretch), None, None
+        return gradient * kept.to(gradient.dtype), None
 
 
 def kept_places(like: Tensor, lowest: int) -> Int8[Tensor, "..."]:
