@@ -37,7 +37,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLImagePro
 
 from virtue_pl.backbones.qwen_patches import QwenPatches
 from virtue_pl.backbones.qwen_vl import QwenVLProcessor
-from virtue_pl.cli.memory import keep_freed_memory
+from virtue_pl.cli.memory import join_freed_memory, keep_freed_memory
 from virtue_pl.data.pair_shards import convert_pairs
 from virtue_pl.data.pairs import PairDataModule
 from virtue_pl.data.stream import Place, SkipLog
@@ -50,6 +50,7 @@ TEXT = "Represent the given image of picture number {number} with the following 
 
 
 def main() -> None:
+    join_freed_memory()  # as every command does
     options = parse()
     torch.set_num_threads(1)
     keep_freed_memory()
