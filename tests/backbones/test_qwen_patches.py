@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 
-from virtue_pl.backbones.qwen_patches import QwenPatches
+from virtue_pl.backbones.qwen_patches import FlatPatchEmbed, QwenPatches
 from virtue_pl.images import resize_bicubic, smart_size
 
 PROCESSORS: dict[str, dict[str, Any]] = {
@@ -16,6 +17,11 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "Qwen3-VL": {"patch_size": 16, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
     "one frame, no merging": {"patch_size": 8, "merge_size": 1, "temporal_patch_size": 1, "rescale_factor": 1 / 128},
 }
+
+
+def films(patches: torch.Tensor, frames: int) -> torch.Tensor:
+    """Patches as transformers has them: each colour's values once for each frame."""
+    return patches.unflatten(1, (3, 1, -1)).expand(-1, -1, frames, -1).flatten(1)
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -29,7 +35,7 @@ def test_equal_to_the_stock_processor_bit_by_bit(name: str) -> None:
     pictures = [picture(2 * side, 3 * side), picture(side, side), picture(2 * side, 3 * side).contiguous(), picture(5 * side, 2 * side)]
     expected = stock(pictures, do_resize=False, return_tensors="pt")
     values, grids = QwenPatches(stock)(pictures)
-    assert values.dtype == torch.float32 and torch.equal(values, expected["pixel_values"])
+    assert values.dtype == torch.float32 and torch.equal(films(values, stock.temporal_patch_size), expected["pixel_values"])
     assert torch.equal(grids, expected["image_grid_thw"])
 
 
@@ -38,7 +44,7 @@ def test_patches_are_laid_the_same_way_on_the_cpu_and_on_other_devices(name: str
     patches = QwenPatches(Qwen2VLImageProcessor(**PROCESSORS[name]))
     side = patches.patch * patches.merge
     normalised = torch.randn(3, 3 * side, 2 * side, generator=torch.Generator().manual_seed(0))
-    by_rows, by_pixels = (torch.empty(6 * patches.merge**2, 3 * patches.frames * patches.patch**2) for _ in range(2))
+    by_rows, by_pixels = (torch.empty(6 * patches.merge**2, 3 * patches.patch**2) for _ in range(2))
     patches.lay_rows(normalised, by_rows)
     patches.lay(normalised, by_pixels)
     assert torch.equal(by_rows, by_pixels)
@@ -53,4 +59,23 @@ def test_with_the_resize_equal_to_the_processor_of_the_published_weights(height:
     expected = stock(image.numpy(), input_data_format="channels_first", return_tensors="pt")
     values, grids = QwenPatches(stock)([resize_bicubic(image, smart_size((height, width), low, high))])
     assert torch.equal(grids, expected["image_grid_thw"])
-    torch.testing.assert_close(values, expected["pixel_values"], rtol=0, atol=2e-6)
+    torch.testing.assert_close(films(values, stock.temporal_patch_size), expected["pixel_values"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 0.0)])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_one_frames_patches_embed_as_the_convolution_does_a_films(frames: int, dtype: torch.dtype, near: float) -> None:
+    torch.manual_seed(0)
+    stock = nn.Module()
+    stock.proj = nn.Conv3d(3, 32, (frames, 14, 14), stride=(frames, 14, 14)).to(dtype)
+    patches = torch.randn(12, 3 * 14 * 14)
+    film = films(patches, frames).to(dtype)
+    expected = nn.functional.linear(film, stock.proj.weight.flatten(1), stock.proj.bias)
+    torch.testing.assert_close(stock.proj(film.view(12, 3, frames, 14, 14)).flatten(1), expected, rtol=0, atol=2e-2 if near == 0 else near)
+    torch.testing.assert_close(FlatPatchEmbed(stock)(film), expected, rtol=0, atol=0)
+    found = FlatPatchEmbed(stock)(patches)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=0, atol=near)
+    (gradient,) = torch.autograd.grad(found.square().sum(), stock.proj.weight)
+    (of_film,) = torch.autograd.grad(expected.square().sum(), stock.proj.weight)
+    torch.testing.assert_close(gradient, of_film)

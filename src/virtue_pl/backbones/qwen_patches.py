@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 
 class QwenPatches:
-    """Normalises and cuts in patches. Equal to the model's own picture processor without its resize, bit by bit.
+    """Normalises and cuts in patches. Equal to the model's own picture processor without its resize, bit by bit, but for its equal frames.
 
-    A picture is normalised once, and its patches are written to their place once for each frame: a still is a film of equal frames.
+    That processor makes a still a film: it repeats a patch's values for each of the frames that the tower's kernel spans. Here they are written
+    once, and `FlatPatchEmbed` reads them so.
 
     Args:
         stock: the model's picture processor, whose sizes, mean, standard deviation and scale are taken over.
@@ -26,33 +27,35 @@ class QwenPatches:
         self.std = (torch.tensor(stock.image_std) * levels)[:, None, None]
         self.patch: int = stock.patch_size
         self.merge: int = stock.merge_size
-        self.frames: int = stock.temporal_patch_size
 
     def __call__(self, pictures: Sequence[UInt8[Tensor, "3 height width"]]) -> tuple[Float[Tensor, "patches values"], Int[Tensor, "pictures 3"]]:
         """All pictures' patches, one picture behind the other, and each one's number of them: in time, down, and across.
 
-        Sides are multiples of patch x merge. Patches that become one token are neighbours; a patch's values are colour, frame, row, column.
+        Sides are multiples of patch x merge. Patches that become one token are neighbours; a patch's values are colour, row, column.
         """
         grids = [(1, picture.shape[1] // self.patch, picture.shape[2] // self.patch) for picture in pictures]
         counts = [down * across for _, down, across in grids]
-        values = torch.empty(sum(counts), 3 * self.frames * self.patch**2, device=pictures[0].device)
+        values = torch.empty(sum(counts), 3 * self.patch**2, device=pictures[0].device)
         for picture, place in zip(pictures, values.split(counts), strict=True):
             self.write(picture, place)
         return values, torch.tensor(grids, device=values.device)
 
     def write(self, picture: UInt8[Tensor, "3 height width"], place: Float[Tensor, "patches values"]) -> None:
-        """One picture's patches, to where they belong."""
-        normalised = torch.empty(picture.shape, device=picture.device).copy_(picture)  # however it lies in memory, colour by colour from here on
-        normalised.sub_(self.mean.to(picture.device)).div_(self.std.to(picture.device))
-        lay = self.lay_rows if picture.device.type == "cpu" else self.lay
-        lay(normalised, place)
+        """One picture's patches, to where they belong. On the CPU a row of tokens at a time, which stays in a core's cache until it is laid."""
+        device = picture.device
+        mean, std = self.mean.to(device), self.std.to(device)
+        lay, height = (self.lay_rows, self.patch * self.merge) if device.type == "cpu" else (self.lay, picture.shape[1])
+        patches = height // self.patch * (picture.shape[2] // self.patch)
+        for band, part in zip(picture.split(height, dim=1), place.split(patches), strict=True):
+            normalised = torch.empty(band.shape, device=device).copy_(band)  # however it lies in memory, colour by colour from here on
+            lay(normalised.sub_(mean).div_(std), part)
 
     def lay(self, normalised: Float[Tensor, "3 height width"], place: Float[Tensor, "patches values"]) -> None:
-        """A picture's values in the order of its patches, on any device."""
+        """Values in the order of their patches, on any device."""
         patch, merge = self.patch, self.merge
         rows, columns = normalised.shape[1] // (patch * merge), normalised.shape[2] // (patch * merge)
         cut = normalised.view(3, rows, merge, patch, columns, merge, patch).permute(1, 4, 2, 5, 0, 3, 6)
-        place.view(rows, columns, merge, merge, 3, self.frames, patch, patch).copy_(cut.unsqueeze(5))
+        place.view(rows, columns, merge, merge, 3, patch, patch).copy_(cut)
 
     def lay_rows(self, normalised: Float[Tensor, "3 height width"], place: Float[Tensor, "patches values"]) -> None:
         """The same on the CPU: numpy moves a row of a patch as one element; torch spends more on a row's start than on its 14 or 16 pixels."""
@@ -60,13 +63,18 @@ class QwenPatches:
         rows, columns = normalised.shape[1] // (patch * merge), normalised.shape[2] // (patch * merge)
         row = np.dtype((np.void, patch * normalised.itemsize))
         cut = normalised.numpy().view(row).reshape(3, rows, merge, patch, columns, merge).transpose(1, 4, 2, 5, 0, 3)
-        place.numpy().view(row).reshape(rows, columns, merge, merge, 3, self.frames, patch)[...] = cut[:, :, :, :, :, None]
+        place.numpy().view(row).reshape(rows, columns, merge, merge, 3, patch)[...] = cut
 
 
 class FlatPatchEmbed(nn.Module):
     """A tower's own patch embedding, whose kernel is as large as its stride, as the one matrix product that it is.
 
-    Its map stays where a checkpoint has it, as `proj`.
+    Reads the patches of one frame as those of a film of equal frames: in float32 the frames of the kernel are summed, which is half the product;
+    in narrower types, in which that sum would be rounded once more, the patches are repeated. A film's patches, colour by colour and frame
+    by frame, it reads as the tower does. The map stays where a checkpoint has it, as `proj`.
+
+    Args:
+        stock: the tower's embedding, a convolution `proj` over frames, rows, and columns.
     """
 
     def __init__(self, stock: Any) -> None:
@@ -75,4 +83,10 @@ class FlatPatchEmbed(nn.Module):
 
     def forward(self, patches: Float[Tensor, "patches values"]) -> Float[Tensor, "patches width"]:
         weight = self.proj.weight
-        return nn.functional.linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)
+        still = patches.shape[1] < weight[0].numel()
+        if still and weight.dtype == torch.float32:
+            return nn.functional.linear(patches, weight.sum(dim=2).flatten(1), self.proj.bias)
+        values = patches.to(weight.dtype)
+        if still:
+            values = values.unflatten(1, (weight.shape[1], 1, -1)).expand(-1, -1, weight.shape[2], -1).flatten(1)
+        return nn.functional.linear(values, weight.flatten(1), self.proj.bias)
