@@ -45,6 +45,15 @@ def test_queries_are_paired() -> None:
     assert difference(first, first)[:3] == (0, 0, 0) and not difference(first, first).differs
 
 
+def test_modes_of_the_same_trainings_share_what_sets_the_trainings_apart() -> None:
+    """Three trainings right in a fifth, a half and four fifths of the queries; in the second mode each misses the same five more."""
+    first = np.arange(500)[None] < np.array([[100], [250], [400]])
+    second = first & (np.arange(500) >= 5)
+    same, apart = difference(first, second, same_trainings=True), difference(first, second)
+    assert same.mean == apart.mean == pytest.approx(0.01) and same.differs and not apart.differs
+    assert (same.high - same.low) / 2 == pytest.approx(1.96 * (0.01 * 0.99 / 500) ** 0.5, rel=0.15)
+
+
 def test_trainings_that_disagree_widen_the_interval() -> None:
     alike, apart = np.zeros((3, 400), dtype=bool), np.zeros((3, 400), dtype=bool)
     alike[:, :200] = True

@@ -39,6 +39,17 @@ def test_shares_differences_and_kinds() -> None:
     assert json.loads(json.dumps(found.as_json()))["differences"]["scar/seen"]["plain"]["hit@1"]["seeds"] == 1
 
 
+def test_modes_of_the_same_trainings_are_told_apart_where_trainings_are_not_alike() -> None:
+    """Half the queries against nine tenths, and one query in twenty fewer in the other mode."""
+    both = tuple(RankRows([*training(right), *training(right - 10, mode="point")]) for right in (100, 180))
+    again = tuple(RankRows(list(rows)) for rows in both)
+    virtue, point = (ComparedRun(mode, both, mode, "box") for mode in ("box", "point"))
+    other = ComparedRun("other", again, "point", "box")
+    found = compare([virtue, point, other]).differences["scar/seen"]
+    assert found["point"]["hit@1"].mean == found["other"]["hit@1"].mean == pytest.approx(-0.05)
+    assert found["point"]["hit@1"].differs and not found["other"]["hit@1"].differs
+
+
 def test_a_mean_is_over_tasks_and_of_runs_that_have_them_all() -> None:
     both = ComparedRun("both", (RankRows([*training(50, task="mmeb/a"), *training(100, task="mmeb/b")]),), "box", "both")
     shares = compare([both, ComparedRun("one", (training(10, task="mmeb/a"),), "box", "one")]).shares

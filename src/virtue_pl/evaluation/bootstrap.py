@@ -2,8 +2,9 @@
 
 Each resample draws as many queries as there are, with replacement, and of each run as many seeds as it has. Two runs that are compared
 share the drawn queries (a paired bootstrap, Efron and Tibshirani 1993), so what makes a query hard for both drops out; their seeds are
-drawn apart. With one seed the interval says how sure the figure of this one training is, not how another training would do; with
-three it knows that trainings differ, but so few draws still make it a little narrow.
+drawn apart, unless they are the same trainings in two evaluation modes: then a training counts as often for one as for the other.
+With one seed the interval says how sure the figure of this one training is, not how another training would do; with three it knows that
+trainings differ, but so few draws still make it a little narrow.
 """
 
 from __future__ import annotations
@@ -49,9 +50,12 @@ def mean_interval(tasks: Sequence[Hits], level: float = LEVEL, resamples: int = 
     return found._replace(queries=sum(hits.shape[1] for hits in tasks))
 
 
-def difference(first: Hits, second: Hits, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """How much more often the first run is right than the second; column q of both is the same query."""
-    drawn = resampled_shares([first, second], resamples, seed)
+def difference(first: Hits, second: Hits, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0, same_trainings: bool = False) -> Estimate:
+    """How much more often the first run is right than the second; column q of both is the same query.
+
+    same_trainings: row s of both is the same training, too.
+    """
+    drawn = resampled_shares([first, second], resamples, seed, same_trainings)
     return estimate(float(first.mean() - second.mean()), drawn[0] - drawn[1], level, first)
 
 
@@ -60,7 +64,7 @@ def estimate(mean: float, drawn: Float[np.ndarray, " resamples"], level: float, 
     return Estimate(mean, float(low), float(high), hits.shape[1], hits.shape[0])
 
 
-def resampled_shares(runs: Sequence[Hits], resamples: int, seed: int) -> Float[np.ndarray, "runs resamples"]:
+def resampled_shares(runs: Sequence[Hits], resamples: int, seed: int, same_trainings: bool = False) -> Float[np.ndarray, "runs resamples"]:
     """The share of right answers of every run in every resample.
 
     Queries with the same outcome in all trainings are one pattern, so drawing queries is one draw from a multinomial over the few patterns.
@@ -69,8 +73,9 @@ def resampled_shares(runs: Sequence[Hits], resamples: int, seed: int) -> Float[n
     patterns, counts = np.unique(np.concatenate(runs), axis=1, return_counts=True)
     queries = generator.multinomial(counts.sum(), counts / counts.sum(), size=resamples)
     shares, start = [], 0
-    for run in runs:
-        seeds = generator.multinomial(len(run), np.full(len(run), 1 / len(run)), size=resamples)
+    for number, run in enumerate(runs):
+        if number == 0 or not same_trainings:
+            seeds = generator.multinomial(len(run), np.full(len(run), 1 / len(run)), size=resamples)
         of_run = patterns[start : start + len(run)]
         shares.append(((seeds @ of_run) * queries).sum(axis=1) / (len(run) * counts.sum()))
         start += len(run)

@@ -24,7 +24,8 @@ Estimates = dict[str, dict[str, dict[str, Estimate]]]
 class ComparedRun:
     """A run in one evaluation mode: a row of the comparison.
 
-    trainings: what each of its seeds ranked. against: the name of the run whose share is taken off; its own where it is compared to none.
+    trainings: what each of its seeds ranked; two runs that share this object are the same trainings in two modes.
+    against: the name of the run whose share is taken off; its own where it is compared to none.
     others: a task that was not ranked in the mode, but in one other, counts in that one, as queries without a region do.
     """
 
@@ -87,6 +88,7 @@ def plain(estimates: Estimates) -> dict[str, Any]:
 def compare(runs: Sequence[ComparedRun]) -> Comparison:
     """Every run on every task and ranking that it has, and its difference to `against` on those that both have."""
     ranks = {run.name: run.ranks() for run in runs}
+    trainings_of = {run.name: run.trainings for run in runs}
     against = {run.name: run.against for run in runs if run.against != run.name}
     for name, other in against.items():
         if other not in ranks:
@@ -98,7 +100,8 @@ def compare(runs: Sequence[ComparedRun]) -> Comparison:
             shares.setdefault(task, {}).setdefault(name, {})[ranking] = interval(aligned(trainings)[0])
             others = ranks[against[name]].get((task, ranking)) if name in against else None
             if others is not None:
-                differences.setdefault(task, {}).setdefault(name, {})[ranking] = paired(trainings, others)
+                same = trainings_of[name] is trainings_of[against[name]]
+                differences.setdefault(task, {}).setdefault(name, {})[ranking] = paired(trainings, others, same)
     return Comparison(tuple(ranks), shares, differences, against, means_of(ranks))
 
 
@@ -130,9 +133,10 @@ def mean_shares(shares: Estimates, prefix: str, ranking: str = "hit@1") -> dict[
     return {name: sum(rows[name][ranking].mean for rows in tasks) / len(tasks) for name in runs}
 
 
-def paired(trainings: list[dict[str, int]], others: list[dict[str, int]]) -> Estimate:
+def paired(trainings: list[dict[str, int]], others: list[dict[str, int]], same: bool) -> Estimate:
+    """same: both are the same trainings, in two modes. Where one was not ranked in both, they are drawn apart all the same."""
     first, second = aligned(trainings, others)
-    return difference(first, second)
+    return difference(first, second, same_trainings=same and len(first) == len(second))
 
 
 def read_run(folder: str | Path) -> tuple[RankRows, ...]:
