@@ -12,6 +12,7 @@ are mapped for it, whoever prepares it. Photograph-like JPEGs are drawn in a tem
 - `preprocessing`: a batch of pictures at their native size, in whole tokens, to the tower's patches: `QwenPatches` against transformers' picture
   processor (the faster of its two for this); `with_resize` against the one that resizes by Pillow, as `resize_bicubic` does, which differs
   from it where a picture grows across and shrinks down (640 x 480 would become 644 x 476; 640 x 472 grows both ways).
+  Transformers repeats a patch's values for each of a film's equal frames, `QwenPatches` writes them once; they are compared frame by frame.
 - `converter`: rows a second of `virtue-pl shards pairs`, one process, pictures copied as they are.
 """
 
