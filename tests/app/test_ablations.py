@@ -103,6 +103,7 @@ def test_the_report_has_rows_with_intervals_and_paired_differences(folder: Path,
     of_virtue = [rows["virtue"]["hit@1"]["mean"] for rows in report["shares"].values()]
     assert report["means"]["scar"]["virtue"] == pytest.approx(sum(of_virtue) / 2) and report["means"]["nothing"] == {}
     assert report["arms"]["virtue"]["seconds"]["fit"] > 0 and report["chance"]["scar_mini/test_seen"]["hit@1"] == pytest.approx(0.1)
+    assert len(report["arms"]["crop"]["data_fingerprints"]) == 1 and len({tuple(arm["data_fingerprints"]) for arm in report["arms"].values()}) == 1
 
 
 def test_the_report_reads_with_tables_and_plots(folder: Path, finished: tuple[Recorder, Recorder]) -> None:

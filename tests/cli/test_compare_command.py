@@ -17,7 +17,7 @@ def tested(tmp_path: Path) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / "report.json").write_text(json.dumps({"chance": {"quiz/seen": {"hit@1": 0.1}}}))
+        (folder / "report.json").write_text(json.dumps({"chance": {"quiz/seen": {"hit@1": 0.1}}, "context": {"data_fingerprint": "0a"}}))
     return tmp_path
 
 
@@ -29,6 +29,7 @@ def test_runs_and_modes_side_by_side(tested: Path, capsys: pytest.CaptureFixture
     assert found["shares"]["quiz/seen"].keys() == {"virtue", "virtue:point", "plain"}
     assert found["differences"]["quiz/seen"]["plain"]["hit@1"]["mean"] == pytest.approx(-0.5)
     assert found["against"] == {"virtue:point": "virtue", "plain": "virtue"} and found["chance"] == {"quiz/seen": {"hit@1": 0.1}}
+    assert found["data_fingerprints"] == {name: ["0a"] for name in found["shares"]["quiz/seen"]}
     assert "| plain | 25.0" in (tested / "out" / "compare.md").read_text()
     shown = capsys.readouterr().out
     assert "virtue:point" in shown and "-50.0" in shown

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from virtue_pl.app.plan import Run, read_plan, read_run
 from virtue_pl.app.runs import Command, Runs, precision_here
-from virtue_pl.evaluation.compare import ComparedRun, Comparison, compare, mean_shares
+from virtue_pl.evaluation.compare import ComparedRun, Comparison, compare, fingerprints_of, mean_shares
 from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
 from virtue_pl.evaluation.curves import read_curve
 from virtue_pl.evaluation.plots import plot_against_number, plot_curves, plot_families
@@ -128,7 +128,10 @@ class Ablations(Runs):
             **comparison.as_json(),
             "chance": guesses,
             "means": {name: mean_shares(comparison.shares, prefix) for name, prefix in self.plan.means.items()},
-            "arms": {name: {**asdict(arm), "seconds": self.seconds_of(name, arm)} for name, arm in arms.items()},
+            "arms": {
+                name: {**asdict(arm), "seconds": self.seconds_of(name, arm), "data_fingerprints": fingerprints_of(self.out / name)}
+                for name, arm in arms.items()
+            },
             "figures": [path.name for path in self.figures(comparison, guesses, arms)],
             "context": context({"shared": dict(self.plan.shared)}),
         }

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     from rich.console import Console
 
-    from virtue_pl.evaluation.compare import ComparedRun, chance_of, compare, read_run
+    from virtue_pl.evaluation.compare import ComparedRun, chance_of, compare, fingerprints_of, read_run
     from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
     from virtue_pl.evaluation.plots import plot_families
     from virtue_pl.evaluation.report import context, write_json, write_text
@@ -35,7 +35,9 @@ def main(argv: list[str]) -> int:
         Console().print(table)
     if arguments.out is not None:
         given_as = dict(zip(names, arguments.runs, strict=True))
-        write_json(arguments.out / "compare.json", {**comparison.as_json(), "chance": guesses, "runs": given_as, "context": context()})
+        tested_on = {name: fingerprints_of(folder) for name, (folder, _) in zip(names, places, strict=True)}
+        about = {"chance": guesses, "runs": given_as, "data_fingerprints": tested_on, "context": context()}
+        write_json(arguments.out / "compare.json", {**comparison.as_json(), **about})
         write_text(arguments.out / "compare.md", markdown_comparison(comparison, guesses))
         if arguments.plots:
             plot_families(comparison, guesses, arguments.out)

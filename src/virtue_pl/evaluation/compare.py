@@ -153,6 +153,12 @@ def chance_of(folders: Iterable[str | Path]) -> Chance:
     return {task: values for report in reports for task, values in report["chance"].items()}
 
 
+def fingerprints_of(folder: str | Path) -> list[str]:
+    """Of the data that a run was tested on: one, unless its seeds met different data."""
+    contexts = [json.loads(file.read_text(encoding="utf-8")).get("context", {}) for file in files_of(folder, "report.json")]
+    return sorted({context["data_fingerprint"] for context in contexts if context.get("data_fingerprint") is not None})
+
+
 def files_of(folder: str | Path, name: str) -> list[Path]:
     """A run's own file of that name, or those of its seeds."""
     own = Path(folder) / name
