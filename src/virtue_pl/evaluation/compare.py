@@ -149,14 +149,18 @@ def read_run(folder: str | Path) -> tuple[RankRows, ...]:
 
 def chance_of(folders: Iterable[str | Path]) -> Chance:
     """What a guess would get, from the runs' own reports."""
-    reports = [json.loads(file.read_text(encoding="utf-8")) for folder in folders for file in files_of(folder, "report.json")]
-    return {task: values for report in reports for task, values in report["chance"].items()}
+    return {task: values for folder in folders for report in reports_of(folder) for task, values in report["chance"].items()}
 
 
 def fingerprints_of(folder: str | Path) -> list[str]:
     """Of the data that a run was tested on: one, unless its seeds met different data."""
-    contexts = [json.loads(file.read_text(encoding="utf-8")).get("context", {}) for file in files_of(folder, "report.json")]
-    return sorted({context["data_fingerprint"] for context in contexts if context.get("data_fingerprint") is not None})
+    found = {report.get("context", {}).get("data_fingerprint") for report in reports_of(folder)}
+    return sorted(found - {None})
+
+
+def reports_of(folder: str | Path) -> list[dict[str, Any]]:
+    """What the tests of a run wrote, or of its seeds."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files_of(folder, "report.json")]
 
 
 def files_of(folder: str | Path, name: str) -> list[Path]:
