@@ -26,7 +26,7 @@ from virtue_pl.data.secure_webdataset import wds
 from virtue_pl.data.shard_writer import ShardWriter
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.data.shares import ranking_batches, share_of
-from virtue_pl.data.stream import Place, SkipLog, distinct_batches, read_shards, record_samples, training_samples
+from virtue_pl.data.stream import Place, SkipLog, derive_reader_seed, derive_seed, distinct_batches, read_shards, record_samples, training_samples
 from virtue_pl.images import decode
 from virtue_pl.types import DataError, EmbeddingInput, Sample, VirtueError
 
@@ -96,6 +96,13 @@ def test_the_stream_depends_on_seed_epoch_and_place_alone(pairs: ShardFolder) ->
     assert stream() == stream()
     others = [stream(seed=1), stream(epoch=1), stream(Place(1, 2, 1, 2)), stream(Place(0, 2, 0, 2)), stream(Place(0, 1, 1, 2))]
     assert len({str(other) for other in [stream(), *others]}) == 6
+
+
+def test_seeds_are_those_of_recorded_results() -> None:
+    assert derive_seed(0, "scar") == 12182019156069
+    assert derive_reader_seed(0, 0, Place()) == 55065384524336
+    assert derive_reader_seed(3, 1, Place(1, 2, 0, 2)) == 182522917851112
+    assert derive_reader_seed(3, 1, Place(1, 2, 0, 2), 7) == 204788388953082
 
 
 def test_readers_divide_one_sequence_of_shards(pairs: ShardFolder) -> None:

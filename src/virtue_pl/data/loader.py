@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.data.shares import ranking_batches, share_of
-from virtue_pl.data.stream import Place, SkipLog, ToSample, derive_seed, distinct_batches, training_samples
+from virtue_pl.data.stream import Place, SkipLog, ToSample, derive_reader_seed, distinct_batches, training_samples
 from virtue_pl.types import Movable, RankingSample, Sample, VirtueError
 
 
@@ -109,7 +109,7 @@ def collated(batches: Iterable[list[Sample]], collate: Callable[[Sequence[Sample
     """Each batch through `collate`, for which torch's generator is seeded by the batch's number here and the other arguments."""
     for step, samples in enumerate(batches):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, epoch, place, step))
+            torch.manual_seed(derive_reader_seed(seed, epoch, place, step))
             batch = collate(samples)
         yield batch
 

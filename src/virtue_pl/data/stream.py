@@ -84,9 +84,26 @@ class Place:
         return self.world * self.workers
 
 
-def derive_seed(*parts: object) -> int:
-    """One seed from several values, the same in every process and far from its neighbours'."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
+def derive_seed(*parts: int | str) -> int:
+    """One seed from several plain values, the same in every process and far from its neighbours'.
+
+    Only numbers and strings: what is hashed is their text, and a class's own would change with its name.
+    """
+    return hash_seed(repr(parts))
+
+
+def derive_reader_seed(seed: int, epoch: int, place: Place, *further: int) -> int:
+    """One seed for a reader in an epoch, and for a batch of it where `further` numbers one.
+
+    The text that is hashed is fixed: other words in it would be another shuffle.
+    """
+    reader = f"Place(rank={place.rank}, world={place.world}, worker={place.worker}, workers={place.workers})"
+    return hash_seed(f"({', '.join([str(seed), str(epoch), reader, *map(str, further)])})")
+
+
+def hash_seed(text: str) -> int:
+    """48 bits of a text's hash, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
 
 
 def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: SkipLog) -> Iterator[Record]:
@@ -215,7 +232,7 @@ def training_samples(
         shuffle_buffer: records, with compressed pictures, to shuffle among.
         sample_buffer: samples to shuffle among, with decoded pictures; 1 keeps the rows of a picture together.
     """
-    own = derive_seed(seed, epoch, place)
+    own = derive_reader_seed(seed, epoch, place)
     buffer = max(1, min(shuffle_buffer, folder.manifest.pictures))
     stages = wds.DataPipeline(
         lambda: islice(rounds([str(path) for path in folder.paths], derive_seed(seed, epoch)), place.reader, None, place.readers),
