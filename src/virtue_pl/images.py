@@ -127,7 +127,7 @@ def resize_bicubic(image: UInt8[Tensor, "3 height width"], size: tuple[int, int]
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def squash(image: UInt8[Tensor, "3 height width"], side: int) -> UInt8[Tensor, "3 side side"]:
+def resize_to_square(image: UInt8[Tensor, "3 height width"], side: int) -> UInt8[Tensor, "3 side side"]:
     """The picture as a square of `side` pixels, as Pillow makes it in one call (across first)."""
     small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())

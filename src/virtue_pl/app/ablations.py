@@ -115,7 +115,7 @@ class Ablations(Runs):
     def train_and_test(self, name: str, arm: Arm, seed: int) -> None:
         run = Run(tuple(arm.configs), arm.overrides)
         paths = [arm.overrides.get(f"shared.{option}", path) for option, path in self.plan.shared.items()]
-        options = [f"--seed_everything={seed}", f"--data.init_args.seed={seed}", f"--trainer.precision={precision_here(self.plan.precision)}"]
+        options = [f"--seed_everything={seed}", f"--data.init_args.reader.seed={seed}", f"--trainer.precision={precision_here(self.plan.precision)}"]
         made = self.fit_run(name, run, self.plan.shared, [seed, *map(content_of, paths)], options)
         self.test_run(name, run, self.plan.shared, [made], options)
 

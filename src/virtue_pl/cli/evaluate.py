@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         root=arguments.data,
         sets=arguments.sets,
         form=arguments.form,
-        pixels=arguments.pixels,
+        resize_to_square=arguments.resize_to_square,
         limit=arguments.limit,
         allow_missing=arguments.allow_missing,
         images=arguments.images,
@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
     parser.add_argument("--recipe", choices=("reference", "virtue"), help="insist on a recipe; by default it is the one that the weights were trained with")
     parser.add_argument("--form", choices=("instruct", "v1"), help="of MMEB's files, where both are there")
-    parser.add_argument("--pixels", choices=("native", "squash1344"), default="native", help="squash1344: every picture becomes a square first")
+    square = "every picture becomes a square of so many pixels a side first (1344 in the published evaluation); default: its own size"
+    parser.add_argument("--resize-to-square", type=int, metavar="SIDE", help=square)
     frame = "where a box lies for the segmentation model: canvas, on its object; pixels, as published (default with recipe reference)"
     parser.add_argument("--prompt-frame", choices=("canvas", "pixels"), help=frame)
     parser.add_argument("--mode", default="box", choices=("box", "point", "mask", "no_prompt", "blind"), help="how regions are pointed at (default box)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from virtue_pl.types import VirtueError
 
@@ -67,12 +67,11 @@ def ranking_samples(folders: Mapping[str, str], limit: int | None) -> Iterator[R
     """Every sample of the folders once, of each at most about `limit`. Raises VirtueError at once for a folder without shards."""
     from virtue_pl.data.loader import RankingStream
     from virtue_pl.data.scar import SCaRDataModule
-    from virtue_pl.data.stream import Place
 
     data = SCaRDataModule(test=dict(folders), test_rows=limit)
-    limits = {"max_bad_samples": data.max_bad_samples, "max_consecutive_bad": data.max_consecutive_bad}
-    stream = RankingStream(data.test_folders, data.to_sample, list, batch_size=GROUP, rows=limit, max_pixels=data.max_pixels, rank=0, world=1, **limits)
-    return (sample for batch in stream.samples(Place(), stream.log) for sample in batch)
+    options: dict[str, Any] = {"batch_size": GROUP, "rows": limit, "max_pixels": data.reader.max_pixels}
+    stream = RankingStream(data.test_folders, data.to_sample, list, **options, reader=data.reader_info())
+    return (sample for batch in stream.samples(stream.reader, stream.log) for sample in batch)
 
 
 def _parser() -> argparse.ArgumentParser:

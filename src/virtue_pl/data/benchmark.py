@@ -3,18 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from virtue_pl.data.benchmark_sets import mmeb_sets, scar_sets
+from virtue_pl.data.cache_limit import CacheOptions
 from virtue_pl.data.mixture import MixedDataModule
 from virtue_pl.data.mmeb import MMEBDataModule
-from virtue_pl.data.remote import CACHE
+from virtue_pl.data.options import ReaderOptions, SamplingOptions
 from virtue_pl.data.scar import SCaRDataModule
 from virtue_pl.data.shard_module import ShardDataModule
-from virtue_pl.images import MAX_PIXELS
 from virtue_pl.types import VirtueError
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class BenchmarkMixture:
+    """How training batches are mixed of the sets, and their samples drawn.
+
+    Example:
+        >>> BenchmarkMixture(num_negatives={"ADE20K": 9}).sampling_of("CIRR").num_negatives
+        0
+    """
+
+    weights: dict[str, float] | None = None
+    """How often blocks of a set are drawn, relative to each other; default alike, 0 leaves a set out."""
+    block_size: int = 8
+    """Samples of one set, side by side in a batch; it divides `batch_size` (the paper: 64 of 1024)."""
+    steps_per_epoch: int | None = None
+    """Default as many as go into the rows of all trained sets once."""
+    train_rows: int | dict[str, int] | None = None
+    """At most so many training rows of every set, the first ones (the paper: 100,000); or by set, for some."""
+    num_negatives: int | dict[str, int] = 0
+    """Hard negatives of every set's queries; or by set, for some, and none for the others. MMEB has next to none."""
+    shuffle_buffer: int = 500
+    """Images, still compressed, that each worker shuffles among, of every set."""
+    sample_buffer: int = 64
+    """Samples, with decoded images, that each worker shuffles among, of every set."""
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise VirtueError for rows or negatives of a set that is not among `names`."""
+        for option, by_set in (("train_rows", self.train_rows), ("num_negatives", self.num_negatives)):
+            for name in by_set if isinstance(by_set, Mapping) else ():
+                if name not in names:
+                    raise VirtueError(f"{option}: {name!r} is not among the sets, expected some of {', '.join(names)}")
+
+    def sampling_of(self, name: str) -> SamplingOptions:
+        """Return how samples of one set are drawn. Raises VirtueError for a count that cannot be."""
+        return SamplingOptions(
+            num_negatives=of_set(self.num_negatives, name, 0),
+            train_rows=of_set(self.train_rows, name, None),
+            shuffle_buffer=self.shuffle_buffer,
+            sample_buffer=self.sample_buffer,
+        )
 
 
 class BenchmarkDataModule(MixedDataModule):
@@ -25,12 +67,18 @@ class BenchmarkDataModule(MixedDataModule):
             MMEB's meta-tasks and distributions, `mmeb_vqa`, `mmeb_IND` and the like (`groups`).
         root: folder or URL below which every set has its folders of shards, by the names that `virtue-pl shards` gives them.
         train: whether to train on the sets that can be; else they are only tested.
-        train_rows: at most so many training rows of every set, the first ones (the paper: 100,000); or by set, for some.
-        num_negatives: hard negatives of every set's queries; or by set, for some, and none for the others. MMEB has next to none.
+        batch_size: training samples a step and rank.
         eval_batch_size: of sets whose candidates are texts. Those whose candidates are pictures, up to a thousand a row, are tested
             row by row.
-        weights, batch_size, block_size, steps_per_epoch, num_workers, seed, max_bad_samples, max_consecutive_bad: see `MixedDataModule`.
-        test_rows, shuffle_buffer, sample_buffer, max_pixels, squash, cache, cache_gb, features, predict: of every set, see `ShardDataModule`.
+        test_rows, features, predict, cache: of every set, see `ShardDataModule`.
+        mixture: how training batches are mixed of the sets.
+        reader: how records are read, of every set.
+
+    Example:
+        >>> mixture = BenchmarkMixture(block_size=64, train_rows=100_000)
+        >>> data = BenchmarkDataModule(["mmeb", "scar"], "data/shards", batch_size=1024, mixture=mixture)
+        >>> len(data.parts), len(data.weights)
+        (41, 25)
     """
 
     def __init__(
@@ -38,30 +86,17 @@ class BenchmarkDataModule(MixedDataModule):
         sets: list[str],
         root: str,
         train: bool = True,
-        train_rows: int | dict[str, int] | None = None,
-        num_negatives: int | dict[str, int] = 0,
-        weights: dict[str, float] | None = None,
         batch_size: int = 32,
-        block_size: int = 8,
-        steps_per_epoch: int | None = None,
         eval_batch_size: int = 16,
         test_rows: int | None = None,
-        num_workers: int = 0,
-        shuffle_buffer: int = 500,
-        sample_buffer: int = 64,
-        seed: int = 0,
-        max_bad_samples: int = 100,
-        max_consecutive_bad: int = 20,
-        max_pixels: int = MAX_PIXELS,
-        squash: int | None = None,
-        cache: str = CACHE,
         features: str | None = None,
         predict: Literal["pairs", "pictures"] | None = None,
-        cache_gb: float | None = None,
+        mixture: BenchmarkMixture = BenchmarkMixture(),
+        reader: ReaderOptions = ReaderOptions(),
+        cache: CacheOptions = CacheOptions(),
     ) -> None:
         names = chosen(sets)
-        for option, by_set in (("train_rows", train_rows), ("num_negatives", num_negatives)):
-            check_names(option, by_set, names)
+        mixture.check_names(names)
         parts: dict[str, ShardDataModule] = {}
         for name in names:
             module, trained, tested, pictures = place_of(name)
@@ -69,17 +104,13 @@ class BenchmarkDataModule(MixedDataModule):
                 f"{root.rstrip('/')}/{trained}" if train and trained else None,
                 test={"test": f"{root.rstrip('/')}/{tested}"} if tested else None,
                 eval_batch_size=1 if pictures else eval_batch_size,
-                num_negatives=of_set(num_negatives, name, 0),
-                train_rows=of_set(train_rows, name, None),
                 test_rows=test_rows,
-                shuffle_buffer=shuffle_buffer,
-                sample_buffer=sample_buffer,
-                max_pixels=max_pixels,
-                squash=squash,
+                sampling=mixture.sampling_of(name),
+                reader=reader,
                 cache=cache,
-                cache_gb=cache_gb,
             )
-        super().__init__(parts, weights, batch_size, block_size, steps_per_epoch, num_workers, seed, max_bad_samples, max_consecutive_bad, features, predict)
+        weights, block_size, steps = mixture.weights, mixture.block_size, mixture.steps_per_epoch
+        super().__init__(parts, weights, batch_size, block_size, steps, features, predict, reader=reader)
 
 
 def groups() -> dict[str, tuple[str, ...]]:
@@ -110,12 +141,6 @@ def place_of(name: str) -> tuple[type[ShardDataModule], str, str, bool]:
     one = mmeb_sets()[name]
     trained = f"MMEB_{name}" if one.train_folder or not one.distribution else ""
     return MMEBDataModule, trained, f"MMEB_eval_{name}", one.wording.endswith("2i")
-
-
-def check_names(option: str, by_set: object, names: Sequence[str]) -> None:
-    for name in by_set if isinstance(by_set, Mapping) else ():
-        if name not in names:
-            raise VirtueError(f"{option}: {name!r} is not among the sets, expected some of {', '.join(names)}")
 
 
 def of_set(value: Value | Mapping[str, Value], name: str, default: Value) -> Value:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -30,11 +31,29 @@ class Copy(NamedTuple):
     path: Path
 
 
-def bytes_of(cache_gb: float | None) -> int | None:
-    """Raises VirtueError for no room at all."""
-    if cache_gb is not None and cache_gb <= 0:
-        raise VirtueError(f"cache_gb is {cache_gb}, expected more than 0, or null for no limit")
-    return None if cache_gb is None else round(cache_gb * 1e9)
+@dataclass(frozen=True)
+class CacheOptions:
+    """Where shards of a URL are copied to, and how many of the copies stay. Raises VirtueError for no room at all.
+
+    Example:
+        >>> CacheOptions(max_gb=1.5).max_bytes
+        1500000000
+    """
+
+    folder: str = "data/cache"
+    """Folder for copies of shards that a URL names."""
+    max_gb: float | None = None
+    """How many gigabytes (10^9 bytes) of such copies stay, over all that share the folder: the least recently read make room, what is
+    being read stays; default all."""
+
+    def __post_init__(self) -> None:
+        if self.max_gb is not None and self.max_gb <= 0:
+            raise VirtueError(f"cache.max_gb is {self.max_gb}, expected more than 0, or null for no limit")
+
+    @property
+    def max_bytes(self) -> int | None:
+        """The limit in bytes; None for any number."""
+        return None if self.max_gb is None else round(self.max_gb * 1e9)
 
 
 def make_room(cache: Path, limit: int, coming: int) -> None:
@@ -43,7 +62,8 @@ def make_room(cache: Path, limit: int, coming: int) -> None:
     Processes that make room at the same moment may each exceed the limit by what they are about to copy.
     """
     if coming > limit:
-        raise VirtueError(f"cache_gb is {limit / 1e9:g}, but one shard has {coming / 1e9:g} GB: raise cache_gb, or write smaller shards (--shard-size)")
+        found = f"cache.max_gb is {limit / 1e9:g}, but one shard has {coming / 1e9:g} GB"
+        raise VirtueError(f"{found}: raise cache.max_gb, or write smaller shards (--shard-size)")
     with (cache / LOCK).open("a") as one_at_a_time:
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
         found = sorted(copies(cache))

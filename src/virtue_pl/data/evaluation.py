@@ -16,7 +16,8 @@ from virtue_pl.data.evaluation_pictures import PictureLibrary
 from virtue_pl.data.evaluation_plan import EvaluationPlan, make_plan
 from virtue_pl.data.evaluation_rows import RowReader
 from virtue_pl.data.evaluation_shards import shard_rows
-from virtue_pl.data.streaming_module import check_counts
+from virtue_pl.data.options import check_counts
+from virtue_pl.data.stream import ReaderInfo
 from virtue_pl.images import MAX_PIXELS
 from virtue_pl.types import DataError, EvaluationRow, InputBatch, InputPreprocess, SetDescription, VirtueError
 
@@ -28,7 +29,7 @@ class EvaluationDataModule(LightningDataModule):
         root: a folder of folders of shards, or an official one: parquet files in it, in `data/`, `instruct/SET` or `v1/SET`, pictures in `images/`.
         sets: "scar", "mmeb", "scar_mini", "mmeb_mini" or names of their sets.
         form: of MMEB's files, where both are there: "instruct" (instructions in columns of their own) or "v1" (one string).
-        pixels: "native", or "squash1344", as the published evaluation may do: every picture is made a square first.
+        resize_to_square: every image is made a square of so many pixels a side first, as the published evaluation may do (1344); default none.
         limit: of each set only the first rows, for a try.
         allow_missing: sets whose files are missing are left out of averages, and the report says so; or else they stop the run.
         images: folders to look for pictures in, before those of the layout.
@@ -42,7 +43,7 @@ class EvaluationDataModule(LightningDataModule):
         root: str,
         sets: list[str],
         form: Literal["instruct", "v1"] | None = None,
-        pixels: Literal["native", "squash1344"] = "native",
+        resize_to_square: int | None = None,
         limit: int | None = None,
         allow_missing: bool = False,
         images: list[str] | None = None,
@@ -51,7 +52,8 @@ class EvaluationDataModule(LightningDataModule):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__()
-        check_counts({"limit": limit, "batch_size": batch_size})
+        check_counts({"limit": limit, "batch_size": batch_size, "max_pixels": max_pixels, "resize_to_square": resize_to_square})
+        check_counts({"num_workers": num_workers}, minimum=0)
         self.root = Path(root)
         self.sets = list(sets)
         self.form = form
@@ -60,7 +62,7 @@ class EvaluationDataModule(LightningDataModule):
         self.images = [Path(folder) for folder in images or ()]
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.library = PictureLibrary(pixels == "squash1344", max_pixels)
+        self.library = PictureLibrary(resize_to_square, max_pixels)
         self._preprocess: InputPreprocess | None = None
 
     def connect(self, preprocess: InputPreprocess) -> None:
@@ -106,8 +108,9 @@ class EvaluationDataModule(LightningDataModule):
         return found, missing
 
     def test_dataloader(self) -> PlannedLoader:
-        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        return PlannedLoader(PlannedBatches(self.plan, self.library, self._connected(), rank, world), self.num_workers)
+        trainer = self.trainer
+        reader = ReaderInfo() if trainer is None else ReaderInfo(trainer.global_rank, trainer.world_size)
+        return PlannedLoader(PlannedBatches(self.plan, self.library, self._connected(), reader), self.num_workers)
 
     def fingerprint(self) -> str:
         return self.plan.fingerprint()
@@ -120,18 +123,19 @@ class EvaluationDataModule(LightningDataModule):
 
 
 class PlannedBatches(IterableDataset[InputBatch]):
-    """This process's batches of a plan: every `world`-th, and as many as any process has, so that none waits for another; the last may be empty.
+    """This process's batches of a plan: every `world_size`-th, and as many as any process has, so that none waits for another; the last may be empty.
 
     What is embedded already is left out of its batch.
     """
 
-    def __init__(self, plan: EvaluationPlan, library: PictureLibrary, preprocess: InputPreprocess, rank: int, world: int) -> None:
+    def __init__(self, plan: EvaluationPlan, library: PictureLibrary, preprocess: InputPreprocess, reader: ReaderInfo) -> None:
         super().__init__()
         self.plan = plan
         self.library = library
         self.preprocess = preprocess
-        mine = plan.batches[rank::world]
-        self.batches: Sequence[tuple[int, ...]] = [*mine, *[()] * (max(1, -(-len(plan.batches) // world)) - len(mine))]
+        mine = plan.batches[reader.rank :: reader.world_size]
+        most = max(1, -(-len(plan.batches) // reader.world_size))
+        self.batches: Sequence[tuple[int, ...]] = [*mine, *[()] * (most - len(mine))]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -10,11 +10,8 @@ from torch import Tensor
 
 from virtue_pl.data.picture_files import PictureFiles, header_of
 from virtue_pl.data.records import content_key
-from virtue_pl.images import MAX_PIXELS, decode, read_header, squash
+from virtue_pl.images import MAX_PIXELS, decode, read_header, resize_to_square
 from virtue_pl.types import DataError
-
-SQUASHED_SIDE = 1344
-"""Of the square that the published evaluation's setting `image_resolution: high` makes of every picture before all else."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,13 @@ class PictureLibrary:
     """Where every picture is, under the key of its content; the same picture in two places is one.
 
     Args:
-        squashed: every picture is made a square of `SQUASHED_SIDE` pixels; its key says so.
+        resize_to_square: side in pixels of the square that every image is made before all else, and its key says so; the published
+            evaluation's setting `image_resolution: high` is 1344. None for the image's own size.
         max_pixels: larger pictures are refused.
     """
 
-    def __init__(self, squashed: bool = False, max_pixels: int = MAX_PIXELS) -> None:
-        self.squashed = squashed
+    def __init__(self, resize_to_square: int | None = None, max_pixels: int = MAX_PIXELS) -> None:
+        self.resize_to_square = resize_to_square
         self.max_pixels = max_pixels
         self.sizes: dict[str, tuple[int, int]] = {}
         """(height, width) of each picture as it was found."""
@@ -73,7 +71,8 @@ class PictureLibrary:
 
     def add(self, place: FilePicture | TarPicture, data: bytes, row: str) -> str:
         """The key of a picture whose bytes are known."""
-        key = content_key(data) + (f", {SQUASHED_SIDE} pixels square" if self.squashed else "")
+        side = self.resize_to_square
+        key = content_key(data) + ("" if side is None else f", {side} pixels square")
         if key not in self._places:
             header = header_of(data, place.path, row, self.max_pixels) if isinstance(place, FilePicture) else read_header(data, row, self.max_pixels)
             self._places[key], self.sizes[key] = place, (header.height, header.width)
@@ -84,7 +83,7 @@ class PictureLibrary:
         place = self._places[key]
         name = place.path if isinstance(place, FilePicture) else str(place.tar)
         image = decode(place.read(name), name, self.max_pixels)
-        return squash(image, SQUASHED_SIDE) if self.squashed else image
+        return image if self.resize_to_square is None else resize_to_square(image, self.resize_to_square)
 
     def picture(self, key: str) -> UInt8[Tensor, "3 height width"]:
         """The decoded picture as it was found."""

@@ -12,7 +12,15 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.data.shares import ranking_batches, share_of
-from virtue_pl.data.stream import Place, SkipLog, ToSample, derive_reader_seed, distinct_batches, training_samples
+from virtue_pl.data.stream import (
+    ReaderInfo,
+    SkipLog,
+    ToSample,
+    TrainingSource,
+    derive_reader_seed,
+    distinct_batches,
+    training_samples,
+)
 from virtue_pl.types import Movable, RankingSample, Sample, VirtueError
 
 
@@ -29,13 +37,15 @@ class BatchStream(IterableDataset[Delivery], ABC):
     """Batches of one epoch, dealt to data workers in turn: worker w of W has batches w, w + W, ...
 
     `epoch` is shared memory, since workers that live on keep their own copy of everything else.
+
+    Args:
+        reader: the rank that is read for, and its limits of bad samples; its data workers are told apart where they run.
     """
 
-    def __init__(self, rank: int, world: int, max_bad_samples: int, max_consecutive_bad: int) -> None:
+    def __init__(self, reader: ReaderInfo) -> None:
         super().__init__()
-        self.rank = rank
-        self.world = world
-        self.log = SkipLog(max_bad_samples, max_consecutive_bad)
+        self.reader = reader
+        self.log = SkipLog(reader.limits)
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     @property
@@ -44,14 +54,14 @@ class BatchStream(IterableDataset[Delivery], ABC):
         """Batches of this rank's epoch, over all its workers."""
 
     @abstractmethod
-    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
         """This worker's batches, ready for the model; None for one that bad samples left empty."""
 
     def __iter__(self) -> Iterator[Delivery]:
         info = get_worker_info()
-        place = Place(self.rank, self.world) if info is None else Place(self.rank, self.world, info.id, info.num_workers)
+        reader = self.reader if info is None else self.reader.in_worker(info.id, info.num_workers)
         try:
-            for batch in self.batches(place, int(self.epoch), self.log):
+            for batch in self.batches(reader, int(self.epoch), self.log):
                 yield Delivery(batch, self.log.drain())
         except VirtueError as error:
             yield Delivery(skipped=self.log.drain(), error=str(error))
@@ -60,56 +70,49 @@ class BatchStream(IterableDataset[Delivery], ABC):
 
 
 class TrainingStream(BatchStream):
-    """`steps` training batches a rank and epoch; what is random depends on seed, epoch, rank, world and workers alone.
+    """`steps` training batches a rank and epoch; what is random depends on seed, epoch, rank, world size and workers alone.
 
     Args:
+        source: the dataset, and how its samples are drawn.
         collate: `Preprocess.train`; torch's generator is seeded anew for each of its calls.
-        options: of `training_samples`.
     """
 
     def __init__(
         self,
-        folder: ShardFolder,
-        to_sample: ToSample,
+        source: TrainingSource,
         collate: Callable[[Sequence[Sample]], Any],
         *,
         batch_size: int,
         steps: int,
-        seed: int,
-        options: Mapping[str, int],
-        rank: int,
-        world: int,
-        max_bad_samples: int,
-        max_consecutive_bad: int,
+        reader: ReaderInfo,
     ) -> None:
-        super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
-        self.folder = folder
-        self.to_sample = to_sample
+        super().__init__(reader)
+        self.source = source
         self.collate = collate
         self.batch_size = batch_size
         self.steps = steps
-        self.seed = seed
-        self.options = dict(options)
 
     @property
     def num_batches(self) -> int:
         return self.steps
 
-    def samples(self, place: Place, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
+    def samples(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
         """This worker's batches of samples, before they are collated."""
-        stream = training_samples(self.folder, self.to_sample, log, place, seed=self.seed, epoch=epoch, **self.options)
-        sizes = [self.batch_size] * len(range(place.worker, self.steps, place.workers))
-        return distinct_batches(stream, sizes, patience=20 * self.folder.manifest.rows)
+        stream = training_samples(self.source, log, reader, epoch)
+        sizes = [self.batch_size] * len(range(reader.worker, self.steps, reader.num_workers))
+        return distinct_batches(stream, sizes, patience=20 * self.source.folder.manifest.rows)
 
-    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
-        return collated(self.samples(place, epoch, log), self.collate, self.seed, epoch, place)
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        return collate_batches(self.samples(reader, epoch, log), self.collate, self.source.seed, epoch, reader)
 
 
-def collated(batches: Iterable[list[Sample]], collate: Callable[[Sequence[Sample]], Any], seed: int, epoch: int, place: Place) -> Iterator[Any]:
-    """Each batch through `collate`, for which torch's generator is seeded by the batch's number here and the other arguments."""
+def collate_batches(
+    batches: Iterable[list[Sample]], collate: Callable[[Sequence[Sample]], Any], seed: int, epoch: int, reader: ReaderInfo
+) -> Iterator[Any]:
+    """Yield each batch as `collate` makes it, for which torch's generator is seeded by the batch's number here and the other arguments."""
     for step, samples in enumerate(batches):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_reader_seed(seed, epoch, place, step))
+            torch.manual_seed(derive_reader_seed(seed, epoch, reader, step))
             batch = collate(samples)
         yield batch
 
@@ -131,14 +134,11 @@ class RankingStream(BatchStream):
         batch_size: int,
         rows: int | None = None,
         max_pixels: int,
-        rank: int,
-        world: int,
-        max_bad_samples: int,
-        max_consecutive_bad: int,
+        reader: ReaderInfo,
     ) -> None:
-        super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
+        super().__init__(reader)
         self.folders = dict(folders)
-        self.shares = {name: share_of(folder, batch_size, rank, world, rows) for name, folder in folders.items()}
+        self.shares = {name: share_of(folder, batch_size, reader, rows) for name, folder in folders.items()}
         self.to_sample = to_sample
         self.collate = collate
         self.max_pixels = max_pixels
@@ -147,17 +147,18 @@ class RankingStream(BatchStream):
     def num_batches(self) -> int:
         return sum(share.num_batches for share in self.shares.values())
 
-    def samples(self, place: Place, log: SkipLog) -> Iterator[list[RankingSample]]:
+    def samples(self, reader: ReaderInfo, log: SkipLog) -> Iterator[list[RankingSample]]:
         """This worker's batches of samples, before they are collated."""
         offset = 0
         for name, folder in self.folders.items():
             share = self.shares[name]
-            for samples in ranking_batches(folder, share, self.to_sample, log, place, offset=offset, max_pixels=self.max_pixels):
+            options = {"offset": offset, "max_pixels": self.max_pixels}
+            for samples in ranking_batches(folder, share, self.to_sample, log, reader, **options):
                 yield [replace(sample, task=f"{sample.task}/{name}") for sample in samples]
             offset += share.num_batches
 
-    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
-        return (self.collate(samples) if samples else None for samples in self.samples(place, log))
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        return (self.collate(samples) if samples else None for samples in self.samples(reader, log))
 
 
 class StreamLoader:

@@ -6,14 +6,15 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
-from virtue_pl.data.loader import BatchStream, StreamLoader, collated
+from virtue_pl.data.loader import BatchStream, StreamLoader, collate_batches
+from virtue_pl.data.options import ReaderOptions, check_counts
 from virtue_pl.data.shard_module import ShardDataModule, describe_folder
 from virtue_pl.data.shards import ShardFolder
-from virtue_pl.data.stream import Place, SkipLog, ToSample, derive_seed, distinct_batches, training_samples
-from virtue_pl.data.streaming_module import StreamingDataModule, check_counts
+from virtue_pl.data.stream import ReaderInfo, SkipLog, TrainingSource, derive_seed, distinct_batches, training_samples
+from virtue_pl.data.streaming_module import StreamingDataModule
 from virtue_pl.types import Preprocess, Sample, VirtueError
 
 
@@ -21,8 +22,8 @@ class MixedDataModule(StreamingDataModule):
     """Trains on several datasets at once, as the paper does on MMEB and SCaR, and evaluates on all of them.
 
     A training batch is made of blocks of samples of one dataset, so that a query's negatives in the batch are mostly of its own kind.
-    Which dataset a block is of is drawn by weight, alike on every rank. A part's own `batch_size`, `num_workers`, `seed`,
-    `steps_per_epoch` and limits of bad samples count only where it is used alone.
+    Which dataset a block is of is drawn by weight, alike on every rank. A part's own `batch_size`,
+    `sampling.steps_per_epoch` and `reader` count only where it is used alone, but for the images' sizes in `reader`.
 
     Args:
         parts: the datasets by name, each as it would be alone; one without `train` is only evaluated.
@@ -30,11 +31,14 @@ class MixedDataModule(StreamingDataModule):
         batch_size: training samples a step and rank.
         block_size: samples of a block, which divides `batch_size` (the paper: 64 of 1024).
         steps_per_epoch: default as many as go into the rows of all trained parts once.
-        num_workers: data workers a rank; 0 reads in the training process.
-        seed: of the training stream.
-        max_bad_samples: how many different bad samples each worker skips before the run stops.
-        max_consecutive_bad: the same for bad samples in a row.
         features, predict, eval_batch_size: of every part, where they are given here.
+        reader: how records are read; the images' sizes are each part's own.
+
+    Example:
+        >>> from virtue_pl.data.scar import SCaRDataModule
+        >>> parts = {"scar": SCaRDataModule("shards/SCAR_mini"), "more": SCaRDataModule("shards/SCAR_more")}
+        >>> MixedDataModule(parts, {"scar": 3.0, "more": 1.0}, batch_size=64, block_size=16).weights
+        {'scar': 3.0, 'more': 1.0}
     """
 
     def __init__(
@@ -44,16 +48,13 @@ class MixedDataModule(StreamingDataModule):
         batch_size: int = 32,
         block_size: int = 8,
         steps_per_epoch: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        max_bad_samples: int = 100,
-        max_consecutive_bad: int = 20,
         features: str | None = None,
         predict: Literal["pairs", "pictures"] | None = None,
         eval_batch_size: int | None = None,
+        reader: ReaderOptions = ReaderOptions(),
     ) -> None:
-        super().__init__(batch_size, num_workers, seed, max_bad_samples, max_consecutive_bad)
-        check_counts({"batch_size": batch_size, "block_size": block_size, "steps_per_epoch": steps_per_epoch})
+        super().__init__(batch_size, reader)
+        check_counts({"block_size": block_size, "steps_per_epoch": steps_per_epoch, "eval_batch_size": eval_batch_size})
         if batch_size % block_size:
             raise VirtueError(f"batch_size is {batch_size}, expected a multiple of block_size = {block_size}")
         self.parts = dict(parts)
@@ -76,15 +77,19 @@ class MixedDataModule(StreamingDataModule):
         """Training steps of an epoch, on every rank. Raises VirtueError where the rows make no batch."""
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch
-        rows, needed = sum(self.parts[name].train_folder.manifest.rows for name in self.weights), self.batch_size * self.world
+        rows = sum(self.parts[name].train_folder.manifest.rows for name in self.weights)
+        needed = self.batch_size * self.world_size
         if rows < needed:
-            raise VirtueError(f"the {rows} rows of {', '.join(self.weights)} are fewer than one batch of {needed} (over {self.world} ranks): lower batch_size")
+            few = f"the {rows} rows of {', '.join(self.weights)} are fewer than one batch of {needed} (over {self.world_size} ranks)"
+            raise VirtueError(f"{few}: lower batch_size")
         return rows // needed
 
     def train_dataloader(self) -> StreamLoader:
         if not self.weights:
             raise VirtueError("no part has training shards and a weight above 0: set `train` of some of the parts")
-        sources = {name: Source(part.train_folder, part.to_sample, part.training_options()) for name, part in self._placed().items() if name in self.weights}
+        seed = self.reader.seed
+        trained = {name: part for name, part in self._placed().items() if name in self.weights}
+        sources = {name: part.training_source(derive_seed(seed, name)) for name, part in trained.items()}
         stream = MixedStream(
             sources,
             self.weights,
@@ -92,8 +97,8 @@ class MixedDataModule(StreamingDataModule):
             blocks=self.batch_size // self.block_size,
             block_size=self.block_size,
             steps=self.steps,
-            seed=self.seed,
-            **self._place_and_limits(),
+            seed=seed,
+            reader=self.reader_info(),
         )
         return self._loader(stream)
 
@@ -127,9 +132,10 @@ class MixedDataModule(StreamingDataModule):
     def _describe(self, name: str, split: str, folder: ShardFolder) -> dict[str, Any]:
         rows = folder.manifest.rows
         if split != "train":
-            return describe_folder(folder, rows, -(-rows // (self.parts[name].eval_batch_size * self.world)))
+            return describe_folder(folder, rows, -(-rows // (self.parts[name].eval_batch_size * self.world_size)))
         share = self.weights.get(name, 0.0) / sum(self.weights.values()) if self.weights else 0.0
-        return {**describe_folder(folder, round(share * self.steps * self.batch_size * self.world), self.steps), "weight": round(share, 3)}
+        samples = round(share * self.steps * self.batch_size * self.world_size)
+        return {**describe_folder(folder, samples, self.steps), "weight": round(share, 3)}
 
     def _placed(self) -> dict[str, ShardDataModule]:
         """The parts, which know this module's trainer from then on."""
@@ -138,7 +144,7 @@ class MixedDataModule(StreamingDataModule):
         return self.parts
 
     def _joined(self, loaders: Sequence[Any]) -> StreamLoader:
-        return self._loader(JoinedStream([loader.stream for loader in loaders], **self._place_and_limits()))
+        return self._loader(JoinedStream([loader.stream for loader in loaders], self.reader_info()))
 
 
 def weights_of(parts: Mapping[str, ShardDataModule], weights: Mapping[str, float] | None) -> dict[str, float]:
@@ -157,25 +163,20 @@ def weights_of(parts: Mapping[str, ShardDataModule], weights: Mapping[str, float
     return {name: weights[name] for name in trained if weights[name]}
 
 
-@dataclass(frozen=True)
-class Source:
-    """What one dataset's training samples come from; `options` are those of `training_samples`."""
-
-    folder: ShardFolder
-    to_sample: ToSample
-    options: Mapping[str, int]
-
-
 class MixedStream(BatchStream):
     """`steps` training batches a rank and epoch, each of `blocks` blocks.
 
     Which datasets a step's blocks are of depends on seed, epoch and step alone: every rank has as many hard negatives.
     No sample is twice in a batch.
+
+    Args:
+        sources: each dataset, with a seed of its own.
+        seed: of which datasets a step's blocks are of.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, Source],
+        sources: Mapping[str, TrainingSource],
         weights: Mapping[str, float],
         collate: Callable[[Sequence[Sample]], Any],
         *,
@@ -183,12 +184,9 @@ class MixedStream(BatchStream):
         block_size: int,
         steps: int,
         seed: int,
-        rank: int,
-        world: int,
-        max_bad_samples: int,
-        max_consecutive_bad: int,
+        reader: ReaderInfo,
     ) -> None:
-        super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
+        super().__init__(reader)
         self.sources = dict(sources)
         self.weights = dict(weights)
         self.collate = collate
@@ -207,35 +205,36 @@ class MixedStream(BatchStream):
         drawn = Counter(generator.choices(list(self.weights), list(self.weights.values()), k=self.blocks))
         return {name: drawn[name] * self.block_size for name in self.weights if drawn[name]}
 
-    def samples(self, place: Place, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
+    def samples(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
         """This worker's batches of samples, before they are collated."""
-        batches = {name: self._batches_of(name, place, epoch, log) for name in self.sources}
-        for step in range(place.worker, self.steps, place.workers):
+        batches = {name: self._batches_of(name, reader, epoch, log) for name in self.sources}
+        for step in range(reader.worker, self.steps, reader.num_workers):
             yield [sample for name in self.sizes(epoch, step) for sample in next(batches[name])]
 
-    def _batches_of(self, name: str, place: Place, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
+    def _batches_of(self, name: str, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
         source = self.sources[name]
-        stream = training_samples(source.folder, source.to_sample, log, place, seed=derive_seed(self.seed, name), epoch=epoch, **source.options)
-        found = (self.sizes(epoch, step) for step in range(place.worker, self.steps, place.workers))
+        stream = training_samples(source, log, reader, epoch)
+        found = (self.sizes(epoch, step) for step in range(reader.worker, self.steps, reader.num_workers))
         return distinct_batches(stream, (sizes[name] for sizes in found if name in sizes), patience=20 * source.folder.manifest.rows)
 
-    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
-        return collated(self.samples(place, epoch, log), self.collate, self.seed, epoch, place)
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        return collate_batches(self.samples(reader, epoch, log), self.collate, self.seed, epoch, reader)
 
 
 class JoinedStream(BatchStream):
     """The batches of several streams, one after the other, dealt to data workers in one turn."""
 
-    def __init__(self, streams: Sequence[BatchStream], rank: int, world: int, max_bad_samples: int, max_consecutive_bad: int) -> None:
-        super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
+    def __init__(self, streams: Sequence[BatchStream], reader: ReaderInfo) -> None:
+        super().__init__(reader)
         self.streams = tuple(streams)
 
     @property
     def num_batches(self) -> int:
         return sum(stream.num_batches for stream in self.streams)
 
-    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
         offset = 0
         for stream in self.streams:
-            yield from stream.batches(replace(place, worker=(place.worker - offset) % place.workers), epoch, log)
+            worker = (reader.worker - offset) % reader.num_workers
+            yield from stream.batches(replace(reader, worker=worker), epoch, log)
             offset += stream.num_batches

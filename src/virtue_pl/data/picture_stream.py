@@ -12,7 +12,7 @@ from torch import Tensor
 from virtue_pl.data.loader import BatchStream
 from virtue_pl.data.records import Picture, Record
 from virtue_pl.data.shards import Shard, ShardFolder
-from virtue_pl.data.stream import Place, SkipLog, read_shards
+from virtue_pl.data.stream import ReaderInfo, SkipLog, read_shards
 from virtue_pl.feature_store import Making, features_path, is_stored
 from virtue_pl.types import DataError, PictureBatch, Pictures
 
@@ -38,16 +38,13 @@ class PictureStream(BatchStream):
         features: str | None,
         fingerprints: Mapping[str, str],
         max_pixels: int,
-        rank: int,
-        world: int,
-        max_bad_samples: int,
-        max_consecutive_bad: int,
+        reader: ReaderInfo,
     ) -> None:
-        super().__init__(rank, world, max_bad_samples, max_consecutive_bad)
+        super().__init__(reader)
         self.collate = collate
         self.batch_size = batch_size
         self.max_pixels = max_pixels
-        mine = list(shards[rank::world])
+        mine = list(shards[reader.rank :: reader.world_size])
         self.shards = [(folder, shard, features is not None and self.stored(folder, shard, features, fingerprints)) for folder, shard in mine]
 
     def stored(self, folder: ShardFolder, shard: Shard, features: str, fingerprints: Mapping[str, str]) -> bool:
@@ -61,8 +58,8 @@ class PictureStream(BatchStream):
     def batches_of(self, shard: Shard, stored: bool) -> int:
         return 1 if stored else max(1, -(-shard.pictures // self.batch_size))
 
-    def batches(self, place: Place, epoch: int, log: SkipLog) -> Iterator[Any]:
-        for folder, shard, stored in self.shards[place.worker :: place.workers]:
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        for folder, shard, stored in self.shards[reader.worker :: reader.num_workers]:
             records = iter(()) if stored else read_shards([{"url": str(folder.path / shard.name)}], folder, log)
             seen: set[str] = set()
             count = self.batches_of(shard, stored)

@@ -37,7 +37,7 @@ class Picture:
     record: str
     max_pixels: int
     features: PictureFeatures = UNKNOWN
-    squash: int | None = None
+    resize_to_square: int | None = None
 
     @cached_property
     def image(self) -> UInt8[Tensor, "3 height width"]:
@@ -46,13 +46,14 @@ class Picture:
         known = _DECODED.get(place)
         if known is None:
             known = decode(self.data, self.record, self.max_pixels)
-            _DECODED[place] = known = known if self.squash is None else resize_bicubic(known, (self.squash, self.squash))
+            side = self.resize_to_square
+            _DECODED[place] = known = known if side is None else resize_bicubic(known, (side, side))
         return known
 
     @cached_property
     def size(self) -> tuple[int, int]:
         """(height, width) of the picture as it is stored, in whose pixels its boxes and masks are. Raises DataError as `image` does."""
-        if self.squash is None:
+        if self.resize_to_square is None:
             return self.image.shape[1], self.image.shape[2]
         header = read_header(self.data, self.record, self.max_pixels)
         return header.height, header.width
@@ -94,7 +95,7 @@ class Record:
     """Rows and the pictures that they speak of, still compressed: mostly one, but several or none are as good.
 
     `index` is the record's place in the folder. `stored` gives what is stored of a picture, by its content key.
-    `squash`: pictures are stretched to a square of so many pixels a side; None leaves them as they are.
+    `resize_to_square`: images are stretched to a square of so many pixels a side; None leaves them as they are.
     """
 
     key: str
@@ -102,13 +103,14 @@ class Record:
     data: tuple[bytes, ...]
     rows: tuple[Row, ...]
     stored: Callable[[str], PictureFeatures] = nothing_stored
-    squash: int | None = None
+    resize_to_square: int | None = None
 
     def pictures(self, max_pixels: int) -> tuple[Picture, ...]:
         """None of them decoded yet."""
-        change = "" if self.squash is None else f", squash {self.squash}"
-        keys = [content_key(data) for data in self.data]
-        return tuple(Picture(data, key + change, self.key, max_pixels, self.stored(key), self.squash) for data, key in zip(self.data, keys, strict=True))
+        side = self.resize_to_square
+        change = "" if side is None else f", squash {side}"  # part of keys, which stay as they were
+        pairs = [(data, content_key(data)) for data in self.data]
+        return tuple(Picture(data, key + change, self.key, max_pixels, self.stored(key), side) for data, key in pairs)
 
 
 def content_key(data: bytes) -> str:

@@ -9,13 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from virtue_pl.data.cache_limit import held, make_room
+from virtue_pl.data.cache_limit import CacheOptions, held, make_room
 from virtue_pl.types import VirtueError
 
-CACHE = "data/cache"
 ATTEMPTS = 5
 FIRST_WAIT = 0.5
 """Seconds before the second attempt; each further one waits twice as long."""
@@ -30,26 +29,24 @@ def is_remote(path: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder at `url` and its copy below the folder `cache`.
+    """A folder at `url` and its copy below the folder of `cache`.
 
     A copy is written under a temporary name, checked, and moved, so that several workers may ask for the same file.
 
     version: of the folder's content: another one is copied to another place, so that old and new shards are never mixed.
     option: which setting gave the URL, for errors.
-    limit: how many bytes of shards `cache` may hold; None for any number.
     """
 
     url: str
-    cache: str = CACHE
+    cache: CacheOptions = field(default_factory=CacheOptions)
     version: str = ""
     option: str = "train"
-    limit: int | None = None
 
     @property
     def path(self) -> Path:
         """Where the copies are: a folder of its own for each URL and version."""
         url = self.url.rstrip("/")
-        return Path(self.cache) / f"{url.rpartition('/')[2]}-{hashlib.sha256(f'{url} {self.version}'.encode()).hexdigest()[:12]}"
+        return Path(self.cache.folder) / f"{url.rpartition('/')[2]}-{hashlib.sha256(f'{url} {self.version}'.encode()).hexdigest()[:12]}"
 
     @contextmanager
     def reading(self, name: str, size: int, sha256: str) -> Iterator[Path]:
@@ -69,8 +66,9 @@ class RemoteFolder:
         if size is not None and path.is_file() and path.stat().st_size == size:
             return path
         self.path.mkdir(parents=True, exist_ok=True)
-        if self.limit is not None and size is not None:
-            make_room(Path(self.cache), self.limit, size)
+        limit = self.cache.max_bytes
+        if limit is not None and size is not None:
+            make_room(Path(self.cache.folder), limit, size)
         problem = ""
         for attempt in range(ATTEMPTS):
             if attempt:

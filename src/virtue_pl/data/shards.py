@@ -21,8 +21,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from virtue_pl.data.cache_limit import bytes_of
-from virtue_pl.data.remote import CACHE, RemoteFolder, is_remote
+from virtue_pl.data.cache_limit import CacheOptions
+from virtue_pl.data.remote import RemoteFolder, is_remote
 from virtue_pl.feature_store import StoredFeatures
 from virtue_pl.types import VirtueError
 
@@ -112,7 +112,7 @@ def tuples(value: Any) -> Any:
 class ShardFolder:
     """A finished folder of shards, and where its pictures' stored features are read, if they are.
 
-    `remote` is where shards that are not there yet come from. `squash` is `Record`'s. Where `manifest` has been cut (`first`), its
+    `remote` is where shards that are not there yet come from. `resize_to_square` is `Record`'s. Where `manifest` has been cut (`first`), its
     shards' last pictures are passed over.
     """
 
@@ -120,18 +120,18 @@ class ShardFolder:
     manifest: Manifest
     features: StoredFeatures | None = None
     remote: RemoteFolder | None = None
-    squash: int | None = None
+    resize_to_square: int | None = None
 
     @classmethod
-    def open(cls, path: str | Path, option: str, cache: str = CACHE, cache_gb: float | None = None) -> ShardFolder:
+    def open(cls, path: str | Path, option: str, cache: CacheOptions = CacheOptions()) -> ShardFolder:
         """Raises VirtueError naming `option` (which setting gave the path) where shards are missing.
 
-        A URL's shards are copied to a folder in `cache` when they are read, of which at most `cache_gb` are kept; once all are there, that folder
-        can be named in its place.
+        A URL's shards are copied to a folder in `cache.folder` when they are read; once all are there, that folder can be named in its
+        place.
         """
         if is_remote(path):
             manifest = Manifest.read(RemoteFolder(str(path), cache, option=option).fetch(MANIFEST))
-            remote = RemoteFolder(str(path), cache, manifest.fingerprint, option, bytes_of(cache_gb))
+            remote = RemoteFolder(str(path), cache, manifest.fingerprint, option)
             remote.path.mkdir(parents=True, exist_ok=True)
             manifest.write(remote.path / MANIFEST)
             return cls(remote.path, manifest, remote=remote)

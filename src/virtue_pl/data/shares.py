@@ -10,7 +10,7 @@ from itertools import accumulate, groupby, pairwise
 from typing import cast
 
 from virtue_pl.data.shards import ShardFolder
-from virtue_pl.data.stream import Place, SkipLog, ToSample, read_shards, record_samples
+from virtue_pl.data.stream import ReaderInfo, SkipLog, ToSample, read_shards, record_samples
 from virtue_pl.types import RankingSample
 
 
@@ -40,29 +40,30 @@ class Share:
         first, last = self.row_starts[first_picture], self.row_starts[end_picture] - 1
         return not batches.isdisjoint(range(self.batch_of(first), self.batch_of(last) + 1))
 
-    def is_in(self, batches: frozenset[int], first_row: int, place: int) -> bool:
-        return self.batch_of(first_row + place) in batches
+    def is_in(self, batches: frozenset[int], first_row: int, position: int) -> bool:
+        return self.batch_of(first_row + position) in batches
 
 
-def share_of(folder: ShardFolder, batch_size: int, rank: int, world: int, rows: int | None = None) -> Share:
-    """The share of `rank`; of the whole folder, or of its first pictures, as many as have at most `rows` rows."""
+def share_of(folder: ShardFolder, batch_size: int, reader: ReaderInfo, rows: int | None = None) -> Share:
+    """The share of the reader's rank; of the whole folder, or of its first pictures, as many as have at most `rows` rows."""
     counts = [count for shard in folder.manifest.shards for count in shard.rows_per_picture]
     starts = tuple(accumulate(counts, initial=0))
     end = starts[-1] if rows is None else starts[bisect_right(starts, rows) - 1]
-    cuts = [starts[bisect_left(starts, end * r // world)] for r in range(world + 1)]
+    ranks = range(reader.world_size + 1)
+    cuts = [starts[bisect_left(starts, end * rank // reader.world_size)] for rank in ranks]
     num_batches = max(-(-(end - start) // batch_size) for start, end in pairwise(cuts))
-    first, length = cuts[rank], cuts[rank + 1] - cuts[rank]
+    first, length = cuts[reader.rank], cuts[reader.rank + 1] - cuts[reader.rank]
     return Share(starts, tuple(sorted({first + length * batch // max(1, num_batches) for batch in range(num_batches + 1)})))
 
 
 def ranking_batches(
-    folder: ShardFolder, share: Share, to_sample: ToSample, log: SkipLog, place: Place, *, offset: int, max_pixels: int
+    folder: ShardFolder, share: Share, to_sample: ToSample, log: SkipLog, reader: ReaderInfo, *, offset: int, max_pixels: int
 ) -> Iterator[list[RankingSample]]:
     """The batches of `share` that are this worker's, in order: those whose number, counted from `offset`, falls to it.
 
     A batch lacks its bad samples, and may thus be empty.
     """
-    mine = [batch for batch in range(share.num_batches) if (offset + batch) % place.workers == place.worker]
+    mine = [batch for batch in range(share.num_batches) if (offset + batch) % reader.num_workers == reader.worker]
     numbered = numbered_samples(folder, share, frozenset(mine), to_sample, log, max_pixels)
     groups = groupby(numbered, key=lambda pair: share.batch_of(pair[0]))
     ready = next(groups, None)
@@ -87,5 +88,5 @@ def numbered_samples(
                 continue
             start = starts[record.index]
             wanted = partial(share.is_in, batches, start)
-            for place, sample in record_samples(record, to_sample, log, max_pixels, wanted):
-                yield start + place, cast(RankingSample, sample)
+            for position, sample in record_samples(record, to_sample, log, max_pixels, wanted):
+                yield start + position, cast(RankingSample, sample)

@@ -7,11 +7,12 @@ import random
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
+from virtue_pl.data.options import BadSampleLimits, SamplingOptions
 from virtue_pl.data.records import Picture, Record, Row, nothing_stored, read_record
 from virtue_pl.data.secure_webdataset import wds
 from virtue_pl.data.shards import ShardFolder
@@ -26,27 +27,33 @@ class SkipLog:
     A bad sample that comes again (the next epoch) counts once.
 
     Args:
-        max_bad_samples: as many different bad samples are passed over; one more stops the run.
-        max_consecutive_bad: the same for bad samples without a good one between them.
+        limits: as many bad samples are passed over; one more stops the run.
+
+    Example:
+        >>> log = SkipLog(BadSampleLimits(max_bad_samples=1))
+        >>> log.skip(DataError("set/7", "damaged image"))
+        >>> skip_summary(log.problems)
+        '1 bad samples (set/7: damaged image)'
     """
 
-    def __init__(self, max_bad_samples: int, max_consecutive_bad: int) -> None:
-        self.max_bad_samples = max_bad_samples
-        self.max_consecutive_bad = max_consecutive_bad
+    def __init__(self, limits: BadSampleLimits) -> None:
+        self.limits = limits
         self.problems: dict[str, str] = {}
         self.consecutive = 0
         self._new: list[tuple[str, str]] = []
 
     def skip(self, error: DataError) -> None:
-        """Counts `error`. Raises VirtueError, naming the first bad samples, where a limit is passed."""
+        """Count `error`. Raises VirtueError, naming the first bad samples, where a limit is passed."""
+        most, most_in_a_row = self.limits.max_bad_samples, self.limits.max_consecutive_bad
         self.consecutive += 1
         if error.key not in self.problems:
             self.problems[error.key] = error.problem
             self._new.append((error.key, error.problem))
-        if len(self.problems) > self.max_bad_samples:
-            raise VirtueError(f"{skip_summary(self.problems)}: more than max_bad_samples = {self.max_bad_samples}")
-        if self.consecutive > self.max_consecutive_bad:
-            raise VirtueError(f"{skip_summary(self.problems)}: {self.consecutive} in a row, more than max_consecutive_bad = {self.max_consecutive_bad}")
+        if len(self.problems) > most:
+            raise VirtueError(f"{skip_summary(self.problems)}: more than max_bad_samples = {most}")
+        if self.consecutive > most_in_a_row:
+            found = f"{skip_summary(self.problems)}: {self.consecutive} in a row"
+            raise VirtueError(f"{found}, more than max_consecutive_bad = {most_in_a_row}")
 
     def good(self) -> None:
         self.consecutive = 0
@@ -67,21 +74,36 @@ def skip_summary(problems: Mapping[str, str], named: int = 5) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which of the parallel readers this is: data worker `worker` of `workers` on rank `rank` of `world`."""
+class ReaderInfo:
+    """Which of the parallel readers this is, and how much bad input it passes over.
+
+    Example:
+        >>> ReaderInfo(rank=1, world_size=2).in_worker(0, 4).reader_id
+        4
+    """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
+    """How many ranks there are."""
     worker: int = 0
-    workers: int = 1
+    """Of the rank's data workers, from 0; 0 also where the rank's own process reads."""
+    num_workers: int = 1
+    """How many processes read for the rank: at least 1."""
+    limits: BadSampleLimits = field(default_factory=BadSampleLimits)
 
     @property
-    def reader(self) -> int:
-        return self.rank * self.workers + self.worker
+    def reader_id(self) -> int:
+        """Number of this reader among those of all ranks."""
+        return self.rank * self.num_workers + self.worker
 
     @property
-    def readers(self) -> int:
-        return self.world * self.workers
+    def num_readers(self) -> int:
+        """Readers of all ranks."""
+        return self.world_size * self.num_workers
+
+    def in_worker(self, worker: int, num_workers: int) -> ReaderInfo:
+        """Return the same rank's reader in one of its data workers."""
+        return replace(self, worker=worker, num_workers=num_workers)
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -92,13 +114,14 @@ def derive_seed(*parts: int | str) -> int:
     return hash_seed(repr(parts))
 
 
-def derive_reader_seed(seed: int, epoch: int, place: Place, *further: int) -> int:
+def derive_reader_seed(seed: int, epoch: int, reader: ReaderInfo, *further: int) -> int:
     """One seed for a reader in an epoch, and for a batch of it where `further` numbers one.
 
     The text that is hashed is fixed: other words in it would be another shuffle.
     """
-    reader = f"Place(rank={place.rank}, world={place.world}, worker={place.worker}, workers={place.workers})"
-    return hash_seed(f"({', '.join([str(seed), str(epoch), reader, *map(str, further)])})")
+    ranks = f"rank={reader.rank}, world={reader.world_size}"
+    text = f"Place({ranks}, worker={reader.worker}, workers={reader.num_workers})"
+    return hash_seed(f"({', '.join([str(seed), str(epoch), text, *map(str, further)])})")
 
 
 def hash_seed(text: str) -> int:
@@ -120,7 +143,7 @@ def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: S
                 try:
                     record = read_record(members, folder.manifest.name, folder.manifest.task)
                     if record.index < end:
-                        yield replace(record, stored=stored, squash=folder.squash)
+                        yield replace(record, stored=stored, resize_to_square=folder.resize_to_square)
                 except DataError as error:
                     log.skip(error)
 
@@ -151,14 +174,14 @@ def read_tar(path: str, name: str, log: SkipLog) -> Iterator[dict[str, Any]]:
 def record_samples(
     record: Record, to_sample: ToSample, log: SkipLog, max_pixels: int, wanted: Callable[[int], bool] | None = None
 ) -> Iterator[tuple[int, Sample | RankingSample]]:
-    """The record's samples, each with its row's place in the record; `wanted` chooses rows. All share the pictures, decoded once.
+    """Yield the record's samples, each with its row's position in it; `wanted` chooses rows. All share the images, decoded once.
 
     A picture that is bad takes the rows that show it with it; it counts once.
     """
     pictures = record.pictures(max_pixels)
     bad: set[str] = set()
-    for place, row in enumerate(record.rows):
-        if wanted is not None and not wanted(place):
+    for position, row in enumerate(record.rows):
+        if wanted is not None and not wanted(position):
             continue
         try:
             sample = to_sample(row, pictures)
@@ -168,7 +191,7 @@ def record_samples(
             bad.add(error.key)
         else:
             log.good()
-            yield place, sample
+            yield position, sample
 
 
 def draw_negatives(samples: Iterable[Sample], count: int, seed: int) -> Iterator[Sample]:
@@ -213,36 +236,40 @@ def distinct_batches(samples: Iterable[Sample], sizes: Iterable[int], patience: 
         yield list(batch.values())
 
 
-def training_samples(
-    folder: ShardFolder,
-    to_sample: ToSample,
-    log: SkipLog,
-    place: Place,
-    *,
-    seed: int,
-    epoch: int,
-    shuffle_buffer: int,
-    sample_buffer: int,
-    num_negatives: int,
-    max_pixels: int,
-) -> Iterator[Sample]:
-    """An endless seeded stream, the same for the same arguments; readers draw different shards from one sequence.
+@dataclass(frozen=True)
+class TrainingSource:
+    """What one dataset's training samples come from, and how they are drawn."""
 
-    Args:
-        shuffle_buffer: records, with compressed pictures, to shuffle among.
-        sample_buffer: samples to shuffle among, with decoded pictures; 1 keeps the rows of a picture together.
-    """
-    own = derive_reader_seed(seed, epoch, place)
-    buffer = max(1, min(shuffle_buffer, folder.manifest.pictures))
+    folder: ShardFolder
+    to_sample: ToSample
+    sampling: SamplingOptions
+    seed: int
+    max_pixels: int
+    """Larger images count as bad."""
+
+
+def training_samples(source: TrainingSource, log: SkipLog, reader: ReaderInfo, epoch: int) -> Iterator[Sample]:
+    """Return an endless seeded stream, the same for the same arguments; readers draw different shards from one sequence."""
+    folder, sampling = source.folder, source.sampling
+    own = derive_reader_seed(source.seed, epoch, reader)
+    paths, order = [str(path) for path in folder.paths], derive_seed(source.seed, epoch)
+    buffer = max(1, min(sampling.shuffle_buffer, folder.manifest.pictures))
     stages = wds.DataPipeline(
-        lambda: islice(rounds([str(path) for path in folder.paths], derive_seed(seed, epoch)), place.reader, None, place.readers),
+        lambda: islice(rounds(paths, order), reader.reader_id, None, reader.num_readers),
         lambda shards: read_shards(shards, folder, log),
         wds.detshuffle(buffer, initial=buffer, seed=own),
-        lambda records: (sample for record in records for _, sample in record_samples(record, to_sample, log, max_pixels)),
-        wds.detshuffle(sample_buffer, initial=sample_buffer, seed=own + 1),
-        lambda samples: draw_negatives(samples, num_negatives, own),
+        lambda records: samples_of(records, source, log),
+        wds.detshuffle(sampling.sample_buffer, initial=sampling.sample_buffer, seed=own + 1),
+        lambda samples: draw_negatives(samples, sampling.num_negatives, own),
     )
     return iter(stages)
+
+
+def samples_of(records: Iterable[Record], source: TrainingSource, log: SkipLog) -> Iterator[Sample | RankingSample]:
+    """Yield the samples of every record, in order."""
+    for record in records:
+        for _, sample in record_samples(record, source.to_sample, log, source.max_pixels):
+            yield sample
 
 
 def rounds(paths: Sequence[str], seed: int) -> Iterator[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What every DataModule that streams shares: its place among the ranks, the epoch, the model's preprocess, what was skipped."""
+"""What every DataModule that streams shares: its rank among all, the epoch, the model's preprocess, what was skipped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 from lightning import LightningDataModule
 
 from virtue_pl.data.loader import BatchStream, StreamLoader
-from virtue_pl.data.stream import skip_summary
+from virtue_pl.data.options import ReaderOptions, check_counts
+from virtue_pl.data.stream import ReaderInfo, skip_summary
 from virtue_pl.types import Preprocess, VirtueError
 
 
@@ -16,19 +17,14 @@ class StreamingDataModule(LightningDataModule):
 
     Args:
         batch_size: training samples a step and rank.
-        num_workers: data workers a rank; 0 reads in the training process.
-        seed: of the training stream.
-        max_bad_samples: how many different bad samples each worker skips before the run stops.
-        max_consecutive_bad: the same for bad samples in a row.
+        reader: how records are read.
     """
 
-    def __init__(self, batch_size: int, num_workers: int, seed: int, max_bad_samples: int, max_consecutive_bad: int) -> None:
+    def __init__(self, batch_size: int, reader: ReaderOptions) -> None:
         super().__init__()
+        check_counts({"batch_size": batch_size})
         self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.seed = seed
-        self.max_bad_samples = max_bad_samples
-        self.max_consecutive_bad = max_consecutive_bad
+        self.reader = reader
         self.epoch = 0
         self._preprocess: Preprocess | None = None
         self.skipped: dict[str, str] = {}
@@ -43,7 +39,7 @@ class StreamingDataModule(LightningDataModule):
         return 0 if self.trainer is None else self.trainer.global_rank
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
 
     def set_epoch(self, epoch: int) -> None:
@@ -68,20 +64,9 @@ class StreamingDataModule(LightningDataModule):
             raise VirtueError(f"{type(self).__name__} is not connected to a model: call connect(model.preprocess) before asking it for batches")
         return self._preprocess
 
-    def _place_and_limits(self) -> dict[str, int]:
-        return {
-            "rank": self.rank,
-            "world": self.world,
-            "max_bad_samples": self.max_bad_samples,
-            "max_consecutive_bad": self.max_consecutive_bad,
-        }
+    def reader_info(self) -> ReaderInfo:
+        """Return what a stream must know of this rank: which it is, and how much bad input it passes over."""
+        return ReaderInfo(self.rank, self.world_size, limits=self.reader.limits)
 
     def _loader(self, stream: BatchStream) -> StreamLoader:
-        return StreamLoader(stream, self.num_workers, self.current_epoch, self.skipped)
-
-
-def check_counts(counts: dict[str, int | None]) -> None:
-    """Raises VirtueError for an option that is less than 1; None is not given."""
-    for option, value in counts.items():
-        if value is not None and value < 1:
-            raise VirtueError(f"{option} is {value}, expected 1 or more")
+        return StreamLoader(stream, self.reader.num_workers, self.current_epoch, self.skipped)

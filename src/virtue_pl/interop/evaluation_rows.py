@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from virtue_pl.images import decode, squash
+from virtue_pl.images import decode, resize_to_square
 from virtue_pl.interop.golden import FORWARD, Case, box_prompt
 from virtue_pl.interop.gradients import GRADIENTS
 from virtue_pl.interop.release import inside
 from virtue_pl.interop.tensor_files import read_file, read_json
 from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, VirtueError, VisualPrompt
 
-SQUASHED = {"high": 1344}
-"""Sides to which a run's setting `image_resolution` squashes every picture before anything else, where `resize_use_processor` is off."""
+SQUARE_SIDES = {"high": 1344}
+"""Sides to which a run's setting `image_resolution` resizes every picture to a square before anything else, where `resize_use_processor` is off."""
 
 
 def read_evaluations(folder: Path) -> Iterator[Case]:
@@ -36,7 +36,7 @@ def read_evaluations(folder: Path) -> Iterator[Case]:
 
 def dataset_cases(folder: Path, run: str, content: Mapping[str, Any], named: tuple[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> Iterator[Case]:
     (name, dataset), family = named, run.split("_")[0]
-    side = squashed_side(content.get("settings", {}))
+    side = square_side(content.get("settings", {}))
     pictures = query_pictures(folder / family, family, name, len(dataset["queries"]))
     queries = tuple(
         row(folder / family, query["query_text"], picture, query.get("sam_box"), side) for query, picture in zip(dataset["queries"], pictures, strict=True)
@@ -48,8 +48,8 @@ def dataset_cases(folder: Path, run: str, content: Mapping[str, Any], named: tup
         yield Case(f"{run}, {name}, candidates", candidates, {"embedding": tensors[f"{name}/cand"]}, frozenset(), True)
 
 
-def squashed_side(settings: Mapping[str, Any]) -> int | None:
-    return None if settings.get("resize_use_processor", True) else SQUASHED.get(str(settings.get("image_resolution")))
+def square_side(settings: Mapping[str, Any]) -> int | None:
+    return None if settings.get("resize_use_processor", True) else SQUARE_SIDES.get(str(settings.get("image_resolution")))
 
 
 def query_pictures(folder: Path, family: str, name: str, count: int) -> list[str]:
@@ -80,4 +80,4 @@ def row(folder: Path, text: str, picture: str, box: list[float] | None, side: in
     if not path.is_file():
         raise VirtueError(f"{folder / 'images'} has no picture {picture}, expected that of the row {text[:40]!r}")
     image = decode(path.read_bytes(), picture)
-    return EmbeddingInput(text, (image if side is None else squash(image, side),), VisualPrompt() if box is None else box_prompt(box), (picture,))
+    return EmbeddingInput(text, (image if side is None else resize_to_square(image, side),), VisualPrompt() if box is None else box_prompt(box), (picture,))
