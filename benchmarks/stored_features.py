@@ -26,6 +26,7 @@ from text_model import save_text_model
 
 from virtue_pl.backbones.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
 from virtue_pl.backbones.timm_text import TimmTextBackbone
+from virtue_pl.data.options import BadSampleLimits, SamplingOptions
 from virtue_pl.data.scar import SCaRDataModule
 from virtue_pl.data.scar_shards import convert_scar
 from virtue_pl.data.scenes import SceneConfig, write_scenes
@@ -88,7 +89,7 @@ def write_shards(folder: Path, options: argparse.Namespace) -> Path:
 def words_of(shards: Path) -> list[str]:
     """The words of the captions."""
     folder = ShardFolder.open(shards, "train")
-    rows = [row for record in read_shards([{"url": str(shard)} for shard in folder.paths], folder, SkipLog(0, 0)) for row in record.rows]
+    rows = [row for record in read_shards([{"url": str(shard)} for shard in folder.paths], folder, SkipLog(BadSampleLimits(0, 0))) for row in record.rows]
     return sorted({word for row in rows for text in (row["query"], row["target"], *row["negatives"]) for word in text.lower().split()})
 
 
@@ -125,7 +126,7 @@ def store(model: Virtue, shards: Path, options: argparse.Namespace) -> dict[str,
 
 
 def data_module(model: Any, shards: Path, batch_size: int, num_negatives: int, **options: Any) -> SCaRDataModule:
-    data = SCaRDataModule(str(shards), batch_size=batch_size, num_negatives=num_negatives, sample_buffer=1, **options)
+    data = SCaRDataModule(str(shards), batch_size=batch_size, sampling=SamplingOptions(num_negatives, sample_buffer=1), **options)
     data.connect(model.preprocess)
     return data
 

@@ -39,9 +39,10 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLImagePro
 from virtue_pl.backbones.qwen_patches import QwenPatches
 from virtue_pl.backbones.qwen_vl import QwenVLProcessor
 from virtue_pl.cli.memory import join_freed_memory, keep_freed_memory
+from virtue_pl.data.options import BadSampleLimits, SamplingOptions
 from virtue_pl.data.pair_shards import convert_pairs
 from virtue_pl.data.pairs import PairDataModule
-from virtue_pl.data.stream import Place, SkipLog
+from virtue_pl.data.stream import ReaderInfo, SkipLog
 from virtue_pl.images import decode
 from virtue_pl.parts.preprocess import ContrastivePreprocess
 from virtue_pl.recipes import VirtueRecipe
@@ -129,13 +130,14 @@ def write_pairs(folder: Path, name: str, jpegs: Sequence[bytes], rows: int) -> N
 
 def compare_stream(shards: Path, jpegs: Sequence[bytes], preprocess: ContrastivePreprocess, options: argparse.Namespace) -> dict[str, Any]:
     size = options.batch_size
-    data = PairDataModule(str(shards), batch_size=size, shuffle_buffer=size, sample_buffer=1)
+    data = PairDataModule(str(shards), batch_size=size, sampling=SamplingOptions(shuffle_buffer=size, sample_buffer=1))
     data.connect(preprocess)
     stream: Any = data.train_dataloader().stream
     batches = range(0, len(jpegs) - size + 1, size)
 
     def full() -> None:
-        counts = [(len(batch.queries.pictures.vision), len(batch.queries.pictures.segmentation)) for batch in stream.batches(Place(), 0, SkipLog(0, 0))]
+        found = [batch.queries.pictures for batch in stream.batches(ReaderInfo(), 0, SkipLog(BadSampleLimits(0, 0)))]
+        counts = [(len(pictures.vision), len(pictures.segmentation)) for pictures in found]
         assert counts == [(size, size) for _ in batches]
 
     def bare() -> None:

@@ -161,8 +161,8 @@ def test_what_a_run_must_say(build, path):
 def test_the_runs_of_every_plan_build(build, monkeypatch, plan, name):
     monkeypatch.chdir(CONFIGS.parent)
     run = runs_of(plan)[name]
-    cli = build(*run.arguments({"run": "runs/x"}), "--seed_everything=3", "--data.init_args.seed=3")
-    assert cli.datamodule.seed == 3 and cli.model.preprocess is not None
+    cli = build(*run.arguments({"run": "runs/x"}), "--seed_everything=3", "--data.init_args.reader.seed=3")
+    assert cli.datamodule.reader.seed == 3 and cli.model.preprocess is not None
     assert cli.model.optimization.parameter_groups(cli.model)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning import Trainer
 
+from data_options import DATASET, grouped
 from scar_files import write_scar
 from tiny_models import VISION_MODEL, save_text_model, save_vision_model
 from virtue_pl.backbones.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
@@ -21,7 +22,7 @@ from virtue_pl.data.records import content_key
 from virtue_pl.data.scar import SCaRDataModule
 from virtue_pl.data.scar_shards import convert_scar
 from virtue_pl.data.shards import ShardFolder
-from virtue_pl.data.stream import Place, SkipLog
+from virtue_pl.data.stream import ReaderInfo, SkipLog
 from virtue_pl.feature_store import FeatureIndex, Making, StoredFeatures, features_path, named_tensors, write_features
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.parts.connector import MaskConnector
@@ -80,7 +81,7 @@ def segmenter(weights: Path, flip: bool = False) -> SegmentationExtractor:
 def module(shards: Path, model: Any, **options: Any) -> SCaRDataModule:
     val = str(shards / "SCaR_eval_mini_val")
     settings = {"train": str(shards / "SCAR_mini"), "val": val, "test": {"seen": val}, "batch_size": 4, "num_negatives": 2, "eval_batch_size": 2}
-    data = SCaRDataModule(**{**settings, **options})
+    data = SCaRDataModule(**grouped({**settings, **options}, DATASET))
     data.connect(model.preprocess)
     return data
 
@@ -108,7 +109,7 @@ def test_every_picture_is_stored_once_as_it_is_encoded(weights: Path, shards: Pa
         assert index.tars == tuple(shard.name for shard in folder.manifest.shards) and index.shards == folder.manifest.fingerprint
         assert dict(index.streams) == model.preprocess.fingerprints
         stored = StoredFeatures(shards / name / "features", ("segmentation", "vision"))
-        seen = [batch for batch in stream(folder, model.preprocess.pictures, Place()) if len(batch)]
+        seen = [batch for batch in stream(folder, model.preprocess.pictures, ReaderInfo()) if len(batch)]
         for batch in seen:
             with torch.no_grad():
                 live = model.picture_features(batch.pictures)
@@ -132,20 +133,19 @@ def test_records_with_many_pictures_are_not_encoded_all_at_once(weights: Path, m
         torch.testing.assert_close([*one.segmentation, *one.vision], [*other.segmentation, *other.vision])
 
 
-def stream(folder: ShardFolder, collate: Callable[..., Pictures], place: Place, **options: Any) -> list[Any]:
-    """This place's batches of every shard of the folder."""
-    limits = {"max_pixels": 10_000, "max_bad_samples": 9, "max_consecutive_bad": 9}
-    settings: dict[str, Any] = {"batch_size": 2, "features": None, "fingerprints": {}, **limits, **options}
-    pictures = PictureStream([(folder, shard) for shard in folder.manifest.shards], collate, rank=place.rank, world=place.world, **settings)
-    return list(pictures.batches(place, 0, SkipLog(9, 9)))
+def stream(folder: ShardFolder, collate: Callable[..., Pictures], reader: ReaderInfo, **options: Any) -> list[Any]:
+    """This reader's batches of every shard of the folder."""
+    settings: dict[str, Any] = {"batch_size": 2, "features": None, "fingerprints": {}, "max_pixels": 10_000, **options}
+    pictures = PictureStream([(folder, shard) for shard in folder.manifest.shards], collate, reader=reader, **settings)
+    return list(pictures.batches(reader, 0, SkipLog(reader.limits)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 1), (1, 2), (3, 2), (5, 1)])
-def test_over_ranks_and_workers_every_picture_comes_once(shards: Path, world: int, workers: int, batch_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 1), (1, 2), (3, 2), (5, 1)])
+def test_over_ranks_and_workers_every_picture_comes_once(shards: Path, world_size: int, workers: int, batch_size: int) -> None:
     folder = ShardFolder.open(shards / "SCAR_mini", "train")
-    places = [Place(rank, world, worker, workers) for rank in range(world) for worker in range(workers)]
-    batches = [batch for place in places for batch in stream(folder, no_pixels, place, batch_size=batch_size)]
+    readers = [ReaderInfo(rank, world_size, worker, workers) for rank in range(world_size) for worker in range(workers)]
+    batches = [batch for reader in readers for batch in stream(folder, no_pixels, reader, batch_size=batch_size)]
     expected = [content_key(path.read_bytes()) for path in (shards.parent / "scar/images/mini_train").iterdir()]
     assert sorted(key for batch in batches for key in batch.keys) == sorted(expected)
     assert sorted(batch.shard for batch in batches if batch.last) == [shard.name for shard in folder.manifest.shards]
@@ -231,7 +231,8 @@ def test_data_workers_read_what_is_stored(weights: Path, shards: Path) -> None:
     model = segmenter(weights)
     store(shards, model)
     stored = StoredFeatures(shards / "SCaR_eval_mini_val/features", ("segmentation",))
-    known = [stored.of(batch.shard, key) for batch in stream(ShardFolder.open(shards / "SCaR_eval_mini_val", "val"), no_pixels, Place()) for key in batch.keys]
+    folder = ShardFolder.open(shards / "SCaR_eval_mini_val", "val")
+    known = [stored.of(batch.shard, key) for batch in stream(folder, no_pixels, ReaderInfo()) for key in batch.keys]
     read: list[PictureFeatures] = []
     for batch in module(shards, model, features="features", num_workers=2, eval_batch_size=3).val_dataloader():
         read += batch.pictures.known

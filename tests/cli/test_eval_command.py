@@ -22,7 +22,7 @@ from virtue_pl.cli.main import main
 from virtue_pl.data.evaluation import EvaluationDataModule
 from virtue_pl.data.scar_shards import convert_scar
 from virtue_pl.evaluation.evaluator import Evaluator
-from virtue_pl.images import decode, squash
+from virtue_pl.images import decode, resize_to_square
 from virtue_pl.interop.observe import batch_of
 from virtue_pl.interop.pretrained import from_pretrained
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
@@ -71,7 +71,7 @@ def literal_scores(model: Any, query: EmbeddingInput, candidates: list[Embedding
 
 def shown(root: Path, text: str, path: str, prompt: VisualPrompt | None = None, side: int | None = None) -> EmbeddingInput:
     image = decode((root / "images" / path).read_bytes(), path)
-    return EmbeddingInput(text, (image if side is None else squash(image, side),), prompt or VisualPrompt(), (path,))
+    return EmbeddingInput(text, (image if side is None else resize_to_square(image, side),), prompt or VisualPrompt(), (path,))
 
 
 def scar_query(root: Path, row: dict[str, Any], frame: str, side: int | None = None) -> EmbeddingInput:
@@ -89,7 +89,7 @@ def test_scar_is_ranked_as_a_literal_loop_ranks_it(model, root, first, tmp_path,
     out = first
     if frame != "pixels" or side:
         out = tmp_path / "run"
-        pixels = ["--pixels", "squash1344"] if side else []
+        pixels = ["--resize-to-square", str(side)] if side else []
         assert evaluate(model, root, out, "--sets", "SCaR_ADE20K", "--prompt-frame", frame, "--limit", "2", *pixels) == 0
     found = [line for line in predictions(out) if line["set"] == "SCaR_ADE20K"]
     loaded, rows = from_pretrained(model), table(root, "data/SCaR_eval_ADE20K.parquet")

@@ -150,10 +150,10 @@ def test_a_plan_is_the_same_every_time_and_changes_with_its_rows(tmp_path):
     assert len(prints) == 2
 
 
-def test_squashed_pictures_are_other_inputs_of_one_size(tmp_path):
+def test_images_resized_to_squares_are_other_inputs_of_one_size(tmp_path):
     write_scar_set(tmp_path)
     (about,) = asked_for(["ADE20K"])
-    plain, squashed = (RowReader(PictureLibrary(squashed)) for squashed in (False, True))
-    first, second = (next(reader.read(find_set(tmp_path, about))) for reader in (plain, squashed))
+    plain, resized = (RowReader(PictureLibrary(side)) for side in (None, 1344))
+    first, second = (next(reader.read(find_set(tmp_path, about))) for reader in (plain, resized))
     assert first.picture != second.picture and first.size == second.size == (72, 96)
-    assert squashed.library.pixels(second.picture).shape == (3, 1344, 1344) and squashed.library.picture(second.picture).shape == (3, 72, 96)
+    assert resized.library.pixels(second.picture).shape == (3, 1344, 1344) and resized.library.picture(second.picture).shape == (3, 72, 96)

@@ -13,16 +13,19 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from data_options import grouped
 from mmeb_files import write_mmeb
 from scar_files import write_scar
 from virtue_pl.data.mixture import JoinedStream, MixedDataModule, MixedStream
 from virtue_pl.data.mmeb import MMEBDataModule
 from virtue_pl.data.mmeb_shards import convert_mmeb
+from virtue_pl.data.options import BadSampleLimits, ReaderOptions, SamplingOptions
 from virtue_pl.data.scar import SCaRDataModule
 from virtue_pl.data.scar_shards import convert_scar
-from virtue_pl.data.stream import Place, SkipLog
+from virtue_pl.data.stream import ReaderInfo, SkipLog
 from virtue_pl.types import RankingSample, Sample, VirtueError
 
+LIMITS = BadSampleLimits(9, 9)
 NAMES = ("scar", "vqa", "t2i")
 FOLDERS = {"scar": "SCAR_mini", "vqa": "MMEB_OK_VQA", "t2i": "MMEB_MSCOCO_t2i"}
 
@@ -47,18 +50,22 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parts(shards: Path) -> dict[str, Any]:
-    common: dict[str, Any] = {"eval_batch_size": 3, "shuffle_buffer": 4, "sample_buffer": 1}
+
+    def common(num_negatives: int = 0) -> dict[str, Any]:
+        return {"eval_batch_size": 3, "sampling": SamplingOptions(num_negatives, shuffle_buffer=4, sample_buffer=1)}
+
     scar = str(shards / "SCaR_eval_mini_val")
     vqa, t2i = str(shards / "MMEB_eval_OK_VQA"), str(shards / "MMEB_eval_MSCOCO_t2i")
     return {
-        "scar": SCaRDataModule(str(shards / "SCAR_mini"), scar, {"test": scar}, num_negatives=2, **common),
-        "vqa": MMEBDataModule(str(shards / "MMEB_OK_VQA"), test={"test": vqa}, **common),
-        "t2i": MMEBDataModule(str(shards / "MMEB_MSCOCO_t2i"), test={"test": t2i}, num_negatives=1, **common),
+        "scar": SCaRDataModule(str(shards / "SCAR_mini"), scar, {"test": scar}, **common(2)),
+        "vqa": MMEBDataModule(str(shards / "MMEB_OK_VQA"), test={"test": vqa}, **common()),
+        "t2i": MMEBDataModule(str(shards / "MMEB_MSCOCO_t2i"), test={"test": t2i}, **common(1)),
     }
 
 
 def mixed(shards: Path, **options: Any) -> MixedDataModule:
-    data = MixedDataModule(**{"parts": parts(shards), "batch_size": 6, "block_size": 2, **options})
+    settings = {"parts": parts(shards), "batch_size": 6, "block_size": 2, **options}
+    data = MixedDataModule(**grouped(settings, {"reader": ReaderOptions}))
     data.connect(Keys())
     return data
 
@@ -100,9 +107,8 @@ def test_the_stream_depends_on_seed_and_epoch_alone(shards: Path) -> None:
 def test_ranks_draw_the_same_datasets_and_other_samples(shards: Path) -> None:
     stream = mixed(shards, steps_per_epoch=12).train_dataloader().stream
     assert isinstance(stream, MixedStream)
-    ranks = [
-        [[sample.key for sample in batch] for batch in stream.samples(Place(rank, 2, worker, 2), 0, SkipLog(9, 9))] for rank in range(2) for worker in range(2)
-    ]
+    readers = [ReaderInfo(rank, 2, worker, 2) for rank in range(2) for worker in range(2)]
+    ranks = [[[sample.key for sample in batch] for batch in stream.samples(reader, 0, SkipLog(LIMITS))] for reader in readers]
     assert [len(batches) for batches in ranks] == [6] * 4
     for worker in range(2):
         first, second = ranks[worker], ranks[2 + worker]
@@ -131,9 +137,9 @@ def test_workers_deal_joined_batches_in_one_turn(shards: Path, workers: int) -> 
     """Worker w has the batches w, w + W, ... of all streams together: so a loader that takes them in turn keeps their order."""
     stream = mixed(shards).test_dataloader().stream
     assert isinstance(stream, JoinedStream)
-    alone = list(stream.batches(Place(), 0, SkipLog(9, 9)))
+    alone = list(stream.batches(ReaderInfo(), 0, SkipLog(LIMITS)))
     for worker in range(workers):
-        assert list(stream.batches(Place(0, 1, worker, workers), 0, SkipLog(9, 9))) == alone[worker::workers]
+        assert list(stream.batches(ReaderInfo(0, 1, worker, workers), 0, SkipLog(LIMITS))) == alone[worker::workers]
 
 
 def test_description_and_fingerprint(shards: Path) -> None:
@@ -150,6 +156,7 @@ def test_mistakes_are_one_line_that_names_the_option(shards: Path) -> None:
     for options, message in (
         ({"block_size": 4}, "batch_size is 6, expected a multiple of block_size = 4"),
         ({"block_size": 0}, "block_size is 0, expected 1 or more"),
+        ({"eval_batch_size": 0}, "eval_batch_size is 0, expected 1 or more"),
         ({"weights": {"other": 1.0}}, "weights: 'other' is no part with training shards, expected some of scar, vqa, t2i"),
         ({"weights": {"scar": 1.0}}, "weights: vqa, t2i have none"),
         ({"weights": {"scar": -1.0, "vqa": 1.0, "t2i": 1.0}}, "weights: scar has -1.0, expected 0 or more"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_options import DATASET, grouped
 from mmeb_files import write_mmeb
 from scar_files import jpeg
 from virtue_pl.backbones.vlm import VLMProcessor
@@ -57,7 +58,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def module(shards: Path, dataset: str, preprocess: Any = None, **options: Any) -> MMEBDataModule:
     settings = {"train": str(shards / f"MMEB_{dataset}"), "val": str(shards / f"MMEB_eval_{dataset}"), "batch_size": 8, **options}
-    data = MMEBDataModule(**settings)
+    data = MMEBDataModule(**grouped(settings, DATASET))
     data.connect(preprocess or Keep())
     return data
 

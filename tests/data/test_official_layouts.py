@@ -21,6 +21,7 @@ from virtue_pl.data.mixture import MixedDataModule
 from virtue_pl.data.mmeb import MMEBDataModule
 from virtue_pl.data.mmeb_instructions import query_string, target_string
 from virtue_pl.data.mmeb_shards import convert_mmeb
+from virtue_pl.data.options import ReaderOptions, SamplingOptions
 from virtue_pl.data.scar import PublishedSCaRDataModule, SCaRDataModule, published_query
 from virtue_pl.data.scar_rows import xyxy
 from virtue_pl.data.scar_shards import convert_scar
@@ -103,8 +104,8 @@ def mixture(shards: Path) -> MixedDataModule:
         parts[dataset.task] = MMEBDataModule(train, test={"test": str(shards / f"MMEB_eval_{dataset.task}")}, eval_batch_size=ROWS)
     for scar in SCAR:
         test = {"test": str(shards / scar.eval_file)}
-        parts[f"scar_{scar.task}"] = SCaRDataModule(str(shards / scar.train_file), test=test, eval_batch_size=ROWS, num_negatives=2)
-    return MixedDataModule(parts, batch_size=2, block_size=2, steps_per_epoch=120, seed=1)
+        parts[f"scar_{scar.task}"] = SCaRDataModule(str(shards / scar.train_file), test=test, eval_batch_size=ROWS, sampling=SamplingOptions(num_negatives=2))
+    return MixedDataModule(parts, batch_size=2, block_size=2, steps_per_epoch=120, reader=ReaderOptions(seed=1))
 
 
 class Counting(VLMFusionHead):
@@ -194,7 +195,7 @@ def test_scar_queries_are_the_published_ones(case: str) -> None:
 
 
 def test_the_published_scar_module_keeps_numbers_as_they_are(root: Path, manifests: dict[str, Manifest]) -> None:
-    data = PublishedSCaRDataModule(str(root / "shards/SCAR_ADE20K"), batch_size=2, sample_buffer=1)
+    data = PublishedSCaRDataModule(str(root / "shards/SCAR_ADE20K"), batch_size=2, sampling=SamplingOptions(sample_buffer=1))
 
     class Keep:
         def train(self, samples: Any) -> Any:

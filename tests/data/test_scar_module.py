@@ -13,6 +13,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from data_options import DATASET, grouped
 from scar_files import HEIGHT, WIDTH, write_scar
 from virtue_pl.data.scar import SCaRDataModule, instruction
 from virtue_pl.data.scar_shards import convert_scar
@@ -50,7 +51,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def module(shards: Path, preprocess: Any = None, **options: Any) -> SCaRDataModule:
     folder = str(shards / "SCaR_eval_mini_val")
     settings = {"train": str(shards / "SCAR_mini"), "val": folder, "test": {"seen": folder, "held_out": folder}, "batch_size": 3}
-    data = SCaRDataModule(**{**settings, "num_negatives": 2, "shuffle_buffer": 4, "sample_buffer": 3, **options})
+    data = SCaRDataModule(**grouped({**settings, "num_negatives": 2, "shuffle_buffer": 4, "sample_buffer": 3, **options}, DATASET))
     data.connect(preprocess or Keep())
     return data
 

@@ -11,6 +11,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from scar_files import jpeg, write_scar
 from virtue_pl.data import secure_webdataset
 from virtue_pl.data.loader import TrainingStream
+from virtue_pl.data.options import BadSampleLimits, SamplingOptions
 from virtue_pl.data.records import Row, content_key
 from virtue_pl.data.scar import SCaRDataModule
 from virtue_pl.data.scar_shards import convert_scar
@@ -26,15 +28,29 @@ from virtue_pl.data.secure_webdataset import wds
 from virtue_pl.data.shard_writer import ShardWriter
 from virtue_pl.data.shards import ShardFolder
 from virtue_pl.data.shares import ranking_batches, share_of
-from virtue_pl.data.stream import Place, SkipLog, derive_reader_seed, derive_seed, distinct_batches, read_shards, record_samples, training_samples
+from virtue_pl.data.stream import (
+    ReaderInfo,
+    SkipLog,
+    TrainingSource,
+    derive_reader_seed,
+    derive_seed,
+    distinct_batches,
+    read_shards,
+    record_samples,
+    training_samples,
+)
 from virtue_pl.images import decode
 from virtue_pl.types import DataError, EmbeddingInput, Sample, VirtueError
 
-OPTIONS = {"shuffle_buffer": 5, "sample_buffer": 4, "num_negatives": 2, "max_pixels": 10_000}
+SAMPLING = SamplingOptions(num_negatives=2, shuffle_buffer=5, sample_buffer=4)
+
+
+def source_of(folder: ShardFolder, sampling: SamplingOptions = SAMPLING, seed: int = 0, to_sample: Any = SCaRDataModule.to_sample) -> TrainingSource:
+    return TrainingSource(folder, to_sample, sampling, seed, max_pixels=10_000)
 
 
 def log(max_bad_samples: int = 100, max_consecutive_bad: int = 100) -> SkipLog:
-    return SkipLog(max_bad_samples, max_consecutive_bad)
+    return SkipLog(BadSampleLimits(max_bad_samples, max_consecutive_bad))
 
 
 @pytest.fixture(scope="module")
@@ -55,63 +71,51 @@ def rankings(shards: Path) -> ShardFolder:
     return ShardFolder.open(shards / "SCaR_eval_mini_val", "val")
 
 
-def training_batches(pairs: ShardFolder, place: Place, *, batch_size: int = 4, steps: int = 10, seed: int = 0, epoch: int = 0) -> list[list[Sample]]:
-    stream = TrainingStream(
-        pairs,
-        SCaRDataModule.to_sample,
-        list,
-        batch_size=batch_size,
-        steps=steps,
-        seed=seed,
-        options=OPTIONS,
-        rank=place.rank,
-        world=place.world,
-        max_bad_samples=9,
-        max_consecutive_bad=9,
-    )
-    return list(stream.samples(place, epoch, log()))
+def training_batches(pairs: ShardFolder, reader: ReaderInfo, *, batch_size: int = 4, steps: int = 10, seed: int = 0, epoch: int = 0) -> list[list[Sample]]:
+    stream = TrainingStream(source_of(pairs, seed=seed), list, batch_size=batch_size, steps=steps, reader=reader)
+    return list(stream.samples(reader, epoch, log()))
 
 
 def keys(batches: list[list[Sample]]) -> list[list[str]]:
     return [[sample.key for sample in batch] for batch in batches]
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 1), (1, 3), (2, 2), (3, 5)])
-def test_every_rank_has_the_same_number_of_full_batches(pairs: ShardFolder, world: int, workers: int) -> None:
-    for rank in range(world):
-        batches = [batch for worker in range(workers) for batch in training_batches(pairs, Place(rank, world, worker, workers), steps=4)]
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 1), (1, 3), (2, 2), (3, 5)])
+def test_every_rank_has_the_same_number_of_full_batches(pairs: ShardFolder, world_size: int, workers: int) -> None:
+    for rank in range(world_size):
+        batches = [batch for worker in range(workers) for batch in training_batches(pairs, ReaderInfo(rank, world_size, worker, workers), steps=4)]
         assert [len(batch) for batch in batches] == [4] * 4
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20])
 def test_no_sample_is_twice_in_a_batch(pairs: ShardFolder, batch_size: int) -> None:
-    for batch in keys(training_batches(pairs, Place(), batch_size=batch_size)):
+    for batch in keys(training_batches(pairs, ReaderInfo(), batch_size=batch_size)):
         assert len(set(batch)) == batch_size
 
 
-def test_the_stream_depends_on_seed_epoch_and_place_alone(pairs: ShardFolder) -> None:
-    def stream(place: Place = Place(0, 2, 1, 2), **options: int) -> list[Any]:  # noqa: B008
-        return [(sample.key, [n.text for n in sample.negatives]) for batch in training_batches(pairs, place, **options) for sample in batch]
+def test_the_stream_depends_on_seed_epoch_and_reader_alone(pairs: ShardFolder) -> None:
+    def stream(reader: ReaderInfo = ReaderInfo(0, 2, 1, 2), **options: int) -> list[Any]:  # noqa: B008
+        return [(sample.key, [n.text for n in sample.negatives]) for batch in training_batches(pairs, reader, **options) for sample in batch]
 
     assert stream() == stream()
-    others = [stream(seed=1), stream(epoch=1), stream(Place(1, 2, 1, 2)), stream(Place(0, 2, 0, 2)), stream(Place(0, 1, 1, 2))]
+    others = [stream(seed=1), stream(epoch=1), stream(ReaderInfo(1, 2, 1, 2)), stream(ReaderInfo(0, 2, 0, 2)), stream(ReaderInfo(0, 1, 1, 2))]
     assert len({str(other) for other in [stream(), *others]}) == 6
 
 
 def test_seeds_are_those_of_recorded_results() -> None:
     assert derive_seed(0, "scar") == 12182019156069
-    assert derive_reader_seed(0, 0, Place()) == 55065384524336
-    assert derive_reader_seed(3, 1, Place(1, 2, 0, 2)) == 182522917851112
-    assert derive_reader_seed(3, 1, Place(1, 2, 0, 2), 7) == 204788388953082
+    assert derive_reader_seed(0, 0, ReaderInfo()) == 55065384524336
+    assert derive_reader_seed(3, 1, ReaderInfo(1, 2, 0, 2)) == 182522917851112
+    assert derive_reader_seed(3, 1, ReaderInfo(1, 2, 0, 2), 7) == 204788388953082
 
 
 def test_readers_divide_one_sequence_of_shards(pairs: ShardFolder) -> None:
     """Together, two readers see just the draws that one alone would see."""
 
-    def first_shards(place: Place, count: int) -> list[str]:
+    def first_shards(reader: ReaderInfo, count: int) -> list[str]:
         seen: list[str] = []
-        options = {**OPTIONS, "shuffle_buffer": 1, "sample_buffer": 1}
-        for sample in training_samples(pairs, SCaRDataModule.to_sample, log(), place, seed=3, epoch=1, **options):
+        unshuffled = SamplingOptions(num_negatives=2, shuffle_buffer=1, sample_buffer=1)
+        for sample in training_samples(source_of(pairs, unshuffled, seed=3), log(), reader, epoch=1):
             picture = sample.query.image_keys[0]
             if picture not in seen[-1:]:
                 seen.append(picture)
@@ -119,18 +123,18 @@ def test_readers_divide_one_sequence_of_shards(pairs: ShardFolder) -> None:
                 return seen
         raise AssertionError
 
-    alone, even, odd = first_shards(Place(), 6), first_shards(Place(0, 2), 3), first_shards(Place(0, 1, 1, 2), 3)
+    alone, even, odd = first_shards(ReaderInfo(), 6), first_shards(ReaderInfo(0, 2), 3), first_shards(ReaderInfo(0, 1, 1, 2), 3)
     assert Counter(alone) == Counter(even + odd)
 
 
 def test_every_row_comes_in_the_long_run(pairs: ShardFolder) -> None:
-    seen = {key for batch in keys(training_batches(pairs, Place(), steps=60)) for key in batch}
+    seen = {key for batch in keys(training_batches(pairs, ReaderInfo(), steps=60)) for key in batch}
     assert seen == {f"SCAR_mini/{row}" for row in range(20)}
 
 
 def test_negatives_are_drawn_anew_and_never_twice(pairs: ShardFolder) -> None:
     drawn = {}
-    for batch in training_batches(pairs, Place(), steps=40):
+    for batch in training_batches(pairs, ReaderInfo(), steps=40):
         for sample in batch:
             texts = [negative.text for negative in sample.negatives]
             assert len(set(texts)) == 2
@@ -139,8 +143,7 @@ def test_negatives_are_drawn_anew_and_never_twice(pairs: ShardFolder) -> None:
 
 
 def test_rows_of_a_picture_share_its_tensor(pairs: ShardFolder) -> None:
-    options = {**OPTIONS, "sample_buffer": 1}
-    stream = training_samples(pairs, SCaRDataModule.to_sample, log(), Place(), seed=0, epoch=0, **options)
+    stream = training_samples(source_of(pairs, replace(SAMPLING, sample_buffer=1)), log(), ReaderInfo(), epoch=0)
     first, second = next((a, b) for a, b in zip(stream, stream, strict=False) if a.query.image_keys == b.query.image_keys)
     assert first.key != second.key and first.query.images[0] is second.query.images[0]
 
@@ -237,34 +240,34 @@ def test_fewer_samples_than_a_batch_is_one_error() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-@pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 1), (1, 2), (3, 2), (2, 4), (5, 3), (20, 2)])
-def test_every_evaluation_row_comes_exactly_once(rankings: ShardFolder, world: int, workers: int, batch_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 1), (1, 2), (3, 2), (2, 4), (5, 3), (20, 2)])
+def test_every_evaluation_row_comes_exactly_once(rankings: ShardFolder, world_size: int, workers: int, batch_size: int) -> None:
     seen: list[str] = []
     counts = []
-    for rank in range(world):
-        share = share_of(rankings, batch_size, rank, world)
+    for rank in range(world_size):
+        share = share_of(rankings, batch_size, ReaderInfo(rank, world_size))
         counts.append(share.num_batches)
         per_worker = []
         for worker in range(workers):
-            place = Place(rank, world, worker, workers)
-            per_worker.append(list(ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), place, offset=0, max_pixels=10_000)))
+            reader = ReaderInfo(rank, world_size, worker, workers)
+            per_worker.append(list(ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), reader, offset=0, max_pixels=10_000)))
         batches = [per_worker[batch % workers][batch // workers] for batch in range(share.num_batches)]
         assert all(1 <= len(batch) <= batch_size for batch in batches)
         seen += [sample.key for batch in batches for sample in batch]
     assert sorted(seen) == sorted(f"SCaR_eval_mini_val/{row}" for row in range(13))
     assert seen == [row.key for record in read_shards([{"url": str(path)} for path in rankings.paths], rankings, log()) for row in record.rows]
-    if world <= 2 and batch_size > 1:
+    if world_size <= 2 and batch_size > 1:
         assert len(set(counts)) == 1
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_only_the_first_pictures_where_fewer_rows_are_asked_for(rankings: ShardFolder, world: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_only_the_first_pictures_where_fewer_rows_are_asked_for(rankings: ShardFolder, world_size: int) -> None:
     records = [record.rows for record in read_shards([{"url": str(path)} for path in rankings.paths], rankings, log())]
     limit = len(records[0]) + len(records[1]) + len(records[2]) - 1
     seen: list[str] = []
-    for rank in range(world):
-        share = share_of(rankings, 2, rank, world, limit)
-        batches = ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), Place(rank, world), offset=0, max_pixels=10_000)
+    for rank in range(world_size):
+        share = share_of(rankings, 2, ReaderInfo(rank, world_size), limit)
+        batches = ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), ReaderInfo(rank, world_size), offset=0, max_pixels=10_000)
         seen += [sample.key for batch in batches for sample in batch]
     assert seen == [row.key for rows in records[:2] for row in rows]
 
@@ -272,8 +275,8 @@ def test_only_the_first_pictures_where_fewer_rows_are_asked_for(rankings: ShardF
 def test_a_picture_stays_on_one_rank(rankings: ShardFolder) -> None:
     owners: dict[str, set[int]] = {}
     for rank in range(3):
-        share = share_of(rankings, 2, rank, 3)
-        for batch in ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), Place(rank, 3), offset=0, max_pixels=10_000):
+        share = share_of(rankings, 2, ReaderInfo(rank, 3))
+        for batch in ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), ReaderInfo(rank, 3), offset=0, max_pixels=10_000):
             for sample in batch:
                 owners.setdefault(sample.query.image_keys[0], set()).add(rank)
     assert len(owners) == 7 and all(len(ranks) == 1 for ranks in owners.values())
@@ -286,8 +289,8 @@ def test_a_worker_decodes_only_what_is_its_own(rankings: ShardFolder) -> None:
         decoded.append(row.key)
         return SCaRDataModule.to_sample(row, pictures)
 
-    share = share_of(rankings, 2, 0, 1)
-    list(ranking_batches(rankings, share, to_sample, log(), Place(0, 1, 1, 3), offset=0, max_pixels=10_000))
+    share = share_of(rankings, 2, ReaderInfo())
+    list(ranking_batches(rankings, share, to_sample, log(), ReaderInfo(0, 1, 1, 3), offset=0, max_pixels=10_000))
     assert len(decoded) == sum(len(range(share.bounds[batch], share.bounds[batch + 1])) for batch in range(1, share.num_batches, 3))
 
 
@@ -362,7 +365,7 @@ def test_bad_samples_are_named_skipped_and_counted(tmp_path: Path, fault: str) -
 
 def training_batches_of(path: Path, skips: SkipLog, batch_size: int) -> list[list[Sample]]:
     folder = ShardFolder.open(path, "train")
-    stream = training_samples(folder, SCaRDataModule.to_sample, skips, Place(), seed=0, epoch=0, **{**OPTIONS, "num_negatives": 0})
+    stream = training_samples(source_of(folder, replace(SAMPLING, num_negatives=0)), skips, ReaderInfo(), epoch=0)
     batches = distinct_batches(stream, [batch_size] * 1000, patience=1000)
     return [next(batches) for _ in range(3)]
 
@@ -388,7 +391,7 @@ def test_tars_without_records_stop_the_run_instead_of_turning_for_ever(tmp_path:
     with tarfile.open(tmp_path / "out/SCAR_mini/shard-000000.tar", "w"):
         pass
     with pytest.raises(VirtueError, match=r"shard-000000.tar: the tar holds no record.*: 21 in a row, more than max_consecutive_bad = 20"):
-        training_batches_of(tmp_path / "out/SCAR_mini", SkipLog(100, 20), 2)
+        training_batches_of(tmp_path / "out/SCAR_mini", log(100, 20), 2)
 
 
 def test_the_limit_names_the_first_bad_samples(tmp_path: Path) -> None:
@@ -396,9 +399,9 @@ def test_the_limit_names_the_first_bad_samples(tmp_path: Path) -> None:
     for number in range(8):
         spoil(tmp_path / "out/SCAR_mini", f"{number:09d}", spoil_row(box="DROP"))
     with pytest.raises(VirtueError, match=r"^7 bad samples \(SCAR_mini/\d+: field 'box' is missing.*; and 2 more\): more than max_bad_samples = 6") as caught:
-        training_batches_of(tmp_path / "out/SCAR_mini", SkipLog(6, 100), 4)
+        training_batches_of(tmp_path / "out/SCAR_mini", log(6, 100), 4)
     assert "\n" not in str(caught.value)
-    skips = SkipLog(8, 100)
+    skips = log(8, 100)
     assert len(training_batches_of(tmp_path / "out/SCAR_mini", skips, 4)) == 3 and len(skips.problems) == 8
 
 
@@ -407,7 +410,7 @@ def test_programming_errors_are_not_taken_for_bad_samples(pairs: ShardFolder) ->
         raise NameError("to_sample has a bug")
 
     with pytest.raises(NameError, match="to_sample has a bug"):
-        next(training_samples(pairs, broken, log(), Place(), seed=0, epoch=0, **OPTIONS))
+        next(training_samples(source_of(pairs, to_sample=broken), log(), ReaderInfo(), epoch=0))
 
 
 def test_webdataset_opens_and_unpickles_nothing(tmp_path: Path) -> None:

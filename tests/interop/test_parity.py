@@ -236,7 +236,7 @@ def test_rows_of_an_evaluation_are_matched(copy, capsys):
     assert parity.main([str(copy)]) == 1
 
 
-def test_an_evaluation_that_squashes_pictures(copy):
+def test_an_evaluation_that_resizes_images_to_squares(copy):
     record_evaluation(copy)
     content = json.loads((copy / "scar_native.json").read_text())
     content["settings"] = {"resize_use_processor": False, "image_resolution": "high"}

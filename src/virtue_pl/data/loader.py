@@ -106,9 +106,7 @@ class TrainingStream(BatchStream):
         return collate_batches(self.samples(reader, epoch, log), self.collate, self.source.seed, epoch, reader)
 
 
-def collate_batches(
-    batches: Iterable[list[Sample]], collate: Callable[[Sequence[Sample]], Any], seed: int, epoch: int, reader: ReaderInfo
-) -> Iterator[Any]:
+def collate_batches(batches: Iterable[list[Sample]], collate: Callable[[Sequence[Sample]], Any], seed: int, epoch: int, reader: ReaderInfo) -> Iterator[Any]:
     """Yield each batch as `collate` makes it, for which torch's generator is seeded by the batch's number here and the other arguments."""
     for step, samples in enumerate(batches):
         with torch.random.fork_rng(devices=[]):
