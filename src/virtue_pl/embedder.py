@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from virtue_pl.frozen_features import RecentFeatures, either
+from virtue_pl.frozen_features import RecentFeatures
 from virtue_pl.images import as_picture, pixel_key
 from virtue_pl.interop.pretrained import DTYPES, from_pretrained
 from virtue_pl.parts.embedding_model import EmbeddingModel
@@ -39,9 +39,17 @@ class Embedder:
         cached_pictures: how many pictures' frozen features are kept, on the device.
     """
 
-    def __init__(self, model: EmbeddingModel, device: str | torch.device = "auto", batch_size: int = 16, cached_pictures: int = 32) -> None:
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        device: str | torch.device = "auto",
+        batch_size: int = 16,
+        cached_pictures: int = 32,
+    ) -> None:
         if batch_size < 1 or cached_pictures < 0:
-            raise VirtueError(f"batch_size is {batch_size}, cached_pictures {cached_pictures}, expected at least 1 and 0")
+            raise VirtueError(
+                f"batch_size is {batch_size}, cached_pictures {cached_pictures}, expected at least 1 and 0"
+            )
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(automatic if device == "auto" else device)
         self.model = model.to(self.device).eval()
@@ -111,14 +119,16 @@ class Embedder:
         embeddings = self.embed(rows(texts, images, prompts), batch_size, progress)
         return embeddings if as_tensor else embeddings.numpy()
 
-    def embed(self, items: Sequence[EmbeddingInput], batch_size: int | None = None, progress: bool = False) -> Float[Tensor, "rows dim"]:
+    def embed(
+        self, items: Sequence[EmbeddingInput], batch_size: int | None = None, progress: bool = False
+    ) -> Float[Tensor, "rows dim"]:
         """Unit float32 embeddings of inputs, on the CPU, in order; equal inputs are encoded once. Pictures without keys are told by their pixels."""
-        items = [keyed(item) for item in items]
+        items = [add_image_keys(item) for item in items]
         first = {key: row for row, key in reversed(list(enumerate(map(row_key, items))))}
         distinct = [items[row] for row in first.values()]
         found = torch.empty(len(distinct), self.embed_dim)
         batches = list(self.batches(distinct, batch_size or self.batch_size))
-        for chosen in shown(batches, progress):
+        for chosen in track_progress(batches, progress):
             found[chosen] = self.encode_batch([distinct[row] for row in chosen])
         place = {key: number for number, key in enumerate(first)}
         embeddings = found[[place[row_key(item)] for item in items]]
@@ -135,19 +145,28 @@ class Embedder:
         longest: dict[tuple[str, ...], float] = {}
         for item, length in zip(items, lengths, strict=True):
             longest[item.image_keys] = max(length, longest.get(item.image_keys, 0))
-        order = sorted(range(len(items)), key=lambda row: (longest[items[row].image_keys], items[row].image_keys, lengths[row]), reverse=True)
+        order = sorted(
+            range(len(items)),
+            key=lambda row: (longest[items[row].image_keys], items[row].image_keys, lengths[row]),
+            reverse=True,
+        )
         yield from (order[start : start + size] for start in range(0, len(order), size))
 
     def length(self, item: EmbeddingInput) -> float:
         """About how many tokens a row has."""
-        areas = [height * width for height, width in (self.preprocess.processor.resized((image.shape[1], image.shape[2])) for image in item.images)]
+        areas = [
+            height * width
+            for height, width in (
+                self.preprocess.processor.resized((image.shape[1], image.shape[2])) for image in item.images
+            )
+        ]
         return len(item.text) / CHARACTERS_A_TOKEN + sum(areas) / PIXELS_A_TOKEN
 
     @torch.no_grad()
     def encode_batch(self, items: Sequence[EmbeddingInput]) -> Float[Tensor, "rows dim"]:
         """Unit float32 embeddings of one batch of inputs whose pictures have keys, on the CPU."""
         with self.arithmetic():
-            embeddings = self.model.encode(self.prepared(items))
+            embeddings = self.model.encode(self.prepare_batch(items))
         return normalize(embeddings.float(), dim=-1).cpu()
 
     @torch.no_grad()
@@ -159,41 +178,46 @@ class Embedder:
         if not isinstance(self.model, Virtue):
             return None
         with self.arithmetic():
-            logits = self.model.segment(self.prepared([keyed(item) for item in items])).mask_logits
+            logits = self.model.segment(self.prepare_batch([add_image_keys(item) for item in items])).mask_logits
         return None if logits is None else list((logits > 0).cpu())
 
     def arithmetic(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def prepared(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
-        """Inputs whose pictures have keys as a batch on the device, with the frozen features of its pictures."""
-        known = [replace(item, features=tuple(either(stored, self.recent.get(key)) for stored, key in known_of(item))) for item in items]
-        batch = self.preprocess.encoder_batch(known).to(self.device)
+    def prepare_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
+        """Return inputs whose images have keys as a batch on the device, with its images' frozen features.
+
+        Each input is prepared once; the cache is read, and written, once for each distinct image.
+        """
+        batch = self.preprocess.encoder_batch(items, self.recent.get).to(self.device)
         if not len(batch.pictures):
             return batch
-        keys = dict.fromkeys(key for item in items for key in self.preprocess.recipe.prepare(item).image_keys)
-        return self.with_features(batch, list(keys))
+        features = self.encode_images(batch)
+        for key, each in zip(batch.pictures.keys, features, strict=True):
+            self.recent.put(key, each)
+        return replace(batch, pictures=replace(batch.pictures, features=features))
 
-    def with_features(self, batch: EncoderBatch, keys: Sequence[str]) -> EncoderBatch:
-        """The batch with the frozen features of all its pictures, which are kept under their keys."""
-        known = tuple(either(stored, self.recent.get(key)) for stored, key in zip(batch.pictures.known, keys, strict=True))
-        batch = replace(batch, pictures=replace(batch.pictures, features=known))
-        features = self.see(batch)
-        for key, found in features.items():
-            self.recent.put(keys[key], found)
-        return replace(batch, pictures=replace(batch.pictures, features=tuple(features[number] for number in range(len(keys)))))
+    def encode_images(self, batch: EncoderBatch) -> tuple[PictureFeatures, ...]:
+        """Return the frozen features of each of the batch's images; the segmentation model reads those alone that have a prompt."""
+        images = batch.pictures
+        features = dict(enumerate(images.stored_features))
+        prompted = sorted(set(batch.prompts.pictures.tolist())) if isinstance(self.model, Virtue) else list(features)
+        plain = sorted(set(features).difference(prompted))
+        groups = [
+            (self.model.picture_features, [number for number in prompted if not self.is_encoded(features[number])])
+        ]
+        if isinstance(self.model, Virtue):
+            groups.append(
+                (self.model.fusion.picture_features, [number for number in plain if not features[number].vision])
+            )
+        for encode, missing in groups:
+            if missing:
+                features.update(zip(missing, encode(images.select(missing)), strict=True))
+        return tuple(features[number] for number in range(len(images)))
 
-    def see(self, batch: EncoderBatch) -> dict[int, PictureFeatures]:
-        """The frozen features of the batch's pictures by number; the segmentation model sees those that have a prompt."""
-        pictures, prompted = batch.pictures, sorted(set(batch.prompts.pictures.tolist()))
-        plain = [number for number in range(len(pictures)) if number not in prompted] if isinstance(self.model, Virtue) else []
-        found = dict.fromkeys(range(len(pictures)), PictureFeatures())
-        seen = [number for number in found if number not in plain]
-        if seen:
-            found.update(zip(seen, self.model.picture_features(pictures.select(seen)), strict=True))
-        if plain and isinstance(self.model, Virtue):
-            found.update(zip(plain, self.model.fusion.picture_features(pictures.select(plain)), strict=True))
-        return found
+    def is_encoded(self, features: PictureFeatures) -> bool:
+        """Whether features hold all streams of the model."""
+        return bool(features.vision and (features.segmentation or not isinstance(self.model, Virtue)))
 
 
 def rows(texts: Any, images: Any, prompts: Any) -> list[EmbeddingInput]:
@@ -207,7 +231,10 @@ def rows(texts: Any, images: Any, prompts: Any) -> list[EmbeddingInput]:
     count = counts.pop() if counts else 1
     once: dict[int, Any] = {}
     columns = [lists.get(name, [value] * count) for name, value in given.items()]
-    return [row(number, text, shown, pointed, once) for number, (text, shown, pointed) in enumerate(zip(*columns, strict=True))]
+    return [
+        row(number, text, shown, pointed, once)
+        for number, (text, shown, pointed) in enumerate(zip(*columns, strict=True))
+    ]
 
 
 def is_list(value: Any) -> bool:
@@ -222,37 +249,46 @@ def row(number: int, text: str | None, images: Any, prompts: Any, once: dict[int
     if not text and not shown:
         raise VirtueError(f"row {number} is empty, expected a text, a picture, or both")
     if pointed and not shown:
-        raise VirtueError(f"row {number} has a visual prompt but no picture to point at: give `images`, or leave its prompt out")
+        raise VirtueError(
+            f"row {number} has a visual prompt but no picture to point at: give `images`, or leave its prompt out"
+        )
     for found, wanted in [(text or "", str), *((prompt, VisualPrompt) for prompt in pointed)]:
         if not isinstance(found, wanted):
-            raise VirtueError(f"row {number}: found {type(found).__name__}, expected {wanted.__name__}: prompts in pixels are made by VisualPrompt.from_pixels")
+            raise VirtueError(
+                f"row {number}: found {type(found).__name__}, expected {wanted.__name__}: prompts in pixels are made by VisualPrompt.from_pixels"
+            )
     for image in shown:
         if id(image) not in once:
             picture = as_picture(image, f"row {number}")
             once[id(image)] = image, picture, pixel_key(picture)
     pictures = [once[id(image)] for image in shown]
     first, *further = pointed or [VisualPrompt()]
-    return EmbeddingInput(text or "", tuple(p for _, p, _ in pictures), first, tuple(key for *_, key in pictures), (), tuple(further))
+    return EmbeddingInput(
+        text or "", tuple(p for _, p, _ in pictures), first, tuple(key for *_, key in pictures), (), tuple(further)
+    )
 
 
-def keyed(item: EmbeddingInput) -> EmbeddingInput:
-    """The input with a key for each of its pictures."""
-    return item if len(item.image_keys) == len(item.images) else replace(item, image_keys=tuple(pixel_key(image) for image in item.images))
-
-
-def known_of(item: EmbeddingInput) -> Iterator[tuple[PictureFeatures, str]]:
-    """What is stored of each picture of an input, and its key."""
-    yield from zip(item.features or (PictureFeatures(),) * len(item.images), item.image_keys, strict=True)
+def add_image_keys(item: EmbeddingInput) -> EmbeddingInput:
+    """Return the input with a key for each of its images: those that it has, or else hashes of the pixels."""
+    return (
+        item
+        if len(item.image_keys) == len(item.images)
+        else replace(item, image_keys=tuple(pixel_key(image) for image in item.images))
+    )
 
 
 def row_key(item: EmbeddingInput) -> tuple[Any, ...]:
     """Equal for inputs that are embedded alike: the same text, pictures and prompts."""
-    parts = [(part.shape, part.numpy().tobytes()) for p in item.prompts for part in (p.boxes, p.points, p.point_labels, p.masks)]
+    parts = [
+        (part.shape, part.numpy().tobytes())
+        for p in item.prompts
+        for part in (p.boxes, p.points, p.point_labels, p.masks)
+    ]
     return (item.text, item.image_keys, *parts)
 
 
-def shown(batches: Sequence[list[int]], progress: bool) -> Iterator[list[int]]:
-    """The batches, with a bar on stderr where it is wanted."""
+def track_progress(batches: Sequence[list[int]], progress: bool) -> Iterator[list[int]]:
+    """Yield the batches, with a bar on stderr where `progress` is set."""
     from rich.console import Console
     from rich.progress import track
 

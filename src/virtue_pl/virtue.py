@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from virtue_pl import distributed
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.gradient_cache import FullBatch, GradientCache, Offload
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.connector import Connector
 from virtue_pl.parts.embedding_loss import EmbeddingLoss
@@ -53,7 +53,7 @@ class Virtue(EmbeddingModel):
         evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses the first.
         alignment_steps: for so many first steps a query is its summary alone, added to what all captions have in common; the language
             model reads, and learns, only the captions: about half of the time of a step. Wants a connector with a summary, and a model that is not sharded.
-        gradient_cache: `PlainStep()` or `GradientCache(...)`.
+        gradient_cache: `FullBatch()` or `GradientCache(...)`.
         optimization: how to train.
         weights, weights_prefix: a checkpoint of the whole model to start from.
         segment_unprompted: a picture without a prompt is read by the segmentation model too, under a grid of points (the paper); or else
@@ -71,7 +71,7 @@ class Virtue(EmbeddingModel):
         train_modes: Mapping[str, float] | None = None,
         evaluation_modes: Sequence[str] = ("box", "point", "mask", "no_prompt", "blind"),
         alignment_steps: int = 0,
-        gradient_cache: PlainStep | GradientCache | None = None,
+        gradient_cache: FullBatch | GradientCache | None = None,
         optimization: Optimization | None = None,
         weights: str | Path | None = None,
         weights_prefix: str = "",
@@ -93,7 +93,9 @@ class Virtue(EmbeddingModel):
     def configure_model(self) -> None:
         if self.device_mesh is not None and self.device_mesh.size() > 1 and self.alignment_steps:
             size = self.device_mesh.size()
-            raise VirtueError(f"alignment_steps is {self.alignment_steps}, but the model is sharded over {size} processes, expected one: set it to 0")
+            raise VirtueError(
+                f"alignment_steps is {self.alignment_steps}, but the model is sharded over {size} processes, expected one: set it to 0"
+            )
         super().configure_model()
 
     def sharded_layers(self) -> Sequence[nn.Module]:
@@ -111,29 +113,38 @@ class Virtue(EmbeddingModel):
         return self.connector(cast(segments.to(first.device), first.dtype))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        return self.alignment_step(batch) if self.global_step < self.alignment_steps else super().training_step(batch, batch_idx)
+        return (
+            self.alignment_step(batch)
+            if self.global_step < self.alignment_steps
+            else super().training_step(batch, batch_idx)
+        )
 
     def alignment_step(self, batch: PairBatch) -> Tensor:
         """The contrastive loss of what the summary alone says, added to what all captions have in common. Queries without a picture are encoded."""
         targets, negatives = self.embed_candidates(batch)
-        queries = self.aligned_queries(batch.queries, normalize(distributed.gather(targets).detach().mean(dim=0), dim=-1))
-        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows, batch.picture_ids)
+        queries = self.aligned_queries(
+            batch.queries, normalize(distributed.gather(targets).detach().mean(dim=0), dim=-1)
+        )
         assert self.loss is not None
-        output = self.loss(EmbeddingBatch(queries, targets, negatives, *ids))
+        output = self.loss(EmbeddingBatch(queries, targets, negatives, batch.ids))
         self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))
         if distributed.world_size() == 1:
             return output.loss
-        return distributed.reaching(output.loss, (parameter for parameter in self.parameters() if parameter.requires_grad))
+        return distributed.reaching(
+            output.loss, (parameter for parameter in self.parameters() if parameter.requires_grad)
+        )
 
     def aligned_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
         """`common` and the summary of a row's prompt; a row without segment tokens as it is embedded."""
-        shown = set(queries.prompt_rows.tolist())
-        texts = [row for row in range(len(queries)) if row not in shown]
+        prompted = set(queries.prompt_rows.tolist())
+        texts = [row for row in range(len(queries)) if row not in prompted]
         rows = common.expand(len(queries), -1)
-        if shown:
+        if prompted:
             summary = self.connect(queries).summary
             if summary is None:
-                raise VirtueError("alignment_steps needs a connector with a summary: set `summary: true` in the connector, or alignment_steps to 0")
+                raise VirtueError(
+                    "alignment_steps needs a connector with a summary: set `summary: true` in the connector, or alignment_steps to 0"
+                )
             rows = normalize(rows.index_add(0, queries.prompt_rows, summary.to(rows.dtype)), dim=-1)
         if texts:
             chosen = torch.tensor(texts, device=rows.device)
@@ -141,45 +152,52 @@ class Virtue(EmbeddingModel):
         return rows
 
     def segment(self, inputs: EncoderBatch) -> SegmentFeatures:
-        """What the segmentation model knows of each prompt."""
+        """Return the segmentation model's features of each prompt."""
         pictures, prompts = inputs.prompted()
         return self.segmentation(pictures, self.prompt_encoder(prompts))
 
     @torch.no_grad()
-    def known(self, inputs: EncoderBatch, at_once: int, keep: Callable[[Any], Any]) -> EncoderBatch:
-        """With what the whole segmentation stream sees at each prompt where it is frozen, of which only what the connector reads is kept."""
+    def encode_frozen(self, inputs: EncoderBatch, chunk_size: int, offload: Offload) -> EncoderBatch:
+        """Return the inputs with the outputs of frozen networks in place of pixels, encoding `chunk_size` images at a time.
+
+        Where the whole segmentation stream is frozen, these are its features of each prompt, of which only what the connector
+        reads is stored; its features of each image are then not needed again.
+        """
         if self.segmentation.training or not self.segmentation.frozen or not self.prompt_encoder.frozen:
-            return super().known(inputs, at_once, keep)
+            return super().encode_frozen(inputs, chunk_size, offload)
         segments: dict[int, SegmentFeatures] = {}
         features: list[PictureFeatures] = []
-        for start in range(0, len(inputs.pictures), at_once):
-            shown = range(len(inputs.pictures))[start : start + at_once]
-            seen = self.picture_features(inputs.pictures.select(shown))
-            uses = [use for use, picture in enumerate(inputs.prompts.pictures.tolist()) if picture in shown]
+        for start in range(0, len(inputs.pictures), chunk_size):
+            group = range(len(inputs.pictures))[start : start + chunk_size]
+            pictures = inputs.pictures.select(group)
+            encoded = self.picture_features(pictures)
+            uses = [use for use, number in enumerate(inputs.prompts.pictures.tolist()) if number in group]
             if uses:
-                prompts = inputs.prompts.select(uses).on(list(shown))
-                read = self.segmentation(inputs.pictures.select(shown).with_features(seen), self.prompt_encoder(prompts))
-                segments.update(zip(uses, (self.kept(one, keep) for one in read.split()), strict=True))
-            features += [keep(replace(one, segmentation=())) for one in seen]
-        return replace(inputs, pictures=inputs.pictures.with_features(features), segments=tuple(segments[use] for use in sorted(segments)))
+                tokens = self.prompt_encoder(inputs.prompts.select(uses).on(list(group)))
+                found = self.segmentation(pictures.with_features(encoded), tokens).split()
+                segments.update(zip(uses, (self.offload_segments(one, offload) for one in found), strict=True))
+            features += [offload(replace(one, segmentation=())) for one in encoded]
+        ordered = tuple(segments[use] for use in sorted(segments))
+        return replace(inputs, pictures=inputs.pictures.with_features(features), segments=ordered)
 
-    def kept(self, segments: SegmentFeatures, keep: Callable[[Any], Any]) -> SegmentFeatures:
-        """What the connector reads, as it is kept; the positions, which are alike for all, as they are."""
+    def offload_segments(self, segments: SegmentFeatures, offload: Offload) -> SegmentFeatures:
+        """Return what the connector reads of one prompt's features, offloaded; the positions, alike for all prompts, stay where they are."""
         unread: dict[str, Any] = {
             name: segments.image.new_zeros(len(segments.image), 0, 0, 0) if name == "image" else None
             for name in ("image", "mask_logits", "focus")
             if name not in self.connector.reads
         }
-        return replace(keep(replace(segments, **unread)), image_positions=segments.image_positions)
+        return replace(offload(replace(segments, **unread)), image_positions=segments.image_positions)
 
-    def row_tokens(self, inputs: EncoderBatch) -> list[int]:
-        counted = super().row_tokens(inputs)
+    def token_counts(self, inputs: EncoderBatch) -> list[int]:
+        """Return how many tokens of each row the language model reads, segment tokens included."""
+        counts = super().token_counts(inputs)
         for row in inputs.prompt_rows.tolist():
-            counted[row] += self.segment_tokens(inputs)
-        return counted
+            counts[row] += self.segment_tokens(inputs)
+        return counts
 
     def segment_tokens(self, inputs: EncoderBatch) -> int:
-        """How many tokens the connector makes of a prompt, found out with one of `inputs` the first time."""
+        """Return how many tokens the connector makes of a prompt, measured with one of `inputs` the first time."""
         if self.num_segment_tokens is None:
             one = inputs.select(inputs.prompt_rows.tolist()[:1])
             device = one.input_ids.device
@@ -206,4 +224,6 @@ class Virtue(EmbeddingModel):
         size, processor = self.segmentation.backbone.image_size, self.fusion.backbone.processor
         segmentation = self.recipe.segmentation_fingerprint(self.segmentation.backbone.fingerprint())
         fingerprints = {"segmentation": segmentation, "vision": self.fusion.backbone.fingerprint()}
-        return ContrastivePreprocess(processor, self.recipe, size, self.train_modes, self.evaluation_modes, fingerprints, self.segment_unprompted)
+        return ContrastivePreprocess(
+            processor, self.recipe, size, self.train_modes, self.evaluation_modes, fingerprints, self.segment_unprompted
+        )

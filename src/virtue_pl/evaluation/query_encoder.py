@@ -14,7 +14,7 @@ from torchvision.ops import roi_align
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.fusion_head import VLMFusionHead
 from virtue_pl.prompts import enclosing_box
-from virtue_pl.types import UNKNOWN, EncoderBatch, PictureFeatures, SegmentTokens, VirtueError
+from virtue_pl.types import NO_FEATURES, EncoderBatch, PictureFeatures, SegmentTokens, VirtueError
 from virtue_pl.virtue import Virtue
 
 Stream = Literal["whole", "none", "roi"]
@@ -49,8 +49,7 @@ class QueryEncoder:
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         """Unit embeddings in float32."""
         if len(inputs.pictures):
-            known = replace(inputs.pictures, features=self.features(inputs))
-            inputs = replace(inputs, pictures=known)
+            inputs = replace(inputs, pictures=replace(inputs.pictures, features=self.features(inputs)))
         return torch.cat([self._rows(chunk).float() for chunk in inputs.split(self.chunk_size)])
 
     def features(self, inputs: EncoderBatch) -> tuple[PictureFeatures, ...]:
@@ -60,7 +59,7 @@ class QueryEncoder:
         found: dict[int, tuple[Tensor, ...]] = {}
         if segmented and isinstance(self.model, Virtue):
             found = dict(zip(segmented, self.model.segmentation.frozen_features(inputs.pictures.select(list(segmented))), strict=True))
-        return tuple(PictureFeatures(found.get(number, UNKNOWN.segmentation), levels) for number, levels in enumerate(vision))
+        return tuple(PictureFeatures(found.get(number, NO_FEATURES.segmentation), levels) for number, levels in enumerate(vision))
 
     def _rows(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         if self.stream == "whole":
