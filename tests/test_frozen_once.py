@@ -77,6 +77,23 @@ def test_what_is_trained_of_the_stream_runs_in_both_passes(encoded: Counter[str]
     assert any(name.startswith("segmentation.") for name in gradients) and any(name.startswith("prompt_encoder.") for name in gradients)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_image_without_a_prompt_costs_no_segmentation_where_the_model_needs_none(encoded: Counter[str], frozen: bool) -> None:
+    """The last target is an image alone."""
+    model = tiny_virtue(frozen=frozen)
+    model.segment_unprompted = False
+    batch = pairs(model, 4)
+    assert batch.targets.pictures.segmentation == (None,) and None not in batch.queries.pictures.segmentation
+    model.token_counts(batch.queries)
+    encoded.clear()
+    plain_loss, _ = step(model, batch, FullBatch())
+    assert encoded["pictures"] == 2 and encoded["vision"] == 3
+    encoded.clear()
+    cached_loss, _ = step(model, batch, GradientCache(2))
+    assert encoded["pictures"] == 2 and encoded["vision"] == 3
+    assert cached_loss == pytest.approx(plain_loss, rel=1e-6)
+
+
 def chunk_by_chunk(model: Virtue, rows: int) -> type[FullBatch]:
     class Chunks(FullBatch):
         def __call__(self, encoder: Any, inputs: Any) -> torch.Tensor:

@@ -71,7 +71,7 @@ class RecentFeatures:
         return self._features[key]
 
     def put(self, key: str, features: PictureFeatures) -> None:
-        """Cache the features, beside those of a stream that is cached already, and evict the images used longest ago."""
+        """Cache the features, beside those of another stream, and evict the images used longest ago."""
         self._features[key] = merge_features(features, self._features.get(key, NO_FEATURES))
         self._features.move_to_end(key)
         while len(self._features) > self.capacity:

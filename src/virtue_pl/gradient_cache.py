@@ -1,4 +1,4 @@
-"""Contrastive batches larger than memory: encode in chunks, keep only the embeddings, and encode again in the backward pass.
+"""Contrastive batches larger than memory: encode in chunks, keep the embeddings, encode again in the backward pass.
 
 The gradient is that of the whole batch (Gao et al. 2021, arXiv 2101.06983). Each chunk is an activation checkpoint, so
 autograd itself recomputes it with the dropout it had, and gradients reach each parameter once: DDP, FSDP2, clipping and
@@ -23,7 +23,7 @@ from virtue_pl.types import EncoderBatch, VirtueError, cast, move
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Offload = Callable[[Any], Any]
-"""Stores a value (tensors, or tuples and batches of them) between a step's two passes: in another dtype, on another device."""
+"""Moves a value (tensors, or tuples and batches of them) to where a step stores it between its two passes."""
 
 
 class ChunkEncoder(Protocol):
@@ -33,7 +33,7 @@ class ChunkEncoder(Protocol):
         """Return the unit embeddings of the rows, which are differentiable."""
 
     def encode_frozen(self, inputs: EncoderBatch, chunk_size: int, offload: Offload) -> EncoderBatch:
-        """Return the inputs with the outputs of frozen networks in place of pixels, encoding `chunk_size` images at a time."""
+        """Return the inputs with frozen networks' outputs for pixels, encoding `chunk_size` images at a time."""
 
     def token_counts(self, inputs: EncoderBatch) -> Sequence[int]:
         """Return how many tokens of each row the language model reads."""
@@ -91,19 +91,24 @@ class FullBatch:
 
 
 class GradientCache:
-    """Chunks of rows, whose activations live only while their gradient is computed. A batch that is one chunk is a plain step.
+    """Chunks of rows, whose activations live only while their gradient is computed.
 
-    Where layers are sharded (`equal_chunks`), ranks take equally many chunks of equally many rows, since each chunk gathers the
-    layers. The backward pass is one, so that gradients are sent once a step there too.
+    A batch of one chunk is a plain step.
+
+    Where layers are sharded (`equal_chunks`), ranks take equally many chunks of equally many rows, since each chunk
+    gathers the layers. The backward pass is one, so that gradients are sent once a step there too.
 
     Args:
-        chunk_size: rows of a chunk, of which the last may hold fewer; "auto" measures at the first step what a token's activations
-            take, and makes chunks of as many tokens as there is memory for; None where `chunk_tokens` alone cuts.
-        chunk_tokens: tokens of a chunk, padding counted: rows of like length go together. A longer row is a chunk of its own.
-        frozen_dtype: in which the outputs of frozen networks are stored between a step's two passes: float32, float16 or bfloat16;
-            None for the dtype that they have.
+        chunk_size: rows of a chunk, of which the last may hold fewer; "auto" measures at the first step what a token's
+            activations take, and makes chunks of as many tokens as there is memory for; None where `chunk_tokens` alone
+            cuts.
+        chunk_tokens: tokens of a chunk, padding counted: rows of like length go together. A longer row is a chunk of
+            its own.
+        frozen_dtype: in which the outputs of frozen networks are stored between a step's two passes: float32, float16
+            or bfloat16; None for the dtype that they have.
         frozen_device: where they are stored, such as "cpu"; None for where they are.
-        memory_share: with "auto": of the memory that is free at the first step, for each of queries, targets and negatives.
+        memory_share: with "auto": of the memory that is free at the first step, for each of queries, targets and
+            negatives.
 
     Example:
         >>> embeddings = GradientCache(chunk_size=8, frozen_device="cpu")(model, inputs)
@@ -132,7 +137,7 @@ class GradientCache:
         self.equal_chunks = False
 
     def __call__(self, encoder: ChunkEncoder, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
-        """Return the embeddings of all rows, in order; frozen networks run once, the rest again in the backward pass."""
+        """Return the embeddings of all rows, in order; the backward pass runs again what is not frozen."""
         chunks = self.cut(encoder, inputs)
         if len(chunks) <= 1:
             return encoder.encode(inputs)
@@ -160,10 +165,10 @@ class GradientCache:
         return value if self.frozen_device is None else move(value, self.frozen_device)
 
     def tokens_that_fit(self, encoder: ChunkEncoder, inputs: EncoderBatch, counts: Sequence[int]) -> int:
-        """Return the tokens whose activations fit into `memory_share` of the free memory of every rank, at least the longest row's.
+        """Return how many tokens' activations fit into `memory_share` of every rank's free memory.
 
-        Two rows against one tell what a row takes, so that weights, which autograd keeps once, do not count. The state of the
-        random generators is restored.
+        The longest row always fits. Two rows against one tell what a row takes, so that weights, which autograd keeps
+        once, do not count. The state of the random generators is restored.
         """
         row = max(range(len(counts)), key=lambda index: counts[index])
         device = inputs.input_ids.device
@@ -184,11 +189,9 @@ class GradientCache:
         if not full or (full == 1 and not rest):
             return "the whole batch at once"
         chunks = f"{full} of {self.chunk_size} rows"
-        return (
-            f"{chunks}: they divide the batch"
-            if not rest
-            else f"{chunks} and one of {rest}: {self.chunk_size} does not divide {batch_size}"
-        )
+        if not rest:
+            return f"{chunks}: they divide the batch"
+        return f"{chunks} and one of {rest}: {self.chunk_size} does not divide {batch_size}"
 
 
 def encode_rows(encoder: ChunkEncoder, inputs: EncoderBatch, rows: Sequence[int]) -> Float[Tensor, "rows dim"]:

@@ -307,7 +307,8 @@ class Pictures(Movable):
 
     vision: for the VLM's tower; segmentation: for the segmentation model. Both are uint8 RGB where the model normalises.
     features: what is stored of each picture; empty where nothing is of any. A stream's features stand in for its pixels, which are None.
-    keys: the content key of each image as it was prepared, "" for one that has none; empty where nobody asks for them.
+        So are the segmentation model's pixels of an image without a prompt, where it reads prompted images alone.
+    keys: the content key of each image as it was prepared, "" for an image without one; empty for a batch of images alone.
     """
 
     vision: tuple[Shaped[Tensor, "3 height width"] | None, ...] = ()

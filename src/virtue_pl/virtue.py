@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from virtue_pl import distributed
+from virtue_pl.frozen_features import Levels
 from virtue_pl.gradient_cache import FullBatch, GradientCache, Offload
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.connector import Connector
@@ -50,14 +51,16 @@ class Virtue(EmbeddingModel):
         loss: the contrastive loss.
         recipe: how text and pixels are prepared.
         train_modes: how often each prompt mode (box, point, mask, none) is shown in training.
-        evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses the first.
-        alignment_steps: for so many first steps a query is its summary alone, added to what all captions have in common; the language
-            model reads, and learns, only the captions: about half of the time of a step. Wants a connector with a summary, and a model that is not sharded.
+        evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses
+            the first.
+        alignment_steps: for so many first steps a query is its summary alone, added to what all captions have in
+            common; the language model reads, and learns, only the captions: about half of the time of a step. Wants a
+            connector with a summary, and a model that is not sharded.
         gradient_cache: `FullBatch()` or `GradientCache(...)`.
         optimization: how to train.
         weights, weights_prefix: a checkpoint of the whole model to start from.
-        segment_unprompted: a picture without a prompt is read by the segmentation model too, under a grid of points (the paper); or else
-            it has no segment tokens, and costs none.
+        segment_unprompted: the segmentation model reads an image without a prompt too, under a grid of points (the
+            paper); otherwise such an image has no segment tokens, and costs none.
     """
 
     def __init__(
@@ -94,7 +97,8 @@ class Virtue(EmbeddingModel):
         if self.device_mesh is not None and self.device_mesh.size() > 1 and self.alignment_steps:
             size = self.device_mesh.size()
             raise VirtueError(
-                f"alignment_steps is {self.alignment_steps}, but the model is sharded over {size} processes, expected one: set it to 0"
+                f"alignment_steps is {self.alignment_steps}, but the model is sharded over {size} processes, "
+                "expected one: set it to 0"
             )
         super().configure_model()
 
@@ -107,35 +111,34 @@ class Virtue(EmbeddingModel):
         return self.fusion(inputs, self.connect(inputs))
 
     def connect(self, inputs: EncoderBatch) -> SegmentTokens:
-        """The segment tokens of each use of a picture."""
+        """Return the segment tokens of each prompt."""
         first = next(self.connector.parameters())
         segments = SegmentFeatures.join(inputs.segments) if inputs.segments else self.segment(inputs)
         return self.connector(cast(segments.to(first.device), first.dtype))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        return (
-            self.alignment_step(batch)
-            if self.global_step < self.alignment_steps
-            else super().training_step(batch, batch_idx)
-        )
+        if self.global_step < self.alignment_steps:
+            return self.alignment_step(batch)
+        return super().training_step(batch, batch_idx)
 
     def alignment_step(self, batch: PairBatch) -> Tensor:
-        """The contrastive loss of what the summary alone says, added to what all captions have in common. Queries without a picture are encoded."""
+        """Return the contrastive loss of prompts' summaries, each added to what all captions have in common.
+
+        Queries without a prompt are encoded.
+        """
         targets, negatives = self.embed_candidates(batch)
-        queries = self.aligned_queries(
-            batch.queries, normalize(distributed.gather(targets).detach().mean(dim=0), dim=-1)
-        )
+        common = normalize(distributed.gather(targets).detach().mean(dim=0), dim=-1)
+        queries = self.aligned_queries(batch.queries, common)
         assert self.loss is not None
         output = self.loss(EmbeddingBatch(queries, targets, negatives, batch.ids))
         self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))
         if distributed.world_size() == 1:
             return output.loss
-        return distributed.reaching(
-            output.loss, (parameter for parameter in self.parameters() if parameter.requires_grad)
-        )
+        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        return distributed.reaching(output.loss, trained)
 
     def aligned_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
-        """`common` and the summary of a row's prompt; a row without segment tokens as it is embedded."""
+        """Return `common` and the summary of each row's prompt; the embedding of a row without segment tokens."""
         prompted = set(queries.prompt_rows.tolist())
         texts = [row for row in range(len(queries)) if row not in prompted]
         rows = common.expand(len(queries), -1)
@@ -143,7 +146,8 @@ class Virtue(EmbeddingModel):
             summary = self.connect(queries).summary
             if summary is None:
                 raise VirtueError(
-                    "alignment_steps needs a connector with a summary: set `summary: true` in the connector, or alignment_steps to 0"
+                    "alignment_steps needs a connector with a summary: "
+                    "set `summary: true` in the connector, or alignment_steps to 0"
                 )
             rows = normalize(rows.index_add(0, queries.prompt_rows, summary.to(rows.dtype)), dim=-1)
         if texts:
@@ -158,30 +162,41 @@ class Virtue(EmbeddingModel):
 
     @torch.no_grad()
     def encode_frozen(self, inputs: EncoderBatch, chunk_size: int, offload: Offload) -> EncoderBatch:
-        """Return the inputs with the outputs of frozen networks in place of pixels, encoding `chunk_size` images at a time.
+        """Return the inputs with frozen networks' outputs in place of pixels, encoding `chunk_size` images at a time.
 
-        Where the whole segmentation stream is frozen, these are its features of each prompt, of which only what the connector
-        reads is stored; its features of each image are then not needed again.
+        Where the whole segmentation stream is frozen, these are its features of each prompt, of which only what the
+        connector reads is stored; its features of each image are then not needed again.
         """
-        if self.segmentation.training or not self.segmentation.frozen or not self.prompt_encoder.frozen:
-            return super().encode_frozen(inputs, chunk_size, offload)
+        frozen = self.segmentation.frozen and self.prompt_encoder.frozen and not self.segmentation.training
+        owners = inputs.prompts.pictures.tolist()
         segments: dict[int, SegmentFeatures] = {}
         features: list[PictureFeatures] = []
         for start in range(0, len(inputs.pictures), chunk_size):
             group = range(len(inputs.pictures))[start : start + chunk_size]
-            pictures = inputs.pictures.select(group)
-            encoded = self.picture_features(pictures)
-            uses = [use for use, number in enumerate(inputs.prompts.pictures.tolist()) if number in group]
-            if uses:
-                tokens = self.prompt_encoder(inputs.prompts.select(uses).on(list(group)))
-                found = self.segmentation(pictures.with_features(encoded), tokens).split()
+            prompted = [number for number in group if number in owners]
+            encoded = self.encode_streams(inputs.pictures.select(group), [number - start for number in prompted])
+            if frozen and prompted:
+                uses = [use for use, number in enumerate(owners) if number in group]
+                images = inputs.pictures.select(prompted).with_features(
+                    [encoded[number - start] for number in prompted]
+                )
+                found = self.segmentation(images, self.prompt_encoder(inputs.prompts.select(uses).on(prompted))).split()
                 segments.update(zip(uses, (self.offload_segments(one, offload) for one in found), strict=True))
-            features += [offload(replace(one, segmentation=())) for one in encoded]
+            features += [offload(replace(one, segmentation=()) if frozen else one) for one in encoded]
         ordered = tuple(segments[use] for use in sorted(segments))
         return replace(inputs, pictures=inputs.pictures.with_features(features), segments=ordered)
 
+    def encode_streams(self, images: Pictures, prompted: Sequence[int]) -> tuple[PictureFeatures, ...]:
+        """Return each image's frozen features, the segmentation model's of the `prompted` ones (by number) alone."""
+        vision = self.fusion.frozen_features(images)
+        segmentation: dict[int, Levels] = {}
+        if prompted:
+            found = self.segmentation.frozen_features(images.select(prompted))
+            segmentation = dict(zip(prompted, found, strict=True))
+        return tuple(PictureFeatures(segmentation.get(number, ()), levels) for number, levels in enumerate(vision))
+
     def offload_segments(self, segments: SegmentFeatures, offload: Offload) -> SegmentFeatures:
-        """Return what the connector reads of one prompt's features, offloaded; the positions, alike for all prompts, stay where they are."""
+        """Offload what the connector reads of a prompt's features, but for the positions, which all prompts share."""
         unread: dict[str, Any] = {
             name: segments.image.new_zeros(len(segments.image), 0, 0, 0) if name == "image" else None
             for name in ("image", "mask_logits", "focus")
@@ -206,11 +221,10 @@ class Virtue(EmbeddingModel):
         return self.num_segment_tokens
 
     def picture_features(self, pictures: Pictures) -> tuple[PictureFeatures, ...]:
-        both = zip(self.segmentation.frozen_features(pictures), self.fusion.frozen_features(pictures), strict=True)
-        return tuple(PictureFeatures(segmentation, vision) for segmentation, vision in both)
+        return self.encode_streams(pictures, range(len(pictures)))
 
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """As any embedder's, with the predicted masks of the first batch, which is drawn."""
+        """Log hit@1 and return a `RankingOutput`, with the predicted masks of the first batch, which is drawn."""
         output = super().validation_step(batch, batch_idx, dataloader_idx)
         if batch_idx:
             return output

@@ -19,7 +19,7 @@ from virtue_pl.types import EmbeddingBatch, VirtueError
 
 
 class CandidateScores(NamedTuple):
-    """A batch's cosines over temperature, of this rank's queries with the targets and then the hard negatives of all ranks.
+    """Cosines over temperature, of this rank's queries with the targets and then the hard negatives of all ranks.
 
     values: -inf where a candidate is left out. positive: the column of each query's own target.
     same_pair: which pairs of all ranks say the same as the query's own, itself excepted.
@@ -37,17 +37,20 @@ class CandidateScores(NamedTuple):
 class ContrastiveLoss(EmbeddingLoss):
     """Scores every query against every candidate of every rank, leaving false negatives out.
 
-    Queries stay on their rank; targets and hard negatives are gathered with gradient, so that a rank's scores are of its own queries only.
-    The mean over ranks of the returned losses is the loss of the global batch, so DDP's averaging gives its gradient.
+    Queries stay on their rank; targets and hard negatives are gathered with gradient, so that a rank's scores are of
+    its own queries only. The mean over ranks of the returned losses is the loss of the global batch, so DDP's averaging
+    gives its gradient.
 
     Args:
         temperature: cosines are divided by it.
         learn_temperature: train its logarithm; it stays within [0.005, 1].
-        adapter_dim: only for running alone: width of the stored embeddings, which then pass a linear map that the loss trains
-            (the identity at first).
-        margin: leave candidates out whose cosine with the query exceeds the target's by more than this (GISTEmbed, arXiv 2402.16829, with
-            the model as its own guide): they are likely right, too. None for leaving out only what has an equal caption or is of the same sample.
-        mask_same_picture: leave out the targets of other queries on the same picture. In SCaR they are worth learning from: other objects.
+        adapter_dim: only for running alone: width of the stored embeddings, which then pass a linear map that the loss
+            trains (the identity at first).
+        margin: leave candidates out whose cosine with the query exceeds the target's by more than this (GISTEmbed,
+            arXiv 2402.16829, with the model as its own guide): they are likely right, too. None for leaving out only
+            what has an equal caption or is of the same sample.
+        mask_same_picture: leave out the targets of other queries on the same picture. In SCaR they are worth learning
+            from: other objects.
         optimization, weights, weights_prefix, frozen: see `Part`; alone, the loss learns on stored embeddings.
     """
 
@@ -99,12 +102,16 @@ class ContrastiveLoss(EmbeddingLoss):
         return CandidateScores((cosines / self.temperature).masked_fill(left_out, float("-inf")), positive, same)
 
     def same_pair(self, batch: EmbeddingBatch) -> Bool[Tensor, "pairs all_pairs"]:
-        """Return which pairs of all ranks say the same as one of this rank: by target, by sample, and with `mask_same_picture` by image."""
+        """Return which pairs of all ranks say the same as each of this rank's.
+
+        They have the same target, are of the same sample or, with `mask_same_picture`, have a query on the same image.
+        """
         ids = [batch.ids.target_ids, batch.ids.query_ids]
         if self.mask_same_picture:
             if len(batch.ids.image_ids) != len(batch):
                 raise VirtueError(
-                    "loss.mask_same_picture is set, but the batch does not say which pictures its queries show: set it to false"
+                    "loss.mask_same_picture is set, but the batch does not say which pictures its queries show: "
+                    "set it to false"
                 )
             ids.append(batch.ids.image_ids)
         return torch.stack([distributed.gather(column)[None] == column[:, None] for column in ids]).any(dim=0)
@@ -112,7 +119,7 @@ class ContrastiveLoss(EmbeddingLoss):
     def beyond_margin(
         self, cosines: Float[Tensor, "rows columns"], positive: Int[Tensor, " rows"]
     ) -> Bool[Tensor, "rows columns"]:
-        """Which are closer than the right one by more than `margin`."""
+        """Return which candidates are closer than the right one by more than `margin`."""
         if self.margin is None:
             return torch.zeros_like(cosines, dtype=torch.bool)
         right = cosines.detach().gather(1, positive[:, None])
@@ -133,7 +140,7 @@ class ContrastiveLoss(EmbeddingLoss):
         return own
 
     def adapt(self, batch: EmbeddingBatch) -> EmbeddingBatch:
-        """The stored embeddings through the trained map."""
+        """Return the stored embeddings after the trained map."""
         if self.adapter is None:
             return batch
         queries, targets, negatives = (
@@ -154,10 +161,10 @@ class InfoNCELoss(ContrastiveLoss):
     loss_i = -log( exp(s_ip) / sum_j exp(s_ij) ), s over temperature, j over targets and hard negatives of all ranks.
 
     Args:
-        own_negatives_weight: adds, with this weight, the same loss among the target and the query's own hard negatives only,
-            which are few among the many easy candidates of the batch.
-        both_sides: the mean of that loss and of the one that finds the query among those of all ranks for each target (CLIP,
-            arXiv 2103.00020); hard negatives are candidates of queries alone.
+        own_negatives_weight: adds, with this weight, the same loss among the target and the query's own hard negatives
+            only, which are few among the many easy candidates of the batch.
+        both_sides: the mean of that loss and of the one that finds the query among those of all ranks for each target
+            (CLIP, arXiv 2103.00020); hard negatives are candidates of queries alone.
         others: see `ContrastiveLoss`.
     """
 

@@ -27,7 +27,8 @@ DEFAULT_TRAIN_MODES = {"box": 0.5, "point": 0.3, "mask": 0.2}
 class VLMFusionHead(EmbeddingModel):
     """The vision-language model, with segment tokens in front where they are given.
 
-    Alone it trains without segment tokens: the prompt reaches it as text only, the paper's first ablation (VLM2Vec's form).
+    Alone it trains without segment tokens: the prompt reaches it as text only, the paper's first ablation (VLM2Vec's
+    form).
 
     Args:
         backbone: the vision-language model.
@@ -90,7 +91,7 @@ class VLMFusionHead(EmbeddingModel):
         return self(inputs)
 
     def frozen_features(self, pictures: Pictures) -> list[Levels]:
-        """Return the vision tower's frozen features of each image, in order: stored ones, or else encoded now in one batch."""
+        """Return the vision tower's frozen features of each image, in order: stored, or else encoded in one batch."""
         stored = [features.vision for features in pictures.stored_features]
         return encode_missing(stored, pictures.vision, self.backbone.vision_features, self.backbone)
 

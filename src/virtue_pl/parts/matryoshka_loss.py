@@ -15,13 +15,14 @@ from virtue_pl.types import EmbeddingBatch, VirtueError
 
 
 class MatryoshkaLoss(EmbeddingLoss):
-    """The weighted mean of a loss over the first `dims` numbers of each embedding, made unit vectors again (arXiv 2205.13147).
+    """The weighted mean of a loss over the first `dims` numbers of each embedding, as unit vectors (arXiv 2205.13147).
 
     Args:
         loss: what is computed at each length.
         dims: the lengths; those that are to serve, the whole one too.
         dim_weights: of each length; alike by default.
-        optimization, weights, weights_prefix, frozen: see `Part`; alone, it learns on stored embeddings, as `loss` would.
+        optimization, weights, weights_prefix, frozen: see `Part`; alone, it learns on stored embeddings, as `loss`
+            would.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -123,7 +123,8 @@ class ContrastivePreprocess:
     def distinct_modes(self, samples: Sequence[RankingSample]) -> tuple[str, ...]:
         """The evaluation modes in which these queries differ.
 
-        Without a region there is nothing to point at, so all modes but "blind" are "no_prompt"; without a picture "blind" is, too.
+        Without a region there is nothing to point at, so all modes but "blind" are "no_prompt"; without a picture
+        "blind" is, too.
         """
         if any(sample.region is not None for sample in samples):
             return self.evaluation_modes
@@ -137,7 +138,8 @@ class ContrastivePreprocess:
 
         Args:
             items: texts, images and prompts.
-            cached: asked once for each distinct image that has a key; its features stand in for pixels where `items` bring none.
+            cached: asked once for each distinct image that has a key; its features stand in for pixels where `items`
+                bring none.
 
         Raises:
             VirtueError: a row has a visual prompt and no image.
@@ -149,7 +151,8 @@ class ContrastivePreprocess:
         for row, item in enumerate(items):
             if not item.images and not all(prompt.is_empty for prompt in item.prompts):
                 raise VirtueError(
-                    f"row {row} has a visual prompt but no picture to point at: add the picture, or leave the prompt out"
+                    f"row {row} has a visual prompt but no picture to point at: "
+                    "add the picture, or leave the prompt out"
                 )
             for position in range(len(item.images)):
                 number = images.add(item, position)
@@ -159,7 +162,7 @@ class ContrastivePreprocess:
         return EncoderBatch(
             input_ids,
             mask,
-            self.pictures(images.pixels, images.features, images.keys),
+            self.prepare_images(images, {number for _, number, _ in prompts}),
             PromptBatch(tuple(prompt for _, _, prompt in prompts), ids([number for _, number, _ in prompts])),
             ids([row for row, _ in uses]),
             position_ids,
@@ -170,7 +173,10 @@ class ContrastivePreprocess:
     def tokenize(
         self, items: Sequence[EmbeddingInput], prompt_counts: Mapping[int, int]
     ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], Int[Tensor, "*axes rows tokens"] | None]:
-        """Return token ids, attention mask and positions of prepared inputs. prompt_counts: by row, how many prompts become segment tokens."""
+        """Return token ids, attention mask and positions of prepared inputs.
+
+        prompt_counts: by row, how many of its prompts become segment tokens.
+        """
         sizes = [[self.processor.resized((image.shape[1], image.shape[2])) for image in item.images] for item in items]
         texts = [self.recipe.marked(self.recipe.text(item), self.processor.marks) for item in items]
         input_ids, mask = self.processor.tokenize(texts, sizes)
@@ -182,34 +188,44 @@ class ContrastivePreprocess:
         )
 
     def prompts_on(self, item: EmbeddingInput, position: int) -> list[VisualPrompt]:
-        """Return the prompts on one of the item's images, each of which becomes segment tokens; an empty one stands for the whole image."""
+        """Return the prompts on one of the item's images, each of which becomes segment tokens.
+
+        An empty prompt stands for the whole image.
+        """
         given = item.prompts if position == 0 else (VisualPrompt(),)
         prompts = [self.recipe.visual_prompt(replace(item, prompt=prompt), self.segmentation_size) for prompt in given]
         return [prompt for prompt in prompts if self.segment_unprompted or not prompt.is_empty]
 
-    def pictures(
-        self,
-        images: Sequence[UInt8[Tensor, "3 height width"]],
-        stored: Sequence[PictureFeatures] = (),
-        keys: Sequence[str] = (),
-    ) -> Pictures:
-        """Prepare images for both streams. stored: one entry an image, in place of its pixels. keys: the images' content keys."""
-        stored = stored or [NO_FEATURES] * len(images)
-        both = list(zip(images, stored, strict=True))
+    def pictures(self, images: Sequence[UInt8[Tensor, "3 height width"]]) -> Pictures:
+        """Prepare images for both streams."""
+        vision = tuple(self.processor.resize(image) for image in images)
+        if (size := self.segmentation_size) is None:
+            return Pictures(vision)
+        return Pictures(vision, tuple(self.recipe.segmentation_pixels(image, size) for image in images))
+
+    def prepare_images(self, images: DistinctImages, prompted: Collection[int]) -> Pictures:
+        """Prepare a batch's images for the streams that read them, with features in place of a stream's pixels.
+
+        The segmentation model reads the `prompted` images (by number) alone.
+        """
+        both = list(zip(images.pixels, images.features, strict=True))
         vision = tuple(None if features.vision else self.processor.resize(image) for image, features in both)
         segmentation: tuple[Tensor | None, ...] = ()
         if (size := self.segmentation_size) is not None:
             segmentation = tuple(
-                None if features.segmentation else self.recipe.segmentation_pixels(image, size)
-                for image, features in both
+                self.recipe.segmentation_pixels(image, size)
+                if number in prompted and not features.segmentation
+                else None
+                for number, (image, features) in enumerate(both)
             )
-        return Pictures(vision, segmentation, drop_empty(stored), tuple(keys))
+        return Pictures(vision, segmentation, drop_empty(images.features), tuple(images.keys))
 
 
 class DistinctImages:
     """The distinct images of a batch, numbered as rows first use them.
 
-    pixels, features, keys: one entry an image; the key is "" for an image without one, which is distinct from every other.
+    pixels, features, keys: one entry an image; the key is "" for an image without one, which is distinct from every
+    other.
 
     Args:
         cached: features that are looked up by key, once an image, where the input brings none.

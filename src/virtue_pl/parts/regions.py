@@ -1,4 +1,4 @@
-"""Samples to batches of prompts and the regions they mean: what the prompt encoder and the segmentation extractor learn from alone."""
+"""Samples to batches of prompts and regions, from which prompt encoder and segmentation extractor learn alone."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class RegionPreprocess:
     def pictures(
         self, images: Sequence[UInt8[Tensor, "3 height width"]], stored: Sequence[PictureFeatures] = ()
     ) -> Pictures:
-        """Prepare images for the segmentation stream, if there is one. stored: one entry an image, in place of its pixels."""
+        """Prepare images for the segmentation stream. stored: one entry an image, in place of its pixels."""
         if self.image_size is None:
             return Pictures()
         stored, size = stored or [NO_FEATURES] * len(images), self.image_size
@@ -151,7 +151,7 @@ def mirror_region(region: Region) -> Region:
 
 
 def jitter_boxes(prompt: VisualPrompt, share: float) -> VisualPrompt:
-    """Return the prompt with each side of its boxes moved by up to `share` of the box's width or height, inside the image."""
+    """Return the prompt with each side of its boxes moved by up to `share` of the box, within the image."""
     if not share or not len(prompt.boxes):
         return prompt
     sizes = (prompt.boxes[:, 2:] - prompt.boxes[:, :2]).repeat(1, 2)
