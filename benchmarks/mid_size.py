@@ -21,7 +21,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from virtue_pl.cli.lightning import VirtueCLI
 from virtue_pl.cli.memory import NO_THREAD_CACHES, TUNABLES
-from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, PairBatch, VisualPrompt
+from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, PairBatch, PairIds, VisualPrompt
 from virtue_pl.virtue import Virtue
 
 ROOT = Path(__file__).parents[1]
@@ -117,8 +117,8 @@ def together(rows: Sequence[EncoderBatch]) -> EncoderBatch:
 
 def pair_batch(model: Virtue, size: int) -> PairBatch:
     targets = together(texts(model, [TARGET_TOKENS] * size))
-    none, rows = torch.zeros(0, dtype=torch.long), torch.arange(size)
-    return PairBatch(tuple(map(str, range(size))), queries(model, range(size)), targets, None, rows, rows + size, none, none)
+    rows = torch.arange(size)
+    return PairBatch(tuple(map(str, range(size))), queries(model, range(size)), targets, None, PairIds(rows, rows + size))
 
 
 class Stages:

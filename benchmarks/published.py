@@ -103,8 +103,7 @@ class Published(nn.Module):
             replay.append(states)
             cached.append(torch.cat(found).requires_grad_())
         negatives = cached[0].new_zeros(0, cached[0].shape[1])
-        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
-        loss: Tensor = self.loss(EmbeddingBatch(*cached, negatives, *ids)).loss  # type: ignore[misc]
+        loss: Tensor = self.loss(EmbeddingBatch(cached[0], cached[1], negatives, batch.ids)).loss  # type: ignore[misc]
         loss.backward()
         for chunks, embeddings, states in zip(sides, cached, replay, strict=True):
             gradients = embeddings.grad.split(chunk_size)  # type: ignore[union-attr]

@@ -28,7 +28,7 @@ from mid_size import Stages, build, child_parser, gemm_peak, pair_batch, peak_me
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from virtue_pl.cli.memory import keep_freed_memory
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.gradient_cache import FullBatch, GradientCache
 
 
 def main() -> None:
@@ -171,8 +171,8 @@ def our_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple
     return model, step
 
 
-def strategy(chunk_size: str) -> PlainStep | GradientCache:
-    return PlainStep() if chunk_size == "plain" else GradientCache(chunk_size if chunk_size == "auto" else int(chunk_size))
+def strategy(chunk_size: str) -> FullBatch | GradientCache:
+    return FullBatch() if chunk_size == "plain" else GradientCache(chunk_size if chunk_size == "auto" else int(chunk_size))
 
 
 def baseline_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple[torch.nn.Module, Callable[[], float]]:
@@ -197,7 +197,7 @@ def count(options: argparse.Namespace) -> dict[str, Any]:
     """Floating-point operations of a step that computes each thing once, and the machine's speed."""
     peaks = {precision: round(gemm_peak(precision), 1) for precision in options.precisions}
     model: Any = build(Path(options.folder), "float32").train()
-    model.gradient_cache = PlainStep()
+    model.gradient_cache = FullBatch()
     batch = pair_batch(model, options.batch_size)
     attention: Any = torch.ops.aten
     own = {attention._scaled_dot_product_flash_attention_for_cpu: forward_flops, attention._scaled_dot_product_flash_attention_for_cpu_backward: backward_flops}

@@ -15,10 +15,10 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from tiny_virtue import samples, tiny_virtue
-from virtue_pl.gradient_cache import GradientCache
+from virtue_pl.gradient_cache import FunctionEncoder, GradientCache
 from virtue_pl.parts.connector import MaskConnector
 from virtue_pl.parts.contrastive_loss import InfoNCELoss
-from virtue_pl.types import EmbeddingBatch, EncoderBatch, Pictures, PromptBatch
+from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairIds, Pictures, PromptBatch
 
 PAIRS, PER_QUERY, DIM = 8, 2, 6
 
@@ -57,14 +57,15 @@ class Encoder(nn.Module):
             kept = torch.stack([torch.rand(DIM, generator=torch.Generator().manual_seed(row)) > 0.3 for row in chosen.tolist()])
             return normalize(self.layer(vectors[chosen] * kept / 0.7), dim=-1)
 
-        return self.cache(encode, numbered(rows))
+        return self.cache(FunctionEncoder(encode), numbered(rows))
 
     def forward(self, part: slice) -> torch.Tensor:
         data = inputs()
         rows = torch.arange(part.start, part.stop)
         negative_rows = torch.arange(part.start * PER_QUERY, part.stop * PER_QUERY)
         encoded = [self.embed(data[name], chosen) for name, chosen in (("queries", rows), ("targets", rows), ("negatives", negative_rows))]
-        batch = EmbeddingBatch(*encoded, rows, data["target_ids"][rows], 100 + negative_rows, torch.arange(len(rows)).repeat_interleave(PER_QUERY))
+        ids = PairIds(rows, data["target_ids"][rows], 100 + negative_rows, torch.arange(len(rows)).repeat_interleave(PER_QUERY))
+        batch = EmbeddingBatch(*encoded, ids)
         return self.loss(batch).loss
 
 

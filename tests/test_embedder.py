@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from virtue_pl.frozen_features import RecentFeatures
 from virtue_pl.images import as_picture, pixel_key
 from virtue_pl.interop.export import export
 from virtue_pl.interop.pretrained import from_pretrained
-from virtue_pl.recipes import CropRecipe
-from virtue_pl.types import UNKNOWN, EmbeddingInput, PictureFeatures, VirtueError, VisualPrompt
+from virtue_pl.recipes import CropRecipe, MarkerRecipe, VirtueRecipe
+from virtue_pl.types import NO_FEATURES, EmbeddingInput, PictureFeatures, VirtueError, VisualPrompt
 
 PICTURES = [np.random.default_rng(number).integers(0, 256, (60 + 8 * number, 90, 3), dtype=np.uint8) for number in range(3)]
 BOX = VisualPrompt.from_pixels(boxes=[[5, 5, 40, 50]], size=(60, 90))
@@ -128,6 +129,42 @@ def test_a_recipe_that_changes_pictures_has_features_of_its_own(embedder, seen):
     np.testing.assert_allclose(crops[0], alone(embedder, EmbeddingInput("what is it", (cut,))), atol=1e-5)
 
 
+class CountedFeatures(RecentFeatures):
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.counts: Counter[str] = Counter()
+
+    def get(self, key: str) -> PictureFeatures:
+        self.counts[key] += 1
+        return super().get(key)
+
+
+@pytest.mark.parametrize("formatter", [CropRecipe, MarkerRecipe, VirtueRecipe])
+def test_each_input_is_prepared_once_and_each_image_looked_up_and_encoded_once(embedder, seen, formatter, monkeypatch):
+    prepared: Counter[str] = Counter()
+    prepare = formatter.prepare
+    monkeypatch.setattr(formatter, "prepare", lambda self, item: (prepared.update([item.text]), prepare(self, item))[1])
+    embedder.preprocess.recipe, embedder.recent = formatter(), CountedFeatures()
+    texts, images, prompts = list("abcdef"), [PICTURES[0]] * 5 + [None], [BOX, OTHER_BOX, None, BOX, None, None]
+    distinct = 1 if formatter is VirtueRecipe else 3
+    for _ in range(2):
+        embedder.encode(texts, images, prompts, batch_size=6)
+        assert prepared == Counter(texts) and seen == {"segmentation": distinct, "vision": distinct}
+        assert len(embedder.recent.counts) == distinct and set(embedder.recent.counts.values()) == {1}
+        prepared.clear()
+        embedder.recent.counts.clear()
+
+
+def test_a_batch_carries_the_keys_of_its_images_as_they_were_prepared(embedder):
+    image = torch.from_numpy(PICTURES[0]).permute(2, 0, 1).contiguous()
+    items = [EmbeddingInput("a", (image,), BOX, ("cat",)), EmbeddingInput("b", (image,), image_keys=("cat",)), EmbeddingInput("c", (image,))]
+    assert embedder.preprocess.encoder_batch(items).pictures.keys == ("cat", "")
+    embedder.preprocess.recipe = CropRecipe()
+    batch = embedder.preprocess.encoder_batch(items)
+    assert batch.pictures.keys == ("cat, crop 5 5 40 50", "cat", "")
+    assert batch.select([1]).pictures.keys == ("cat",) and batch.pictures.with_features((NO_FEATURES,) * 3).keys == batch.pictures.keys
+
+
 def test_rows_of_one_length_go_together_and_of_one_picture_in_a_row(embedder):
     keys = ["a", "b", "a", "b"]
     picture = torch.zeros(3, 60, 90, dtype=torch.uint8)
@@ -228,7 +265,7 @@ def test_recent_features():
     recent.put("b", vision)
     recent.get("a")
     recent.put("c", vision)
-    assert recent.get("b") is UNKNOWN and recent.get("a") is not UNKNOWN and len(recent) == 2
+    assert recent.get("b") is NO_FEATURES and recent.get("a") is not NO_FEATURES and len(recent) == 2
     empty = RecentFeatures(0)
     empty.put("a", vision)
-    assert empty.get("a") is UNKNOWN
+    assert empty.get("a") is NO_FEATURES

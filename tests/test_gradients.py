@@ -16,7 +16,7 @@ from virtue_pl.adapters import LoRA
 from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
 from virtue_pl.backbones.sam2 import Sam2Backbone, Sam2PromptEncoder
 from virtue_pl.backbones.sam2_weights import load_sam2, renamed
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.gradient_cache import FullBatch, GradientCache
 from virtue_pl.images import decode
 from virtue_pl.parts.connector import ConvolutionConnector
 from virtue_pl.parts.contrastive_loss import InfoNCELoss
@@ -25,7 +25,7 @@ from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
 from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
 from virtue_pl.pooling import LastTokenPooling
 from virtue_pl.recipes import ReferenceRecipe
-from virtue_pl.types import EmbeddingInput, PairBatch, VisualPrompt
+from virtue_pl.types import EmbeddingInput, PairBatch, PairIds, VisualPrompt
 from virtue_pl.virtue import Virtue
 
 SAM = GOLDEN / "sam2_image_and_prompts.pt"
@@ -84,13 +84,12 @@ def batch(model, recorded) -> PairBatch:
     inputs = [EmbeddingInput(text, (picture,), prompt) for text, picture, prompt in zip(recorded["texts"], pictures, prompts, strict=True)]
     preprocess = model.preprocess
     queries, targets = preprocess.encoder_batch(inputs), preprocess.encoder_batch([EmbeddingInput(text) for text in recorded["targets"]])
-    known = model.picture_features(queries.pictures)
-    nothing, rows = torch.zeros(0, dtype=torch.long), torch.arange(len(queries))
-    queries = replace(queries, pictures=replace(queries.pictures, features=known))
-    return PairBatch(tuple(recorded["images"]), queries, targets, None, rows, rows + len(rows), nothing, nothing)
+    rows = torch.arange(len(queries))
+    queries = replace(queries, pictures=replace(queries.pictures, features=model.picture_features(queries.pictures)))
+    return PairBatch(tuple(recorded["images"]), queries, targets, None, PairIds(rows, rows + len(rows)))
 
 
-@pytest.mark.parametrize("cache", [PlainStep(), GradientCache(2), GradientCache(3)], ids=["plain", "chunks of 2", "chunks of 3"])
+@pytest.mark.parametrize("cache", [FullBatch(), GradientCache(2), GradientCache(3)], ids=["plain", "chunks of 2", "chunks of 3"])
 @pytest.mark.parametrize("adapters", ["init", "perturbed"])
 def test_loss_embeddings_and_gradients_are_the_published_ones(model, batch, recorded, tensors, adapters, cache):
     parameters = dict(model.named_parameters())

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from tiny_virtue import samples, tiny_virtue
 from virtue_pl.adapters import LoRA
-from virtue_pl.gradient_cache import GradientCache, PlainStep, divided
+from virtue_pl.gradient_cache import FullBatch, GradientCache, halve_chunks
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.contrastive_loss import InfoNCELoss
 from virtue_pl.parts.part import load_weights
@@ -29,7 +29,7 @@ from virtue_pl.sharding import data_parallel
 from virtue_pl.types import PairBatch, RankingSample, VirtueError
 from virtue_pl.virtue import Virtue
 
-CASES = {"dora": GradientCache(chunk_tokens=80), "full": GradientCache(3), "plain": PlainStep()}
+CASES = {"dora": GradientCache(chunk_tokens=80), "full": GradientCache(3), "plain": FullBatch()}
 LIMIT = 0.1
 
 
@@ -191,7 +191,7 @@ def test_ranks_that_split_layers_are_refused() -> None:
     ],
 )
 def test_the_fullest_chunks_are_halved_to_a_number(chunks: list[list[int]], number: int, expected: list[list[int]]) -> None:
-    assert divided(chunks, number) == expected
+    assert halve_chunks(chunks, number) == expected
 
 
 def test_without_a_mesh_nothing_is_sharded() -> None:

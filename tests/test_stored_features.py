@@ -27,13 +27,13 @@ from virtue_pl.feature_store import FeatureIndex, Making, StoredFeatures, featur
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.parts.connector import MaskConnector
 from virtue_pl.parts.contrastive_loss import InfoNCELoss
-from virtue_pl.parts.embedding_model import PICTURES_AT_ONCE
+from virtue_pl.parts.embedding_model import FROZEN_CHUNK_SIZE
 from virtue_pl.parts.fusion_head import VLMFusionHead
 from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
 from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
 from virtue_pl.recipes import CropRecipe
 from virtue_pl.training.feature_writer import FeatureWriter
-from virtue_pl.types import UNKNOWN, PictureBatch, PictureFeatures, Pictures, VirtueError
+from virtue_pl.types import NO_FEATURES, PictureBatch, PictureFeatures, Pictures, VirtueError
 from virtue_pl.virtue import Virtue
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
@@ -117,18 +117,18 @@ def test_every_picture_is_stored_once_as_it_is_encoded(weights: Path, shards: Pa
                 found = stored.of(batch.shard, key)
                 torch.testing.assert_close(found.segmentation, expected.segmentation)
                 torch.testing.assert_close(found.vision, expected.vision)
-        assert stored.of(seen[0].shard, "another") is UNKNOWN
+        assert stored.of(seen[0].shard, "another") is NO_FEATURES
 
 
 def test_records_with_many_pictures_are_not_encoded_all_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sizes = virtue(weights), []
-    pictures = model.preprocess.pictures([torch.full((3, SIZE, SIZE), number, dtype=torch.uint8) for number in range(PICTURES_AT_ONCE + 3)])
+    pictures = model.preprocess.pictures([torch.full((3, SIZE, SIZE), number, dtype=torch.uint8) for number in range(FROZEN_CHUNK_SIZE + 3)])
     with torch.no_grad():
         expected = [model.picture_features(one)[0] for one in pictures.split(1)]
         encode = model.picture_features
         monkeypatch.setattr(model, "picture_features", lambda group: (sizes.append(len(group)), encode(group))[1])
         found = model.predict_step(PictureBatch("", "", "", tuple(map(str, range(len(pictures)))), pictures, True), 0)
-    assert sizes == [PICTURES_AT_ONCE, 3] and isinstance(found, tuple)
+    assert sizes == [FROZEN_CHUNK_SIZE, 3] and isinstance(found, tuple)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close([*one.segmentation, *one.vision], [*other.segmentation, *other.vision])
 
@@ -206,7 +206,7 @@ def test_a_batch_may_mix_what_is_stored_with_what_is_not(weights: Path, shards: 
     count = len(live.pictures)
     assert count > 1
     half = [number % 2 == 0 for number in range(count)]
-    features = tuple(known if keep else UNKNOWN for known, keep in zip(stored.pictures.known, half, strict=True))
+    features = tuple(known if keep else NO_FEATURES for known, keep in zip(stored.pictures.stored_features, half, strict=True))
     vision = tuple(None if keep else pixels for pixels, keep in zip(live.pictures.vision, half, strict=True))
     segmentation = tuple(None if keep else pixels for pixels, keep in zip(live.pictures.segmentation, half, strict=True))
     mixed = type(live)(live.input_ids, live.attention_mask, Pictures(vision, segmentation, features), live.prompts, live.use_rows)
@@ -221,7 +221,7 @@ def test_a_crop_is_encoded_and_the_rest_is_not(weights: Path, shards: Path) -> N
     model = head(weights, recipe=CropRecipe(), evaluation_modes=["box", "no_prompt"]).eval()
     live = next(iter(module(shards, model).val_dataloader()))
     stored = next(iter(module(shards, model, features="features").val_dataloader()))
-    known = [bool(features.vision) for features in stored.queries.pictures.known]
+    known = [bool(features.vision) for features in stored.queries.pictures.stored_features]
     assert any(known) and not all(known)
     with torch.no_grad():
         torch.testing.assert_close(model.encode(stored.queries), model.encode(live.queries), rtol=1e-6, atol=1e-6)
@@ -235,7 +235,7 @@ def test_data_workers_read_what_is_stored(weights: Path, shards: Path) -> None:
     known = [stored.of(batch.shard, key) for batch in stream(folder, no_pixels, ReaderInfo()) for key in batch.keys]
     read: list[PictureFeatures] = []
     for batch in module(shards, model, features="features", num_workers=2, eval_batch_size=3).val_dataloader():
-        read += batch.pictures.known
+        read += batch.pictures.stored_features
     assert all(any(torch.equal(found.segmentation[0], one.segmentation[0]) for one in known) for found in read) and len(read) >= 3
 
 
@@ -248,7 +248,7 @@ def test_a_mirrored_picture_is_encoded(weights: Path, shards: Path) -> None:
     model = segmenter(weights, flip=True)
     live_loss, _ = step(model, module(shards, model))
     data = module(shards, model, features="features")
-    known = [bool(features.segmentation) for batch in data.train_dataloader() for features in batch.pictures.known]
+    known = [bool(features.segmentation) for batch in data.train_dataloader() for features in batch.pictures.stored_features]
     assert any(known) and not all(known)
     torch.testing.assert_close(step(model, data)[0], live_loss, rtol=1e-6, atol=1e-6)
 
@@ -370,8 +370,8 @@ def test_a_fingerprint_changes_with_tensors_and_sizes(weights: Path) -> None:
 
 def test_features_move_and_are_selected_with_their_pictures() -> None:
     known = PictureFeatures(segmentation=(torch.zeros(1, 2, 2),), vision=(torch.ones(3),))
-    pictures = Pictures((None, torch.zeros(3, 4, 4)), (None, torch.zeros(3, 8, 8)), (known, UNKNOWN))
-    assert len(pictures) == 2 and pictures.select([1, 0]).known == (UNKNOWN, known)
+    pictures = Pictures((None, torch.zeros(3, 4, 4)), (None, torch.zeros(3, 8, 8)), (known, NO_FEATURES))
+    assert len(pictures) == 2 and pictures.select([1, 0]).stored_features == (NO_FEATURES, known)
     moved = pictures.to("meta")
     assert moved.features[0].vision[0].device.type == moved.vision[1].device.type == "meta" and moved.vision[0] is None  # type: ignore[union-attr]
-    assert Pictures((torch.zeros(3, 4, 4),)).known == (UNKNOWN,)
+    assert Pictures((torch.zeros(3, 4, 4),)).stored_features == (NO_FEATURES,)

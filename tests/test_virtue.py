@@ -184,7 +184,7 @@ def test_a_recipe_may_change_the_picture_before_anything_reads_it(weights: Path)
     assert len(batch.pictures) == 2 and batch.prompts.pictures.tolist() == [0, 1, 1]
     assert torch.equal(batch.pictures.vision[1], preprocess.processor.resize(picture(0)[:, 4:40, 4:30]))
     unchanged = ContrastivePreprocess(preprocess.processor, VirtueRecipe(), None, {"box": 1.0}, ("box",))
-    assert preprocess.train(samples(2)).query_ids.tolist() == unchanged.train(samples(2)).query_ids.tolist()
+    assert preprocess.train(samples(2)).ids.query_ids.tolist() == unchanged.train(samples(2)).ids.query_ids.tolist()
 
 
 def test_a_blind_head_sees_no_picture_in_training_or_evaluation(weights: Path) -> None:

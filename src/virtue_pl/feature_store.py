@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from virtue_pl.types import UNKNOWN, PictureFeatures, VirtueError
+from virtue_pl.types import NO_FEATURES, PictureFeatures, VirtueError
 
 FORMAT = "virtue_pl features 1"
 INDEX = "features.json"
@@ -182,7 +182,7 @@ class StoredFeatures:
         for stream in self.streams:
             wanted = takewhile(names.__contains__, (f"{key}/{stream}/{level}" for level in count()))
             levels[stream] = tuple(file.get_tensor(name).clone() for name in wanted)  # a copy: a view would take the whole file along
-        return PictureFeatures(**levels) if any(levels.values()) else UNKNOWN
+        return PictureFeatures(**levels) if any(levels.values()) else NO_FEATURES
 
     def _opened(self, shard: str) -> tuple[Any, frozenset[str]]:
         if shard not in self._open:

@@ -1,4 +1,4 @@
-"""What is frozen and knows no prompt: its features of each picture, stored or encoded now, and what they depend on."""
+"""Frozen features of images, which depend on no prompt: encoded where they are missing, cached, and fingerprinted."""
 
 from __future__ import annotations
 
@@ -9,34 +9,51 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from virtue_pl.types import UNKNOWN, PictureFeatures
+from virtue_pl.types import NO_FEATURES, PictureFeatures, merge_features
 
 Levels = tuple[Tensor, ...]
-"""A picture's features, at as many scales as its network gives."""
+"""One image's features, at as many scales as its network gives."""
 
 
-def known_or_encoded(
-    known: Sequence[Levels], pixels: Sequence[Tensor | None], encode: Callable[[Sequence[Tensor]], Iterable[Levels]], network: nn.Module
+def encode_missing(
+    stored: Sequence[Levels],
+    pixels: Sequence[Tensor | None],
+    encode: Callable[[Sequence[Tensor]], Iterable[Levels]],
+    network: nn.Module,
 ) -> list[Levels]:
-    """Each picture's features, in order: as they are known, or else encoded, all that are not known at once.
+    """Return each image's frozen features in input order, encoding all images without stored features in one batch.
 
-    known: one a picture, empty where nothing is known; in the dtype and place of `network` from here on. pixels: at least of those that are not.
+    Stored features are moved to the device and dtype of `network`.
+
+    Args:
+        stored: one entry an image, empty where nothing is stored.
+        pixels: one entry an image; only those of images without stored features are read.
+        encode: from the pixels of several images to the features of each.
+        network: what `encode` runs.
     """
     first = next(network.parameters())
-    features = [tuple(level.to(first.device, first.dtype) for level in levels) for levels in known]
-    missing = [index for index, levels in enumerate(known) if not levels]
+    features = [tuple(level.to(first.device, first.dtype) for level in levels) for levels in stored]
+    missing = [index for index, levels in enumerate(stored) if not levels]
     if missing:
-        shown = [image for index in missing if (image := pixels[index]) is not None]
-        for index, levels in zip(missing, encode(shown), strict=True):
+        images = [image for index in missing if (image := pixels[index]) is not None]
+        for index, levels in zip(missing, encode(images), strict=True):
             features[index] = levels
     return features
 
 
 class RecentFeatures:
-    """The frozen features of the pictures that were asked for last, by content key.
+    """A least-recently-used cache of images' frozen features, by content key.
 
     Args:
-        capacity: of how many pictures; 0 keeps none.
+        capacity: images that are cached; 0 caches none.
+
+    Example:
+        >>> cache = RecentFeatures(capacity=32)
+        >>> cache.put("key", PictureFeatures(vision=(torch.zeros(4, 8),)))
+        >>> cache.get("key").vision[0].shape
+        torch.Size([4, 8])
+        >>> cache.get("another key") is NO_FEATURES
+        True
     """
 
     def __init__(self, capacity: int) -> None:
@@ -47,30 +64,26 @@ class RecentFeatures:
         return len(self._features)
 
     def get(self, key: str) -> PictureFeatures:
-        """What is known of the picture, which then counts as the latest."""
+        """Return the image's cached features, `NO_FEATURES` where there are none, and mark it as used."""
         if key not in self._features:
-            return UNKNOWN
+            return NO_FEATURES
         self._features.move_to_end(key)
         return self._features[key]
 
     def put(self, key: str, features: PictureFeatures) -> None:
-        """Keeps the features, beside those of another stream that are known already; the oldest picture goes."""
-        self._features[key] = either(features, self._features.get(key, UNKNOWN))
+        """Cache the features, beside those of another stream, and evict the images used longest ago."""
+        self._features[key] = merge_features(features, self._features.get(key, NO_FEATURES))
         self._features.move_to_end(key)
         while len(self._features) > self.capacity:
             self._features.popitem(last=False)
 
     def clear(self) -> None:
+        """Empty the cache."""
         self._features.clear()
 
 
-def either(features: PictureFeatures, other: PictureFeatures) -> PictureFeatures:
-    """Each stream's features, those of `other` where the first has none."""
-    return PictureFeatures(features.segmentation or other.segmentation, features.vision or other.vision)
-
-
 def network_fingerprint(network: nn.Module, *sizes: object) -> str:
-    """sha256 over a network's parameters and buffers, and over `sizes`: whatever else its features depend on."""
+    """Return the sha256 of a network's parameters and buffers, and of `sizes`: whatever else its features depend on."""
     digest = hashlib.sha256(repr(sizes).encode())
     for name, tensor in sorted([*network.named_parameters(), *network.named_buffers()]):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from virtue_pl.images import resize_bicubic, smart_size
 from virtue_pl.prompts import enclosing_box, pixel_box
-from virtue_pl.types import IMAGE_TOKEN, UNKNOWN, EmbeddingInput, VirtueError, VisualPrompt
+from virtue_pl.types import IMAGE_TOKEN, NO_FEATURES, EmbeddingInput, VirtueError, VisualPrompt
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """By which Qwen2-VL normalises."""
@@ -214,7 +214,7 @@ def prompted_pixels(item: EmbeddingInput, point_side: float) -> list[tuple[int, 
 def with_picture(item: EmbeddingInput, image: UInt8[Tensor, "3 height width"], change: str, prompts: tuple[VisualPrompt, ...]) -> EmbeddingInput:
     """The item with another first picture, whose key says what became of the old one, and of which nothing is stored."""
     keys = (f"{item.image_keys[0]}, {change}", *item.image_keys[1:]) if item.image_keys else ()
-    features = (UNKNOWN, *item.features[1:]) if item.features else ()
+    features = (NO_FEATURES, *item.features[1:]) if item.features else ()
     return EmbeddingInput(item.text, (image, *item.images[1:]), prompts[0], keys, features, prompts[1:])
 
 

@@ -170,8 +170,13 @@ class PictureFeatures(Movable):
     vision: tuple[Float[Tensor, "..."], ...] = ()
 
 
-UNKNOWN = PictureFeatures()
-"""Of a picture that nothing is stored of."""
+NO_FEATURES = PictureFeatures()
+"""Of an image of which no frozen features are stored or cached."""
+
+
+def merge_features(features: PictureFeatures, other: PictureFeatures) -> PictureFeatures:
+    """Return each stream's features, those of `other` where `features` has none."""
+    return PictureFeatures(features.segmentation or other.segmentation, features.vision or other.vision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,25 +307,29 @@ class Pictures(Movable):
 
     vision: for the VLM's tower; segmentation: for the segmentation model. Both are uint8 RGB where the model normalises.
     features: what is stored of each picture; empty where nothing is of any. A stream's features stand in for its pixels, which are None.
+        So are the segmentation model's pixels of an image without a prompt, where it reads prompted images alone.
+    keys: the content key of each image as it was prepared, "" for an image without one; empty for a batch of images alone.
     """
 
     vision: tuple[Shaped[Tensor, "3 height width"] | None, ...] = ()
     segmentation: tuple[Shaped[Tensor, "3 size size"] | None, ...] = ()
     features: tuple[PictureFeatures, ...] = ()
+    keys: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return max(len(self.vision), len(self.segmentation))
 
     @property
-    def known(self) -> tuple[PictureFeatures, ...]:
-        """What is stored of each picture, one each."""
-        return self.features or (UNKNOWN,) * len(self)
+    def stored_features(self) -> tuple[PictureFeatures, ...]:
+        """The stored features of each image, in order; `NO_FEATURES` for one without."""
+        return self.features or (NO_FEATURES,) * len(self)
 
     def select(self, indices: Sequence[int]) -> Pictures:
         return Pictures(
             tuple(self.vision[i] for i in indices) if self.vision else (),
             tuple(self.segmentation[i] for i in indices) if self.segmentation else (),
             tuple(self.features[i] for i in indices) if self.features else (),
+            tuple(self.keys[i] for i in indices) if self.keys else (),
         )
 
     def split(self, size: int) -> list[Pictures]:
@@ -328,9 +337,9 @@ class Pictures(Movable):
         return [self.select(range(len(self))[start : start + size]) for start in range(0, len(self), size)]
 
     def with_features(self, features: Sequence[PictureFeatures]) -> Pictures:
-        """The pictures with all that is to be known of them, and without pixels."""
+        """The same images with frozen features, one entry each, in place of all pixels."""
         nothing = (None,) * len(self)
-        return Pictures(nothing if self.vision else (), nothing if self.segmentation else (), tuple(features))
+        return Pictures(nothing if self.vision else (), nothing if self.segmentation else (), tuple(features), self.keys)
 
 
 @dataclass(frozen=True, eq=False)
@@ -410,8 +419,8 @@ class EncoderBatch(Movable):
 
     def select(self, rows: Sequence[int]) -> EncoderBatch:
         """The given rows, in that order, with just the pictures they use; trailing padding is dropped."""
-        uses, use_rows = taken(self.use_rows, rows)
-        prompts, prompt_rows = taken(self.prompt_rows, rows)
+        uses, use_rows = select_owned(self.use_rows, rows)
+        prompts, prompt_rows = select_owned(self.prompt_rows, rows)
         used, prompted = self.use_pictures[uses].tolist(), self.prompts.pictures[prompts].tolist()
         pictures = list(dict.fromkeys([*used, *prompted]))
         index = torch.as_tensor(list(rows), dtype=torch.long, device=self.input_ids.device)
@@ -435,8 +444,8 @@ class EncoderBatch(Movable):
         return self.pictures.select(pictures), self.prompts.on(pictures)
 
 
-def taken(owners: Int[Tensor, " items"], rows: Sequence[int]) -> tuple[Int[Tensor, " taken"], Int[Tensor, " taken"]]:
-    """Which items the given rows own, row by row, and each's number among these rows."""
+def select_owned(owners: Int[Tensor, " items"], rows: Sequence[int]) -> tuple[Int[Tensor, " owned"], Int[Tensor, " owned"]]:
+    """Return the indices of the items that the given rows own, row by row, and the position of each item's owner in `rows`."""
     of_row: dict[int, list[int]] = {}
     for item, row in enumerate(owners.tolist()):
         of_row.setdefault(row, []).append(item)
@@ -446,43 +455,80 @@ def taken(owners: Int[Tensor, " items"], rows: Sequence[int]) -> tuple[Int[Tenso
 
 
 @dataclass(frozen=True, eq=False)
+class PairIds(Movable):
+    """Content ids of a contrastive batch, by which a loss tells which candidates are no negatives.
+
+    Equal ids mean equal content: a candidate whose id equals that of a query's target is right for that query, too.
+
+    query_ids: of each pair's sample. target_ids: of each pair's target.
+    negative_ids: of each hard negative, those of all queries in one list. negative_rows: the pair that each hard negative belongs to.
+    image_ids: of each query's image, or of its sample where it has none; empty where images are not told apart.
+
+    Example:
+        >>> ids = PairIds(torch.tensor([7, 8]), torch.tensor([1, 2]))
+        >>> len(ids), len(ids.negative_ids)
+        (2, 0)
+    """
+
+    query_ids: Int[Tensor, " pairs"]
+    target_ids: Int[Tensor, " pairs"]
+    negative_ids: Int[Tensor, " negatives"] = _empty(0, dtype=torch.long)
+    negative_rows: Int[Tensor, " negatives"] = _empty(0, dtype=torch.long)
+    image_ids: Int[Tensor, " pairs"] = _empty(0, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+
+@dataclass(frozen=True, eq=False)
 class PairBatch(Movable):
     """A contrastive batch: row i of `targets` is right for row i of `queries`.
 
-    negatives: the hard negatives of every query, flattened; `negative_rows` says whose each is.
-    query_ids, target_ids, negative_ids: content keys; an equal id elsewhere in the batch is no negative.
-    picture_ids: of every query's picture, or of the query itself where it has none; empty where nothing is known.
+    negatives: the hard negatives of all queries, in one batch; `ids.negative_rows` says whose each is. None without any.
     """
 
     keys: tuple[str, ...]
     queries: EncoderBatch
     targets: EncoderBatch
     negatives: EncoderBatch | None
-    query_ids: Int[Tensor, " pairs"]
-    target_ids: Int[Tensor, " pairs"]
-    negative_ids: Int[Tensor, " negatives"]
-    negative_rows: Int[Tensor, " negatives"]
-    picture_ids: Int[Tensor, " pairs"] = _empty(0, dtype=torch.long)
+    ids: PairIds
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
+EMBEDDING_FILE_KEYS = {
+    "query_ids": "query_ids",
+    "target_ids": "target_ids",
+    "negative_ids": "negative_ids",
+    "negative_rows": "negative_rows",
+    "image_ids": "picture_ids",
+}
+"""Field of `PairIds` -> name of its tensor in a file of stored embeddings."""
+
+
 @dataclass(frozen=True, eq=False)
 class EmbeddingBatch(Movable):
-    """A `PairBatch` after encoding: unit vectors, and its ids."""
+    """A `PairBatch` after encoding: unit vectors, and the pairs' ids."""
 
     queries: Float[Tensor, "pairs dim"]
     targets: Float[Tensor, "pairs dim"]
     negatives: Float[Tensor, "negatives dim"]
-    query_ids: Int[Tensor, " pairs"]
-    target_ids: Int[Tensor, " pairs"]
-    negative_ids: Int[Tensor, " negatives"]
-    negative_rows: Int[Tensor, " negatives"]
-    picture_ids: Int[Tensor, " pairs"] = _empty(0, dtype=torch.long)
+    ids: PairIds
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return all tensors under their names in a file of stored embeddings."""
+        ids = {name: getattr(self.ids, field) for field, name in EMBEDDING_FILE_KEYS.items()}
+        return {"queries": self.queries, "targets": self.targets, "negatives": self.negatives, **ids}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EmbeddingBatch:
+        """Return the batch of which `to_tensors` gave the tensors."""
+        ids = {field: tensors[name] for field, name in EMBEDDING_FILE_KEYS.items() if name in tensors}
+        return cls(tensors["queries"], tensors["targets"], tensors["negatives"], PairIds(**ids))
 
 
 @dataclass(frozen=True, eq=False)

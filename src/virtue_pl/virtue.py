@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from virtue_pl import distributed
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.frozen_features import Levels
+from virtue_pl.gradient_cache import FullBatch, GradientCache, Offload
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.connector import Connector
 from virtue_pl.parts.embedding_loss import EmbeddingLoss
@@ -50,14 +51,16 @@ class Virtue(EmbeddingModel):
         loss: the contrastive loss.
         recipe: how text and pixels are prepared.
         train_modes: how often each prompt mode (box, point, mask, none) is shown in training.
-        evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses the first.
-        alignment_steps: for so many first steps a query is its summary alone, added to what all captions have in common; the language
-            model reads, and learns, only the captions: about half of the time of a step. Wants a connector with a summary, and a model that is not sharded.
-        gradient_cache: `PlainStep()` or `GradientCache(...)`.
+        evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses
+            the first.
+        alignment_steps: for so many first steps a query is its summary alone, added to what all captions have in
+            common; the language model reads, and learns, only the captions: about half of the time of a step. Wants a
+            connector with a summary, and a model that is not sharded.
+        gradient_cache: `FullBatch()` or `GradientCache(...)`.
         optimization: how to train.
         weights, weights_prefix: a checkpoint of the whole model to start from.
-        segment_unprompted: a picture without a prompt is read by the segmentation model too, under a grid of points (the paper); or else
-            it has no segment tokens, and costs none.
+        segment_unprompted: the segmentation model reads an image without a prompt too, under a grid of points (the
+            paper); otherwise such an image has no segment tokens, and costs none.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class Virtue(EmbeddingModel):
         train_modes: Mapping[str, float] | None = None,
         evaluation_modes: Sequence[str] = ("box", "point", "mask", "no_prompt", "blind"),
         alignment_steps: int = 0,
-        gradient_cache: PlainStep | GradientCache | None = None,
+        gradient_cache: FullBatch | GradientCache | None = None,
         optimization: Optimization | None = None,
         weights: str | Path | None = None,
         weights_prefix: str = "",
@@ -93,7 +96,10 @@ class Virtue(EmbeddingModel):
     def configure_model(self) -> None:
         if self.device_mesh is not None and self.device_mesh.size() > 1 and self.alignment_steps:
             size = self.device_mesh.size()
-            raise VirtueError(f"alignment_steps is {self.alignment_steps}, but the model is sharded over {size} processes, expected one: set it to 0")
+            raise VirtueError(
+                f"alignment_steps is {self.alignment_steps}, but the model is sharded over {size} processes, "
+                "expected one: set it to 0"
+            )
         super().configure_model()
 
     def sharded_layers(self) -> Sequence[nn.Module]:
@@ -105,35 +111,44 @@ class Virtue(EmbeddingModel):
         return self.fusion(inputs, self.connect(inputs))
 
     def connect(self, inputs: EncoderBatch) -> SegmentTokens:
-        """The segment tokens of each use of a picture."""
+        """Return the segment tokens of each prompt."""
         first = next(self.connector.parameters())
         segments = SegmentFeatures.join(inputs.segments) if inputs.segments else self.segment(inputs)
         return self.connector(cast(segments.to(first.device), first.dtype))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        return self.alignment_step(batch) if self.global_step < self.alignment_steps else super().training_step(batch, batch_idx)
+        if self.global_step < self.alignment_steps:
+            return self.alignment_step(batch)
+        return super().training_step(batch, batch_idx)
 
     def alignment_step(self, batch: PairBatch) -> Tensor:
-        """The contrastive loss of what the summary alone says, added to what all captions have in common. Queries without a picture are encoded."""
+        """Return the contrastive loss of prompts' summaries, each added to what all captions have in common.
+
+        Queries without a prompt are encoded.
+        """
         targets, negatives = self.embed_candidates(batch)
-        queries = self.aligned_queries(batch.queries, normalize(distributed.gather(targets).detach().mean(dim=0), dim=-1))
-        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows, batch.picture_ids)
+        common = normalize(distributed.gather(targets).detach().mean(dim=0), dim=-1)
+        queries = self.aligned_queries(batch.queries, common)
         assert self.loss is not None
-        output = self.loss(EmbeddingBatch(queries, targets, negatives, *ids))
+        output = self.loss(EmbeddingBatch(queries, targets, negatives, batch.ids))
         self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))
         if distributed.world_size() == 1:
             return output.loss
-        return distributed.reaching(output.loss, (parameter for parameter in self.parameters() if parameter.requires_grad))
+        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        return distributed.reaching(output.loss, trained)
 
     def aligned_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
-        """`common` and the summary of a row's prompt; a row without segment tokens as it is embedded."""
-        shown = set(queries.prompt_rows.tolist())
-        texts = [row for row in range(len(queries)) if row not in shown]
+        """Return `common` and the summary of each row's prompt; the embedding of a row without segment tokens."""
+        prompted = set(queries.prompt_rows.tolist())
+        texts = [row for row in range(len(queries)) if row not in prompted]
         rows = common.expand(len(queries), -1)
-        if shown:
+        if prompted:
             summary = self.connect(queries).summary
             if summary is None:
-                raise VirtueError("alignment_steps needs a connector with a summary: set `summary: true` in the connector, or alignment_steps to 0")
+                raise VirtueError(
+                    "alignment_steps needs a connector with a summary: "
+                    "set `summary: true` in the connector, or alignment_steps to 0"
+                )
             rows = normalize(rows.index_add(0, queries.prompt_rows, summary.to(rows.dtype)), dim=-1)
         if texts:
             chosen = torch.tensor(texts, device=rows.device)
@@ -141,45 +156,63 @@ class Virtue(EmbeddingModel):
         return rows
 
     def segment(self, inputs: EncoderBatch) -> SegmentFeatures:
-        """What the segmentation model knows of each prompt."""
+        """Return the segmentation model's features of each prompt."""
         pictures, prompts = inputs.prompted()
         return self.segmentation(pictures, self.prompt_encoder(prompts))
 
     @torch.no_grad()
-    def known(self, inputs: EncoderBatch, at_once: int, keep: Callable[[Any], Any]) -> EncoderBatch:
-        """With what the whole segmentation stream sees at each prompt where it is frozen, of which only what the connector reads is kept."""
-        if self.segmentation.training or not self.segmentation.frozen or not self.prompt_encoder.frozen:
-            return super().known(inputs, at_once, keep)
+    def encode_frozen(self, inputs: EncoderBatch, chunk_size: int, offload: Offload) -> EncoderBatch:
+        """Return the inputs with frozen networks' outputs in place of pixels, encoding `chunk_size` images at a time.
+
+        Where the whole segmentation stream is frozen, these are its features of each prompt, of which only what the
+        connector reads is stored; its features of each image are then not needed again.
+        """
+        frozen = self.segmentation.frozen and self.prompt_encoder.frozen and not self.segmentation.training
+        owners = inputs.prompts.pictures.tolist()
         segments: dict[int, SegmentFeatures] = {}
         features: list[PictureFeatures] = []
-        for start in range(0, len(inputs.pictures), at_once):
-            shown = range(len(inputs.pictures))[start : start + at_once]
-            seen = self.picture_features(inputs.pictures.select(shown))
-            uses = [use for use, picture in enumerate(inputs.prompts.pictures.tolist()) if picture in shown]
-            if uses:
-                prompts = inputs.prompts.select(uses).on(list(shown))
-                read = self.segmentation(inputs.pictures.select(shown).with_features(seen), self.prompt_encoder(prompts))
-                segments.update(zip(uses, (self.kept(one, keep) for one in read.split()), strict=True))
-            features += [keep(replace(one, segmentation=())) for one in seen]
-        return replace(inputs, pictures=inputs.pictures.with_features(features), segments=tuple(segments[use] for use in sorted(segments)))
+        for start in range(0, len(inputs.pictures), chunk_size):
+            group = range(len(inputs.pictures))[start : start + chunk_size]
+            prompted = [number for number in group if number in owners]
+            encoded = self.encode_streams(inputs.pictures.select(group), [number - start for number in prompted])
+            if frozen and prompted:
+                uses = [use for use, number in enumerate(owners) if number in group]
+                images = inputs.pictures.select(prompted).with_features(
+                    [encoded[number - start] for number in prompted]
+                )
+                found = self.segmentation(images, self.prompt_encoder(inputs.prompts.select(uses).on(prompted))).split()
+                segments.update(zip(uses, (self.offload_segments(one, offload) for one in found), strict=True))
+            features += [offload(replace(one, segmentation=()) if frozen else one) for one in encoded]
+        ordered = tuple(segments[use] for use in sorted(segments))
+        return replace(inputs, pictures=inputs.pictures.with_features(features), segments=ordered)
 
-    def kept(self, segments: SegmentFeatures, keep: Callable[[Any], Any]) -> SegmentFeatures:
-        """What the connector reads, as it is kept; the positions, which are alike for all, as they are."""
+    def encode_streams(self, images: Pictures, prompted: Sequence[int]) -> tuple[PictureFeatures, ...]:
+        """Return each image's frozen features, the segmentation model's of the `prompted` ones (by number) alone."""
+        vision = self.fusion.frozen_features(images)
+        segmentation: dict[int, Levels] = {}
+        if prompted:
+            found = self.segmentation.frozen_features(images.select(prompted))
+            segmentation = dict(zip(prompted, found, strict=True))
+        return tuple(PictureFeatures(segmentation.get(number, ()), levels) for number, levels in enumerate(vision))
+
+    def offload_segments(self, segments: SegmentFeatures, offload: Offload) -> SegmentFeatures:
+        """Offload what the connector reads of a prompt's features, but for the positions, which all prompts share."""
         unread: dict[str, Any] = {
             name: segments.image.new_zeros(len(segments.image), 0, 0, 0) if name == "image" else None
             for name in ("image", "mask_logits", "focus")
             if name not in self.connector.reads
         }
-        return replace(keep(replace(segments, **unread)), image_positions=segments.image_positions)
+        return replace(offload(replace(segments, **unread)), image_positions=segments.image_positions)
 
-    def row_tokens(self, inputs: EncoderBatch) -> list[int]:
-        counted = super().row_tokens(inputs)
+    def token_counts(self, inputs: EncoderBatch) -> list[int]:
+        """Return how many tokens of each row the language model reads, segment tokens included."""
+        counts = super().token_counts(inputs)
         for row in inputs.prompt_rows.tolist():
-            counted[row] += self.segment_tokens(inputs)
-        return counted
+            counts[row] += self.segment_tokens(inputs)
+        return counts
 
     def segment_tokens(self, inputs: EncoderBatch) -> int:
-        """How many tokens the connector makes of a prompt, found out with one of `inputs` the first time."""
+        """Return how many tokens the connector makes of a prompt, measured with one of `inputs` the first time."""
         if self.num_segment_tokens is None:
             one = inputs.select(inputs.prompt_rows.tolist()[:1])
             device = one.input_ids.device
@@ -188,11 +221,10 @@ class Virtue(EmbeddingModel):
         return self.num_segment_tokens
 
     def picture_features(self, pictures: Pictures) -> tuple[PictureFeatures, ...]:
-        both = zip(self.segmentation.frozen_features(pictures), self.fusion.frozen_features(pictures), strict=True)
-        return tuple(PictureFeatures(segmentation, vision) for segmentation, vision in both)
+        return self.encode_streams(pictures, range(len(pictures)))
 
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """As any embedder's, with the predicted masks of the first batch, which is drawn."""
+        """Log hit@1 and return a `RankingOutput`, with the predicted masks of the first batch, which is drawn."""
         output = super().validation_step(batch, batch_idx, dataloader_idx)
         if batch_idx:
             return output
@@ -206,4 +238,6 @@ class Virtue(EmbeddingModel):
         size, processor = self.segmentation.backbone.image_size, self.fusion.backbone.processor
         segmentation = self.recipe.segmentation_fingerprint(self.segmentation.backbone.fingerprint())
         fingerprints = {"segmentation": segmentation, "vision": self.fusion.backbone.fingerprint()}
-        return ContrastivePreprocess(processor, self.recipe, size, self.train_modes, self.evaluation_modes, fingerprints, self.segment_unprompted)
+        return ContrastivePreprocess(
+            processor, self.recipe, size, self.train_modes, self.evaluation_modes, fingerprints, self.segment_unprompted
+        )

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from virtue_pl.cli.check import sources_table
 from virtue_pl.cli.main import main
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.gradient_cache import FullBatch, GradientCache
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_chunks_come_from_the_models_gradient_cache(checked):
 
 def test_chunks_that_divide():
     assert GradientCache(4).describe(12) == "3 of 4 rows: they divide the batch"
-    assert GradientCache(4).describe(4) == GradientCache(4).describe(3) == PlainStep().describe(4) == "the whole batch at once"
+    assert GradientCache(4).describe(4) == GradientCache(4).describe(3) == FullBatch().describe(4) == "the whole batch at once"
     assert GradientCache(chunk_tokens=512).describe(4) == "of at most 512 tokens"
 
 

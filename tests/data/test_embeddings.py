@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
+from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from virtue_pl.data.embeddings import EmbeddingDataModule
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.contrastive_loss import InfoNCELoss
 from virtue_pl.training.embedding_writer import join, save_embeddings
-from virtue_pl.types import EmbeddingBatch, VirtueError
+from virtue_pl.types import EmbeddingBatch, PairIds, VirtueError
 
 
 def stored(pairs: int = 6, per_query: int = 2, dim: int = 4) -> EmbeddingBatch:
@@ -20,7 +21,8 @@ def stored(pairs: int = 6, per_query: int = 2, dim: int = 4) -> EmbeddingBatch:
     rotation = torch.linalg.qr(torch.randn(dim, dim, generator=generator))[0]
     negatives = normalize(torch.randn(pairs * per_query, dim, generator=generator), dim=-1)
     rows = torch.arange(pairs).repeat_interleave(per_query)
-    return EmbeddingBatch(queries, queries @ rotation, negatives, torch.arange(pairs), torch.arange(pairs) + 100, 1000 + torch.arange(len(rows)), rows)
+    ids = PairIds(torch.arange(pairs), torch.arange(pairs) + 100, 1000 + torch.arange(len(rows)), rows, torch.arange(pairs) // 2)
+    return EmbeddingBatch(queries, queries @ rotation, negatives, ids)
 
 
 @pytest.fixture
@@ -32,8 +34,15 @@ def file(tmp_path: Path) -> Path:
 
 def test_batches_that_are_joined_keep_each_negative_with_its_query() -> None:
     joined = join([stored(3), stored(2)])
-    assert joined.negative_rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert joined.ids.negative_rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert len(joined) == 5
+
+
+def test_a_file_keeps_its_names(file: Path) -> None:
+    names = {"queries", "targets", "negatives", "query_ids", "target_ids", "negative_ids", "negative_rows", "picture_ids"}
+    assert load_file(file).keys() == names
+    again = EmbeddingBatch.from_tensors(load_file(file))
+    assert all(torch.equal(again.to_tensors()[name], tensor) for name, tensor in stored(24).to_tensors().items())
 
 
 def test_pairs_are_split_and_their_negatives_come_along(file: Path) -> None:
@@ -41,10 +50,11 @@ def test_pairs_are_split_and_their_negatives_come_along(file: Path) -> None:
     data.setup("fit")
     whole, seen = stored(24), []
     for batch in [*data.train_dataloader(), *data.val_dataloader()]:
-        for row, query in enumerate(batch.query_ids.tolist()):
+        for row, query in enumerate(batch.ids.query_ids.tolist()):
             seen.append(query)
-            own = batch.negatives[batch.negative_rows == row]
-            assert torch.equal(own, whole.negatives[whole.negative_rows == query])
+            assert batch.ids.image_ids[row] == query // 2
+            own = batch.negatives[batch.ids.negative_rows == row]
+            assert torch.equal(own, whole.negatives[whole.ids.negative_rows == query])
     assert sorted(seen) == list(range(24))
     assert [part["samples"] for part in data.describe()] == [18, 6]
 

@@ -165,9 +165,9 @@ def record_gradients(folder: Path) -> None:
             b = torch.zeros(64, 2) if values == "init" else torch.randn(64, 2) * 0.1
             modules[module] = {"lora_A": torch.randn(2, 64), "lora_B": b, "lora_magnitude_vector": weight.detach().norm(dim=1)}
         with with_adapters(model, modules, 2.0) as adapters:
-            from virtue_pl.gradient_cache import PlainStep
+            from virtue_pl.gradient_cache import FullBatch
 
-            step = contrastive_step(model, PlainStep(), pairs(folder, case), 0.05, trained(model, adapters))
+            step = contrastive_step(model, FullBatch(), pairs(folder, case), 0.05, trained(model, adapters))
         content[values] = {"rowwise": {"loss": step.pop("loss").item()}}
         for name in ("qry", "tgt"):
             tensors[f"reps_{values}_rowwise/{name}"] = step.pop(name)

@@ -6,12 +6,13 @@ from torch.nn.functional import normalize
 
 from virtue_pl.parts.contrastive_loss import InfoNCELoss, SigmoidLoss
 from virtue_pl.parts.matryoshka_loss import MatryoshkaLoss
-from virtue_pl.types import EmbeddingBatch, VirtueError
+from virtue_pl.types import EmbeddingBatch, PairIds, VirtueError
 
 
 def batch(dim: int = 12) -> EmbeddingBatch:
     draw = lambda rows: normalize(torch.randn(rows, dim), dim=-1)  # noqa: E731
-    return EmbeddingBatch(draw(5), draw(5), draw(10), torch.arange(5), torch.arange(5) + 9, torch.arange(10) + 99, torch.arange(5).repeat_interleave(2))
+    ids = PairIds(torch.arange(5), torch.arange(5) + 9, torch.arange(10) + 99, torch.arange(5).repeat_interleave(2))
+    return EmbeddingBatch(draw(5), draw(5), draw(10), ids)
 
 
 @pytest.mark.parametrize("kind", [InfoNCELoss, SigmoidLoss])
@@ -20,10 +21,7 @@ def test_it_is_the_weighted_mean_over_lengths(kind: type[InfoNCELoss]) -> None:
     output = MatryoshkaLoss(inner, [12, 3], [1.0, 3.0])(found)
     short = EmbeddingBatch(
         *(normalize(part[:, :3], dim=-1) for part in (found.queries, found.targets, found.negatives)),
-        found.query_ids,
-        found.target_ids,
-        found.negative_ids,
-        found.negative_rows,
+        found.ids,
     )
     whole, part = inner(found), inner(short)
     torch.testing.assert_close(output.loss, (whole.loss + 3 * part.loss) / 4)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tiny_models import VISION_MODEL
 from virtue_pl.backbones.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
 from virtue_pl.optimization import Optimization
-from virtue_pl.parts.regions import RegionPreprocess, jittered, mirrored
+from virtue_pl.parts.regions import RegionPreprocess, jitter_boxes, mirror_region
 from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
 from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
 from virtue_pl.prompts import box_of_mask
@@ -162,13 +162,13 @@ def test_evaluation_shows_every_sample_in_every_mode_and_repeats_itself():
 def test_jitter_is_a_share_of_the_box_and_stays_in_the_picture():
     box = torch.tensor([[0.0, 0.2, 0.5, 0.4]])
     for _ in range(20):
-        moved = jittered(VisualPrompt(boxes=box), 0.1).boxes
+        moved = jitter_boxes(VisualPrompt(boxes=box), 0.1).boxes
         assert ((moved - box).abs() <= torch.tensor([0.05, 0.02, 0.05, 0.02]) + 1e-6).all() and (moved >= 0).all()
 
 
 def test_a_mirrored_region_mirrors_back():
     region = samples(1)[0].region
-    back = mirrored(mirrored(region))
+    back = mirror_region(mirror_region(region))
     torch.testing.assert_close(back.box, region.box)
     assert torch.equal(back.mask, region.mask)
 

@@ -17,7 +17,7 @@ from torch import nn
 from virtue_pl.adapters import adapted
 from virtue_pl.cli.described import DescribedCLI
 from virtue_pl.cli.lightning import one_line_errors
-from virtue_pl.gradient_cache import PlainStep
+from virtue_pl.gradient_cache import FullBatch
 from virtue_pl.types import VirtueError
 
 
@@ -93,7 +93,7 @@ def training_facts(trainer: Trainer, model: LightningModule, plan: Plan, batch_s
     yield "global batch", f"{batch_size * trainer.world_size:,} = {batch_size} x {trainer.world_size} ranks"
     if trainer.accumulate_grad_batches > 1:
         yield "accumulation", f"{trainer.accumulate_grad_batches} batches a step; negatives come from one batch only"
-    yield "chunks", (getattr(model, "gradient_cache", None) or PlainStep()).describe(batch_size)
+    yield "chunks", (getattr(model, "gradient_cache", None) or FullBatch()).describe(batch_size)
 
 
 def parts_table(model: LightningModule) -> Table:

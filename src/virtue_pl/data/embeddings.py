@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
-from virtue_pl.types import EmbeddingBatch, Preprocess, VirtueError
+from virtue_pl.types import EmbeddingBatch, PairIds, Preprocess, VirtueError
 
 
 class EmbeddingBatches(Dataset[EmbeddingBatch]):
@@ -26,13 +26,13 @@ class EmbeddingBatches(Dataset[EmbeddingBatch]):
 
     def __getitem__(self, number: int) -> EmbeddingBatch:
         chosen = self.batches[number]
-        place = torch.full((len(self.tensors),), -1).scatter(0, chosen, torch.arange(len(chosen)))
-        rows = place[self.tensors.negative_rows]
-        kept = rows >= 0
-        t = self.tensors
-        pictures = t.picture_ids[chosen] if len(t.picture_ids) else t.picture_ids
-        ids = (t.query_ids[chosen], t.target_ids[chosen], t.negative_ids[kept], rows[kept], pictures)
-        return EmbeddingBatch(t.queries[chosen], t.targets[chosen], t.negatives[kept], *ids)
+        stored, ids = self.tensors, self.tensors.ids
+        row_of_pair = torch.full((len(stored),), -1).scatter(0, chosen, torch.arange(len(chosen)))
+        rows = row_of_pair[ids.negative_rows]
+        own = rows >= 0
+        image_ids = ids.image_ids[chosen] if len(ids.image_ids) else ids.image_ids
+        chosen_ids = PairIds(ids.query_ids[chosen], ids.target_ids[chosen], ids.negative_ids[own], rows[own], image_ids)
+        return EmbeddingBatch(stored.queries[chosen], stored.targets[chosen], stored.negatives[own], chosen_ids)
 
     def __iter__(self) -> Iterator[EmbeddingBatch]:
         return (self[number] for number in range(len(self)))
@@ -42,7 +42,7 @@ class EmbeddingDataModule(LightningDataModule):
     """The file that `predict` with an `EmbeddingWriter` wrote, split into training and validation pairs.
 
     Args:
-        path: safetensors with the fields of `EmbeddingBatch`.
+        path: safetensors as `EmbeddingBatch.to_tensors` names them.
         batch_size: pairs a batch.
         validation_share: share of the pairs held out.
         seed: of the split and of each epoch's order.
@@ -61,7 +61,7 @@ class EmbeddingDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         if not Path(self.path).is_file():
             raise VirtueError(f"embeddings: {self.path} is not there; write it with `lightning predict`, or change data.path")
-        self.tensors = EmbeddingBatch(**load_file(self.path))
+        self.tensors = EmbeddingBatch.from_tensors(load_file(self.path))
         order = torch.randperm(len(self.tensors), generator=torch.Generator().manual_seed(self.seed))
         held_out = max(1, int(len(order) * self.validation_share))
         self.validation, self.training = order[:held_out], order[held_out:]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from virtue_pl.images import EXTENSIONS, decode, read_header, resize_bicubic
-from virtue_pl.types import UNKNOWN, DataError, PictureFeatures, Region, VirtueError, VisualPrompt
+from virtue_pl.types import NO_FEATURES, DataError, PictureFeatures, Region, VirtueError, VisualPrompt
 
 PICTURE_EXTENSIONS = (*EXTENSIONS.values(), "jpeg")
 
@@ -36,7 +36,7 @@ class Picture:
     content_key: str
     record: str
     max_pixels: int
-    features: PictureFeatures = UNKNOWN
+    features: PictureFeatures = NO_FEATURES
     resize_to_square: int | None = None
 
     @cached_property
@@ -87,7 +87,7 @@ class Row:
 
 def nothing_stored(key: str) -> PictureFeatures:
     """Of any picture."""
-    return UNKNOWN
+    return NO_FEATURES
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torchvision.ops import roi_align
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.fusion_head import VLMFusionHead
 from virtue_pl.prompts import enclosing_box
-from virtue_pl.types import UNKNOWN, EncoderBatch, PictureFeatures, SegmentTokens, VirtueError
+from virtue_pl.types import EncoderBatch, PictureFeatures, SegmentTokens, VirtueError
 from virtue_pl.virtue import Virtue
 
 Stream = Literal["whole", "none", "roi"]
@@ -49,18 +49,14 @@ class QueryEncoder:
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         """Unit embeddings in float32."""
         if len(inputs.pictures):
-            known = replace(inputs.pictures, features=self.features(inputs))
-            inputs = replace(inputs, pictures=known)
+            inputs = replace(inputs, pictures=replace(inputs.pictures, features=self.features(inputs)))
         return torch.cat([self._rows(chunk).float() for chunk in inputs.split(self.chunk_size)])
 
     def features(self, inputs: EncoderBatch) -> tuple[PictureFeatures, ...]:
-        """What the frozen networks see in each picture; the segmentation model in those alone that have a prompt."""
-        vision = self.head.frozen_features(inputs.pictures)
-        segmented = dict.fromkeys(inputs.prompts.pictures.tolist()) if isinstance(self.model, Virtue) and self.stream == "whole" else {}
-        found: dict[int, tuple[Tensor, ...]] = {}
-        if segmented and isinstance(self.model, Virtue):
-            found = dict(zip(segmented, self.model.segmentation.frozen_features(inputs.pictures.select(list(segmented))), strict=True))
-        return tuple(PictureFeatures(found.get(number, UNKNOWN.segmentation), levels) for number, levels in enumerate(vision))
+        """Return the frozen features of each image; the segmentation model reads those alone that have a prompt."""
+        if isinstance(self.model, Virtue) and self.stream == "whole":
+            return self.model.encode_streams(inputs.pictures, list(dict.fromkeys(inputs.prompts.pictures.tolist())))
+        return self.head.picture_features(inputs.pictures)
 
     def _rows(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         if self.stream == "whole":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.gradient_cache import FullBatch, FunctionEncoder, GradientCache
 from virtue_pl.interop.adapter_folder import AdapterSettings, adapted, by_module
 from virtue_pl.interop.golden import box_prompt, item, under
 from virtue_pl.interop.keys import adapter_name, from_published
@@ -24,7 +24,7 @@ from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 GRADIENTS = "golden_grads"
 SETS = ("init", "perturbed")
-STEPS: dict[str, PlainStep | GradientCache] = {"plain": PlainStep(), "cached": GradientCache(2)}
+STEPS: dict[str, FullBatch | GradientCache] = {"plain": FullBatch(), "cached": GradientCache(2)}
 
 
 class Adapted(nn.Module):
@@ -62,9 +62,9 @@ def gradient_parity(model: EmbeddingModel, folder: Path, tolerance: float, relat
     queries, targets = pairs(folder, content["case"])
     for values in SETS:
         modules = by_module(under(tensors, f"adapter_{values}/"), str(folder / GRADIENTS))
-        for step, encode in STEPS.items():
+        for step, cache in STEPS.items():
             with with_adapters(model, modules, settings.scale) as adapters:
-                found = contrastive_step(model, encode, (queries, targets), content["case"]["temperature"], trained(model, adapters))
+                found = contrastive_step(model, cache, (queries, targets), content["case"]["temperature"], trained(model, adapters))
             yield from compare_step(f"gradients, {values}, {step}", found, recorded_step(content, tensors, values), (tolerance, relative))
 
 
@@ -81,14 +81,14 @@ def trained(model: nn.Module, adapters: Mapping[str, nn.Parameter]) -> dict[str,
 
 def contrastive_step(
     model: EmbeddingModel,
-    encode: PlainStep | GradientCache,
+    cache: FullBatch | GradientCache,
     inputs: Sequence[list[EmbeddingInput]],
     temperature: float,
     parameters: Mapping[str, nn.Parameter],
 ) -> dict[str, Tensor]:
     """The embeddings (`qry`, `tgt`), the loss of queries over in-batch targets, and each parameter's gradient."""
     with torch.enable_grad():
-        queries, targets = (encode(model.encode, batch_of(model, rows)) for rows in inputs)
+        queries, targets = (cache(FunctionEncoder(model.encode), batch_of(model, rows)) for rows in inputs)
         loss = cross_entropy(queries @ targets.T / temperature, torch.arange(len(queries), device=queries.device))
         gradients = torch.autograd.grad(loss, list(parameters.values()))
     found = {"qry": queries, "tgt": targets, "loss": loss, **dict(zip(parameters, gradients, strict=True))}

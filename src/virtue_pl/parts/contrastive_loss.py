@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,20 +18,39 @@ from virtue_pl.parts.embedding_loss import EmbeddingLoss, LossOutput
 from virtue_pl.types import EmbeddingBatch, VirtueError
 
 
+class CandidateScores(NamedTuple):
+    """Cosines over temperature, of this rank's queries with the targets and then the hard negatives of all ranks.
+
+    values: -inf where a candidate is left out. positive: the column of each query's own target.
+    same_pair: which pairs of all ranks say the same as the query's own, itself excepted.
+
+    Example:
+        >>> scores = loss.score(batch)
+        >>> torch.nn.functional.cross_entropy(scores.values, scores.positive)
+    """
+
+    values: Float[Tensor, "pairs candidates"]
+    positive: Int[Tensor, " pairs"]
+    same_pair: Bool[Tensor, "pairs all_pairs"]
+
+
 class ContrastiveLoss(EmbeddingLoss):
     """Scores every query against every candidate of every rank, leaving false negatives out.
 
-    Queries stay on their rank; targets and hard negatives are gathered with gradient, so that a rank's scores are of its own queries only.
-    The mean over ranks of the returned losses is the loss of the global batch, so DDP's averaging gives its gradient.
+    Queries stay on their rank; targets and hard negatives are gathered with gradient, so that a rank's scores are of
+    its own queries only. The mean over ranks of the returned losses is the loss of the global batch, so DDP's averaging
+    gives its gradient.
 
     Args:
         temperature: cosines are divided by it.
         learn_temperature: train its logarithm; it stays within [0.005, 1].
-        adapter_dim: only for running alone: width of the stored embeddings, which then pass a linear map that the loss trains
-            (the identity at first).
-        margin: leave candidates out whose cosine with the query exceeds the target's by more than this (GISTEmbed, arXiv 2402.16829, with
-            the model as its own guide): they are likely right, too. None for leaving out only what has an equal caption or is of the same sample.
-        mask_same_picture: leave out the targets of other queries on the same picture. In SCaR they are worth learning from: other objects.
+        adapter_dim: only for running alone: width of the stored embeddings, which then pass a linear map that the loss
+            trains (the identity at first).
+        margin: leave candidates out whose cosine with the query exceeds the target's by more than this (GISTEmbed,
+            arXiv 2402.16829, with the model as its own guide): they are likely right, too. None for leaving out only
+            what has an equal caption or is of the same sample.
+        mask_same_picture: leave out the targets of other queries on the same picture. In SCaR they are worth learning
+            from: other objects.
         optimization, weights, weights_prefix, frozen: see `Part`; alone, the loss learns on stored embeddings.
     """
 
@@ -65,54 +85,67 @@ class ContrastiveLoss(EmbeddingLoss):
         return self.log_temperature.exp().clamp(0.005, 1.0)
 
     def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
-        candidates = torch.cat([distributed.gather(batch.targets), distributed.gather(batch.negatives)])
-        cosines = batch.queries.float() @ candidates.float().T
-        left_out, positive = self.false_negatives(batch)
-        scores = (cosines / self.temperature).masked_fill(left_out | self.beyond_margin(cosines, positive), float("-inf"))
-        loss = self.reduce(scores, positive, batch)
-        accuracy = (scores.argmax(dim=1) == positive).float().mean()
+        scores = self.score(batch)
+        loss = self.reduce(scores, batch)
+        accuracy = (scores.values.argmax(dim=1) == scores.positive).float().mean()
         return LossOutput(loss, {"in_batch_accuracy": accuracy.detach(), "temperature": self.temperature.detach()})
 
-    def false_negatives(self, batch: EmbeddingBatch) -> tuple[Bool[Tensor, "pairs candidates"], Int[Tensor, " pairs"]]:
-        """Candidates with the caption, or of the sample, that a query is right for; and where its own target stands."""
+    def score(self, batch: EmbeddingBatch) -> CandidateScores:
+        """Score this rank's queries against the candidates of all ranks, leaving false negatives out."""
+        candidates = torch.cat([distributed.gather(batch.targets), distributed.gather(batch.negatives)])
+        cosines = batch.queries.float() @ candidates.float().T
         same = self.same_pair(batch)
         positive = distributed.rank() * len(batch) + torch.arange(len(batch), device=same.device)
-        equal = distributed.gather(batch.negative_ids)[None] == batch.target_ids[:, None]
-        return torch.cat([same, equal], dim=1).scatter(1, positive[:, None], False), positive
+        same = same.scatter(1, positive[:, None], False)
+        equal = distributed.gather(batch.ids.negative_ids)[None] == batch.ids.target_ids[:, None]
+        left_out = torch.cat([same, equal], dim=1) | self.beyond_margin(cosines, positive)
+        return CandidateScores((cosines / self.temperature).masked_fill(left_out, float("-inf")), positive, same)
 
     def same_pair(self, batch: EmbeddingBatch) -> Bool[Tensor, "pairs all_pairs"]:
-        """Which pairs of all ranks say the same as one of this rank: by caption, by sample, and where it is wanted by picture."""
-        ids = [batch.target_ids, batch.query_ids]
-        if self.mask_same_picture:
-            if len(batch.picture_ids) != len(batch):
-                raise VirtueError("loss.mask_same_picture is set, but the batch does not say which pictures its queries show: set it to false")
-            ids.append(batch.picture_ids)
-        return torch.stack([distributed.gather(known)[None] == known[:, None] for known in ids]).any(dim=0)
+        """Return which pairs of all ranks say the same as each of this rank's.
 
-    def beyond_margin(self, cosines: Float[Tensor, "rows columns"], positive: Int[Tensor, " rows"]) -> Bool[Tensor, "rows columns"]:
-        """Which are closer than the right one by more than `margin`."""
+        They have the same target, are of the same sample or, with `mask_same_picture`, have a query on the same image.
+        """
+        ids = [batch.ids.target_ids, batch.ids.query_ids]
+        if self.mask_same_picture:
+            if len(batch.ids.image_ids) != len(batch):
+                raise VirtueError(
+                    "loss.mask_same_picture is set, but the batch does not say which pictures its queries show: "
+                    "set it to false"
+                )
+            ids.append(batch.ids.image_ids)
+        return torch.stack([distributed.gather(column)[None] == column[:, None] for column in ids]).any(dim=0)
+
+    def beyond_margin(
+        self, cosines: Float[Tensor, "rows columns"], positive: Int[Tensor, " rows"]
+    ) -> Bool[Tensor, "rows columns"]:
+        """Return which candidates are closer than the right one by more than `margin`."""
         if self.margin is None:
             return torch.zeros_like(cosines, dtype=torch.bool)
         right = cosines.detach().gather(1, positive[:, None])
         return (cosines.detach() > right + self.margin).scatter(1, positive[:, None], False)
 
     @abstractmethod
-    def reduce(self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch) -> Float[Tensor, ""]:
-        """From scores over temperature (-inf where a candidate is left out) to the loss."""
+    def reduce(self, scores: CandidateScores, batch: EmbeddingBatch) -> Float[Tensor, ""]:
+        """Return the loss of this rank's queries."""
 
-    def own_negatives(self, scores: Float[Tensor, "pairs candidates"], batch: EmbeddingBatch) -> Bool[Tensor, "pairs candidates"]:
-        """Which candidates are a query's own hard negatives. Ranks hold equally many."""
-        count = len(batch.negative_rows)
+    def own_negatives(
+        self, scores: Float[Tensor, "pairs candidates"], batch: EmbeddingBatch
+    ) -> Bool[Tensor, "pairs candidates"]:
+        """Return which candidates are a query's own hard negatives. Ranks hold equally many."""
+        rows = batch.ids.negative_rows
         own = torch.zeros_like(scores, dtype=torch.bool)
-        first = distributed.world_size() * len(batch) + distributed.rank() * count
-        own[batch.negative_rows, first + torch.arange(count, device=scores.device)] = True
+        first = distributed.world_size() * len(batch) + distributed.rank() * len(rows)
+        own[rows, first + torch.arange(len(rows), device=scores.device)] = True
         return own
 
     def adapt(self, batch: EmbeddingBatch) -> EmbeddingBatch:
-        """The stored embeddings through the trained map."""
+        """Return the stored embeddings after the trained map."""
         if self.adapter is None:
             return batch
-        queries, targets, negatives = (normalize(self.adapter(part), dim=-1) for part in (batch.queries, batch.targets, batch.negatives))
+        queries, targets, negatives = (
+            normalize(self.adapter(part), dim=-1) for part in (batch.queries, batch.targets, batch.negatives)
+        )
         return replace(batch, queries=queries, targets=targets, negatives=negatives)
 
 
@@ -128,10 +161,10 @@ class InfoNCELoss(ContrastiveLoss):
     loss_i = -log( exp(s_ip) / sum_j exp(s_ij) ), s over temperature, j over targets and hard negatives of all ranks.
 
     Args:
-        own_negatives_weight: adds, with this weight, the same loss among the target and the query's own hard negatives only,
-            which are few among the many easy candidates of the batch.
-        both_sides: the mean of that loss and of the one that finds the query among those of all ranks for each target (CLIP,
-            arXiv 2103.00020); hard negatives are candidates of queries alone.
+        own_negatives_weight: adds, with this weight, the same loss among the target and the query's own hard negatives
+            only, which are few among the many easy candidates of the batch.
+        both_sides: the mean of that loss and of the one that finds the query among those of all ranks for each target
+            (CLIP, arXiv 2103.00020); hard negatives are candidates of queries alone.
         others: see `ContrastiveLoss`.
     """
 
@@ -149,7 +182,17 @@ class InfoNCELoss(ContrastiveLoss):
         margin: float | None = None,
         mask_same_picture: bool = False,
     ) -> None:
-        super().__init__(temperature, learn_temperature, adapter_dim, optimization, weights, weights_prefix, frozen, margin, mask_same_picture)
+        super().__init__(
+            temperature,
+            learn_temperature,
+            adapter_dim,
+            optimization,
+            weights,
+            weights_prefix,
+            frozen,
+            margin,
+            mask_same_picture,
+        )
         self.own_negatives_weight = own_negatives_weight
         self.both_sides = both_sides
         self.finish()
@@ -158,19 +201,21 @@ class InfoNCELoss(ContrastiveLoss):
     def needs_negatives(self) -> str | None:
         return f"loss.own_negatives_weight is {self.own_negatives_weight:g}" if self.own_negatives_weight else None
 
-    def reduce(self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch) -> Float[Tensor, ""]:
-        loss = cross_entropy(scores, positive)
+    def reduce(self, scores: CandidateScores, batch: EmbeddingBatch) -> Float[Tensor, ""]:
+        positive = scores.positive
+        loss = cross_entropy(scores.values, positive)
         if self.both_sides:
-            loss = (loss + cross_entropy(self.target_scores(batch, positive), positive)) / 2
-        if self.own_negatives_weight and len(batch.negative_rows):
-            own = self.own_negatives(scores, batch).scatter(1, positive[:, None], True)
-            loss = loss + self.own_negatives_weight * cross_entropy(scores.masked_fill(~own, float("-inf")), positive)
+            loss = (loss + cross_entropy(self.target_scores(scores, batch), positive)) / 2
+        if self.own_negatives_weight and len(batch.ids.negative_rows):
+            own = self.own_negatives(scores.values, batch).scatter(1, positive[:, None], True)
+            few = scores.values.masked_fill(~own, float("-inf"))
+            loss = loss + self.own_negatives_weight * cross_entropy(few, positive)
         return loss
 
-    def target_scores(self, batch: EmbeddingBatch, positive: Int[Tensor, " pairs"]) -> Float[Tensor, "pairs all_pairs"]:
-        """This rank's targets against the queries of all ranks, -inf where the pair says the same."""
+    def target_scores(self, scores: CandidateScores, batch: EmbeddingBatch) -> Float[Tensor, "pairs all_pairs"]:
+        """Return this rank's targets against the queries of all ranks, -inf where the pair says the same."""
         cosines = batch.targets.float() @ distributed.gather(batch.queries).float().T
-        left_out = self.same_pair(batch).scatter(1, positive[:, None], False) | self.beyond_margin(cosines, positive)
+        left_out = scores.same_pair | self.beyond_margin(cosines, scores.positive)
         return (cosines / self.temperature).masked_fill(left_out, float("-inf"))
 
 
@@ -197,10 +242,26 @@ class SigmoidLoss(ContrastiveLoss):
         margin: float | None = None,
         mask_same_picture: bool = False,
     ) -> None:
-        super().__init__(temperature, learn_temperature, adapter_dim, optimization, weights, weights_prefix, frozen, margin, mask_same_picture)
+        super().__init__(
+            temperature,
+            learn_temperature,
+            adapter_dim,
+            optimization,
+            weights,
+            weights_prefix,
+            frozen,
+            margin,
+            mask_same_picture,
+        )
         self.bias = nn.Parameter(torch.tensor(float(bias)))
         self.finish()
 
-    def reduce(self, scores: Float[Tensor, "pairs candidates"], positive: Int[Tensor, " pairs"], batch: EmbeddingBatch) -> Float[Tensor, ""]:
-        signs = torch.full_like(scores, -1.0).scatter(1, positive[:, None], 1.0)
-        return -logsigmoid(signs * scores.add(self.bias).masked_fill(scores.isneginf(), 0.0)).masked_fill(scores.isneginf(), 0.0).sum(dim=1).mean()
+    def reduce(self, scores: CandidateScores, batch: EmbeddingBatch) -> Float[Tensor, ""]:
+        values, left_out = scores.values, scores.values.isneginf()
+        signs = torch.full_like(values, -1.0).scatter(1, scores.positive[:, None], 1.0)
+        return (
+            -logsigmoid(signs * values.add(self.bias).masked_fill(left_out, 0.0))
+            .masked_fill(left_out, 0.0)
+            .sum(dim=1)
+            .mean()
+        )

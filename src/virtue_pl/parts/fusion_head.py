@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from virtue_pl.adapters import LoRA
 from virtue_pl.backbones.vlm import VLMBackbone
-from virtue_pl.frozen_features import Levels, known_or_encoded
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.frozen_features import Levels, encode_missing
+from virtue_pl.gradient_cache import FullBatch, GradientCache
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.embedding_loss import EmbeddingLoss
 from virtue_pl.parts.embedding_model import EmbeddingModel
@@ -27,7 +27,8 @@ DEFAULT_TRAIN_MODES = {"box": 0.5, "point": 0.3, "mask": 0.2}
 class VLMFusionHead(EmbeddingModel):
     """The vision-language model, with segment tokens in front where they are given.
 
-    Alone it trains without segment tokens: the prompt reaches it as text only, the paper's first ablation (VLM2Vec's form).
+    Alone it trains without segment tokens: the prompt reaches it as text only, the paper's first ablation (VLM2Vec's
+    form).
 
     Args:
         backbone: the vision-language model.
@@ -46,7 +47,7 @@ class VLMFusionHead(EmbeddingModel):
         train_modes: Mapping[str, float] | None = None,
         evaluation_modes: Sequence[str] = ("box", "point", "no_prompt", "blind"),
         loss: EmbeddingLoss | None = None,
-        gradient_cache: PlainStep | GradientCache | None = None,
+        gradient_cache: FullBatch | GradientCache | None = None,
         optimization: Optimization | None = None,
         weights: str | Path | None = None,
         weights_prefix: str = "",
@@ -76,12 +77,12 @@ class VLMFusionHead(EmbeddingModel):
         sequence = self.backbone.embed(inputs, [pictures[index] for index in inputs.use_pictures.tolist()])
         if segments is not None:
             sequence = sequence.prepend(segments.tokens, inputs.prompt_rows)
-        embeddings = normalize(self.pooled(sequence).float(), dim=-1)
+        embeddings = normalize(self.pool(sequence).float(), dim=-1)
         if segments is None or segments.summary is None:
             return embeddings
         return normalize(embeddings.index_add(0, inputs.prompt_rows, segments.summary.float()), dim=-1)
 
-    def pooled(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
+    def pool(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
         if isinstance(self.pooling, LastTokenPooling):
             return self.backbone.last_states(sequence)
         return self.pooling(self.backbone(sequence).float(), sequence.attention_mask)
@@ -90,8 +91,9 @@ class VLMFusionHead(EmbeddingModel):
         return self(inputs)
 
     def frozen_features(self, pictures: Pictures) -> list[Levels]:
-        """The vision tower's frozen features of each picture, as they are stored or else encoded now."""
-        return known_or_encoded([known.vision for known in pictures.known], pictures.vision, self.backbone.vision_features, self.backbone)
+        """Return the vision tower's frozen features of each image, in order: stored, or else encoded in one batch."""
+        stored = [features.vision for features in pictures.stored_features]
+        return encode_missing(stored, pictures.vision, self.backbone.vision_features, self.backbone)
 
     def picture_features(self, pictures: Pictures) -> tuple[PictureFeatures, ...]:
         return tuple(PictureFeatures(vision=levels) for levels in self.frozen_features(pictures))
@@ -99,4 +101,6 @@ class VLMFusionHead(EmbeddingModel):
     @property
     def preprocess(self) -> ContrastivePreprocess:
         fingerprints = {"vision": self.backbone.fingerprint()}
-        return ContrastivePreprocess(self.backbone.processor, self.recipe, None, self.train_modes, self.evaluation_modes, fingerprints)
+        return ContrastivePreprocess(
+            self.backbone.processor, self.recipe, None, self.train_modes, self.evaluation_modes, fingerprints
+        )

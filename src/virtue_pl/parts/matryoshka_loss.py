@@ -15,13 +15,14 @@ from virtue_pl.types import EmbeddingBatch, VirtueError
 
 
 class MatryoshkaLoss(EmbeddingLoss):
-    """The weighted mean of a loss over the first `dims` numbers of each embedding, made unit vectors again (arXiv 2205.13147).
+    """The weighted mean of a loss over the first `dims` numbers of each embedding, as unit vectors (arXiv 2205.13147).
 
     Args:
         loss: what is computed at each length.
         dims: the lengths; those that are to serve, the whole one too.
         dim_weights: of each length; alike by default.
-        optimization, weights, weights_prefix, frozen: see `Part`; alone, it learns on stored embeddings, as `loss` would.
+        optimization, weights, weights_prefix, frozen: see `Part`; alone, it learns on stored embeddings, as `loss`
+            would.
     """
 
     def __init__(
@@ -46,9 +47,13 @@ class MatryoshkaLoss(EmbeddingLoss):
 
     def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
         if max(self.dims) > batch.queries.shape[1]:
-            raise VirtueError(f"loss.dims holds {max(self.dims)}, but embeddings have {batch.queries.shape[1]} numbers: lower it")
-        outputs = [self.loss(shortened(batch, dim)) for dim in self.dims]
-        total = torch.stack([weight * output.loss for weight, output in zip(self.dim_weights, outputs, strict=True)]).sum() / sum(self.dim_weights)
+            raise VirtueError(
+                f"loss.dims holds {max(self.dims)}, but embeddings have {batch.queries.shape[1]} numbers: lower it"
+            )
+        outputs = [self.loss(shorten_embeddings(batch, dim)) for dim in self.dims]
+        total = torch.stack(
+            [weight * output.loss for weight, output in zip(self.dim_weights, outputs, strict=True)]
+        ).sum() / sum(self.dim_weights)
         longest = outputs[self.dims.index(max(self.dims))]
         each = {f"loss_{dim}": output.loss.detach() for dim, output in zip(self.dims, outputs, strict=True)}
         return LossOutput(total, {**longest.metrics, **each})
@@ -61,7 +66,9 @@ class MatryoshkaLoss(EmbeddingLoss):
         return self.loss.needs_negatives
 
 
-def shortened(batch: EmbeddingBatch, dim: int) -> EmbeddingBatch:
-    """The first `dim` numbers of each embedding, as unit vectors."""
-    queries, targets, negatives = (normalize(part[:, :dim].float(), dim=-1) for part in (batch.queries, batch.targets, batch.negatives))
+def shorten_embeddings(batch: EmbeddingBatch, dim: int) -> EmbeddingBatch:
+    """Return the batch with the first `dim` numbers of each embedding, as unit vectors."""
+    queries, targets, negatives = (
+        normalize(part[:, :dim].float(), dim=-1) for part in (batch.queries, batch.targets, batch.negatives)
+    )
     return replace(batch, queries=queries, targets=targets, negatives=negatives)

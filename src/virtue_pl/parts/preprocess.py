@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,10 +16,11 @@ from virtue_pl.prompts import PROMPT_MODES, prompt_region
 from virtue_pl.recipes import Recipe
 from virtue_pl.types import (
     IMAGE_TOKEN,
-    UNKNOWN,
+    NO_FEATURES,
     EmbeddingInput,
     EncoderBatch,
     PairBatch,
+    PairIds,
     PictureFeatures,
     Pictures,
     PromptBatch,
@@ -29,10 +30,14 @@ from virtue_pl.types import (
     Sample,
     VirtueError,
     VisualPrompt,
+    merge_features,
 )
 
 TRAIN_MODES = (*PROMPT_MODES, "blind")
 EVALUATION_MODES = ("box", "point", "mask", "no_prompt", "blind")
+
+FeatureLookup = Callable[[str], PictureFeatures]
+"""From an image's content key to the frozen features that are cached of it, `NO_FEATURES` where there are none."""
 
 
 def content_id(*parts: str) -> int:
@@ -82,18 +87,17 @@ class ContrastivePreprocess:
     def train(self, samples: Sequence[Sample]) -> PairBatch:
         modes, weights = list(self.train_modes), torch.tensor(list(self.train_modes.values()))
         draws = torch.multinomial(weights, len(samples), replacement=True).tolist()
-        queries = [point_at(sample.query, sample.region, modes[draw], None) for sample, draw in zip(samples, draws, strict=True)]
+        queries = [
+            point_at(sample.query, sample.region, modes[draw], None)
+            for sample, draw in zip(samples, draws, strict=True)
+        ]
         negatives = [(row, item) for row, sample in enumerate(samples) for item in sample.negatives]
         return PairBatch(
             keys=tuple(sample.key for sample in samples),
             queries=self.encoder_batch(queries),
             targets=self.encoder_batch([sample.target for sample in samples]),
             negatives=self.encoder_batch([item for _, item in negatives]) if negatives else None,
-            query_ids=ids([content_id(sample.key) for sample in samples]),
-            target_ids=ids([input_id(sample.target) for sample in samples]),
-            negative_ids=ids([input_id(item) for _, item in negatives]),
-            negative_rows=ids([row for row, _ in negatives]),
-            picture_ids=ids([content_id(*sample.query.image_keys[:1] or (sample.key,)) for sample in samples]),
+            ids=pair_ids(samples, negatives),
         )
 
     def evaluate(self, samples: Sequence[RankingSample]) -> RankingBatch:
@@ -108,93 +112,193 @@ class ContrastivePreprocess:
                 candidates.setdefault(key, item)
                 positions.setdefault(key, len(positions))
             rows.append(tuple(positions[key] for key, _ in found))
-        return RankingBatch(tuple(samples), modes, self.encoder_batch(queries), self.encoder_batch(list(candidates.values())), tuple(rows))
+        return RankingBatch(
+            tuple(samples),
+            modes,
+            self.encoder_batch(queries),
+            self.encoder_batch(list(candidates.values())),
+            tuple(rows),
+        )
 
     def distinct_modes(self, samples: Sequence[RankingSample]) -> tuple[str, ...]:
         """The evaluation modes in which these queries differ.
 
-        Without a region there is nothing to point at, so all modes but "blind" are "no_prompt"; without a picture "blind" is, too.
+        Without a region there is nothing to point at, so all modes but "blind" are "no_prompt"; without a picture
+        "blind" is, too.
         """
         if any(sample.region is not None for sample in samples):
             return self.evaluation_modes
         pictures = any(sample.query.images for sample in samples)
-        return tuple(dict.fromkeys(mode if mode == "blind" and pictures else "no_prompt" for mode in self.evaluation_modes))
+        return tuple(
+            dict.fromkeys(mode if mode == "blind" and pictures else "no_prompt" for mode in self.evaluation_modes)
+        )
 
-    def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
-        """Any inputs as rows, in order; a picture that occurs again (by key) is prepared once."""
+    def encoder_batch(self, items: Sequence[EmbeddingInput], cached: FeatureLookup | None = None) -> EncoderBatch:
+        """Collate any inputs as rows, in order. An image that occurs again (by key) is prepared once.
+
+        Args:
+            items: texts, images and prompts.
+            cached: asked once for each distinct image that has a key; its features stand in for pixels where `items`
+                bring none.
+
+        Raises:
+            VirtueError: a row has a visual prompt and no image.
+        """
         items = [self.recipe.prepare(item) for item in items]
-        index: dict[str, int] = {}
-        shown: list[tuple[Tensor, PictureFeatures]] = []
+        images = DistinctImages(cached)
         uses: list[tuple[int, int]] = []
         prompts: list[tuple[int, int, VisualPrompt]] = []
-        sizes: list[list[tuple[int, int]]] = []
         for row, item in enumerate(items):
             if not item.images and not all(prompt.is_empty for prompt in item.prompts):
-                raise VirtueError(f"row {row} has a visual prompt but no picture to point at: add the picture, or leave the prompt out")
-            sizes.append([self.processor.resized((image.shape[1], image.shape[2])) for image in item.images])
-            for number, image in enumerate(item.images):
-                key = item.image_keys[number] if item.image_keys else f"row {row}, picture {number}"
-                if key not in index:
-                    index[key] = len(shown)
-                    shown.append((image, item.features[number] if item.features else UNKNOWN))
-                uses.append((row, index[key]))
-                prompts += [(row, index[key], prompt) for prompt in self.prompts_on(item, number)]
-        input_ids, mask = self.processor.tokenize([self.recipe.marked(self.recipe.text(item), self.processor.marks) for item in items], sizes)
-        segmented = Counter(row for row, _, _ in prompts)
-        positions = self.recipe.position_ids(self.processor.position_ids(input_ids, mask, sizes), [segmented[row] for row in range(len(items))])
+                raise VirtueError(
+                    f"row {row} has a visual prompt but no picture to point at: "
+                    "add the picture, or leave the prompt out"
+                )
+            for position in range(len(item.images)):
+                number = images.add(item, position)
+                uses.append((row, number))
+                prompts += [(row, number, prompt) for prompt in self.prompts_on(item, position)]
+        input_ids, mask, position_ids = self.tokenize(items, Counter(row for row, _, _ in prompts))
         return EncoderBatch(
             input_ids,
             mask,
-            self.pictures([image for image, _ in shown], [known for _, known in shown]),
-            PromptBatch(tuple(prompt for _, _, prompt in prompts), ids([picture for _, picture, _ in prompts])),
+            self.prepare_images(images, {number for _, number, _ in prompts}),
+            PromptBatch(tuple(prompt for _, _, prompt in prompts), ids([number for _, number, _ in prompts])),
             ids([row for row, _ in uses]),
-            positions,
-            ids([picture for _, picture in uses]),
+            position_ids,
+            ids([number for _, number in uses]),
             ids([row for row, _, _ in prompts]),
         )
 
-    def prompts_on(self, item: EmbeddingInput, number: int) -> list[VisualPrompt]:
-        """The prompts on the item's picture `number`, each of which becomes segment tokens; an empty one stands for the whole picture."""
-        given = item.prompts if number == 0 else (VisualPrompt(),)
+    def tokenize(
+        self, items: Sequence[EmbeddingInput], prompt_counts: Mapping[int, int]
+    ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], Int[Tensor, "*axes rows tokens"] | None]:
+        """Return token ids, attention mask and positions of prepared inputs.
+
+        prompt_counts: by row, how many of its prompts become segment tokens.
+        """
+        sizes = [[self.processor.resized((image.shape[1], image.shape[2])) for image in item.images] for item in items]
+        texts = [self.recipe.marked(self.recipe.text(item), self.processor.marks) for item in items]
+        input_ids, mask = self.processor.tokenize(texts, sizes)
+        found = self.processor.position_ids(input_ids, mask, sizes)
+        return (
+            input_ids,
+            mask,
+            self.recipe.position_ids(found, [prompt_counts.get(row, 0) for row in range(len(items))]),
+        )
+
+    def prompts_on(self, item: EmbeddingInput, position: int) -> list[VisualPrompt]:
+        """Return the prompts on one of the item's images, each of which becomes segment tokens.
+
+        An empty prompt stands for the whole image.
+        """
+        given = item.prompts if position == 0 else (VisualPrompt(),)
         prompts = [self.recipe.visual_prompt(replace(item, prompt=prompt), self.segmentation_size) for prompt in given]
         return [prompt for prompt in prompts if self.segment_unprompted or not prompt.is_empty]
 
-    def pictures(self, images: Sequence[UInt8[Tensor, "3 height width"]], known: Sequence[PictureFeatures] = ()) -> Pictures:
-        """Pictures for both streams; what is known of them stands in for their pixels."""
-        known = known or [UNKNOWN] * len(images)
-        vision = tuple(None if stored.vision else self.processor.resize(image) for image, stored in zip(images, known, strict=True))
-        segmentation = self.canvases(images, known, self.segmentation_size) if self.segmentation_size is not None else ()
-        return Pictures(vision, segmentation, known_features(known))
+    def pictures(self, images: Sequence[UInt8[Tensor, "3 height width"]]) -> Pictures:
+        """Prepare images for both streams."""
+        vision = tuple(self.processor.resize(image) for image in images)
+        if (size := self.segmentation_size) is None:
+            return Pictures(vision)
+        return Pictures(vision, tuple(self.recipe.segmentation_pixels(image, size) for image in images))
 
-    def canvases(self, images: Sequence[UInt8[Tensor, "3 height width"]], known: Sequence[PictureFeatures], size: int) -> tuple[Tensor | None, ...]:
-        """Pixels for the segmentation stream, of the pictures that it has no stored features of."""
-        chosen = zip(images, known, strict=True)
-        return tuple(None if stored.segmentation else self.recipe.segmentation_pixels(image, size) for image, stored in chosen)
+    def prepare_images(self, images: DistinctImages, prompted: Collection[int]) -> Pictures:
+        """Prepare a batch's images for the streams that read them, with features in place of a stream's pixels.
+
+        The segmentation model reads the `prompted` images (by number) alone.
+        """
+        both = list(zip(images.pixels, images.features, strict=True))
+        vision = tuple(None if features.vision else self.processor.resize(image) for image, features in both)
+        segmentation: tuple[Tensor | None, ...] = ()
+        if (size := self.segmentation_size) is not None:
+            segmentation = tuple(
+                self.recipe.segmentation_pixels(image, size)
+                if number in prompted and not features.segmentation
+                else None
+                for number, (image, features) in enumerate(both)
+            )
+        return Pictures(vision, segmentation, drop_empty(images.features), tuple(images.keys))
 
 
-def known_features(known: Sequence[PictureFeatures]) -> tuple[PictureFeatures, ...]:
-    """The features of every picture; empty where nothing is known of any."""
-    return tuple(known) if any(stored.segmentation or stored.vision for stored in known) else ()
+class DistinctImages:
+    """The distinct images of a batch, numbered as rows first use them.
+
+    pixels, features, keys: one entry an image; the key is "" for an image without one, which is distinct from every
+    other.
+
+    Args:
+        cached: features that are looked up by key, once an image, where the input brings none.
+
+    Example:
+        >>> images = DistinctImages()
+        >>> item = EmbeddingInput("a cat", (image,), image_keys=("cat",))
+        >>> images.add(item, 0), images.add(item, 0), images.keys
+        (0, 0, ['cat'])
+    """
+
+    def __init__(self, cached: FeatureLookup | None = None) -> None:
+        self.pixels: list[Tensor] = []
+        self.features: list[PictureFeatures] = []
+        self.keys: list[str] = []
+        self._cached = cached
+        self._numbers: dict[str, int] = {}
+
+    def add(self, item: EmbeddingInput, position: int) -> int:
+        """Return the number of the item's image at `position`, which is added if it is new."""
+        key = item.image_keys[position] if item.image_keys else ""
+        if key in self._numbers:
+            return self._numbers[key]
+        features = item.features[position] if item.features else NO_FEATURES
+        if key and self._cached is not None:
+            features = merge_features(features, self._cached(key))
+        self.pixels.append(item.images[position])
+        self.features.append(features)
+        self.keys.append(key)
+        number = len(self.pixels) - 1
+        if key:
+            self._numbers[key] = number
+        return number
+
+
+def drop_empty(features: Sequence[PictureFeatures]) -> tuple[PictureFeatures, ...]:
+    """Return the features of every image; nothing where no image has any."""
+    return tuple(features) if any(each.segmentation or each.vision for each in features) else ()
+
+
+def pair_ids(samples: Sequence[Sample], negatives: Sequence[tuple[int, EmbeddingInput]]) -> PairIds:
+    """Return the content ids of training pairs. negatives: each hard negative with the row of its pair."""
+    return PairIds(
+        query_ids=ids([content_id(sample.key) for sample in samples]),
+        target_ids=ids([input_id(sample.target) for sample in samples]),
+        negative_ids=ids([input_id(item) for _, item in negatives]),
+        negative_rows=ids([row for row, _ in negatives]),
+        image_ids=ids([content_id(*sample.query.image_keys[:1] or (sample.key,)) for sample in samples]),
+    )
 
 
 def ids(values: Sequence[int]) -> Int[Tensor, " values"]:
     return torch.tensor(values, dtype=torch.long)
 
 
-def check_modes(option: str, modes: Sequence[str] | Mapping[str, float], known: Sequence[str]) -> None:
+def check_modes(option: str, modes: Sequence[str] | Mapping[str, float], allowed: Sequence[str]) -> None:
     for mode in modes:
-        if mode not in known:
-            raise VirtueError(f"{option}: {mode!r}, expected some of {', '.join(known)}")
+        if mode not in allowed:
+            raise VirtueError(f"{option}: {mode!r}, expected some of {', '.join(allowed)}")
 
 
-def point_at(query: EmbeddingInput, region: Region | None, mode: str, generator: torch.Generator | None) -> EmbeddingInput:
+def point_at(
+    query: EmbeddingInput, region: Region | None, mode: str, generator: torch.Generator | None
+) -> EmbeddingInput:
     """The query with its region pointed at; a query without a region (most of MMEB) keeps the prompt that it has.
 
     In mode "blind" it is its text alone, with nothing where the picture stood.
     """
     if mode == "blind":
         return EmbeddingInput(text=query.text.replace(IMAGE_TOKEN, "").lstrip())
-    return query if region is None else replace(query, prompt=prompt_region(region, mode, generator), further_prompts=())
+    return (
+        query if region is None else replace(query, prompt=prompt_region(region, mode, generator), further_prompts=())
+    )
 
 
 def evaluation_query(sample: RankingSample, mode: str) -> EmbeddingInput:

@@ -1,4 +1,4 @@
-"""Samples to batches of prompts and the regions they mean: what the prompt encoder and the segmentation extractor learn from alone."""
+"""Samples to batches of prompts and regions, from which prompt encoder and segmentation extractor learn alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,22 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from virtue_pl.parts.preprocess import check_modes, content_id, ids, known_features
+from virtue_pl.parts.preprocess import check_modes, content_id, drop_empty, ids
 from virtue_pl.prompts import PROMPT_MODES, flip_horizontally, prompt_region
 from virtue_pl.recipes import VirtueRecipe
-from virtue_pl.types import UNKNOWN, DataError, PictureFeatures, Pictures, PromptBatch, RankingSample, Region, RegionBatch, Sample, VirtueError, VisualPrompt
+from virtue_pl.types import (
+    NO_FEATURES,
+    DataError,
+    PictureFeatures,
+    Pictures,
+    PromptBatch,
+    RankingSample,
+    Region,
+    RegionBatch,
+    Sample,
+    VirtueError,
+    VisualPrompt,
+)
 
 
 class RegionPreprocess:
@@ -53,8 +65,13 @@ class RegionPreprocess:
         draws = torch.multinomial(torch.tensor(list(self.modes.values())), len(samples), replacement=True).tolist()
         modes = [names[draw] for draw in draws]
         flips = {picture_key(sample): self.flip and bool(torch.rand(()) < 0.5) for sample in samples}
-        regions = [mirrored(region_of(sample)) if flips[picture_key(sample)] else region_of(sample) for sample in samples]
-        prompts = [jittered(prompt_region(region, mode), self.box_jitter) for region, mode in zip(regions, modes, strict=True)]
+        regions = [
+            mirror_region(region_of(sample)) if flips[picture_key(sample)] else region_of(sample) for sample in samples
+        ]
+        prompts = [
+            jitter_boxes(prompt_region(region, mode), self.box_jitter)
+            for region, mode in zip(regions, modes, strict=True)
+        ]
         return self.collate(samples, regions, prompts, modes, flips)
 
     def evaluate(self, samples: Sequence[RankingSample]) -> RegionBatch:
@@ -79,10 +96,12 @@ class RegionPreprocess:
         used = [places.setdefault(picture_key(sample), len(places)) for sample in samples]
         queries = {picture_key(sample): sample.query for sample in samples}
         images = [queries[key].images[0].flip(-1) if flips.get(key) else queries[key].images[0] for key in places]
-        known = [queries[key].features[0] if queries[key].features and not flips.get(key) else UNKNOWN for key in places]
+        stored = [
+            queries[key].features[0] if queries[key].features and not flips.get(key) else NO_FEATURES for key in places
+        ]
         return RegionBatch(
             tuple(sample.key for sample in samples),
-            self.pictures(images, known),
+            self.pictures(images, stored),
             PromptBatch(tuple(prompts), ids(used)),
             torch.stack([region.box for region in regions]).float(),
             torch.stack([self.mask(sample.key, region) for sample, region in zip(samples, regions, strict=True)]),
@@ -90,21 +109,28 @@ class RegionPreprocess:
             tuple(sample.task for sample in samples),
         )
 
-    def pictures(self, images: Sequence[UInt8[Tensor, "3 height width"]], known: Sequence[PictureFeatures] = ()) -> Pictures:
-        """Pictures for the segmentation stream, if there is one; what is known of them stands in for their pixels."""
+    def pictures(
+        self, images: Sequence[UInt8[Tensor, "3 height width"]], stored: Sequence[PictureFeatures] = ()
+    ) -> Pictures:
+        """Prepare images for the segmentation stream. stored: one entry an image, in place of its pixels."""
         if self.image_size is None:
             return Pictures()
-        known, size = known or [UNKNOWN] * len(images), self.image_size
-        chosen = zip(images, known, strict=True)
-        canvases = tuple(None if stored.segmentation else VirtueRecipe().segmentation_pixels(image, size) for image, stored in chosen)
-        return Pictures(segmentation=canvases, features=known_features(known))
+        stored, size = stored or [NO_FEATURES] * len(images), self.image_size
+        both = zip(images, stored, strict=True)
+        canvases = tuple(
+            None if features.segmentation else VirtueRecipe().segmentation_pixels(image, size)
+            for image, features in both
+        )
+        return Pictures(segmentation=canvases, features=drop_empty(stored))
 
     def mask(self, key: str, region: Region) -> Float[Tensor, "size size"]:
         if self.mask_size is None:
             return torch.zeros(0, 0)
         if region.mask is None:
-            raise DataError(key, "its region has no mask, expected the exact mask to learn from: write the data with `segmentation`")
-        return resized_mask(region.mask, self.mask_size)
+            raise DataError(
+                key, "its region has no mask, expected the exact mask to learn from: write the data with `segmentation`"
+            )
+        return resize_mask(region.mask, self.mask_size)
 
 
 def picture_key(sample: Sample | RankingSample) -> str:
@@ -118,14 +144,14 @@ def region_of(sample: Sample | RankingSample) -> Region:
     return sample.region
 
 
-def mirrored(region: Region) -> Region:
-    """The region in the mirrored picture."""
+def mirror_region(region: Region) -> Region:
+    """Return the region in the mirrored image."""
     prompt = flip_horizontally(VisualPrompt(boxes=region.box[None]))
     return Region(prompt.boxes[0], None if region.mask is None else region.mask.flip(-1))
 
 
-def jittered(prompt: VisualPrompt, share: float) -> VisualPrompt:
-    """The prompt with each side of its boxes moved by up to `share` of the box's width or height, inside the picture."""
+def jitter_boxes(prompt: VisualPrompt, share: float) -> VisualPrompt:
+    """Return the prompt with each side of its boxes moved by up to `share` of the box, within the image."""
     if not share or not len(prompt.boxes):
         return prompt
     sizes = (prompt.boxes[:, 2:] - prompt.boxes[:, :2]).repeat(1, 2)
@@ -133,8 +159,10 @@ def jittered(prompt: VisualPrompt, share: float) -> VisualPrompt:
     return replace(prompt, boxes=(prompt.boxes + moves * sizes).clamp(0, 1))
 
 
-def resized_mask(mask: Bool[Tensor, "height width"], size: int) -> Float[Tensor, "size size"]:
-    """The mask stretched to `size` x `size`, 0 or 1."""
+def resize_mask(mask: Bool[Tensor, "height width"], size: int) -> Float[Tensor, "size size"]:
+    """Return the mask stretched to `size` x `size`, 0 or 1."""
     if mask.shape == (size, size):
         return mask.float()
-    return (interpolate(mask[None, None].float(), size=(size, size), mode="bilinear", antialias=True)[0, 0] >= 0.5).float()
+    return (
+        interpolate(mask[None, None].float(), size=(size, size), mode="bilinear", antialias=True)[0, 0] >= 0.5
+    ).float()

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from virtue_pl.backbones.segmentation import SegmentationBackbone
 from virtue_pl.distributed import world_size
-from virtue_pl.frozen_features import Levels, known_or_encoded
+from virtue_pl.frozen_features import Levels, encode_missing
 from virtue_pl.losses.segmentation import dice_loss, focal_loss
 from virtue_pl.metrics.mask_iou import MaskIoU
 from virtue_pl.optimization import Optimization
@@ -74,8 +74,9 @@ class SegmentationExtractor(Part):
         return self.backbone(tuple(torch.stack(level) for level in levels), tokens)
 
     def frozen_features(self, pictures: Pictures) -> list[Levels]:
-        """The prompt-free features of each picture, as they are stored or else encoded now."""
-        return known_or_encoded([known.segmentation for known in pictures.known], pictures.segmentation, self.encode_pictures, self.backbone)
+        """Return the prompt-free features of each image, in order: stored ones, or else encoded now in one batch."""
+        stored = [features.segmentation for features in pictures.stored_features]
+        return encode_missing(stored, pictures.segmentation, self.encode_pictures, self.backbone)
 
     def encode_pictures(self, pixels: Sequence[Shaped[Tensor, "3 size size"]]) -> Iterable[Levels]:
         return zip(*(level.unbind() for level in self.backbone.image_features(torch.stack(list(pixels)))), strict=True)

@@ -13,7 +13,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from safetensors.torch import save_file
 
-from virtue_pl.types import EmbeddingBatch, VirtueError
+from virtue_pl.types import EmbeddingBatch, PairIds, VirtueError
 
 
 class EmbeddingWriter(BasePredictionWriter):
@@ -34,15 +34,17 @@ class EmbeddingWriter(BasePredictionWriter):
 
 
 def join(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
-    """Batches one after another; `negative_rows` count on."""
+    """Return the batches one after another, with `negative_rows` counted on from batch to batch."""
     starts = torch.tensor([0] + [len(batch) for batch in batches]).cumsum(0).tolist()
-    columns = {f.name: torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(EmbeddingBatch)}
-    columns["negative_rows"] = torch.cat([batch.negative_rows + start for batch, start in zip(batches, starts, strict=False)])
-    return EmbeddingBatch(**columns)
+    columns = {f.name: torch.cat([getattr(batch.ids, f.name) for batch in batches]) for f in fields(PairIds)}
+    columns["negative_rows"] = torch.cat([batch.ids.negative_rows + start for batch, start in zip(batches, starts, strict=False)])
+    queries, targets, negatives = (torch.cat([getattr(batch, side) for batch in batches]) for side in ("queries", "targets", "negatives"))
+    return EmbeddingBatch(queries, targets, negatives, PairIds(**columns))
 
 
 def save_embeddings(batch: EmbeddingBatch, path: Path) -> None:
+    """Write the embeddings and the pairs' ids as safetensors, under a temporary name, and move the file to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
-    save_file({f.name: getattr(batch, f.name).contiguous() for f in fields(batch)}, temporary)
+    save_file({name: tensor.contiguous() for name, tensor in batch.to_tensors().items()}, temporary)
     os.replace(temporary, path)
