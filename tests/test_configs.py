@@ -168,7 +168,7 @@ def test_the_runs_of_every_plan_build(build, monkeypatch, plan, name):
 
 def test_every_layer_of_an_arm_is_in_the_plan_and_names_its_run():
     used = {config for run in runs_of("ablations.yaml").values() for config in run.configs}
-    assert {f"configs/ablations/{path.name}" for path in ARMS.glob("*.yaml")} <= used
+    assert {f"configs/overlays/ablations/{path.name}" for path in ARMS.glob("*.yaml")} <= used
     assert all(yaml.safe_load(path.read_text())["shared"]["run"] == f"runs/{path.stem}" for path in ARMS.glob("*.yaml"))
 
 
