@@ -101,7 +101,7 @@ def test_check_shows_it_without_weights_or_data(monkeypatch, tmp_path, capsys):
 def test_layers_change_what_is_built(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     arguments = ["--config", str(without_data(tmp_path)), "--trainer.accelerator", "cpu", "--config"]
-    vit = DescribedCLI("fit", [*arguments, str(CONFIGS / "overlays" / "segmentation" / "sam1_vit_b.yaml")]).model
+    vit = DescribedCLI("fit", [*arguments, str(CONFIGS / "overlays" / "segmentation" / "sam1.yaml")]).model
     assert 93e6 < count(vit.segmentation) + count(vit.prompt_encoder) < 94e6
     alone = DescribedCLI("fit", [*arguments, str(CONFIGS / "overlays" / "segmentation" / "none.yaml")]).model
     assert type(alone).__name__ == "VLMFusionHead" and count(alone, trained=True) == adapters(*SIZES["2b"][:4])

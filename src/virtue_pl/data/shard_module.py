@@ -50,8 +50,9 @@ class ShardDataModule(StreamingDataModule, ABC):
         cache: folder for copies of shards that a URL names.
         cache_gb: how many gigabytes (10^9 bytes) of such copies are kept, over all that share the folder: the least recently read make room,
             what is being read stays; default all.
-        features: name of the folder, inside each folder of shards, with what is stored of the pictures (configs/overlays/features/store_features.yaml):
-            frozen networks then see only pictures that are new, such as a crop or a mirrored one. With `predict: pictures`, where it will be.
+        features: name of the folder, inside each folder of shards, with what is stored of the pictures by
+            configs/overlays/features/store_features.yaml: frozen networks then see only pictures that are new, such as a crop or a
+            mirrored one. With `predict: pictures`, where it will be.
         predict: what a prediction is of, "pairs" (the training samples of one epoch) or "pictures" (each of all folders once,
             `eval_batch_size` records a batch; of those in `test` the first shards with `test_rows` rows).
     """
