@@ -19,7 +19,7 @@ quickstart: $(STAMP) ## fetch pictures, write scenes, train, and print what a vi
 	env -u OMP_NUM_THREADS $(BIN)/virtue-pl quickstart
 
 ablations: $(STAMP) ## after the quickstart: train its ablations, and print and plot what each part is worth
-	env -u OMP_NUM_THREADS $(BIN)/virtue-pl ablations --plan configs/ablations.yaml
+	env -u OMP_NUM_THREADS $(BIN)/virtue-pl ablations --plan configs/studies/ablations.yaml
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)

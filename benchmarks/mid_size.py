@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: the mid-size model of configs/bench_mid.yaml, its inputs, and clocks for its stages."""
+"""What the benchmarks of speed share: the mid-size model of benchmarks/bench_mid.yaml, its inputs, and clocks for its stages."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write_model(folder: Path) -> Path:
 
 def build(folder: Path, precision: str, *overrides: str) -> Virtue:
     """The model of the config, its adapters a little away from where they start."""
-    arguments = ["--config", str(ROOT / "configs" / "bench_mid.yaml"), "--shared.vlm", str(folder), "--shared.dtype", precision, *overrides]
+    arguments = ["--config", str(ROOT / "benchmarks" / "bench_mid.yaml"), "--shared.vlm", str(folder), "--shared.dtype", precision, *overrides]
     os.chdir(ROOT)
     torch.manual_seed(1)
     model: Any = VirtueCLI("fit", [*arguments, "--trainer.accelerator", "cpu", "--trainer.logger", "false"]).model

@@ -265,7 +265,7 @@ def test_features_of_another_network_are_refused(weights: Path, shards: Path) ->
 
 
 def test_features_of_no_stream_or_no_shards_are_refused(weights: Path, shards: Path) -> None:
-    with pytest.raises(VirtueError, match=r"SCAR_mini/features holds none .*configs/store_features.yaml"):
+    with pytest.raises(VirtueError, match=r"SCAR_mini/features holds none .*configs/overlays/features/store_features.yaml"):
         module(shards, head(weights), features="features").train_dataloader()
     store(shards, segmenter(weights))
     with pytest.raises(VirtueError, match="holds stream segmentation, the model has vision"):

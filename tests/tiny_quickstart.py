@@ -25,7 +25,7 @@ def fetch(source: str, cache: Path, console: Console) -> str:
 
 
 def tiny_plan() -> Plan:
-    plan = Plan.read(ROOT / "configs" / "quickstart.yaml")
+    plan = Plan.read(ROOT / "configs" / "studies" / "quickstart.yaml")
     tower = "backbone.init_args.vision_model"
     layers = "backbone.init_args.frozen_layers"
     small = {"data.init_args.batch_size": 4, **STEPS}

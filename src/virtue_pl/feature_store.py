@@ -128,7 +128,8 @@ class FeatureIndex:
         """Raises VirtueError where nothing was stored, or not to the end."""
         if not (folder / INDEX).is_file():
             raise VirtueError(
-                f"features: {folder} holds none ({INDEX} is not there): store them with configs/store_features.yaml, or set data.init_args.features to null"
+                f"features: {folder} holds none ({INDEX} is not there): "
+                "store them with configs/overlays/features/store_features.yaml, or set data.init_args.features to null"
             )
         try:
             content: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))

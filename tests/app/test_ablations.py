@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "rows": {"box": "virtue", "no_prompt": "grid"},
             },
             "crop": {
-                "configs": [*runs["no_segmentation"].configs, str(ROOT / "configs/ablations/crop.yaml")],
+                "configs": [*runs["no_segmentation"].configs, str(ROOT / "configs/overlays/ablations/crop.yaml")],
                 "overrides": dict(runs["no_segmentation"].overrides),
                 "rows": {"box": "crop"},
                 "features": {"configs": list(features.configs), "overrides": dict(features.overrides), "result": RESULT},

@@ -88,7 +88,7 @@ def test_check_shows_it_without_weights_or_data(monkeypatch, tmp_path, capsys):
     """The configs as they are."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    stage = ["--config", str(CONFIGS / "stages" / "scar.yaml")]
+    stage = ["--config", str(CONFIGS / "overlays" / "stages" / "scar.yaml")]
     assert main(["check", "--config", str(CONFIGS / "virtue_2b.yaml"), *stage, "--trainer.accelerator", "cpu"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "fusion VLMFusionHead 4,673,536 2,208,985,600" in shown and "connector ConvolutionConnector 1,509,376 0" in shown
@@ -101,9 +101,9 @@ def test_check_shows_it_without_weights_or_data(monkeypatch, tmp_path, capsys):
 def test_layers_change_what_is_built(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     arguments = ["--config", str(without_data(tmp_path)), "--trainer.accelerator", "cpu", "--config"]
-    vit = DescribedCLI("fit", [*arguments, str(CONFIGS / "segmentation" / "sam1_vit_b.yaml")]).model
+    vit = DescribedCLI("fit", [*arguments, str(CONFIGS / "overlays" / "segmentation" / "sam1.yaml")]).model
     assert 93e6 < count(vit.segmentation) + count(vit.prompt_encoder) < 94e6
-    alone = DescribedCLI("fit", [*arguments, str(CONFIGS / "segmentation" / "none.yaml")]).model
+    alone = DescribedCLI("fit", [*arguments, str(CONFIGS / "overlays" / "segmentation" / "none.yaml")]).model
     assert type(alone).__name__ == "VLMFusionHead" and count(alone, trained=True) == adapters(*SIZES["2b"][:4])
     adapter = "--model.init_args.fusion.init_args.adapter"
     lora = DescribedCLI("fit", [*arguments[:-1], adapter, str(CONFIGS / "adapters" / "lora.yaml")]).model

@@ -16,7 +16,7 @@ from virtue_pl.evaluation.compare import read_run
 from virtue_pl.evaluation.query_encoder import pooled_box, token_map
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-BASELINES = sorted((CONFIGS / "baselines").glob("*.yaml"))
+BASELINES = sorted((CONFIGS / "overlays" / "baselines").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")

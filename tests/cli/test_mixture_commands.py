@@ -63,7 +63,7 @@ def test_check_lists_every_folder(shared: dict[str, str], tmp_path: Path, capsys
 
 
 def test_features_are_stored_for_all_parts_and_read_in_training(shared: dict[str, str], tmp_path: Path) -> None:
-    stored = arguments("virtue", shared, tmp_path, "store_features.yaml")
+    stored = arguments("virtue", shared, tmp_path, "overlays/features/store_features.yaml")
     assert main(["predict", *stored, "--return_predictions=false", f"--shared.trunk_weights={shared['weights']}/efficientnet_lite1.safetensors"]) == 0
     folders = [path for path in Path(shared["shards"]).iterdir() if path.is_dir()]
     assert len(folders) == 20 and all((folder / "features").is_dir() for folder in folders)

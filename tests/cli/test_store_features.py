@@ -34,7 +34,7 @@ def arguments(run: Run, shared: dict[str, str], *more: str) -> list[str]:
 
 def test_features_are_stored_by_one_run_and_read_by_all(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
     runs, shared, folder = made
-    layer = str(ROOT / "configs" / "store_features.yaml")
+    layer = str(ROOT / "configs" / "overlays" / "features" / "store_features.yaml")
     steps = {name: value for name, value in runs["virtue"].overrides.items() if not name.startswith(("trainer", "data.init_args.test_rows"))}
     storing = Run((*runs["virtue"].configs, layer), steps)
     assert main(["predict", *arguments(storing, {**shared, "run": str(folder / "storing")})]) == 0

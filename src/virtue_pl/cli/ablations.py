@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Trains and tests the arms of a study, on what the quickstart left, and writes tables with intervals, paired differences and plots.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--plan", default="configs/ablations.yaml", help="arms, seeds, rows of the tables")
+    parser.add_argument("--plan", default="configs/studies/ablations.yaml", help="arms, seeds, rows of the tables")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="runs, report and plots")
     parser.add_argument("--arms", nargs="+", metavar="ARM", default=[], help="do and report only these, instead of all")
     return parser

@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fetches pictures and weights, writes scenes and shards, trains a segmenter and two embedders, tests them and prints one table.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--plan", default="configs/quickstart.yaml", help="sizes, configs and rows of the table")
+    parser.add_argument("--plan", default="configs/studies/quickstart.yaml", help="sizes, configs and rows of the table")
     parser.add_argument("--source", choices=("stamps", "shapes"), help="where scenes come from, instead of the plan's")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="runs and report")
     parser.add_argument("--data", type=Path, default=Path("data"), help="scenes and shards")

@@ -35,8 +35,9 @@ class ShardDataModule(StreamingDataModule, ABC):
         batch_size: training samples a step and rank.
         eval_batch_size: evaluation samples a batch; default `batch_size`.
         test_rows: of each folder of `test` only its first pictures, as many as have at most so many rows; default all.
-        features: name of the folder, inside each folder of shards, with what is stored of the pictures (configs/store_features.yaml):
-            frozen networks then see only pictures that are new, such as a crop or a mirrored one. With `predict: pictures`, where it will be.
+        features: name of the folder, inside each folder of shards, with what is stored of the images by
+            configs/overlays/features/store_features.yaml: frozen networks then see only images that are new, such as a crop or a
+            mirrored one. With `predict: pictures`, where it will be.
         predict: what a prediction is of, "pairs" (the training samples of one epoch) or "pictures" (each of all folders once,
             `eval_batch_size` records a batch; of those in `test` the first shards with `test_rows` rows).
         sampling: how training samples are drawn.
