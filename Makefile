@@ -41,6 +41,7 @@ bench: $(STAMP) ## what is measured, as JSON
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/start.py
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

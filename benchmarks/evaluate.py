@@ -30,7 +30,7 @@ from torch.nn.functional import normalize
 from virtue_pl.evaluation.query_encoder import QueryEncoder
 from virtue_pl.evaluation.set_ranking import SetRanking
 from virtue_pl.interop.pretrained import from_pretrained
-from virtue_pl.metrics.ranking import RankTable
+from virtue_pl.metrics.rank_metrics import RankTable
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, SetDescription, VisualPrompt
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from virtue_pl.backbones.vlm import VLMBackbone
-from virtue_pl.folded_dora import fold
 from virtue_pl.types import VirtueError
 
 
@@ -41,6 +38,8 @@ class LoRA:
         dora: bool = True,
         exact_dropout: bool = False,
     ) -> None:
+        from peft import LoraConfig
+
         if rank < 1:
             raise VirtueError(f"adapter.rank is {rank}, expected at least 1 (the paper: 8)")
         self.targets = tuple(targets)
@@ -53,6 +52,10 @@ class LoRA:
 
         Raises VirtueError where there is no such module, or one of the targets is not in it.
         """
+        from peft import inject_adapter_in_model
+
+        from virtue_pl.folded_dora import fold
+
         language_model = self.language_model(backbone)
         names = {name.rpartition(".")[2] for name, module in language_model.named_modules() if isinstance(module, nn.Linear)}
         missing = [target for target in self.targets if target not in names]
@@ -79,6 +82,8 @@ class LoRA:
 
 def adapted(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that adapters are around, and their names from `root`."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     for name, module in root.named_modules():
         if isinstance(module, BaseTunerLayer):
             yield name, root.get_submodule(name)

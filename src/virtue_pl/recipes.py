@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from virtue_pl.images import resize_bicubic, smart_size
 from virtue_pl.prompts import enclosing_box, pixel_box
@@ -85,6 +84,8 @@ class VirtueRecipe(Recipe):
         return lines
 
     def segmentation_pixels(self, image: UInt8[Tensor, "3 height width"], size: int) -> UInt8[Tensor, "3 size size"]:
+        from torchvision.transforms.v2 import functional as transforms
+
         return image if image.shape[1:] == (size, size) else transforms.resize(image, [size, size], antialias=True)
 
 
@@ -144,6 +145,8 @@ class ReferenceRecipe(VirtueRecipe):
         return replace(item.prompt, boxes=item.prompt.boxes * scale.repeat(2), points=item.prompt.points * scale)
 
     def segmentation_pixels(self, image: UInt8[Tensor, "3 height width"], size: int) -> Float[Tensor, "3 size size"]:
+        from torchvision.transforms.v2 import functional as transforms
+
         resized = resize_bicubic(image, smart_size((image.shape[1], image.shape[2]), self.min_pixels, self.max_pixels))
         return transforms.resize(transforms.normalize(resized / 255, list(CLIP_MEAN), list(CLIP_STD)), [size, size], antialias=True)
 

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from virtue_pl.cli.check import sources_table
 from virtue_pl.cli.main import main
+from virtue_pl.cli.run_summary import sources_table
 from virtue_pl.gradient_cache import FullBatch, GradientCache
 
 

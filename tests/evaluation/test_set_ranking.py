@@ -17,7 +17,8 @@ from virtue_pl.evaluation import candidate_scores, set_ranking
 from virtue_pl.evaluation.candidate_scores import best_first, cosines
 from virtue_pl.evaluation.failures import score
 from virtue_pl.evaluation.set_ranking import Guess, SetRanking
-from virtue_pl.metrics.ranking import RankRows, RankTable, set_blind_ranks
+from virtue_pl.metrics.rank_metrics import RankTable
+from virtue_pl.metrics.ranking import RankRows, set_blind_ranks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample, SetDescription
 

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from virtue_pl.metrics.rank_metrics import HitRate, RankTable
 from virtue_pl.metrics.ranking import (
-    HitRate,
     RankRow,
     RankRows,
-    RankTable,
     gold_ranks,
     pad_lists,
     rank_candidates,

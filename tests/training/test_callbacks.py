@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from virtue_pl.evaluation.predictions import read_predictions
-from virtue_pl.metrics.ranking import HitRate, RankTable, sample_ranks, set_blind_ranks
+from virtue_pl.metrics.rank_metrics import HitRate, RankTable
+from virtue_pl.metrics.ranking import sample_ranks, set_blind_ranks
 from virtue_pl.training.callbacks import LastCheckpoint, SkipReport, Throughput, describe_skipped
 from virtue_pl.training.pictures import PromptPictures
 from virtue_pl.training.ranking_report import RankingReport, resolved_config

@@ -5,19 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
-from timm.data import ImageNetInfo, infer_imagenet_subset
-from timm.models.efficientnet import EfficientNet
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer
 
 from virtue_pl.backbones.pretrained import are_weights_left_out
-from virtue_pl.backbones.timm_text import load_text_encoder
 from virtue_pl.types import VirtueError
 
 
@@ -38,6 +32,10 @@ class ClassNames(nn.Module):
     names: Tensor
 
     def __init__(self, trunk: str, text_model: str, weights: str | Path | None = None, temperature: float = 1.0) -> None:
+        import timm
+        from timm.models.efficientnet import EfficientNet
+        from timm.models.resnet import ResNet
+
         super().__init__()
         self.temperature = temperature
         network = timm.create_model(trunk, pretrained=False)
@@ -76,6 +74,9 @@ def class_descriptions(trunk: str) -> list[str]:
 
     "a jay, crested largely blue bird" is close to captions of other birds, too.
     """
+    import timm
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
     config = timm.get_pretrained_cfg(trunk)
     info = ImageNetInfo((infer_imagenet_subset(config.to_dict()) if config is not None else None) or "imagenet-1k")
     return [caption_of(*info.index_to_description(index, detailed=True).partition(": ")[::2]) for index in range(info.num_classes())]
@@ -90,6 +91,10 @@ def caption_of(names: str, definition: str) -> str:
 @torch.no_grad()
 def embed_names(names: list[str], text_model: str, batch_size: int = 250) -> Float[Tensor, "names hidden"]:
     """Unit embeddings of the descriptions, after what all have in common is taken away."""
+    from transformers import AutoTokenizer
+
+    from virtue_pl.backbones.timm_text import load_text_encoder
+
     tokenizer = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False)
     encoder: Any = load_text_encoder(text_model, 0.0).eval()
     if are_weights_left_out():

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Sam2Model
 
 from virtue_pl.backbones.strict_weights import fill
 from virtue_pl.types import VirtueError
@@ -65,6 +64,8 @@ def read_sam2(weights: str) -> dict[str, Tensor]:
 
 def read_pretrained(name: str) -> dict[str, Tensor]:
     """The tensors of a folder or hub name of transformers' Sam2."""
+    from transformers import Sam2Model
+
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise VirtueError(f"weights: the folder {name} is not there, expected one of transformers' Sam2, or a name of the hub")
     loaded: Any = Sam2Model.from_pretrained(name, output_loading_info=True)

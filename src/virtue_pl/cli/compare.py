@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtue_pl.types import VirtueError
-
 if TYPE_CHECKING:
     from virtue_pl.metrics.ranking import RankRows
 
@@ -61,6 +59,8 @@ def only_mode(trainings: Sequence[RankRows], mode: str) -> str:
 
 def unique_names(runs: list[str], places: list[tuple[Path, str]]) -> list[str]:
     """The runs by their folder's name, with the mode where it was given; as they were typed where that would not tell them apart."""
+    from virtue_pl.types import VirtueError
+
     short = [f"{folder.name}:{mode}" if ":" in run else folder.name for run, (folder, mode) in zip(runs, places, strict=True)]
     names = short if len(set(short)) == len(short) else runs
     if len(set(names)) < len(names):

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING
 
 from virtue_pl.types import VirtueError
+
+if TYPE_CHECKING:
+    from omegaconf.errors import OmegaConfBaseException
 
 
 class UsageError(VirtueError):

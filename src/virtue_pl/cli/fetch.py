@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-
 
 def main(argv: list[str]) -> int:
     """Fetches what is named; what is there already is only checked."""
     arguments = _parser().parse_args(argv)
+    from rich.console import Console
+
     from virtue_pl.data.fetch import fetch_pictures, fetch_weights
 
     console = Console()

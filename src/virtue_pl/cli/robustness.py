@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from virtue_pl.types import VirtueError
-
 if TYPE_CHECKING:
     from virtue_pl.types import RankingSample
 
@@ -57,6 +55,8 @@ def main(argv: list[str]) -> int:
 
 def folders(given: list[str]) -> dict[str, str]:
     """Folders of shards by name: as NAME=FOLDER says, or else the folder's own."""
+    from virtue_pl.types import VirtueError
+
     named = [(entry.partition("=")[0], entry.partition("=")[2]) if "=" in entry else (Path(entry).name, entry) for entry in given]
     if len(dict(named)) < len(named):
         raise VirtueError(f"shards: {', '.join(given)} name a set twice, expected each once: write NAME=FOLDER")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 
-from rich.console import Console
-
 
 def main(argv: list[str]) -> int:
     """Fetches the photographs if they are not there, then writes the scenes, going on where an earlier call was stopped."""
     arguments = _parser().parse_args(argv)
+    from rich.console import Console
+
     from virtue_pl.data.fetch import fetch_pictures
     from virtue_pl.data.scenes import SceneConfig, write_scenes
 

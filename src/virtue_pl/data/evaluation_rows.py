@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from virtue_pl.data.evaluation_files import SetFiles, dataset_of
 from virtue_pl.data.evaluation_pictures import PictureLibrary
 from virtue_pl.data.grouped_parquet import column_names
@@ -136,6 +134,8 @@ def box_words(corners: Sequence[float]) -> str:
 
 def table_rows(files: SetFiles, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of all the set's parquet files. Raises VirtueError where a column is missing."""
+    import pyarrow.parquet as pq
+
     for path in files.tables:
         found = column_names(path)
         if needed is MMEB_COLUMNS and "qry_inst" in found:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from virtue_pl.types import VirtueError
 
@@ -19,6 +17,9 @@ Group = list[tuple[int, dict[str, Any]]]
 
 def column_names(path: Path) -> list[str]:
     """Raises VirtueError where the file is no parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         return list(pq.read_schema(path).names)
     except (pa.ArrowException, OSError) as error:
@@ -26,6 +27,8 @@ def column_names(path: Path) -> list[str]:
 
 
 def num_rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
     return int(pq.read_metadata(path).num_rows)
 
 
@@ -47,6 +50,8 @@ def grouped_rows(
 
 
 def _hashes(path: Path, by: Sequence[str], seed: int, key: Callable[..., str]) -> np.ndarray:
+    import pyarrow.parquet as pq
+
     salt = str(seed).encode()[:64]
     parts = [np.zeros(0, dtype=np.uint64)]
     with pq.ParquetFile(path) as file:
@@ -58,6 +63,9 @@ def _hashes(path: Path, by: Sequence[str], seed: int, key: Callable[..., str]) -
 
 
 def _rows_between(path: Path, columns: Sequence[str], hashes: np.ndarray, low: int, end: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     start = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=8192, columns=list(columns)):

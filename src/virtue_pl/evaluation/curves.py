@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
 Curve = dict[int, float]
 """step -> value"""
 
 
 def read_curve(folder: str | Path, tag: str) -> Curve:
     """A scalar of a run by step, of all its event files; of a step that was logged twice, as where a run went on, the later value."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
     events.Reload()
     if tag not in events.Tags()["scalars"]:

@@ -24,7 +24,8 @@ from virtue_pl.evaluation.query_preparation import Asking, EvaluationPreprocess
 from virtue_pl.evaluation.set_ranking import Guess, SetRanking
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.interop.pretrained import from_pretrained
-from virtue_pl.metrics.ranking import RankTable, SampleRanks
+from virtue_pl.metrics.rank_metrics import RankTable
+from virtue_pl.metrics.ranking import SampleRanks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.preprocess import ContrastivePreprocess

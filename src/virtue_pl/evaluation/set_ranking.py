@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from virtue_pl.evaluation.candidate_scores import FULL_LISTS, cosines, listings
-from virtue_pl.metrics.ranking import RankTable, SampleRanks, sample_ranks, set_blind_ranks, set_blind_scores
+from virtue_pl.metrics.rank_metrics import RankTable
+from virtue_pl.metrics.ranking import SampleRanks, sample_ranks, set_blind_ranks, set_blind_scores
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.parts.preprocess import content_id
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample

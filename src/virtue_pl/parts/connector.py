@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Float
-from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
@@ -120,6 +119,8 @@ class Surroundings(nn.Module):
     """
 
     def __init__(self, width: int, hidden_size: int) -> None:
+        from segment_anything.modeling.common import LayerNorm2d
+
         super().__init__()
         self.normalise = LayerNorm2d(width)
         self.describe = nn.Sequential(nn.Conv2d(width, hidden_size, 1), nn.GELU())

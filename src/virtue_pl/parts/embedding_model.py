@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from virtue_pl.gradient_cache import FullBatch, GradientCache, Offload, count_tokens
-from virtue_pl.metrics.ranking import HitRate, RankTable, sample_ranks, set_blind_ranks
+from virtue_pl.metrics.rank_metrics import HitRate, RankTable
+from virtue_pl.metrics.ranking import sample_ranks, set_blind_ranks
 from virtue_pl.optimization import Optimization
 from virtue_pl.parts.embedding_loss import EmbeddingLoss
 from virtue_pl.parts.part import Part

@@ -19,7 +19,8 @@ from rich.console import Console
 from virtue_pl.evaluation.predictions import predictions
 from virtue_pl.evaluation.report import chance, context, summarise, write_json, write_text
 from virtue_pl.evaluation.tables import markdown, rich_tables
-from virtue_pl.metrics.ranking import RankRows, RankTable
+from virtue_pl.metrics.rank_metrics import RankTable
+from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import RankingBatch, RankingOutput
 
 
