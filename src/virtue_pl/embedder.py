@@ -243,8 +243,8 @@ def rows(texts: Any, images: Any, prompts: Any) -> list[EmbeddingInput]:
     once: dict[int, Any] = {}
     columns = [lists.get(name, [value] * count) for name, value in given.items()]
     return [
-        row(number, text, shown, pointed, once)
-        for number, (text, shown, pointed) in enumerate(zip(*columns, strict=True))
+        row(number, text, image, prompt, once)
+        for number, (text, image, prompt) in enumerate(zip(*columns, strict=True))
     ]
 
 
@@ -258,11 +258,11 @@ def row(number: int, text: str | None, images: Any, prompts: Any, once: dict[int
 
     once: the images read so far, by the identity of the object given, with that object to keep it alive.
     """
-    shown = [image for image in (images if is_list(images) else [images]) if image is not None]
+    given = [image for image in (images if is_list(images) else [images]) if image is not None]
     pointed = [prompt for prompt in (prompts if is_list(prompts) else [prompts]) if prompt is not None]
-    if not text and not shown:
+    if not text and not given:
         raise VirtueError(f"row {number} is empty, expected a text, a picture, or both")
-    if pointed and not shown:
+    if pointed and not given:
         raise VirtueError(
             f"row {number} has a visual prompt but no picture to point at: give `images`, or leave its prompt out"
         )
@@ -272,11 +272,11 @@ def row(number: int, text: str | None, images: Any, prompts: Any, once: dict[int
                 f"row {number}: found {type(found).__name__}, expected {wanted.__name__}: "
                 "prompts in pixels are made by VisualPrompt.from_pixels"
             )
-    for image in shown:
+    for image in given:
         if id(image) not in once:
             picture = as_picture(image, f"row {number}")
             once[id(image)] = image, picture, pixel_key(picture)
-    pictures = [once[id(image)] for image in shown]
+    pictures = [once[id(image)] for image in given]
     first, *further = pointed or [VisualPrompt()]
     return EmbeddingInput(
         text or "", tuple(p for _, p, _ in pictures), first, tuple(key for *_, key in pictures), (), tuple(further)

@@ -128,7 +128,7 @@ class Virtue(EmbeddingModel):
         """
         targets, negatives = self.embed_candidates(batch)
         common = normalize(distributed.gather(targets).detach().mean(dim=0), dim=-1)
-        queries = self.aligned_queries(batch.queries, common)
+        queries = self.align_queries(batch.queries, common)
         assert self.loss is not None
         output = self.loss(EmbeddingBatch(queries, targets, negatives, batch.ids))
         self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))
@@ -137,7 +137,7 @@ class Virtue(EmbeddingModel):
         trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
         return distributed.reaching(output.loss, trained)
 
-    def aligned_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
+    def align_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
         """Return `common` and the summary of each row's prompt; the embedding of a row without segment tokens."""
         prompted = set(queries.prompt_rows.tolist())
         texts = [row for row in range(len(queries)) if row not in prompted]

@@ -101,6 +101,13 @@ def test_both_sides_and_masks_equal_a_literal_double_loop(pairs: int, same_pictu
     assert loss.item() == pytest.approx(literal_both_sides(batch, 0.2, margin, same_picture), rel=1e-5)
 
 
+def test_equal_pairs_are_found_once_for_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, same_pair = [], InfoNCELoss.same_pair
+    monkeypatch.setattr(InfoNCELoss, "same_pair", lambda self, batch: (calls.append(batch), same_pair(self, batch))[1])
+    InfoNCELoss(0.2, both_sides=True)(embedding_batch(4, 1))
+    assert len(calls) == 1
+
+
 def test_a_margin_leaves_hard_negatives_out_too() -> None:
     batch = embedding_batch(4, 2)
     close = replace(batch, negatives=batch.queries.repeat_interleave(2, dim=0))

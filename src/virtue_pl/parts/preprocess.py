@@ -303,5 +303,5 @@ def point_at(
 
 def evaluation_query(sample: RankingSample, mode: str) -> EmbeddingInput:
     """The query in an evaluation mode; the click depends on the sample's key alone."""
-    shown = "none" if mode == "no_prompt" else mode
-    return point_at(sample.query, sample.region, shown, torch.Generator().manual_seed(content_id(sample.key)))
+    prompt_mode = "none" if mode == "no_prompt" else mode
+    return point_at(sample.query, sample.region, prompt_mode, torch.Generator().manual_seed(content_id(sample.key)))
