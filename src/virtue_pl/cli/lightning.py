@@ -12,7 +12,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -64,6 +64,8 @@ class VirtueCLI(LightningCLI):
 
     def __init__(self, command: str, arguments: list[str], program: str | None = None) -> None:
         self.command = command
+        if any("help" in argument for argument in arguments):  # it reads every class's source, which takes seconds
+            set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
             LightningModule,
             None,

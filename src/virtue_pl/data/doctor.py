@@ -18,6 +18,7 @@ from virtue_pl.data.atomic import sha256
 from virtue_pl.data.doctor_checks import Box, Checkup, Finding, Shown
 from virtue_pl.data.doctor_pictures import looking
 from virtue_pl.data.grouped_parquet import Group
+from virtue_pl.data.options import BadSampleLimits
 from virtue_pl.data.parquet_shards import Progress, SourceFile, silent
 from virtue_pl.data.picture_archive import is_apple_double
 from virtue_pl.data.picture_hashes import look_alike
@@ -27,7 +28,7 @@ from virtue_pl.data.stream import SkipLog, read_tar
 from virtue_pl.images import decode
 from virtue_pl.types import DataError, VirtueError
 
-_NO_LIMIT = 2**62
+_NO_LIMITS = BadSampleLimits(2**62, 2**62)
 PICTURE_COLUMNS = ("qry_image_path", "qry_img_path", "query_image")
 
 
@@ -77,7 +78,7 @@ def of_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) 
     manifest = folder.manifest
     checkup = Checkup(manifest.name, manifest.kind, **options)
     checkup.again = partial(shard_picture, folder, max_pixels=checkup.max_pixels)
-    log = SkipLog(_NO_LIMIT, _NO_LIMIT)
+    log = SkipLog(_NO_LIMITS)
     with progress(manifest.name, manifest.rows) as advance:
         for shard, path in zip(manifest.shards, folder.paths, strict=True):
             if sha256(path) != shard.sha256:
@@ -135,7 +136,7 @@ def shard_picture(folder: ShardFolder, path: str, max_pixels: int) -> UInt8[Tens
     """The picture of this path ("PATH, picture 1": the second of its record), if it can be decoded."""
     name = folder.manifest.name
     for shard in folder.paths:
-        for members in read_tar(str(shard), name, SkipLog(_NO_LIMIT, _NO_LIMIT)):
+        for members in read_tar(str(shard), name, SkipLog(_NO_LIMITS)):
             try:
                 record = read_record(members, name, folder.manifest.task)
                 if path_of(record.key) == path.partition(", picture ")[0]:
