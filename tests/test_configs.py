@@ -43,8 +43,8 @@ SLOTS = {
 }
 """Folder of parts -> the option of the main recipe that takes them."""
 
-ARMS = CONFIGS / "ablations"
-"""Layers of the arms in ablations.yaml, which says over what they are laid."""
+VARIANTS = CONFIGS / "ablations"
+"""Layers of the variants in ablations.yaml, which says over what they are laid."""
 
 LAYERS = (CONFIGS / "segmentation", CONFIGS / "stages", CONFIGS / "strategies")
 """Layers over the paper's model, which is built on the meta device: segmentation models with their prompt encoders, stages of training, strategies."""
@@ -59,14 +59,14 @@ PLANS = ("quickstart.yaml", "quickstart_small.yaml", "ablations.yaml")
 
 def files() -> list[Path]:
     apart = (*EVALUATIONS, *(CONFIGS / name for name in PLANS))
-    return sorted(path for path in CONFIGS.rglob("*.yaml") if path not in apart and path.parent not in (ARMS, BASELINES))
+    return sorted(path for path in CONFIGS.rglob("*.yaml") if path not in apart and path.parent not in (VARIANTS, BASELINES))
 
 
 def runs_of(plan: str) -> dict[str, Run]:
     """The runs of a plan by name."""
     if plan == "ablations.yaml":
-        arms = AblationPlan.read(CONFIGS / plan).arms
-        return {name: Run(tuple(arm.configs), arm.overrides) for name, arm in arms.items()}
+        variants = AblationPlan.read(CONFIGS / plan).variants
+        return {name: Run(tuple(variant.configs), variant.overrides) for name, variant in variants.items()}
     return dict(Plan.read(CONFIGS / plan).runs)
 
 
@@ -168,15 +168,15 @@ def test_the_runs_of_every_plan_build(build, monkeypatch, plan, name):
 
 def test_every_layer_of_an_arm_is_in_the_plan_and_names_its_run():
     used = {config for run in runs_of("ablations.yaml").values() for config in run.configs}
-    assert {f"configs/ablations/{path.name}" for path in ARMS.glob("*.yaml")} <= used
-    assert all(yaml.safe_load(path.read_text())["shared"]["run"] == f"runs/{path.stem}" for path in ARMS.glob("*.yaml"))
+    assert {f"configs/ablations/{path.name}" for path in VARIANTS.glob("*.yaml")} <= used
+    assert all(yaml.safe_load(path.read_text())["shared"]["run"] == f"runs/{path.stem}" for path in VARIANTS.glob("*.yaml"))
 
 
 def test_the_rows_of_the_ablations_are_told_apart():
     plan = AblationPlan.read(CONFIGS / "ablations.yaml")
-    rows = [row for arm in plan.arms.values() for row in arm.rows.values()]
+    rows = [row for variant in plan.variants.values() for row in variant.rows.values()]
     assert len(set(rows)) == len(rows)
-    assert {*plan.segment_tokens, *(arm.against for arm in plan.arms.values())} <= set(rows) and set(plan.learning_curves) <= plan.arms.keys()
+    assert {*plan.segment_tokens, *(variant.reference for variant in plan.variants.values())} <= set(rows) and set(plan.learning_curves) <= plan.variants.keys()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from evaluation_files import predictions, report, write_mmeb_sets, write_scar_se
 from tiny_release import published
 from virtue_pl.cli.main import main
 from virtue_pl.evaluation.compare import read_run
-from virtue_pl.evaluation.query_encoder import pooled_box, token_map
+from virtue_pl.evaluation.query_encoder import pool_box, token_map
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASELINES = sorted((CONFIGS / "baselines").glob("*.yaml"))
@@ -117,6 +117,6 @@ def test_a_box_pools_what_lies_in_it():
     """Of a map whose right half is 1, a box on the right has ones alone."""
     laid = torch.zeros(1, 8, 8)
     laid[:, :, 4:] = 1
-    assert pooled_box(laid, torch.tensor([0.75, 0.0, 1.0, 1.0])).min() == 1
-    assert pooled_box(laid, torch.tensor([0.0, 0.0, 0.25, 1.0])).max() == 0
-    assert pooled_box(laid, None).mean() == pytest.approx(0.5, abs=0.05)
+    assert pool_box(laid, torch.tensor([0.75, 0.0, 1.0, 1.0])).min() == 1
+    assert pool_box(laid, torch.tensor([0.0, 0.0, 0.25, 1.0])).max() == 0
+    assert pool_box(laid, None).mean() == pytest.approx(0.5, abs=0.05)

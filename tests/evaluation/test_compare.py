@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from virtue_pl.evaluation.compare import ComparedRun, chance_of, compare, mean_shares, read_run
+from virtue_pl.evaluation.compare import ComparedRun, read_chance, compare, mean_shares, read_run
 from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError
@@ -105,9 +105,9 @@ def test_a_task_ranked_in_another_mode_alone_counts_where_that_is_wanted() -> No
     """Queries with a region are asked with a box, those without by their picture."""
     rows = RankRows([*training(50), *training(80, "set_blind"), *training(100, "no_prompt", "mmeb/a")])
     assert compare([ComparedRun("run", (rows,), "box", "run")]).shares.keys() == {"scar/seen"}
-    assert compare([ComparedRun("run", (rows,), "box", "run", others=True)]).shares["mmeb/a"]["run"]["hit@1"].mean == 0.5
+    assert compare([ComparedRun("run", (rows,), "box", "run", use_only_mode=True)]).shares["mmeb/a"]["run"]["hit@1"].mean == 0.5
     unclear = RankRows([*rows, *training(10, "blind", "mmeb/a")])
-    assert compare([ComparedRun("run", (unclear,), "box", "run", others=True)]).shares.keys() == {"scar/seen"}
+    assert compare([ComparedRun("run", (unclear,), "box", "run", use_only_mode=True)]).shares.keys() == {"scar/seen"}
 
 
 def test_the_terminal_shows_intervals_below_the_figures() -> None:
@@ -128,6 +128,6 @@ def test_seeds_in_folders_are_one_run(tmp_path: Path) -> None:
         (folder / "report.json").write_text(json.dumps({"chance": {"t": {"hit@1": 0.1}}}))
     assert [len(training) for training in read_run(tmp_path / "run")] == [1, 1]
     assert len(read_run(tmp_path / "run" / "seed_0")) == 1
-    assert chance_of([tmp_path / "run"]) == {"t": {"hit@1": 0.1}}
+    assert read_chance([tmp_path / "run"]) == {"t": {"hit@1": 0.1}}
     with pytest.raises(VirtueError, match=r"holds no predictions\.jsonl"):
         read_run(tmp_path)

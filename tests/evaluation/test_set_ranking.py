@@ -1,4 +1,4 @@
-"""Ranking whole sets, against a literal loop: candidates that queries share or not, ties, cut lists, and guesses."""
+"""Ranking whole sets, against a literal loop: candidates that queries share or not, ties, cut lists, and baselines."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from virtue_pl.evaluation import candidate_scores, set_ranking
-from virtue_pl.evaluation.candidate_scores import best_first, cosines
+from virtue_pl.evaluation.candidate_scores import cosines, rank_by_score
 from virtue_pl.evaluation.failures import score
-from virtue_pl.evaluation.set_ranking import Guess, SetRanking
+from virtue_pl.evaluation.set_ranking import Baseline, SetRanking
 from virtue_pl.metrics.ranking import RankRows, RankTable, set_blind_ranks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample, SetDescription
@@ -40,10 +40,10 @@ def ranked_set(candidates: Sequence[Int[Tensor, " candidates"]], rankings: Ranki
 
 
 def lines_of(
-    ranked: RankedSet, embeddings: Float[Tensor, "inputs dim"], guess: Guess | None = None, full_lists: int = 10_000
+    ranked: RankedSet, embeddings: Float[Tensor, "inputs dim"], baseline: Baseline | None = None, full_lists: int = 10_000
 ) -> tuple[list[dict[str, Any]], RankRows, dict[str, float]]:
     metrics, table = RetrievalMetrics(["quiz"]), RankTable()
-    ranking = SetRanking(ranked, "box", guess, embeddings, full_lists)
+    ranking = SetRanking(ranked, "box", baseline, embeddings, full_lists)
     found = [line for lines in ranking.rank(0, range(len(ranked.rows)), metrics, table) for line in lines]
     return found, table.compute(), metrics.compute()["quiz"]
 
@@ -106,16 +106,16 @@ def test_ties_with_the_right_candidate_count_against_it():
 
 
 @pytest.mark.parametrize("count", [None, 1, 4, 9, 40])
-def test_best_first_is_a_stable_sort_with_the_right_one_last_of_its_equals(count):
+def test_rank_by_score_is_a_stable_sort_with_the_right_one_last_of_its_equals(count):
     generator = np.random.default_rng(3)
     scores = generator.choice(np.array([-1.0, -0.25, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0], dtype=np.float32), size=(50, 9))
-    for row, found in zip(scores.tolist(), best_first(torch.from_numpy(scores), count).tolist(), strict=True):
+    for row, found in zip(scores.tolist(), rank_by_score(torch.from_numpy(scores), count).tolist(), strict=True):
         assert found == sorted(range(9), key=lambda place: (-row[place], place == 0, place))[:count]
 
 
 def test_long_lists_are_cut_and_their_ranks_are_not(monkeypatch):
     """Lists of up to 20 are whole, whatever stands beside them."""
-    monkeypatch.setattr(candidate_scores, "KEPT", 6)
+    monkeypatch.setattr(candidate_scores, "MAX_LISTED", 6)
     embeddings, ranked = embedded(8 + 40), ranked_set(pool_lists(8, 40, [40, 20]))
     whole, cut = lines_of(ranked, embeddings)[0], lines_of(ranked, embeddings, full_lists=20)[0]
     for row, (line, short) in enumerate(zip(whole, cut, strict=True)):
@@ -129,8 +129,8 @@ def test_long_lists_are_cut_and_their_ranks_are_not(monkeypatch):
     assert json.loads(json.dumps(cut)) == cut
 
 
-@pytest.mark.parametrize("guess", [None, "set_blind"])
-def test_set_blind_guesses_within_each_ranking(guess):
+@pytest.mark.parametrize("baseline", [None, "set_blind"])
+def test_set_blind_ranks_within_each_ranking(baseline):
     """Rows of several lists, as SCaR-mini has them: each candidate is near or far from the others of the list, not of all that the row names."""
     rankings = [
         {"hit@1": (0, 1, 2, 3), "hit@1_published": (0, 4, 5, 6, 7), "object": (0, 1, 4), "relation": (0, 5)},
@@ -144,10 +144,10 @@ def test_set_blind_guesses_within_each_ranking(guess):
         for row, found in enumerate(candidates)
     ]
     expected = set_blind_ranks(samples, [embeddings[numbers] for numbers in candidates])
-    lines, ranks, metrics = lines_of(ranked, embeddings, guess)
+    lines, ranks, metrics = lines_of(ranked, embeddings, baseline)
     of_all = {(key, name): rank for key, name, rank in zip(expected.keys, expected.rankings, expected.ranks.tolist(), strict=True)}
     assert {(row.key, row.ranking): row.rank for row in ranks if row.mode == "set_blind"} == of_all
-    if guess == "set_blind":
+    if baseline == "set_blind":
         assert {row.mode for row in ranks} == {"set_blind"}
         assert [line["ranks"] for line in lines] == [
             {name: [of_all[f"quiz/{row}", name], len(places)] for name, places in named.items()} for row, named in enumerate(rankings)

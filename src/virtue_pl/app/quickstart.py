@@ -115,19 +115,19 @@ class Quickstart(Runs):
         """Joins the runs' reports to one table, prints it and writes it."""
         reports = {name: self.report_of(name) for name in self.plan.runs}
         results = merge(*(select(reports[name]["results"], rows) for name, rows in self.plan.rows.items()))
-        guesses = {by_set(task): values for task, values in next(reports[name] for name in self.plan.rows)["chance"].items()}
+        chance_levels = {by_set(task): values for task, values in next(reports[name] for name in self.plan.rows)["chance"].items()}
         results = {by_set(task): rows for task, rows in results.items()}
         report: dict[str, Any] = {
             "scar_mini": results,
-            "chance": guesses,
+            "chance": chance_levels,
             "segmenter": {name.removeprefix("test/"): value for name, value in reports["segmenter"]["metrics"].items()},
             "seconds": self.stages.seconds(),
             "source": source,
             "context": context(self.settings(reports), self.plan.seed, reports["segmenter"]["context"]["data_fingerprint"]),
         }
         write_json(self.out / "report.json", report)
-        write_text(self.out / "report.md", self.text(report, results, guesses))
-        for table in rich_tables(results, guesses):
+        write_text(self.out / "report.md", self.text(report, results, chance_levels))
+        for table in rich_tables(results, chance_levels):
             self.console.print(table)
         self.console.print(f"segmenter: {', '.join(f'{name} {value:.3f}' for name, value in sorted(report['segmenter'].items()))}", highlight=False)
         self.console.print(f"report: {self.out / 'report.json'}; pictures: tensorboard --logdir {self.out}", highlight=False, soft_wrap=True)
@@ -139,9 +139,9 @@ class Quickstart(Runs):
         return {"seed": self.plan.seed, "precision": precision_here(self.plan.precision), "scenes": dict(self.plan.scenes), "runs": configs}
 
     @staticmethod
-    def text(report: Mapping[str, Any], results: Results, guesses: Mapping[str, Mapping[str, float]]) -> str:
+    def text(report: Mapping[str, Any], results: Results, chance_levels: Mapping[str, Mapping[str, float]]) -> str:
         lines = [f"# Quickstart ({report['source']}, seed {report['context']['seed']}, {report['context']['date']})", ""]
-        lines += [markdown(results, {task: dict(values) for task, values in guesses.items()}), "### segmenter", ""]
+        lines += [markdown(results, {task: dict(values) for task, values in chance_levels.items()}), "### segmenter", ""]
         lines += [f"- {name}: {value:.3f}" for name, value in sorted(report["segmenter"].items())]
         lines += ["", "### seconds", ""] + [f"- {name}: {value}" for name, value in report["seconds"].items()]
         return "\n".join([*lines, ""])

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     from rich.console import Console
 
-    from virtue_pl.evaluation.compare import ComparedRun, chance_of, compare, fingerprints_of, read_run
+    from virtue_pl.evaluation.compare import ComparedRun, read_chance, compare, data_fingerprints, read_run
     from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
     from virtue_pl.evaluation.plots import plot_families
     from virtue_pl.evaluation.report import context, write_json, write_text
@@ -30,17 +30,17 @@ def main(argv: list[str]) -> int:
     places = [(folder, mode if given else only_mode(ranked[folder], mode)) for given, (folder, mode) in zip(named, places, strict=True)]
     runs = zip(names, places, named, strict=True)
     comparison = compare([ComparedRun(name, ranked[folder], mode, names[0], not given) for name, (folder, mode), given in runs])
-    guesses = chance_of(folder for folder, _ in places)
-    for table in rich_comparison(comparison, guesses):
+    chance_levels = read_chance(folder for folder, _ in places)
+    for table in rich_comparison(comparison, chance_levels):
         Console().print(table)
     if arguments.out is not None:
         given_as = dict(zip(names, arguments.runs, strict=True))
-        tested_on = {name: fingerprints_of(folder) for name, (folder, _) in zip(names, places, strict=True)}
-        about = {"chance": guesses, "runs": given_as, "data_fingerprints": tested_on, "context": context()}
+        tested_on = {name: data_fingerprints(folder) for name, (folder, _) in zip(names, places, strict=True)}
+        about = {"chance": chance_levels, "runs": given_as, "data_fingerprints": tested_on, "context": context()}
         write_json(arguments.out / "compare.json", {**comparison.as_json(), **about})
-        write_text(arguments.out / "compare.md", markdown_comparison(comparison, guesses))
+        write_text(arguments.out / "compare.md", markdown_comparison(comparison, chance_levels))
         if arguments.plots:
-            plot_families(comparison, guesses, arguments.out)
+            plot_families(comparison, chance_levels, arguments.out)
     return 0
 
 

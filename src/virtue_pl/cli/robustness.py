@@ -1,4 +1,4 @@
-"""`virtue-pl robustness --model FOLDER --shards FOLDER --out FOLDER`: what imprecise prompts cost, and which ways to point are alike."""
+"""`virtue-pl robustness --model FOLDER --shards FOLDER --out FOLDER`: what imprecise prompts cost, and which variants to point are alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from virtue_pl.types import VirtueError
 if TYPE_CHECKING:
     from virtue_pl.types import RankingSample
 
-NEIGHBOURS = "neighbours"
+PROMPT_CONSISTENCY = "prompt_consistency"
 """The kind that asks whether embeddings of a region lie together however it is pointed at."""
 GROUP = 8
 """Samples, with all their prompts, that are embedded together."""
@@ -28,8 +28,8 @@ def main(argv: list[str]) -> int:
     from rich.progress import track
 
     from virtue_pl.embedder import Embedder
-    from virtue_pl.evaluation.disturbances import DISTURBANCES
-    from virtue_pl.evaluation.neighbours import Neighbours, neighbour_tables, neighbours
+    from virtue_pl.evaluation.perturbations import PERTURBATIONS
+    from virtue_pl.evaluation.prompt_consistency import PromptConsistency, prompt_consistency_tables, prompt_consistency
     from virtue_pl.evaluation.report import context, write_json
     from virtue_pl.evaluation.robustness import Robustness, robustness, robustness_tables
     from virtue_pl.evaluation.robustness_plots import plot_robustness
@@ -39,16 +39,16 @@ def main(argv: list[str]) -> int:
     passes = [track(ranking_samples(sets, arguments.limit), what, console=Console(stderr=True)) for what in ("imprecise prompts", "other prompts")]
     options = {"device": arguments.device, "dtype": arguments.dtype, "batch_size": arguments.batch_size, "cached_pictures": 2 * GROUP}
     embedder = Embedder.from_pretrained(arguments.model, sam_checkpoint=arguments.sam_checkpoint, **options)
-    kinds = arguments.kinds or (*DISTURBANCES, NEIGHBOURS)
-    found, near = Robustness(), Neighbours()
-    if disturbed := [kind for kind in kinds if kind != NEIGHBOURS]:
-        found = robustness(embedder.embed, passes[0], disturbed, arguments.seed, group=GROUP)
-    if NEIGHBOURS in kinds:
-        near = neighbours(embedder.embed, passes[1], embedder.masks)
-    for table in (*robustness_tables(found.as_json()), *neighbour_tables(near)):
+    kinds = arguments.kinds or (*PERTURBATIONS, PROMPT_CONSISTENCY)
+    found, near = Robustness(), PromptConsistency()
+    if perturbed := [kind for kind in kinds if kind != PROMPT_CONSISTENCY]:
+        found = robustness(embedder.embed, passes[0], perturbed, arguments.seed, group=GROUP)
+    if PROMPT_CONSISTENCY in kinds:
+        near = prompt_consistency(embedder.embed, passes[1], embedder.masks)
+    for table in (*robustness_tables(found.as_json()), *prompt_consistency_tables(near)):
         Console().print(TerminalTable(f"{table.title}; {table.caption}", table.cells))
     about = {"model": str(arguments.model), "shards": arguments.shards, "limit": arguments.limit, "without_region": found.without_region}
-    about |= {"neighbours": near.as_json(), "without_other_region": near.alone}
+    about |= {"neighbours": near.as_json(), "without_other_region": near.without_other_region}
     write_json(arguments.out / "robustness.json", {"tasks": found.as_json(), **about, "context": context(seed=arguments.seed)})
     if not arguments.no_plots:
         plot_robustness(found, arguments.out)
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl robustness",
         description="Ranks every query with boxes that are jittered and scaled, clicks that are off, and masks that are eroded, dilated and half hidden. "
-        "Then points at each region with a click, its mask, the model's own mask and its filled box, and says whether that is nearer to its box "
+        "Then points at each region with a click, its mask, the model's own mask and its box_mask box, and says whether that is nearer to its box "
         "than any other region of the picture. Writes robustness.json and robustness_KIND.png.",
     )
     parser.add_argument("--model", required=True, metavar="FOLDER", help="an exported or published folder, a hub name, or a run's checkpoint (.ckpt)")

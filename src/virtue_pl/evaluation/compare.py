@@ -25,15 +25,15 @@ class ComparedRun:
     """A run in one evaluation mode: a row of the comparison.
 
     trainings: what each of its seeds ranked; two runs that share this object are the same trainings in two modes.
-    against: the name of the run whose share is taken off; its own where it is compared to none.
-    others: a task that was not ranked in the mode, but in one other, counts in that one, as queries without a region do.
+    reference: the name of the run whose share is taken off; its own where it is compared to none.
+    use_only_mode: a task that was not ranked in the mode, but in one other, counts in that one, as queries without a region do.
     """
 
     name: str
     trainings: tuple[RankRows, ...]
     mode: str
-    against: str
-    others: bool = False
+    reference: str
+    use_only_mode: bool = False
 
     def ranks(self) -> dict[tuple[str, str], list[dict[str, int]]]:
         """(task, ranking) -> of each training, rank by the query's key. Raises VirtueError if nothing was ranked in the mode."""
@@ -55,42 +55,42 @@ class ComparedRun:
         ranked: dict[str, set[str]] = {}
         for task, mode, _ in groups:
             ranked.setdefault(task, set()).add(mode)
-        alone = {task: next(iter(modes - {SET_BLIND})) for task, modes in ranked.items() if self.others and len(modes - {SET_BLIND}) == 1}
+        alone = {task: next(iter(modes - {SET_BLIND})) for task, modes in ranked.items() if self.use_only_mode and len(modes - {SET_BLIND}) == 1}
         return alone | {task: self.mode for task, modes in ranked.items() if self.mode in modes}
 
 
 class Comparison(NamedTuple):
-    """runs: in the order they were given. against: run -> the run it is compared to, where it is.
+    """runs: in the order they were given. references: run -> the run it is compared to, where it is.
     means: benchmark -> run -> hit@1 over all tasks of the benchmark, where it has several.
     """
 
     runs: tuple[str, ...]
     shares: Estimates
     differences: Estimates
-    against: dict[str, str]
+    references: dict[str, str]
     means: dict[str, dict[str, Estimate]]
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "shares": plain(self.shares),
-            "differences": plain(self.differences),
-            "against": self.against,
+            "shares": estimates_as_json(self.shares),
+            "differences": estimates_as_json(self.differences),
+            "against": self.references,
             "means": {benchmark: {name: found._asdict() for name, found in row.items()} for benchmark, row in self.means.items()},
             "interval": {"level": LEVEL, "resamples": RESAMPLES},
         }
 
 
-def plain(estimates: Estimates) -> dict[str, Any]:
+def estimates_as_json(estimates: Estimates) -> dict[str, Any]:
     """Estimates as mappings by name, for JSON."""
     return {task: {run: {ranking: found._asdict() for ranking, found in row.items()} for run, row in runs.items()} for task, runs in estimates.items()}
 
 
 def compare(runs: Sequence[ComparedRun]) -> Comparison:
-    """Every run on every task and ranking that it has, and its difference to `against` on those that both have."""
+    """Every run on every task and ranking that it has, and its difference to its reference on those that both have."""
     ranks = {run.name: run.ranks() for run in runs}
     trainings_of = {run.name: run.trainings for run in runs}
-    against = {run.name: run.against for run in runs if run.against != run.name}
-    for name, other in against.items():
+    references = {run.name: run.reference for run in runs if run.reference != run.name}
+    for name, other in references.items():
         if other not in ranks:
             raise VirtueError(f"{name} is to be compared to {other!r}, expected one of {', '.join(ranks)}")
     shares: Estimates = {}
@@ -98,14 +98,14 @@ def compare(runs: Sequence[ComparedRun]) -> Comparison:
     for name, found in ranks.items():
         for (task, ranking), trainings in sorted(found.items()):
             shares.setdefault(task, {}).setdefault(name, {})[ranking] = interval(aligned(trainings)[0])
-            others = ranks[against[name]].get((task, ranking)) if name in against else None
+            others = ranks[references[name]].get((task, ranking)) if name in references else None
             if others is not None:
-                same = trainings_of[name] is trainings_of[against[name]]
-                differences.setdefault(task, {}).setdefault(name, {})[ranking] = paired(trainings, others, same)
-    return Comparison(tuple(ranks), shares, differences, against, means_of(ranks))
+                same = trainings_of[name] is trainings_of[references[name]]
+                differences.setdefault(task, {}).setdefault(name, {})[ranking] = paired_difference(trainings, others, same)
+    return Comparison(tuple(ranks), shares, differences, references, benchmark_means(ranks))
 
 
-def means_of(ranks: Mapping[str, Mapping[tuple[str, str], list[dict[str, int]]]], ranking: str = "hit@1") -> dict[str, dict[str, Estimate]]:
+def benchmark_means(ranks: Mapping[str, Mapping[tuple[str, str], list[dict[str, int]]]], ranking: str = "hit@1") -> dict[str, dict[str, Estimate]]:
     """benchmark -> run -> the mean over the benchmark's tasks, of runs that have all of them. ranks: of each run, as `ComparedRun.ranks` gives them."""
     benchmarks: dict[str, list[str]] = {}
     for task in sorted({task for found in ranks.values() for task, name in found if name == ranking}):
@@ -133,7 +133,7 @@ def mean_shares(shares: Estimates, prefix: str, ranking: str = "hit@1") -> dict[
     return {name: sum(rows[name][ranking].mean for rows in tasks) / len(tasks) for name in runs}
 
 
-def paired(trainings: list[dict[str, int]], others: list[dict[str, int]], same: bool) -> Estimate:
+def paired_difference(trainings: list[dict[str, int]], others: list[dict[str, int]], same: bool) -> Estimate:
     """same: both are the same trainings, in two modes. Where one was not ranked in both, they are drawn apart all the same."""
     first, second = aligned(trainings, others)
     return difference(first, second, same_trainings=same and len(first) == len(second))
@@ -141,29 +141,29 @@ def paired(trainings: list[dict[str, int]], others: list[dict[str, int]], same: 
 
 def read_run(folder: str | Path) -> tuple[RankRows, ...]:
     """What a tested run ranked: from its own folder, or from those of its seeds, `seed_*`, in it. Raises VirtueError where there is nothing."""
-    files = files_of(folder, "predictions.jsonl")
+    files = run_files(folder, "predictions.jsonl")
     if not files:
         raise VirtueError(f"{folder} holds no predictions.jsonl, nor do folders seed_* in it: give the folder of a run that was tested")
     return tuple(read_predictions(file) for file in files)
 
 
-def chance_of(folders: Iterable[str | Path]) -> Chance:
+def read_chance(folders: Iterable[str | Path]) -> Chance:
     """What a guess would get, from the runs' own reports."""
-    return {task: values for folder in folders for report in reports_of(folder) for task, values in report["chance"].items()}
+    return {task: values for folder in folders for report in read_reports(folder) for task, values in report["chance"].items()}
 
 
-def fingerprints_of(folder: str | Path) -> list[str]:
+def data_fingerprints(folder: str | Path) -> list[str]:
     """Of the data that a run was tested on: one, unless its seeds met different data."""
-    found = {report.get("context", {}).get("data_fingerprint") for report in reports_of(folder)}
+    found = {report.get("context", {}).get("data_fingerprint") for report in read_reports(folder)}
     return sorted(found - {None})
 
 
-def reports_of(folder: str | Path) -> list[dict[str, Any]]:
+def read_reports(folder: str | Path) -> list[dict[str, Any]]:
     """What the tests of a run wrote, or of its seeds."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files_of(folder, "report.json")]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in run_files(folder, "report.json")]
 
 
-def files_of(folder: str | Path, name: str) -> list[Path]:
+def run_files(folder: str | Path, name: str) -> list[Path]:
     """A run's own file of that name, or those of its seeds."""
     own = Path(folder) / name
     return [own] if own.is_file() else sorted(Path(folder).glob(f"seed_*/{name}"))

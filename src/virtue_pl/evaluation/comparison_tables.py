@@ -12,30 +12,30 @@ from virtue_pl.evaluation.tables import Grid, TerminalTable, Titled, markdown_ta
 Row = Mapping[str, Estimate]
 
 
-def rich_comparison(comparison: Comparison, guesses: Chance | None = None) -> list[TerminalTable]:
+def rich_comparison(comparison: Comparison, chance_levels: Chance | None = None) -> list[TerminalTable]:
     """For the terminal: intervals stand below what they belong to."""
-    return [TerminalTable(f"{title}, {caption}", stacked(cells)) for title, cells, caption in tables(comparison, guesses or {})]
+    return [TerminalTable(f"{title}, {caption}", stack_intervals(cells)) for title, cells, caption in tables(comparison, chance_levels or {})]
 
 
-def stacked(cells: Grid) -> Grid:
+def stack_intervals(cells: Grid) -> Grid:
     return cells._replace(rows=[[text.replace(" (", "\n").rstrip(")") for text in row] for row in cells.rows])
 
 
-def markdown_comparison(comparison: Comparison, guesses: Chance | None = None) -> str:
-    return "\n".join(markdown_table(*table) for table in tables(comparison, guesses or {}))
+def markdown_comparison(comparison: Comparison, chance_levels: Chance | None = None) -> str:
+    return "\n".join(markdown_table(*table) for table in tables(comparison, chance_levels or {}))
 
 
-def tables(comparison: Comparison, guesses: Chance) -> Iterator[Titled]:
+def tables(comparison: Comparison, chance_levels: Chance) -> Iterator[Titled]:
     """Runs stand in the comparison's order, after one table of all tasks where there are several."""
     if len(comparison.shares) > 1:
         yield Titled("All tasks", overview_grid(comparison), f"hit@1, % right, with {LEVEL:.0%} intervals")
     for task, rows in sorted(comparison.shares.items()):
-        yield Titled(task, share_grid(rows, guesses.get(task, {})), f"% right, with {LEVEL:.0%} intervals")
+        yield Titled(task, share_grid(rows, chance_levels.get(task, {})), f"% right, with {LEVEL:.0%} intervals")
         if task in comparison.differences:
-            found, against = comparison.differences[task], comparison.against
-            others = sorted({against[name] for name in found})
+            found, references = comparison.differences[task], comparison.references
+            others = sorted({references[name] for name in found})
             caption = f"points more than {' or '.join(others)}, paired, with {LEVEL:.0%} intervals; bold where zero is outside"
-            yield Titled(f"{task}, differences", difference_grid(found, against if len(others) > 1 else {}), caption)
+            yield Titled(f"{task}, differences", difference_grid(found, references if len(others) > 1 else {}), caption)
 
 
 def overview_grid(comparison: Comparison, ranking: str = "hit@1") -> Grid:
@@ -55,14 +55,14 @@ def overview_grid(comparison: Comparison, ranking: str = "hit@1") -> Grid:
     return Grid(["run", *columns], lines, best)
 
 
-def share_grid(rows: Mapping[str, Row], guesses: Mapping[str, float]) -> Grid:
+def share_grid(rows: Mapping[str, Row], chance_levels: Mapping[str, float]) -> Grid:
     """The best share of each ranking is marked."""
     rankings = rankings_of(rows)
     lines = [[name, *(cell(row, ranking, "") for ranking in rankings), *counts(row)] for name, row in rows.items()]
     shares = [[row[ranking].mean if ranking in row else -1.0 for row in rows.values()] for ranking in rankings]
     best = {(line, column) for column, of_ranking in enumerate(shares, 1) for line, share in enumerate(of_ranking) if share == max(of_ranking)}
-    if guesses:
-        lines.append(["chance", *(f"{100 * guesses[ranking]:.1f}" if ranking in guesses else "" for ranking in rankings), "", ""])
+    if chance_levels:
+        lines.append(["chance", *(f"{100 * chance_levels[ranking]:.1f}" if ranking in chance_levels else "" for ranking in rankings), "", ""])
     return Grid(["run", *rankings, "n", "seeds"], lines, best)
 
 
@@ -71,12 +71,12 @@ def counts(row: Row) -> tuple[str, str]:
     return str(max(found.queries for found in row.values())), str(max(found.seeds for found in row.values()))
 
 
-def difference_grid(rows: Mapping[str, Row], against: Mapping[str, str]) -> Grid:
-    """Marked is what the interval tells from nothing. `against` is a column where it is not empty."""
+def difference_grid(rows: Mapping[str, Row], references: Mapping[str, str]) -> Grid:
+    """Marked is what the interval tells from nothing. The column "against" is there where `references` is not empty."""
     rankings = rankings_of(rows)
-    lines = [[name, *(cell(row, ranking, "+") for ranking in rankings), *([against[name]] if against else [])] for name, row in rows.items()]
+    lines = [[name, *(cell(row, ranking, "+") for ranking in rankings), *([references[name]] if references else [])] for name, row in rows.items()]
     places = ((line, column, row[ranking]) for line, row in enumerate(rows.values()) for column, ranking in enumerate(rankings, 1) if ranking in row)
-    return Grid(["run", *rankings, *(["against"] if against else [])], lines, {(line, column) for line, column, found in places if found.differs})
+    return Grid(["run", *rankings, *(["against"] if references else [])], lines, {(line, column) for line, column, found in places if found.differs})
 
 
 def rankings_of(rows: Mapping[str, Row]) -> list[str]:

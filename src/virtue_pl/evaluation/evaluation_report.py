@@ -60,7 +60,7 @@ class EvaluationReport:
         self.join([len(ranked.rows) for ranked in plan.sets], world)
         means = averages(found, [ranked.about for ranked in plan.sets])
         embedded = {"unique": len(plan.keys), "total": plan.total, "unique_pictures": plan.pictures, "total_pictures": plan.total_pictures, "encoded": encoded}
-        results, guesses = summarise(ranks), chance(ranks)
+        results, chance_levels = summarise(ranks), chance(ranks)
         report = {
             "settings": dict(settings),
             "sets": {ranked.about.name: {**ranked.about._asdict(), **found[ranked.about.name]} for ranked in plan.sets},
@@ -68,7 +68,7 @@ class EvaluationReport:
             "published": {benchmark: published()[benchmark] for benchmark in plain(means) if benchmark in published()},
             "missing": dict(plan.missing),
             "results": results,
-            "chance": guesses,
+            "chance": chance_levels,
             "embeddings": embedded,
             **measured.as_json(),
             "seconds": {"wall": round(time.perf_counter() - self.started, 2), "cpu": round(time.process_time() - self.cpu_started, 2)},
@@ -78,11 +78,11 @@ class EvaluationReport:
         notes = self.notes(plan.missing, means, embedded, settings)
         tables = metric_tables(found, plan.sets, means)
         further = [markdown_table(*table) for table in measured.tables()]
-        text = [*(markdown_table(*table) for table in tables), markdown(results, guesses), *further, *(f"- {note}" for note in notes), ""]
+        text = [*(markdown_table(*table) for table in tables), markdown(results, chance_levels), *further, *(f"- {note}" for note in notes), ""]
         write_text(self.folder / "report.md", "\n".join(text))
         with (self.folder / "predictions.jsonl").open(encoding="utf-8") as lines:
             failures = failures_of(map(json.loads, lines), plan.sets, library)
-        write_text(self.folder / "report.html", html_report(settings, tables, results, guesses, found, plan.sets, notes, failures, measured))
+        write_text(self.folder / "report.html", html_report(settings, tables, results, chance_levels, found, plan.sets, notes, failures, measured))
         self.show([*tables, *measured.tables()], notes)
 
     def join(self, lengths: Sequence[int], world: int) -> None:

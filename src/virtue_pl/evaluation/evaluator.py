@@ -19,8 +19,8 @@ from virtue_pl.evaluation.candidate_scores import FULL_LISTS
 from virtue_pl.evaluation.embedding_store import ModelStore
 from virtue_pl.evaluation.evaluation_report import EvaluationReport
 from virtue_pl.evaluation.measurements import Measurements, check_regions, cost_of, robustness_of
-from virtue_pl.evaluation.query_encoder import QueryEncoder, Stream, finite_rows
-from virtue_pl.evaluation.query_preparation import Asking, EvaluationPreprocess
+from virtue_pl.evaluation.query_encoder import QueryEncoder, Stream, check_finite
+from virtue_pl.evaluation.query_preparation import QueryFormat, EvaluationPreprocess
 from virtue_pl.evaluation.set_ranking import Guess, SetRanking
 from virtue_pl.frozen_features import network_fingerprint
 from virtue_pl.interop.pretrained import from_pretrained
@@ -77,7 +77,7 @@ class Evaluator(LightningModule):
         show: a recipe that changes a query's picture first, as `CropRecipe` and `MarkerRecipe`; the model's own recipe does the rest.
         words: whether a region is told in words, too, as the recipe does it.
         guess: rank without the model's opinion of the query: "set_blind" by each candidate's nearness to the others, "random" by chance.
-        prompt_frame: "canvas" or "pixels", see `Asking`; by default "pixels" with the reference recipe, as the published evaluation on SCaR.
+        prompt_frame: "canvas" or "pixels", see `QueryFormat`; by default "pixels" with the reference recipe, as the published evaluation on SCaR.
         chunk_size: rows encoded at once.
         cost: measure the model's latency, throughput and memory, too.
         robustness: of each set with regions, so many queries are ranked with imprecise prompts, too; 0: none.
@@ -124,9 +124,9 @@ class Evaluator(LightningModule):
         if robustness and (stream != "whole" or show is not None or guess is not None):
             raise VirtueError("robustness is measured of the whole model, not of a baseline: leave it out, or stream, show and guess")
         self.loading: dict[str, Any] = {"sam_checkpoint": sam_checkpoint, "base": base, "dtype": dtype, "allow_classes": tuple(allow_classes)}
-        Asking(mode)
+        QueryFormat(mode)
         self.embedder: EmbeddingModel | None = None
-        self.preprocess = LatePreprocess(self)
+        self.preprocess = DeferredPreprocess(self)
         self.report: EvaluationReport
 
     def configure_model(self) -> None:
@@ -138,9 +138,9 @@ class Evaluator(LightningModule):
             if not isinstance(own, ContrastivePreprocess):
                 raise VirtueError(f"{self.source}: {type(self.embedder).__name__} prepares no queries, expected a model that embeds")
             reference = isinstance(own.recipe, ReferenceRecipe)
-            asking = Asking(self.mode, self.words, self.prompt_frame or ("pixels" if reference else "canvas"), self.show)
+            query_format = QueryFormat(self.mode, self.words, self.prompt_frame or ("pixels" if reference else "canvas"), self.show)
             self.encoder = QueryEncoder(self.embedder, self.stream, self.chunk_size)
-            self.preparation = EvaluationPreprocess(own, asking, segmented=self.stream == "whole")
+            self.preparation = EvaluationPreprocess(own, query_format, segmented=self.stream == "whole")
             self.store = ModelStore(self.store_folder, *self.fingerprints())
 
     def fingerprints(self) -> tuple[str, str]:
@@ -174,13 +174,13 @@ class Evaluator(LightningModule):
         if batch.inputs is None:
             return
         embeddings = self.encoder.encode(batch.inputs)
-        finite_rows(embeddings, batch.sources)
+        check_finite(embeddings, batch.sources)
         self.store.add(batch.keys, embeddings, pictured=len(batch.inputs.pictures) > 0)
         if self.trainer.received_sigterm:
             raise SIGTERMException
 
     def configure_callbacks(self) -> list[Callback]:
-        return [KeepEmbeddings()]
+        return [FlushEmbeddings()]
 
     def on_test_epoch_end(self) -> None:
         self.store.flush()
@@ -194,7 +194,7 @@ class Evaluator(LightningModule):
         with self.report.lines(self.global_rank) as write:
             for number, ranked in enumerate(plan.sets):
                 metrics.update(number, NO_RANKS.ranks)
-                mine = in_order(ranked.rows)[self.global_rank :: self.trainer.world_size]
+                mine = file_order(ranked.rows)[self.global_rank :: self.trainer.world_size]
                 for lines in SetRanking(ranked, self.mode, self.guess, embeddings, self.full_lists).rank(number, mine, metrics, table):
                     write(lines)
         self.found, self.ranks = metrics.compute(), table.compute()
@@ -212,7 +212,7 @@ class Evaluator(LightningModule):
                 "show": None if self.show is None else type(self.show).__name__,
                 "words": self.words,
                 "guess": self.guess,
-                "prompt_frame": self.preparation.asking.frame,
+                "prompt_frame": self.preparation.query_format.frame,
                 "store": str(self.store.pictured.folder),
             }
             measured = self.measure(data)
@@ -234,12 +234,12 @@ class Evaluator(LightningModule):
         return data
 
 
-def in_order(rows: Sequence[EvaluationRow]) -> list[int]:
+def file_order(rows: Sequence[EvaluationRow]) -> list[int]:
     """The places of a set's rows, as its file has them."""
     return sorted(range(len(rows)), key=lambda place: rows[place].row)
 
 
-class KeepEmbeddings(Callback):
+class FlushEmbeddings(Callback):
     """What is embedded is kept, whatever stops the run."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -247,7 +247,7 @@ class KeepEmbeddings(Callback):
             pl_module.store.flush()
 
 
-class LatePreprocess:
+class DeferredPreprocess:
     """An evaluator's preprocess, for data that is connected before weights are loaded."""
 
     def __init__(self, evaluator: Evaluator) -> None:

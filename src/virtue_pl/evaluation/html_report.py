@@ -39,7 +39,7 @@ def html_report(
     settings: Mapping[str, Any],
     tables: Sequence[Titled],
     results: Results,
-    guesses: Chance,
+    chance_levels: Chance,
     found: Mapping[str, Mapping[str, float]],
     sets: Sequence[RankedSet],
     notes: Sequence[str],
@@ -47,7 +47,7 @@ def html_report(
     measured: Measurements,
 ) -> str:
     """The whole page. It names no other file and no address."""
-    kinds = [Titled(task, grid(results[task], guesses.get(task, {})), "% right ± standard error") for task in sorted(results)]
+    kinds = [Titled(task, grid(results[task], chance_levels.get(task, {})), "% right ± standard error") for task in sorted(results)]
     parts = [
         f"<h1>Evaluation of {escape(str(settings['model']))}</h1>",
         '<nav><a href="#tables">tables</a><a href="#plots">plots</a><a href="#modes">by mode and ranking</a>'

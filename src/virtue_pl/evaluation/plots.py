@@ -25,15 +25,15 @@ MARKERS = "osD^vPXh"
 INK, GRID = "#333333", "#DDDDDD"
 
 
-def plot_families(comparison: Comparison, guesses: Chance, folder: Path) -> list[Path]:
+def plot_families(comparison: Comparison, chance_levels: Chance, folder: Path) -> list[Path]:
     """`plot_bars` of each family of tasks, as "scar_mini" of "scar_mini/test_seen", in FOLDER/bars_FAMILY.png."""
     families: dict[str, list[str]] = {}
     for task in comparison.shares:
         families.setdefault(task.rpartition("/")[0], []).append(task)
-    return [plot_bars(comparison, tasks, guesses, folder / f"bars_{family.replace('/', '_')}.png") for family, tasks in families.items()]
+    return [plot_bars(comparison, tasks, chance_levels, folder / f"bars_{family.replace('/', '_')}.png") for family, tasks in families.items()]
 
 
-def plot_bars(comparison: Comparison, tasks: Sequence[str], guesses: Chance, path: Path, ranking: str = "hit@1") -> Path:
+def plot_bars(comparison: Comparison, tasks: Sequence[str], chance_levels: Chance, path: Path, ranking: str = "hit@1") -> Path:
     """A bar with its interval for every run and task; runs from top to bottom in the comparison's order."""
     rows = list(dict.fromkeys(name for task in tasks for name in comparison.shares[task]))
     figure, axes = new_figure(8, 1.3 + (0.17 + 0.24 * len(tasks)) * len(rows))
@@ -46,7 +46,7 @@ def plot_bars(comparison: Comparison, tasks: Sequence[str], guesses: Chance, pat
     axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
     axes.set(ylim=(len(rows) - 0.45, -0.55), xlabel=f"{ranking}, % of queries (lines: {LEVEL:.0%} intervals)")
     axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
-    show_chance(axes.axvline, [guesses[task][ranking] for task in tasks if ranking in guesses.get(task, {})])
+    show_chance(axes.axvline, [chance_levels[task][ranking] for task in tasks if ranking in chance_levels.get(task, {})])
     axes.grid(axis="x", color=GRID, linewidth=0.7)
     legend_above(figure, axes)
     return save(figure, path)
@@ -61,7 +61,7 @@ def draw_bars(axes: Axes, found: Sequence[tuple[float, Estimate]], thickness: fl
 
 
 def plot_against_number(
-    comparison: Comparison, numbers: Mapping[str, float], tasks: Sequence[str], guesses: Chance, path: Path, meaning: str, ranking: str = "hit@1"
+    comparison: Comparison, numbers: Mapping[str, float], tasks: Sequence[str], chance_levels: Chance, path: Path, meaning: str, ranking: str = "hit@1"
 ) -> Path:
     """The share right of the named runs over the number that each stands for, one line a task."""
     figure, axes = new_figure(6, 4)
@@ -71,7 +71,7 @@ def plot_against_number(
         axes.errorbar(xs, percent(found), errors(found), color=colour(order), marker=marker(order), capsize=3, label=label(task))
     axes.set_xticks(sorted(numbers.values()))
     axes.set(xlabel=meaning, ylabel=f"{ranking}, % of queries", ylim=(0, None))
-    show_chance(axes.axhline, [guesses[task][ranking] for task in tasks if ranking in guesses.get(task, {})])
+    show_chance(axes.axhline, [chance_levels[task][ranking] for task in tasks if ranking in chance_levels.get(task, {})])
     axes.grid(color=GRID, linewidth=0.7)
     legend_above(figure, axes)
     return save(figure, path)

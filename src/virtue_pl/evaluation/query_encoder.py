@@ -72,7 +72,7 @@ class QueryEncoder:
         tokens = self.head.backbone.vision_tokens(self.head.frozen_features(inputs.pictures))
         maps = [token_map(found, picture_size(inputs, number)) for number, found in enumerate(tokens)]
         pooled = [
-            pooled_box(maps[picture], enclosing_box(prompt, picture_size(inputs, picture), POINT_SIDE))
+            pool_box(maps[picture], enclosing_box(prompt, picture_size(inputs, picture), POINT_SIDE))
             for prompt, picture in zip(inputs.prompts.prompts, inputs.prompts.pictures.tolist(), strict=True)
         ]
         return SegmentTokens(torch.stack(pooled))
@@ -91,7 +91,7 @@ def token_map(tokens: Float[Tensor, "tokens hidden"], size: tuple[int, int]) -> 
     return tokens.T.reshape(-1, rows, count // rows)
 
 
-def pooled_box(tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, "4"] | None) -> Float[Tensor, "pooled hidden"]:
+def pool_box(tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, "4"] | None) -> Float[Tensor, "pooled hidden"]:
     rows, columns = tokens.shape[1:]
     corners = torch.tensor([0.0, 0.0, 1.0, 1.0]) if box is None else box.cpu().float()
     scaled = (corners * torch.tensor([columns, rows, columns, rows])).to(tokens.device)
@@ -99,7 +99,7 @@ def pooled_box(tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, 
     return pooled[0].flatten(1).T.to(tokens.dtype)
 
 
-def finite_rows(embeddings: Float[Tensor, "rows dim"], sources: Sequence[str]) -> None:
+def check_finite(embeddings: Float[Tensor, "rows dim"], sources: Sequence[str]) -> None:
     """Raises VirtueError naming the first row that is not finite, by the set and row where it stands."""
     broken = (~embeddings.isfinite()).any(dim=1).nonzero().flatten().tolist()
     if broken:

@@ -19,7 +19,7 @@ REGION_SETTINGS = ("prompt_text", "prompt_frame")
 
 
 @dataclass(frozen=True)
-class Asking:
+class QueryFormat:
     """mode: how a region is pointed at ("box", "point", "mask", "no_prompt", "blind").
 
     words: whether it is told in words, too. frame: "canvas", where it lies; "pixels": its pixels are read as the segmentation model's,
@@ -40,20 +40,20 @@ class EvaluationPreprocess:
 
     Args:
         preprocess: the model's own.
-        asking: how queries are asked.
+        query_format: how queries are asked.
         segmented: whether the segmentation stream is used.
     """
 
-    def __init__(self, preprocess: ContrastivePreprocess, asking: Asking, segmented: bool) -> None:
+    def __init__(self, preprocess: ContrastivePreprocess, query_format: QueryFormat, segmented: bool) -> None:
         recipe = preprocess.recipe
-        self.asking = asking
+        self.query_format = query_format
         self.canvas = preprocess.segmentation_size if segmented else None
         self.published = isinstance(recipe, ReferenceRecipe)
-        if asking.frame == "pixels" and not self.published:
+        if query_format.frame == "pixels" and not self.published:
             raise VirtueError("--prompt-frame pixels is how the published evaluation misreads boxes, for recipe reference alone: leave it out")
         self.preprocess = ContrastivePreprocess(
             preprocess.processor,
-            reworded(recipe, asking.words and not self.published),
+            configure_recipe(recipe, query_format.words and not self.published),
             self.canvas,
             preprocess.train_modes,
             preprocess.evaluation_modes,
@@ -62,31 +62,31 @@ class EvaluationPreprocess:
         )
 
     def query(self, row: EvaluationRow) -> EmbeddingInput:
-        mode, region = self.asking.mode, row.region
+        mode, region = self.query_format.mode, row.region
         text, keys = row.published_text if self.published else row.text, () if row.picture is None else (row.picture,)
         if mode == "blind":
             return EmbeddingInput(text.replace(IMAGE_TOKEN, "").lstrip())
         if region is None or row.size is None or mode == "no_prompt":
             return EmbeddingInput(text, (), image_keys=keys)
-        prompt = pointed(region, mode, row)
-        if self.published and self.asking.words:
-            text += published_words(prompt, row)
-        return EmbeddingInput(text, (), self.framed(prompt, row.size), keys)
+        prompt = region_prompt(region, mode, row)
+        if self.published and self.query_format.words:
+            text += published_region_text(prompt, row)
+        return EmbeddingInput(text, (), self.to_frame(prompt, row.size), keys)
 
-    def framed(self, prompt: VisualPrompt, size: tuple[int, int]) -> VisualPrompt:
+    def to_frame(self, prompt: VisualPrompt, size: tuple[int, int]) -> VisualPrompt:
         """The prompt where the segmentation model is shown it. size: (height, width) of the picture. Masks stay."""
-        if self.asking.frame == "canvas" or self.canvas is None or self.asking.show is not None:
+        if self.query_format.frame == "canvas" or self.canvas is None or self.query_format.show is not None:
             return prompt
         scale = torch.tensor([size[1], size[0]]) / self.canvas
         return replace(prompt, boxes=prompt.boxes * scale.repeat(2), points=prompt.points * scale)
 
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
-        show = self.asking.show
+        show = self.query_format.show
         return self.preprocess.encoder_batch(list(items) if show is None else [show.prepare(item) for item in items])
 
     def identity(self) -> list[Any]:
         """All that, beside the model and the input, the embedding of a picture depends on."""
-        recipes = [recipe for recipe in (self.preprocess.recipe, self.asking.show) if recipe is not None]
+        recipes = [recipe for recipe in (self.preprocess.recipe, self.query_format.show) if recipe is not None]
         return [self.canvas, self.preprocess.segment_unprompted, *((type(recipe).__qualname__, sorted(vars(recipe).items())) for recipe in recipes)]
 
     def text_identity(self) -> list[Any]:
@@ -95,7 +95,7 @@ class EvaluationPreprocess:
         return ["texts", type(recipe).__qualname__, sorted((name, value) for name, value in vars(recipe).items() if name not in REGION_SETTINGS)]
 
 
-def reworded(recipe: Recipe, words: bool) -> Recipe:
+def configure_recipe(recipe: Recipe, words: bool) -> Recipe:
     """The recipe with or without the region in words, and without the published space, which evaluation texts bring along."""
     if not isinstance(recipe, VirtueRecipe):
         return recipe
@@ -106,7 +106,7 @@ def reworded(recipe: Recipe, words: bool) -> Recipe:
     return changed
 
 
-def pointed(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt:
+def region_prompt(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt:
     """The region in a mode; the click depends on the row alone. Raises VirtueError naming it where it lacks a mask."""
     try:
         return prompt_region(region, mode, torch.Generator().manual_seed(content_id(row.key)))
@@ -114,7 +114,7 @@ def pointed(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt:
         raise VirtueError(f"{row.set} row {row.row}: {error}") from error
 
 
-def published_words(prompt: VisualPrompt, row: EvaluationRow) -> str:
+def published_region_text(prompt: VisualPrompt, row: EvaluationRow) -> str:
     """What the published evaluation adds to a query; a point as its demonstration writes it. A mask has no words."""
     if len(prompt.boxes):
         return f"\n{row.box_words}"

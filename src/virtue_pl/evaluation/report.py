@@ -48,10 +48,10 @@ def chance(rows: RankRows) -> Chance:
     lengths: dict[tuple[str, str], dict[str, int]] = {}
     for row in rows:
         lengths.setdefault((row.task, row.ranking), {})[row.key] = row.candidates
-    guesses: Chance = {}
+    chance_levels: Chance = {}
     for (task, ranking), found in lengths.items():
-        guesses.setdefault(task, {})[ranking] = sum(1 / length for length in found.values()) / len(found)
-    return guesses
+        chance_levels.setdefault(task, {})[ranking] = sum(1 / length for length in found.values()) / len(found)
+    return chance_levels
 
 
 def select(results: Results, names: Mapping[str, str]) -> Results:

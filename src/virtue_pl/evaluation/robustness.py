@@ -1,4 +1,4 @@
-"""How the ranking suffers from imprecise prompts: a curve for each kind of disturbance."""
+"""How the ranking suffers from imprecise prompts: a curve for each kind of perturbation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from virtue_pl.evaluation.disturbances import DISTURBANCES
+from virtue_pl.evaluation.perturbations import PERTURBATIONS
 from virtue_pl.evaluation.tables import Grid, Titled
 from virtue_pl.metrics.ranking import sample_ranks
 from virtue_pl.parts.preprocess import content_id, evaluation_query
 from virtue_pl.types import EmbeddingInput, RankingSample, VirtueError
 
-CAPTION = "same first: the first caption is that of the undisturbed prompt; cosine: of the two embeddings"
+CAPTION = "same first: the first caption is that of the unperturbed prompt; cosine: of the two embeddings"
 Embed = Callable[[Sequence[EmbeddingInput]], Float[Tensor, "rows dim"]]
 """Unit embeddings of inputs, in order, as `Embedder.embed` gives them."""
 
 
-class Asked(NamedTuple):
-    """One query: a sample, pointed at with a disturbed prompt."""
+class PerturbedQuery(NamedTuple):
+    """One query: a sample, pointed at with a perturbed prompt."""
 
     sample: RankingSample
     kind: str
@@ -34,7 +34,7 @@ class Asked(NamedTuple):
 
 @dataclass
 class Tally:
-    """What was found at one level. same: queries whose first candidate is that of the undisturbed prompt; cosine: of the two embeddings, summed."""
+    """What was found at one level. same: queries whose first candidate is that of the unperturbed prompt; cosine: of the two embeddings, summed."""
 
     n: int = 0
     hits: int = 0
@@ -59,16 +59,16 @@ class Robustness:
 
     def as_json(self) -> dict[str, Any]:
         """task -> kind -> {mode, unit, neutral, levels: [{level, n, hit@1, standard_error, same_first, cosine}]}"""
-        return {task: {kind: described(kind, levels) for kind, levels in kinds.items()} for task, kinds in sorted(self.tallies.items())}
+        return {task: {kind: describe_kind(kind, levels) for kind, levels in kinds.items()} for task, kinds in sorted(self.tallies.items())}
 
 
-def described(kind: str, levels: dict[float, Tally]) -> dict[str, Any]:
-    about = DISTURBANCES[kind]
+def describe_kind(kind: str, levels: dict[float, Tally]) -> dict[str, Any]:
+    about = PERTURBATIONS[kind]
     return {"mode": about.mode, "unit": about.unit, "neutral": about.neutral, "levels": [levels[level].row(level) for level in sorted(levels)]}
 
 
 def robustness(
-    embed: Embed, samples: Iterable[RankingSample], kinds: Sequence[str] = tuple(DISTURBANCES), seed: int = 0, ranking: str = "hit@1", group: int = 8
+    embed: Embed, samples: Iterable[RankingSample], kinds: Sequence[str] = tuple(PERTURBATIONS), seed: int = 0, ranking: str = "hit@1", group: int = 8
 ) -> Robustness:
     """Ranks every sample with a region at every level of the given kinds.
 
@@ -78,35 +78,35 @@ def robustness(
     Raises VirtueError for an unknown kind, and where no sample has a region, or one lacks the ranking.
     """
     for kind in kinds:
-        if kind not in DISTURBANCES:
-            raise VirtueError(f"kinds: {kind!r}, expected some of {', '.join(DISTURBANCES)}")
+        if kind not in PERTURBATIONS:
+            raise VirtueError(f"kinds: {kind!r}, expected some of {', '.join(PERTURBATIONS)}")
     found = Robustness()
     source = iter(samples)
     while together := tuple(islice(source, group)):
         pointed = [sample for sample in together if sample.region is not None]
         found.without_region += len(together) - len(pointed)
-        tally(found, [asked for sample in pointed for asked in questions(sample, kinds, seed)], embed, ranking)
+        tally(found, [asked for sample in pointed for asked in perturbed_queries(sample, kinds, seed)], embed, ranking)
     if not found.tallies:
         raise VirtueError(
-            f"robustness: none of {found.without_region} samples can be pointed at in a way that {', '.join(kinds)} disturb: give a set with regions"
+            f"robustness: none of {found.without_region} samples can be pointed at in a way that {', '.join(kinds)} perturb: give a set with regions"
         )
     return found
 
 
-def questions(sample: RankingSample, kinds: Sequence[str], seed: int) -> Iterator[Asked]:
+def perturbed_queries(sample: RankingSample, kinds: Sequence[str], seed: int) -> Iterator[PerturbedQuery]:
     """The sample's query at every level of every kind that its region has data for."""
     size = (sample.query.images[0].shape[1], sample.query.images[0].shape[2])
     for kind in kinds:
-        about = DISTURBANCES[kind]
+        about = PERTURBATIONS[kind]
         if about.mode == "mask" and (sample.region is None or sample.region.mask is None):
             continue
         query = evaluation_query(sample, about.mode)
         for level in about.levels:
             generator = torch.Generator().manual_seed(content_id(sample.key, kind, str(seed)))
-            yield Asked(sample, kind, level, replace(query, prompt=about.disturb(query.prompt, level, size, generator)))
+            yield PerturbedQuery(sample, kind, level, replace(query, prompt=about.perturb(query.prompt, level, size, generator)))
 
 
-def tally(found: Robustness, asked: Sequence[Asked], embed: Embed, ranking: str) -> None:
+def tally(found: Robustness, asked: Sequence[PerturbedQuery], embed: Embed, ranking: str) -> None:
     """Embeds the questions and their candidates, and counts."""
     if not asked:
         return
@@ -119,9 +119,9 @@ def tally(found: Robustness, asked: Sequence[Asked], embed: Embed, ranking: str)
     if len(ranks) != len(asked):
         missing = next(sample for sample in samples.values() if ranking not in sample.rankings)
         raise VirtueError(f"{missing.key} has the rankings {', '.join(missing.rankings)}, expected {ranking}: give another `ranking`")
-    undisturbed = {(id(one.sample), one.kind): row for row, one in enumerate(asked) if one.level == DISTURBANCES[one.kind].neutral}
+    unperturbed = {(id(one.sample), one.kind): row for row, one in enumerate(asked) if one.level == PERTURBATIONS[one.kind].neutral}
     for row, (one, rank) in enumerate(zip(asked, ranks, strict=True)):
-        base, entry = undisturbed[id(one.sample), one.kind], found.of(one.sample.task, one.kind, one.level)
+        base, entry = unperturbed[id(one.sample), one.kind], found.of(one.sample.task, one.kind, one.level)
         entry.n += 1
         entry.hits += rank < 1
         entry.same += bool(scores[row].argmax() == scores[base].argmax())

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from virtue_pl.evaluation.candidate_scores import FULL_LISTS, cosines, listings
+from virtue_pl.evaluation.candidate_scores import FULL_LISTS, cosines, prediction_lists
 from virtue_pl.metrics.ranking import RankTable, SampleRanks, sample_ranks, set_blind_ranks, set_blind_scores
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.parts.preprocess import content_id
@@ -18,8 +18,8 @@ from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSam
 
 NUMBERS_AT_ONCE, ROWS_AT_ONCE = 16_000_000, 2048
 """Bounds of what is ranked at once: scores, or numbers in the candidates' embeddings where these are compared to each other; and rows."""
-NOTHING = EmbeddingInput()
-Guess = Literal["set_blind", "random"]
+NO_QUERY = EmbeddingInput()
+Baseline = Literal["set_blind", "random"]
 Line = dict[str, Any]
 
 
@@ -27,27 +27,27 @@ Line = dict[str, Any]
 class SetRanking:
     """Ranks one set.
 
-    mode: how it is asked. guess: scores that know nothing of the query, in place of cosines.
-    embeddings: of all distinct inputs, by number; may be empty for a random guess.
+    mode: how it is asked. baseline: scores that know nothing of the query, in place of cosines.
+    embeddings: of all distinct inputs, by number; may be empty for a random baseline.
     full_lists: the longest list of candidates whose line has all of them.
     """
 
     ranked: RankedSet
     mode: str
-    guess: Guess | None
+    baseline: Baseline | None
     embeddings: Float[Tensor, "inputs dim"]
     full_lists: int = FULL_LISTS
 
     @property
     def blind(self) -> bool:
         """Whether candidates are compared to each other: wherever that is asked for, and beside every result of SCaR."""
-        return self.guess == "set_blind" or (self.guess is None and self.ranked.about.benchmark.startswith("scar"))
+        return self.baseline == "set_blind" or (self.baseline is None and self.ranked.about.benchmark.startswith("scar"))
 
     @property
-    def shown_mode(self) -> str:
+    def reported_mode(self) -> str:
         """What tables call the mode: sets without regions are asked with their picture alone."""
         regions = any(row.region is not None for row in self.ranked.rows)
-        return self.guess or (self.mode if regions or self.mode == "blind" else "no_prompt")
+        return self.baseline or (self.mode if regions or self.mode == "blind" else "no_prompt")
 
     def chunks(self, places: Sequence[int]) -> Iterator[Sequence[int]]:
         longest = max((len(self.ranked.candidates[place]) for place in places), default=1)
@@ -64,9 +64,9 @@ class SetRanking:
             if nearest is not None:
                 table.update("set_blind", nearest)
             scores = self.scores(chosen)
-            entries = nearest if nearest is not None and self.guess == "set_blind" else sample_ranks(samples, scores)
-            if self.guess != "set_blind":
-                table.update(self.shown_mode, entries)
+            entries = nearest if nearest is not None and self.baseline == "set_blind" else sample_ranks(samples, scores)
+            if self.baseline != "set_blind":
+                table.update(self.reported_mode, entries)
             metrics.update(number, entries.of("hit@1").to(metrics.device))
             yield self.lines([self.ranked.rows[place] for place in chosen], samples, scores, entries)
 
@@ -76,23 +76,23 @@ class SetRanking:
 
     def scores(self, chosen: Sequence[int]) -> list[Float[Tensor, " candidates"]]:
         """Of each row's candidates, in its order."""
-        if self.guess == "random":
+        if self.baseline == "random":
             return [random_scores(self.ranked.rows[place]) for place in chosen]
-        if self.guess == "set_blind":
+        if self.baseline == "set_blind":
             return [set_blind_scores(found) for found in self.candidates(chosen)]
         asked = self.embeddings[self.ranked.queries[list(chosen)]]
         return cosines(asked, [self.ranked.candidates[place] for place in chosen], self.embeddings)
 
     def sample(self, row: EvaluationRow) -> RankingSample:
-        return RankingSample(row.key, f"{self.ranked.about.benchmark}/{self.ranked.about.name}", NOTHING, row.candidates, row.rankings, row.region)
+        return RankingSample(row.key, f"{self.ranked.about.benchmark}/{self.ranked.about.name}", NO_QUERY, row.candidates, row.rankings, row.region)
 
     def lines(
         self, rows: Sequence[EvaluationRow], samples: Sequence[RankingSample], scores: Sequence[Float[Tensor, " candidates"]], entries: SampleRanks
     ) -> Iterator[Line]:
-        """set, row, mode; what `listings` gives; ranks: {ranking: [rank, of how many]}."""
+        """set, row, mode; what `prediction_lists` gives; ranks: {ranking: [rank, of how many]}."""
         named = zip(entries.rankings, entries.ranks.tolist(), entries.candidates, strict=True)
-        mode = self.shown_mode
-        for row, sample, found in zip(rows, samples, listings(scores, self.full_lists), strict=True):
+        mode = self.reported_mode
+        for row, sample, found in zip(rows, samples, prediction_lists(scores, self.full_lists), strict=True):
             yield {
                 "set": row.set,
                 "row": row.row,

@@ -42,7 +42,7 @@ def ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: (places.get(name, len(places)), name))
 
 
-def grid(modes: Mapping[str, Mapping[str, Any]], guesses: Mapping[str, float], row_order: Sequence[str] = ROWS) -> Grid:
+def grid(modes: Mapping[str, Mapping[str, Any]], chance_levels: Mapping[str, float], row_order: Sequence[str] = ROWS) -> Grid:
     """One task's cells: "mode, rankings ..., n", and a last row for chance where it is known."""
     names = ordered(modes, row_order)
     rankings = sorted({name for row in modes.values() for name in row if name not in NO_RANKING})
@@ -51,8 +51,8 @@ def grid(modes: Mapping[str, Mapping[str, Any]], guesses: Mapping[str, float], r
     for column, ranking in enumerate(rankings, start=1):
         shares = [modes[mode].get(ranking, -1.0) for mode in names]
         best |= {(row, column) for row, share in enumerate(shares) if share == max(shares)}
-    if guesses:
-        rows.append(["chance", *(f"{100 * guesses[ranking]:.1f}" if ranking in guesses else "" for ranking in rankings), ""])
+    if chance_levels:
+        rows.append(["chance", *(f"{100 * chance_levels[ranking]:.1f}" if ranking in chance_levels else "" for ranking in rankings), ""])
     return Grid(["mode", *rankings, "n"], rows, best)
 
 
@@ -61,9 +61,9 @@ def cell(row: Mapping[str, Any], ranking: str) -> str:
     return f"{100 * row[ranking]:.1f}±{100 * row['standard_error'][ranking]:.1f}" if ranking in row else ""
 
 
-def rich_tables(results: Results, guesses: Chance | None = None, row_order: Sequence[str] = ROWS) -> list[TerminalTable]:
+def rich_tables(results: Results, chance_levels: Chance | None = None, row_order: Sequence[str] = ROWS) -> list[TerminalTable]:
     """One table a task for the terminal, the best of each column in bold."""
-    grids = {task: grid(results[task], (guesses or {}).get(task, {}), row_order) for task in sorted(results)}
+    grids = {task: grid(results[task], (chance_levels or {}).get(task, {}), row_order) for task in sorted(results)}
     return [TerminalTable(f"{task}, {PRECISION}", cells) for task, cells in grids.items()]
 
 
@@ -110,9 +110,9 @@ def rich_block(cells: Grid, columns: Sequence[int]) -> Table:
     return table
 
 
-def markdown(results: Results, guesses: Chance | None = None, row_order: Sequence[str] = ROWS) -> str:
+def markdown(results: Results, chance_levels: Chance | None = None, row_order: Sequence[str] = ROWS) -> str:
     """The same tables for a README."""
-    return "\n".join(markdown_table(task, grid(results[task], (guesses or {}).get(task, {}), row_order), PRECISION) for task in sorted(results))
+    return "\n".join(markdown_table(task, grid(results[task], (chance_levels or {}).get(task, {}), row_order), PRECISION) for task in sorted(results))
 
 
 def markdown_table(title: str, cells: Grid, caption: str) -> str:

@@ -1,6 +1,6 @@
 """Prompts as hasty hands give them: boxes that are off or of the wrong size, clicks beside the object, masks that are too small or half hidden.
 
-Source of the list: what readers of VIRTUE (arXiv 2510.00523) asked for. A disturbance of level `neutral` leaves the prompt as it is, and
+Source of the list: what readers of VIRTUE (arXiv 2510.00523) asked for. A perturbation of level `neutral` leaves the prompt as it is, and
 the same generator state gives the same direction at every level, so that a curve shows the level alone.
 """
 
@@ -18,17 +18,17 @@ from torch import Tensor
 from virtue_pl.prompts import erode
 from virtue_pl.types import VisualPrompt
 
-Disturb = Callable[[VisualPrompt, float, tuple[int, int], torch.Generator], VisualPrompt]
-"""(prompt, level, (height, width) of the picture, generator) -> the disturbed prompt"""
+Perturb = Callable[[VisualPrompt, float, tuple[int, int], torch.Generator], VisualPrompt]
+"""(prompt, level, (height, width) of the picture, generator) -> the perturbed prompt"""
 
 
-class Disturbance(NamedTuple):
+class Perturbation(NamedTuple):
     """mode: which kind of prompt it disturbs. unit: what its levels say."""
 
     mode: str
     unit: str
     levels: tuple[float, ...]
-    disturb: Disturb
+    perturb: Perturb
     neutral: float = 0.0
 
 
@@ -36,16 +36,16 @@ def jitter_box(prompt: VisualPrompt, level: float, size: tuple[int, int], genera
     """Every edge of each box moves by up to `level` of the box's side, in or out, but not out of the picture."""
     draws = 2 * torch.rand(len(prompt.boxes), 4, generator=generator) - 1
     sides = (prompt.boxes[:, 2:] - prompt.boxes[:, :2]).repeat(1, 2)
-    return replace(prompt, boxes=within(prompt.boxes + level * draws * sides))
+    return replace(prompt, boxes=clamp_boxes(prompt.boxes + level * draws * sides))
 
 
 def scale_box(prompt: VisualPrompt, level: float, size: tuple[int, int], generator: torch.Generator) -> VisualPrompt:
     """Each box's sides are multiplied by `level` around its centre; what leaves the picture is cut off."""
     centres, halves = (prompt.boxes[:, :2] + prompt.boxes[:, 2:]) / 2, (prompt.boxes[:, 2:] - prompt.boxes[:, :2]) / 2
-    return replace(prompt, boxes=within(torch.cat([centres - level * halves, centres + level * halves], dim=1)))
+    return replace(prompt, boxes=clamp_boxes(torch.cat([centres - level * halves, centres + level * halves], dim=1)))
 
 
-def within(boxes: Float[Tensor, "boxes 4"]) -> Float[Tensor, "boxes 4"]:
+def clamp_boxes(boxes: Float[Tensor, "boxes 4"]) -> Float[Tensor, "boxes 4"]:
     """The boxes in the picture, their corners in order."""
     corners = boxes.reshape(-1, 2, 2).sort(dim=1).values
     return corners.reshape(-1, 4).clamp(0, 1)
@@ -60,10 +60,10 @@ def offset_click(prompt: VisualPrompt, level: float, size: tuple[int, int], gene
 
 def erode_mask(prompt: VisualPrompt, level: float, size: tuple[int, int], generator: torch.Generator) -> VisualPrompt:
     """Each mask without what is nearer than `level` of its pixels to its outside; of a thin one its innermost part stays."""
-    return replace(prompt, masks=torch.stack([eroded(mask, round(level)) for mask in prompt.masks]))
+    return replace(prompt, masks=torch.stack([erode_at_most(mask, round(level)) for mask in prompt.masks]))
 
 
-def eroded(mask: Bool[Tensor, "height width"], radius: int) -> Bool[Tensor, "height width"]:
+def erode_at_most(mask: Bool[Tensor, "height width"], radius: int) -> Bool[Tensor, "height width"]:
     while radius > 0:
         inner = erode(mask, radius)
         if inner.any():
@@ -80,10 +80,10 @@ def dilate_mask(prompt: VisualPrompt, level: float, size: tuple[int, int], gener
 def cover_mask(prompt: VisualPrompt, level: float, size: tuple[int, int], generator: torch.Generator) -> VisualPrompt:
     """The share `level` of each mask's pixels is hidden behind a straight edge in any direction; at least one pixel stays."""
     angles = 2 * math.pi * torch.rand(len(prompt.masks), generator=generator)
-    return replace(prompt, masks=torch.stack([covered(mask, level, float(angle)) for mask, angle in zip(prompt.masks, angles, strict=True)]))
+    return replace(prompt, masks=torch.stack([hide_share(mask, level, float(angle)) for mask, angle in zip(prompt.masks, angles, strict=True)]))
 
 
-def covered(mask: Bool[Tensor, "height width"], share: float, angle: float) -> Bool[Tensor, "height width"]:
+def hide_share(mask: Bool[Tensor, "height width"], share: float, angle: float) -> Bool[Tensor, "height width"]:
     places = mask.nonzero()
     depth = places.double() @ torch.tensor([math.sin(angle), math.cos(angle)], dtype=torch.float64)
     kept = places[depth.argsort(stable=True)[: max(1, len(places) - round(share * len(places)))]]
@@ -92,11 +92,11 @@ def covered(mask: Bool[Tensor, "height width"], share: float, angle: float) -> B
     return visible
 
 
-DISTURBANCES: dict[str, Disturbance] = {
-    "box_jitter": Disturbance("box", "edges moved, at most, of the box's side", (0, 0.05, 0.1, 0.2, 0.3, 0.5), jitter_box),
-    "box_scale": Disturbance("box", "side of the box, times the right one", (0.5, 0.75, 1, 1.25, 1.5, 2), scale_box, neutral=1.0),
-    "click_offset": Disturbance("point", "click moved, in pixels", (0, 1, 2, 5, 10, 20, 40), offset_click),
-    "mask_erosion": Disturbance("mask", "mask eroded, in pixels", (0, 1, 2, 4, 8, 16), erode_mask),
-    "mask_dilation": Disturbance("mask", "mask dilated, in pixels", (0, 1, 2, 4, 8, 16), dilate_mask),
-    "mask_cover": Disturbance("mask", "share of the mask hidden", (0, 0.25, 0.5, 0.75), cover_mask),
+PERTURBATIONS: dict[str, Perturbation] = {
+    "box_jitter": Perturbation("box", "edges moved, at most, of the box's side", (0, 0.05, 0.1, 0.2, 0.3, 0.5), jitter_box),
+    "box_scale": Perturbation("box", "side of the box, times the right one", (0.5, 0.75, 1, 1.25, 1.5, 2), scale_box, neutral=1.0),
+    "click_offset": Perturbation("point", "click moved, in pixels", (0, 1, 2, 5, 10, 20, 40), offset_click),
+    "mask_erosion": Perturbation("mask", "mask eroded, in pixels", (0, 1, 2, 4, 8, 16), erode_mask),
+    "mask_dilation": Perturbation("mask", "mask dilated, in pixels", (0, 1, 2, 4, 8, 16), dilate_mask),
+    "mask_cover": Perturbation("mask", "share of the mask hidden", (0, 0.25, 0.5, 0.75), cover_mask),
 }
