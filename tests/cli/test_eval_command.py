@@ -20,8 +20,10 @@ from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
 from virtue_pl.backbones.sam2 import Sam2Backbone
 from virtue_pl.cli.main import main
 from virtue_pl.data.evaluation import EvaluationDataModule
+from virtue_pl.data.evaluation_options import EvaluationDataOptions
 from virtue_pl.data.scar_shards import convert_scar
 from virtue_pl.evaluation.evaluator import Evaluator
+from virtue_pl.evaluation.settings import QueryFormat, ReportOptions
 from virtue_pl.images import decode, squash
 from virtue_pl.interop.observe import batch_of
 from virtue_pl.interop.pretrained import from_pretrained
@@ -208,7 +210,7 @@ def test_two_processes_say_what_one_says(model, tmp_path, rows):
     """One row leaves one batch, and nothing for the second process; five do not divide."""
     write_scar_set(tmp_path, "ADE20K", rows=rows, candidates=3 if rows == 1 else 5)
     for devices, out in ((2, "two"), (1, "one")):
-        data = EvaluationDataModule(str(tmp_path), ["ADE20K"], batch_size=2 if rows > 1 else 16)
+        data = EvaluationDataModule(str(tmp_path), ["ADE20K"], EvaluationDataOptions(batch_size=2 if rows > 1 else 16))
         evaluator = Evaluator(model, tmp_path / out / "run")
         data.connect(evaluator.preprocess)
         strategy = {"strategy": "ddp_fork"} if devices == 2 else {}
@@ -271,7 +273,7 @@ def test_curves_need_regions_and_say_so_first(measured, root, capsys):
     assert evaluate(checkpoint, root, measured / "none", "--sets", "OK-VQA", "--robustness", "2") == 1
     assert "robustness: no query of OK-VQA has a region" in said(capsys) and not list(measured.glob("none/report.*"))
     with pytest.raises(VirtueError, match="robustness is measured of the whole model, not of a baseline"):
-        Evaluator(checkpoint, measured / "none", stream="none", robustness=2)
+        Evaluator(checkpoint, measured / "none", QueryFormat(stream="none"), reporting=ReportOptions(robustness=2))
 
 
 def test_a_checkpoint_that_embeds_nothing_or_is_none(measured, root, tmp_path, capsys):

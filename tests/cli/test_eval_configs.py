@@ -32,7 +32,7 @@ def run(folder: Path, config: str, out: str, sets: str, *layers: Path) -> Path:
     laid = [part for layer in layers for part in ("--config", str(layer))]
     values = {"model": folder / "release/model", "data": folder, "out": folder / "runs" / out, "sets": sets}
     shared = [part for name, value in values.items() for part in (f"--shared.{name}", str(value))]
-    store = ["--model.init_args.store", str(folder / "runs/embeddings"), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    store = ["--model.init_args.encoding.store", str(folder / "runs/embeddings"), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     assert main(["test", "--config", str(CONFIGS / config), *laid, *shared, *store]) == 0
     return folder / "runs" / out
 

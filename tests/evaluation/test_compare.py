@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from virtue_pl.evaluation.compare import ComparedRun, read_chance, compare, mean_shares, read_run
+from virtue_pl.evaluation.compare import ComparedRun, compare, mean_shares, read_chance, read_run
 from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError

@@ -72,7 +72,7 @@ def test_a_filled_box_is_the_box():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("neighbours")
+    folder = tmp_path_factory.mktemp("prompt_consistency")
     export(run_checkpoint(folder / "run", quickstart_spec(folder)), folder / "exported")
     return folder / "exported"
 
@@ -84,7 +84,7 @@ def test_the_command_asks_a_real_model(exported, tmp_path, capsys):
 
     convert_scar(write_scar(tmp_path / "scar", edit=apart), tmp_path / "shards")
     arguments = ["--model", str(exported), "--shards", str(tmp_path / "shards" / "SCaR_eval_mini_val"), "--out", str(tmp_path / "out")]
-    assert command.main([*arguments, "--kinds", "neighbours", "--device", "cpu"]) == 0
+    assert command.main([*arguments, "--kinds", "prompt_consistency", "--device", "cpu"]) == 0
     report = json.loads((tmp_path / "out" / "robustness.json").read_text())
     (variants,) = report["neighbours"].values()
     assert {variant: row["n"] for variant, row in variants.items() if variant != "own_mask"} == {"point": 2, "mask": 2, "filled_box": 2}

@@ -16,7 +16,8 @@ from torch.nn.functional import cosine_similarity, normalize
 from virtue_pl.evaluation import candidate_scores, set_ranking
 from virtue_pl.evaluation.candidate_scores import cosines, rank_by_score
 from virtue_pl.evaluation.failures import score
-from virtue_pl.evaluation.set_ranking import Baseline, SetRanking
+from virtue_pl.evaluation.set_ranking import SetRanking
+from virtue_pl.evaluation.settings import Baseline
 from virtue_pl.metrics.ranking import RankRows, RankTable, set_blind_ranks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample, SetDescription

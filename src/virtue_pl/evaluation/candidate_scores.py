@@ -19,8 +19,8 @@ POOL_AT_ONCE, NUMBERS_AT_ONCE = 8192, 1_000_000
 """Bounds of what is copied at once: embeddings of a pool, and numbers in those of candidates that rows do not share."""
 SHARED = 8
 """A pool is scored as a whole where that is at most so many times as many scores as are asked for: a product of matrices costs less than copies."""
-FULL_LISTS, MAX_LISTED = 10_000, 1000
-"""Lines of predictions.jsonl are complete up to so many candidates; of more, the best `MAX_LISTED` are in it."""
+MAX_LISTED = 1000
+"""Candidates in a line of predictions.jsonl whose list is cut."""
 DECIMALS = 7
 PLACE_BITS = 31
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from virtue_pl.evaluation.candidate_scores import FULL_LISTS, cosines, prediction_lists
+from virtue_pl.evaluation.candidate_scores import cosines, prediction_lists
+from virtue_pl.evaluation.settings import Baseline, ReportOptions
 from virtue_pl.metrics.ranking import RankTable, SampleRanks, sample_ranks, set_blind_ranks, set_blind_scores
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.parts.preprocess import content_id
@@ -19,7 +20,6 @@ from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSam
 NUMBERS_AT_ONCE, ROWS_AT_ONCE = 16_000_000, 2048
 """Bounds of what is ranked at once: scores, or numbers in the candidates' embeddings where these are compared to each other; and rows."""
 NO_QUERY = EmbeddingInput()
-Baseline = Literal["set_blind", "random"]
 Line = dict[str, Any]
 
 
@@ -36,7 +36,7 @@ class SetRanking:
     mode: str
     baseline: Baseline | None
     embeddings: Float[Tensor, "inputs dim"]
-    full_lists: int = FULL_LISTS
+    full_lists: int = ReportOptions.full_lists
 
     @property
     def blind(self) -> bool:
