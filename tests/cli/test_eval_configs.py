@@ -32,7 +32,14 @@ def run(folder: Path, config: str, out: str, sets: str, *layers: Path) -> Path:
     laid = [part for layer in layers for part in ("--config", str(layer))]
     values = {"model": folder / "release/model", "data": folder, "out": folder / "runs" / out, "sets": sets}
     shared = [part for name, value in values.items() for part in (f"--shared.{name}", str(value))]
-    store = ["--model.init_args.encoding.store", str(folder / "runs/embeddings"), "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    store = [
+        "--model.init_args.encoding.store",
+        str(folder / "runs/embeddings"),
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
     assert main(["test", "--config", str(CONFIGS / config), *laid, *shared, *store]) == 0
     return folder / "runs" / out
 
@@ -68,12 +75,17 @@ def test_baselines_are_compared_by_their_folders(baselines, whole, tmp_path, cap
     """Each was ranked in a mode of its own, which need not be named; a guess that leaves "set_blind" alone is one, too."""
     assert main(["compare", str(whole), *map(str, baselines.values()), "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "compare.json").read_text())
-    assert found["shares"]["scar/SCaR_ADE20K"].keys() == {"whole", *baselines} and found["differences"]["scar/SCaR_ADE20K"].keys() == baselines.keys()
+    assert (
+        found["shares"]["scar/SCaR_ADE20K"].keys() == {"whole", *baselines}
+        and found["differences"]["scar/SCaR_ADE20K"].keys() == baselines.keys()
+    )
     assert all(row["hit@1"]["queries"] == 4 for row in found["shares"]["scar/SCaR_ADE20K"].values())
 
 
 def test_every_layer_says_its_folder():
-    assert BASELINES and all(yaml.safe_load(path.read_text())["shared"]["out"] == f"runs/eval/{path.stem}" for path in BASELINES)
+    assert BASELINES and all(
+        yaml.safe_load(path.read_text())["shared"]["out"] == f"runs/eval/{path.stem}" for path in BASELINES
+    )
 
 
 def test_what_a_baseline_looks_at(baselines):
@@ -82,7 +94,10 @@ def test_what_a_baseline_looks_at(baselines):
     assert embedded["blind"]["unique_pictures"] == 0 and embedded["crop"]["unique_pictures"] == 2
     assert embedded["random"]["encoded"] == embedded["set_blind"]["encoded"] == 0
     assert embedded["blind"]["unique"] == embedded["crop"]["unique"] - 3
-    assert all(len({str(row) for row in scores(baselines[name])}) == 4 for name in ("crop", "roi", "drawn_marker", "box_as_text"))
+    assert all(
+        len({str(row) for row in scores(baselines[name])}) == 4
+        for name in ("crop", "roi", "drawn_marker", "box_as_text")
+    )
     assert [line["mode"] for line in predictions(baselines["random"])] == ["random"] * 4
 
 
@@ -106,7 +121,10 @@ def test_set_blind_stands_beside_every_result(whole):
     assert modes.keys() == {"box", "set_blind"} and report(whole)["chance"]["scar/SCaR_ADE20K"]["hit@1"] == 0.25
 
 
-@pytest.mark.parametrize(("count", "size", "expected"), [(12, (90, 120), (3, 4)), (12, (120, 90), (4, 3)), (7, (70, 10), (7, 1)), (16, (1, 1), (4, 4))])
+@pytest.mark.parametrize(
+    ("count", "size", "expected"),
+    [(12, (90, 120), (3, 4)), (12, (120, 90), (4, 3)), (7, (70, 10), (7, 1)), (16, (1, 1), (4, 4))],
+)
 def test_tokens_are_laid_out_as_the_picture_is(count, size, expected):
     tokens = torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 2)
     laid = token_map(tokens, size)

@@ -56,7 +56,11 @@ def test_boxes_move_no_further_than_they_may_and_stay_boxes_in_the_picture():
     for seed in range(20):
         moved = (perturbed("box_jitter", 0.2, seed).boxes[0] - BOX).abs()
         assert (moved <= 0.2 * torch.tensor([0.3, 0.4, 0.3, 0.4]) + 1e-6).all() and moved.max() > 0
-        wild = PERTURBATIONS["box_jitter"].perturb(VisualPrompt(boxes=torch.tensor([[0.9, 0, 1, 1]])), 2, SIZE, torch.Generator().manual_seed(seed)).boxes[0]
+        wild = (
+            PERTURBATIONS["box_jitter"]
+            .perturb(VisualPrompt(boxes=torch.tensor([[0.9, 0, 1, 1]])), 2, SIZE, torch.Generator().manual_seed(seed))
+            .boxes[0]
+        )
         assert (wild[:2] <= wild[2:]).all() and wild.min() >= 0 and wild.max() <= 1
     torch.testing.assert_close(perturbed("box_scale", 0.5).boxes[0], torch.tensor([0.375, 0.4, 0.525, 0.6]))
     torch.testing.assert_close(perturbed("box_scale", 4).boxes[0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
@@ -64,7 +68,9 @@ def test_boxes_move_no_further_than_they_may_and_stay_boxes_in_the_picture():
 
 def test_a_click_moves_by_pixels_in_one_direction():
     pixels = torch.tensor([80, 40])
-    near, far = (((perturbed("click_offset", level, 3).points[0] - prompt("point").points[0]) * pixels) for level in (2, 10))
+    near, far = (
+        ((perturbed("click_offset", level, 3).points[0] - prompt("point").points[0]) * pixels) for level in (2, 10)
+    )
     assert near.norm().item() == pytest.approx(2, abs=1e-4) and far.norm().item() == pytest.approx(10, abs=1e-4)
     torch.testing.assert_close(far, 5 * near, atol=1e-4, rtol=0)
     assert 0 <= perturbed("click_offset", 500).points.min() and perturbed("click_offset", 500).points.max() <= 1
@@ -85,11 +91,15 @@ def test_masks_shrink_grow_and_hide():
 def sample(number: int, region: Region | None, task: str = "sets/seen") -> RankingSample:
     picture = torch.full((3, *SIZE), number, dtype=torch.uint8)
     candidates = (EmbeddingInput("near"), EmbeddingInput("far"))
-    return RankingSample(f"row {number}", task, EmbeddingInput("which", (picture,)), candidates, {"hit@1": (0, 1)}, region)
+    return RankingSample(
+        f"row {number}", task, EmbeddingInput("which", (picture,)), candidates, {"hit@1": (0, 1)}, region
+    )
 
 
 def embed(items):
-    """A judge who says "near" to a box of about the right size (up to a quarter off), to a point near the centre, to masks of more than half."""
+    """A judge who says "near" to a box of about the right size (up to a quarter off), to a point near the centre, to
+    masks of more than half.
+    """
 
     def angle(item: EmbeddingInput) -> float:
         shown = item.prompt
@@ -140,7 +150,11 @@ def test_regions_without_masks_have_no_curves_of_masks():
         ([sample(0, Region(BOX))], {"kinds": ("box_shake",)}, "kinds: 'box_shake', expected some of box_jitter"),
         ([sample(0, None)], {}, "none of 1 samples can be pointed at"),
         ([sample(0, Region(BOX))], {"kinds": ("mask_cover",)}, "can be pointed at in a way that mask_cover perturb"),
-        ([replace(sample(0, Region(BOX)), rankings={"object": (0, 1)})], {}, "row 0 has the rankings object, expected hit@1"),
+        (
+            [replace(sample(0, Region(BOX)), rankings={"object": (0, 1)})],
+            {},
+            "row 0 has the rankings object, expected hit@1",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_told(samples, options, told):
@@ -167,18 +181,30 @@ def test_the_command_writes_numbers_and_curves(tmp_path: Path, monkeypatch: pyte
             return cls()
 
     def judge(items):
-        return normalize(torch.tensor([[float(len(item.text) % 3), 1.0 + float(item.prompt.boxes.sum())] for item in items]), dim=1)
+        return normalize(
+            torch.tensor([[float(len(item.text) % 3), 1.0 + float(item.prompt.boxes.sum())] for item in items]), dim=1
+        )
 
     Judge.embed = staticmethod(judge)
     monkeypatch.setattr("virtue_pl.embedder.Embedder", Judge)
     convert_scar(write_scar(tmp_path / "scar"), tmp_path / "shards")
-    arguments = ["--model", "model", "--shards", f"mine={tmp_path / 'shards' / 'SCaR_eval_mini_val'}", "--out", str(tmp_path / "out")]
+    arguments = [
+        "--model",
+        "model",
+        "--shards",
+        f"mine={tmp_path / 'shards' / 'SCaR_eval_mini_val'}",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert command.main([*arguments, "--dtype", "bfloat16", "--kinds", "box_jitter", "mask_cover", "--seed", "4"]) == 0
     report = json.loads((tmp_path / "out" / "robustness.json").read_text())
     (task,) = report["tasks"]
     assert task.endswith("/mine") and report["context"]["seed"] == 4 and report["without_region"] == 0
     assert [row["n"] for row in report["tasks"][task]["box_jitter"]["levels"]] == [3] * 6
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["robustness_box_jitter.png", "robustness_mask_cover.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
+        "robustness_box_jitter.png",
+        "robustness_mask_cover.png",
+    ]
     assert "imprecise prompts" in capsys.readouterr().out
     with pytest.raises(VirtueError, match=r"name a set twice, expected each once: write NAME=FOLDER"):
         command.folders(["a/x", "b/x"])

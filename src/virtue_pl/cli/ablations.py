@@ -10,7 +10,9 @@ from pathlib import Path
 def main(argv: list[str]) -> int:
     """Does what is left of the plan, and prints the tables."""
     arguments = _parser().parse_args(argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait make everything crawl beside another program
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that spin while they wait make everything crawl beside another program
     from rich.console import Console
 
     from virtue_pl.app.ablations import AblationPlan, Ablations
@@ -28,5 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--plan", default="configs/ablations.yaml", help="variants, seeds, rows of the tables")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="runs, report and plots")
-    parser.add_argument("--variants", nargs="+", metavar="VARIANT", default=[], help="do and report only these, instead of all")
+    parser.add_argument(
+        "--variants", nargs="+", metavar="VARIANT", default=[], help="do and report only these, instead of all"
+    )
     return parser

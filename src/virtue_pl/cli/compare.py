@@ -25,9 +25,14 @@ def main(argv: list[str]) -> int:
     names = unique_names(arguments.runs, chosen)
     ranked = {folder: read_run(folder) for folder in {folder for folder, _ in chosen}}
     named = [":" in run for run in arguments.runs]
-    chosen = [(folder, mode if given else only_mode(ranked[folder], mode)) for given, (folder, mode) in zip(named, chosen, strict=True)]
+    chosen = [
+        (folder, mode if given else only_mode(ranked[folder], mode))
+        for given, (folder, mode) in zip(named, chosen, strict=True)
+    ]
     runs = zip(names, chosen, named, strict=True)
-    comparison = compare([ComparedRun(name, ranked[folder], mode, names[0], not given) for name, (folder, mode), given in runs])
+    comparison = compare(
+        [ComparedRun(name, ranked[folder], mode, names[0], not given) for name, (folder, mode), given in runs]
+    )
     chance_levels = read_chance(folder for folder, _ in chosen)
     for table in rich_comparison(comparison, chance_levels):
         Console().print(table)
@@ -58,11 +63,14 @@ def only_mode(trainings: Sequence[RankRows], mode: str) -> str:
 
 
 def unique_names(runs: list[str], chosen: list[tuple[Path, str]]) -> list[str]:
-    """Name the runs by their folders, with the mode where it was given; as they were typed where that would not tell them apart.
+    """Name the runs by their folders, with the mode where it was given; as they were typed where that would not tell
+    them apart.
 
     Raises VirtueError for a run that is named twice.
     """
-    short = [f"{folder.name}:{mode}" if ":" in run else folder.name for run, (folder, mode) in zip(runs, chosen, strict=True)]
+    short = [
+        f"{folder.name}:{mode}" if ":" in run else folder.name for run, (folder, mode) in zip(runs, chosen, strict=True)
+    ]
     names = short if len(set(short)) == len(short) else runs
     if len(set(names)) < len(names):
         from virtue_pl.types import VirtueError
@@ -78,7 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     run = "folder of a tested run, or one that holds those of its seeds (seed_*); FOLDER:MODE for one evaluation mode, as runs/virtue:point"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=run)
-    parser.add_argument("--mode", default="box", help="the evaluation mode of runs that name none and were ranked in several (default box)")
+    parser.add_argument(
+        "--mode",
+        default="box",
+        help="the evaluation mode of runs that name none and were ranked in several (default box)",
+    )
     parser.add_argument("--out", type=Path, help="folder to write compare.md and compare.json into")
-    parser.add_argument("--plots", action="store_true", help="draw bars into that folder, too (with matplotlib, of the extra `ablations`)")
+    parser.add_argument(
+        "--plots",
+        action="store_true",
+        help="draw bars into that folder, too (with matplotlib, of the extra `ablations`)",
+    )
     return parser

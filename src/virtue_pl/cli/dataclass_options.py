@@ -1,4 +1,5 @@
-"""Command-line options made of a dataclass of settings: names, types, choices, help and defaults are the dataclass's own.
+"""Command-line options made of a dataclass of settings: names, types, choices, help and defaults are the dataclass's
+own.
 
 It imports no torch, and it imports nothing that a field's type names only for type checkers.
 """
@@ -23,14 +24,17 @@ class Instance:
 def add_options(parser: ArgumentParser, settings: type) -> None:
     """Add an option for every field of a dataclass that a word can set, with the docstring under the field as its help.
 
-    A boolean that is off by default becomes a switch, one that is on `--name` and `--no-name`; a tuple takes several words and may be repeated.
-    An option that is not typed leaves nothing in the namespace, so that the dataclass's default holds.
+    A boolean that is off by default becomes a switch, one that is on `--name` and `--no-name`; a tuple takes several
+    words and may be repeated. An option that is not typed leaves nothing in the namespace, so that the dataclass's
+    default holds.
     """
     docs, hints = field_docs(settings), field_types(settings)
     for field in fields(settings):  # type: ignore[arg-type]
         if hints[field.name]:
             name = f"--{field.name.replace('_', '-')}"
-            parser.add_argument(name, default=SUPPRESS, help=help_of(field, docs[field.name]), **keywords(field, hints[field.name]))
+            parser.add_argument(
+                name, default=SUPPRESS, help=help_of(field, docs[field.name]), **keywords(field, hints[field.name])
+            )
 
 
 def read_options(settings: type[Options], arguments: Namespace) -> Options:
@@ -52,7 +56,9 @@ def field_docs(settings: type) -> dict[str, str]:
 
 
 def field_types(settings: type) -> dict[str, tuple[Any, ...]]:
-    """Return the types that a word on the command line may be read as, by field; none for a field that takes objects alone."""
+    """Return the types that a word on the command line may be read as, by field; none for a field that takes objects
+    alone.
+    """
     unknown: dict[str, Any] = {}
     while True:
         try:

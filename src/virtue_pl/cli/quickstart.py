@@ -10,7 +10,9 @@ from pathlib import Path
 def main(argv: list[str]) -> int:
     """Does what is left of the plan, and prints the table."""
     arguments = _parser().parse_args(argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait make everything crawl beside another program
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that spin while they wait make everything crawl beside another program
     from dataclasses import replace
 
     from rich.console import Console

@@ -1,4 +1,6 @@
-"""`virtue-pl robustness --model FOLDER --shards FOLDER --out FOLDER`: what imprecise prompts cost, and which prompts are alike."""
+"""`virtue-pl robustness --model FOLDER --shards FOLDER --out FOLDER`: what imprecise prompts cost, and which prompts
+are alike.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def main(argv: list[str]) -> int:
         cached_pictures=2 * GROUP,
         **vars(loading),
     )
-    kinds = options.kinds or (*PERTURBATIONS, PROMPT_CONSISTENCY)
+    kinds: tuple[str, ...] = options.kinds or (*PERTURBATIONS, PROMPT_CONSISTENCY)
     found, consistency = Robustness(), PromptConsistency()
     if perturbations := [kind for kind in kinds if kind != PROMPT_CONSISTENCY]:
         found = robustness(embedder.embed, passes[0], perturbations, options.seed, group=GROUP)
@@ -78,7 +80,10 @@ def main(argv: list[str]) -> int:
 
 
 def folders(shards: list[str]) -> dict[str, str]:
-    """Return folders of shards by name: as NAME=FOLDER says, or else the folder's own. Raises VirtueError for a name given twice."""
+    """Return folders of shards by name: as NAME=FOLDER says, or else the folder's own.
+
+    Raises VirtueError for a name given twice.
+    """
     named = [
         (entry.partition("=")[0], entry.partition("=")[2]) if "=" in entry else (Path(entry).name, entry)
         for entry in shards
@@ -92,14 +97,27 @@ def folders(shards: list[str]) -> dict[str, str]:
 
 
 def ranking_samples(folders: Mapping[str, str], limit: int | None) -> Iterator[RankingSample]:
-    """Return every sample of the folders once, of each at most about `limit`. Raises VirtueError at once for a folder without shards."""
+    """Return every sample of the folders once, of each at most about `limit`.
+
+    Raises VirtueError at once for a folder without shards.
+    """
     from virtue_pl.data.loader import RankingStream
     from virtue_pl.data.scar import SCaRDataModule
     from virtue_pl.data.stream import Place
 
     data = SCaRDataModule(test=dict(folders), test_rows=limit)
     limits = {"max_bad_samples": data.max_bad_samples, "max_consecutive_bad": data.max_consecutive_bad}
-    stream = RankingStream(data.test_folders, data.to_sample, list, batch_size=GROUP, rows=limit, max_pixels=data.max_pixels, rank=0, world=1, **limits)
+    stream = RankingStream(
+        data.test_folders,
+        data.to_sample,
+        list,
+        batch_size=GROUP,
+        rows=limit,
+        max_pixels=data.max_pixels,
+        rank=0,
+        world=1,
+        **limits,
+    )
     return (sample for batch in stream.samples(Place(), stream.log) for sample in batch)
 
 

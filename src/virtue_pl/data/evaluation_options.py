@@ -1,4 +1,5 @@
-"""The settings of an evaluation's data, declared once: the DataModule takes them, YAML and the options of `virtue-pl eval` follow.
+"""The settings of an evaluation's data, declared once: the DataModule takes them, YAML and the options of `virtue-pl
+eval` follow.
 
 Nothing here imports torch, so that `--help` needs none.
 """

@@ -1,4 +1,4 @@
-"""Runs side by side: each one's share of right answers with its interval, and its paired difference to another."""
+"""Comparison of runs: each one's share of right answers with its interval, and its paired difference to a reference."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from virtue_pl.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, aligned, difference, interval, mean_interval
+from virtue_pl.evaluation.bootstrap import LEVEL, RESAMPLES, Estimate, align_hits, difference, interval, mean_interval
 from virtue_pl.evaluation.predictions import read_predictions
 from virtue_pl.evaluation.report import Chance
 from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import VirtueError
 
 SET_BLIND = "set_blind"
-"""A mode that stands beside every other."""
+"""Mode that is reported beside every other."""
 Estimates = dict[str, dict[str, dict[str, Estimate]]]
 """task -> run -> ranking -> estimate"""
 
@@ -26,7 +26,12 @@ class ComparedRun:
 
     trainings: what each of its seeds ranked; two runs that share this object are the same trainings in two modes.
     reference: the name of the run whose share is taken off; its own where it is compared to none.
-    use_only_mode: a task that was not ranked in the mode, but in one other, counts in that one, as queries without a region do.
+    use_only_mode: a task that was not ranked in the mode, but in one other, counts in that one, as queries without a
+    region do.
+
+    Example:
+        >>> virtue = ComparedRun("virtue", read_run("runs/virtue"), mode="box", reference="virtue")
+        >>> crop = ComparedRun("crop", read_run("runs/crop"), mode="box", reference="virtue")
     """
 
     name: str
@@ -36,7 +41,10 @@ class ComparedRun:
     use_only_mode: bool = False
 
     def ranks(self) -> dict[tuple[str, str], list[dict[str, int]]]:
-        """(task, ranking) -> of each training, rank by the query's key. Raises VirtueError if nothing was ranked in the mode."""
+        """Return (task, ranking) -> of each training, rank by the query's key.
+
+        Raises VirtueError if nothing was ranked in the mode.
+        """
         found: dict[tuple[str, str], list[dict[str, int]]] = {}
         modes = set()
         for training in self.trainings:
@@ -47,21 +55,33 @@ class ComparedRun:
                 if mode == chosen.get(task):
                     found.setdefault((task, ranking), []).append({row.key: row.rank for row in rows})
         if not found:
-            raise VirtueError(f"{self.name}: nothing was ranked in mode {self.mode!r}, expected one of {', '.join(sorted(modes))}")
+            raise VirtueError(
+                f"{self.name}: nothing was ranked in mode {self.mode!r}, expected one of {', '.join(sorted(modes))}"
+            )
         return found
 
     def modes(self, groups: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-        """The mode in which each task counts. groups: (task, mode, ranking)."""
+        """Return the mode in which each task counts. groups: (task, mode, ranking)."""
         ranked: dict[str, set[str]] = {}
         for task, mode, _ in groups:
             ranked.setdefault(task, set()).add(mode)
-        alone = {task: next(iter(modes - {SET_BLIND})) for task, modes in ranked.items() if self.use_only_mode and len(modes - {SET_BLIND}) == 1}
+        alone = {
+            task: next(iter(modes - {SET_BLIND}))
+            for task, modes in ranked.items()
+            if self.use_only_mode and len(modes - {SET_BLIND}) == 1
+        }
         return alone | {task: self.mode for task, modes in ranked.items() if self.mode in modes}
 
 
 class Comparison(NamedTuple):
-    """runs: in the order they were given. references: run -> the run it is compared to, where it is.
+    """Shares of runs, and differences to their references.
+
+    runs: in the order they were given. references: run -> the run it is compared to, where it is.
     means: benchmark -> run -> hit@1 over all tasks of the benchmark, where it has several.
+
+    Example:
+        >>> compare([virtue, crop]).differences["scar/ADE20K"]["crop"]["hit@1"].differs
+        True
     """
 
     runs: tuple[str, ...]
@@ -75,18 +95,27 @@ class Comparison(NamedTuple):
             "shares": estimates_as_json(self.shares),
             "differences": estimates_as_json(self.differences),
             "against": self.references,
-            "means": {benchmark: {name: found._asdict() for name, found in row.items()} for benchmark, row in self.means.items()},
+            "means": {
+                benchmark: {name: found._asdict() for name, found in row.items()}
+                for benchmark, row in self.means.items()
+            },
             "interval": {"level": LEVEL, "resamples": RESAMPLES},
         }
 
 
 def estimates_as_json(estimates: Estimates) -> dict[str, Any]:
-    """Estimates as mappings by name, for JSON."""
-    return {task: {run: {ranking: found._asdict() for ranking, found in row.items()} for run, row in runs.items()} for task, runs in estimates.items()}
+    """Return estimates as mappings by name, for JSON."""
+    return {
+        task: {run: {ranking: found._asdict() for ranking, found in row.items()} for run, row in runs.items()}
+        for task, runs in estimates.items()
+    }
 
 
 def compare(runs: Sequence[ComparedRun]) -> Comparison:
-    """Every run on every task and ranking that it has, and its difference to its reference on those that both have."""
+    """Compare every run on every task and ranking that it has, and to its reference on those that both have.
+
+    Raises VirtueError for a reference that is no run.
+    """
     ranks = {run.name: run.ranks() for run in runs}
     trainings_of = {run.name: run.trainings for run in runs}
     references = {run.name: run.reference for run in runs if run.reference != run.name}
@@ -97,22 +126,29 @@ def compare(runs: Sequence[ComparedRun]) -> Comparison:
     differences: Estimates = {}
     for name, found in ranks.items():
         for (task, ranking), trainings in sorted(found.items()):
-            shares.setdefault(task, {}).setdefault(name, {})[ranking] = interval(aligned(trainings)[0])
+            shares.setdefault(task, {}).setdefault(name, {})[ranking] = interval(align_hits(trainings)[0])
             others = ranks[references[name]].get((task, ranking)) if name in references else None
             if others is not None:
                 same = trainings_of[name] is trainings_of[references[name]]
-                differences.setdefault(task, {}).setdefault(name, {})[ranking] = paired_difference(trainings, others, same)
+                differences.setdefault(task, {}).setdefault(name, {})[ranking] = paired_difference(
+                    trainings, others, same
+                )
     return Comparison(tuple(ranks), shares, differences, references, benchmark_means(ranks))
 
 
-def benchmark_means(ranks: Mapping[str, Mapping[tuple[str, str], list[dict[str, int]]]], ranking: str = "hit@1") -> dict[str, dict[str, Estimate]]:
-    """benchmark -> run -> the mean over the benchmark's tasks, of runs that have all of them. ranks: of each run, as `ComparedRun.ranks` gives them."""
+def benchmark_means(
+    ranks: Mapping[str, Mapping[tuple[str, str], list[dict[str, int]]]], ranking: str = "hit@1"
+) -> dict[str, dict[str, Estimate]]:
+    """Return benchmark -> run -> the mean over the benchmark's tasks, of runs that have all of them.
+
+    ranks: of each run, as `ComparedRun.ranks` gives them.
+    """
     benchmarks: dict[str, list[str]] = {}
     for task in sorted({task for found in ranks.values() for task, name in found if name == ranking}):
         benchmarks.setdefault(benchmark_of(task), []).append(task)
     return {
         benchmark: {
-            name: mean_interval([aligned(found[task, ranking])[0] for task in tasks])
+            name: mean_interval([align_hits(found[task, ranking])[0] for task in tasks])
             for name, found in ranks.items()
             if all((task, ranking) in found for task in tasks)
         }
@@ -122,48 +158,68 @@ def benchmark_means(ranks: Mapping[str, Mapping[tuple[str, str], list[dict[str, 
 
 
 def benchmark_of(task: str) -> str:
-    """ "mmeb_mini/KindMini" -> "mmeb_mini"."""
+    """Return the benchmark of a task: "mmeb_mini/KindMini" -> "mmeb_mini"."""
     return task.rpartition("/")[0]
 
 
 def mean_shares(shares: Estimates, prefix: str, ranking: str = "hit@1") -> dict[str, float]:
-    """Every run's unweighted mean over the tasks whose name starts with `prefix`, as MMEB is reported; of runs that have all of them."""
+    """Return every run's unweighted mean over the tasks whose name starts with `prefix`, as MMEB is reported; of runs
+    that have all.
+    """
     tasks = [rows for task, rows in shares.items() if task.startswith(prefix)]
-    runs = [name for name in dict.fromkeys(name for rows in tasks for name in rows) if all(ranking in rows.get(name, {}) for rows in tasks)]
+    runs = [
+        name
+        for name in dict.fromkeys(name for rows in tasks for name in rows)
+        if all(ranking in rows.get(name, {}) for rows in tasks)
+    ]
     return {name: sum(rows[name][ranking].mean for rows in tasks) / len(tasks) for name in runs}
 
 
 def paired_difference(trainings: list[dict[str, int]], others: list[dict[str, int]], same: bool) -> Estimate:
-    """same: both are the same trainings, in two modes. Where one was not ranked in both, they are drawn apart all the same."""
-    first, second = aligned(trainings, others)
+    """Return the difference between two runs' shares over the queries that both have ranked.
+
+    same: both are the same trainings, in two modes. Where one was not ranked in both, they are drawn apart all the
+    same.
+    """
+    first, second = align_hits(trainings, others)
     return difference(first, second, same_trainings=same and len(first) == len(second))
 
 
 def read_run(folder: str | Path) -> tuple[RankRows, ...]:
-    """What a tested run ranked: from its own folder, or from those of its seeds, `seed_*`, in it. Raises VirtueError where there is nothing."""
+    """Read what a tested run ranked: from its own folder, or from those of its seeds, `seed_*`, in it.
+
+    Raises VirtueError where there is nothing.
+    """
     files = run_files(folder, "predictions.jsonl")
     if not files:
-        raise VirtueError(f"{folder} holds no predictions.jsonl, nor do folders seed_* in it: give the folder of a run that was tested")
+        raise VirtueError(
+            f"{folder} holds no predictions.jsonl, nor do folders seed_* in it: give the folder of a run that was tested"
+        )
     return tuple(read_predictions(file) for file in files)
 
 
 def read_chance(folders: Iterable[str | Path]) -> Chance:
-    """What a guess would get, from the runs' own reports."""
-    return {task: values for folder in folders for report in read_reports(folder) for task, values in report["chance"].items()}
+    """Return chance levels from the runs' own reports."""
+    return {
+        task: values
+        for folder in folders
+        for report in read_reports(folder)
+        for task, values in report["chance"].items()
+    }
 
 
 def data_fingerprints(folder: str | Path) -> list[str]:
-    """Of the data that a run was tested on: one, unless its seeds met different data."""
+    """Return the fingerprints of the data that a run was tested on: one, unless its seeds met different data."""
     found = {report.get("context", {}).get("data_fingerprint") for report in read_reports(folder)}
     return sorted(found - {None})
 
 
 def read_reports(folder: str | Path) -> list[dict[str, Any]]:
-    """What the tests of a run wrote, or of its seeds."""
+    """Read the reports of a run's test, or of its seeds' tests."""
     return [json.loads(file.read_text(encoding="utf-8")) for file in run_files(folder, "report.json")]
 
 
 def run_files(folder: str | Path, name: str) -> list[Path]:
-    """A run's own file of that name, or those of its seeds."""
+    """Return a run's own file of that name, or those of its seeds."""
     own = Path(folder) / name
     return [own] if own.is_file() else sorted(Path(folder).glob(f"seed_*/{name}"))

@@ -119,7 +119,9 @@ class Evaluator(LightningModule):
             self.store = ModelStore(self.out.parent / "embeddings" if folder is None else folder, *self.fingerprints())
 
     def fingerprints(self) -> tuple[str, str]:
-        """Return hashes of all that embeddings depend on beside the input: those of texts, and those of inputs with images."""
+        """Return hashes of all that embeddings depend on beside the input: those of texts, and those of inputs with
+        images.
+        """
         assert self.embedder is not None
         precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
         same = f"{network_fingerprint(self.embedder)} {precision} {self.loading.dtype}"
@@ -177,7 +179,9 @@ class Evaluator(LightningModule):
                 for lines in ranking.rank(number, mine, metrics, table):
                     write(lines)
         self.found, self.ranks = metrics.compute(), table.compute()
-        self.encoded = int(self.trainer.strategy.reduce(torch.tensor(self.store.added, device=self.device), reduce_op="sum"))
+        self.encoded = int(
+            self.trainer.strategy.reduce(torch.tensor(self.store.added, device=self.device), reduce_op="sum")
+        )
         self.trainer.strategy.barrier("ranked")
 
     def on_test_end(self) -> None:
@@ -219,7 +223,9 @@ class Evaluator(LightningModule):
     def _data(self) -> EvaluationData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, EvaluationData):
-            raise VirtueError(f"Evaluator was given {type(data).__name__}, expected an EvaluationDataModule: set `data`")
+            raise VirtueError(
+                f"Evaluator was given {type(data).__name__}, expected an EvaluationDataModule: set `data`"
+            )
         return data
 
 

@@ -1,4 +1,6 @@
-"""The part of a model that embeds: all of it, its fusion head without the segmentation stream, or with RoI-pooled vision tokens in its place."""
+"""The part of a model that embeds: all of it, its fusion head without the segmentation stream, or with RoI-pooled
+vision tokens in its place.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ class QueryEncoder:
 
     Args:
         model: Virtue or a fusion head.
-        stream: "whole": the model as it is. "none": its language model without segment tokens. "roi": the vision tokens of each prompt's
-            box, pooled to `ROI_SIDE` x `ROI_SIDE`, stand where segment tokens would; nothing is trained for it.
+        stream: "whole": the model as it is. "none": its language model without segment tokens. "roi": the vision tokens
+            of each prompt's box, pooled to `ROI_SIDE` x `ROI_SIDE`, stand where segment tokens would; nothing is
+            trained for it.
         chunk_size: rows encoded at once.
 
     Example:
@@ -47,7 +50,9 @@ class QueryEncoder:
         if isinstance(self.model, Virtue):
             return self.model.fusion
         if not isinstance(self.model, VLMFusionHead):
-            raise VirtueError(f"{type(self.model).__name__} has no fusion head, expected Virtue or VLMFusionHead: set `stream` to whole")
+            raise VirtueError(
+                f"{type(self.model).__name__} has no fusion head, expected Virtue or VLMFusionHead: set `stream` to whole"
+            )
         return self.model
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
@@ -58,13 +63,27 @@ class QueryEncoder:
         return torch.cat([self._rows(chunk).float() for chunk in inputs.split(self.chunk_size)])
 
     def features(self, inputs: EncoderBatch) -> tuple[PictureFeatures, ...]:
-        """Return each image's frozen features in input order; those of the segmentation model only for images with a prompt."""
+        """Return each image's frozen features in input order; those of the segmentation model only for images with a
+        prompt.
+        """
         vision = self.head.frozen_features(inputs.pictures)
-        segmented = dict.fromkeys(inputs.prompts.pictures.tolist()) if isinstance(self.model, Virtue) and self.stream == "whole" else {}
+        segmented = (
+            dict.fromkeys(inputs.prompts.pictures.tolist())
+            if isinstance(self.model, Virtue) and self.stream == "whole"
+            else {}
+        )
         found: dict[int, tuple[Tensor, ...]] = {}
         if segmented and isinstance(self.model, Virtue):
-            found = dict(zip(segmented, self.model.segmentation.frozen_features(inputs.pictures.select(list(segmented))), strict=True))
-        return tuple(PictureFeatures(found.get(number, UNKNOWN.segmentation), levels) for number, levels in enumerate(vision))
+            found = dict(
+                zip(
+                    segmented,
+                    self.model.segmentation.frozen_features(inputs.pictures.select(list(segmented))),
+                    strict=True,
+                )
+            )
+        return tuple(
+            PictureFeatures(found.get(number, UNKNOWN.segmentation), levels) for number, levels in enumerate(vision)
+        )
 
     def _rows(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         if self.stream == "whole":
@@ -89,13 +108,20 @@ def picture_size(inputs: EncoderBatch, number: int) -> tuple[int, int]:
 
 
 def token_map(tokens: Float[Tensor, "tokens hidden"], size: tuple[int, int]) -> Float[Tensor, "hidden rows columns"]:
-    """Return an image's tokens as a map: of all ways to lay them out, the one nearest to the ratio of `size`, (height, width)."""
+    """Return an image's tokens as a map: of all ways to lay them out, the one nearest to the ratio of `size`, (height,
+    width).
+    """
     count, ratio = len(tokens), size[0] / size[1]
-    rows = min((rows for rows in range(1, count + 1) if count % rows == 0), key=lambda rows: abs(torch.log(torch.tensor(rows * rows / count / ratio)).item()))
+    rows = min(
+        (rows for rows in range(1, count + 1) if count % rows == 0),
+        key=lambda rows: abs(torch.log(torch.tensor(rows * rows / count / ratio)).item()),
+    )
     return tokens.T.reshape(-1, rows, count // rows)
 
 
-def pool_box(tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, "4"] | None) -> Float[Tensor, "pooled hidden"]:
+def pool_box(
+    tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, "4"] | None
+) -> Float[Tensor, "pooled hidden"]:
     rows, columns = tokens.shape[1:]
     corners = torch.tensor([0.0, 0.0, 1.0, 1.0]) if box is None else box.cpu().float()
     scaled = (corners * torch.tensor([columns, rows, columns, rows])).to(tokens.device)

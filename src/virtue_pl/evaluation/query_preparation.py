@@ -88,17 +88,29 @@ class EvaluationPreprocess:
 
     def identity(self) -> list[Any]:
         """Return all that the embedding of an input with images depends on, beside the model and the input."""
-        recipes = [recipe for recipe in (self.preprocess.recipe, self.query_format.image_transform) if recipe is not None]
-        return [self.canvas, self.preprocess.segment_unprompted, *((type(recipe).__qualname__, sorted(vars(recipe).items())) for recipe in recipes)]
+        recipes = [
+            recipe for recipe in (self.preprocess.recipe, self.query_format.image_transform) if recipe is not None
+        ]
+        return [
+            self.canvas,
+            self.preprocess.segment_unprompted,
+            *((type(recipe).__qualname__, sorted(vars(recipe).items())) for recipe in recipes),
+        ]
 
     def text_identity(self) -> list[Any]:
         """Return all that the embedding of a text depends on, beside the model and the input."""
         recipe = self.preprocess.recipe
-        return ["texts", type(recipe).__qualname__, sorted((name, value) for name, value in vars(recipe).items() if name not in REGION_SETTINGS)]
+        return [
+            "texts",
+            type(recipe).__qualname__,
+            sorted((name, value) for name, value in vars(recipe).items() if name not in REGION_SETTINGS),
+        ]
 
 
 def configure_recipe(recipe: Recipe, describe_region: bool) -> Recipe:
-    """Return the recipe with or without the region in words, and without the published space, which texts of evaluations bring along."""
+    """Return the recipe with or without the region in words, and without the published space, which texts of
+    evaluations bring along.
+    """
     if not isinstance(recipe, VirtueRecipe):
         return recipe
     changed = copy(recipe)
@@ -109,7 +121,10 @@ def configure_recipe(recipe: Recipe, describe_region: bool) -> Recipe:
 
 
 def region_prompt(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt:
-    """Return the prompt of a region in a mode; the click depends on the row alone. Raises VirtueError naming a row that lacks a mask."""
+    """Return the prompt of a region in a mode; the click depends on the row alone.
+
+    Raises VirtueError naming a row that lacks a mask.
+    """
     try:
         return prompt_region(region, mode, torch.Generator().manual_seed(content_id(row.key)))
     except VirtueError as error:
@@ -117,7 +132,9 @@ def region_prompt(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt
 
 
 def published_region_text(prompt: VisualPrompt, row: EvaluationRow) -> str:
-    """Return what the published evaluation adds to a query's text, a point as its demonstration writes it; nothing for a mask."""
+    """Return what the published evaluation adds to a query's text, a point as its demonstration writes it; nothing for
+    a mask.
+    """
     if len(prompt.boxes):
         return f"\n{row.box_words}"
     if len(prompt.points) and row.size is not None:

@@ -1,7 +1,7 @@
 """The settings of an evaluation, each declared here and nowhere else.
 
-Constructors take these objects, YAML names their fields, and the commands make their options of them (`virtue_pl.cli.dataclass_options`).
-Nothing here imports torch, so that `--help` needs none.
+Constructors take these objects, YAML names their fields, and the commands make their options of them
+(`virtue_pl.cli.dataclass_options`). Nothing here imports torch, so that `--help` needs none.
 """
 
 from __future__ import annotations
@@ -36,13 +36,18 @@ class QueryFormat:
     describe_region: bool = True
     """say the region in words, too, as the model's recipe does"""
     prompt_frame: Literal["canvas", "pixels"] | None = None
-    """where a box lies for the segmentation model: canvas, on its object; pixels, as published (the default with recipe reference)"""
+    """where a box lies for the segmentation model: canvas, on its object; pixels, as published (the default with recipe
+    reference)
+    """
     stream: Stream = "whole"
     """whole: the model as it is; none: without segment tokens; roi: pooled vision tokens of the box in their place"""
     baseline: Baseline | None = None
-    """rank without the model's opinion of the query: set_blind, by each candidate's nearness to the others; random, by chance"""
+    """rank without the model's opinion of the query: set_blind, by each candidate's nearness to the others; random, by
+    chance
+    """
     image_transform: Recipe | None = None
-    """a recipe that changes a query's picture first, as a crop or a drawn marker; the model's own recipe does the rest"""
+    """a recipe that changes a query's picture first, as a crop or a drawn marker; the model's own recipe does the rest
+    """
 
     def __post_init__(self) -> None:
         from virtue_pl.parts.preprocess import EVALUATION_MODES, check_modes
@@ -98,7 +103,9 @@ class ReportOptions:
     cost: bool = False
     """measure latency, throughput and memory of every kind of query, too"""
     robustness: int = 0
-    """rank so many first queries with a region of each set with imprecise boxes, clicks and masks, too: about 37 times each"""
+    """rank so many first queries with a region of each set with imprecise boxes, clicks and masks, too: about 37 times
+    each
+    """
     full_lists: int = 10_000
     """queries with more candidates have only the best 1000 in predictions.jsonl; their ranks are of all"""
 
