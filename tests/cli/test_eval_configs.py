@@ -72,7 +72,7 @@ def test_every_baseline_ranks_every_query_and_no_two_alike(baselines, whole):
 
 
 def test_baselines_are_compared_by_their_folders(baselines, whole, tmp_path, capsys):
-    """Each was ranked in a mode of its own, which need not be named; a guess that leaves "set_blind" alone is one, too."""
+    """Each was ranked in a mode of its own, which need not be named; a baseline that leaves "set_blind" is one, too."""
     assert main(["compare", str(whole), *map(str, baselines.values()), "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "compare.json").read_text())
     assert (

@@ -88,7 +88,7 @@ def test_runs_meet_at_the_queries_that_all_have_ranked() -> None:
 
 
 def test_a_mean_over_tasks_is_surer_than_its_tasks() -> None:
-    """Four tasks of equal share: the interval of their mean is half as wide; a task that is always right adds no doubt."""
+    """Four tasks of equal share: the interval of their mean is half as wide; a task always right adds no doubt."""
     generator = np.random.default_rng(2)
     tasks = [generator.permuted(np.arange(200) < 100)[None] for _ in range(4)]
     alone, together = interval(tasks[0]), mean_interval(tasks)

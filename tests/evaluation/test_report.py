@@ -150,8 +150,14 @@ def test_predictions_give_their_ranks_back(tmp_path: Path) -> None:
     )
     lines = list(predictions(batch_of(samples, ("box", "blind")), RankingOutput(scores)))
     assert lines[0] == {
-        "task": "seen", "key": "a", "mode": "box", "gold": 1, "ranking": [0, 1, 2], "scores": [0.5, 0.5, 0.1], "ranks": {"hit@1": [1, 3], "object": [0, 2]},
-    }  # fmt: skip
+        "task": "seen",
+        "key": "a",
+        "mode": "box",
+        "gold": 1,
+        "ranking": [0, 1, 2],
+        "scores": [0.5, 0.5, 0.1],
+        "ranks": {"hit@1": [1, 3], "object": [0, 2]},
+    }
     file = tmp_path / "predictions.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     read = read_predictions(file)

@@ -1,4 +1,4 @@
-"""Study of variants that differ in a YAML or two: they are trained, tested on the same queries, compared and plotted."""
+"""Study of variants that differ in a YAML or two: each is trained, tested on the same queries, compared and plotted."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def read_variant(name: str, variant: Mapping[str, Any], plan: Mapping[str, Any])
     known = [field.name for field in fields(Variant)]
     if not {"configs", "rows"} <= variant.keys() <= set(known):
         raise VirtueError(
-            f"plan: variant {name} has {sorted(variant)}, expected configs and rows, and of {', '.join(known[2:])} what differs"
+            f"plan: variant {name} has {sorted(variant)}, expected configs and rows, and of "
+            f"{', '.join(known[2:])} what differs"
         )
     own: dict[str, Any] = {"overrides": {**plan["overrides"], **variant.get("overrides", {})}}
     own |= (
@@ -141,7 +142,8 @@ class Ablations(Runs):
         for name, path in plan.shared.items():
             if not Path(path).exists():
                 raise VirtueError(
-                    f"plan: shared.{name}: {path} is not there; run `virtue-pl quickstart`, which makes it, or name another in the plan"
+                    f"plan: shared.{name}: {path} is not there; run `virtue-pl quickstart`, which makes it, or "
+                    "name another in the plan"
                 )
 
     def __call__(self, names: Sequence[str] = ()) -> dict[str, Any]:

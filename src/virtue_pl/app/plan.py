@@ -48,7 +48,8 @@ def read_plan(path: str | Path, expected: set[str]) -> dict[str, Any]:
     found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(found, dict) or set(found) != expected:
         raise VirtueError(
-            f"plan: {path} has {sorted(found) if isinstance(found, dict) else type(found).__name__}, expected {sorted(expected)}"
+            f"plan: {path} has {sorted(found) if isinstance(found, dict) else type(found).__name__}, expected "
+            f"{sorted(expected)}"
         )
     return found
 

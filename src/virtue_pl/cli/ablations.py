@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl ablations",
-        description="Trains and tests the variants of a study, on what the quickstart left, and writes tables with intervals, paired differences and plots.",
+        description="Trains and tests the variants of a study, on what the quickstart left, and writes tables "
+        "with intervals, paired differences and plots.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--plan", default="configs/ablations.yaml", help="variants, seeds, rows of the tables")

@@ -82,9 +82,13 @@ def unique_names(runs: list[str], chosen: list[tuple[Path, str]]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl compare",
-        description="Shares of right answers with bootstrap intervals, and each run's paired difference to the first, by kind of distractor.",
+        description="Shares of right answers with bootstrap intervals, and each run's paired difference to the "
+        "first, by kind of distractor.",
     )
-    run = "folder of a tested run, or one that holds those of its seeds (seed_*); FOLDER:MODE for one evaluation mode, as runs/virtue:point"
+    run = (
+        "folder of a tested run, or one that holds those of its seeds (seed_*); FOLDER:MODE for one "
+        "evaluation mode, as runs/virtue:point"
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help=run)
     parser.add_argument(
         "--mode",

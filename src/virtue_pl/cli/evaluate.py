@@ -58,8 +58,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl eval",
-        description="Ranks the candidates of every query of evaluation sets. Leaves predictions.jsonl, report.json, report.md and "
-        "report.html. What was embedded before is not embedded again, whichever sets it occurs in. "
+        description="Ranks the candidates of every query of evaluation sets. Leaves predictions.jsonl, report.json, "
+        "report.md and report.html. What was embedded before is not embedded again, whichever sets it occurs in. "
         "The same settings in YAML, and baselines: `lightning test` with configs/eval_scar.yaml.",
     )
     model = "folder or hub name of a model, or a run's checkpoint (.ckpt)"

@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl quickstart",
-        description="Fetches pictures and weights, writes scenes and shards, trains a segmenter and two embedders, tests them and prints one table.",
+        description="Fetches pictures and weights, writes scenes and shards, trains a segmenter and two "
+        "embedders, tests them and prints one table.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--plan", default="configs/quickstart.yaml", help="sizes, configs and rows of the table")

@@ -33,7 +33,7 @@ def cosines(
     candidates: Sequence[Int[Tensor, " candidates"]],
     embeddings: Float[Tensor, "inputs dim"],
 ) -> list[Float[Tensor, " candidates"]]:
-    """Return the cosines of each query with its candidates, in their order; candidates are row indices of `embeddings`."""
+    """Return each query's cosines with its candidates, which are row indices of `embeddings`, in their order."""
     flat, lengths = torch.cat(list(candidates)), [len(each) for each in candidates]
     seen = torch.zeros(len(embeddings), dtype=torch.bool)
     seen[flat] = True

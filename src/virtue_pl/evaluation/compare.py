@@ -193,7 +193,8 @@ def read_run(folder: str | Path) -> tuple[RankRows, ...]:
     files = run_files(folder, "predictions.jsonl")
     if not files:
         raise VirtueError(
-            f"{folder} holds no predictions.jsonl, nor do folders seed_* in it: give the folder of a run that was tested"
+            f"{folder} holds no predictions.jsonl, nor do folders seed_* in it: give the folder of a run that "
+            "was tested"
         )
     return tuple(read_predictions(file) for file in files)
 

@@ -41,7 +41,10 @@ def tables(comparison: Comparison, chance_levels: Chance) -> Iterator[TitledTabl
         if task in comparison.differences:
             found, references = comparison.differences[task], comparison.references
             others = sorted({references[name] for name in found})
-            caption = f"points more than {' or '.join(others)}, paired, with {LEVEL:.0%} intervals; bold where zero is outside"
+            caption = (
+                f"points more than {' or '.join(others)}, paired, with {LEVEL:.0%} intervals; bold where "
+                "zero is outside"
+            )
             yield TitledTable(
                 f"{task}, differences", difference_grid(found, references if len(others) > 1 else {}), caption
             )

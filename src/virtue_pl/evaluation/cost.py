@@ -169,7 +169,10 @@ def cost_table(cost: Mapping[str, Any]) -> TitledTable:
     where = (
         f"{cost['device']}, {count_phrase(cost['threads'], 'thread')}" if cost["device"] == "cpu" else cost["device"]
     )
-    caption = f"{where}, {cost['dtype']}, pictures of {width}x{height}, {cost['rows']} queries at once, median of {cost['repeats']}"
+    caption = (
+        f"{where}, {cost['dtype']}, pictures of {width}x{height}, {cost['rows']} queries at once, median "
+        f"of {cost['repeats']}"
+    )
     return TitledTable(
         "Cost",
         Grid(["query", "first prompt, ms", "next prompt, ms", "queries a second", "peak memory, MiB"], lines, set()),

@@ -139,9 +139,13 @@ class EvaluationReport:
         settings: Mapping[str, Any],
     ) -> list[str]:
         """Return what a reader of the tables must know, in sentences."""
-        share = f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_pictures']} unique of {embedded['total_pictures']} pictures"
+        share = (
+            f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_pictures']} "
+            f"unique of {embedded['total_pictures']} pictures"
+        )
         notes = [
-            f"{share}; {embedded['encoded']} embedded in this run, {embedded['unique'] - embedded['encoded']} stored or not needed"
+            f"{share}; {embedded['encoded']} embedded in this run, {embedded['unique'] - embedded['encoded']} "
+            "stored or not needed"
         ]
         reasons = {reason: [name for name, why in missing.items() if why == reason] for reason in missing.values()}
         notes += [

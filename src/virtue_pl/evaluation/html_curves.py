@@ -39,12 +39,18 @@ def plot(kind: str, found: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
         f'<text x="{middle}" y="15" text-anchor="middle" font-size="13">{escape(kind.replace("_", " "))}</text>',
         *(line_of_share(share) for share in (0, 25, 50, 75, 100)),
         *(label_of_level(level, low, high) for level in readable_levels(levels, low, high)),
-        f'<line x1="{neutral:.1f}" x2="{neutral:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#333" stroke-dasharray="2 3"/>',
+        f'<line x1="{neutral:.1f}" x2="{neutral:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#333" '
+        'stroke-dasharray="2 3"/>',
         *(part for number, each in found for part in curve(each["levels"], colour(number), low, high)),
-        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle" font-size="11" fill="#333">{escape(about["unit"])}</text>',
-        f'<text x="12" y="{y_of_share(50)}" text-anchor="middle" font-size="11" fill="#333" transform="rotate(-90 12 {y_of_share(50)})">hit@1, %</text>',
+        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle" font-size="11" '
+        f'fill="#333">{escape(about["unit"])}</text>',
+        f'<text x="12" y="{y_of_share(50)}" text-anchor="middle" font-size="11" fill="#333" '
+        f'transform="rotate(-90 12 {y_of_share(50)})">hit@1, %</text>',
     ]
-    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif">{"".join(parts)}</svg>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
+        f'font-family="sans-serif">{"".join(parts)}</svg>'
+    )
 
 
 def curve(levels: Levels, stroke: str, low: float, high: float) -> Iterator[str]:
@@ -54,7 +60,10 @@ def curve(levels: Levels, stroke: str, low: float, high: float) -> Iterator[str]
     yield f'<polyline points="{joined}" fill="none" stroke="{stroke}" stroke-width="2"/>'
     for x, share, error in places:
         ends = f'y1="{y_of_share(max(share - error, 0)):.1f}" y2="{y_of_share(min(share + error, 100)):.1f}"'
-        yield f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{stroke}"/><circle cx="{x:.1f}" cy="{y_of_share(share):.1f}" r="3" fill="{stroke}"/>'
+        yield (
+            f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{stroke}"/><circle cx="{x:.1f}" '
+            f'cy="{y_of_share(share):.1f}" r="3" fill="{stroke}"/>'
+        )
 
 
 def line_of_share(share: int) -> str:

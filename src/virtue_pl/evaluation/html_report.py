@@ -22,10 +22,12 @@ h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ccc
 table { border-collapse: collapse; margin: 0.6rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #e4e4e4; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } thead th { background: #f5f5f5; }
-.failure { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 1rem; margin: 1rem 0; padding: 0.8rem; border: 1px solid #ddd; border-radius: 6px; }
+.failure { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 1rem; margin: 1rem 0; padding: 0.8rem;
+  border: 1px solid #ddd; border-radius: 6px; }
 .failure h4 { grid-column: 1 / -1; margin: 0; } .failure p { margin: 0.3rem 0; overflow-wrap: anywhere; }
 .wrong { color: #b00020; } .right { color: #00703c; } img { max-width: 100%; display: block; } small { color: #666; }
-nav a { margin-right: 1rem; } .curves { display: flex; flex-wrap: wrap; } p span { margin-right: 1rem; } summary { cursor: pointer; }
+nav a { margin-right: 1rem; } .curves { display: flex; flex-wrap: wrap; } p span { margin-right: 1rem; }
+summary { cursor: pointer; }
 """
 BAR, GAP, LEFT, WIDTH = 16, 6, 190, 560
 """Sizes of the plots, in pixels."""
@@ -67,7 +69,8 @@ def html_report(
         *failure_section(failures),
     ]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Evaluation</title><style>{STYLE}</style></head><body>\n'
+        '<!doctype html>\n<html lang="en"><head><meta '
+        f'charset="utf-8"><title>Evaluation</title><style>{STYLE}</style></head><body>\n'
         + "\n".join([*parts, "</body></html>\n"])
     )
 
@@ -120,7 +123,10 @@ def bars(benchmark: str, found: Mapping[str, Mapping[str, float]], sets: Sequenc
     )
     title = f'<text x="{LEFT}" y="13" font-size="13" fill="{COLOURS[0]}">{escape(benchmark)}, hit@1 in %{key}</text>'
     inside = "".join([title, *axis, *drawn])
-    return f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 60}" height="{height}" font-family="sans-serif">{inside}</svg>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 60}" height="{height}" '
+        f'font-family="sans-serif">{inside}</svg>'
+    )
 
 
 def bar(place: int, name: str, share: float, others: Iterable[float | None]) -> Iterable[str]:
@@ -131,7 +137,10 @@ def bar(place: int, name: str, share: float, others: Iterable[float | None]) -> 
     for number, other in enumerate(others):
         if other is not None:
             x = LEFT + other * WIDTH
-            yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 2}" y2="{top + BAR + 2}" stroke="{COLOURS[1 + number % 3]}" stroke-width="3"/>'
+            yield (
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 2}" y2="{top + BAR + 2}" '
+                f'stroke="{COLOURS[1 + number % 3]}" stroke-width="3"/>'
+            )
     yield f'<text x="{LEFT + share * WIDTH + 5:.1f}" y="{top + 12}" font-size="12">{100 * share:.1f}</text>'
 
 
@@ -150,7 +159,10 @@ def failure_section(failures: Failures) -> Iterable[str]:
         f"<tr><td>{escape(name)}</td><td>{escape(kind)}</td><td>{count}</td></tr>"
         for (name, kind), count in sorted(failures.counts.items())
     )
-    yield f"<table><thead><tr><th>set</th><th>kind of distractor chosen</th><th>how often</th></tr></thead><tbody>{lines}</tbody></table>"
+    yield (
+        "<table><thead><tr><th>set</th><th>kind of distractor chosen</th><th>how "
+        f"often</th></tr></thead><tbody>{lines}</tbody></table>"
+    )
     last = None
     for failure in failures.examples:
         if failure.kind != last:

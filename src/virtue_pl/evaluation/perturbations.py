@@ -89,7 +89,7 @@ def dilate_mask(prompt: VisualPrompt, level: float, size: tuple[int, int], gener
 
 
 def cover_mask(prompt: VisualPrompt, level: float, size: tuple[int, int], generator: torch.Generator) -> VisualPrompt:
-    """Hide the share `level` of each mask's pixels behind a straight edge in any direction; at least one pixel stays."""
+    """Hide the share `level` of each mask behind a straight edge in any direction; at least one pixel stays."""
     angles = 2 * math.pi * torch.rand(len(prompt.masks), generator=generator)
     return replace(
         prompt,

@@ -51,7 +51,8 @@ class QueryEncoder:
             return self.model.fusion
         if not isinstance(self.model, VLMFusionHead):
             raise VirtueError(
-                f"{type(self.model).__name__} has no fusion head, expected Virtue or VLMFusionHead: set `stream` to whole"
+                f"{type(self.model).__name__} has no fusion head, expected Virtue or VLMFusionHead: set "
+                "`stream` to whole"
             )
         return self.model
 
@@ -134,6 +135,8 @@ def check_finite(embeddings: Float[Tensor, "rows dim"], sources: Sequence[str]) 
     broken = (~embeddings.isfinite()).any(dim=1).nonzero().flatten().tolist()
     if broken:
         raise VirtueError(
-            f"{sources[broken[0]]}: its embedding is not finite ({len(broken)} of {len(embeddings)} of its batch), expected numbers: "
-            "the weights are damaged or the training diverged, or dtype is too narrow; try --dtype float32 or an earlier checkpoint"
+            f"{sources[broken[0]]}: its embedding is not finite ({len(broken)} of {len(embeddings)} of its "
+            "batch), expected numbers: "
+            "the weights are damaged or the training diverged, or dtype is too narrow; try --dtype float32 or "
+            "an earlier checkpoint"
         )

@@ -41,7 +41,8 @@ class EvaluationPreprocess:
         self.frame = query_format.prompt_frame or ("pixels" if self.published else "canvas")
         if self.frame == "pixels" and not self.published:
             raise VirtueError(
-                "--prompt-frame pixels is how the published evaluation misreads boxes, for recipe reference alone: leave it out"
+                "--prompt-frame pixels is how the published evaluation misreads boxes, for recipe reference "
+                "alone: leave it out"
             )
         self.preprocess = ContrastivePreprocess(
             preprocess.processor,

@@ -80,7 +80,8 @@ def merge(*runs: Results) -> Results:
             for mode in modes:
                 if mode in rows:
                     raise VirtueError(
-                        f"two runs have the row {mode!r} of {task!r}: give one of them another name (`select`) before merging"
+                        f"two runs have the row {mode!r} of {task!r}: give one of them another name (`select`) "
+                        "before merging"
                     )
             rows.update(modes)
     return merged

@@ -86,7 +86,10 @@ class Robustness:
         return self.tallies.setdefault(task, {}).setdefault(kind, {}).setdefault(level, Tally())
 
     def as_json(self) -> dict[str, Any]:
-        """Return task -> kind -> {mode, unit, neutral, levels: [{level, n, hit@1, standard_error, same_first, cosine}]}"""
+        """Return task -> kind -> {mode, unit, neutral, levels}.
+
+        A level has level, n, hit@1, standard_error, same_first and cosine.
+        """
         return {
             task: {kind: describe_kind(kind, levels) for kind, levels in kinds.items()}
             for task, kinds in sorted(self.tallies.items())
@@ -132,7 +135,8 @@ def robustness(
         )
     if not found.tallies:
         raise VirtueError(
-            f"robustness: none of {found.without_region} samples can be pointed at in a way that {', '.join(kinds)} perturb: give a set with regions"
+            f"robustness: none of {found.without_region} samples can be pointed at in a way that "
+            f"{', '.join(kinds)} perturb: give a set with regions"
         )
     return found
 

@@ -47,7 +47,7 @@ class SetRanking:
 
     @property
     def ranks_set_blind(self) -> bool:
-        """Whether candidates are compared to each other: wherever that is asked for, and beside every result of SCaR."""
+        """Whether candidates are compared to each other: where that is asked for, and beside every result of SCaR."""
         return self.baseline == "set_blind" or (
             self.baseline is None and self.ranked.about.benchmark.startswith("scar")
         )
@@ -69,7 +69,7 @@ class SetRanking:
     def rank(
         self, number: int, places: Sequence[int], metrics: RetrievalMetrics, table: RankTable
     ) -> Iterator[Iterator[Line]]:
-        """Rank the rows at `places`, and return their lines of predictions.jsonl; the metrics know the set by `number`."""
+        """Rank the rows at `places`, and return their lines of predictions.jsonl. number: of the set in the metrics."""
         for chosen in self.chunks(places):
             samples = [self.sample(self.ranked.rows[place]) for place in chosen]
             nearest = set_blind_ranks(samples, self.candidates(chosen)) if self.ranks_set_blind else None
