@@ -11,9 +11,14 @@ import yaml
 
 from evaluation_files import predictions, report, write_mmeb_sets, write_scar_set
 from tiny_release import published
+from virtue_pl.cli.lightning import VirtueCLI
 from virtue_pl.cli.main import main
+from virtue_pl.data.evaluation_options import EvaluationDataOptions
 from virtue_pl.evaluation.compare import read_run
 from virtue_pl.evaluation.query_encoder import pool_box, token_map
+from virtue_pl.evaluation.settings import EncodingOptions, LoadingOptions, QueryFormat, ReportOptions
+from virtue_pl.recipes import CropRecipe
+from virtue_pl.types import VirtueError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASELINES = sorted((CONFIGS / "baselines").glob("*.yaml"))
@@ -89,7 +94,7 @@ def test_every_layer_says_its_folder():
 
 
 def test_what_a_baseline_looks_at(baselines):
-    """Blind queries are one and show nothing; guesses embed no query; each crop is another picture."""
+    """Blind queries are one and show nothing; set_blind and random embed no query; each crop is another picture."""
     embedded = {name: report(out)["embeddings"] for name, out in baselines.items()}
     assert embedded["blind"]["unique_pictures"] == 0 and embedded["crop"]["unique_pictures"] == 2
     assert embedded["random"]["encoded"] == embedded["set_blind"]["encoded"] == 0
@@ -114,6 +119,33 @@ def test_without_a_prompt_the_regions_of_a_picture_are_one_query(baselines):
     for name in ("no_prompt_grid", "no_prompt_no_stream"):
         found = report(baselines[name])["embeddings"]
         assert found["unique"] == report(baselines["crop"])["embeddings"]["unique"] - 2
+
+
+def build(*words: str) -> VirtueCLI:
+    """Evaluator and data of the crop baseline, which load nothing yet."""
+    layers = ["--config", str(CONFIGS / "eval_scar.yaml"), "--config", str(CONFIGS / "baselines/crop.yaml")]
+    return VirtueCLI("test", [*layers, "--trainer.accelerator", "cpu", *words])
+
+
+def test_layers_and_options_set_single_settings():
+    """What one of them says of a group of settings leaves the rest of the group alone."""
+    words = ["--data.init_args.options.limit", "2", "--model.init_args.query_format.mode", "point"]
+    found = build(*words, "--model.init_args.reporting.full_lists", "5")
+    crop = found.model.query_format.image_transform
+    assert isinstance(crop, CropRecipe) and crop.point_side == 0.4
+    assert found.model.query_format == QueryFormat("point", False, stream="none", image_transform=crop)
+    assert found.datamodule.options == EvaluationDataOptions(limit=2)
+    assert found.model.encoding == EncodingOptions("runs/embeddings") and found.model.loading == LoadingOptions()
+    assert found.model.reporting == ReportOptions(full_lists=5)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("query_format.mode=oval", "query_format.mode: expected"), ("query_format.shape=1", "query_format.shape")],
+)
+def test_a_setting_that_is_wrong_is_named(option, message):
+    with pytest.raises(VirtueError, match=message):
+        build(f"--model.init_args.{option}")
 
 
 def test_set_blind_stands_beside_every_result(whole):

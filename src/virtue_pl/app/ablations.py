@@ -108,11 +108,11 @@ class AblationPlan:
 
 def read_variant(name: str, variant: Mapping[str, Any], plan: Mapping[str, Any]) -> Variant:
     """Return a variant of a plan. Raises VirtueError for keys that a variant does not have, or lacks."""
-    known = [field.name for field in fields(Variant)]
-    if not {"configs", "rows"} <= variant.keys() <= set(known):
+    allowed = [field.name for field in fields(Variant)]
+    if not {"configs", "rows"} <= variant.keys() <= set(allowed):
         raise VirtueError(
             f"plan: variant {name} has {sorted(variant)}, expected configs and rows, and of "
-            f"{', '.join(known[2:])} what differs"
+            f"{', '.join(allowed[2:])} what differs"
         )
     own: dict[str, Any] = {"overrides": {**plan["overrides"], **variant.get("overrides", {})}}
     own |= (
@@ -160,6 +160,7 @@ class Ablations(Runs):
         return self.report(variants)
 
     def store_features(self, features: FeaturesRun) -> None:
+        """Store the frozen features that variants need, if they are not stored."""
         made_from, result = (
             [*map(content_of, self.plan.shared.values())],
             Path(self.plan.shared["shards"], features.result),
@@ -173,6 +174,7 @@ class Ablations(Runs):
         )
 
     def train_and_test(self, name: str, variant: Variant, seed: int) -> None:
+        """Train and test a variant with one seed."""
         run = Run(tuple(variant.configs), variant.overrides)
         paths = [variant.overrides.get(f"shared.{option}", path) for option, path in self.plan.shared.items()]
         options = [
@@ -184,6 +186,7 @@ class Ablations(Runs):
         self.test_run(name, run, self.plan.shared, [made], options)
 
     def report(self, variants: Mapping[str, Variant]) -> dict[str, Any]:
+        """Compare the variants, draw the figures, print the tables and write the report."""
         comparison = compare(self.compared_runs(variants))
         chance_levels: Chance = {}
         for name, variant in variants.items():
@@ -260,6 +263,7 @@ class Ablations(Runs):
         return found
 
     def curves_of(self, name: str, variant: Variant) -> list[dict[int, float]]:
+        """Read the validation curves of a variant, one for each seed."""
         return [read_curve(self.out / run_name(name, seed), "val/hit@1") for seed in variant.seeds]
 
 
@@ -275,6 +279,7 @@ def content_of(path: str) -> dict[str, str]:
 
 
 def report_text(report: Mapping[str, Any], tables: str) -> str:
+    """Return the report as Markdown."""
     lines = [
         f"# Ablations ({report['context']['date']})",
         "",

@@ -26,6 +26,7 @@ class Run:
     overrides: Mapping[str, Any]
 
     def arguments(self, shared: Mapping[str, Any]) -> list[str]:
+        """Return the arguments of `fit` or `test`: configs, shared values, overrides."""
         layers = [part for config in self.configs for part in ("--config", config)]
         settings = {**{f"shared.{name}": value for name, value in shared.items()}, **self.overrides}
         return layers + [
@@ -38,6 +39,7 @@ class Run:
 
 
 def read_run(found: Mapping[str, Any]) -> Run:
+    """Return the run of a plan's entry."""
     return Run(tuple(found["configs"]), found["overrides"])
 
 

@@ -43,6 +43,7 @@ class Plan:
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
+        """Read a plan. Raises VirtueError for keys that are missing or too many."""
         found = read_plan(path, {"seed", "precision", "scenes", "shards", "features", "runs", "rows"})
         runs = {name: read_run(run) for name, run in found.pop("runs").items()}
         return cls(features=read_run(found.pop("features")), runs=runs, **found)
@@ -109,17 +110,20 @@ class Quickstart(Runs):
         return self.report(source)
 
     def write_scenes(self, source: str, scenes: Path) -> None:
+        """Compose scenes."""
         from virtue_pl.data.scenes import SceneConfig, write_scenes
 
         config = SceneConfig(**{**self.plan.scenes, "source": source}, seed=self.plan.seed, cache=str(self.cache))
         write_scenes(config, scenes, os.cpu_count() or 1)
 
     def write_shards(self, scenes: Path, shards: Path) -> None:
+        """Write the scenes, and rows of MMEB-mini where the plan wants them, as shards."""
         convert_scar(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
         if self.plan.scenes.get("mmeb_train"):
             convert_mmeb(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
 
     def store_features(self, made: str, shards: Path) -> str:
+        """Store frozen features of every image. Returns the stage's fingerprint."""
         result = shards / "SCaR_eval_mini_test_held_out" / "features" / "features.json"
         return self.features_run(self.plan.features, self.shared("segmenter", shards), [made], result, self.options())
 
@@ -134,15 +138,18 @@ class Quickstart(Runs):
         ]
 
     def shared(self, name: str, shards: Path) -> dict[str, Any]:
+        """Return the values that a run's parts share."""
         shared = {"shards": str(shards), "weights": str(self.cache / "weights")}
         return shared if name == "segmenter" else {**shared, "segmenter": str(self.checkpoint("segmenter"))}
 
     def fit(self, name: str, made_from: list[Any], shards: Path) -> str:
+        """Train a run. Returns the stage's fingerprint."""
         return self.fit_run(
             name, self.plan.runs[name], self.shared(name, shards), made_from, self.options(self.plan.runs[name])
         )
 
     def test(self, name: str, made_from: list[Any], shards: Path) -> None:
+        """Test a run."""
         self.test_run(
             name, self.plan.runs[name], self.shared(name, shards), made_from, self.options(self.plan.runs[name])
         )
@@ -192,6 +199,7 @@ class Quickstart(Runs):
 
     @staticmethod
     def text(report: Mapping[str, Any], results: Results, chance_levels: Mapping[str, Mapping[str, float]]) -> str:
+        """Return the report as Markdown."""
         lines = [
             f"# Quickstart ({report['source']}, seed {report['context']['seed']}, {report['context']['date']})",
             "",

@@ -37,8 +37,8 @@ def precision_here(wanted: str) -> str:
 
 
 class Stages:
-    """Stages that are done once: its seconds and what it was made from are kept in `stages.json`, and a later call
-    reuses it.
+    """Stages that are done once: their seconds and what they were made from are kept in `stages.json`, and a later call
+    reuses them.
 
     Example:
         >>> stages = Stages(Path("runs/study"), Console())
@@ -73,6 +73,7 @@ class Stages:
         return fingerprint
 
     def seconds(self) -> dict[str, float]:
+        """Return the seconds of each stage."""
         return {name: stage["seconds"] for name, stage in self.done.items()}
 
 
@@ -96,6 +97,7 @@ class Runs:
         self.stages = Stages(out, console)
 
     def checkpoint(self, name: str) -> Path:
+        """Return the path of a run's last checkpoint."""
         return self.out / name / "checkpoints" / "last.ckpt"
 
     def fit_run(
@@ -159,6 +161,7 @@ class Runs:
         return found
 
     def command(self, name: str, arguments: list[str]) -> None:
+        """Run a command of Lightning's. Raises VirtueError where it fails."""
         self.console.print(f"[dim]lightning {name} {' '.join(arguments)}[/dim]", soft_wrap=True, highlight=False)
         code = self.lightning([name, *arguments])
         if code:

@@ -125,8 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl robustness",
         description="Ranks every query with boxes that are jittered and scaled, clicks that are off, and masks that "
-        "are eroded, dilated and half hidden. Then points at each region with a click, its mask, the model's own mask and "
-        "its filled box, and says whether that is nearer to its box than any other region of the picture. "
+        "are eroded, dilated and half hidden. Then points at each region with a click, its mask, the model's own mask "
+        "and its filled box, and says whether that is nearer to its box than any other region of the picture. "
         "Writes robustness.json and robustness_KIND.png.",
     )
     model = "an exported or published folder, a hub name, or a run's checkpoint (.ckpt)"

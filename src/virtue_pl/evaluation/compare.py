@@ -91,6 +91,7 @@ class Comparison(NamedTuple):
     means: dict[str, dict[str, Estimate]]
 
     def as_json(self) -> dict[str, Any]:
+        """Return shares, differences, means and the interval's settings by name."""
         return {
             "shares": estimates_as_json(self.shares),
             "differences": estimates_as_json(self.differences),

@@ -92,14 +92,17 @@ def half_side(number: int) -> float:
 
 
 def text_query(picture: Tensor, number: int) -> EmbeddingInput:
+    """Return a caption without an image."""
     return EmbeddingInput(f"A caption of an object in its place, number {number}.")
 
 
 def picture_query(picture: Tensor, number: int) -> EmbeddingInput:
+    """Return a query on the whole image."""
     return EmbeddingInput(f"{QUESTION} {number}", (picture,))
 
 
 def point_query(picture: Tensor, number: int) -> EmbeddingInput:
+    """Return a query with a click."""
     return EmbeddingInput(
         QUESTION,
         (picture,),
@@ -108,6 +111,7 @@ def point_query(picture: Tensor, number: int) -> EmbeddingInput:
 
 
 def box_query(picture: Tensor, number: int) -> EmbeddingInput:
+    """Return a query with a box in the middle."""
     half = half_side(number)
     return EmbeddingInput(
         QUESTION, (picture,), VisualPrompt(boxes=torch.tensor([[0.5 - half, 0.5 - half, 0.5 + half, 0.5 + half]]))
@@ -115,12 +119,14 @@ def box_query(picture: Tensor, number: int) -> EmbeddingInput:
 
 
 def mask_query(picture: Tensor, number: int) -> EmbeddingInput:
+    """Return a query with a mask in the middle."""
     mask = torch.zeros(1, *picture.shape[1:], dtype=torch.bool)
     mask[(slice(None), *region(picture, number))] = True
     return EmbeddingInput(QUESTION, (picture,), VisualPrompt(masks=mask))
 
 
 def crop_query(picture: Tensor, number: int) -> EmbeddingInput:
+    """Return a query on the region in the middle, cut out."""
     rows, columns = region(picture, number)
     return EmbeddingInput(QUESTION, (picture[:, rows, columns].contiguous(),))
 
@@ -190,4 +196,5 @@ def figures(row: Mapping[str, float | int | None]) -> list[str]:
 
 
 def count_phrase(number: int, name: str) -> str:
+    """Return a number with its noun: "1 thread", "2 threads"."""
     return f"{number} {name}{'' if number == 1 else 's'}"

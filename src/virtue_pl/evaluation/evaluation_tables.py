@@ -60,6 +60,7 @@ def benchmark_tables(
 
 
 def percent(share: float) -> str:
+    """Return a share in percent."""
     return f"{100 * share:.1f}"
 
 
@@ -79,9 +80,11 @@ def terminal_table(table: TitledTable) -> TerminalTable:
 
 def drop_columns(cells: Grid, names: Sequence[str]) -> Grid:
     """Return the cells without the named columns."""
-    kept = [place for place, name in enumerate(cells.columns) if name not in names]
-    best = {(row, kept.index(column)) for row, column in cells.best if column in kept}
-    return Grid([cells.columns[place] for place in kept], [[row[place] for place in kept] for row in cells.rows], best)
+    columns = [place for place, name in enumerate(cells.columns) if name not in names]
+    best = {(row, columns.index(column)) for row, column in cells.best if column in columns}
+    return Grid(
+        [cells.columns[place] for place in columns], [[row[place] for place in columns] for row in cells.rows], best
+    )
 
 
 def short_name(name: str) -> str:

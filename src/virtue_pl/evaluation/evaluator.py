@@ -35,7 +35,11 @@ NO_RANKS = SampleRanks((), (), (), (), torch.zeros(0, dtype=torch.long))
 
 
 class Plan(Protocol):
-    """The inputs that are embedded, and the sets that are ranked."""
+    """The inputs that are embedded, and the sets that are ranked.
+
+    Example:
+        >>> number_of_sets = len(plan.sets)
+    """
 
     sets: tuple[RankedSet, ...]
     keys: tuple[str, ...]
@@ -44,20 +48,34 @@ class Plan(Protocol):
     missing: Mapping[str, str]
 
     @property
-    def pictures(self) -> int: ...
+    def pictures(self) -> int:
+        """Number of distinct images."""
+        ...
 
 
 class Library(Protocol):
-    """Decoded images by their content key, as they were found and as the model is to see them."""
+    """Decoded images by their content key, as they were found and as the model is to see them.
 
-    def picture(self, key: str) -> UInt8[Tensor, "3 height width"]: ...
+    Example:
+        >>> library.pixels(key).shape  # (3, height, width)
+    """
 
-    def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]: ...
+    def picture(self, key: str) -> UInt8[Tensor, "3 height width"]:
+        """Return the decoded image as it was found."""
+        ...
+
+    def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]:
+        """Return the decoded image as the model is to see it."""
+        ...
 
 
 @runtime_checkable
 class EvaluationData(Protocol):
-    """A DataModule with the plan of an evaluation and its images."""
+    """A DataModule with the plan of an evaluation and its images.
+
+    Example:
+        >>> isinstance(EvaluationDataModule("data/scar", ["scar"]), EvaluationData)
+    """
 
     plan: Any
     library: Any
@@ -138,16 +156,19 @@ class Evaluator(LightningModule):
         return self.preparation.query(row) if self.query_format.baseline is None else row.candidates[0]
 
     def setup(self, stage: str) -> None:
+        """Load the model, and open the report. Raises VirtueError for another stage than "test"."""
         if stage != "test":
             raise VirtueError(f"Evaluator only tests, but was asked to {stage}: use `lightning test`")
         self.configure_model()
         self.report = EvaluationReport(self.out)
 
     def on_test_start(self) -> None:
+        """Raise VirtueError at once where robustness is wanted and no query has a region."""
         if self.reporting.robustness:
             check_regions(self._data().plan.sets)
 
     def test_step(self, batch: InputBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed and store a batch. Raises SIGTERMException behind the batch in which SIGTERM came."""
         if batch.inputs is None:
             return
         embeddings = self.encoder.encode(batch.inputs)
@@ -157,9 +178,11 @@ class Evaluator(LightningModule):
             raise SIGTERMException
 
     def configure_callbacks(self) -> list[Callback]:
+        """Return the callback that stores embeddings of a run that is stopped."""
         return [FlushEmbeddings()]
 
     def on_test_epoch_end(self) -> None:
+        """Rank this process's rows of every set, and collect metrics and ranks of all processes."""
         self.store.flush()
         self.trainer.strategy.barrier("embedded")
         self.store.refresh()
@@ -185,6 +208,7 @@ class Evaluator(LightningModule):
         self.trainer.strategy.barrier("ranked")
 
     def on_test_end(self) -> None:
+        """Measure what is asked for, and write the report, in the first process."""
         if self.trainer.is_global_zero:
             data = self._data()
             measured = self.measure(data)
@@ -245,9 +269,14 @@ def file_order(rows: Sequence[EvaluationRow]) -> list[int]:
 
 
 class FlushEmbeddings(Callback):
-    """Write what is embedded to disk, whatever stops the run."""
+    """Write what is embedded to disk, whatever stops the run.
+
+    Example:
+        >>> Trainer(callbacks=[FlushEmbeddings()]).test(evaluator, datamodule=data)
+    """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the embeddings that are in memory."""
         if isinstance(pl_module, Evaluator) and pl_module.embedder is not None:
             pl_module.store.flush()
 
@@ -263,9 +292,11 @@ class DeferredPreprocess:
         self.evaluator = evaluator
 
     def query(self, row: EvaluationRow) -> EmbeddingInput:
+        """Return what is embedded of a row."""
         return self.evaluator.query(row)
 
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
+        """Return the batch of the inputs."""
         return self.evaluator.preparation.encoder_batch(items)
 
     def unknown(self, keys: Sequence[str]) -> list[str]:

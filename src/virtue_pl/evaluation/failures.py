@@ -22,9 +22,15 @@ RED = (230, 30, 30)
 
 
 class Pictures(Protocol):
-    """Decoded images by their content key."""
+    """Decoded images by their content key.
 
-    def picture(self, key: str) -> UInt8[Tensor, "3 height width"]: ...
+    Example:
+        >>> library.picture(key).shape  # (3, height, width)
+    """
+
+    def picture(self, key: str) -> UInt8[Tensor, "3 height width"]:
+        """Return the decoded image as it was found."""
+        ...
 
 
 class RenderedInput(NamedTuple):

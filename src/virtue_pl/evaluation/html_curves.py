@@ -100,4 +100,5 @@ def y_of_share(share: float) -> float:
 
 
 def colour(number: int) -> str:
+    """Return the colour of the line of a number."""
     return COLOURS[number % len(COLOURS)]

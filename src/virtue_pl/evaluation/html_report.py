@@ -103,19 +103,20 @@ def html_table(table: TitledTable) -> str:
 
 
 def cell(text: str, best: bool) -> str:
+    """Return a table's cell."""
     return f"<td>{'<b>' + escape(text) + '</b>' if best else escape(text)}</td>"
 
 
 def bars(benchmark: str, found: Mapping[str, Mapping[str, float]], sets: Sequence[RankedSet]) -> str:
     """Return bars of every set's hit@1, with published models' as lines across them."""
     names = [ranked.about.name for ranked in sets if ranked.about.benchmark == benchmark]
-    known = published_results().get(benchmark, {})
-    models = [model for model in MARKED if any(name in known.get(model, {}) for name in names)]
+    reported = published_results().get(benchmark, {})
+    models = [model for model in MARKED if any(name in reported.get(model, {}) for name in names)]
     height = (BAR + GAP) * len(names) + 46
     drawn = [
         line
         for place, name in enumerate(names)
-        for line in bar(place, name, found[name]["hit@1"], [known[model].get(name) for model in models])
+        for line in bar(place, name, found[name]["hit@1"], [reported[model].get(name) for model in models])
     ]
     axis = [tick(share, height) for share in (0, 25, 50, 75, 100)]
     key = "".join(
@@ -145,6 +146,7 @@ def bar(place: int, name: str, share: float, others: Iterable[float | None]) -> 
 
 
 def tick(share: int, height: int) -> str:
+    """Return the vertical line of a percentage, with its label."""
     x = LEFT + share / 100 * WIDTH
     line = f'<line x1="{x}" x2="{x}" y1="18" y2="{height - 22}" stroke="#dddddd"/>'
     return f'{line}<text x="{x}" y="{height - 8}" text-anchor="middle" font-size="11" fill="#666">{share}</text>'
@@ -172,6 +174,7 @@ def failure_section(failures: Failures) -> Iterable[str]:
 
 
 def failure_card(failure: Failure) -> str:
+    """Return a failure's query, chosen and right candidate side by side."""
     columns = [
         column("query", "", failure.query),
         column(f"chosen, score {failure.scores[0]:.4f}", "wrong", failure.chosen),
@@ -181,6 +184,7 @@ def failure_card(failure: Failure) -> str:
 
 
 def column(title: str, style: str, item: RenderedInput) -> str:
+    """Return one input with its image."""
     text = item.text if len(item.text) <= LETTERS else item.text[:LETTERS] + " …"
     picture = f'<img src="{item.picture}" alt="">' if item.picture else ""
     return f'<div><small>{escape(title)}</small>{picture}<p class="{style}">{escape(text)}</p></div>'

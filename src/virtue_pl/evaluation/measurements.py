@@ -22,9 +22,15 @@ Cost = Mapping[str, Any]
 
 
 class Pixels(Protocol):
-    """Decoded images by their content key, as the model is to see them."""
+    """Decoded images by their content key, as the model is to see them.
 
-    def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]: ...
+    Example:
+        >>> library.pixels(key).shape  # (3, height, width)
+    """
+
+    def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]:
+        """Return the decoded image."""
+        ...
 
 
 class Measurements(NamedTuple):

@@ -128,10 +128,12 @@ def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, meaning: str)
 
 
 def colour(number: int) -> str:
+    """Return the colour of the line or bar of a number."""
     return COLOURS[number % len(COLOURS)]
 
 
 def marker(number: int) -> str:
+    """Return the marker of the line of a number."""
     return MARKERS[number % len(MARKERS)]
 
 
@@ -143,6 +145,7 @@ def easiest_first(comparison: Comparison, tasks: Sequence[str], ranking: str) ->
 
 
 def percent(found: Sequence[tuple[float, Estimate]]) -> list[float]:
+    """Return the means in percent."""
     return [100 * estimate.mean for _, estimate in found]
 
 
@@ -165,6 +168,7 @@ def show_chance(line: Any, shares: Sequence[float]) -> None:
 
 
 def legend_above(figure: Figure, axes: Axes) -> None:
+    """Draw the legend above the plot."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
 
 

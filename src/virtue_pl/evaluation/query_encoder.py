@@ -59,8 +59,8 @@ class QueryEncoder:
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         """Return unit embeddings in float32, (rows, embed_dim)."""
         if len(inputs.pictures):
-            known = replace(inputs.pictures, features=self.features(inputs))
-            inputs = replace(inputs, pictures=known)
+            with_features = replace(inputs.pictures, features=self.features(inputs))
+            inputs = replace(inputs, pictures=with_features)
         return torch.cat([self._rows(chunk).float() for chunk in inputs.split(self.chunk_size)])
 
     def features(self, inputs: EncoderBatch) -> tuple[PictureFeatures, ...]:
@@ -104,8 +104,8 @@ class QueryEncoder:
 
 def picture_size(inputs: EncoderBatch, number: int) -> tuple[int, int]:
     """Return (height, width) of an image in pixels, as the vision tower reads it."""
-    shown = inputs.pictures.vision[number]
-    return (1, 1) if shown is None else (shown.shape[-2], shown.shape[-1])
+    pixels = inputs.pictures.vision[number]
+    return (1, 1) if pixels is None else (pixels.shape[-2], pixels.shape[-1])
 
 
 def token_map(tokens: Float[Tensor, "tokens hidden"], size: tuple[int, int]) -> Float[Tensor, "hidden rows columns"]:
@@ -123,6 +123,7 @@ def token_map(tokens: Float[Tensor, "tokens hidden"], size: tuple[int, int]) -> 
 def pool_box(
     tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, "4"] | None
 ) -> Float[Tensor, "pooled hidden"]:
+    """Return the tokens of a box (normalised, xyxy) or of the whole map, pooled to `ROI_SIDE` x `ROI_SIDE`."""
     rows, columns = tokens.shape[1:]
     corners = torch.tensor([0.0, 0.0, 1.0, 1.0]) if box is None else box.cpu().float()
     scaled = (corners * torch.tensor([columns, rows, columns, rows])).to(tokens.device)

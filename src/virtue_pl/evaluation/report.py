@@ -64,9 +64,9 @@ def select(results: Results, names: Mapping[str, str]) -> Results:
     """
     for mode in names:
         if not any(mode in modes for modes in results.values()):
-            known = sorted({name for modes in results.values() for name in modes})
+            modes_found = sorted({name for modes in results.values() for name in modes})
             raise VirtueError(
-                f"results have no mode {mode!r}, expected one of {', '.join(known) or 'none: they are empty'}"
+                f"results have no mode {mode!r}, expected one of {', '.join(modes_found) or 'none: they are empty'}"
             )
     return {task: {new: modes[old] for old, new in names.items() if old in modes} for task, modes in results.items()}
 

@@ -120,6 +120,7 @@ def blocks(cells: Grid, width: int) -> list[list[int]]:
 
 
 def longest_line(text: str) -> int:
+    """Return the length of the longest line of a text."""
     return max(map(len, text.split("\n")))
 
 
