@@ -54,8 +54,8 @@ LAYERS = (OVERLAYS / "segmentation", OVERLAYS / "stages", OVERLAYS / "strategies
 FEATURES = OVERLAYS / "features"
 """Layers over the main config for `predict`: what is computed once and stored."""
 
-ARMS = OVERLAYS / "ablations"
-"""Layers of the arms in studies/ablations.yaml, which says over what they are laid."""
+VARIANTS = OVERLAYS / "ablations"
+"""Layers of the variants in studies/ablations.yaml, which says over what they are laid."""
 
 EVALUATIONS = (CONFIGS / "eval_scar.yaml", CONFIGS / "eval_mmeb.yaml")
 """Configs that only test, and the folder of layers over them: they are run in tests/cli/test_eval_configs.py."""
@@ -68,7 +68,7 @@ PLANS = ("quickstart.yaml", "quickstart_small.yaml", "ablations.yaml")
 BENCHMARKS = ROOT / "benchmarks"
 """Its YAML is a model that the benchmarks of speed build."""
 
-FOLDERS = (CONFIGS, *(CONFIGS / folder for folder in SLOTS), *LAYERS, FEATURES, ARMS, BASELINES, STUDIES)
+FOLDERS = (CONFIGS, *(CONFIGS / folder for folder in SLOTS), *LAYERS, FEATURES, VARIANTS, BASELINES, STUDIES)
 """Every folder in which a YAML may stand."""
 
 
@@ -78,7 +78,7 @@ def every_file() -> list[Path]:
 
 def files() -> list[Path]:
     """Those that are built by themselves, or over another: neither evaluations nor what only a plan names."""
-    return [path for path in every_file() if path not in EVALUATIONS and path.parent not in (ARMS, BASELINES, STUDIES)]
+    return [path for path in every_file() if path not in EVALUATIONS and path.parent not in (VARIANTS, BASELINES, STUDIES)]
 
 
 def runs_alone(path: Path) -> bool:
@@ -100,8 +100,8 @@ def builds() -> list[Any]:
 def runs_of(plan: str) -> dict[str, Run]:
     """The runs of a plan by name."""
     if plan == "ablations.yaml":
-        arms = AblationPlan.read(STUDIES / plan).arms
-        return {name: Run(tuple(arm.configs), arm.overrides) for name, arm in arms.items()}
+        variants = AblationPlan.read(STUDIES / plan).variants
+        return {name: Run(tuple(variant.configs), variant.overrides) for name, variant in variants.items()}
     return dict(Plan.read(STUDIES / plan).runs)
 
 
@@ -252,17 +252,17 @@ def test_the_runs_of_every_plan_build(build, monkeypatch, plan, name):
     assert cli.model.optimization.parameter_groups(cli.model)
 
 
-def test_every_layer_of_an_arm_is_in_the_plan_and_names_its_run():
+def test_every_layer_of_a_variant_is_in_the_plan_and_names_its_run():
     used = {config for run in runs_of("ablations.yaml").values() for config in run.configs}
-    assert {f"configs/overlays/ablations/{path.name}" for path in ARMS.glob("*.yaml")} <= used
-    assert all(yaml.safe_load(path.read_text())["shared"]["run"] == f"runs/{path.stem}" for path in ARMS.glob("*.yaml"))
+    assert {f"configs/overlays/ablations/{path.name}" for path in VARIANTS.glob("*.yaml")} <= used
+    assert all(yaml.safe_load(path.read_text())["shared"]["run"] == f"runs/{path.stem}" for path in VARIANTS.glob("*.yaml"))
 
 
 def test_the_rows_of_the_ablations_are_told_apart():
     plan = AblationPlan.read(STUDIES / "ablations.yaml")
-    rows = [row for arm in plan.arms.values() for row in arm.rows.values()]
+    rows = [row for variant in plan.variants.values() for row in variant.rows.values()]
     assert len(set(rows)) == len(rows)
-    assert {*plan.segment_tokens, *(arm.against for arm in plan.arms.values())} <= set(rows) and set(plan.learning_curves) <= plan.arms.keys()
+    assert {*plan.segment_tokens, *(variant.reference for variant in plan.variants.values())} <= set(rows) and set(plan.learning_curves) <= plan.variants.keys()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def tiny_quickstart(folder: Path) -> Quickstart:
 
 
 def scenes_and_segmenter(folder: Path) -> dict[str, str]:
-    """What arms share, made by the first stages of the quickstart in `folder`: the paths of shards, weights and segmenter."""
+    """What variants share, made by the first stages of the quickstart in `folder`: the paths of shards, weights and segmenter."""
     quickstart = tiny_quickstart(folder)
     fetch("shapes", folder / "cache", quickstart.console)
     shards = folder / "data" / "shards"

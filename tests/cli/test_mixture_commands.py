@@ -43,14 +43,14 @@ def test_a_model_is_trained_and_tested_on_the_mixture(shared: dict[str, str], tm
     assert main(["fit", *arguments(name, shared, tmp_path)]) == 0
     assert main(["test", *arguments(name, shared, tmp_path), f"--ckpt_path={tmp_path / name / 'checkpoints/last.ckpt'}"]) == 0
     report = json.loads((tmp_path / name / "report.json").read_text())
-    results, guesses = report["results"], report["chance"]
+    results, chance_levels = report["results"], report["chance"]
     assert {task for task in results if task.startswith("mmeb")} == {f"mmeb_{task.name}/test" for task in TASKS}
     for task, modes in results.items():
         text_alone = task == "mmeb_CaptionMini_t2i/test"
         shown = {"no_prompt"} if task.startswith("mmeb") else {"box"}
         assert set(modes) == {*shown, "set_blind"} | (set() if text_alone else {"blind"})
         assert all(row["n"] == (4 if task.startswith("mmeb") else 6) and "hit@1" in row["standard_error"] for row in modes.values())
-    assert guesses["mmeb_GroundingMini/test"]["hit@1"] == pytest.approx(1 / 16) and guesses["scar_mini/test_seen"]["hit@1"] == pytest.approx(0.1)
+    assert chance_levels["mmeb_GroundingMini/test"]["hit@1"] == pytest.approx(1 / 16) and chance_levels["scar_mini/test_seen"]["hit@1"] == pytest.approx(0.1)
     assert "mmeb_KindMini/test" in (tmp_path / name / "report.md").read_text()
 
 

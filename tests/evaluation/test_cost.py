@@ -24,8 +24,16 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 def test_every_kind_of_query_is_measured(embedder, monkeypatch):
     towers = []
     encode = embedder.model.segmentation.backbone.image_features
-    monkeypatch.setattr(embedder.model.segmentation.backbone, "image_features", lambda pixels: towers.append(len(pixels)) or encode(pixels))
-    found = json.loads(json.dumps(cost.measure_cost(embedder, torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8), rows=2, repeats=1)))
+    monkeypatch.setattr(
+        embedder.model.segmentation.backbone,
+        "image_features",
+        lambda pixels: towers.append(len(pixels)) or encode(pixels),
+    )
+    found = json.loads(
+        json.dumps(
+            cost.measure_cost(embedder, torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8), rows=2, repeats=1)
+        )
+    )
     assert set(found["modes"]) == {"text", "picture", "point", "box", "mask", "crop"}
     for mode, row in found["modes"].items():
         assert row["first_s"] > 0 and row["rows_per_second"] > 0
@@ -45,7 +53,11 @@ def test_every_number_is_a_query_of_its_own(mode):
     picture = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
     queries = [cost.QUERIES[mode](picture, number) for number in range(6)]
     told = {
-        (query.text, *(part.numpy().tobytes() for p in query.prompts for part in (p.boxes, p.points, p.masks)), *(i.shape for i in query.images))
+        (
+            query.text,
+            *(part.numpy().tobytes() for p in query.prompts for part in (p.boxes, p.points, p.masks)),
+            *(i.shape for i in query.images),
+        )
         for query in queries
     }
     assert len(told) == 6

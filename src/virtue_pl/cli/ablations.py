@@ -10,23 +10,28 @@ from pathlib import Path
 def main(argv: list[str]) -> int:
     """Does what is left of the plan, and prints the tables."""
     arguments = _parser().parse_args(argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait make everything crawl beside another program
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that spin while they wait make everything crawl beside another program
     from rich.console import Console
 
     from virtue_pl.app.ablations import AblationPlan, Ablations
     from virtue_pl.cli import lightning
 
-    Ablations(AblationPlan.read(arguments.plan), arguments.out, lightning.main, Console())(arguments.arms)
+    Ablations(AblationPlan.read(arguments.plan), arguments.out, lightning.main, Console())(arguments.variants)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl ablations",
-        description="Trains and tests the arms of a study, on what the quickstart left, and writes tables with intervals, paired differences and plots.",
+        description="Trains and tests the variants of a study, on what the quickstart left, and writes tables "
+        "with intervals, paired differences and plots.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--plan", default="configs/studies/ablations.yaml", help="arms, seeds, rows of the tables")
+    parser.add_argument("--plan", default="configs/studies/ablations.yaml", help="variants, seeds, rows of the tables")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="runs, report and plots")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", default=[], help="do and report only these, instead of all")
+    parser.add_argument(
+        "--variants", nargs="+", metavar="VARIANT", default=[], help="do and report only these, instead of all"
+    )
     return parser

@@ -24,6 +24,7 @@ from virtue_pl.types import VirtueError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no report of a checkpoint's unused head
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 still calls the names that jsonargparse 5 will drop
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
 STOPPED_BY_SIGTERM = 143
 

@@ -44,7 +44,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
     "results": {
         "eval": Command("virtue_pl.cli.evaluate", "a model on the sets of SCaR and MMEB, with a report"),
-        "ablations": Command("virtue_pl.cli.ablations", "train the arms of a study, compare and plot them"),
+        "ablations": Command("virtue_pl.cli.ablations", "train the variants of a study, compare and plot them"),
         "robustness": Command("virtue_pl.cli.robustness", "what imprecise boxes, clicks and masks cost a model"),
         "compare": Command("virtue_pl.cli.compare", "tested runs side by side, with intervals and paired differences"),
     },

@@ -10,7 +10,9 @@ from pathlib import Path
 def main(argv: list[str]) -> int:
     """Does what is left of the plan, and prints the table."""
     arguments = _parser().parse_args(argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait make everything crawl beside another program
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that spin while they wait make everything crawl beside another program
     from dataclasses import replace
 
     from rich.console import Console
@@ -29,7 +31,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl quickstart",
-        description="Fetches pictures and weights, writes scenes and shards, trains a segmenter and two embedders, tests them and prints one table.",
+        description="Fetches pictures and weights, writes scenes and shards, trains a segmenter and two "
+        "embedders, tests them and prints one table.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--plan", default="configs/studies/quickstart.yaml", help="sizes, configs and rows of the table")

@@ -1,23 +1,28 @@
-"""`virtue-pl robustness --model FOLDER --shards FOLDER --out FOLDER`: what imprecise prompts cost, and which ways to point are alike."""
+"""`virtue-pl robustness --model FOLDER --shards FOLDER --out FOLDER`: what imprecise prompts cost, and which prompts
+are alike.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from virtue_pl.cli.dataclass_options import add_options, read_options
+from virtue_pl.evaluation.settings import LoadingOptions, RobustnessOptions
 
 if TYPE_CHECKING:
     from virtue_pl.types import RankingSample
 
-NEIGHBOURS = "neighbours"
-"""The kind that asks whether embeddings of a region lie together however it is pointed at."""
+PROMPT_CONSISTENCY = "prompt_consistency"
+"""The kind that asks whether embeddings of a region lie together whatever prompt points at it."""
 GROUP = 8
 """Samples, with all their prompts, that are embedded together."""
 
 
 def main(argv: list[str]) -> int:
-    """Prints the tables; writes robustness.json and a curve for each kind."""
+    """Print the tables; write robustness.json and a curve for each kind. Returns the exit code."""
     arguments = _parser().parse_args(argv)
     import os
 
@@ -26,77 +31,106 @@ def main(argv: list[str]) -> int:
     from rich.progress import track
 
     from virtue_pl.embedder import Embedder
-    from virtue_pl.evaluation.disturbances import DISTURBANCES
-    from virtue_pl.evaluation.neighbours import Neighbours, neighbour_tables, neighbours
+    from virtue_pl.evaluation.perturbations import PERTURBATIONS
+    from virtue_pl.evaluation.prompt_consistency import (
+        PromptConsistency,
+        prompt_consistency,
+        prompt_consistency_tables,
+    )
     from virtue_pl.evaluation.report import context, write_json
     from virtue_pl.evaluation.robustness import Robustness, robustness, robustness_tables
     from virtue_pl.evaluation.robustness_plots import plot_robustness
     from virtue_pl.evaluation.tables import TerminalTable
 
+    options, loading = read_options(RobustnessOptions, arguments), read_options(LoadingOptions, arguments)
     sets = folders(arguments.shards)
-    passes = [track(ranking_samples(sets, arguments.limit), what, console=Console(stderr=True)) for what in ("imprecise prompts", "other prompts")]
-    options = {"device": arguments.device, "dtype": arguments.dtype, "batch_size": arguments.batch_size, "cached_pictures": 2 * GROUP}
-    embedder = Embedder.from_pretrained(arguments.model, sam_checkpoint=arguments.sam_checkpoint, **options)
-    kinds = arguments.kinds or (*DISTURBANCES, NEIGHBOURS)
-    found, near = Robustness(), Neighbours()
-    if disturbed := [kind for kind in kinds if kind != NEIGHBOURS]:
-        found = robustness(embedder.embed, passes[0], disturbed, arguments.seed, group=GROUP)
-    if NEIGHBOURS in kinds:
-        near = neighbours(embedder.embed, passes[1], embedder.masks)
-    for table in (*robustness_tables(found.as_json()), *neighbour_tables(near)):
+    passes = [
+        track(ranking_samples(sets, options.limit), title, console=Console(stderr=True))
+        for title in ("imprecise prompts", "other prompts")
+    ]
+    embedder = Embedder.from_pretrained(
+        arguments.model,
+        device=options.device,
+        batch_size=options.batch_size,
+        cached_pictures=2 * GROUP,
+        **vars(loading),
+    )
+    kinds: tuple[str, ...] = options.kinds or (*PERTURBATIONS, PROMPT_CONSISTENCY)
+    found, consistency = Robustness(), PromptConsistency()
+    if perturbations := [kind for kind in kinds if kind != PROMPT_CONSISTENCY]:
+        found = robustness(embedder.embed, passes[0], perturbations, options.seed, group=GROUP)
+    if PROMPT_CONSISTENCY in kinds:
+        consistency = prompt_consistency(embedder.embed, passes[1], embedder.masks)
+    for table in (*robustness_tables(found.as_json()), *prompt_consistency_tables(consistency)):
         Console().print(TerminalTable(f"{table.title}; {table.caption}", table.cells))
-    about = {"model": str(arguments.model), "shards": arguments.shards, "limit": arguments.limit, "without_region": found.without_region}
-    about |= {"neighbours": near.as_json(), "without_other_region": near.alone}
-    write_json(arguments.out / "robustness.json", {"tasks": found.as_json(), **about, "context": context(seed=arguments.seed)})
-    if not arguments.no_plots:
+    report = {
+        "tasks": found.as_json(),
+        "model": str(arguments.model),
+        "shards": arguments.shards,
+        "limit": options.limit,
+        "without_region": found.without_region,
+        "neighbours": consistency.as_json(),
+        "without_other_region": consistency.without_other_region,
+        "context": context(seed=options.seed),
+    }
+    write_json(arguments.out / "robustness.json", report)
+    if options.plots:
         plot_robustness(found, arguments.out)
     return 0
 
 
-def folders(given: list[str]) -> dict[str, str]:
-    """Folders of shards by name: as NAME=FOLDER says, or else the folder's own."""
-    from virtue_pl.types import VirtueError
+def folders(shards: list[str]) -> dict[str, str]:
+    """Return folders of shards by name: as NAME=FOLDER says, or else the folder's own.
 
-    named = [(entry.partition("=")[0], entry.partition("=")[2]) if "=" in entry else (Path(entry).name, entry) for entry in given]
+    Raises VirtueError for a name given twice.
+    """
+    named = [
+        (entry.partition("=")[0], entry.partition("=")[2]) if "=" in entry else (Path(entry).name, entry)
+        for entry in shards
+    ]
     if len(dict(named)) < len(named):
-        raise VirtueError(f"shards: {', '.join(given)} name a set twice, expected each once: write NAME=FOLDER")
+        from virtue_pl.types import VirtueError
+
+        names = ", ".join(shards)
+        raise VirtueError(f"shards: {names} name a set twice, expected each once: write NAME=FOLDER")
     return dict(named)
 
 
 def ranking_samples(folders: Mapping[str, str], limit: int | None) -> Iterator[RankingSample]:
-    """Every sample of the folders once, of each at most about `limit`. Raises VirtueError at once for a folder without shards."""
+    """Return every sample of the folders once, of each at most about `limit`.
+
+    Raises VirtueError at once for a folder without shards.
+    """
     from virtue_pl.data.loader import RankingStream
     from virtue_pl.data.scar import SCaRDataModule
 
     data = SCaRDataModule(test=dict(folders), test_rows=limit)
-    options: dict[str, Any] = {"batch_size": GROUP, "rows": limit, "max_pixels": data.reader.max_pixels}
-    stream = RankingStream(data.test_folders, data.to_sample, list, **options, reader=data.reader_info())
+    stream = RankingStream(
+        data.test_folders,
+        data.to_sample,
+        list,
+        batch_size=GROUP,
+        rows=limit,
+        max_pixels=data.reader.max_pixels,
+        reader=data.reader_info(),
+    )
     return (sample for batch in stream.samples(stream.reader, stream.log) for sample in batch)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl robustness",
-        description="Ranks every query with boxes that are jittered and scaled, clicks that are off, and masks that are eroded, dilated and half hidden. "
-        "Then points at each region with a click, its mask, the model's own mask and its filled box, and says whether that is nearer to its box "
-        "than any other region of the picture. Writes robustness.json and robustness_KIND.png.",
+        description="Ranks every query with boxes that are jittered and scaled, clicks that are off, and masks that "
+        "are eroded, dilated and half hidden. Then points at each region with a click, its mask, the model's own mask "
+        "and its filled box, and says whether that is nearer to its box than any other region of the picture. "
+        "Writes robustness.json and robustness_KIND.png.",
     )
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="an exported or published folder, a hub name, or a run's checkpoint (.ckpt)")
-    parser.add_argument(
-        "--shards", required=True, nargs="+", metavar="[NAME=]FOLDER", help="evaluation shards with regions, as `virtue-pl shards scar` writes them"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the numbers and the curves go")
-    parser.add_argument(
-        "--kinds",
-        nargs="+",
-        metavar="KIND",
-        help="some of box_jitter, box_scale, click_offset, mask_erosion, mask_dilation, mask_cover, neighbours; default all",
-    )
-    parser.add_argument("--limit", type=int, help="of each set only the first pictures, as many as have so many rows")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
-    parser.add_argument("--sam-checkpoint", type=Path, help="SAM's checkpoint of a published release, or the folder that it is in")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ...; by default a GPU where there is one")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
-    parser.add_argument("--batch-size", type=int, default=32, help="queries that are encoded at once (default 32)")
-    parser.add_argument("--no-plots", action="store_true", help="numbers alone, without matplotlib")
+    model = "an exported or published folder, a hub name, or a run's checkpoint (.ckpt)"
+    shards = "evaluation shards with regions, as `virtue-pl shards scar` writes them"
+    out = "where the numbers and the curves go"
+    parser.add_argument("--model", required=True, metavar="FOLDER", help=model)
+    parser.add_argument("--shards", required=True, nargs="+", metavar="[NAME=]FOLDER", help=shards)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=out)
+    add_options(parser, RobustnessOptions)
+    add_options(parser, LoadingOptions)
     return parser

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from virtue_pl.data.evaluation_files import asked_for, find_set, missing_sets
+from virtue_pl.data.evaluation_options import EvaluationDataOptions
 from virtue_pl.data.evaluation_pictures import PictureLibrary
 from virtue_pl.data.evaluation_plan import EvaluationPlan, make_plan
 from virtue_pl.data.evaluation_rows import RowReader
@@ -28,13 +29,7 @@ class EvaluationDataModule(LightningDataModule):
     Args:
         root: a folder of folders of shards, or an official one: parquet files in it, in `data/`, `instruct/SET` or `v1/SET`, pictures in `images/`.
         sets: "scar", "mmeb", "scar_mini", "mmeb_mini" or names of their sets.
-        form: of MMEB's files, where both are there: "instruct" (instructions in columns of their own) or "v1" (one string).
-        resize_to_square: every image is made a square of so many pixels a side first, as the published evaluation may do (1344); default none.
-        limit: of each set only the first rows, for a try.
-        allow_missing: sets whose files are missing are left out of averages, and the report says so; or else they stop the run.
-        images: folders to look for pictures in, before those of the layout.
-        batch_size: inputs read at once.
-        num_workers: data workers a process; 0 reads in the process itself.
+        options: which rows are read, and how.
         max_pixels: larger pictures are refused.
     """
 
@@ -42,27 +37,17 @@ class EvaluationDataModule(LightningDataModule):
         self,
         root: str,
         sets: list[str],
-        form: Literal["instruct", "v1"] | None = None,
-        resize_to_square: int | None = None,
-        limit: int | None = None,
-        allow_missing: bool = False,
-        images: list[str] | None = None,
-        batch_size: int = 16,
-        num_workers: int = 0,
+        options: EvaluationDataOptions = EvaluationDataOptions(),  # noqa: B008  # frozen
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__()
-        check_counts({"limit": limit, "batch_size": batch_size, "max_pixels": max_pixels, "resize_to_square": resize_to_square})
-        check_counts({"num_workers": num_workers}, minimum=0)
+        check_counts({"limit": options.limit, "batch_size": options.batch_size, "max_pixels": max_pixels})
+        check_counts({"resize_to_square": options.resize_to_square})
+        check_counts({"num_workers": options.num_workers}, minimum=0)
         self.root = Path(root)
         self.sets = list(sets)
-        self.form = form
-        self.limit = limit
-        self.allow_missing = allow_missing
-        self.images = [Path(folder) for folder in images or ()]
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.library = PictureLibrary(resize_to_square, max_pixels)
+        self.options = options
+        self.library = PictureLibrary(options.resize_to_square, max_pixels)
         self._preprocess: InputPreprocess | None = None
 
     def connect(self, preprocess: InputPreprocess) -> None:
@@ -74,7 +59,7 @@ class EvaluationDataModule(LightningDataModule):
         """Every set's rows and the distinct inputs among them. Raises VirtueError for missing files and for a row that cannot be ranked."""
         query = self._connected().query
         found, missing = self.read_sets()
-        return make_plan(found, query, self.library.sizes, missing, self.batch_size)
+        return make_plan(found, query, self.library.sizes, missing, self.options.batch_size)
 
     def _connected(self) -> InputPreprocess:
         if self._preprocess is None:
@@ -85,9 +70,10 @@ class EvaluationDataModule(LightningDataModule):
         """The rows of every set that is there, and why others are not."""
         if not self.root.is_dir():
             raise VirtueError(f"--data {self.root}: there is no such folder")
-        files = {about: find_set(self.root, about, self.form, self.images) for about in asked_for(self.sets)}
+        options, images = self.options, [Path(folder) for folder in self.options.images]
+        files = {about: find_set(self.root, about, options.form, images) for about in asked_for(self.sets)}
         missing = {about.name: "no files" for about, place in files.items() if place is None}
-        if len(missing) == len(files) or (missing and not self.allow_missing):
+        if len(missing) == len(files) or (missing and not options.allow_missing):
             hint = "" if len(missing) == len(files) else "; give --allow-missing to evaluate the others"
             raise VirtueError(missing_sets(self.root, missing) + hint)
         reader = RowReader(self.library)
@@ -96,9 +82,9 @@ class EvaluationDataModule(LightningDataModule):
             if place is None:
                 continue
             try:
-                rows = list(reader.read(place, self.limit)) if place.shards is None else shard_rows(place, reader, self.limit)
+                rows = list(reader.read(place, options.limit)) if place.shards is None else shard_rows(place, reader, options.limit)
             except DataError as error:
-                if not (self.allow_missing and error.problem.startswith("missing picture")):
+                if not (options.allow_missing and error.problem.startswith("missing picture")):
                     raise
                 missing[about.name] = str(error)
                 continue
@@ -110,7 +96,7 @@ class EvaluationDataModule(LightningDataModule):
     def test_dataloader(self) -> PlannedLoader:
         trainer = self.trainer
         reader = ReaderInfo() if trainer is None else ReaderInfo(trainer.global_rank, trainer.world_size)
-        return PlannedLoader(PlannedBatches(self.plan, self.library, self._connected(), reader), self.num_workers)
+        return PlannedLoader(PlannedBatches(self.plan, self.library, self._connected(), reader), self.options.num_workers)
 
     def fingerprint(self) -> str:
         return self.plan.fingerprint()

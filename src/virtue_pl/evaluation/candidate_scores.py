@@ -1,7 +1,7 @@
-"""Every row's candidates scored and put in order, whether rows share their candidates or not.
+"""Scores and orders of every row's candidates, whether rows share their candidates or not.
 
-Cosines are added up in float64 and rounded once, so that they depend neither on which rows are ranked together, nor in which process,
-and equal embeddings score alike.
+Cosines are added up in float64 and rounded once, so that they depend neither on which rows are ranked together, nor in
+which process, and equal embeddings score alike.
 """
 
 from __future__ import annotations
@@ -16,53 +16,75 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 POOL_AT_ONCE, NUMBERS_AT_ONCE = 8192, 1_000_000
-"""Bounds of what is copied at once: embeddings of a pool, and numbers in those of candidates that rows do not share."""
+"""Bounds of what is copied at once: embeddings of a pool; numbers in embeddings of candidates that rows do not share.
+"""
 SHARED = 8
-"""A pool is scored as a whole where that is at most so many times as many scores as are asked for: a product of matrices costs less than copies."""
-FULL_LISTS, KEPT = 10_000, 1000
-"""Lines of predictions.jsonl are complete up to so many candidates; of more, the best `KEPT` are in it."""
+"""A pool is scored as a whole where that is at most so many times as many scores as are asked for: a product of
+matrices costs less than copies.
+"""
+MAX_LISTED = 1000
+"""Candidates in a line of predictions.jsonl whose list is cut."""
 DECIMALS = 7
 PLACE_BITS = 31
 
 
 def cosines(
-    queries: Float[Tensor, "rows dim"], candidates: Sequence[Int[Tensor, " candidates"]], embeddings: Float[Tensor, "inputs dim"]
+    queries: Float[Tensor, "rows dim"],
+    candidates: Sequence[Int[Tensor, " candidates"]],
+    embeddings: Float[Tensor, "inputs dim"],
 ) -> list[Float[Tensor, " candidates"]]:
-    """Of each query with its candidates, which are rows of `embeddings`, in their order."""
+    """Return each query's cosines with its candidates, which are row indices of `embeddings`, in their order."""
     flat, lengths = torch.cat(list(candidates)), [len(each) for each in candidates]
     seen = torch.zeros(len(embeddings), dtype=torch.bool)
     seen[flat] = True
     pool = seen.nonzero().flatten()
     if len(pool) * len(queries) > SHARED * len(flat):
-        return list(of_own(queries, flat, lengths, embeddings))
+        return list(score_own_lists(queries, flat, lengths, embeddings))
     place = torch.zeros(len(embeddings), dtype=torch.long)
     place[pool] = torch.arange(len(pool))
-    scores = of_pool(queries, pool, embeddings)
+    scores = score_pool(queries, pool, embeddings)
     return [row[places] for row, places in zip(scores, place[flat].split(lengths), strict=True)]
 
 
-def of_pool(queries: Float[Tensor, "rows dim"], pool: Int[Tensor, " pool"], embeddings: Float[Tensor, "inputs dim"]) -> Float[Tensor, "rows pool"]:
-    """Every query with every candidate of the pool."""
-    asked, scores = queries.double().T, torch.empty(len(pool), len(queries))
+def score_pool(
+    queries: Float[Tensor, "rows dim"], pool: Int[Tensor, " pool"], embeddings: Float[Tensor, "inputs dim"]
+) -> Float[Tensor, "rows pool"]:
+    """Return the scores of every query with every candidate of the pool."""
+    columns, scores = queries.double().T, torch.empty(len(pool), len(queries))
     for start in range(0, len(pool), POOL_AT_ONCE):
-        scores[start : start + POOL_AT_ONCE] = embeddings[pool[start : start + POOL_AT_ONCE]].double() @ asked
+        scores[start : start + POOL_AT_ONCE] = embeddings[pool[start : start + POOL_AT_ONCE]].double() @ columns
     return scores.T.contiguous()
 
 
-def of_own(
-    queries: Float[Tensor, "rows dim"], flat: Int[Tensor, " scores"], lengths: Sequence[int], embeddings: Float[Tensor, "inputs dim"]
+def score_own_lists(
+    queries: Float[Tensor, "rows dim"],
+    flat: Int[Tensor, " scores"],
+    lengths: Sequence[int],
+    embeddings: Float[Tensor, "inputs dim"],
 ) -> Iterator[Float[Tensor, " candidates"]]:
-    """Every query with candidates of its own; `flat` has those of all queries."""
+    """Return the scores of every query with candidates of its own; `flat` has those of all queries, one query after the
+    other.
+    """
     rows, size = torch.repeat_interleave(torch.tensor(lengths)), max(1, NUMBERS_AT_ONCE // max(1, embeddings.shape[1]))
     parts = zip(flat.split(size), rows.split(size), strict=True)
-    return iter(torch.cat([torch.linalg.vecdot(embeddings[chosen].double(), queries[asking].double()).float() for chosen, asking in parts]).split(lengths))
+    return iter(
+        torch.cat(
+            [
+                torch.linalg.vecdot(embeddings[chosen].double(), queries[asking].double()).float()
+                for chosen, asking in parts
+            ]
+        ).split(lengths)
+    )
 
 
-def best_first(scores: Float[Tensor, "rows candidates"], count: int | None = None) -> Int[np.ndarray, "rows count"]:
-    """The places of every row's candidates from the best to the worst, or the first `count` of them; equal ones keep their order, but the
-    first, which is the right one, comes last of its equals. Scores are numbers, or -inf where a row is shorter.
+def rank_by_score(scores: Float[Tensor, "rows candidates"], count: int | None = None) -> Int[np.ndarray, "rows count"]:
+    """Return the indices of every row's candidates from the best to the worst, or the first `count` of them.
 
-    One integer holds a score, as bits that rise where the score falls, and a place: sorting these is several times faster than a stable argsort.
+    Equal ones keep their order, but the first, which is the right one, comes last of its equals. Scores are numbers, or
+    -inf where a row is shorter.
+
+    One integer holds a score, as bits that rise where the score falls, and a place: sorting these is several times
+    faster than a stable argsort.
     """
     bits = (scores.float() + 0.0).numpy().view(np.int32).astype(np.int64)  # +0.0: the two zeros are equal
     keys = np.where(bits < 0, bits + (1 << 32), 0x7FFFFFFF - bits) << PLACE_BITS
@@ -73,24 +95,29 @@ def best_first(scores: Float[Tensor, "rows candidates"], count: int | None = Non
     return np.where(found == scores.shape[1], 0, found)
 
 
-def listings(scores: Sequence[Float[Tensor, " candidates"]], full_lists: int) -> Iterator[dict[str, Any]]:
-    """What a line of predictions.jsonl says of each row's scores.
+def prediction_lists(scores: Sequence[Float[Tensor, " candidates"]], full_lists: int) -> Iterator[dict[str, Any]]:
+    """Return what a line of predictions.jsonl says of each row's scores.
 
-    ranking: candidates' places from best to worst; scores: in the candidates' order. Of more than `full_lists` candidates the best `KEPT` alone
-    are in `ranking`, and instead of all scores there are `ranking_scores`, in the order of `ranking`, and `gold_score`.
+    ranking: candidates' places from best to worst; scores: in the candidates' order. Of more than `full_lists`
+    candidates the best `MAX_LISTED` alone are in `ranking`, and instead of all scores there are `ranking_scores`, in
+    the order of `ranking`, and `gold_score`.
     """
     if max(map(len, scores), default=0) > full_lists:
-        yield from (listing(row, full_lists) for row in scores)
+        yield from (prediction_list(row, full_lists) for row in scores)
         return
     padded = pad_sequence(list(scores), batch_first=True, padding_value=float("-inf"))
     found = np.round(padded.double().numpy(), DECIMALS)
-    for row, order, rounded in zip(scores, best_first(padded), found, strict=True):
+    for row, order, rounded in zip(scores, rank_by_score(padded), found, strict=True):
         yield {"ranking": order[order < len(row)].tolist(), "scores": rounded[: len(row)].tolist()}
 
 
-def listing(scores: Float[Tensor, " candidates"], full_lists: int) -> dict[str, Any]:
+def prediction_list(scores: Float[Tensor, " candidates"], full_lists: int) -> dict[str, Any]:
+    """Return what a line says of one row's scores, see `prediction_lists`."""
     cut = len(scores) > full_lists
-    ranking, rounded = best_first(scores[None], KEPT if cut else None)[0], np.round(scores.double().numpy(), DECIMALS)
+    ranking, rounded = (
+        rank_by_score(scores[None], MAX_LISTED if cut else None)[0],
+        np.round(scores.double().numpy(), DECIMALS),
+    )
     if not cut:
         return {"ranking": ranking.tolist(), "scores": rounded.tolist()}
     return {"ranking": ranking.tolist(), "ranking_scores": rounded[ranking].tolist(), "gold_score": float(rounded[0])}

@@ -1,4 +1,4 @@
-"""What embedding costs: latency of a picture's first and next prompt, throughput and peak memory, by kind of query."""
+"""Cost of embedding: latency of an image's first and next prompt, throughput and peak memory, by kind of query."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from virtue_pl.embedder import Embedder
-from virtue_pl.evaluation.tables import Grid, Titled
+from virtue_pl.evaluation.tables import Grid, TitledTable
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 QUESTION = "Find the caption that best describes the object."
 PROCESS = Path("/proc/self")
 
 
-def measure_cost(embedder: Embedder, picture: UInt8[Tensor, "3 height width"], rows: int = 8, repeats: int = 5) -> dict[str, Any]:
-    """The cost of every kind of query on a picture like the given one, as JSON: device, dtype, threads, picture, and by mode
+def measure_cost(
+    embedder: Embedder, picture: UInt8[Tensor, "3 height width"], rows: int = 8, repeats: int = 5
+) -> dict[str, Any]:
+    """Measure the cost of every kind of query on an image like the given one. Returns, for JSON, device, dtype,
+    threads, picture, and by mode
 
-    first_s, next_s: seconds of one query on a picture that was not seen, and of another on one that was (median of `repeats`); the
-        latter is null for texts. rows_per_second: of `rows` different pictures at once. peak_memory_bytes: what the device had allocated
-        at most, or on a CPU the process's resident memory; null where the system does not tell.
-    Every query passes through `Embedder.embed`, and is prepared within the time. "crop" shows the region alone as a picture: the baseline.
+    first_s, next_s: seconds of one query on a picture that was not seen, and of another on one that was (median of
+        `repeats`); the latter is null for texts. rows_per_second: of `rows` different pictures at once.
+        peak_memory_bytes: what the device had allocated at most, or on a CPU the process's resident memory; null where
+        the system does not tell.
+
+    Every query passes through `Embedder.embed`, and is prepared within the time. "crop" shows the region alone as an
+    image: the baseline. Raises VirtueError for fewer than one row or repeat.
     """
     if rows < 1 or repeats < 1:
         raise VirtueError(f"rows is {rows}, repeats {repeats}, expected at least 1 each")
@@ -39,22 +45,30 @@ def measure_cost(embedder: Embedder, picture: UInt8[Tensor, "3 height width"], r
         "rows": rows,
         "repeats": repeats,
     }
-    return {**about, "modes": {mode: mode_cost(embedder, query, picture, rows, repeats) for mode, query in QUERIES.items()}}
+    return {
+        **about,
+        "modes": {mode: mode_cost(embedder, query, picture, rows, repeats) for mode, query in QUERIES.items()},
+    }
 
 
 Query = Callable[[Tensor, int], EmbeddingInput]
-"""The query of a number, whose prompt or text is its own, on a picture."""
+"""(image, number) -> a query on the image, whose prompt or text is that number's own"""
 
 
-def mode_cost(embedder: Embedder, query: Query, picture: UInt8[Tensor, "3 height width"], rows: int, repeats: int) -> dict[str, float | int | None]:
+def mode_cost(
+    embedder: Embedder, query: Query, picture: UInt8[Tensor, "3 height width"], rows: int, repeats: int
+) -> dict[str, float | int | None]:
+    """Measure one kind of query, after one that warms up."""
     others = [picture.roll(number + 1, dims=2) for number in range(rows)]
     embedder.embed([query(picture, 0)])
     with peak_memory(embedder.device) as peak:
         first, following, together = [], [], []
         for number in range(repeats):
-            first.append(seconds(embedder, [query(picture, 2 * number)], forget=True))
-            following.append(seconds(embedder, [query(picture, 2 * number + 1)], forget=False))
-            together.append(seconds(embedder, [query(other, number) for number, other in enumerate(others)], forget=True))
+            first.append(embedding_seconds(embedder, [query(picture, 2 * number)], forget=True))
+            following.append(embedding_seconds(embedder, [query(picture, 2 * number + 1)], forget=False))
+            together.append(
+                embedding_seconds(embedder, [query(other, number) for number, other in enumerate(others)], forget=True)
+            )
     return {
         "first_s": statistics.median(first),
         "next_s": statistics.median(following) if query(picture, 0).images else None,
@@ -63,8 +77,8 @@ def mode_cost(embedder: Embedder, query: Query, picture: UInt8[Tensor, "3 height
     }
 
 
-def seconds(embedder: Embedder, items: Sequence[EmbeddingInput], forget: bool) -> float:
-    """How long embedding takes; `forget`: on pictures that were not seen."""
+def embedding_seconds(embedder: Embedder, items: Sequence[EmbeddingInput], forget: bool) -> float:
+    """Return how long embedding takes, in seconds. forget: on images that were not seen."""
     if forget:
         embedder.recent.clear()
     start = time.perf_counter()
@@ -72,43 +86,55 @@ def seconds(embedder: Embedder, items: Sequence[EmbeddingInput], forget: bool) -
     return time.perf_counter() - start
 
 
-def side(number: int) -> float:
-    """Half of a region's side, as a share of the picture's, other for every number: from 0.1 to 0.4."""
+def half_side(number: int) -> float:
+    """Return half of a region's side as a share of the image's, another for every number: from 0.1 to 0.4."""
     return 0.1 + 0.3 * ((number * 0.618034) % 1)
 
 
 def text_query(picture: Tensor, number: int) -> EmbeddingInput:
+    """Return a caption without an image."""
     return EmbeddingInput(f"A caption of an object in its place, number {number}.")
 
 
 def picture_query(picture: Tensor, number: int) -> EmbeddingInput:
+    """Return a query on the whole image."""
     return EmbeddingInput(f"{QUESTION} {number}", (picture,))
 
 
 def point_query(picture: Tensor, number: int) -> EmbeddingInput:
-    return EmbeddingInput(QUESTION, (picture,), VisualPrompt(points=torch.full((1, 2), side(number)), point_labels=torch.ones(1, dtype=torch.long)))
+    """Return a query with a click."""
+    return EmbeddingInput(
+        QUESTION,
+        (picture,),
+        VisualPrompt(points=torch.full((1, 2), half_side(number)), point_labels=torch.ones(1, dtype=torch.long)),
+    )
 
 
 def box_query(picture: Tensor, number: int) -> EmbeddingInput:
-    half = side(number)
-    return EmbeddingInput(QUESTION, (picture,), VisualPrompt(boxes=torch.tensor([[0.5 - half, 0.5 - half, 0.5 + half, 0.5 + half]])))
+    """Return a query with a box in the middle."""
+    half = half_side(number)
+    return EmbeddingInput(
+        QUESTION, (picture,), VisualPrompt(boxes=torch.tensor([[0.5 - half, 0.5 - half, 0.5 + half, 0.5 + half]]))
+    )
 
 
 def mask_query(picture: Tensor, number: int) -> EmbeddingInput:
+    """Return a query with a mask in the middle."""
     mask = torch.zeros(1, *picture.shape[1:], dtype=torch.bool)
     mask[(slice(None), *region(picture, number))] = True
     return EmbeddingInput(QUESTION, (picture,), VisualPrompt(masks=mask))
 
 
 def crop_query(picture: Tensor, number: int) -> EmbeddingInput:
+    """Return a query on the region in the middle, cut out."""
     rows, columns = region(picture, number)
     return EmbeddingInput(QUESTION, (picture[:, rows, columns].contiguous(),))
 
 
 def region(picture: Tensor, number: int) -> tuple[slice, slice]:
-    """Rows and columns of the region in the middle."""
+    """Return rows and columns of the region in the middle."""
     height, width = picture.shape[1:]
-    half = side(number)
+    half = half_side(number)
     rows, columns = (slice(int((0.5 - half) * length), int((0.5 + half) * length)) for length in (height, width))
     return rows, columns
 
@@ -125,7 +151,7 @@ QUERIES: dict[str, Query] = {
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[dict[str, int]]:
-    """Afterwards the dictionary's "bytes" says how much was taken at most; it is left out where the system does not tell."""
+    """Measure the peak of allocated memory: afterwards the dictionary has "bytes", unless the system does not tell."""
     found: dict[str, int] = {}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -142,21 +168,33 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, int]]:
     found["bytes"] = int(lines["VmHWM"].split()[0]) * 1024
 
 
-def cost_table(cost: Mapping[str, Any]) -> Titled:
-    """The cost as a table for a report."""
+def cost_table(cost: Mapping[str, Any]) -> TitledTable:
+    """Return the cost as a table for a report."""
     lines = [[mode, *figures(row)] for mode, row in cost["modes"].items()]
     width, height = cost["picture"]
-    where = f"{cost['device']}, {counted(cost['threads'], 'thread')}" if cost["device"] == "cpu" else cost["device"]
-    caption = f"{where}, {cost['dtype']}, pictures of {width}x{height}, {cost['rows']} queries at once, median of {cost['repeats']}"
-    return Titled("Cost", Grid(["query", "first prompt, ms", "next prompt, ms", "queries a second", "peak memory, MiB"], lines, set()), caption)
+    where = (
+        f"{cost['device']}, {count_phrase(cost['threads'], 'thread')}" if cost["device"] == "cpu" else cost["device"]
+    )
+    caption = (
+        f"{where}, {cost['dtype']}, pictures of {width}x{height}, {cost['rows']} queries at once, median "
+        f"of {cost['repeats']}"
+    )
+    return TitledTable(
+        "Cost",
+        Grid(["query", "first prompt, ms", "next prompt, ms", "queries a second", "peak memory, MiB"], lines, set()),
+        caption,
+    )
 
 
 def figures(row: Mapping[str, float | int | None]) -> list[str]:
-    """A mode's cells; empty where it was not measured."""
-    first, following, speed, memory = (row[name] for name in ("first_s", "next_s", "rows_per_second", "peak_memory_bytes"))
-    shown = [(first, 1000, ".1f"), (following, 1000, ".1f"), (speed, 1, ".2f"), (memory, 2**-20, ".0f")]
-    return ["" if value is None else format(value * scale, digits) for value, scale, digits in shown]
+    """Return a mode's cells; empty where it was not measured."""
+    first, following, speed, memory = (
+        row[name] for name in ("first_s", "next_s", "rows_per_second", "peak_memory_bytes")
+    )
+    scaled = [(first, 1000, ".1f"), (following, 1000, ".1f"), (speed, 1, ".2f"), (memory, 2**-20, ".0f")]
+    return ["" if value is None else format(value * scale, digits) for value, scale, digits in scaled]
 
 
-def counted(number: int, name: str) -> str:
+def count_phrase(number: int, name: str) -> str:
+    """Return a number with its noun: "1 thread", "2 threads"."""
     return f"{number} {name}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What a run logged while it trained, read back from its TensorBoard events."""
+"""Scalars that a run logged while it trained, read from its TensorBoard events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ Curve = dict[int, float]
 
 
 def read_curve(folder: str | Path, tag: str) -> Curve:
-    """A scalar of a run by step, of all its event files; of a step that was logged twice, as where a run went on, the later value."""
+    """Read a scalar of a run by step, from all its event files; of a step that was logged twice, as where a run went
+    on, the later value.
+    """
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})

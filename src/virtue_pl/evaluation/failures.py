@@ -1,4 +1,4 @@
-"""Queries that an evaluation got wrong, with their pictures and prompts drawn, by kind of distractor."""
+"""Failures of an evaluation, with their images and prompts drawn, by kind of distractor."""
 
 from __future__ import annotations
 
@@ -15,47 +15,78 @@ from torch import Tensor
 from virtue_pl.types import DataError, EmbeddingInput, EvaluationRow, RankedSet, Region
 
 SIDE = 240
-"""Of the drawn pictures, in pixels."""
-A_KIND, IN_ALL = 6, 60
-"""How many failures are shown of each kind, and of all."""
+"""Longest side of the drawn images, in pixels."""
+MAX_OF_KIND, MAX_FAILURES = 6, 60
+"""Number of failures that are drawn of each kind, and of all."""
 RED = (230, 30, 30)
 
 
 class Pictures(Protocol):
-    def picture(self, key: str) -> UInt8[Tensor, "3 height width"]: ...
+    """Decoded images by their content key.
+
+    Example:
+        >>> library.picture(key).shape  # (3, height, width)
+    """
+
+    def picture(self, key: str) -> UInt8[Tensor, "3 height width"]:
+        """Return the decoded image as it was found."""
+        ...
 
 
-class Shown(NamedTuple):
-    """An input for a page. picture: a JPEG as a data URL, or ""."""
+class RenderedInput(NamedTuple):
+    """Input of a model, as a page shows it. picture: a JPEG as a data URL, or "".
+
+    Example:
+        >>> RenderedInput("a fox", picture="").text
+        'a fox'
+    """
 
     text: str
     picture: str
 
 
 class Failure(NamedTuple):
-    """kind: of the distractor that was chosen; scores: of the chosen and of the right candidate."""
+    """Query whose right candidate did not come first.
+
+    kind: of the distractor that was chosen. scores: of the chosen and of the right candidate. rank: of the right one,
+    from 0.
+
+    Example:
+        >>> fox, boat = RenderedInput("a fox", ""), RenderedInput("a boat", "")
+        >>> Failure("ADE20K, row 3", "object", RenderedInput("find it", ""), boat, fox, rank=1, scores=(0.6, 0.5)).kind
+        'object'
+    """
 
     name: str
     kind: str
-    query: Shown
-    chosen: Shown
-    right: Shown
+    query: RenderedInput
+    chosen: RenderedInput
+    right: RenderedInput
     rank: int
     scores: tuple[float, float]
 
 
 class Failures(NamedTuple):
-    """counts: (set, kind) -> how often such a distractor was chosen."""
+    """Failures of an evaluation. examples: those that are drawn. counts: (set, kind) -> how often such a distractor was
+    chosen.
 
-    shown: list[Failure]
+    Example:
+        >>> Failures([], {("ADE20K", "object"): 2}).counts["ADE20K", "object"]
+        2
+    """
+
+    examples: list[Failure]
     counts: dict[tuple[str, str], int]
 
 
 def failures_of(lines: Iterable[Mapping[str, Any]], sets: Sequence[RankedSet], library: Pictures) -> Failures:
-    """All counted, the first of each kind drawn. A right candidate that ties with the chosen one counts as wrong."""
+    """Count all failures among the lines of predictions.jsonl, and draw the first of each kind.
+
+    A right candidate that ties with the chosen one counts as wrong.
+    """
     rows = {(ranked.about.name, row.row): row for ranked in sets for row in ranked.rows}
     counts: Counter[tuple[str, str]] = Counter()
-    shown: list[Failure] = []
+    examples: list[Failure] = []
     for line in lines:
         rank = line["ranks"]["hit@1"][0]
         if not rank:
@@ -64,36 +95,54 @@ def failures_of(lines: Iterable[Mapping[str, Any]], sets: Sequence[RankedSet], l
         chosen = next(place for place in line["ranking"] if place in row.rankings["hit@1"])
         kind = kind_of(row, chosen)
         counts[line["set"], kind] += 1
-        if counts[line["set"], kind] <= A_KIND and len(shown) < IN_ALL:
+        if counts[line["set"], kind] <= MAX_OF_KIND and len(examples) < MAX_FAILURES:
             scores = score(line, chosen), score(line, 0)
-            pictured = [show(row.candidates[place], library) for place in (chosen, 0)]
-            shown.append(Failure(f"{line['set']}, row {line['row']}", kind, query(row, library), pictured[0], pictured[1], rank, scores))
-    return Failures(sorted(shown, key=lambda failure: failure.kind), dict(counts))
+            pictured = [render_candidate(row.candidates[place], library) for place in (chosen, 0)]
+            examples.append(
+                Failure(
+                    f"{line['set']}, row {line['row']}",
+                    kind,
+                    render_query(row, library),
+                    pictured[0],
+                    pictured[1],
+                    rank,
+                    scores,
+                )
+            )
+    return Failures(sorted(examples, key=lambda failure: failure.kind), dict(counts))
 
 
 def score(line: Mapping[str, Any], place: int) -> float:
-    """Of a candidate that a line names, see `listings`."""
+    """Return the score of a candidate that a line names, see `prediction_lists`."""
     if "scores" in line:
         return float(line["scores"][place])
     return float(line["ranking_scores"][line["ranking"].index(place)] if place else line["gold_score"])
 
 
 def kind_of(row: EvaluationRow, chosen: int) -> str:
-    """The shortest named list that has the chosen distractor: "relation", say, of SCaR-mini; "any" where no kinds are named."""
-    named = [(len(places), name) for name, places in row.rankings.items() if chosen in places[1:] and not name.startswith("hit@1")]
+    """Return the name of the shortest named list that has the chosen distractor: "relation", say, of SCaR-mini; "any"
+    where no kinds are named.
+    """
+    named = [
+        (len(places), name)
+        for name, places in row.rankings.items()
+        if chosen in places[1:] and not name.startswith("hit@1")
+    ]
     return min(named)[1] if named else "any"
 
 
-def query(row: EvaluationRow, library: Pictures) -> Shown:
-    return Shown(row.text.strip(), drawn(row.picture, row.region, library) if row.picture else "")
+def render_query(row: EvaluationRow, library: Pictures) -> RenderedInput:
+    """Return a row's query with its region drawn."""
+    return RenderedInput(row.text.strip(), render_image(row.picture, row.region, library) if row.picture else "")
 
 
-def show(item: EmbeddingInput, library: Pictures) -> Shown:
-    return Shown(item.text.strip(), drawn(item.image_keys[0], None, library) if item.image_keys else "")
+def render_candidate(item: EmbeddingInput, library: Pictures) -> RenderedInput:
+    """Return a candidate with its image."""
+    return RenderedInput(item.text.strip(), render_image(item.image_keys[0], None, library) if item.image_keys else "")
 
 
-def drawn(key: str, region: Region | None, library: Pictures) -> str:
-    """The picture with its region's box and mask, as a data URL; "" where its file has gone."""
+def render_image(key: str, region: Region | None, library: Pictures) -> str:
+    """Return the image with its region's box and mask, as a data URL; "" where its file has gone."""
     try:
         pixels = library.picture(key)
     except DataError:
@@ -101,17 +150,24 @@ def drawn(key: str, region: Region | None, library: Pictures) -> str:
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     picture.thumbnail((SIDE, SIDE))
     if region is not None:
-        mark(picture, region)
+        draw_region(picture, region)
     content = io.BytesIO()
     picture.save(content, format="JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def mark(picture: Image.Image, region: Region) -> None:
-    """Draws the region: its mask as a tint, its box as a line."""
+def draw_region(picture: Image.Image, region: Region) -> None:
+    """Draw the region: its mask as a tint, its box as a line."""
     if region.mask is not None:
         mask = Image.fromarray(region.mask.numpy().astype("uint8") * 90).resize(picture.size)
         picture.paste(RED, (0, 0), mask)
     x1, y1, x2, y2 = region.box.tolist()
-    corners = [round(x1 * picture.width), round(y1 * picture.height), round(x2 * picture.width) - 1, round(y2 * picture.height) - 1]
-    ImageDraw.Draw(picture).rectangle((corners[0], corners[1], max(corners[0], corners[2]), max(corners[1], corners[3])), outline=RED, width=2)
+    corners = [
+        round(x1 * picture.width),
+        round(y1 * picture.height),
+        round(x2 * picture.width) - 1,
+        round(y2 * picture.height) - 1,
+    ]
+    ImageDraw.Draw(picture).rectangle(
+        (corners[0], corners[1], max(corners[0], corners[2]), max(corners[1], corners[3])), outline=RED, width=2
+    )

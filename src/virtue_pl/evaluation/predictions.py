@@ -1,4 +1,6 @@
-"""One line a query: what was ranked, how it scored, where the right candidate came. Read back, it gives the ranks."""
+"""Predictions, one line for each query: the ranked candidates, their scores, and the rank of the right one; read back
+as ranks.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ Prediction = dict[str, Any]
 
 
 def predictions(batch: RankingBatch, output: RankingOutput) -> Iterator[Prediction]:
-    """Every sample of a batch in every mode that `output` has scored, the leading ones: task, key, mode; gold, an index into the sample's candidates;
-    ranking, such indices from best to worst; scores, in the candidates' order; ranks, {ranking's name: [rank, of how many]}.
+    """Return a line for every sample of a batch in every mode that `output` has scored, the leading ones: task, key,
+    mode; gold, an index into the sample's candidates; ranking, such indices from best to worst; scores, in the
+    candidates' order; ranks, {ranking's name: [rank, of how many]}.
     """
     for number, mode in enumerate(batch.modes[: len(output.scores) // len(batch)]):
         scores = output.scores[number * len(batch) : (number + 1) * len(batch)]
@@ -31,13 +34,17 @@ def predictions(batch: RankingBatch, output: RankingOutput) -> Iterator[Predicti
                 "gold": gold,
                 "ranking": rank_candidates(row[None], row.new_tensor([gold]).long())[0].tolist(),
                 "scores": [round(score, 6) for score in row.tolist()],
-                "ranks": {ranking: [rank, candidates] for ranking, rank, candidates in islice(entries, len(sample.rankings))},
+                "ranks": {
+                    ranking: [rank, candidates] for ranking, rank, candidates in islice(entries, len(sample.rankings))
+                },
             }
 
 
 def read_predictions(path: str | Path) -> RankRows:
-    """The ranks in a file of predictions."""
-    return RankRows(row for line in Path(path).read_text(encoding="utf-8").splitlines() for row in _rows(json.loads(line)))
+    """Read the ranks in a file of predictions."""
+    return RankRows(
+        row for line in Path(path).read_text(encoding="utf-8").splitlines() for row in _rows(json.loads(line))
+    )
 
 
 def _rows(prediction: Prediction) -> Iterator[RankRow]:

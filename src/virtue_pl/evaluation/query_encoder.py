@@ -1,36 +1,42 @@
-"""What of a model embeds: all of it, its fusion head without the segmentation stream, or with RoI-pooled vision features in its place."""
+"""The part of a model that embeds: all of it, its fusion head without the segmentation stream, or with RoI-pooled
+vision tokens in its place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from virtue_pl.evaluation.settings import Stream
 from virtue_pl.parts.embedding_model import EmbeddingModel
 from virtue_pl.parts.fusion_head import VLMFusionHead
 from virtue_pl.prompts import enclosing_box
 from virtue_pl.types import EncoderBatch, PictureFeatures, SegmentTokens, VirtueError
 from virtue_pl.virtue import Virtue
 
-Stream = Literal["whole", "none", "roi"]
 ROI_SIDE = 4
 POINT_SIDE = 0.4
-"""Of the square around a point, as a share of the picture's shorter side."""
+"""Side of the square around a point, as a share of the image's shorter side."""
 
 
 class QueryEncoder:
-    """Embeds rows; each picture of a batch goes through the frozen networks once, however many rows show it.
+    """Embeds rows; each image of a batch goes through the frozen networks once, however many rows show it.
 
     Args:
         model: Virtue or a fusion head.
-        stream: "whole": the model as it is. "none": its language model without segment tokens. "roi": the vision tokens of each prompt's
-            box, pooled to `ROI_SIDE` x `ROI_SIDE`, stand where segment tokens would; nothing is trained for it.
+        stream: "whole": the model as it is. "none": its language model without segment tokens. "roi": the vision tokens
+            of each prompt's box, pooled to `ROI_SIDE` x `ROI_SIDE`, stand where segment tokens would; nothing is
+            trained for it.
         chunk_size: rows encoded at once.
+
+    Example:
+        >>> encoder = QueryEncoder(model, "none", chunk_size=8)
+        >>> encoder.encode(model.preprocess.encoder_batch(items)).shape  # (rows, embed_dim)
     """
 
     def __init__(self, model: EmbeddingModel, stream: Stream, chunk_size: int) -> None:
@@ -40,20 +46,27 @@ class QueryEncoder:
 
     @property
     def head(self) -> VLMFusionHead:
+        """The model's fusion head. Raises VirtueError for a model without one."""
         if isinstance(self.model, Virtue):
             return self.model.fusion
         if not isinstance(self.model, VLMFusionHead):
-            raise VirtueError(f"{type(self.model).__name__} has no fusion head, expected Virtue or VLMFusionHead: set `stream` to whole")
+            raise VirtueError(
+                f"{type(self.model).__name__} has no fusion head, expected Virtue or VLMFusionHead: set "
+                "`stream` to whole"
+            )
         return self.model
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
-        """Unit embeddings in float32."""
+        """Return unit embeddings in float32, (rows, embed_dim)."""
         if len(inputs.pictures):
-            inputs = replace(inputs, pictures=replace(inputs.pictures, features=self.features(inputs)))
+            with_features = replace(inputs.pictures, features=self.features(inputs))
+            inputs = replace(inputs, pictures=with_features)
         return torch.cat([self._rows(chunk).float() for chunk in inputs.split(self.chunk_size)])
 
     def features(self, inputs: EncoderBatch) -> tuple[PictureFeatures, ...]:
-        """Return the frozen features of each image; the segmentation model reads those alone that have a prompt."""
+        """Return each image's frozen features in input order; those of the segmentation model only for images with a
+        prompt.
+        """
         if isinstance(self.model, Virtue) and self.stream == "whole":
             return self.model.encode_streams(inputs.pictures, list(dict.fromkeys(inputs.prompts.pictures.tolist())))
         return self.head.picture_features(inputs.pictures)
@@ -64,30 +77,38 @@ class QueryEncoder:
         return self.head(inputs, self.roi_tokens(inputs) if self.stream == "roi" and len(inputs.prompts) else None)
 
     def roi_tokens(self, inputs: EncoderBatch) -> SegmentTokens:
-        """The pooled vision tokens of each prompt's box; of the whole picture where nothing is pointed at."""
+        """Return the pooled vision tokens of each prompt's box, or of the whole image where nothing is pointed at."""
         tokens = self.head.backbone.vision_tokens(self.head.frozen_features(inputs.pictures))
         maps = [token_map(found, picture_size(inputs, number)) for number, found in enumerate(tokens)]
         pooled = [
-            pooled_box(maps[picture], enclosing_box(prompt, picture_size(inputs, picture), POINT_SIDE))
+            pool_box(maps[picture], enclosing_box(prompt, picture_size(inputs, picture), POINT_SIDE))
             for prompt, picture in zip(inputs.prompts.prompts, inputs.prompts.pictures.tolist(), strict=True)
         ]
         return SegmentTokens(torch.stack(pooled))
 
 
 def picture_size(inputs: EncoderBatch, number: int) -> tuple[int, int]:
-    """(height, width) of a picture as the vision tower reads it."""
-    shown = inputs.pictures.vision[number]
-    return (1, 1) if shown is None else (shown.shape[-2], shown.shape[-1])
+    """Return (height, width) of an image in pixels, as the vision tower reads it."""
+    pixels = inputs.pictures.vision[number]
+    return (1, 1) if pixels is None else (pixels.shape[-2], pixels.shape[-1])
 
 
 def token_map(tokens: Float[Tensor, "tokens hidden"], size: tuple[int, int]) -> Float[Tensor, "hidden rows columns"]:
-    """A picture's tokens as the map that they are: of all ways to lay them out, the one nearest to the picture's ratio."""
+    """Return an image's tokens as a map: of all ways to lay them out, the one nearest to the ratio of `size`, (height,
+    width).
+    """
     count, ratio = len(tokens), size[0] / size[1]
-    rows = min((rows for rows in range(1, count + 1) if count % rows == 0), key=lambda rows: abs(torch.log(torch.tensor(rows * rows / count / ratio)).item()))
+    rows = min(
+        (rows for rows in range(1, count + 1) if count % rows == 0),
+        key=lambda rows: abs(torch.log(torch.tensor(rows * rows / count / ratio)).item()),
+    )
     return tokens.T.reshape(-1, rows, count // rows)
 
 
-def pooled_box(tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, "4"] | None) -> Float[Tensor, "pooled hidden"]:
+def pool_box(
+    tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, "4"] | None
+) -> Float[Tensor, "pooled hidden"]:
+    """Return the tokens of a box (normalised, xyxy) or of the whole map, pooled to `ROI_SIDE` x `ROI_SIDE`."""
     rows, columns = tokens.shape[1:]
     corners = torch.tensor([0.0, 0.0, 1.0, 1.0]) if box is None else box.cpu().float()
     scaled = (corners * torch.tensor([columns, rows, columns, rows])).to(tokens.device)
@@ -95,11 +116,13 @@ def pooled_box(tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, 
     return pooled[0].flatten(1).T.to(tokens.dtype)
 
 
-def finite_rows(embeddings: Float[Tensor, "rows dim"], sources: Sequence[str]) -> None:
-    """Raises VirtueError naming the first row that is not finite, by the set and row where it stands."""
+def check_finite(embeddings: Float[Tensor, "rows dim"], sources: Sequence[str]) -> None:
+    """Raise VirtueError naming the first row that is not finite, by the set and row where it stands."""
     broken = (~embeddings.isfinite()).any(dim=1).nonzero().flatten().tolist()
     if broken:
         raise VirtueError(
-            f"{sources[broken[0]]}: its embedding is not finite ({len(broken)} of {len(embeddings)} of its batch), expected numbers: "
-            "the weights are damaged or the training diverged, or dtype is too narrow; try --dtype float32 or an earlier checkpoint"
+            f"{sources[broken[0]]}: its embedding is not finite ({len(broken)} of {len(embeddings)} of its "
+            "batch), expected numbers: "
+            "the weights are damaged or the training diverged, or dtype is too narrow; try --dtype float32 or "
+            "an earlier checkpoint"
         )

@@ -1,59 +1,52 @@
-"""How an evaluation asks: what of a query's region is told in words, and what is pointed at in the picture."""
+"""Queries of an evaluation as a model reads them: the region in words, and the prompt on the image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 
-from virtue_pl.parts.preprocess import EVALUATION_MODES, ContrastivePreprocess, check_modes, content_id
+from virtue_pl.evaluation.settings import QueryFormat
+from virtue_pl.parts.preprocess import ContrastivePreprocess, content_id
 from virtue_pl.prompts import prompt_region
 from virtue_pl.recipes import Recipe, ReferenceRecipe, VirtueRecipe
 from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, EvaluationRow, Region, VirtueError, VisualPrompt
 
 REGION_SETTINGS = ("prompt_text", "prompt_frame")
-"""Of recipes: how a region is told and where it lies."""
-
-
-@dataclass(frozen=True)
-class Asking:
-    """mode: how a region is pointed at ("box", "point", "mask", "no_prompt", "blind").
-
-    words: whether it is told in words, too. frame: "canvas", where it lies; "pixels": its pixels are read as the segmentation model's,
-    as the published evaluation does. show: what `prepare` of another recipe makes of a query first (a crop, a drawn marker).
-    """
-
-    mode: str = "box"
-    words: bool = True
-    frame: Literal["canvas", "pixels"] = "canvas"
-    show: Recipe | None = None
-
-    def __post_init__(self) -> None:
-        check_modes("mode", [self.mode], EVALUATION_MODES)
+"""Attributes of a recipe that say how a region is described and where it lies."""
 
 
 class EvaluationPreprocess:
-    """What an evaluation's data learns from the model.
+    """Turns rows of evaluation sets into queries, and inputs into batches, as a `QueryFormat` says.
+
+    Raises VirtueError where the frame is "pixels" and the model's recipe is not the published one.
 
     Args:
         preprocess: the model's own.
-        asking: how queries are asked.
-        segmented: whether the segmentation stream is used.
+        query_format: how queries are put to the model; the segmentation stream is used where its `stream` is "whole".
+
+    Example:
+        >>> preparation = EvaluationPreprocess(model.preprocess, QueryFormat(mode="point"))
+        >>> batch = preparation.encoder_batch([preparation.query(row) for row in rows])
     """
 
-    def __init__(self, preprocess: ContrastivePreprocess, asking: Asking, segmented: bool) -> None:
+    def __init__(self, preprocess: ContrastivePreprocess, query_format: QueryFormat) -> None:
         recipe = preprocess.recipe
-        self.asking = asking
-        self.canvas = preprocess.segmentation_size if segmented else None
+        self.query_format = query_format
+        self.canvas = preprocess.segmentation_size if query_format.stream == "whole" else None
         self.published = isinstance(recipe, ReferenceRecipe)
-        if asking.frame == "pixels" and not self.published:
-            raise VirtueError("--prompt-frame pixels is how the published evaluation misreads boxes, for recipe reference alone: leave it out")
+        self.frame = query_format.prompt_frame or ("pixels" if self.published else "canvas")
+        if self.frame == "pixels" and not self.published:
+            raise VirtueError(
+                "--prompt-frame pixels is how the published evaluation misreads boxes, for recipe reference "
+                "alone: leave it out"
+            )
         self.preprocess = ContrastivePreprocess(
             preprocess.processor,
-            reworded(recipe, asking.words and not self.published),
+            configure_recipe(recipe, query_format.describe_region and not self.published),
             self.canvas,
             preprocess.train_modes,
             preprocess.evaluation_modes,
@@ -62,60 +55,87 @@ class EvaluationPreprocess:
         )
 
     def query(self, row: EvaluationRow) -> EmbeddingInput:
-        mode, region = self.asking.mode, row.region
+        """Return what is embedded of a row in the format's mode; images are named by their keys.
+
+        Raises VirtueError where the mode needs a mask that the region lacks.
+        """
+        mode, region = self.query_format.mode, row.region
         text, keys = row.published_text if self.published else row.text, () if row.picture is None else (row.picture,)
         if mode == "blind":
             return EmbeddingInput(text.replace(IMAGE_TOKEN, "").lstrip())
         if region is None or row.size is None or mode == "no_prompt":
             return EmbeddingInput(text, (), image_keys=keys)
-        prompt = pointed(region, mode, row)
-        if self.published and self.asking.words:
-            text += published_words(prompt, row)
-        return EmbeddingInput(text, (), self.framed(prompt, row.size), keys)
+        prompt = region_prompt(region, mode, row)
+        if self.published and self.query_format.describe_region:
+            text += published_region_text(prompt, row)
+        return EmbeddingInput(text, (), self.to_frame(prompt, row.size), keys)
 
-    def framed(self, prompt: VisualPrompt, size: tuple[int, int]) -> VisualPrompt:
-        """The prompt where the segmentation model is shown it. size: (height, width) of the picture. Masks stay."""
-        if self.asking.frame == "canvas" or self.canvas is None or self.asking.show is not None:
+    def to_frame(self, prompt: VisualPrompt, size: tuple[int, int]) -> VisualPrompt:
+        """Return the prompt with boxes and points in the frame of the segmentation model; masks stay.
+
+        size: (height, width) of the image in pixels.
+        """
+        if self.frame == "canvas" or self.canvas is None or self.query_format.image_transform is not None:
             return prompt
         scale = torch.tensor([size[1], size[0]]) / self.canvas
         return replace(prompt, boxes=prompt.boxes * scale.repeat(2), points=prompt.points * scale)
 
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
-        show = self.asking.show
-        return self.preprocess.encoder_batch(list(items) if show is None else [show.prepare(item) for item in items])
+        """Return the batch of the inputs, each changed by the format's image transform first."""
+        transform = self.query_format.image_transform
+        return self.preprocess.encoder_batch(
+            list(items) if transform is None else [transform.prepare(item) for item in items]
+        )
 
     def identity(self) -> list[Any]:
-        """All that, beside the model and the input, the embedding of a picture depends on."""
-        recipes = [recipe for recipe in (self.preprocess.recipe, self.asking.show) if recipe is not None]
-        return [self.canvas, self.preprocess.segment_unprompted, *((type(recipe).__qualname__, sorted(vars(recipe).items())) for recipe in recipes)]
+        """Return all that the embedding of an input with images depends on, beside the model and the input."""
+        recipes = [
+            recipe for recipe in (self.preprocess.recipe, self.query_format.image_transform) if recipe is not None
+        ]
+        return [
+            self.canvas,
+            self.preprocess.segment_unprompted,
+            *((type(recipe).__qualname__, sorted(vars(recipe).items())) for recipe in recipes),
+        ]
 
     def text_identity(self) -> list[Any]:
-        """The same of a text, to which nothing is shown and no region is told."""
+        """Return all that the embedding of a text depends on, beside the model and the input."""
         recipe = self.preprocess.recipe
-        return ["texts", type(recipe).__qualname__, sorted((name, value) for name, value in vars(recipe).items() if name not in REGION_SETTINGS)]
+        return [
+            "texts",
+            type(recipe).__qualname__,
+            sorted((name, value) for name, value in vars(recipe).items() if name not in REGION_SETTINGS),
+        ]
 
 
-def reworded(recipe: Recipe, words: bool) -> Recipe:
-    """The recipe with or without the region in words, and without the published space, which evaluation texts bring along."""
+def configure_recipe(recipe: Recipe, describe_region: bool) -> Recipe:
+    """Return the recipe with or without the region in words, and without the published space, which texts of
+    evaluations bring along.
+    """
     if not isinstance(recipe, VirtueRecipe):
         return recipe
     changed = copy(recipe)
-    changed.prompt_text = words and recipe.prompt_text
+    changed.prompt_text = describe_region and recipe.prompt_text
     if isinstance(changed, ReferenceRecipe):
         changed.space_after_picture, changed.prompt_frame = False, "picture"
     return changed
 
 
-def pointed(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt:
-    """The region in a mode; the click depends on the row alone. Raises VirtueError naming it where it lacks a mask."""
+def region_prompt(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt:
+    """Return the prompt of a region in a mode; the click depends on the row alone.
+
+    Raises VirtueError naming a row that lacks a mask.
+    """
     try:
         return prompt_region(region, mode, torch.Generator().manual_seed(content_id(row.key)))
     except VirtueError as error:
         raise VirtueError(f"{row.set} row {row.row}: {error}") from error
 
 
-def published_words(prompt: VisualPrompt, row: EvaluationRow) -> str:
-    """What the published evaluation adds to a query; a point as its demonstration writes it. A mask has no words."""
+def published_region_text(prompt: VisualPrompt, row: EvaluationRow) -> str:
+    """Return what the published evaluation adds to a query's text, a point as its demonstration writes it; nothing for
+    a mask.
+    """
     if len(prompt.boxes):
         return f"\n{row.box_words}"
     if len(prompt.points) and row.size is not None:

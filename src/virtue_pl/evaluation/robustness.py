@@ -1,4 +1,4 @@
-"""How the ranking suffers from imprecise prompts: a curve for each kind of disturbance."""
+"""Robustness of the ranking against imprecise prompts: a curve for each kind of perturbation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from virtue_pl.evaluation.disturbances import DISTURBANCES
-from virtue_pl.evaluation.tables import Grid, Titled
+from virtue_pl.evaluation.perturbations import PERTURBATIONS
+from virtue_pl.evaluation.settings import RobustnessOptions
+from virtue_pl.evaluation.tables import Grid, TitledTable
 from virtue_pl.metrics.ranking import sample_ranks
 from virtue_pl.parts.preprocess import content_id, evaluation_query
 from virtue_pl.types import EmbeddingInput, RankingSample, VirtueError
 
-CAPTION = "same first: the first caption is that of the undisturbed prompt; cosine: of the two embeddings"
+CAPTION = "same first: the first caption is that of the unperturbed prompt; cosine: of the two embeddings"
 Embed = Callable[[Sequence[EmbeddingInput]], Float[Tensor, "rows dim"]]
 """Unit embeddings of inputs, in order, as `Embedder.embed` gives them."""
 
 
-class Asked(NamedTuple):
-    """One query: a sample, pointed at with a disturbed prompt."""
+class PerturbedQuery(NamedTuple):
+    """Query of a sample with a perturbed prompt.
+
+    Example:
+        >>> queries = list(perturbed_queries(sample, ["box_jitter"], seed=0))
+        >>> queries[0].level
+        0
+    """
 
     sample: RankingSample
     kind: str
@@ -34,7 +41,14 @@ class Asked(NamedTuple):
 
 @dataclass
 class Tally:
-    """What was found at one level. same: queries whose first candidate is that of the undisturbed prompt; cosine: of the two embeddings, summed."""
+    """Sums over the queries of one level.
+
+    same: queries whose first candidate is that of the unperturbed prompt. cosine: of the two embeddings.
+
+    Example:
+        >>> Tally(n=4, hits=3, same=4, cosine=3.8).row(level=0.1)["hit@1"]
+        0.75
+    """
 
     n: int = 0
     hits: int = 0
@@ -42,100 +56,159 @@ class Tally:
     cosine: float = 0.0
 
     def row(self, level: float) -> dict[str, float]:
+        """Return the means of a level, with the standard error of hit@1."""
         share = self.hits / self.n
         error = math.sqrt(share * (1 - share) / self.n)
-        return {"level": level, "n": self.n, "hit@1": share, "standard_error": error, "same_first": self.same / self.n, "cosine": self.cosine / self.n}
+        return {
+            "level": level,
+            "n": self.n,
+            "hit@1": share,
+            "standard_error": error,
+            "same_first": self.same / self.n,
+            "cosine": self.cosine / self.n,
+        }
 
 
 @dataclass
 class Robustness:
-    """Tallies by task, kind and level; `without_region` counts samples with nothing to point at, which are left out."""
+    """Tallies by task, kind and level; `without_region` counts samples with nothing to point at, which are left out.
+
+    Example:
+        >>> robustness(embedder.embed, samples, ["click_offset"]).as_json()["scar/ADE20K"]["click_offset"]["unit"]
+        'click moved, in pixels'
+    """
 
     tallies: dict[str, dict[str, dict[float, Tally]]] = field(default_factory=dict)
     without_region: int = 0
 
-    def of(self, task: str, kind: str, level: float) -> Tally:
+    def tally(self, task: str, kind: str, level: float) -> Tally:
+        """Return the tally of a level, a new one where there is none."""
         return self.tallies.setdefault(task, {}).setdefault(kind, {}).setdefault(level, Tally())
 
     def as_json(self) -> dict[str, Any]:
-        """task -> kind -> {mode, unit, neutral, levels: [{level, n, hit@1, standard_error, same_first, cosine}]}"""
-        return {task: {kind: described(kind, levels) for kind, levels in kinds.items()} for task, kinds in sorted(self.tallies.items())}
+        """Return task -> kind -> {mode, unit, neutral, levels}.
+
+        A level has level, n, hit@1, standard_error, same_first and cosine.
+        """
+        return {
+            task: {kind: describe_kind(kind, levels) for kind, levels in kinds.items()}
+            for task, kinds in sorted(self.tallies.items())
+        }
 
 
-def described(kind: str, levels: dict[float, Tally]) -> dict[str, Any]:
-    about = DISTURBANCES[kind]
-    return {"mode": about.mode, "unit": about.unit, "neutral": about.neutral, "levels": [levels[level].row(level) for level in sorted(levels)]}
+def describe_kind(kind: str, levels: dict[float, Tally]) -> dict[str, Any]:
+    """Return a kind's settings and its levels, for JSON."""
+    about = PERTURBATIONS[kind]
+    return {
+        "mode": about.mode,
+        "unit": about.unit,
+        "neutral": about.neutral,
+        "levels": [levels[level].row(level) for level in sorted(levels)],
+    }
 
 
 def robustness(
-    embed: Embed, samples: Iterable[RankingSample], kinds: Sequence[str] = tuple(DISTURBANCES), seed: int = 0, ranking: str = "hit@1", group: int = 8
+    embed: Embed,
+    samples: Iterable[RankingSample],
+    kinds: Sequence[str] = tuple(PERTURBATIONS),
+    seed: int = RobustnessOptions.seed,
+    ranking: str = "hit@1",
+    group: int = 8,
 ) -> Robustness:
-    """Ranks every sample with a region at every level of the given kinds.
+    """Rank every sample with a region at every level of the given kinds.
 
-    What is drawn depends on the seed, the sample's key and the kind alone. `group` samples are embedded together, with all their prompts,
-    so that the image towers run once a picture.
+    What is drawn depends on the seed, the sample's key and the kind alone. `group` samples are embedded together, with
+    all their prompts, so that the image towers run once an image.
 
     Raises VirtueError for an unknown kind, and where no sample has a region, or one lacks the ranking.
     """
     for kind in kinds:
-        if kind not in DISTURBANCES:
-            raise VirtueError(f"kinds: {kind!r}, expected some of {', '.join(DISTURBANCES)}")
+        if kind not in PERTURBATIONS:
+            raise VirtueError(f"kinds: {kind!r}, expected some of {', '.join(PERTURBATIONS)}")
     found = Robustness()
     source = iter(samples)
     while together := tuple(islice(source, group)):
         pointed = [sample for sample in together if sample.region is not None]
         found.without_region += len(together) - len(pointed)
-        tally(found, [asked for sample in pointed for asked in questions(sample, kinds, seed)], embed, ranking)
+        update_tallies(
+            found, [query for sample in pointed for query in perturbed_queries(sample, kinds, seed)], embed, ranking
+        )
     if not found.tallies:
         raise VirtueError(
-            f"robustness: none of {found.without_region} samples can be pointed at in a way that {', '.join(kinds)} disturb: give a set with regions"
+            f"robustness: none of {found.without_region} samples can be pointed at in a way that "
+            f"{', '.join(kinds)} perturb: give a set with regions"
         )
     return found
 
 
-def questions(sample: RankingSample, kinds: Sequence[str], seed: int) -> Iterator[Asked]:
-    """The sample's query at every level of every kind that its region has data for."""
+def perturbed_queries(sample: RankingSample, kinds: Sequence[str], seed: int) -> Iterator[PerturbedQuery]:
+    """Return the sample's query at every level of every kind that its region has data for."""
     size = (sample.query.images[0].shape[1], sample.query.images[0].shape[2])
     for kind in kinds:
-        about = DISTURBANCES[kind]
+        about = PERTURBATIONS[kind]
         if about.mode == "mask" and (sample.region is None or sample.region.mask is None):
             continue
         query = evaluation_query(sample, about.mode)
         for level in about.levels:
             generator = torch.Generator().manual_seed(content_id(sample.key, kind, str(seed)))
-            yield Asked(sample, kind, level, replace(query, prompt=about.disturb(query.prompt, level, size, generator)))
+            yield PerturbedQuery(
+                sample, kind, level, replace(query, prompt=about.perturb(query.prompt, level, size, generator))
+            )
 
 
-def tally(found: Robustness, asked: Sequence[Asked], embed: Embed, ranking: str) -> None:
-    """Embeds the questions and their candidates, and counts."""
-    if not asked:
+def update_tallies(found: Robustness, queries: Sequence[PerturbedQuery], embed: Embed, ranking: str) -> None:
+    """Embed queries and their candidates, rank, and count."""
+    if not queries:
         return
-    samples = {id(one.sample): one.sample for one in asked}
+    samples = {id(one.sample): one.sample for one in queries}
     candidates = [item for sample in samples.values() for item in sample.candidates]
-    embeddings = embed([*(one.query for one in asked), *candidates])
-    lists = dict(zip(samples, embeddings[len(asked) :].split([len(sample.candidates) for sample in samples.values()]), strict=True))
-    scores = [lists[id(one.sample)] @ query for one, query in zip(asked, embeddings, strict=False)]
-    ranks = sample_ranks([one.sample for one in asked], scores).of(ranking).tolist()
-    if len(ranks) != len(asked):
+    embeddings = embed([*(one.query for one in queries), *candidates])
+    lists = dict(
+        zip(
+            samples,
+            embeddings[len(queries) :].split([len(sample.candidates) for sample in samples.values()]),
+            strict=True,
+        )
+    )
+    scores = [lists[id(one.sample)] @ query for one, query in zip(queries, embeddings, strict=False)]
+    ranks = sample_ranks([one.sample for one in queries], scores).of(ranking).tolist()
+    if len(ranks) != len(queries):
         missing = next(sample for sample in samples.values() if ranking not in sample.rankings)
-        raise VirtueError(f"{missing.key} has the rankings {', '.join(missing.rankings)}, expected {ranking}: give another `ranking`")
-    undisturbed = {(id(one.sample), one.kind): row for row, one in enumerate(asked) if one.level == DISTURBANCES[one.kind].neutral}
-    for row, (one, rank) in enumerate(zip(asked, ranks, strict=True)):
-        base, entry = undisturbed[id(one.sample), one.kind], found.of(one.sample.task, one.kind, one.level)
+        raise VirtueError(
+            f"{missing.key} has the rankings {', '.join(missing.rankings)}, expected {ranking}: give another `ranking`"
+        )
+    unperturbed = {
+        (id(one.sample), one.kind): row
+        for row, one in enumerate(queries)
+        if one.level == PERTURBATIONS[one.kind].neutral
+    }
+    for row, (one, rank) in enumerate(zip(queries, ranks, strict=True)):
+        base, entry = unperturbed[id(one.sample), one.kind], found.tally(one.sample.task, one.kind, one.level)
         entry.n += 1
         entry.hits += rank < 1
         entry.same += bool(scores[row].argmax() == scores[base].argmax())
         entry.cosine += float(embeddings[row] @ embeddings[base])
 
 
-def robustness_tables(tasks: Mapping[str, Any]) -> list[Titled]:
-    """One table a task, kinds and levels down. tasks: as `Robustness.as_json` gives them."""
+def robustness_tables(tasks: Mapping[str, Any]) -> list[TitledTable]:
+    """Return one table for each task, kinds and levels down. tasks: as `Robustness.as_json` gives them."""
     columns = ["kind", "level", "hit@1, %", "same first, %", "cosine", "n"]
-    return [Titled(f"{task}, imprecise prompts", Grid(columns, [*lines(kinds)], set()), CAPTION) for task, kinds in tasks.items()]
+    return [
+        TitledTable(f"{task}, imprecise prompts", Grid(columns, [*lines(kinds)], set()), CAPTION)
+        for task, kinds in tasks.items()
+    ]
 
 
 def lines(kinds: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Return a task's rows of cells."""
     for kind, about in kinds.items():
         for number, row in enumerate(about["levels"]):
             right = f"{100 * row['hit@1']:.1f}±{100 * row['standard_error']:.1f}"
-            yield ["" if number else kind, f"{row['level']:g}", right, f"{100 * row['same_first']:.1f}", f"{row['cosine']:.3f}", str(row["n"])]
+            yield [
+                "" if number else kind,
+                f"{row['level']:g}",
+                right,
+                f"{100 * row['same_first']:.1f}",
+                f"{row['cosine']:.3f}",
+                str(row["n"]),
+            ]

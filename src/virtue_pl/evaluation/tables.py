@@ -1,4 +1,4 @@
-"""Results as people read them: one table a task, rows = modes, columns = rankings, in percent with standard errors."""
+"""Tables of results: one for each task, rows = modes, columns = rankings, in percent with standard errors."""
 
 from __future__ import annotations
 
@@ -21,54 +21,79 @@ PRECISION = "% right ± standard error"
 
 
 class Grid(NamedTuple):
-    """A table before it is drawn. best: (row, column) of the cells to mark, as each ranking's best mode."""
+    """Cells of a table. best: (row, column) of the cells to mark, as each ranking's best mode.
+
+    Example:
+        >>> Grid(["mode", "hit@1"], [["box", "61.0"], ["point", "58.2"]], best={(0, 1)}).columns
+        ['mode', 'hit@1']
+    """
 
     columns: list[str]
     rows: list[list[str]]
     best: set[tuple[int, int]]
 
 
-class Titled(NamedTuple):
-    """A table as reports have it."""
+class TitledTable(NamedTuple):
+    """Table with its title and caption, as reports have it.
+
+    Example:
+        >>> TitledTable("scar", Grid(["mode"], [["box"]], set()), "hit@1, %").title
+        'scar'
+    """
 
     title: str
     cells: Grid
     caption: str
 
 
-def ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
-    """`names`, those of `first` in its order, then the others by name."""
+def sort_names(names: Iterable[str], first: Sequence[str]) -> list[str]:
+    """Return `names`, those of `first` in its order, then the others by name."""
     places = {name: place for place, name in enumerate(first)}
     return sorted(names, key=lambda name: (places.get(name, len(places)), name))
 
 
-def grid(modes: Mapping[str, Mapping[str, Any]], guesses: Mapping[str, float], row_order: Sequence[str] = ROWS) -> Grid:
-    """One task's cells: "mode, rankings ..., n", and a last row for chance where it is known."""
-    names = ordered(modes, row_order)
+def grid(
+    modes: Mapping[str, Mapping[str, Any]], chance_levels: Mapping[str, float], row_order: Sequence[str] = ROWS
+) -> Grid:
+    """Return one task's cells: "mode, rankings ..., n", and a last row for chance where its levels are given."""
+    names = sort_names(modes, row_order)
     rankings = sorted({name for row in modes.values() for name in row if name not in NO_RANKING})
     rows = [[mode, *(cell(modes[mode], ranking) for ranking in rankings), str(modes[mode]["n"])] for mode in names]
     best = set()
     for column, ranking in enumerate(rankings, start=1):
         shares = [modes[mode].get(ranking, -1.0) for mode in names]
         best |= {(row, column) for row, share in enumerate(shares) if share == max(shares)}
-    if guesses:
-        rows.append(["chance", *(f"{100 * guesses[ranking]:.1f}" if ranking in guesses else "" for ranking in rankings), ""])
+    if chance_levels:
+        rows.append(
+            [
+                "chance",
+                *(f"{100 * chance_levels[ranking]:.1f}" if ranking in chance_levels else "" for ranking in rankings),
+                "",
+            ]
+        )
     return Grid(["mode", *rankings, "n"], rows, best)
 
 
 def cell(row: Mapping[str, Any], ranking: str) -> str:
-    """Percent right and its standard error; empty where the mode was not ranked so."""
+    """Return percent right and its standard error; empty where the mode was not ranked so."""
     return f"{100 * row[ranking]:.1f}±{100 * row['standard_error'][ranking]:.1f}" if ranking in row else ""
 
 
-def rich_tables(results: Results, guesses: Chance | None = None, row_order: Sequence[str] = ROWS) -> list[TerminalTable]:
-    """One table a task for the terminal, the best of each column in bold."""
-    grids = {task: grid(results[task], (guesses or {}).get(task, {}), row_order) for task in sorted(results)}
+def rich_tables(
+    results: Results, chance_levels: Chance | None = None, row_order: Sequence[str] = ROWS
+) -> list[TerminalTable]:
+    """Return one table for each task for the terminal, the best of each column in bold."""
+    grids = {task: grid(results[task], (chance_levels or {}).get(task, {}), row_order) for task in sorted(results)}
     return [TerminalTable(f"{task}, {PRECISION}", cells) for task, cells in grids.items()]
 
 
 class TerminalTable(NamedTuple):
-    """A table for `Console.print`. Where it is wider than the terminal, its columns stand in several blocks below each other; nothing is cut off."""
+    """Table for `Console.print`. Where it is wider than the terminal, its columns stand in several blocks below each
+    other.
+
+    Example:
+        >>> Console().print(TerminalTable("scar", Grid(["mode", "n"], [["box", "400"]], set())))
+    """
 
     title: str
     cells: Grid
@@ -81,8 +106,11 @@ class TerminalTable(NamedTuple):
 
 
 def blocks(cells: Grid, width: int) -> list[list[int]]:
-    """Numbers of columns that fit beside each other and the first, which every block has."""
-    widths = [max(map(longest_line, (heading(name), *(row[place] for row in cells.rows)))) for place, name in enumerate(cells.columns)]
+    """Return blocks of columns, by number, that fit beside each other and the first, which every block has."""
+    widths = [
+        max(map(longest_line, (heading(name), *(row[place] for row in cells.rows))))
+        for place, name in enumerate(cells.columns)
+    ]
     found: list[list[int]] = [[0]]
     for place in range(1, len(widths)):
         if len(found[-1]) > 1 and sum(1 + widths[taken] for taken in found[-1]) + widths[place] > width:
@@ -92,35 +120,43 @@ def blocks(cells: Grid, width: int) -> list[list[int]]:
 
 
 def longest_line(text: str) -> int:
+    """Return the length of the longest line of a text."""
     return max(map(len, text.split("\n")))
 
 
 def heading(name: str) -> str:
-    """A column's name in several lines, which is narrower."""
+    """Return a column's name in several lines, which is narrower."""
     return name.replace("_", "\n").replace(", ", ",\n")
 
 
 def rich_block(cells: Grid, columns: Sequence[int]) -> Table:
+    """Return the given columns as a table for the terminal."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     for place in columns:
         table.add_column(heading(cells.columns[place]), justify="right" if place else "left", no_wrap=True)
     for number, row in enumerate(cells.rows):
-        shown = marked(cells, number, "[bold]{}[/bold]")
-        table.add_row(*(shown[place] for place in columns), style="dim" if row[0] == "chance" else None)
+        cells_of_row = highlight_best(cells, number, "[bold]{}[/bold]")
+        table.add_row(*(cells_of_row[place] for place in columns), style="dim" if row[0] == "chance" else None)
     return table
 
 
-def markdown(results: Results, guesses: Chance | None = None, row_order: Sequence[str] = ROWS) -> str:
-    """The same tables for a README."""
-    return "\n".join(markdown_table(task, grid(results[task], (guesses or {}).get(task, {}), row_order), PRECISION) for task in sorted(results))
+def markdown(results: Results, chance_levels: Chance | None = None, row_order: Sequence[str] = ROWS) -> str:
+    """Return one table for each task as Markdown."""
+    return "\n".join(
+        markdown_table(task, grid(results[task], (chance_levels or {}).get(task, {}), row_order), PRECISION)
+        for task in sorted(results)
+    )
 
 
 def markdown_table(title: str, cells: Grid, caption: str) -> str:
+    """Return one table as Markdown."""
     lines = [f"### {title}", "", "| " + " | ".join(cells.columns) + " |", "|---|" + "---:|" * (len(cells.columns) - 1)]
-    lines += ["| " + " | ".join(marked(cells, number, "**{}**")) + " |" for number in range(len(cells.rows))]
+    lines += ["| " + " | ".join(highlight_best(cells, number, "**{}**")) + " |" for number in range(len(cells.rows))]
     return "\n".join([*lines, "", caption, ""])
 
 
-def marked(cells: Grid, number: int, bold: str) -> list[str]:
-    """A row's cells, the best with `bold` around them."""
-    return [bold.format(text) if (number, column) in cells.best else text for column, text in enumerate(cells.rows[number])]
+def highlight_best(cells: Grid, number: int, bold: str) -> list[str]:
+    """Return a row's cells, the best with `bold` around them."""
+    return [
+        bold.format(text) if (number, column) in cells.best else text for column, text in enumerate(cells.rows[number])
+    ]

@@ -73,20 +73,20 @@ class RankingReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        results, guesses = summarise(self._rows), chance(self._rows)
+        results, chance_levels = summarise(self._rows), chance(self._rows)
         metrics = {name: finite(value.item()) for name, value in sorted(trainer.callback_metrics.items())}
         report = {
             "results": results,
-            "chance": guesses,
+            "chance": chance_levels,
             "metrics": metrics,
             "seconds": {"test": round(time.perf_counter() - self._started, 2)},
             "context": run_context(trainer),
         }
         write_json(self._folder / "report.json", report)
-        write_text(self._folder / "report.md", "\n".join([markdown(results, guesses), *(f"- {name}: {value}" for name, value in metrics.items()), ""]))
+        write_text(self._folder / "report.md", "\n".join([markdown(results, chance_levels), *(f"- {name}: {value}" for name, value in metrics.items()), ""]))
         self._join_predictions(trainer.world_size)
         console = Console()
-        for table in rich_tables(results, guesses):
+        for table in rich_tables(results, chance_levels):
             console.print(table)
         console.print(f"report: {self._folder / 'report.json'}", soft_wrap=True, highlight=False, markup=False)
 
