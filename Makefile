@@ -15,7 +15,7 @@ help: ## this list
 
 setup: $(STAMP) ## the virtual environment, with everything that the other targets need
 
-quickstart: $(STAMP) ## fetch pictures, write scenes, train, and print what a visual prompt is worth
+quickstart: $(STAMP) ## fetch images, write scenes, train, and print what a visual prompt is worth
 	env -u OMP_NUM_THREADS $(BIN)/virtue-pl quickstart
 
 ablations: $(STAMP) ## after the quickstart: train its ablations, and print and plot what each part is worth

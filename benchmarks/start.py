@@ -1,4 +1,5 @@
-"""What starting costs, in CPU seconds of whole processes: the embedder's import, a command's help, a model with one text.
+"""What starting costs, in CPU seconds of whole processes: the embedder's import, a command's help, a model with one
+text.
 
 The embedder is compared with `import torch, lightning`, which nothing here can do without, in pairs that take turns.
 Loading a model and encoding a text is compared with another state of this package's source (`--before`). Prints one

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from virtue_pl.data.options import ReaderOptions, SamplingOptions
+from virtue_pl.data.streaming.options import ReaderOptions, SamplingOptions
 
 DATASET: dict[str, Any] = {"sampling": SamplingOptions, "reader": ReaderOptions}
 """The groups of a `ShardDataModule`."""
@@ -16,5 +16,7 @@ def grouped(options: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, 
     """Return the options with those of each group in one object of its class; the others stay as they are."""
     names = {group: {field.name for field in fields(kind)} for group, kind in groups.items()}
     taken = set().union(*names.values())
-    own = {group: kind(**{name: options[name] for name in names[group] & options.keys()}) for group, kind in groups.items()}
+    own = {
+        group: kind(**{name: options[name] for name in names[group] & options.keys()}) for group, kind in groups.items()
+    }
     return {**{name: value for name, value in options.items() if name not in taken}, **own}

@@ -1,4 +1,6 @@
-"""A step with a gradient cache on a tiny model of the paper's form: what is frozen runs once, and the numbers are the plain step's."""
+"""A step with a gradient cache on a tiny model of the paper's form: what is frozen runs once, and the numbers are the
+plain step's.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,18 @@ import pytest
 import torch
 
 from tiny_virtue import pairs, tiny_virtue
-from virtue_pl.adapters import LoRA
-from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
-from virtue_pl.backbones.sam2 import Sam2Backbone
-from virtue_pl.gradient_cache import FullBatch, GradientCache
-from virtue_pl.parts.connector import ConvolutionConnector, MaskConnector
+from virtue_pl.adapters.lora import LoRA
+from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone
+from virtue_pl.backbones.vlm.qwen2_vl import Qwen2VLBackbone
+from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
+from virtue_pl.models.connector import ConvolutionConnector, MaskConnector
+from virtue_pl.models.virtue import Virtue
 from virtue_pl.types import PairBatch
-from virtue_pl.virtue import Virtue
 
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many pictures each frozen network reads."""
+    """How many images each frozen network reads."""
     counts: Counter[str] = Counter()
 
     def counting(owner: type, name: str, label: str, number: Callable[..., int]) -> None:
@@ -35,7 +37,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     counting(Sam2Backbone, "image_features", "pictures", len)
     counting(Qwen2VLBackbone, "vision_features", "vision", len)
-    counting(Sam2Backbone, "forward", "prompts", lambda features, tokens: len(tokens.pictures))
+    counting(Sam2Backbone, "forward", "prompts", lambda features, tokens: len(tokens.images))
     return counts
 
 
@@ -48,7 +50,12 @@ def step(model: Virtue, batch: PairBatch, cache: FullBatch | GradientCache) -> t
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-CACHES = {"two": GradientCache(2), "three": GradientCache(3), "tokens": GradientCache(chunk_tokens=64), "both": GradientCache(2, 64)}
+CACHES = {
+    "two": GradientCache(2),
+    "three": GradientCache(3),
+    "tokens": GradientCache(chunk_tokens=64),
+    "both": GradientCache(2, 64),
+}
 
 
 @pytest.mark.parametrize("cache", sorted(CACHES))
@@ -74,16 +81,20 @@ def test_what_is_trained_of_the_stream_runs_in_both_passes(encoded: Counter[str]
     model = tiny_virtue(frozen=False)
     _, gradients = step(model, pairs(model, 4), GradientCache(2))
     assert encoded["pictures"] == 3 and encoded["prompts"] == 8
-    assert any(name.startswith("segmentation.") for name in gradients) and any(name.startswith("prompt_encoder.") for name in gradients)
+    assert any(name.startswith("segmentation.") for name in gradients) and any(
+        name.startswith("prompt_encoder.") for name in gradients
+    )
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_an_image_without_a_prompt_costs_no_segmentation_where_the_model_needs_none(encoded: Counter[str], frozen: bool) -> None:
+def test_an_image_without_a_prompt_costs_no_segmentation_where_the_model_needs_none(
+    encoded: Counter[str], frozen: bool
+) -> None:
     """The last target is an image alone."""
     model = tiny_virtue(frozen=frozen)
     model.segment_unprompted = False
     batch = pairs(model, 4)
-    assert batch.targets.pictures.segmentation == (None,) and None not in batch.queries.pictures.segmentation
+    assert batch.targets.images.segmentation == (None,) and None not in batch.queries.images.segmentation
     model.token_counts(batch.queries)
     encoded.clear()
     plain_loss, _ = step(model, batch, FullBatch())
@@ -115,11 +126,15 @@ def test_dropout_is_replayed_in_the_adapters() -> None:
 def test_frozen_outputs_are_kept_as_a_setting_says() -> None:
     model = tiny_virtue()
     frozen = model.encode_frozen(pairs(model, 4).queries, 2, GradientCache(2, frozen_dtype="bfloat16").offload)
-    features = frozen.pictures.stored_features
-    assert frozen.pictures.vision == (None,) * 2 and all(not each.segmentation for each in features)
+    features = frozen.images.stored_features
+    assert frozen.images.vision == (None,) * 2 and all(not each.segmentation for each in features)
     assert {tensor.dtype for each in features for tensor in each.vision} == {torch.bfloat16}
-    assert {one.embedding.dtype for one in frozen.segments} == {torch.bfloat16} and all(one.image.numel() == 0 for one in frozen.segments)
-    assert len(frozen.segments) == 3 and torch.equal(frozen.select([2]).segments[0].embedding, frozen.segments[2].embedding)
+    assert {one.embedding.dtype for one in frozen.segments} == {torch.bfloat16} and all(
+        one.image.numel() == 0 for one in frozen.segments
+    )
+    assert len(frozen.segments) == 3 and torch.equal(
+        frozen.select([2]).segments[0].embedding, frozen.segments[2].embedding
+    )
     exact, _ = step(model, pairs(model, 4), GradientCache(2))
     assert step(model, pairs(model, 4), GradientCache(2, frozen_dtype="bfloat16"))[0] == pytest.approx(exact, rel=1e-2)
 

@@ -6,21 +6,29 @@ import pytest
 import torch
 from torch import nn
 
-from virtue_pl import gradient_cache
-from virtue_pl.gradient_cache import FullBatch, FunctionEncoder, GradientCache, chunks_of
-from virtue_pl.parts.contrastive_loss import InfoNCELoss
-from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairIds, Pictures, PromptBatch, VirtueError
+from virtue_pl.engine import gradient_cache
+from virtue_pl.engine.gradient_cache import FullBatch, FunctionEncoder, GradientCache, chunks_of
+from virtue_pl.losses.contrastive import InfoNCELoss
+from virtue_pl.types import EmbeddingBatch, EncoderBatch, ImageBatch, PairIds, PromptBatch, VirtueError
 
 
 def text_batch(rows: int) -> EncoderBatch:
     ids = torch.randint(0, 20, (rows, 5), generator=torch.Generator().manual_seed(0))
-    return EncoderBatch(ids, torch.ones_like(ids), Pictures(), PromptBatch((), torch.zeros(0, dtype=torch.long)), torch.zeros(0, dtype=torch.long))
+    return EncoderBatch(
+        ids,
+        torch.ones_like(ids),
+        ImageBatch(),
+        PromptBatch((), torch.zeros(0, dtype=torch.long)),
+        torch.zeros(0, dtype=torch.long),
+    )
 
 
 def gradients(strategy: FullBatch | GradientCache, rows: int, dropout: float) -> tuple[float, list[torch.Tensor]]:
     torch.manual_seed(0)
     table, layer = nn.Embedding(20, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 4))
-    encoder = FunctionEncoder(lambda inputs: nn.functional.normalize(layer(table(inputs.input_ids).mean(dim=1)), dim=-1))
+    encoder = FunctionEncoder(
+        lambda inputs: nn.functional.normalize(layer(table(inputs.input_ids).mean(dim=1)), dim=-1)
+    )
     queries, targets = strategy(encoder, text_batch(rows)), strategy(encoder, text_batch(rows))
     ids = PairIds(torch.arange(rows), torch.arange(rows))
     loss = InfoNCELoss(0.1)(EmbeddingBatch(queries, targets, targets.new_zeros(0, 4), ids)).loss
@@ -68,7 +76,9 @@ def uneven(inputs: EncoderBatch) -> list[int]:
         (None, 100, [[0, 4, 2, 5, 3, 1, 6]]),
     ],
 )
-def test_rows_are_cut_by_number_and_by_padded_tokens(rows: int | None, tokens: int | None, expected: list[list[int]]) -> None:
+def test_rows_are_cut_by_number_and_by_padded_tokens(
+    rows: int | None, tokens: int | None, expected: list[list[int]]
+) -> None:
     assert chunks_of(LENGTHS, rows, tokens) == expected
     assert chunks_of((), rows, tokens) == []
 
@@ -97,7 +107,9 @@ def free_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize(("rows_that_fit", "encodings"), [(2.5, 8), (100.0, 1)])
 def test_automatic_chunks_follow_the_memory(free_bytes: list[int], rows_that_fit: float, encodings: int) -> None:
-    """A row of five tokens keeps [5, 16] numbers of four bytes for the backward pass of the square, beside the weights."""
+    """A row of five tokens keeps [5, 16] numbers of four bytes for the backward pass of the square, beside the
+    weights.
+    """
     torch.manual_seed(0)
     table, calls = nn.Embedding(20, 16), []
 
@@ -127,7 +139,10 @@ def test_automatic_chunks_follow_the_memory(free_bytes: list[int], rows_that_fit
         ({"chunk_tokens": 0}, r"gradient_cache\.chunk_tokens is 0, expected at least 1"),
         ({"chunk_size": "all"}, r"gradient_cache\.chunk_size is 'all', expected a number of rows, auto or null"),
         ({}, "says neither chunk_size nor chunk_tokens"),
-        ({"chunk_size": 2, "frozen_dtype": "half"}, "frozen_dtype is 'half', expected one of float32, float16, bfloat16"),
+        (
+            {"chunk_size": 2, "frozen_dtype": "half"},
+            "frozen_dtype is 'half', expected one of float32, float16, bfloat16",
+        ),
         ({"chunk_size": "auto", "memory_share": 0.0}, "memory_share is 0"),
     ],
 )

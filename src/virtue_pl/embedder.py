@@ -1,4 +1,4 @@
-"""The Python face: texts, pictures and visual prompts in, unit vectors out."""
+"""The Python face: texts, images and visual prompts in, unit vectors out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from virtue_pl.frozen_features import RecentFeatures
-from virtue_pl.images import as_picture, pixel_key
-from virtue_pl.interop.pretrained import DTYPES, from_pretrained
-from virtue_pl.parts.embedding_model import EmbeddingModel
-from virtue_pl.parts.preprocess import ContrastivePreprocess
-from virtue_pl.recipes import Recipe
-from virtue_pl.types import EmbeddingInput, EncoderBatch, PictureFeatures, VirtueError, VisualPrompt
-from virtue_pl.virtue import Virtue
+from virtue_pl.checkpoints.pretrained import DTYPES, from_pretrained
+from virtue_pl.features.frozen import RecentFeatures
+from virtue_pl.models.embedding_model import EmbeddingModel
+from virtue_pl.models.virtue import Virtue
+from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
+from virtue_pl.preprocessing.images import pixel_key, to_image
+from virtue_pl.preprocessing.input_formatters import InputFormatter
+from virtue_pl.types import EmbeddingInput, EncoderBatch, ImageFeatures, VirtueError, VisualPrompt
 
 CHARACTERS_A_TOKEN, PIXELS_A_TOKEN = 4, 28 * 28
 """Roughly, for putting rows of one length together; nothing else depends on them."""
@@ -36,7 +36,7 @@ class Embedder:
         model: in eval mode, as `from_pretrained` gives it; it moves to `device`.
         device: "auto" takes a GPU where there is one.
         batch_size: rows of a batch.
-        cached_pictures: images whose frozen features are cached, on the device.
+        cached_images: images whose frozen features are cached, on the device.
 
     Example:
         >>> embedder = Embedder.from_pretrained("exported")
@@ -50,21 +50,19 @@ class Embedder:
         model: EmbeddingModel,
         device: str | torch.device = "auto",
         batch_size: int = 16,
-        cached_pictures: int = 32,
+        cached_images: int = 32,
     ) -> None:
-        if batch_size < 1 or cached_pictures < 0:
-            raise VirtueError(
-                f"batch_size is {batch_size}, cached_pictures {cached_pictures}, expected at least 1 and 0"
-            )
+        if batch_size < 1 or cached_images < 0:
+            raise VirtueError(f"batch_size is {batch_size}, cached_images {cached_images}, expected at least 1 and 0")
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(automatic if device == "auto" else device)
         self.model = model.to(self.device).eval()
         self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.ndim > 1)
-        preprocess = model.preprocess
-        assert isinstance(preprocess, ContrastivePreprocess)
-        self.preprocess = preprocess
+        collator = model.collator
+        assert isinstance(collator, ContrastiveCollator)
+        self.collator = collator
         self.batch_size = batch_size
-        self.recent = RecentFeatures(cached_pictures)
+        self.recent = RecentFeatures(cached_images)
 
     @classmethod
     def from_pretrained(
@@ -74,8 +72,8 @@ class Embedder:
         device: str | torch.device = "auto",
         dtype: str = "float32",
         batch_size: int = 16,
-        cached_pictures: int = 32,
-        recipe: Recipe | str | None = None,
+        cached_images: int = 32,
+        formatter: InputFormatter | str | None = None,
         sam_checkpoint: str | Path | None = None,
         base: str | Path | None = None,
         revision: str | None = None,
@@ -86,15 +84,15 @@ class Embedder:
         Args:
             dtype: of matrices and their products, float32, bfloat16 or float16; norms, positions and embeddings are
                 float32.
-            others: see `Embedder` and `virtue_pl.interop.pretrained.from_pretrained`.
+            others: see `Embedder` and `virtue_pl.checkpoints.pretrained.from_pretrained`.
         """
         if dtype not in DTYPES:
             raise VirtueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-        model = from_pretrained(name, sam_checkpoint, recipe, base, "float32", revision, allow_classes)
+        model = from_pretrained(name, sam_checkpoint, formatter, base, "float32", revision, allow_classes)
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data = parameter.data.to(getattr(torch, dtype))
-        return cls(model, device, batch_size, cached_pictures)
+        return cls(model, device, batch_size, cached_images)
 
     @property
     def embed_dim(self) -> int:
@@ -118,7 +116,7 @@ class Embedder:
 
         Args:
             texts: the text of each row, with an image or alone; `IMAGE_TOKEN` may mark where an image stands.
-            images: images (path, PIL, uint8 array or tensor, see `as_picture`); None for a row without one, a list for
+            images: images (path, PIL, uint8 array or tensor, see `to_image`); None for a row without one, a list for
                 a row with several.
             prompts: regions in each row's first image; None for none, a list for several regions of one row.
             batch_size: instead of the embedder's.
@@ -152,8 +150,8 @@ class Embedder:
         broken = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if broken:
             raise VirtueError(
-                f"row {broken[0]} has an embedding that is not finite, expected numbers: "
-                "was the model trained well, and is `dtype` bfloat16 enough?"
+                f"row {broken[0]} has an embedding that is not finite, expected numbers: was the model trained well,"
+                " and is `dtype` bfloat16 enough?"
             )
         return embeddings
 
@@ -172,7 +170,7 @@ class Embedder:
 
     def length(self, item: EmbeddingInput) -> float:
         """Return about how many tokens a row has."""
-        resized = self.preprocess.processor.resized
+        resized = self.collator.processor.resized
         sizes = [resized((image.shape[1], image.shape[2])) for image in item.images]
         return len(item.text) / CHARACTERS_A_TOKEN + sum(height * width for height, width in sizes) / PIXELS_A_TOKEN
 
@@ -204,29 +202,29 @@ class Embedder:
 
         Each input is prepared once; the cache is read, and written, once for each distinct image.
         """
-        batch = self.preprocess.encoder_batch(items, self.recent.get).to(self.device)
-        if not len(batch.pictures):
+        batch = self.collator.encoder_batch(items, self.recent.get).to(self.device)
+        if not len(batch.images):
             return batch
         features = self.encode_images(batch)
-        for key, each in zip(batch.pictures.keys, features, strict=True):
+        for key, each in zip(batch.images.keys, features, strict=True):
             self.recent.put(key, each)
-        return replace(batch, pictures=replace(batch.pictures, features=features))
+        return replace(batch, images=replace(batch.images, features=features))
 
-    def encode_images(self, batch: EncoderBatch) -> tuple[PictureFeatures, ...]:
+    def encode_images(self, batch: EncoderBatch) -> tuple[ImageFeatures, ...]:
         """Return the frozen features of each of a batch's images; the segmentation model reads prompted ones alone."""
-        images = batch.pictures
+        images = batch.images
         features = dict(enumerate(images.stored_features))
-        prompted = sorted(set(batch.prompts.pictures.tolist())) if isinstance(self.model, Virtue) else list(features)
+        prompted = sorted(set(batch.prompts.images.tolist())) if isinstance(self.model, Virtue) else list(features)
         plain = sorted(set(features).difference(prompted))
         missing = [number for number in prompted if not self.is_encoded(features[number])]
         if missing:
-            features.update(zip(missing, self.model.picture_features(images.select(missing)), strict=True))
+            features.update(zip(missing, self.model.image_features(images.select(missing)), strict=True))
         missing = [number for number in plain if not features[number].vision]
         if missing and isinstance(self.model, Virtue):
-            features.update(zip(missing, self.model.fusion.picture_features(images.select(missing)), strict=True))
+            features.update(zip(missing, self.model.fusion.image_features(images.select(missing)), strict=True))
         return tuple(features[number] for number in range(len(images)))
 
-    def is_encoded(self, features: PictureFeatures) -> bool:
+    def is_encoded(self, features: ImageFeatures) -> bool:
         """Whether features hold all streams of the model."""
         return bool(features.vision and (features.segmentation or not isinstance(self.model, Virtue)))
 
@@ -261,25 +259,30 @@ def row(number: int, text: str | None, images: Any, prompts: Any, once: dict[int
     given = [image for image in (images if is_list(images) else [images]) if image is not None]
     pointed = [prompt for prompt in (prompts if is_list(prompts) else [prompts]) if prompt is not None]
     if not text and not given:
-        raise VirtueError(f"row {number} is empty, expected a text, a picture, or both")
+        raise VirtueError(f"row {number} is empty, expected a text, an image, or both")
     if pointed and not given:
         raise VirtueError(
-            f"row {number} has a visual prompt but no picture to point at: give `images`, or leave its prompt out"
+            f"row {number} has a visual prompt but no image to point at: give `images`, or leave its prompt out"
         )
     for found, wanted in [(text or "", str), *((prompt, VisualPrompt) for prompt in pointed)]:
         if not isinstance(found, wanted):
             raise VirtueError(
-                f"row {number}: found {type(found).__name__}, expected {wanted.__name__}: "
-                "prompts in pixels are made by VisualPrompt.from_pixels"
+                f"row {number}: found {type(found).__name__}, expected {wanted.__name__}: prompts in pixels are made by"
+                " VisualPrompt.from_pixels"
             )
     for image in given:
         if id(image) not in once:
-            picture = as_picture(image, f"row {number}")
-            once[id(image)] = image, picture, pixel_key(picture)
-    pictures = [once[id(image)] for image in given]
+            decoded = to_image(image, f"row {number}")
+            once[id(image)] = image, decoded, pixel_key(decoded)
+    decoded_images = [once[id(image)] for image in given]
     first, *further = pointed or [VisualPrompt()]
     return EmbeddingInput(
-        text or "", tuple(p for _, p, _ in pictures), first, tuple(key for *_, key in pictures), (), tuple(further)
+        text or "",
+        tuple(p for _, p, _ in decoded_images),
+        first,
+        tuple(key for *_, key in decoded_images),
+        (),
+        tuple(further),
     )
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 from rich.console import Console
 
 from tiny_quickstart import ROOT, scenes_and_segmenter, tiny_plan
-from virtue_pl.app.ablations import AblationPlan, Ablations
 from virtue_pl.cli import lightning
 from virtue_pl.cli.main import main
+from virtue_pl.pipelines.ablations import AblationPlan, Ablations
 from virtue_pl.types import VirtueError
 
 

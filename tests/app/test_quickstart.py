@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from tiny_quickstart import fetch, tiny_quickstart
-from virtue_pl.app.quickstart import Plan, Quickstart
-from virtue_pl.data.parquet_shards import silent
+from virtue_pl.data.conversion.source_file import silent
+from virtue_pl.pipelines.quickstart import Plan, Quickstart
 from virtue_pl.types import VirtueError
 
 ROWS = {"box", "point", "mask", "no_prompt", "no_segmentation", "blind", "set_blind"}
@@ -41,7 +41,7 @@ def test_the_report_has_every_row_for_seen_and_held_out_objects(
     assert report["context"]["seed"] == 0 and report["context"]["data_fingerprint"]
 
 
-def test_each_run_leaves_pictures_for_tensorboard_and_its_settings(
+def test_each_run_leaves_images_for_tensorboard_and_its_settings(
     finished: tuple[Path, Quickstart, dict[str, object]],
 ) -> None:
     folder, _, _ = finished

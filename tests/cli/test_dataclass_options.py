@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import pytest
 import yaml
 
-from virtue_pl.cli import evaluate, robustness
+from virtue_pl.cli.commands import evaluate, robustness
 from virtue_pl.cli.dataclass_options import add_options, field_docs, field_types, read_options
-from virtue_pl.data.evaluation_options import EvaluationDataOptions
+from virtue_pl.data.eval_sets.options import EvaluationDataOptions
 from virtue_pl.evaluation.settings import Kind, LoadingOptions, QueryFormat, RobustnessOptions
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def test_documented_options_are_read() -> None:
 
 
 def test_kinds_of_robustness_are_the_perturbations_and_prompt_consistency() -> None:
-    from virtue_pl.evaluation.perturbations import PERTURBATIONS
+    from virtue_pl.evaluation.probes.perturbations import PERTURBATIONS
 
     assert get_args(Kind) == (*PERTURBATIONS, robustness.PROMPT_CONSISTENCY)
 
@@ -117,7 +117,7 @@ def test_kinds_of_robustness_are_the_perturbations_and_prompt_consistency() -> N
 def test_the_yaml_of_an_evaluation_repeats_no_default(request: pytest.FixtureRequest) -> None:
     import inspect
 
-    from virtue_pl.data.evaluation import EvaluationDataModule
+    from virtue_pl.data.datamodules.evaluation import EvaluationDataModule
     from virtue_pl.evaluation.evaluator import Evaluator
 
     parameters = {

@@ -18,17 +18,17 @@ from safetensors.torch import load_file, save_file
 from evaluation_files import WORDS, predictions, report, write_mmeb_sets, write_scar_set
 from mmeb_files import write_table
 from tiny_release import published, quickstart_spec, run_checkpoint
-from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
-from virtue_pl.backbones.sam2 import Sam2Backbone
+from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone
+from virtue_pl.backbones.vlm.qwen2_vl import Qwen2VLBackbone
+from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.cli.main import main
-from virtue_pl.data.evaluation import EvaluationDataModule
-from virtue_pl.data.evaluation_options import EvaluationDataOptions
-from virtue_pl.data.scar_shards import convert_scar
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.datamodules.evaluation import EvaluationDataModule
+from virtue_pl.data.eval_sets.options import EvaluationDataOptions
 from virtue_pl.evaluation.evaluator import Evaluator
 from virtue_pl.evaluation.settings import QueryFormat, ReportOptions
-from virtue_pl.images import decode, resize_to_square
-from virtue_pl.interop.observe import batch_of
-from virtue_pl.interop.pretrained import from_pretrained
+from virtue_pl.parity.hooks import batch_of
+from virtue_pl.preprocessing.images import decode, resize_to_square
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 IMAGE = "<|image_pad|>"
@@ -70,7 +70,7 @@ def first(model: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             "MSCOCO_t2i",
             "RefCOCO-Matching",
             "--allow-missing",
-            "--recipe",
+            "--formatter",
             "reference",
         )
         == 0
@@ -92,7 +92,9 @@ def shown(
     root: Path, text: str, path: str, prompt: VisualPrompt | None = None, side: int | None = None
 ) -> EmbeddingInput:
     image = decode((root / "images" / path).read_bytes(), path)
-    return EmbeddingInput(text, (image if side is None else resize_to_square(image, side),), prompt or VisualPrompt(), (path,))
+    return EmbeddingInput(
+        text, (image if side is None else resize_to_square(image, side),), prompt or VisualPrompt(), (path,)
+    )
 
 
 def scar_query(root: Path, row: dict[str, Any], frame: str, side: int | None = None) -> EmbeddingInput:
@@ -169,7 +171,7 @@ def test_averages_are_over_sets_and_say_how_many(first):
 
 
 def test_what_occurs_twice_is_embedded_once(first):
-    """The captions of SCaR's sets are the same words, and sets of MMEB share pictures."""
+    """The captions of SCaR's sets are the same words, and sets of MMEB share images."""
     captions = {
         f"a {WORDS[(row + step) % 12]} beside the {WORDS[(row + 5 * step) % 12]}"
         for row in range(6)
@@ -177,20 +179,18 @@ def test_what_occurs_twice_is_embedded_once(first):
     }
     answers = {WORDS[(row + 2 * step) % 12] for row in range(4) for step in range(4)}
     found = report(first)["embeddings"]
-    others = (
-        6 + 4 + 4 + 4 + 6 + 4 + 4 * 4
-    )  # queries of five sets, MSCOCO's six pictures, candidates of RefCOCO-Matching
+    others = 6 + 4 + 4 + 4 + 6 + 4 + 4 * 4  # queries of five sets, MSCOCO's six images, candidates of RefCOCO-Matching
     assert found["unique"] == found["encoded"] == len(captions) + len(answers) + others
     assert found["total"] == 10 * 6 + 3 * 4 * 5 and found["unique_pictures"] == 4 + 6
 
 
-def test_a_picture_goes_through_the_towers_once(model, root, tmp_path, monkeypatch):
+def test_an_image_goes_through_the_towers_once(model, root, tmp_path, monkeypatch):
     seen: dict[str, int] = {"segmentation": 0, "vision": 0}
 
     def counting(method: Any, stream: str) -> Any:
-        def counted(self: Any, pictures: Any, *rest: Any) -> Any:
-            seen[stream] += len(pictures)
-            return method(self, pictures, *rest)
+        def counted(self: Any, images: Any, *rest: Any) -> Any:
+            seen[stream] += len(images)
+            return method(self, images, *rest)
 
         return counted
 
@@ -201,7 +201,7 @@ def test_a_picture_goes_through_the_towers_once(model, root, tmp_path, monkeypat
 
 
 def test_a_second_evaluation_embeds_nothing_and_says_the_same(model, root, first, monkeypatch):
-    monkeypatch.setattr("virtue_pl.evaluation.query_encoder.QueryEncoder.encode", None)
+    monkeypatch.setattr("virtue_pl.evaluation.QueryEncoder.encode", None)
     assert evaluate(model, root, first.parent / "again", "--sets", "ADE20K", "OK-VQA") == 0
     kept = [line for line in predictions(first) if line["set"] in ("SCaR_ADE20K", "OK-VQA")]
     assert predictions(first.parent / "again") == kept and report(first.parent / "again")["embeddings"]["encoded"] == 0
@@ -249,7 +249,7 @@ def test_two_processes_say_what_one_says(model, tmp_path, rows):
     for devices, out in ((2, "two"), (1, "one")):
         data = EvaluationDataModule(str(tmp_path), ["ADE20K"], EvaluationDataOptions(batch_size=2 if rows > 1 else 16))
         evaluator = Evaluator(model, tmp_path / out / "run")
-        data.connect(evaluator.preprocess)
+        data.connect(evaluator.collator)
         strategy = {"strategy": "ddp_fork"} if devices == 2 else {}
         options = {
             "logger": False,
@@ -312,8 +312,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_cost_and_robustness_stand_in_the_report(measured):
     found = report(measured / "run")
-    assert found["cost"]["modes"].keys() == {"text", "picture", "point", "box", "mask", "crop"} and found["cost"][
-        "picture"
+    assert found["cost"]["modes"].keys() == {"text", "image", "point", "box", "mask", "crop"} and found["cost"][
+        "image"
     ] == [96, 72]
     curves = found["robustness"]["scar/SCaR_ADE20K"]
     assert curves.keys() == {"box_jitter", "box_scale", "click_offset"} and {
@@ -366,9 +366,9 @@ def spoiled(row: int, **values: Any) -> Any:
     [
         (spoiled(2, tgt_text=[]), "SCaR_ADE20K row 2: the query has no candidate"),
         (spoiled(1, tgt_text=["a", "", "c"]), "SCaR_ADE20K row 1: missing candidate: number 1"),
-        (spoiled(3, bbox=[90.0, 6.0, 30.0, 41.0]), "SCaR_ADE20K row 3: box outside the picture"),
-        (spoiled(0, qry_image_path="set/none.png"), "SCaR_ADE20K row 0: missing picture"),
-        (spoiled(0, qry_image_path="../../etc/passwd"), "SCaR_ADE20K row 0: no picture"),
+        (spoiled(3, bbox=[90.0, 6.0, 30.0, 41.0]), "SCaR_ADE20K row 3: box outside the image"),
+        (spoiled(0, qry_image_path="set/none.png"), "SCaR_ADE20K row 0: missing image"),
+        (spoiled(0, qry_image_path="../../etc/passwd"), "SCaR_ADE20K row 0: no image"),
     ],
 )
 def test_a_bad_row_is_named(model, tmp_path, capsys, edit, message):
@@ -384,7 +384,7 @@ def test_a_bad_row_is_named(model, tmp_path, capsys, edit, message):
         (("--sets", "ADE21K"), "--sets ADE21K: no such set, expected scar, scar_mini, mmeb"),
         (("--sets", "ImageNet-1K", "--allow-missing"), "has no files of ImageNet-1K"),
         (("--sets", "ADE20K", "--mode", "mask"), "SCaR_ADE20K row 0: prompt mode 'mask' needs regions with masks"),
-        (("--sets", "ADE20K", "--recipe", "virtue"), "recipe is 'virtue', but the weights"),
+        (("--sets", "ADE20K", "--formatter", "virtue"), "formatter is 'virtue', but the weights"),
         (("--sets", "ADE20K", "--limit", "0"), "limit is 0"),
     ],
 )

@@ -13,11 +13,11 @@ from evaluation_files import predictions, report, write_mmeb_sets, write_scar_se
 from tiny_release import published
 from virtue_pl.cli.lightning import VirtueCLI
 from virtue_pl.cli.main import main
-from virtue_pl.data.evaluation_options import EvaluationDataOptions
-from virtue_pl.evaluation.compare import read_run
-from virtue_pl.evaluation.query_encoder import pool_box, token_map
+from virtue_pl.data.eval_sets.options import EvaluationDataOptions
+from virtue_pl.evaluation.retrieval.query_encoder import pool_box, token_map
 from virtue_pl.evaluation.settings import EncodingOptions, LoadingOptions, QueryFormat, ReportOptions
-from virtue_pl.recipes import CropRecipe
+from virtue_pl.evaluation.statistics.compare import read_run
+from virtue_pl.preprocessing.input_formatters import CropFormatter
 from virtue_pl.types import VirtueError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -94,7 +94,7 @@ def test_every_layer_says_its_folder():
 
 
 def test_what_a_baseline_looks_at(baselines):
-    """Blind queries are one and show nothing; set_blind and random embed no query; each crop is another picture."""
+    """Blind queries are one and show nothing; set_blind and random embed no query; each crop is another image."""
     embedded = {name: report(out)["embeddings"] for name, out in baselines.items()}
     assert embedded["blind"]["unique_pictures"] == 0 and embedded["crop"]["unique_pictures"] == 2
     assert embedded["random"]["encoded"] == embedded["set_blind"]["encoded"] == 0
@@ -114,8 +114,8 @@ def test_baselines_share_the_texts(baselines):
     assert report(baselines["blind"])["embeddings"]["encoded"] == 1
 
 
-def test_without_a_prompt_the_regions_of_a_picture_are_one_query(baselines):
-    """Two regions a picture; nothing tells them apart. The captions do differ, so the scores do."""
+def test_without_a_prompt_the_regions_of_an_image_are_one_query(baselines):
+    """Two regions an image; nothing tells them apart. The captions do differ, so the scores do."""
     for name in ("no_prompt_grid", "no_prompt_no_stream"):
         found = report(baselines[name])["embeddings"]
         assert found["unique"] == report(baselines["crop"])["embeddings"]["unique"] - 2
@@ -132,7 +132,7 @@ def test_layers_and_options_set_single_settings():
     words = ["--data.init_args.options.limit", "2", "--model.init_args.query_format.mode", "point"]
     found = build(*words, "--model.init_args.reporting.full_lists", "5")
     crop = found.model.query_format.image_transform
-    assert isinstance(crop, CropRecipe) and crop.point_side == 0.4
+    assert isinstance(crop, CropFormatter) and crop.point_side == 0.4
     assert found.model.query_format == QueryFormat("point", False, stream="none", image_transform=crop)
     assert found.datamodule.options == EvaluationDataOptions(limit=2)
     assert found.model.encoding == EncodingOptions("runs/embeddings") and found.model.loading == LoadingOptions()
@@ -157,7 +157,7 @@ def test_set_blind_stands_beside_every_result(whole):
     ("count", "size", "expected"),
     [(12, (90, 120), (3, 4)), (12, (120, 90), (4, 3)), (7, (70, 10), (7, 1)), (16, (1, 1), (4, 4))],
 )
-def test_tokens_are_laid_out_as_the_picture_is(count, size, expected):
+def test_tokens_are_laid_out_as_the_image_is(count, size, expected):
     tokens = torch.arange(count, dtype=torch.float32)[:, None].repeat(1, 2)
     laid = token_map(tokens, size)
     assert laid.shape == (2, *expected) and torch.equal(laid[0].flatten(), tokens[:, 0])

@@ -1,4 +1,6 @@
-"""Grouped options: few arguments a constructor, counts checked once, and the way from YAML and the command line to a run's config and back."""
+"""Grouped options: few arguments a constructor, counts checked once, and the way from YAML and the command line to a
+run's config and back.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ import pytest
 
 from virtue_pl.cli.lightning import VirtueCLI
 from virtue_pl.cli.main import main
-from virtue_pl.data import options
-from virtue_pl.data.benchmark import BenchmarkMixture
-from virtue_pl.data.cache_limit import CacheOptions
-from virtue_pl.data.options import BadSampleLimits, ReaderOptions, SamplingOptions
+from virtue_pl.data.datamodules.benchmark import BenchmarkMixture
+from virtue_pl.data.io.cache import CacheOptions
+from virtue_pl.data.streaming import options
+from virtue_pl.data.streaming.options import BadSampleLimits, ReaderOptions, SamplingOptions
 from virtue_pl.types import VirtueError
 
 DATA = Path(options.__file__).parent
@@ -23,7 +25,7 @@ GROUPS = (ReaderOptions, SamplingOptions, BenchmarkMixture, CacheOptions)
 CONFIG = """
 model: {class_path: cli_dummies.Encoder, init_args: {width: 3}}
 data:
-  class_path: virtue_pl.data.scar.SCaRDataModule
+  class_path: virtue_pl.data.SCaRDataModule
   init_args:
     train: shards
     sampling: {num_negatives: 4, sample_buffer: 1}
@@ -31,10 +33,10 @@ data:
 """
 
 MIXTURE = """
-class_path: virtue_pl.data.mixture.MixedDataModule
+class_path: virtue_pl.data.MixedDataModule
 init_args:
   parts:
-    scar: {class_path: virtue_pl.data.scar.SCaRDataModule, init_args: {train: scar, sampling: {num_negatives: 2}}}
+    scar: {class_path: virtue_pl.data.SCaRDataModule, init_args: {train: scar, sampling: {num_negatives: 2}}}
   weights: {scar: 1.0}
   reader: {seed: 5}
 """
@@ -94,7 +96,12 @@ def test_a_count_that_cannot_be_is_one_line(kind: Any, wrong: dict[str, int], me
 
 
 def test_dotted_overrides_reach_a_group_and_leave_its_other_fields(tmp_path: Path) -> None:
-    arguments = ["--data.init_args.reader.num_workers", "2", "--data.init_args.sampling.steps_per_epoch=9", "--data.init_args.cache.max_gb=1.5"]
+    arguments = [
+        "--data.init_args.reader.num_workers",
+        "2",
+        "--data.init_args.sampling.steps_per_epoch=9",
+        "--data.init_args.cache.max_gb=1.5",
+    ]
     data = parsed(tmp_path, *arguments).data
     assert data.reader == ReaderOptions(num_workers=2, seed=7)
     assert data.sampling == SamplingOptions(num_negatives=4, sample_buffer=1, steps_per_epoch=9)
@@ -116,9 +123,11 @@ def test_other_data_is_laid_over_with_groups_of_its_own(tmp_path: Path) -> None:
     data = parsed(tmp_path, "--data", str(path), *over).data
     assert data.weights == {"scar": 3.0} and data.reader == ReaderOptions(num_workers=1, seed=5)
     assert data.parts["scar"].sampling == SamplingOptions(num_negatives=2, train_rows=6)
-    sets = ["--data", "virtue_pl.data.benchmark.BenchmarkDataModule", "--data.sets=[scar]", "--data.root=there"]
+    sets = ["--data", "virtue_pl.data.BenchmarkDataModule", "--data.sets=[scar]", "--data.root=there"]
     data = parsed(tmp_path, *sets, "--data.mixture.num_negatives={ADE20K: 3}", "--data.mixture.block_size=4").data
-    assert data.parts["ADE20K"].num_negatives == 3 and data.parts["ADE20K"].reader is data.reader and data.block_size == 4
+    assert (
+        data.parts["ADE20K"].num_negatives == 3 and data.parts["ADE20K"].reader is data.reader and data.block_size == 4
+    )
 
 
 def test_a_mistake_in_a_group_is_one_line_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +141,6 @@ def test_a_mistake_in_a_group_is_one_line_of_the_command(tmp_path: Path, capsys:
 
 def test_help_tells_of_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["fit", "--data.help", "virtue_pl.data.scar.SCaRDataModule"])
+        main(["fit", "--data.help", "virtue_pl.data.SCaRDataModule"])
     told = " ".join(capsys.readouterr().out.split())
     assert "--data.reader.num_workers" in told and "Data workers a rank; 0 reads in the training process." in told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from virtue_pl.evaluation.bootstrap import Hits, align_hits, difference, interval, mean_interval
+from virtue_pl.evaluation.statistics.bootstrap import Hits, align_hits, difference, interval, mean_interval
 from virtue_pl.types import VirtueError
 
 

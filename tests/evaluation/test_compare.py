@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from virtue_pl.evaluation.compare import ComparedRun, compare, mean_shares, read_chance, read_run
-from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
+from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
+from virtue_pl.evaluation.statistics.compare import ComparedRun, compare, mean_shares, read_chance, read_run
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError
 
@@ -114,7 +114,7 @@ def test_runs_stand_in_the_order_they_were_given() -> None:
 
 
 def test_a_task_ranked_in_another_mode_alone_counts_where_that_is_wanted() -> None:
-    """Queries with a region are asked with a box, those without by their picture."""
+    """Queries with a region are asked with a box, those without by their image."""
     rows = RankRows([*training(50), *training(80, "set_blind"), *training(100, "no_prompt", "mmeb/a")])
     assert compare([ComparedRun("run", (rows,), "box", "run")]).shares.keys() == {"scar/seen"}
     assert (

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from virtue_pl.evaluation import plots
-from virtue_pl.evaluation.bootstrap import Estimate
-from virtue_pl.evaluation.compare import Comparison
-from virtue_pl.evaluation.curves import read_curve
+from virtue_pl.evaluation.reports import plots
+from virtue_pl.evaluation.reports.curves import read_curve
+from virtue_pl.evaluation.statistics.bootstrap import Estimate
+from virtue_pl.evaluation.statistics.compare import Comparison
 from virtue_pl.types import VirtueError
 
 

@@ -14,11 +14,11 @@ from torch.nn.functional import normalize
 
 from scar_files import rle, write_scar
 from tiny_release import quickstart_spec, run_checkpoint
-from virtue_pl.cli import robustness as command
-from virtue_pl.data.scar_shards import convert_scar
+from virtue_pl.checkpoints.export import export
+from virtue_pl.cli.commands import robustness as command
+from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.embedder import Embedder
-from virtue_pl.evaluation.prompt_consistency import PROMPT_VARIANTS, box_mask, prompt_consistency
-from virtue_pl.interop.export import export
+from virtue_pl.evaluation.probes.prompt_consistency import PROMPT_VARIANTS, box_mask, prompt_consistency
 from virtue_pl.types import EmbeddingInput, RankingSample, Region
 
 SIZE = (64, 64)
@@ -26,8 +26,8 @@ LEFT, RIGHT = torch.tensor([0.0, 0.25, 0.375, 0.75]), torch.tensor([0.625, 0.25,
 
 
 def sample(number: int, box: torch.Tensor, task: str = "sets/seen", masked: bool = True) -> RankingSample:
-    picture = torch.full((3, *SIZE), number, dtype=torch.uint8)
-    query = EmbeddingInput("which", (picture,), image_keys=(str(number),))
+    image = torch.full((3, *SIZE), number, dtype=torch.uint8)
+    query = EmbeddingInput("which", (image,), image_keys=(str(number),))
     return RankingSample(
         f"{number} {box.tolist()}",
         task,
@@ -122,8 +122,8 @@ def test_a_models_own_masks_are_those_of_its_segmentation_part(exported):
         for item, box in zip(items, (LEFT, RIGHT), strict=True)
     ]
     found = embedder.masks(shown)
-    batch = embedder.preprocess.encoder_batch(shown)
+    batch = embedder.collator.encoder_batch(shown)
     with torch.no_grad():
         tokens = embedder.model.prompt_encoder(batch.prompts)
-        expected = embedder.model.segmentation(batch.pictures, tokens).mask_logits > 0
+        expected = embedder.model.segmentation(batch.images, tokens).mask_logits > 0
     assert found is not None and torch.equal(torch.stack(found), expected)

@@ -12,14 +12,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from virtue_pl.evaluation.predictions import predictions, read_predictions
-from virtue_pl.evaluation.report import chance, context, merge, select, summarise, write_json
-from virtue_pl.evaluation.tables import Grid, TerminalTable, markdown, rich_tables
+from virtue_pl.evaluation.reports.tables import Grid, TerminalTable, markdown, rich_tables
+from virtue_pl.evaluation.retrieval.predictions import predictions, read_predictions
+from virtue_pl.evaluation.statistics.summary import chance, context, merge, select, summarise, write_json
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import (
     EmbeddingInput,
     EncoderBatch,
-    Pictures,
+    ImageBatch,
     PromptBatch,
     RankingBatch,
     RankingOutput,
@@ -129,7 +129,7 @@ def batch_of(samples: tuple[RankingSample, ...], modes: tuple[str, ...]) -> Rank
     empty = EncoderBatch(
         torch.zeros(0, 0, dtype=torch.long),
         torch.zeros(0, 0, dtype=torch.long),
-        Pictures(),
+        ImageBatch(),
         PromptBatch((), nothing),
         nothing,
     )

@@ -12,11 +12,11 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from scar_files import write_scar
-from virtue_pl.cli import robustness as command
-from virtue_pl.data.scar_shards import convert_scar
-from virtue_pl.evaluation.perturbations import PERTURBATIONS, hide_share
-from virtue_pl.evaluation.robustness import robustness
-from virtue_pl.evaluation.robustness_plots import plot_robustness
+from virtue_pl.cli.commands import robustness as command
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.evaluation.probes.perturbations import PERTURBATIONS, hide_share
+from virtue_pl.evaluation.probes.robustness import robustness
+from virtue_pl.evaluation.reports.robustness_plots import plot_robustness
 from virtue_pl.types import EmbeddingInput, RankingSample, Region, VirtueError, VisualPrompt
 
 SIZE = (40, 80)
@@ -52,7 +52,7 @@ def test_the_neutral_level_changes_nothing(kind):
     assert torch.equal(found.masks, expected.masks)
 
 
-def test_boxes_move_no_further_than_they_may_and_stay_boxes_in_the_picture():
+def test_boxes_move_no_further_than_they_may_and_stay_boxes_in_the_image():
     for seed in range(20):
         moved = (perturbed("box_jitter", 0.2, seed).boxes[0] - BOX).abs()
         assert (moved <= 0.2 * torch.tensor([0.3, 0.4, 0.3, 0.4]) + 1e-6).all() and moved.max() > 0
@@ -89,10 +89,10 @@ def test_masks_shrink_grow_and_hide():
 
 
 def sample(number: int, region: Region | None, task: str = "sets/seen") -> RankingSample:
-    picture = torch.full((3, *SIZE), number, dtype=torch.uint8)
+    image = torch.full((3, *SIZE), number, dtype=torch.uint8)
     candidates = (EmbeddingInput("near"), EmbeddingInput("far"))
     return RankingSample(
-        f"row {number}", task, EmbeddingInput("which", (picture,)), candidates, {"hit@1": (0, 1)}, region
+        f"row {number}", task, EmbeddingInput("which", (image,)), candidates, {"hit@1": (0, 1)}, region
     )
 
 
@@ -167,8 +167,8 @@ def test_a_curve_of_each_kind_is_drawn(tmp_path):
     paths = plot_robustness(robustness(embed, samples), tmp_path)
     assert sorted(path.name for path in paths) == sorted(f"robustness_{kind}.png" for kind in PERTURBATIONS)
     for path in paths:
-        with Image.open(path) as picture:
-            assert picture.format == "PNG" and picture.width > 500
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.width > 500
 
 
 def test_the_command_writes_numbers_and_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from virtue_pl.evaluation import candidate_scores, set_ranking
-from virtue_pl.evaluation.candidate_scores import cosines, rank_by_score
-from virtue_pl.evaluation.failures import score
-from virtue_pl.evaluation.set_ranking import SetRanking
+from virtue_pl.evaluation.reports.failures import score
+from virtue_pl.evaluation.retrieval import candidate_scores, set_ranking
+from virtue_pl.evaluation.retrieval.candidate_scores import cosines, rank_by_score
+from virtue_pl.evaluation.retrieval.set_ranking import SetRanking
 from virtue_pl.evaluation.settings import Baseline
 from virtue_pl.metrics.ranking import RankRows, RankTable, set_blind_ranks
 from virtue_pl.metrics.retrieval import RetrievalMetrics

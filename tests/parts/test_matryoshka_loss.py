@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from virtue_pl.parts.contrastive_loss import InfoNCELoss, SigmoidLoss
-from virtue_pl.parts.matryoshka_loss import MatryoshkaLoss
+from virtue_pl.losses.contrastive import InfoNCELoss
+from virtue_pl.losses.matryoshka import MatryoshkaLoss
+from virtue_pl.losses.sigmoid import SigmoidLoss
 from virtue_pl.types import EmbeddingBatch, PairIds, VirtueError
 
 
@@ -25,17 +26,26 @@ def test_it_is_the_weighted_mean_over_lengths(kind: type[InfoNCELoss]) -> None:
     )
     whole, part = inner(found), inner(short)
     torch.testing.assert_close(output.loss, (whole.loss + 3 * part.loss) / 4)
-    assert output.metrics["loss_3"] == part.loss and output.metrics["in_batch_accuracy"] == whole.metrics["in_batch_accuracy"]
+    assert (
+        output.metrics["loss_3"] == part.loss
+        and output.metrics["in_batch_accuracy"] == whole.metrics["in_batch_accuracy"]
+    )
 
 
 def test_it_tells_what_its_loss_needs() -> None:
-    assert MatryoshkaLoss(InfoNCELoss(own_negatives_weight=0.5), [4]).needs_negatives == "loss.own_negatives_weight is 0.5"
+    assert (
+        MatryoshkaLoss(InfoNCELoss(own_negatives_weight=0.5), [4]).needs_negatives == "loss.own_negatives_weight is 0.5"
+    )
     assert MatryoshkaLoss(SigmoidLoss(), [4]).needs_negatives is None
 
 
 @pytest.mark.parametrize(
     ("dims", "weights", "told"),
-    [([], None, r"loss\.dims is \[\]"), ([0], None, r"loss\.dims is \[0\]"), ([4, 2], [1.0], r"dim_weights are 1, expected one for each of the 2 dims")],
+    [
+        ([], None, r"loss\.dims is \[\]"),
+        ([0], None, r"loss\.dims is \[0\]"),
+        ([4, 2], [1.0], r"dim_weights are 1, expected one for each of the 2 dims"),
+    ],
 )
 def test_settings_that_say_nothing_are_refused(dims: list[int], weights: list[float] | None, told: str) -> None:
     with pytest.raises(VirtueError, match=told):

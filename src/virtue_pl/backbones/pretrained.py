@@ -12,7 +12,9 @@ _LEFT_OUT: ContextVar[bool] = ContextVar("weights_left_out", default=False)
 
 @contextmanager
 def weights_left_out() -> Iterator[None]:
-    """Backbones that are built inside read a model's description, but no weights: what their tensors hold is undefined until they are filled."""
+    """Backbones that are built inside read a model's description, but no weights: what their tensors hold is undefined
+    until they are filled.
+    """
     token = _LEFT_OUT.set(True)
     try:
         yield
@@ -25,7 +27,9 @@ def are_weights_left_out() -> bool:
 
 
 def unfilled(name: str, config: dict[str, Any], **settings: Any) -> Any:
-    """The model that the folder or hub name describes, its tensors undefined. `config`: what is changed in its description."""
+    """The model that the folder or hub name describes, its tensors undefined. `config`: what is changed in its
+    description.
+    """
     from transformers import AutoConfig, AutoModel
     from transformers.initialization import no_init_weights
 

@@ -1,4 +1,6 @@
-"""What `check` tells of a run: its parts and adapters, its data, how far training on it goes, and where checkpoints lie."""
+"""What `check` tells of a run: its parts and adapters, its data, how far training on it goes, and where checkpoints
+lie.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,15 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from virtue_pl.adapters import adapted
-from virtue_pl.gradient_cache import FullBatch
+from virtue_pl.adapters.lora import adapted
+from virtue_pl.engine.gradient_cache import FullBatch
 from virtue_pl.types import VirtueError
 
 
 class Plan(NamedTuple):
-    """How long a run is. `batches` are one rank's; `steps` counts optimizer steps and is None where the run has no end."""
+    """How long a run is. `batches` are one rank's; `steps` counts optimizer steps and is None where the run has
+    no end.
+    """
 
     batches: int
     samples_per_epoch: int
@@ -35,11 +39,17 @@ def show_data(console: Console, trainer: Trainer, model: LightningModule, data: 
     console.print(sources_table(data.describe()))
     plan = plan_run(trainer, len(data.train_dataloader()), data.batch_size)
     console.print(facts_table("training", training_facts(trainer, model, plan, data.batch_size)))
-    return "data: the training data is smaller than one batch; change data.init_args.batch_size" if plan.batches == 0 else None
+    return (
+        "data: the training data is smaller than one batch; change data.init_args.batch_size"
+        if plan.batches == 0
+        else None
+    )
 
 
 def show_described(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:
-    """As `show_data`, for data that is not connected to a model and need not be there. What is not there is told, and is no problem."""
+    """As `show_data`, for data that is not connected to a model and need not be there. What is not there is told, and
+    is no problem.
+    """
     try:
         data.trainer = trainer
         data.setup("fit")
@@ -48,7 +58,9 @@ def show_described(console: Console, trainer: Trainer, model: LightningModule, d
         console.print(facts_table("training", training_facts(trainer, model, plan, data.batch_size)))
     except VirtueError as error:
         plan = plan_run(trainer, data.steps_per_epoch or 0, data.batch_size)
-        console.print(facts_table("training", [("data", str(error)), *training_facts(trainer, model, plan, data.batch_size)]))
+        console.print(
+            facts_table("training", [("data", str(error)), *training_facts(trainer, model, plan, data.batch_size)])
+        )
     return None
 
 
@@ -65,7 +77,10 @@ def plan_run(trainer: Trainer, batches: int, batch_size: int) -> Plan:
 
 def training_facts(trainer: Trainer, model: LightningModule, plan: Plan, batch_size: int) -> Iterable[tuple[str, str]]:
     yield "samples per epoch", f"{plan.samples_per_epoch:,} in {plan.batches:,} batches a rank"
-    yield "optimizer steps", "without end (max_steps and max_epochs are -1)" if plan.steps is None else f"{plan.steps:,}"
+    yield (
+        "optimizer steps",
+        "without end (max_steps and max_epochs are -1)" if plan.steps is None else f"{plan.steps:,}",
+    )
     yield "global batch", f"{batch_size * trainer.world_size:,} = {batch_size} x {trainer.world_size} ranks"
     if trainer.accumulate_grad_batches > 1:
         yield "accumulation", f"{trainer.accumulate_grad_batches} batches a step; negatives come from one batch only"
@@ -83,15 +98,26 @@ def parts_table(model: LightningModule) -> Table:
 
 
 def adapter_tables(model: LightningModule) -> Iterable[Table]:
-    """Which modules adapters are around: one row for those of the same name in every layer. Nothing where there are none."""
+    """Which modules adapters are around: one row for those of the same name in every layer. Nothing where there are
+    none.
+    """
     layers: dict[str, list[nn.Module]] = {}
     for name, module in adapted(model):
         layers.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(module)
     if layers:
         table = Table(Column("modules", overflow="fold"), "adapter", "number", "trainable", title="adapters")
         for name, modules in layers.items():
-            kind = "DoRA" if any("lora_magnitude_vector" in parameter for parameter, _ in modules[0].named_parameters()) else "LoRA"
-            table.add_row(name, kind, f"{len(modules):,}", f"{sum(int(counts(module)[0].replace(',', '')) for module in modules):,}")
+            kind = (
+                "DoRA"
+                if any("lora_magnitude_vector" in parameter for parameter, _ in modules[0].named_parameters())
+                else "LoRA"
+            )
+            table.add_row(
+                name,
+                kind,
+                f"{len(modules):,}",
+                f"{sum(int(counts(module)[0].replace(',', '')) for module in modules):,}",
+            )
         yield right_aligned(table, 2, 3)
 
 
@@ -101,10 +127,19 @@ def counts(module: nn.Module) -> tuple[str, str]:
 
 
 def run_facts(trainer: Trainer, config: Any) -> Iterable[tuple[str, str]]:
-    yield "devices", f"{trainer.world_size} x {type(trainer.accelerator).__name__}, {type(trainer.strategy).__name__}, precision {trainer.precision}"
+    yield (
+        "devices",
+        (
+            f"{trainer.world_size} x {type(trainer.accelerator).__name__}, {type(trainer.strategy).__name__}, precision"
+            f" {trainer.precision}"
+        ),
+    )
     yield "folder", str(trainer.default_root_dir)
     for logger in trainer.loggers:
-        yield "logger", f"{type(logger).__name__} in {logger.log_dir if logger.log_dir is not None else logger.save_dir}"
+        yield (
+            "logger",
+            f"{type(logger).__name__} in {logger.log_dir if logger.log_dir is not None else logger.save_dir}",
+        )
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
             yield "checkpoints", describe_checkpoints(callback)
@@ -114,7 +149,11 @@ def run_facts(trainer: Trainer, config: Any) -> Iterable[tuple[str, str]]:
 
 def describe_checkpoints(callback: ModelCheckpoint) -> str:
     kept = "the last" if callback.monitor is None else f"the best {callback.save_top_k} by {callback.monitor}"
-    goes_on = "--ckpt_path last goes on from there" if callback.save_last else "no last one (save_last), so a stopped run cannot go on"
+    goes_on = (
+        "--ckpt_path last goes on from there"
+        if callback.save_last
+        else "no last one (save_last), so a stopped run cannot go on"
+    )
     return f"{callback.dirpath or 'in the logger folder'}; {kept}; {goes_on}"
 
 
@@ -126,7 +165,9 @@ def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> Table:
 
 
 SIDE_BY_SIDE = 5
-"""As many sources stand in columns, with all that is known of each; more of them stand in rows, with what can be counted."""
+"""As many sources stand in columns, with all that is known of each; more of them stand in rows, with what can be
+counted.
+"""
 
 
 def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
@@ -143,7 +184,9 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
 def counts_table(sources: Sequence[Mapping[str, Any]]) -> Table:
     """What `describe()` says of many sources: one row a source, its first entry and its numbers."""
     first = next(iter(sources[0]))
-    numbers = list(dict.fromkeys(name for source in sources for name, value in source.items() if isinstance(value, int | float)))
+    numbers = list(
+        dict.fromkeys(name for source in sources for name, value in source.items() if isinstance(value, int | float))
+    )
     table = Table(Column(first, overflow="fold"), *(name.replace("_", " ") for name in numbers), title="data")
     for source in sources:
         table.add_row(str(source[first]), *(cell(source.get(name)) for name in numbers))

@@ -14,21 +14,21 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.embedder import Embedder
-from virtue_pl.evaluation.embedding_store import ModelStore
-from virtue_pl.evaluation.evaluation_report import EvaluationReport
-from virtue_pl.evaluation.measurements import Measurements, check_regions, cost_of, robustness_of
-from virtue_pl.evaluation.query_encoder import QueryEncoder, check_finite
-from virtue_pl.evaluation.query_preparation import EvaluationPreprocess
-from virtue_pl.evaluation.set_ranking import SetRanking
+from virtue_pl.evaluation.probes.measurements import Measurements, check_regions, cost_of, robustness_of
+from virtue_pl.evaluation.reports.evaluation_report import EvaluationReport
+from virtue_pl.evaluation.retrieval.embedding_store import ModelStore
+from virtue_pl.evaluation.retrieval.query_collator import EvaluationCollator
+from virtue_pl.evaluation.retrieval.query_encoder import QueryEncoder, check_finite
+from virtue_pl.evaluation.retrieval.set_ranking import SetRanking
 from virtue_pl.evaluation.settings import EncodingOptions, LoadingOptions, QueryFormat, ReportOptions
-from virtue_pl.frozen_features import network_fingerprint
-from virtue_pl.interop.pretrained import from_pretrained
+from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.metrics.rank_metrics import RankTable
 from virtue_pl.metrics.ranking import SampleRanks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
-from virtue_pl.parts.embedding_model import EmbeddingModel
-from virtue_pl.parts.preprocess import ContrastivePreprocess
+from virtue_pl.models.embedding_model import EmbeddingModel
+from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
 from virtue_pl.types import EmbeddingInput, EncoderBatch, EvaluationRow, InputBatch, RankedSet, VirtueError
 
 NO_RANKS = SampleRanks((), (), (), (), torch.zeros(0, dtype=torch.long))
@@ -45,11 +45,11 @@ class Plan(Protocol):
     sets: tuple[RankedSet, ...]
     keys: tuple[str, ...]
     total: int
-    total_pictures: int
+    total_images: int
     missing: Mapping[str, str]
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """Number of distinct images."""
         ...
 
@@ -61,7 +61,7 @@ class Library(Protocol):
         >>> library.pixels(key).shape  # (3, height, width)
     """
 
-    def picture(self, key: str) -> UInt8[Tensor, "3 height width"]:
+    def image(self, key: str) -> UInt8[Tensor, "3 height width"]:
         """Return the decoded image as it was found."""
         ...
 
@@ -98,7 +98,7 @@ class Evaluator(LightningModule):
     Example:
         >>> data = EvaluationDataModule("data/scar", ["scar"])
         >>> evaluator = Evaluator("runs/mini", "runs/eval/no_stream", QueryFormat(stream="none"))
-        >>> data.connect(evaluator.preprocess)
+        >>> data.connect(evaluator.collator)
         >>> Trainer(logger=False).test(evaluator, datamodule=data)
     """
 
@@ -120,7 +120,7 @@ class Evaluator(LightningModule):
         self.encoding = encoding
         self.reporting = reporting
         self.embedder: EmbeddingModel | None = None
-        self.preprocess = DeferredPreprocess(self)
+        self.collator = DeferredPreprocess(self)
         self.report: EvaluationReport
 
     def configure_model(self) -> None:
@@ -128,12 +128,12 @@ class Evaluator(LightningModule):
         if self.embedder is None:
             self.embedder = from_pretrained(self.source, **vars(self.loading))
             self.embedder.requires_grad_(False)
-            own = self.embedder.preprocess
-            if not isinstance(own, ContrastivePreprocess):
+            own = self.embedder.collator
+            if not isinstance(own, ContrastiveCollator):
                 found = type(self.embedder).__name__
                 raise VirtueError(f"{self.source}: {found} prepares no queries, expected a model that embeds")
             self.encoder = QueryEncoder(self.embedder, self.query_format.stream, self.encoding.chunk_size)
-            self.preparation = EvaluationPreprocess(own, self.query_format)
+            self.preparation = EvaluationCollator(own, self.query_format)
             folder = self.encoding.store
             self.store = ModelStore(self.out.parent / "embeddings" if folder is None else folder, *self.fingerprints())
 
@@ -145,8 +145,8 @@ class Evaluator(LightningModule):
         precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
         same = f"{network_fingerprint(self.embedder)} {precision} {self.loading.dtype}"
         how = [self.preparation.text_identity(), [self.query_format.stream, *self.preparation.identity()]]
-        texts, pictured = (hashlib.sha256(f"{same} {each}".encode()).hexdigest() for each in how)
-        return texts, pictured
+        texts, imaged = (hashlib.sha256(f"{same} {each}".encode()).hexdigest() for each in how)
+        return texts, imaged
 
     def __contains__(self, key: str) -> bool:
         """Whether an input's embedding is stored, or not needed."""
@@ -174,7 +174,7 @@ class Evaluator(LightningModule):
             return
         embeddings = self.encoder.encode(batch.inputs)
         check_finite(embeddings, batch.sources)
-        self.store.add(batch.keys, embeddings, pictured=len(batch.inputs.pictures) > 0)
+        self.store.add(batch.keys, embeddings, imaged=len(batch.inputs.images) > 0)
         if self.trainer.received_sigterm:
             raise SIGTERMException
 
@@ -223,14 +223,14 @@ class Evaluator(LightningModule):
         query_format = self.query_format
         return {
             "model": str(self.source),
-            "recipe": type(self.preparation.preprocess.recipe).__name__,
+            "recipe": type(self.preparation.collator.formatter).__name__,
             "mode": query_format.mode,
             "stream": query_format.stream,
             "show": None if query_format.image_transform is None else type(query_format.image_transform).__name__,
             "words": query_format.describe_region,
             "guess": query_format.baseline,
             "prompt_frame": self.preparation.frame,
-            "store": str(self.store.pictured.folder),
+            "store": str(self.store.imaged.folder),
         }
 
     def measure(self, data: EvaluationData) -> Measurements:
@@ -259,8 +259,8 @@ def check_robustness(query_format: QueryFormat, reporting: ReportOptions) -> Non
     whole = query_format.stream == "whole" and query_format.image_transform is None and query_format.baseline is None
     if reporting.robustness and not whole:
         raise VirtueError(
-            "robustness is measured of the whole model, not of a baseline: "
-            "leave it out, or stream, image_transform and baseline"
+            "robustness is measured of the whole model, not of a baseline: leave it out, or stream, image_transform and"
+            " baseline"
         )
 
 
@@ -283,7 +283,7 @@ class FlushEmbeddings(Callback):
 
 
 class DeferredPreprocess:
-    """An evaluator's preprocess, for data that is connected before weights are loaded.
+    """An evaluator's collator, for data that is connected before weights are loaded.
 
     Example:
         >>> data.connect(DeferredPreprocess(Evaluator("runs/mini", "runs/eval")))

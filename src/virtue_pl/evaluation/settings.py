@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from virtue_pl.recipes import Recipe
+    from virtue_pl.preprocessing.input_formatters import InputFormatter
 
 Stream = Literal["whole", "none", "roi"]
 Baseline = Literal["set_blind", "random"]
@@ -32,12 +32,13 @@ class QueryFormat:
     """
 
     mode: Literal["box", "point", "mask", "no_prompt", "blind"] = "box"
-    """how regions are pointed at; no_prompt: the picture alone; blind: the text alone"""
+    """how regions are pointed at; no_prompt: the image alone; blind: the text alone"""
     describe_region: bool = True
-    """say the region in words, too, as the model's recipe does"""
+    """say the region in words, too, as the model's formatter does"""
     prompt_frame: Literal["canvas", "pixels"] | None = None
-    """where a box lies for the segmentation model: canvas, on its object; pixels, as published (the default with recipe
-    reference)
+    """where a box lies for the segmentation model: canvas, on its object; pixels, as published (the default with
+    formatter
+    published)
     """
     stream: Stream = "whole"
     """whole: the model as it is; none: without segment tokens; roi: pooled vision tokens of the box in their place"""
@@ -45,27 +46,28 @@ class QueryFormat:
     """rank without the model's opinion of the query: set_blind, by each candidate's nearness to the others; random, by
     chance
     """
-    image_transform: Recipe | None = None
-    """a recipe that changes a query's picture first, as a crop or a drawn marker; the model's own recipe does the rest
+    image_transform: InputFormatter | None = None
+    """an input formatter that changes a query's image first, as a crop or a drawn marker; the model's own formatter
+    does the rest
     """
 
     def __post_init__(self) -> None:
-        from virtue_pl.parts.preprocess import EVALUATION_MODES, check_modes
+        from virtue_pl.preprocessing.contrastive_collator import EVALUATION_MODES, check_modes
 
         check_modes("mode", [self.mode], EVALUATION_MODES)
 
 
 @dataclass(frozen=True)
 class LoadingOptions:
-    """How a model's weights are loaded; the fields are arguments of `virtue_pl.interop.pretrained.from_pretrained`.
+    """How a model's weights are loaded; the fields are arguments of `virtue_pl.checkpoints.pretrained.from_pretrained`.
 
     Example:
-        >>> LoadingOptions(dtype="bfloat16").recipe is None
+        >>> LoadingOptions(dtype="bfloat16").formatter is None
         True
     """
 
-    recipe: Recipe | Literal["reference", "virtue"] | None = None
-    """insist on a recipe; by default it is the one that the weights were trained with"""
+    formatter: InputFormatter | Literal["published", "virtue"] | None = None
+    """insist on an input formatter; by default it is the one that the weights were trained with"""
     sam_checkpoint: str | None = None
     """SAM's checkpoint of a published release, or the folder that it is in"""
     base: str | None = None
@@ -122,7 +124,7 @@ class RobustnessOptions:
     kinds: tuple[Kind, ...] = ()
     """perturbations of a prompt, and whether other prompts of a region are nearest to its box; by default all"""
     limit: int | None = None
-    """of each set only the first pictures, as many as have so many rows"""
+    """of each set only the first images, as many as have so many rows"""
     seed: int = 0
     """of what is drawn"""
     device: str = "auto"

@@ -21,7 +21,8 @@ from virtue_pl.types import VirtueError
 class RankTable(Metric):
     """Collects ranks over batches and processes; `compute()` is the same table however the samples were dealt out.
 
-    Rows are int64 (task, mode, ranking, key, rank, candidates), the first four as hashes of names, which travel beside them.
+    Rows are int64 (task, mode, ranking, key, rank, candidates), the first four as hashes of names, which travel beside
+    them.
     A process may have seen nothing. `compute` is a collective: every process must call it.
     """
 
@@ -61,7 +62,9 @@ class RankTable(Metric):
 
     def _gather(self, rows: Tensor, group: Any = None) -> list[Int[Tensor, "entries 6"]]:
         # torchmetrics stands in a float tensor of no dimension for a process without rows.
-        spelled = torch.frombuffer(bytearray(json.dumps(list(self.names.values())).encode()), dtype=torch.uint8).to(rows.device)
+        spelled = torch.frombuffer(bytearray(json.dumps(list(self.names.values())).encode()), dtype=torch.uint8).to(
+            rows.device
+        )
         names: list[UInt8[Tensor, " bytes"]] = gather_all_tensors(spelled, group)
         for part in names:
             for name in json.loads(bytes(part.tolist())):

@@ -1,4 +1,5 @@
-"""Ranks of the right candidate: one vectorised kernel, and tables of ranks (`rank_metrics` carries them across processes).
+"""Ranks of the right candidate: one vectorised kernel, and tables of ranks (`rank_metrics` carries them across
+processes).
 
 A rank counts from 0. A candidate that scores as high as the right one stands before it, so a model that
 scores everything alike is right never, and no place in a list is favoured.
@@ -20,7 +21,9 @@ from virtue_pl.types import RankingSample, VirtueError
 
 
 def gold_ranks(
-    scores: Float[Tensor, "queries candidates"], valid: Bool[Tensor, "queries candidates"] | None, gold: Int[Tensor, " queries"]
+    scores: Float[Tensor, "queries candidates"],
+    valid: Bool[Tensor, "queries candidates"] | None,
+    gold: Int[Tensor, " queries"],
 ) -> Int[Tensor, " queries"]:
     """How many other candidates score at least as high as the right one.
 
@@ -32,15 +35,19 @@ def gold_ranks(
     if broken.any():
         rows = broken.nonzero().flatten().tolist()
         raise VirtueError(
-            f"scores of {len(rows)} of {len(scores)} queries are not numbers (first: row {rows[0]}), expected finite embeddings: "
-            "the training diverged, lower `optimization.lr` and test an earlier checkpoint"
+            f"scores of {len(rows)} of {len(scores)} queries are not numbers (first: row {rows[0]}), expected finite"
+            " embeddings: the training diverged, lower `optimization.lr` and test an earlier checkpoint"
         )
     others = real.scatter(1, gold[:, None], False)
     return ((scores >= scores.gather(1, gold[:, None])) & others).sum(dim=1)
 
 
-def rank_candidates(scores: Float[Tensor, "queries candidates"], gold: Int[Tensor, " queries"] | None = None) -> Int[Tensor, "queries candidates"]:
-    """Candidates from best to worst; equal ones keep their order, but the right one (`gold`) comes last of its equals."""
+def rank_candidates(
+    scores: Float[Tensor, "queries candidates"], gold: Int[Tensor, " queries"] | None = None
+) -> Int[Tensor, "queries candidates"]:
+    """Candidates from best to worst; equal ones keep their order, but the right one (`gold`) comes last of its
+    equals.
+    """
     if gold is None:
         return scores.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(scores.shape[1] - 1, device=scores.device)
@@ -54,7 +61,9 @@ def pad_lists(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "lists longes
     distinct = {id(items): items for items in lists}  # many queries may share one list
     numbers = {identity: number for number, identity in enumerate(distinct)}
     longest = max(map(len, lists), default=0)
-    table = torch.tensor([[*items, *[-1] * (longest - len(items))] for items in distinct.values()], dtype=torch.long).reshape(len(distinct), longest)
+    table = torch.tensor(
+        [[*items, *[-1] * (longest - len(items))] for items in distinct.values()], dtype=torch.long
+    ).reshape(len(distinct), longest)
     indices = table[[numbers[id(items)] for items in lists]]
     return indices.clamp(min=0), indices >= 0
 
@@ -62,7 +71,7 @@ def pad_lists(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "lists longes
 def set_blind_scores(
     candidates: Float[Tensor, "*lists candidates dim"], valid: Bool[Tensor, "*lists candidates"] | None = None
 ) -> Float[Tensor, "*lists candidates"]:
-    """Each candidate's cosine to the mean of the others of its list: a guess that has seen neither picture nor query.
+    """Each candidate's cosine to the mean of the others of its list: a guess that has seen neither image nor query.
 
     Above chance, it shows a set whose wrong candidates were all derived from the right one.
     """
@@ -94,24 +103,36 @@ class _Lists(NamedTuple):
 
 
 def sample_ranks(samples: Sequence[RankingSample], scores: Sequence[Float[Tensor, " candidates"]]) -> SampleRanks:
-    """The right candidate's rank in each ranking of each sample, from the scores of each sample's candidates in its order."""
+    """The right candidate's rank in each ranking of each sample, from the scores of each sample's candidates in its
+    order.
+    """
     table = _stack(samples, scores)
     lists = _lists(samples, table.device)
-    return _entries(samples, gold_ranks(table[lists.samples].gather(1, lists.indices), lists.valid, torch.zeros_like(lists.samples)))
+    return _entries(
+        samples, gold_ranks(table[lists.samples].gather(1, lists.indices), lists.valid, torch.zeros_like(lists.samples))
+    )
 
 
-def set_blind_ranks(samples: Sequence[RankingSample], candidates: Sequence[Float[Tensor, "candidates dim"]]) -> SampleRanks:
-    """As `sample_ranks`, by `set_blind_scores` within each ranking's own list; `candidates` are each sample's embeddings."""
+def set_blind_ranks(
+    samples: Sequence[RankingSample], candidates: Sequence[Float[Tensor, "candidates dim"]]
+) -> SampleRanks:
+    """As `sample_ranks`, by `set_blind_scores` within each ranking's own list; `candidates` are each sample's
+    embeddings.
+    """
     table = _stack(samples, candidates)
     lists = _lists(samples, table.device)
     scores = set_blind_scores(table[lists.samples[:, None], lists.indices], lists.valid)
     return _entries(samples, gold_ranks(scores, lists.valid, torch.zeros_like(lists.samples)))
 
 
-def _stack(samples: Sequence[RankingSample], rows: Sequence[Float[Tensor, "candidates ..."]]) -> Float[Tensor, "samples longest ..."]:
+def _stack(
+    samples: Sequence[RankingSample], rows: Sequence[Float[Tensor, "candidates ..."]]
+) -> Float[Tensor, "samples longest ..."]:
     found, expected = [len(row) for row in rows], [len(sample.candidates) for sample in samples]
     if found != expected:
-        raise VirtueError(f"{len(found)} samples are scored on {found} candidates, expected {len(expected)} samples with {expected}")
+        raise VirtueError(
+            f"{len(found)} samples are scored on {found} candidates, expected {len(expected)} samples with {expected}"
+        )
     return pad_sequence(list(rows), batch_first=True) if rows else torch.zeros(0, 0)
 
 
@@ -145,7 +166,9 @@ class RankRow(NamedTuple):
 
 @final
 class RankRows:
-    """Rows sorted by task, mode, ranking and key, whatever order they came in; of rows that agree in these, the worst rank stays."""
+    """Rows sorted by task, mode, ranking and key, whatever order they came in; of rows that agree in these, the worst
+    rank stays.
+    """
 
     def __init__(self, rows: Iterable[RankRow]) -> None:
         self.rows = list({row[:4]: row for row in sorted(rows)}.values())
