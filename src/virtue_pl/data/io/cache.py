@@ -65,8 +65,8 @@ def make_room(cache: Path, limit: int, coming: int) -> None:
     Processes that make room at the same moment may each exceed the limit by what they are about to copy.
     """
     if coming > limit:
-        found = f"cache.max_gb is {limit / 1e9:g}, but one shard has {coming / 1e9:g} GB"
-        raise VirtueError(f"{found}: raise cache.max_gb, or write smaller shards (--shard-size)")
+        too_large = f"cache.max_gb is {limit / 1e9:g}, but one shard has {coming / 1e9:g} GB"
+        raise VirtueError(f"{too_large}: raise cache.max_gb, or write smaller shards (--shard-size)")
     with (cache / LOCK).open("a") as one_at_a_time:
         fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
         found = sorted(copies(cache))
