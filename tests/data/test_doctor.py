@@ -25,6 +25,7 @@ from virtue_pl.data.doctor_checks import Checkup, Finding, count_words, power_of
 from virtue_pl.data.doctor_sheet import ContactSheet, tile
 from virtue_pl.data.mmeb import MMEBDataModule
 from virtue_pl.data.mmeb_shards import convert_mmeb
+from virtue_pl.data.options import SamplingOptions
 from virtue_pl.data.picture_hashes import difference_hash, look_alike
 from virtue_pl.data.scar import SCaRDataModule
 from virtue_pl.data.scar_shards import convert_scar
@@ -173,7 +174,10 @@ def test_every_set_is_streamed_past_every_kind_of_damage(tmp_path: Path, sound_s
 def streamed(folder: Path, manifest: Manifest) -> tuple[Any, list[Any]]:
     """The DataModule of a set, and what it gave: three batches of training, or all of evaluation."""
     module: Any = MMEBDataModule if folder.name.startswith("MMEB") else SCaRDataModule
-    data = module(str(folder), batch_size=1, steps_per_epoch=3) if manifest.kind == "pairs" else module(test={"test": str(folder)}, batch_size=ROWS)
+    if manifest.kind == "pairs":
+        data = module(str(folder), batch_size=1, sampling=SamplingOptions(steps_per_epoch=3))
+    else:
+        data = module(test={"test": str(folder)}, batch_size=ROWS)
     data.connect(Keep())
     loader = data.train_dataloader() if manifest.kind == "pairs" else data.test_dataloader()
     return data, [sample for batch in loader for sample in batch]
