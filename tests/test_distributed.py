@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.layer = nn.Linear(DIM, DIM)
-        self.loss = InfoNCELoss(0.2, learn_temperature=True, own_negatives_weight=0.5, both_sides=True, margin=0.5)
+        self.loss = InfoNCELoss(0.2, learn_temperature=True, own_negatives_weight=0.5, symmetric=True, margin=0.5)
         self.cache = GradientCache(3)
 
     def embed(self, vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from tiny_release import published, quickstart_spec, run_checkpoint
 from virtue_pl.checkpoints.export import export
 from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.embedder import Embedder
-from virtue_pl.features.frozen import RecentFeatures
+from virtue_pl.features.frozen import FeatureCache
 from virtue_pl.preprocessing.images import pixel_key, to_image
 from virtue_pl.preprocessing.input_formatters import CropFormatter, MarkerFormatter, VirtueFormatter
 from virtue_pl.types import NO_FEATURES, EmbeddingInput, ImageFeatures, VirtueError, VisualPrompt
@@ -44,7 +44,7 @@ def loaded(exported: Path) -> Embedder:
 
 @pytest.fixture
 def embedder(loaded: Embedder) -> Iterator[Embedder]:
-    loaded.recent = RecentFeatures(8)
+    loaded.feature_cache = FeatureCache(8)
     loaded.model.segment_unprompted = loaded.collator.segment_unprompted = True
     formatter = loaded.collator.formatter
     yield loaded
@@ -113,10 +113,10 @@ def test_a_images_towers_run_once_for_all_its_regions(embedder, seen):
 
 
 def test_an_image_that_was_forgotten_is_seen_again(embedder, seen):
-    embedder.recent = RecentFeatures(1)
+    embedder.feature_cache = FeatureCache(1)
     for number in (0, 1, 0, 0):
         embedder.encode("what is it", IMAGES[number], BOX)
-    assert seen["segmentation"] == 3 and len(embedder.recent) == 1
+    assert seen["segmentation"] == 3 and len(embedder.feature_cache) == 1
 
 
 def test_an_unprompted_image_costs_no_segmentation_where_the_model_needs_none(embedder, seen):
@@ -140,7 +140,7 @@ def test_a_formatter_that_changes_images_has_features_of_its_own(embedder, seen)
     np.testing.assert_allclose(crops[0], alone(embedder, EmbeddingInput("what is it", (cut,))), atol=1e-5)
 
 
-class CountedFeatures(RecentFeatures):
+class CountedFeatures(FeatureCache):
     def __init__(self) -> None:
         super().__init__(8)
         self.counts: Counter[str] = Counter()
@@ -155,15 +155,15 @@ def test_each_input_is_prepared_once_and_each_image_looked_up_and_encoded_once(e
     prepared: Counter[str] = Counter()
     prepare = formatter.prepare
     monkeypatch.setattr(formatter, "prepare", lambda self, item: (prepared.update([item.text]), prepare(self, item))[1])
-    embedder.collator.formatter, embedder.recent = formatter(), CountedFeatures()
+    embedder.collator.formatter, embedder.feature_cache = formatter(), CountedFeatures()
     texts, images, prompts = list("abcdef"), [IMAGES[0]] * 5 + [None], [BOX, OTHER_BOX, None, BOX, None, None]
     distinct = 1 if formatter is VirtueFormatter else 3
     for _ in range(2):
         embedder.encode(texts, images, prompts, batch_size=6)
         assert prepared == Counter(texts) and seen == {"segmentation": distinct, "vision": distinct}
-        assert len(embedder.recent.counts) == distinct and set(embedder.recent.counts.values()) == {1}
+        assert len(embedder.feature_cache.counts) == distinct and set(embedder.feature_cache.counts.values()) == {1}
         prepared.clear()
-        embedder.recent.counts.clear()
+        embedder.feature_cache.counts.clear()
 
 
 def test_a_batch_carries_the_keys_of_its_images_as_they_were_prepared(embedder):
@@ -214,7 +214,7 @@ def test_images_of_every_form_are_the_same(embedder, tmp_path):
     grey = to_image(IMAGES[0][..., 0], "grey")
     assert torch.equal(grey[0], grey[2]) and grey.shape == (3, 60, 90)
     assert embedder.encode(images=forms).shape == (7, embedder.embed_dim)
-    assert len(embedder.recent) == 1
+    assert len(embedder.feature_cache) == 1
     stacked = embedder.encode(images=np.stack([IMAGES[0], IMAGES[0][::-1]]))
     assert stacked.shape[0] == 2 and not np.allclose(stacked[0], stacked[1], atol=1e-4)
 
@@ -290,7 +290,7 @@ def test_a_published_folder(tmp_path):
 
 
 def test_recent_features():
-    recent = RecentFeatures(2)
+    recent = FeatureCache(2)
     vision, segmentation = ImageFeatures(vision=(torch.zeros(1),)), ImageFeatures(segmentation=(torch.ones(1),))
     recent.put("a", vision)
     recent.put("a", segmentation)
@@ -299,6 +299,6 @@ def test_recent_features():
     recent.get("a")
     recent.put("c", vision)
     assert recent.get("b") is NO_FEATURES and recent.get("a") is not NO_FEATURES and len(recent) == 2
-    empty = RecentFeatures(0)
+    empty = FeatureCache(0)
     empty.put("a", vision)
     assert empty.get("a") is NO_FEATURES

@@ -27,7 +27,14 @@ from virtue_pl.data.shards.records import content_key
 from virtue_pl.data.streaming.image_stream import ImageStream
 from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog
 from virtue_pl.features.frozen import network_fingerprint
-from virtue_pl.features.store import FeatureIndex, Making, StoredFeatures, features_path, named_tensors, write_features
+from virtue_pl.features.store import (
+    FeatureIndex,
+    FeatureProvenance,
+    StoredFeatures,
+    features_path,
+    to_named_tensors,
+    write_features,
+)
 from virtue_pl.losses.contrastive import InfoNCELoss
 from virtue_pl.models.connector import MaskConnector
 from virtue_pl.models.embedding_model import FROZEN_CHUNK_SIZE
@@ -145,10 +152,10 @@ def test_every_image_is_stored_once_as_it_is_encoded(weights: Path, shards: Path
             with torch.no_grad():
                 live = model.image_features(batch.images)
             for key, expected in zip(batch.keys, live, strict=True):
-                found = stored.of(batch.shard, key)
+                found = stored.read(batch.shard, key)
                 torch.testing.assert_close(found.segmentation, expected.segmentation)
                 torch.testing.assert_close(found.vision, expected.vision)
-        assert stored.of(seen[0].shard, "another") is NO_FEATURES
+        assert stored.read(seen[0].shard, "another") is NO_FEATURES
 
 
 def test_records_with_many_images_are_not_encoded_all_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +280,7 @@ def test_data_workers_read_what_is_stored(weights: Path, shards: Path) -> None:
     store(shards, model)
     stored = StoredFeatures(shards / "SCaR_eval_mini_val/features", ("segmentation",))
     folder = ShardFolder.open(shards / "SCaR_eval_mini_val", "val")
-    known = [stored.of(batch.shard, key) for batch in stream(folder, no_pixels, ReaderInfo()) for key in batch.keys]
+    known = [stored.read(batch.shard, key) for batch in stream(folder, no_pixels, ReaderInfo()) for key in batch.keys]
     read: list[ImageFeatures] = []
     for batch in module(shards, model, features="features", num_workers=2, eval_batch_size=3).val_dataloader():
         read += batch.images.stored_features
@@ -393,32 +400,32 @@ def test_half_precision_takes_half_the_space_and_stays_near(weights: Path, shard
     torch.testing.assert_close(stored, live, rtol=1e-2, atol=1e-2)
     features = ImageFeatures(segmentation=(torch.full((1, 2, 2), 1e5),))
     with pytest.raises(VirtueError, match="too large for dtype float16"):
-        named_tensors(features, "float16")
-    assert named_tensors(features, "bfloat16")["segmentation/0"].dtype == torch.bfloat16
+        to_named_tensors(features, "float16")
+    assert to_named_tensors(features, "bfloat16")["segmentation/0"].dtype == torch.bfloat16
     with pytest.raises(VirtueError, match=r"FeatureWriter.dtype is 'int8', expected one of float32"):
         FeatureWriter(dtype="int8")
 
 
 def test_a_reader_keeps_few_files_open_and_copies_what_it_gives(tmp_path: Path) -> None:
-    making = Making("float32", {"vision": "a"}, "b")
+    making = FeatureProvenance("float32", {"vision": "a"}, "b")
     for number in range(70):
         features = ImageFeatures(vision=(torch.full((2,), float(number)),))
         write_features(
-            features_path(tmp_path, f"shard-{number}.tar"), {"key": named_tensors(features, "float32")}, making, 0.5
+            features_path(tmp_path, f"shard-{number}.tar"), {"key": to_named_tensors(features, "float32")}, making, 0.5
         )
     reader = StoredFeatures(tmp_path, ("segmentation", "vision"))
     for number in [*range(70), 0]:
-        (found,) = reader.of(f"shard-{number}.tar", "key").vision
+        (found,) = reader.read(f"shard-{number}.tar", "key").vision
         assert found.tolist() == [number, number] and found.untyped_storage().nbytes() == 8
     assert len(reader._open) == 64 and not reader.__getstate__()["_open"]
-    index = FeatureIndex.of(tmp_path, making)
+    index = FeatureIndex.from_files(tmp_path, making)
     assert index.images == len(index.tars) == 70 and math.isclose(index.seconds, 35.0)
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "shard-0.safetensors").write_bytes(b"nothing")
     with pytest.raises(VirtueError, match=r"shard-0.safetensors is no file of stored features .*: delete it") as caught:
-        FeatureIndex.of(tmp_path, Making("float32", {}, "b"))
+        FeatureIndex.from_files(tmp_path, FeatureProvenance("float32", {}, "b"))
     assert "\n" not in str(caught.value)
 
 

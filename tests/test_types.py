@@ -48,7 +48,7 @@ def test_chunks_hold_their_rows_with_just_their_images() -> None:
     assert first.input_ids.tolist() == [[0, 1, 2], [4, 5, 6]]
     assert len(first.images) == 1 and first.images.vision[0].sum() == 12
     assert first.use_rows.tolist() == [0] and second.use_rows.tolist() == [0]
-    assert second.prompts.images.tolist() == [0] and len(second.prompts.prompts[0].boxes) == 1
+    assert second.prompts.image_index.tolist() == [0] and len(second.prompts.prompts[0].boxes) == 1
 
 
 def test_rows_can_be_taken_in_another_order() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from virtue_pl.checkpoints.pretrained import DTYPES, from_pretrained
-from virtue_pl.features.frozen import RecentFeatures
+from virtue_pl.features.frozen import FeatureCache
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.models.virtue import Virtue
 from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
@@ -62,7 +62,7 @@ class Embedder:
         assert isinstance(collator, ContrastiveCollator)
         self.collator = collator
         self.batch_size = batch_size
-        self.recent = RecentFeatures(cached_images)
+        self.feature_cache = FeatureCache(cached_images)
 
     @classmethod
     def from_pretrained(
@@ -170,7 +170,7 @@ class Embedder:
 
     def length(self, item: EmbeddingInput) -> float:
         """Return about how many tokens a row has."""
-        resized = self.collator.processor.resized
+        resized = self.collator.processor.resized_size
         sizes = [resized((image.shape[1], image.shape[2])) for image in item.images]
         return len(item.text) / CHARACTERS_A_TOKEN + sum(height * width for height, width in sizes) / PIXELS_A_TOKEN
 
@@ -202,19 +202,19 @@ class Embedder:
 
         Each input is prepared once; the cache is read, and written, once for each distinct image.
         """
-        batch = self.collator.encoder_batch(items, self.recent.get).to(self.device)
+        batch = self.collator.encoder_batch(items, self.feature_cache.get).to(self.device)
         if not len(batch.images):
             return batch
         features = self.encode_images(batch)
         for key, each in zip(batch.images.keys, features, strict=True):
-            self.recent.put(key, each)
+            self.feature_cache.put(key, each)
         return replace(batch, images=replace(batch.images, features=features))
 
     def encode_images(self, batch: EncoderBatch) -> tuple[ImageFeatures, ...]:
         """Return the frozen features of each of a batch's images; the segmentation model reads prompted ones alone."""
         images = batch.images
         features = dict(enumerate(images.stored_features))
-        prompted = sorted(set(batch.prompts.images.tolist())) if isinstance(self.model, Virtue) else list(features)
+        prompted = sorted(set(batch.prompts.image_index.tolist())) if isinstance(self.model, Virtue) else list(features)
         plain = sorted(set(features).difference(prompted))
         missing = [number for number in prompted if not self.is_encoded(features[number])]
         if missing:

@@ -121,7 +121,7 @@ def test_every_ranking_of_every_sample_is_ranked_by_its_own_list() -> None:
         for items in one.rankings.values()
     ]
     assert ranked.ranks.tolist() == literal
-    assert ranked.of("object").tolist() == literal[1::2]
+    assert ranked.in_ranking("object").tolist() == literal[1::2]
     assert (ranked.keys[2], ranked.tasks[2], ranked.candidates[2:4]) == ("sample-1", "held_out", (4, 2))
 
 
@@ -166,7 +166,7 @@ def fill(table: RankTable, rate: HitRate, samples: list[RankingSample], scores: 
     for start in range(0, len(samples), 2):
         ranked = sample_ranks(samples[start : start + 2], scores[start : start + 2])
         table.update("box", ranked)
-        rate.update(ranked.of("hit@1"))
+        rate.update(ranked.in_ranking("hit@1"))
 
 
 @before_update

@@ -112,14 +112,14 @@ def literal_both_sides(batch: EmbeddingBatch, temperature: float, margin: float 
 def test_both_sides_and_masks_equal_a_literal_double_loop(pairs: int, same_image: bool, margin: float | None) -> None:
     batch = without_negatives(embedding_batch(pairs, 1, repeats=True))
     batch = replace(batch, ids=replace(batch.ids, image_ids=torch.arange(pairs) // 2))
-    loss = InfoNCELoss(0.2, both_sides=True, margin=margin, mask_same_image=same_image)(batch).loss
+    loss = InfoNCELoss(0.2, symmetric=True, margin=margin, mask_same_image=same_image)(batch).loss
     assert loss.item() == pytest.approx(literal_both_sides(batch, 0.2, margin, same_image), rel=1e-5)
 
 
 def test_equal_pairs_are_found_once_for_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, same_pair = [], InfoNCELoss.same_pair
     monkeypatch.setattr(InfoNCELoss, "same_pair", lambda self, batch: (calls.append(batch), same_pair(self, batch))[1])
-    InfoNCELoss(0.2, both_sides=True)(embedding_batch(4, 1))
+    InfoNCELoss(0.2, symmetric=True)(embedding_batch(4, 1))
     assert len(calls) == 1
 
 

@@ -40,16 +40,16 @@ class Sharding:
         self.mesh = data_parallel(mesh)
         trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
         in_layers = {parameter for layer in self.layers for parameter in layer.parameters()}
-        self.whole = kept_whole([parameter for parameter in trained if parameter not in in_layers])
+        self.whole = parameters_not_sharded([parameter for parameter in trained if parameter not in in_layers])
         frozen = {
             parameter for parameter in root.parameters() if not parameter.requires_grad and parameter not in in_layers
         }
         for layer in self.layers:
-            whole = kept_whole([parameter for parameter in layer.parameters() if parameter.requires_grad])
+            whole = parameters_not_sharded([parameter for parameter in layer.parameters() if parameter.requires_grad])
             fully_shard(layer, mesh=self.mesh, ignored_params=set(whole))
             self.whole += whole
         for layer in self.layers:
-            layer.register_forward_pre_hook(reach_back, prepend=True)
+            layer.register_forward_pre_hook(require_input_gradient, prepend=True)
         fully_shard(root, mesh=self.mesh, ignored_params={*self.whole, *frozen})
         for method in ("training_step", "gather_parameters"):
             register_fsdp_forward_method(root, method)
@@ -126,7 +126,7 @@ def data_parallel(mesh: DeviceMesh) -> DeviceMesh:
     return data
 
 
-def reach_back(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+def require_input_gradient(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Lets the gradient pass through a layer's input whatever the rows are, such as texts alone, whose embeddings are
     frozen.
 
@@ -137,7 +137,7 @@ def reach_back(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         inputs[0].requires_grad_()
 
 
-def kept_whole(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+def parameters_not_sharded(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     """Of these, which are trained together, those that torch does not shard: scalars, and those of another dtype than
     most numbers are.
     """

@@ -46,10 +46,10 @@ class Optimization:
     def configure(self, module: nn.Module, total_steps: int) -> dict[str, Any]:
         """What `configure_optimizers` returns for the trainable parameters of `module`."""
         optimizer = torch.optim.AdamW(self.parameter_groups(module), lr=self.lr, betas=self.betas)
-        scheduler = LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
+        scheduler = LambdaLR(optimizer, lambda step: self.lr_factor(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def factor(self, step: int, total_steps: int) -> float:
+    def lr_factor(self, step: int, total_steps: int) -> float:
         """The share of the peak learning rate at `step`."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps

@@ -13,7 +13,7 @@ from virtue_pl.types import VirtueError
 def check_precision(precision: str, device: torch.device) -> None:
     """Raises VirtueError where the trainer's `precision` is emulated on `device`."""
     wanted = "bfloat16" if precision.startswith("bf16") else "float16" if precision.startswith("16") else None
-    if wanted is None or computes(device, wanted):
+    if wanted is None or has_native_dtype(device, wanted):
         return
     instead = "16-mixed" if device.type == "cuda" else "32-true"
     raise VirtueError(
@@ -22,7 +22,7 @@ def check_precision(precision: str, device: torch.device) -> None:
     )
 
 
-def computes(device: torch.device, dtype: str) -> bool:
+def has_native_dtype(device: torch.device, dtype: str) -> bool:
     if device.type == "cuda":
         return dtype == "float16" or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

@@ -41,14 +41,14 @@ def encode_missing(
     return features
 
 
-class RecentFeatures:
+class FeatureCache:
     """A least-recently-used cache of images' frozen features, by content key.
 
     Args:
         capacity: images that are cached; 0 caches none.
 
     Example:
-        >>> cache = RecentFeatures(capacity=32)
+        >>> cache = FeatureCache(capacity=32)
         >>> cache.put("key", ImageFeatures(vision=(torch.zeros(4, 8),)))
         >>> cache.get("key").vision[0].shape
         torch.Size([4, 8])

@@ -39,7 +39,7 @@ def features_path(folder: Path, shard: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Making:
+class FeatureProvenance:
     """How features were made. streams: the fingerprint of each stream's frozen network. shards: of the folder's
     content. dtype: None for any.
     """
@@ -48,7 +48,7 @@ class Making:
     streams: Mapping[str, str]
     shards: str
 
-    def differs(self, other: Making) -> str | None:
+    def differs(self, other: FeatureProvenance) -> str | None:
         """The first difference to `other`, in words; None where there is none."""
         for name in sorted({*self.streams, *other.streams}):
             found, expected = self.streams.get(name, "nothing"), other.streams.get(name, "nothing")
@@ -63,9 +63,11 @@ class Making:
         )
 
 
-def write_features(path: Path, images: Mapping[str, Mapping[str, Tensor]], making: Making, seconds: float) -> None:
+def write_features(
+    path: Path, images: Mapping[str, Mapping[str, Tensor]], making: FeatureProvenance, seconds: float
+) -> None:
     """One shard's file, under a temporary name and moved. images: by content key, tensors named STREAM/LEVEL
-    (`named_tensors`).
+    (`to_named_tensors`).
     """
     about = {
         "format": FORMAT,
@@ -81,7 +83,7 @@ def write_features(path: Path, images: Mapping[str, Mapping[str, Tensor]], makin
     os.replace(temporary, path)
 
 
-def named_tensors(features: ImageFeatures, dtype: str) -> dict[str, Tensor]:
+def to_named_tensors(features: ImageFeatures, dtype: str) -> dict[str, Tensor]:
     """STREAM/LEVEL -> tensor, as it is stored. Raises VirtueError where `dtype` cannot hold a value."""
     named = {}
     for stream in fields(ImageFeatures):
@@ -96,7 +98,7 @@ def named_tensors(features: ImageFeatures, dtype: str) -> dict[str, Tensor]:
     return named
 
 
-def read_about(path: Path) -> tuple[Making, int, float]:
+def read_metadata(path: Path) -> tuple[FeatureProvenance, int, float]:
     """How a shard's file was made, how many images it holds and the seconds that they took. Raises VirtueError for
     another file.
     """
@@ -105,18 +107,18 @@ def read_about(path: Path) -> tuple[Making, int, float]:
             about = file.metadata() or {}
         if about["format"] != FORMAT:
             raise KeyError(about["format"])
-        return Making(**json.loads(about["making"])), int(about["pictures"]), float(about["seconds"])
+        return FeatureProvenance(**json.loads(about["making"])), int(about["pictures"]), float(about["seconds"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise VirtueError(
             f"features: {path} is no file of stored features ({error!r}): delete it, and run `lightning predict` again"
         ) from error
 
 
-def is_stored(path: Path, making: Making) -> bool:
+def is_stored(path: Path, making: FeatureProvenance) -> bool:
     """Whether a shard's features are there. Raises VirtueError if they were made otherwise."""
     if not path.is_file():
         return False
-    difference = read_about(path)[0].differs(making)
+    difference = read_metadata(path)[0].differs(making)
     if difference is not None:
         raise VirtueError(
             f"features: {path} holds {difference}: delete the folder {path.parent}, or change data.init_args.features"
@@ -139,10 +141,10 @@ class FeatureIndex:
     format: str = FORMAT
 
     @classmethod
-    def of(cls, folder: Path, making: Making) -> FeatureIndex:
+    def from_files(cls, folder: Path, making: FeatureProvenance) -> FeatureIndex:
         """Of all files that are in the folder."""
         paths = sorted(folder.glob("[!.]*.safetensors"))
-        about = [read_about(path) for path in paths if is_stored(path, making)]
+        about = [read_metadata(path) for path in paths if is_stored(path, making)]
         size, seconds = sum(path.stat().st_size for path in paths), round(sum(seconds for *_, seconds in about), 1)
         return cls(
             **asdict(making),
@@ -231,7 +233,7 @@ class StoredFeatures:
         self.streams = tuple(streams)
         self._open: OrderedDict[str, tuple[Any, frozenset[str]]] = OrderedDict()
 
-    def of(self, shard: str, key: str) -> ImageFeatures:
+    def read(self, shard: str, key: str) -> ImageFeatures:
         """Of the image with that content key in the tar `shard`; unknown where nothing is stored of it."""
         file, names = self._opened(shard)
         levels: dict[str, tuple[Tensor, ...]] = {}

@@ -20,7 +20,7 @@ class LossOutput(NamedTuple):
     metrics: dict[str, Float[Tensor, ""]]
 
 
-class StoredEmbeddings:
+class PassThroughCollator:
     """What data learns from a loss that runs alone: nothing is to be prepared."""
 
     def collate_train(self, samples: Any) -> Any:
@@ -43,10 +43,10 @@ class EmbeddingLoss(VirtueModule):
     def forward(self, batch: EmbeddingBatch) -> LossOutput:
         """In float32 whatever the run's precision."""
         with torch.autocast(batch.queries.device.type, enabled=False):
-            return self.in_full_precision(batch)
+            return self.compute_loss(batch)
 
     @abstractmethod
-    def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
+    def compute_loss(self, batch: EmbeddingBatch) -> LossOutput:
         """The loss of this rank's queries."""
 
     @abstractmethod
@@ -77,4 +77,4 @@ class EmbeddingLoss(VirtueModule):
     @property
     def collator(self) -> Collator:
         """Stored embeddings are batches already."""
-        return StoredEmbeddings()
+        return PassThroughCollator()

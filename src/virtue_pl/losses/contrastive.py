@@ -84,7 +84,7 @@ class ContrastiveLoss(EmbeddingLoss):
     def temperature(self) -> Float[Tensor, ""]:
         return self.log_temperature.exp().clamp(0.005, 1.0)
 
-    def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
+    def compute_loss(self, batch: EmbeddingBatch) -> LossOutput:
         scores = self.score(batch)
         loss = self.reduce(scores, batch)
         accuracy = (scores.values.argmax(dim=1) == scores.positive).float().mean()
@@ -163,7 +163,7 @@ class InfoNCELoss(ContrastiveLoss):
     Args:
         own_negatives_weight: adds, with this weight, the same loss among the target and the query's own hard negatives
             only, which are few among the many easy candidates of the batch.
-        both_sides: the mean of that loss and of the one that finds the query among those of all ranks for each target
+        symmetric: the mean of that loss and of the one that finds the query among those of all ranks for each target
             (CLIP, arXiv 2103.00020); hard negatives are candidates of queries alone.
         others: see `ContrastiveLoss`.
     """
@@ -178,7 +178,7 @@ class InfoNCELoss(ContrastiveLoss):
         weights: str | Path | None = None,
         weights_prefix: str = "",
         frozen: bool = False,
-        both_sides: bool = False,
+        symmetric: bool = False,
         margin: float | None = None,
         mask_same_image: bool = False,
     ) -> None:
@@ -194,7 +194,7 @@ class InfoNCELoss(ContrastiveLoss):
             mask_same_image,
         )
         self.own_negatives_weight = own_negatives_weight
-        self.both_sides = both_sides
+        self.symmetric = symmetric
         self.load_and_freeze()
 
     @property
@@ -204,7 +204,7 @@ class InfoNCELoss(ContrastiveLoss):
     def reduce(self, scores: CandidateScores, batch: EmbeddingBatch) -> Float[Tensor, ""]:
         positive = scores.positive
         loss = cross_entropy(scores.values, positive)
-        if self.both_sides:
+        if self.symmetric:
             loss = (loss + cross_entropy(self.target_scores(scores, batch), positive)) / 2
         if self.own_negatives_weight and len(batch.ids.negative_rows):
             own = self.own_negatives(scores.values, batch).scatter(1, positive[:, None], True)

@@ -46,7 +46,7 @@ class MatryoshkaLoss(EmbeddingLoss):
         self.dim_weights = tuple(dim_weights or (1.0,) * len(dims))
         self.load_and_freeze()
 
-    def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
+    def compute_loss(self, batch: EmbeddingBatch) -> LossOutput:
         if max(self.dims) > batch.queries.shape[1]:
             raise VirtueError(
                 f"loss.dims holds {max(self.dims)}, but embeddings have {batch.queries.shape[1]} numbers: lower it"

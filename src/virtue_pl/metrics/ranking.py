@@ -89,7 +89,7 @@ class SampleRanks(NamedTuple):
     candidates: tuple[int, ...]
     ranks: Int[Tensor, " entries"]
 
-    def of(self, ranking: str) -> Int[Tensor, " samples"]:
+    def in_ranking(self, ranking: str) -> Int[Tensor, " samples"]:
         """The ranks in the ranking of that name."""
         return self.ranks[[row for row, name in enumerate(self.rankings) if name == ranking]]
 

@@ -176,8 +176,12 @@ class ContrastiveCollator:
 
         prompt_counts: by row, how many of its prompts become segment tokens.
         """
-        sizes = [[self.processor.resized((image.shape[1], image.shape[2])) for image in item.images] for item in items]
-        texts = [self.formatter.marked(self.formatter.text(item), self.processor.marks) for item in items]
+        sizes = [
+            [self.processor.resized_size((image.shape[1], image.shape[2])) for image in item.images] for item in items
+        ]
+        texts = [
+            self.formatter.delimit_images(self.formatter.text(item), self.processor.image_delimiters) for item in items
+        ]
         input_ids, mask = self.processor.tokenize(texts, sizes)
         found = self.processor.position_ids(input_ids, mask, sizes)
         return (

@@ -29,9 +29,9 @@ class InputFormatter(ABC):
         """
         return item
 
-    def marked(self, text: str, marks: tuple[str, str]) -> str:
-        """The text with the model's own marks around each image (`VLMProcessor.marks`)."""
-        before, after = marks
+    def delimit_images(self, text: str, delimiters: tuple[str, str]) -> str:
+        """The text with the model's own marks around each image (`VLMProcessor.image_delimiters`)."""
+        before, after = delimiters
         return text.replace(IMAGE_TOKEN, f"{before}{IMAGE_TOKEN}{after}")
 
     def position_ids(
@@ -154,7 +154,7 @@ class PublishedFormatter(VirtueFormatter):
             )
         return item
 
-    def marked(self, text: str, marks: tuple[str, str]) -> str:
+    def delimit_images(self, text: str, delimiters: tuple[str, str]) -> str:
         return text.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN} ") if self.space_after_image else text
 
     def position_ids(
@@ -204,7 +204,7 @@ class CropFormatter(VirtueFormatter):
         self.point_side = point_side
 
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
-        boxes = prompted_pixels(item, self.point_side)
+        boxes = prompt_pixel_boxes(item, self.point_side)
         if not boxes:
             return item
         starts, ends = zip(*((box[:2], box[2:]) for box in boxes), strict=True)
@@ -234,7 +234,7 @@ class MarkerFormatter(VirtueFormatter):
         self.point_side = point_side
 
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
-        boxes = prompted_pixels(item, self.point_side)
+        boxes = prompt_pixel_boxes(item, self.point_side)
         if not boxes:
             return item
         marked, red = item.images[0], torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]
@@ -248,7 +248,7 @@ class MarkerFormatter(VirtueFormatter):
         )
 
 
-def prompted_pixels(item: EmbeddingInput, point_side: float) -> list[tuple[int, int, int, int]]:
+def prompt_pixel_boxes(item: EmbeddingInput, point_side: float) -> list[tuple[int, int, int, int]]:
     """The box around each of the item's prompts (`enclosing_box`), xyxy in pixels of its first image; none without
     image or prompt.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 class VLMProcessor(ABC):
     """The light half of a backbone, which data workers carry: its tokenizer, its positions and its image size."""
 
-    marks: tuple[str, str] = ("", "")
+    image_delimiters: tuple[str, str] = ("", "")
     """What the model expects in a text before and after each image; the input formatter decides whether it stands
     there.
     """
@@ -44,7 +44,7 @@ class VLMProcessor(ABC):
         """The image as the vision tower reads it: at its size, or cut in tiles that stand side by side."""
 
     @abstractmethod
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """What the tokens of an image of `size` are counted from: the size (height, width) that `resize` gives, or its
         own where it is cut.
         """

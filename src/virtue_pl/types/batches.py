@@ -17,7 +17,7 @@ from virtue_pl.types.features import (
 )
 from virtue_pl.types.prompts import VisualPrompt
 from virtue_pl.types.samples import RankingSample, Sample
-from virtue_pl.types.tensors import TensorDataclass, _empty, select_owned
+from virtue_pl.types.tensors import TensorDataclass, empty_tensor, select_owned
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,32 +90,32 @@ class PromptBatch(TensorDataclass):
     """Visual prompts, and which of the batch's images each is on."""
 
     prompts: tuple[VisualPrompt, ...]
-    images: Int[Tensor, " prompts"]
+    image_index: Int[Tensor, " prompts"]
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def select(self, indices: Sequence[int]) -> PromptBatch:
-        chosen = torch.as_tensor(indices, dtype=torch.long, device=self.images.device)
-        return PromptBatch(tuple(self.prompts[i] for i in indices), self.images[chosen])
+        chosen = torch.as_tensor(indices, dtype=torch.long, device=self.image_index.device)
+        return PromptBatch(tuple(self.prompts[i] for i in indices), self.image_index[chosen])
 
-    def on(self, images: Sequence[int]) -> PromptBatch:
+    def reindex(self, images: Sequence[int]) -> PromptBatch:
         """The prompts, with their images' numbers among the given ones."""
         place = {image: number for number, image in enumerate(images)}
-        numbers = [place[image] for image in self.images.tolist()]
-        return PromptBatch(self.prompts, torch.as_tensor(numbers, dtype=torch.long, device=self.images.device))
+        numbers = [place[image] for image in self.image_index.tolist()]
+        return PromptBatch(self.prompts, torch.as_tensor(numbers, dtype=torch.long, device=self.image_index.device))
 
 
 @dataclass(frozen=True, eq=False)
 class EncoderBatch(TensorDataclass):
     """Rows to embed, some with an image and some without, some prompted and some not.
 
-    A *use* is one row's use of one image in its text: `use_rows` and `use_images` say which row and which image.
+    A *use* is one row's use of one image in its text: `use_rows` and `use_image_index` say which row and which image.
     Several rows may use one image, which is then encoded once. Each of `prompts` becomes segment tokens in front of its
     row
     (`prompt_rows`); a use may have several prompts on its image, or none.
     position_ids: as the input formatter wants them; None where the backbone finds them in the ids alone.
-    use_images, prompt_rows: left out where every use has one prompt: then `prompts.images` and `use_rows` say it.
+    use_image_index, prompt_rows: left out where every use has one prompt: then `prompts.image_index` and `use_rows` say it.
     segments: what a frozen segmentation stream sees at each prompt, one prompt each; empty where nothing is known.
     """
 
@@ -125,13 +125,13 @@ class EncoderBatch(TensorDataclass):
     prompts: PromptBatch
     use_rows: Int[Tensor, " uses"]
     position_ids: Int[Tensor, "*axes rows tokens"] | None = None
-    use_images: Int[Tensor, " uses"] = None  # type: ignore[assignment]  # filled below
+    use_image_index: Int[Tensor, " uses"] = None  # type: ignore[assignment]  # filled below
     prompt_rows: Int[Tensor, " prompts"] = None  # type: ignore[assignment]  # filled below
     segments: tuple[SegmentFeatures, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.use_images is None:
-            object.__setattr__(self, "use_images", self.prompts.images)
+        if self.use_image_index is None:
+            object.__setattr__(self, "use_image_index", self.prompts.image_index)
         if self.prompt_rows is None:
             object.__setattr__(self, "prompt_rows", self.use_rows)
 
@@ -146,7 +146,7 @@ class EncoderBatch(TensorDataclass):
         """The given rows, in that order, with just the images they use; trailing padding is dropped."""
         uses, use_rows = select_owned(self.use_rows, rows)
         prompts, prompt_rows = select_owned(self.prompt_rows, rows)
-        used, prompted = self.use_images[uses].tolist(), self.prompts.images[prompts].tolist()
+        used, prompted = self.use_image_index[uses].tolist(), self.prompts.image_index[prompts].tolist()
         images = list(dict.fromkeys([*used, *prompted]))
         index = torch.as_tensor(list(rows), dtype=torch.long, device=self.input_ids.device)
         mask = self.attention_mask[index]
@@ -155,7 +155,7 @@ class EncoderBatch(TensorDataclass):
             self.input_ids[index][:, :length],
             mask[:, :length],
             self.images.select(images),
-            self.prompts.select(prompts.tolist()).on(images),
+            self.prompts.select(prompts.tolist()).reindex(images),
             use_rows,
             None if self.position_ids is None else self.position_ids[..., index, :length],
             torch.as_tensor([images.index(image) for image in used], dtype=torch.long, device=index.device),
@@ -163,10 +163,10 @@ class EncoderBatch(TensorDataclass):
             tuple(self.segments[prompt] for prompt in prompts.tolist()) if self.segments else (),
         )
 
-    def prompted(self) -> tuple[ImageBatch, PromptBatch]:
+    def prompted_images(self) -> tuple[ImageBatch, PromptBatch]:
         """The images that prompts are on, and the prompts on them."""
-        images = list(dict.fromkeys(self.prompts.images.tolist()))
-        return self.images.select(images), self.prompts.on(images)
+        images = list(dict.fromkeys(self.prompts.image_index.tolist()))
+        return self.images.select(images), self.prompts.reindex(images)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,9 +188,9 @@ class PairIds(TensorDataclass):
 
     query_ids: Int[Tensor, " pairs"]
     target_ids: Int[Tensor, " pairs"]
-    negative_ids: Int[Tensor, " negatives"] = _empty(0, dtype=torch.long)
-    negative_rows: Int[Tensor, " negatives"] = _empty(0, dtype=torch.long)
-    image_ids: Int[Tensor, " pairs"] = _empty(0, dtype=torch.long)
+    negative_ids: Int[Tensor, " negatives"] = empty_tensor(0, dtype=torch.long)
+    negative_rows: Int[Tensor, " negatives"] = empty_tensor(0, dtype=torch.long)
+    image_ids: Int[Tensor, " pairs"] = empty_tensor(0, dtype=torch.long)
 
     def __len__(self) -> int:
         return len(self.query_ids)

@@ -88,5 +88,5 @@ class InputCollator(Protocol):
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
         """Inputs with their pixels, as rows."""
 
-    def unknown(self, keys: Sequence[str]) -> list[str]:
+    def missing_keys(self, keys: Sequence[str]) -> list[str]:
         """Those of the content keys whose embeddings are still wanted."""

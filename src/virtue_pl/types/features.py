@@ -49,7 +49,7 @@ class PromptTokens(TensorDataclass):
     valid: Bool[Tensor, "prompts tokens"]
     dense: Float[Tensor, "prompts d height width"]
     image_positions: Float[Tensor, "d height width"]
-    images: Int[Tensor, " prompts"]
+    image_index: Int[Tensor, " prompts"]
     drawn: Float[Tensor, "prompts 4 map_height map_width"] | None = None
 
     @property
@@ -80,9 +80,9 @@ class SegmentFeatures(TensorDataclass):
 
     def split(self) -> list[SegmentFeatures]:
         """Of each prompt alone."""
-        return [self.only(slice(index, index + 1)) for index in range(len(self.embedding))]
+        return [self.select(slice(index, index + 1)) for index in range(len(self.embedding))]
 
-    def only(self, chosen: slice) -> SegmentFeatures:
+    def select(self, chosen: slice) -> SegmentFeatures:
         logits, focus = (None if field is None else field[chosen] for field in (self.mask_logits, self.focus))
         return replace(
             self, embedding=self.embedding[chosen], image=self.image[chosen], mask_logits=logits, focus=focus

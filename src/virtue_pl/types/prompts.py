@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from virtue_pl.types.errors import VirtueError
-from virtue_pl.types.tensors import TensorDataclass, _empty
+from virtue_pl.types.tensors import TensorDataclass, empty_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +21,10 @@ class VisualPrompt(TensorDataclass):
     masks: over the whole image, at any resolution.
     """
 
-    boxes: Float[Tensor, "boxes 4"] = _empty(0, 4)
-    points: Float[Tensor, "points 2"] = _empty(0, 2)
-    point_labels: Int[Tensor, " points"] = _empty(0, dtype=torch.long)
-    masks: Bool[Tensor, "masks height width"] = _empty(0, 1, 1, dtype=torch.bool)
+    boxes: Float[Tensor, "boxes 4"] = empty_tensor(0, 4)
+    points: Float[Tensor, "points 2"] = empty_tensor(0, 2)
+    point_labels: Int[Tensor, " points"] = empty_tensor(0, dtype=torch.long)
+    masks: Bool[Tensor, "masks height width"] = empty_tensor(0, 1, 1, dtype=torch.bool)
 
     def __post_init__(self) -> None:
         for name, found, expected in (

@@ -58,7 +58,7 @@ class TensorDataclass:
         return replace(self, **{f.name: pin(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var, arg-type]
 
 
-def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Any:
+def empty_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Any:
     return field(default_factory=lambda: torch.zeros(shape, dtype=dtype))
 
 
