@@ -155,7 +155,7 @@ def test_the_published_weights_know_one_image_a_row() -> None:
     item = EmbeddingInput("both", (make_image(4, 4), make_image(4, 4)))
     assert VirtueFormatter().prepare(item) is item
     with pytest.raises(
-        VirtueError, match="a row shows 2 images, but the published weights know one a row: use VirtueFormatter"
+        VirtueError, match="a row has 2 images, but the published weights take one a row: use VirtueFormatter"
     ):
         PublishedFormatter().prepare(item)
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from tiny_virtue import samples, tiny_virtue
 from virtue_pl.adapters.lora import LoRA
-from virtue_pl.engine.fsdp import data_parallel
+from virtue_pl.engine.fsdp import data_parallel_mesh
 from virtue_pl.engine.gradient_cache import FullBatch, GradientCache, halve_chunks
 from virtue_pl.engine.module import load_weights
 from virtue_pl.engine.optimizer import Optimization
@@ -217,7 +217,7 @@ def test_ranks_that_split_layers_are_refused() -> None:
             " data_parallel_size: 4"
         ),
     ):
-        data_parallel(mesh)
+        data_parallel_mesh(mesh)
 
 
 @pytest.mark.parametrize(

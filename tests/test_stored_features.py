@@ -407,18 +407,18 @@ def test_half_precision_takes_half_the_space_and_stays_near(weights: Path, shard
 
 
 def test_a_reader_keeps_few_files_open_and_copies_what_it_gives(tmp_path: Path) -> None:
-    making = FeatureProvenance("float32", {"vision": "a"}, "b")
+    provenance = FeatureProvenance("float32", {"vision": "a"}, "b")
     for number in range(70):
         features = ImageFeatures(vision=(torch.full((2,), float(number)),))
         write_features(
-            features_path(tmp_path, f"shard-{number}.tar"), {"key": to_named_tensors(features, "float32")}, making, 0.5
+            features_path(tmp_path, f"shard-{number}.tar"), {"key": to_named_tensors(features, "float32")}, provenance, 0.5
         )
     reader = StoredFeatures(tmp_path, ("segmentation", "vision"))
     for number in [*range(70), 0]:
         (found,) = reader.read(f"shard-{number}.tar", "key").vision
         assert found.tolist() == [number, number] and found.untyped_storage().nbytes() == 8
     assert len(reader._open) == 64 and not reader.__getstate__()["_open"]
-    index = FeatureIndex.from_files(tmp_path, making)
+    index = FeatureIndex.from_files(tmp_path, provenance)
     assert index.images == len(index.tars) == 70 and math.isclose(index.seconds, 35.0)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from virtue_pl.types import NO_FEATURES, ImageFeatures, merge_features
 
 Levels = tuple[Tensor, ...]
-"""One image's features, at as many scales as its network gives."""
+"""One image's features, a tensor for each scale that the network outputs."""
 
 
 def encode_missing(
@@ -29,7 +29,7 @@ def encode_missing(
         stored: one entry an image, empty where nothing is stored.
         pixels: one entry an image; only those of images without stored features are read.
         encode: from the pixels of several images to the features of each.
-        network: what `encode` runs.
+        network: the network that `encode` runs.
     """
     first = next(network.parameters())
     features = [tuple(level.to(first.device, first.dtype) for level in levels) for levels in stored]
@@ -42,10 +42,10 @@ def encode_missing(
 
 
 class FeatureCache:
-    """A least-recently-used cache of images' frozen features, by content key.
+    """A cache of images' frozen features by content key, which evicts the images used longest ago.
 
     Args:
-        capacity: images that are cached; 0 caches none.
+        capacity: the number of images that are cached; 0 caches none.
 
     Example:
         >>> cache = FeatureCache(capacity=32)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from virtue_pl.engine.optimizer import Optimization
-from virtue_pl.losses.contrastive import ContrastiveLoss
+from virtue_pl.losses.contrastive import CandidateScores, ContrastiveLoss
 from virtue_pl.types import EmbeddingBatch
 
 

@@ -265,7 +265,7 @@ class MaskHead(nn.Module):
         for stride, upscaling, norm in zip((8, 4), self.upscalings, self.norms, strict=True):
             pixels = upscaling(pixels) + skips.get(stride, 0)
             if stride == 4 and self.drawn is not None:
-                pixels = pixels + self.drawn(tokens.drawn)
+                pixels = pixels + self.drawn(tokens.prompt_maps)
             pixels = nn.functional.gelu(norm(pixels))
         for refine in self.refine:
             pixels = refine(pixels)
