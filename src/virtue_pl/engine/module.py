@@ -91,7 +91,7 @@ class VirtueModule(LightningModule):
             self.sharding = Sharding(self, self.sharded_layers(), self.device_mesh)
 
     def gather_parameters(self) -> None:
-        """Gather sharded parameters before validation and the like, whose number of batches may differ between ranks."""
+        """Gather sharded parameters before validation and the like: ranks may have different numbers of batches."""
         if self.sharding is not None:
             self.sharding.gather()
 

@@ -1,4 +1,4 @@
-"""Any loss, at several lengths of the embeddings at once, so that their first numbers alone serve too."""
+"""A loss at several lengths of the embeddings at once, so that their first numbers alone are embeddings, too."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ class MatryoshkaLoss(EmbeddingLoss):
     """The weighted mean of a loss over the first `dims` numbers of each embedding, as unit vectors (arXiv 2205.13147).
 
     Args:
-        loss: what is computed at each length.
-        dims: the lengths; those that are to serve, the whole one too.
-        dim_weights: of each length; alike by default.
+        loss: computed at each length.
+        dims: the lengths at which embeddings are to be used, the whole one among them.
+        dim_weights: the weight of each length; equal by default.
         optimization, weights, weights_prefix, frozen: see `VirtueModule`; alone, it learns on stored embeddings, as
-            `loss`
-            would.
+            `loss` would.
+
+    Example:
+        >>> loss = MatryoshkaLoss(InfoNCELoss(), dims=[64, 128, 384])
+        >>> sorted(loss(batch).metrics)
+        ['in_batch_accuracy', 'loss_128', 'loss_384', 'loss_64', 'temperature']
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class MatryoshkaLoss(EmbeddingLoss):
         self.load_and_freeze()
 
     def compute_loss(self, batch: EmbeddingBatch) -> LossOutput:
+        """Return the weighted mean of the losses, the metrics of the longest, and each length's loss."""
         if max(self.dims) > batch.queries.shape[1]:
             raise VirtueError(
                 f"loss.dims holds {max(self.dims)}, but embeddings have {batch.queries.shape[1]} numbers: lower it"
@@ -60,10 +65,12 @@ class MatryoshkaLoss(EmbeddingLoss):
         return LossOutput(total, {**longest.metrics, **each})
 
     def adapt(self, batch: EmbeddingBatch) -> EmbeddingBatch:
+        """Return stored embeddings after the map that `loss` trains."""
         return self.loss.adapt(batch)
 
     @property
     def needs_negatives(self) -> str | None:
+        """The setting of `loss` that needs hard negatives, in words."""
         return self.loss.needs_negatives
 
 
