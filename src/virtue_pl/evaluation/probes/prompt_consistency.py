@@ -22,7 +22,7 @@ from virtue_pl.types import EmbeddingInput, RankingSample, VisualPrompt
 
 CAPTION = "instead of the box; nearer: to the box of the same region than any other region of the image"
 Masks = Callable[[Sequence[EmbeddingInput]], Sequence[Bool[Tensor, "height width"]] | None]
-"""What the model takes each input's prompt for, as `Embedder.masks` gives it; None from a model that predicts no masks.
+"""What the model takes each input's prompt for, as `Embedder.predict_masks` gives it; None from a model that predicts no masks.
 """
 PROMPT_VARIANTS = ("point", "mask", "own_mask", "filled_box")
 """Beside the box: a click inside, the annotated mask, what the model predicts for the box, and the box as a mask."""
@@ -59,7 +59,7 @@ class PromptConsistency:
     """Tallies by task and variant; `without_other_region` counts samples alone on their image, which are left out.
 
     Example:
-        >>> found = prompt_consistency(embedder.embed, samples, embedder.masks)
+        >>> found = prompt_consistency(embedder.embed, samples, embedder.predict_masks)
         >>> found.as_json()["scar/ADE20K"]["point"]["nearer"]
         1.0
     """
