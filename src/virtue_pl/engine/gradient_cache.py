@@ -51,8 +51,12 @@ class FunctionEncoder:
         token_counts: the number of tokens of each row; by default those of its text and images (`attention_mask`).
 
     Example:
-        >>> encoder = FunctionEncoder(model.encode)
-        >>> embeddings = GradientCache(chunk_size=8)(encoder, inputs)
+        >>> from virtue_pl.types import ImageBatch, PromptBatch
+        >>> none, ids = torch.zeros(0, dtype=torch.long), torch.tensor([[1], [2], [3]])
+        >>> inputs = EncoderBatch(ids, torch.ones_like(ids), ImageBatch(), PromptBatch((), none), use_rows=none)
+        >>> encoder = FunctionEncoder(lambda inputs: inputs.input_ids.float())
+        >>> GradientCache(chunk_size=2)(encoder, inputs).flatten()
+        tensor([1., 2., 3.])
     """
 
     def __init__(

@@ -147,8 +147,9 @@ class FeatureIndex:
     images, bytes, seconds: totals. finished: whether all shards are covered.
 
     Example:
-        >>> index = FeatureIndex.read(Path("shards/features"))
-        >>> streams = index.check(Path("shards/features"), collator.fingerprints)
+        >>> index = FeatureIndex("float16", {"vision": "0a1b"}, "2c3d", ("train-0000.tar",), 100, 2_000_000, 12.5)
+        >>> index.check(Path("shards/features"), {"vision": "0a1b", "segmentation": "4e5f"})
+        ('vision',)
     """
 
     dtype: str | None

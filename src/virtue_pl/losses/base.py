@@ -55,8 +55,12 @@ class EmbeddingLoss(VirtueModule):
     """A loss on a batch of embeddings; its mean over ranks is the loss of the global batch.
 
     Example:
-        >>> output = InfoNCELoss(temperature=0.05)(batch)
-        >>> output.loss.backward()
+        >>> from virtue_pl.losses import InfoNCELoss
+        >>> from virtue_pl.types import PairIds
+        >>> pairs = PairIds(torch.tensor([0, 1]), torch.tensor([0, 1]))
+        >>> batch = EmbeddingBatch(torch.eye(2), torch.eye(2), torch.zeros(0, 2), pairs)
+        >>> InfoNCELoss(temperature=1.0)(batch).loss
+        tensor(0.3133)
     """
 
     def forward(self, batch: EmbeddingBatch) -> LossOutput:

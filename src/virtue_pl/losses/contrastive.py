@@ -25,8 +25,10 @@ class CandidateScores(NamedTuple):
     same_pair: whether a pair of any rank has the same content as the query's own, itself excepted.
 
     Example:
-        >>> scores = loss.score(batch)
-        >>> torch.nn.functional.cross_entropy(scores.values, scores.positive)
+        >>> nothing = torch.zeros(2, 2, dtype=torch.bool)
+        >>> scores = CandidateScores(torch.tensor([[4.0, 0.0], [0.0, 4.0]]), torch.tensor([0, 1]), nothing)
+        >>> cross_entropy(scores.values, scores.positive)
+        tensor(0.0181)
     """
 
     values: Float[Tensor, "pairs candidates"]
@@ -54,8 +56,12 @@ class ContrastiveLoss(EmbeddingLoss):
         optimization, weights, weights_prefix, frozen: see `VirtueModule`; alone, the loss learns on stored embeddings.
 
     Example:
-        >>> loss = InfoNCELoss(temperature=0.02, mask_same_image=True)
-        >>> scores = loss.score(batch)
+        >>> from virtue_pl.types import PairIds
+        >>> pairs = PairIds(torch.tensor([0, 1]), torch.tensor([0, 1]))
+        >>> batch = EmbeddingBatch(torch.eye(2), torch.eye(2), torch.zeros(0, 2), pairs)
+        >>> InfoNCELoss(temperature=0.5).score(batch).values
+        tensor([[2., 0.],
+                [0., 2.]])
     """
 
     log_temperature: Tensor
@@ -175,6 +181,7 @@ class InfoNCELoss(ContrastiveLoss):
         others: see `ContrastiveLoss`.
 
     Example:
+        >>> from virtue_pl.types import PairIds
         >>> pairs = PairIds(torch.tensor([0, 1]), torch.tensor([0, 1]))
         >>> batch = EmbeddingBatch(torch.eye(2), torch.eye(2), torch.zeros(0, 2), pairs)
         >>> InfoNCELoss(temperature=1.0)(batch).loss

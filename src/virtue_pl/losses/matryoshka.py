@@ -25,9 +25,12 @@ class MatryoshkaLoss(EmbeddingLoss):
             `loss` would.
 
     Example:
-        >>> loss = MatryoshkaLoss(InfoNCELoss(), dims=[64, 128, 384])
-        >>> sorted(loss(batch).metrics)
-        ['in_batch_accuracy', 'loss_128', 'loss_384', 'loss_64', 'temperature']
+        >>> from virtue_pl.losses import InfoNCELoss
+        >>> from virtue_pl.types import PairIds
+        >>> pairs = PairIds(torch.tensor([0, 1]), torch.tensor([0, 1]))
+        >>> batch = EmbeddingBatch(torch.eye(2), torch.eye(2), torch.zeros(0, 2), pairs)
+        >>> sorted(MatryoshkaLoss(InfoNCELoss(), dims=[1, 2])(batch).metrics)
+        ['in_batch_accuracy', 'loss_1', 'loss_2', 'temperature']
     """
 
     def __init__(

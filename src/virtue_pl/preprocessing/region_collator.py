@@ -40,8 +40,12 @@ class RegionCollator:
         fingerprints: for each stream, of all that an image's stored features depend on.
 
     Example:
-        >>> collator = RegionCollator(512, 128, {"box": 0.5, "point": 0.5}, flip=True)
-        >>> batch = collator.collate_train(samples)
+        >>> from virtue_pl.types import EmbeddingInput
+        >>> image, region = torch.zeros(3, 60, 80, dtype=torch.uint8), Region(torch.tensor([0.1, 0.2, 0.5, 0.6]))
+        >>> sample = Sample("scar/0", "scar", EmbeddingInput(images=(image,)), EmbeddingInput("a cat"), region=region)
+        >>> collator = RegionCollator(image_size=32, mask_size=None, modes={"box": 0.5, "point": 0.5}, flip=True)
+        >>> collator.collate_train([sample]).boxes.shape
+        torch.Size([1, 4])
     """
 
     def __init__(

@@ -75,7 +75,9 @@ class RankedSet:
 
     Example:
         >>> import torch
-        >>> ranked = RankedSet(SetDescription("scar", "scar"), (row,), torch.tensor([0]), (torch.tensor([1, 2]),))
+        >>> ranked = RankedSet(SetDescription("scar", "scar"), (), torch.zeros(0, dtype=torch.long), ())
+        >>> ranked.about.name
+        'scar'
     """
 
     about: SetDescription

@@ -50,10 +50,9 @@ class TensorDataclass:
     """A base for frozen dataclasses whose tensors move together.
 
     Example:
-        >>> @dataclass(frozen=True, eq=False)
-        ... class Boxes(TensorDataclass):
-        ...     corners: Tensor
-        >>> Boxes(torch.zeros(2, 4)).to("cuda")
+        >>> from virtue_pl.types import VisualPrompt
+        >>> VisualPrompt().to("cpu").boxes.device
+        device(type='cpu')
     """
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:

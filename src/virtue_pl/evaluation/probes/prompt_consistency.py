@@ -22,8 +22,7 @@ from virtue_pl.types import EmbeddingInput, RankingSample, VisualPrompt
 
 CAPTION = "instead of the box; nearer: to the box of the same region than any other region of the image"
 Masks = Callable[[Sequence[EmbeddingInput]], Sequence[Bool[Tensor, "height width"]] | None]
-"""What the model takes each input's prompt for, as `Embedder.predict_masks` gives it; None from a model that predicts no masks.
-"""
+"""Returns the mask that the model predicts for each input's prompt (`Embedder.predict_masks`); None without masks."""
 PROMPT_VARIANTS = ("point", "mask", "own_mask", "filled_box")
 """Beside the box: a click inside, the annotated mask, what the model predicts for the box, and the box as a mask."""
 SAME_REGION_IOU = 0.5
