@@ -1,4 +1,4 @@
-"""The Python face: the same embeddings however rows are given, batched or repeated, and each image seen once."""
+"""The Python interface: the same embeddings however rows are given, batched or repeated, and each image seen once."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def embedder(loaded: Embedder) -> Iterator[Embedder]:
 
 
 @pytest.fixture
-def seen(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How many images each tower was shown."""
+def image_counts(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Return the number of images that each tower encoded, which a test adds to."""
     counts = {"segmentation": 0, "vision": 0}
 
     def counting(name: str, network: Any, method: str) -> None:
         encode = getattr(network, method)
 
-        def counted(pixels: Any) -> Any:
+        def encode_and_count(pixels: Any) -> Any:
             counts[name] += len(pixels)
             return encode(pixels)
 
-        monkeypatch.setattr(network, method, counted)
+        monkeypatch.setattr(network, method, encode_and_count)
 
     counting("segmentation", embedder.model.segmentation.backbone, "image_features")
     counting("vision", embedder.model.fusion.backbone, "vision_features")
@@ -71,7 +71,7 @@ def seen(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def alone(embedder: Embedder, item: EmbeddingInput) -> np.ndarray:
-    """One input through the model itself, without the face."""
+    """One input through the model itself, without the embedder."""
     with torch.no_grad():
         return embedder.model.encode(embedder.collator.encoder_batch([item]))[0].numpy()
 
@@ -101,40 +101,40 @@ def test_rows_of_all_kinds_are_what_each_is_alone(embedder):
     assert not np.allclose(found[1], found[4], atol=1e-3)
 
 
-def test_a_images_towers_run_once_for_all_its_regions(embedder, seen):
+def test_a_images_towers_run_once_for_all_its_regions(embedder, image_counts):
     together = embedder.encode("what is it", IMAGES[0], [BOX, OTHER_BOX, POINT, None, BOX])
-    assert seen == {"segmentation": 1, "vision": 1}
+    assert image_counts == {"segmentation": 1, "vision": 1}
     np.testing.assert_array_equal(together[0], together[4])
     following = embedder.encode("what is it", IMAGES[0].copy(), OTHER_BOX)
-    assert seen == {"segmentation": 1, "vision": 1}
+    assert image_counts == {"segmentation": 1, "vision": 1}
     np.testing.assert_allclose(following[0], together[1], atol=1e-5)
     embedder.encode("another question", [IMAGES[0], IMAGES[1], IMAGES[1].copy()])
-    assert seen == {"segmentation": 2, "vision": 2}
+    assert image_counts == {"segmentation": 2, "vision": 2}
 
 
-def test_an_image_that_was_forgotten_is_seen_again(embedder, seen):
+def test_an_image_that_was_forgotten_is_seen_again(embedder, image_counts):
     embedder.feature_cache = FeatureCache(1)
     for number in (0, 1, 0, 0):
         embedder.encode("what is it", IMAGES[number], BOX)
-    assert seen["segmentation"] == 3 and len(embedder.feature_cache) == 1
+    assert image_counts["segmentation"] == 3 and len(embedder.feature_cache) == 1
 
 
-def test_an_unprompted_image_costs_no_segmentation_where_the_model_needs_none(embedder, seen):
+def test_an_unprompted_image_costs_no_segmentation_where_the_model_needs_none(embedder, image_counts):
     embedder.model.segment_unprompted = embedder.collator.segment_unprompted = False
     plain = embedder.encode("what is it", IMAGES[0])
-    assert seen == {"segmentation": 0, "vision": 1}
+    assert image_counts == {"segmentation": 0, "vision": 1}
     both = embedder.encode("what is it", IMAGES[0], [None, BOX])
-    assert seen == {"segmentation": 1, "vision": 1}
+    assert image_counts == {"segmentation": 1, "vision": 1}
     np.testing.assert_allclose(both[0], plain[0], atol=1e-5)
     assert not np.allclose(both[1], plain[0], atol=1e-3)
 
 
-def test_a_formatter_that_changes_images_has_features_of_its_own(embedder, seen):
+def test_a_formatter_that_changes_images_has_features_of_its_own(embedder, image_counts):
     embedder.collator.formatter = CropFormatter()
     crops = embedder.encode("what is it", IMAGES[0], [BOX, OTHER_BOX, None])
-    assert seen["vision"] == 3
+    assert image_counts["vision"] == 3
     again = embedder.encode("what is it", IMAGES[0], [BOX, None])
-    assert seen["vision"] == 3
+    assert image_counts["vision"] == 3
     np.testing.assert_allclose(again, crops[[0, 2]], atol=1e-5)
     cut = torch.from_numpy(IMAGES[0][5:50, 5:40]).permute(2, 0, 1).contiguous()
     np.testing.assert_allclose(crops[0], alone(embedder, EmbeddingInput("what is it", (cut,))), atol=1e-5)
@@ -151,7 +151,9 @@ class CountedFeatures(FeatureCache):
 
 
 @pytest.mark.parametrize("formatter", [CropFormatter, MarkerFormatter, VirtueFormatter])
-def test_each_input_is_prepared_once_and_each_image_looked_up_and_encoded_once(embedder, seen, formatter, monkeypatch):
+def test_each_input_is_prepared_once_and_each_image_looked_up_and_encoded_once(
+    embedder, image_counts, formatter, monkeypatch
+):
     prepared: Counter[str] = Counter()
     prepare = formatter.prepare
     monkeypatch.setattr(formatter, "prepare", lambda self, item: (prepared.update([item.text]), prepare(self, item))[1])
@@ -160,7 +162,7 @@ def test_each_input_is_prepared_once_and_each_image_looked_up_and_encoded_once(e
     distinct = 1 if formatter is VirtueFormatter else 3
     for _ in range(2):
         embedder.encode(texts, images, prompts, batch_size=6)
-        assert prepared == Counter(texts) and seen == {"segmentation": distinct, "vision": distinct}
+        assert prepared == Counter(texts) and image_counts == {"segmentation": distinct, "vision": distinct}
         assert len(embedder.feature_cache.counts) == distinct and set(embedder.feature_cache.counts.values()) == {1}
         prepared.clear()
         embedder.feature_cache.counts.clear()
@@ -187,7 +189,7 @@ def test_rows_of_one_length_go_together_and_of_one_image_in_a_row(embedder):
     keys = ["a", "b", "a", "b"]
     image = torch.zeros(3, 60, 90, dtype=torch.uint8)
     items = [EmbeddingInput("x" * length) for length in (400, 4, 300, 8)]
-    items += [EmbeddingInput("y" * place, (image,), image_keys=(key,)) for place, key in enumerate(keys)]
+    items += [EmbeddingInput("y" * position, (image,), image_keys=(key,)) for position, key in enumerate(keys)]
     batches = list(embedder.batches(items, 2))
     assert sorted(row for rows in batches for row in rows) == list(range(8))
     assert {0, 2} in map(set, batches) and {1, 3} in map(set, batches)

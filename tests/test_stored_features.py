@@ -251,10 +251,12 @@ def test_a_batch_may_mix_what_is_stored_with_what_is_not(weights: Path, shards: 
     assert count > 1
     half = [number % 2 == 0 for number in range(count)]
     features = tuple(
-        known if keep else NO_FEATURES for known, keep in zip(stored.images.stored_features, half, strict=True)
+        one if is_stored else NO_FEATURES for one, is_stored in zip(stored.images.stored_features, half, strict=True)
     )
-    vision = tuple(None if keep else pixels for pixels, keep in zip(live.images.vision, half, strict=True))
-    segmentation = tuple(None if keep else pixels for pixels, keep in zip(live.images.segmentation, half, strict=True))
+    vision = tuple(None if is_stored else pixels for pixels, is_stored in zip(live.images.vision, half, strict=True))
+    segmentation = tuple(
+        None if is_stored else pixels for pixels, is_stored in zip(live.images.segmentation, half, strict=True)
+    )
     mixed = type(live)(
         live.input_ids, live.attention_mask, ImageBatch(vision, segmentation, features), live.prompts, live.use_rows
     )
@@ -269,8 +271,8 @@ def test_a_crop_is_encoded_and_the_rest_is_not(weights: Path, shards: Path) -> N
     model = head(weights, formatter=CropFormatter(), evaluation_modes=["box", "no_prompt"]).eval()
     live = next(iter(module(shards, model).val_dataloader()))
     stored = next(iter(module(shards, model, features="features").val_dataloader()))
-    known = [bool(features.vision) for features in stored.queries.images.stored_features]
-    assert any(known) and not all(known)
+    has_features = [bool(features.vision) for features in stored.queries.images.stored_features]
+    assert any(has_features) and not all(has_features)
     with torch.no_grad():
         torch.testing.assert_close(model.encode(stored.queries), model.encode(live.queries), rtol=1e-6, atol=1e-6)
 
@@ -280,12 +282,14 @@ def test_data_workers_read_what_is_stored(weights: Path, shards: Path) -> None:
     store(shards, model)
     stored = StoredFeatures(shards / "SCaR_eval_mini_val/features", ("segmentation",))
     folder = ShardFolder.open(shards / "SCaR_eval_mini_val", "val")
-    known = [stored.read(batch.shard, key) for batch in stream(folder, no_pixels, ReaderInfo()) for key in batch.keys]
+    read_alone = [
+        stored.read(batch.shard, key) for batch in stream(folder, no_pixels, ReaderInfo()) for key in batch.keys
+    ]
     read: list[ImageFeatures] = []
     for batch in module(shards, model, features="features", num_workers=2, eval_batch_size=3).val_dataloader():
         read += batch.images.stored_features
     assert (
-        all(any(torch.equal(found.segmentation[0], one.segmentation[0]) for one in known) for found in read)
+        all(any(torch.equal(found.segmentation[0], one.segmentation[0]) for one in read_alone) for found in read)
         and len(read) >= 3
     )
 
@@ -299,10 +303,10 @@ def test_a_mirrored_image_is_encoded(weights: Path, shards: Path) -> None:
     model = segmenter(weights, flip=True)
     live_loss, _ = step(model, module(shards, model))
     data = module(shards, model, features="features")
-    known = [
+    has_features = [
         bool(features.segmentation) for batch in data.train_dataloader() for features in batch.images.stored_features
     ]
-    assert any(known) and not all(known)
+    assert any(has_features) and not all(has_features)
     torch.testing.assert_close(step(model, data)[0], live_loss, rtol=1e-6, atol=1e-6)
 
 
@@ -411,7 +415,10 @@ def test_a_reader_keeps_few_files_open_and_copies_what_it_gives(tmp_path: Path) 
     for number in range(70):
         features = ImageFeatures(vision=(torch.full((2,), float(number)),))
         write_features(
-            features_path(tmp_path, f"shard-{number}.tar"), {"key": to_named_tensors(features, "float32")}, provenance, 0.5
+            features_path(tmp_path, f"shard-{number}.tar"),
+            {"key": to_named_tensors(features, "float32")},
+            provenance,
+            0.5,
         )
     reader = StoredFeatures(tmp_path, ("segmentation", "vision"))
     for number in [*range(70), 0]:
@@ -439,9 +446,9 @@ def test_a_fingerprint_changes_with_tensors_and_sizes(weights: Path) -> None:
 
 
 def test_features_move_and_are_selected_with_their_images() -> None:
-    known = ImageFeatures(segmentation=(torch.zeros(1, 2, 2),), vision=(torch.ones(3),))
-    images = ImageBatch((None, torch.zeros(3, 4, 4)), (None, torch.zeros(3, 8, 8)), (known, NO_FEATURES))
-    assert len(images) == 2 and images.select([1, 0]).stored_features == (NO_FEATURES, known)
+    features = ImageFeatures(segmentation=(torch.zeros(1, 2, 2),), vision=(torch.ones(3),))
+    images = ImageBatch((None, torch.zeros(3, 4, 4)), (None, torch.zeros(3, 8, 8)), (features, NO_FEATURES))
+    assert len(images) == 2 and images.select([1, 0]).stored_features == (NO_FEATURES, features)
     moved = images.to("meta")
     assert moved.features[0].vision[0].device.type == moved.vision[1].device.type == "meta" and moved.vision[0] is None  # type: ignore[union-attr]
     assert ImageBatch((torch.zeros(3, 4, 4),)).stored_features == (NO_FEATURES,)
