@@ -25,7 +25,7 @@ import torch
 from mid_size import build, child_parser, peak_memory, queries, run_child, texts, timed, together, write_model
 
 from virtue_pl.cli.memory import keep_freed_memory
-from virtue_pl.engine.gradient_cache import chunks_of
+from virtue_pl.engine.gradient_cache import cut_chunks
 
 ROWS = 4
 TEXTS = 128
@@ -118,7 +118,7 @@ def gains(model: Any) -> dict[str, Any]:
     lengths = (4 + 124 * torch.rand(TEXTS, generator=torch.Generator().manual_seed(0)) ** 2).long().tolist()
     rows = texts(model, lengths)
     unsorted = [together(rows[start : start + 32]) for start in range(0, TEXTS, 32)]
-    by_length = [together([rows[row] for row in chunk]) for chunk in chunks_of(lengths, 32, 32 * max(lengths))]
+    by_length = [together([rows[row] for row in chunk]) for chunk in cut_chunks(lengths, 32, 32 * max(lengths))]
     return {
         "boxes_gain": gain([lambda: model.encode(once)], [lambda row=row: model.encode(row) for row in apart]),
         "texts_gain": gain(

@@ -69,7 +69,7 @@ class Published(nn.Module):
 
     def segment(self, inputs: EncoderBatch) -> Tensor:
         """The image side of the two-way transformer, of every use of an image: each encodes its image again."""
-        pixels = torch.stack([inputs.images.segmentation[index] for index in inputs.prompts.images.tolist()])  # type: ignore[arg-type]
+        pixels = torch.stack([inputs.images.segmentation[index] for index in inputs.prompts.image_index.tolist()])  # type: ignore[arg-type]
         unit = ((pixels.float() / 255 - self.mean) / self.std).to(self.sam.dtype)
         level = self.sam.vision_encoder(unit).fpn_hidden_states[2]
         points = [labelled_points(prompt) for prompt in inputs.prompts.prompts]
@@ -96,7 +96,7 @@ class Published(nn.Module):
             inputs.position_ids,
         )
         if len(inputs.prompts):
-            shown = [inputs.images.vision[index] for index in inputs.prompts.images.tolist()]
+            shown = [inputs.images.vision[index] for index in inputs.prompts.image_index.tolist()]
             prepared = self.processor.normalise(shown, do_resize=False, return_tensors="pt")
             with torch.no_grad():
                 vision = model.get_image_features(prepared["pixel_values"], prepared["image_grid_thw"]).pooler_output

@@ -196,7 +196,9 @@ def recipe_text(stored: str) -> str:
 
     formatter = PublishedFormatter(prompt_text=False)
     shown = (torch.zeros(3, 4, 4, dtype=torch.uint8),) if PUBLISHED_TOKEN.search(stored) else ()
-    return formatter.marked(formatter.text(EmbeddingInput(PUBLISHED_TOKEN.sub(IMAGE_TOKEN, stored), shown)), ("", ""))
+    return formatter.delimit_images(
+        formatter.text(EmbeddingInput(PUBLISHED_TOKEN.sub(IMAGE_TOKEN, stored), shown)), ("", "")
+    )
 
 
 PARSERS = (
@@ -227,7 +229,7 @@ def test_scar_queries_are_the_published_ones(case: str) -> None:
     for row, query in enumerate(inputs["qry_text" if ranked else "qry"]):
         box = xyxy(inputs["bbox"][row], "key", (1000, 1000))
         item = EmbeddingInput(published_query(query, box, ranked), (torch.zeros(3, 4, 4, dtype=torch.uint8),))
-        text = formatter.marked(formatter.text(item), ("", ""))
+        text = formatter.delimit_images(formatter.text(item), ("", ""))
         assert text == (outputs["query_text"][row][0] if ranked else outputs["query_text"][row])
 
 

@@ -143,7 +143,7 @@ def test_alone_it_needs_a_prompt_encoder():
 def test_an_image_is_prepared_once():
     batch = RegionCollator(SIZE, SIZE, MODES).collate_train(samples(3))
     assert len(batch) == 6 and len(batch.images) == 3
-    assert batch.prompts.images.tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.prompts.image_index.tolist() == [0, 0, 1, 1, 2, 2]
     assert batch.tasks == ("squares/train",) * 6
 
 
@@ -153,7 +153,7 @@ def test_augmentation_moves_image_mask_and_prompt_together():
     batch = collator.collate_train(drawn)
     flipped = 0
     for row, sample in enumerate(drawn):
-        dark = batch.images.segmentation[batch.prompts.images[row]][0] < 100
+        dark = batch.images.segmentation[batch.prompts.image_index[row]][0] < 100
         mask = batch.masks[row].bool()
         assert dark[mask].all()
         torch.testing.assert_close(batch.prompts.prompts[row].boxes[0], box_of_mask(mask))

@@ -300,6 +300,6 @@ class DeferredPreprocess:
         """Return the batch of the inputs."""
         return self.evaluator.preparation.encoder_batch(items)
 
-    def unknown(self, keys: Sequence[str]) -> list[str]:
+    def missing_keys(self, keys: Sequence[str]) -> list[str]:
         """Return the keys whose embeddings are needed and not stored."""
         return [key for key in keys if key not in self.evaluator]

@@ -116,7 +116,7 @@ class EmbeddingModel(VirtueModule):
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Log hit@1 in the first evaluation mode, and return a `RankingOutput`."""
         output = self.rank(batch, self.encode(batch.candidates), batch.modes[:1])
-        self.hit_rate.update(sample_ranks(batch.samples, output.scores).of("hit@1"))
+        self.hit_rate.update(sample_ranks(batch.samples, output.scores).in_ranking("hit@1"))
         self.log("val/hit@1", self.hit_rate, prog_bar=True, batch_size=len(batch), add_dataloader_idx=False)
         return output
 

@@ -74,7 +74,7 @@ class VLMFusionHead(EmbeddingModel):
     def forward(self, inputs: EncoderBatch, segments: SegmentTokens | None = None) -> Float[Tensor, "rows hidden"]:
         """Unit embeddings of the rows; segment tokens, one set a prompt, stand in front of their rows."""
         images = self.backbone.vision_tokens(self.frozen_features(inputs.images))
-        sequence = self.backbone.embed(inputs, [images[index] for index in inputs.use_images.tolist()])
+        sequence = self.backbone.embed(inputs, [images[index] for index in inputs.use_image_index.tolist()])
         if segments is not None:
             sequence = sequence.prepend(segments.tokens, inputs.prompt_rows)
         embeddings = normalize(self.pool(sequence).float(), dim=-1)

@@ -157,7 +157,7 @@ class Virtue(EmbeddingModel):
 
     def segment(self, inputs: EncoderBatch) -> SegmentFeatures:
         """Return the segmentation model's features of each prompt."""
-        images, prompts = inputs.prompted()
+        images, prompts = inputs.prompted_images()
         return self.segmentation(images, self.prompt_encoder(prompts))
 
     @torch.no_grad()
@@ -168,7 +168,7 @@ class Virtue(EmbeddingModel):
         connector reads is stored; its features of each image are then not needed again.
         """
         frozen = self.segmentation.frozen and self.prompt_encoder.frozen and not self.segmentation.training
-        owners = inputs.prompts.images.tolist()
+        owners = inputs.prompts.image_index.tolist()
         segments: dict[int, SegmentFeatures] = {}
         features: list[ImageFeatures] = []
         for start in range(0, len(inputs.images), chunk_size):
@@ -178,7 +178,9 @@ class Virtue(EmbeddingModel):
             if frozen and prompted:
                 uses = [use for use, number in enumerate(owners) if number in group]
                 images = inputs.images.select(prompted).with_features([encoded[number - start] for number in prompted])
-                found = self.segmentation(images, self.prompt_encoder(inputs.prompts.select(uses).on(prompted))).split()
+                found = self.segmentation(
+                    images, self.prompt_encoder(inputs.prompts.select(uses).reindex(prompted))
+                ).split()
                 segments.update(zip(uses, (self.offload_segments(one, offload) for one in found), strict=True))
             features += [offload(replace(one, segmentation=()) if frozen else one) for one in encoded]
         ordered = tuple(segments[use] for use in sorted(segments))

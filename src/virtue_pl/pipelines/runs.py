@@ -27,11 +27,11 @@ def precision_here(wanted: str) -> str:
         return wanted
     import torch
 
-    from virtue_pl.engine.precision import computes
+    from virtue_pl.engine.precision import has_native_dtype
 
     return (
         "bf16-mixed"
-        if computes(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "bfloat16")
+        if has_native_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "bfloat16")
         else "32-true"
     )
 

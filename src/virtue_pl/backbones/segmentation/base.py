@@ -47,4 +47,4 @@ class SegmentationBackbone(nn.Module, ABC):
     def forward(
         self, features: tuple[Float[Tensor, "images channels height width"], ...], tokens: PromptTokens
     ) -> SegmentFeatures:
-        """The prompted part; `tokens.images` says which image's features each prompt reads."""
+        """The prompted part; `tokens.image_index` says which image's features each prompt reads."""

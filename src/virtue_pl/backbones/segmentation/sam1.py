@@ -60,7 +60,7 @@ class Sam1PromptEncoder(PromptEncoder):
             load_sam1({"prompt_encoder.": self.encoder}, weights)
 
     def forward(self, prompts: PromptBatch) -> PromptTokens:
-        device = prompts.images.device
+        device = prompts.image_index.device
         rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
         sparse, valid = sparse_tokens(self.encoder, rows, device)
         dense = dense_embeddings(
@@ -70,7 +70,7 @@ class Sam1PromptEncoder(PromptEncoder):
             self.encoder.mask_input_size,
             self.encoder.mask_downscaling,
         )
-        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.images)
+        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.image_index)
 
 
 class Sam1Backbone(SegmentationBackbone):
@@ -146,7 +146,7 @@ class Sam1Backbone(SegmentationBackbone):
     def forward(
         self, features: tuple[Float[Tensor, "images channels height width"], ...], tokens: PromptTokens
     ) -> SegmentFeatures:
-        image = features[0][tokens.images]
+        image = features[0][tokens.image_index]
         tokens = cast(tokens, self.mask_decoder.iou_token.weight.dtype)
         mask_tokens, embedding = self.read_prompts(image + tokens.dense, tokens)
         logits = self.mask_logits(embedding, mask_tokens) if self.predict_masks else None

@@ -68,7 +68,7 @@ class Sam2PromptEncoder(PromptEncoder):
             load_sam2({"prompt_encoder.": self.encoder}, weights)
 
     def forward(self, prompts: PromptBatch) -> PromptTokens:
-        device = prompts.images.device
+        device = prompts.image_index.device
         rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
         points = [labelled_points(row) for row in rows]
         no_mask = self.encoder.no_mask_embed.weight
@@ -78,7 +78,7 @@ class Sam2PromptEncoder(PromptEncoder):
         dense = dense_embeddings(
             no_mask, self.feature_size, rows, self.encoder.mask_input_size, self.encoder.mask_embed
         )
-        return PromptTokens(sparse, valid, dense, self.image_positions(), prompts.images)
+        return PromptTokens(sparse, valid, dense, self.image_positions(), prompts.image_index)
 
     def embed_points(
         self, rows: Sequence[tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]]
@@ -230,10 +230,10 @@ class Sam2Backbone(SegmentationBackbone):
     ) -> SegmentFeatures:
         *fine, level = features
         tokens = cast(tokens, level.dtype)
-        image = (level + self.no_memory_embedding.reshape(1, -1, 1, 1))[tokens.images]
+        image = (level + self.no_memory_embedding.reshape(1, -1, 1, 1))[tokens.image_index]
         mask_tokens, embedding = self.read_prompts(image + tokens.dense, tokens)
         logits = (
-            self.mask_logits(embedding, mask_tokens, *(feature[tokens.images] for feature in fine))
+            self.mask_logits(embedding, mask_tokens, *(feature[tokens.image_index] for feature in fine))
             if self.predict_masks
             else None
         )

@@ -66,14 +66,14 @@ class TimmSamPromptEncoder(PromptEncoder):
         self.hints = DenseHints(embed_dim, self.encoder.mask_input_size[0], mask_channels) if dense_hints else None
 
     def forward(self, prompts: PromptBatch) -> PromptTokens:
-        device = prompts.images.device
+        device = prompts.image_index.device
         rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
         sparse, valid = sparse_tokens(self.encoder, rows, device)
         dense, drawn = self.dense_embeddings(rows, device), None
         if self.hints is not None:
             hints, drawn = self.hints(rows, device)
             dense = dense + hints
-        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.images, drawn)
+        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.image_index, drawn)
 
     def dense_embeddings(
         self, rows: Sequence[VisualPrompt], device: torch.device
@@ -159,7 +159,7 @@ class TimmSamBackbone(SegmentationBackbone):
         image = torch.cat([resized(feature, neck.shape[-2:]) for feature in coarse], dim=1)
         mask_tokens, embedding = self.read_prompts(*self.inputs(image, neck, tokens), tokens)
         logits = self.mask_head(embedding, mask_tokens, fine, tokens)
-        return SegmentFeatures(embedding, image[tokens.images], logits, tokens.image_positions, tokens.focus)
+        return SegmentFeatures(embedding, image[tokens.image_index], logits, tokens.image_positions, tokens.focus)
 
     def inputs(
         self,
@@ -168,7 +168,10 @@ class TimmSamBackbone(SegmentationBackbone):
         tokens: PromptTokens,
     ) -> tuple[Float[Tensor, "prompts d"], Float[Tensor, "prompts d height width"]]:
         """What the two-way transformer starts from: each prompt's mask token and map."""
-        mask_tokens, keys = self.mask_token.weight.expand(len(tokens.sparse), -1), neck[tokens.images] + tokens.dense
+        mask_tokens, keys = (
+            self.mask_token.weight.expand(len(tokens.sparse), -1),
+            neck[tokens.image_index] + tokens.dense,
+        )
         if self.same_object is None:
             return mask_tokens, keys
         if tokens.focus is None:
@@ -176,7 +179,7 @@ class TimmSamBackbone(SegmentationBackbone):
                 "the segmentation backbone has dense_hints, but the prompt encoder draws none: set dense_hints alike in"
                 " both"
             )
-        shown, likeness = self.same_object(image, neck, tokens.focus, tokens.images)
+        shown, likeness = self.same_object(image, neck, tokens.focus, tokens.image_index)
         return mask_tokens + shown, keys + likeness
 
     def read_prompts(
@@ -255,14 +258,14 @@ class MaskHead(nn.Module):
         tokens: PromptTokens,
     ) -> Float[Tensor, "prompts mask_height mask_width"]:
         skips = {
-            stride: self.skips[str(stride)](feature)[tokens.images]
+            stride: self.skips[str(stride)](feature)[tokens.image_index]
             for stride, feature in zip(self.strides, fine, strict=True)
         }
         pixels = embedding
         for stride, upscaling, norm in zip((8, 4), self.upscalings, self.norms, strict=True):
             pixels = upscaling(pixels) + skips.get(stride, 0)
             if stride == 4 and self.drawn is not None:
-                pixels = pixels + self.drawn(tokens.drawn)
+                pixels = pixels + self.drawn(tokens.prompt_maps)
             pixels = nn.functional.gelu(norm(pixels))
         for refine in self.refine:
             pixels = refine(pixels)

@@ -86,7 +86,7 @@ class TileProcessor(CausalVLMProcessor):
     ) -> Int[Tensor, "rows tokens"]:
         return (attention_mask.cumsum(dim=1) - 1) * attention_mask
 
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size
 
 

@@ -26,7 +26,7 @@ class QwenVLProcessor(CausalVLMProcessor):
     token.
     """
 
-    marks = ("<|vision_start|>", "<|vision_end|>")
+    image_delimiters = ("<|vision_start|>", "<|vision_end|>")
 
     def __init__(self, vlm_model: str, min_pixels: int, max_pixels: int, max_tokens: int) -> None:
         super().__init__(vlm_model, max_tokens)
@@ -61,9 +61,9 @@ class QwenVLProcessor(CausalVLMProcessor):
         return positions
 
     def resize(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 new_height new_width"]:
-        return resize_bicubic(image, self.resized((image.shape[1], image.shape[2])))
+        return resize_bicubic(image, self.resized_size((image.shape[1], image.shape[2])))
 
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return smart_size(size, self.min_pixels, self.max_pixels, self.factor)
 
 

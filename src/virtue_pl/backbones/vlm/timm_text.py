@@ -55,7 +55,7 @@ class TimmTextProcessor(VLMProcessor):
         size = [self.image_size, self.image_size]
         return image if list(image.shape[1:]) == size else transforms.resize(image, size, antialias=True)
 
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self.image_size, self.image_size
 
 

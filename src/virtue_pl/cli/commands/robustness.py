@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     if perturbations := [kind for kind in kinds if kind != PROMPT_CONSISTENCY]:
         found = robustness(embedder.embed, passes[0], perturbations, options.seed, group=GROUP)
     if PROMPT_CONSISTENCY in kinds:
-        consistency = prompt_consistency(embedder.embed, passes[1], embedder.masks)
+        consistency = prompt_consistency(embedder.embed, passes[1], embedder.predict_masks)
     for table in (*robustness_tables(found.as_json()), *prompt_consistency_tables(consistency)):
         Console().print(TerminalTable(f"{table.title}; {table.caption}", table.cells))
     report = {

@@ -158,7 +158,7 @@ class PlannedBatches(IterableDataset[InputBatch]):
             yield self.batch(numbers)
 
     def batch(self, numbers: Sequence[int]) -> InputBatch:
-        unknown = set(self.collator.unknown([self.plan.keys[number] for number in numbers]))
+        unknown = set(self.collator.missing_keys([self.plan.keys[number] for number in numbers]))
         numbers = [number for number in numbers if self.plan.keys[number] in unknown]
         if not numbers:
             return InputBatch((), (), None)

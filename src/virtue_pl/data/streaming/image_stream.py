@@ -13,7 +13,7 @@ from virtue_pl.data.shards.manifest import Shard, ShardFolder
 from virtue_pl.data.shards.records import Record, RecordImage
 from virtue_pl.data.streaming.loader import BatchStream
 from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog, read_shards
-from virtue_pl.features.store import Making, features_path, is_stored
+from virtue_pl.features.store import FeatureProvenance, features_path, is_stored
 from virtue_pl.types import DataError, ImageBatch, ShardImageBatch
 
 
@@ -55,7 +55,8 @@ class ImageStream(BatchStream):
     def stored(self, folder: ShardFolder, shard: Shard, features: str, fingerprints: Mapping[str, str]) -> bool:
         """Whether a run before this one stored the shard's features."""
         return is_stored(
-            features_path(folder.path / features, shard.name), Making(None, fingerprints, folder.manifest.fingerprint)
+            features_path(folder.path / features, shard.name),
+            FeatureProvenance(None, fingerprints, folder.manifest.fingerprint),
         )
 
     @property

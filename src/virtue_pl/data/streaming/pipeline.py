@@ -138,7 +138,7 @@ def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: S
     end = folder.manifest.images
     for shard in shards:
         name = shard["url"].rpartition("/")[2]
-        stored = nothing_stored if folder.features is None else partial(folder.features.of, name)
+        stored = nothing_stored if folder.features is None else partial(folder.features.read, name)
         with folder.reading(name) as path:
             for members in read_tar(str(path), folder.manifest.name, log):
                 try:

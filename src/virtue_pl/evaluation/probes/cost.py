@@ -79,7 +79,7 @@ def mode_cost(
 def embedding_seconds(embedder: Embedder, items: Sequence[EmbeddingInput], forget: bool) -> float:
     """Return how long embedding takes, in seconds. forget: on images that were not seen."""
     if forget:
-        embedder.recent.clear()
+        embedder.feature_cache.clear()
     start = time.perf_counter()
     embedder.embed(items)
     return time.perf_counter() - start

@@ -20,8 +20,7 @@ from virtue_pl.preprocessing.images import pixel_key
 from virtue_pl.types import EmbeddingInput, RankingSample, VisualPrompt
 
 Masks = Callable[[Sequence[EmbeddingInput]], Sequence[Bool[Tensor, "height width"]] | None]
-"""What the model takes each input's prompt for, as `Embedder.masks` gives it; None from a model that predicts no masks.
-"""
+"""Returns the mask that the model predicts for each input's prompt (`Embedder.predict_masks`); None without masks."""
 PROMPT_VARIANTS = ("point", "mask", "own_mask", "filled_box")
 """Beside the box: a click inside, the annotated mask, what the model predicts for the box, and the box as a mask."""
 SAME_REGION_IOU = 0.5
@@ -57,7 +56,7 @@ class PromptConsistency:
     """Tallies by task and variant; `without_other_region` counts samples alone on their image, which are left out.
 
     Example:
-        >>> found = prompt_consistency(embedder.embed, samples, embedder.masks)
+        >>> found = prompt_consistency(embedder.embed, samples, embedder.predict_masks)
         >>> found.as_json()["scar/ADE20K"]["point"]["nearer"]
         1.0
     """

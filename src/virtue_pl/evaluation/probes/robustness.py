@@ -169,7 +169,7 @@ def update_tallies(found: Robustness, queries: Sequence[PerturbedQuery], embed: 
         )
     )
     scores = [lists[id(one.sample)] @ query for one, query in zip(queries, embeddings, strict=False)]
-    ranks = sample_ranks([one.sample for one in queries], scores).of(ranking).tolist()
+    ranks = sample_ranks([one.sample for one in queries], scores).in_ranking(ranking).tolist()
     if len(ranks) != len(queries):
         missing = next(sample for sample in samples.values() if ranking not in sample.rankings)
         raise VirtueError(

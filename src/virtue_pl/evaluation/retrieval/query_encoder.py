@@ -68,7 +68,7 @@ class QueryEncoder:
         prompt.
         """
         if isinstance(self.model, Virtue) and self.stream == "whole":
-            return self.model.encode_streams(inputs.images, list(dict.fromkeys(inputs.prompts.images.tolist())))
+            return self.model.encode_streams(inputs.images, list(dict.fromkeys(inputs.prompts.image_index.tolist())))
         return self.head.image_features(inputs.images)
 
     def _rows(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
@@ -82,7 +82,7 @@ class QueryEncoder:
         maps = [token_map(found, image_size(inputs, number)) for number, found in enumerate(tokens)]
         pooled = [
             pool_box(maps[image], enclosing_box(prompt, image_size(inputs, image), POINT_SIDE))
-            for prompt, image in zip(inputs.prompts.prompts, inputs.prompts.images.tolist(), strict=True)
+            for prompt, image in zip(inputs.prompts.prompts, inputs.prompts.image_index.tolist(), strict=True)
         ]
         return SegmentTokens(torch.stack(pooled))
 

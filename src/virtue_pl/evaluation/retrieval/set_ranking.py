@@ -80,7 +80,7 @@ class SetRanking:
             entries = nearest if nearest is not None and self.baseline == "set_blind" else sample_ranks(samples, scores)
             if self.baseline != "set_blind":
                 table.update(self.reported_mode, entries)
-            metrics.update(number, entries.of("hit@1").to(metrics.device))
+            metrics.update(number, entries.in_ranking("hit@1").to(metrics.device))
             yield self.lines([self.ranked.rows[place] for place in chosen], samples, scores, entries)
 
     def candidates(self, chosen: Sequence[int]) -> list[Float[Tensor, "candidates dim"]]:
