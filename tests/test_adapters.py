@@ -8,7 +8,7 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from recorded import GOLDEN
-from virtue_pl.adapters.lora import LoRA, adapted
+from virtue_pl.adapters.lora import LoRA, adapter_layers
 from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone, Sam2PromptEncoder
 from virtue_pl.backbones.vlm.pooling import LastTokenPooling
 from virtue_pl.backbones.vlm.qwen2_vl import Qwen2VLBackbone
@@ -52,7 +52,7 @@ def virtue(adapter: LoRA) -> Virtue:
 def test_they_reach_the_language_model_alone(dora):
     model = virtue(LoRA(dora=dora))
     assert any(name.endswith("q_proj") for name, _ in model.segmentation.named_modules())
-    assert [name for name, _ in adapted(model)] == [
+    assert [name for name, _ in adapter_layers(model)] == [
         f"{LANGUAGE_MODEL}layers.{layer}.{target}" for layer in range(LAYERS) for target in TARGETS
     ]
     trained = {

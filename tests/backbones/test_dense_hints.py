@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.backbones.segmentation.dense_hints import DenseHints, SameObject
+from virtue_pl.backbones.segmentation.dense_hints import DenseHints, ObjectSimilarity
 from virtue_pl.types import PromptTokens, VisualPrompt
 
 SIZE = (100, 200)
@@ -50,7 +50,7 @@ def test_alike_places_are_found_and_every_parameter_learns() -> None:
     image[:, 1, 1:3, 1:3] = 1.0
     focus = torch.zeros(1, 4, 4)
     focus[0, 1, 1] = 1.0
-    module = SameObject(6, 8)
+    module = ObjectSimilarity(6, 8)
     shown, likeness = module(image, torch.randn(1, 8, 4, 4), focus, torch.zeros(1, dtype=torch.long))
     along = ((likeness * module.alike[:, None, None]).sum(dim=1)[0] / module.alike.square().sum()).detach()
     assert along[1:3, 1:3].min() == pytest.approx(1.0, abs=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from virtue_pl.backbones.segmentation import hiera
-from virtue_pl.backbones.segmentation.hiera import Hiera, halved, leading_windows
+from virtue_pl.backbones.segmentation.hiera import Hiera, leading_windows, max_pool_2x2
 from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone
 from virtue_pl.types import VirtueError
 
@@ -29,7 +29,7 @@ def backbone(name: str, size: int = 128, **settings: object) -> Sam2Backbone:
 @pytest.mark.parametrize("name", sorted(SIZES))
 @pytest.mark.parametrize("tile", [64, 2048])
 def test_stages_are_those_of_transformers(monkeypatch: pytest.MonkeyPatch, name: str, tile: int) -> None:
-    monkeypatch.setattr(hiera, "TILE", tile)
+    monkeypatch.setattr(hiera, "TILE_TOKENS", tile)
     network = backbone(name).vision_encoder.backbone
     pixels = torch.randn(1, 3, 128, 128)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_positions_are_stretched_once_for_the_same_weights(monkeypatch: pytest.M
 def test_halving_is_pooling_by_the_maximum() -> None:
     windows = torch.randn(5, 6, 4, 3)
     expected = torch.nn.functional.max_pool2d(windows.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    assert torch.equal(halved(windows), expected)
+    assert torch.equal(max_pool_2x2(windows), expected)
 
 
 def test_frozen_weights_in_bfloat16_are_close() -> None:

@@ -142,7 +142,7 @@ def test_long_texts_are_cut_but_no_image_is(backbone):
 
 
 def test_mistakes_are_one_line(backbone):
-    with pytest.raises(VirtueError, match="a text has 2 places for images, expected 1"):
+    with pytest.raises(VirtueError, match="a text has 2 positions for images, expected 1"):
         backbone.processor.row(f"{IMAGE_TOKEN} {IMAGE_TOKEN}", [(56, 56)])
     with pytest.raises(VirtueError, match="a ratio of at most 200"):
         backbone.processor.resized((1, 300))

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from tiny_vlms import HIDDEN, TEXT, TINY
-from virtue_pl.adapters.lora import LoRA, adapted
+from virtue_pl.adapters.lora import LoRA, adapter_layers
 from virtue_pl.backbones.vlm.causal import CausalVLM
 from virtue_pl.backbones.vlm.llava_onevision import LlavaOnevisionBackbone
 from virtue_pl.backbones.vlm.pooling import LastTokenPooling
@@ -243,7 +243,7 @@ def test_adapters_reach_the_language_model_alone(name: str, folders: dict[str, P
     places = [
         f"{LANGUAGE_MODEL[name]}layers.{layer}.{place}" for layer in range(TEXT["num_hidden_layers"]) for place in MAPS
     ]
-    assert sorted(module for module, _ in adapted(backbone)) == places
+    assert sorted(module for module, _ in adapter_layers(backbone)) == places
     learning = {parameter for parameter, value in backbone.named_parameters() if value.requires_grad}
     assert len(learning) == 3 * len(places) and all(
         "lora_" in parameter and parameter.startswith(LANGUAGE_MODEL[name]) for parameter in learning

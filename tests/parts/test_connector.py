@@ -28,7 +28,7 @@ def features(prompts: int = 3) -> SegmentFeatures:
 @pytest.mark.parametrize(
     ("connector", "tokens"),
     [(ConvolutionConnector(FeatureWidths(8, 12), 10, stride=4), 4), (MaskConnector(FeatureWidths(8, 12), 10), 10),
-     (MaskConnector(FeatureWidths(8, 12), 10, side=1, directions=False), 3)],
+     (MaskConnector(FeatureWidths(8, 12), 10, grid_size=1, directions=False), 3)],
 )  # fmt: skip
 def test_shapes_and_gradients(connector: Connector, tokens: int) -> None:
     output = connector(features())

@@ -29,14 +29,14 @@ def features(*boxes: list[float]) -> SegmentFeatures:
 
 
 def test_a_place_weighs_what_the_box_covers_of_it() -> None:
-    weights = RoiConnector(WIDTHS, 10).inside(features([8, 8, 20, 16], [0, 0, 32, 32]))
+    weights = RoiConnector(WIDTHS, 10).object_weights(features([8, 8, 20, 16], [0, 0, 32, 32]))
     assert weights[0].tolist() == [[0, 0, 0, 0], [0, 1, 0.5, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert bool((weights[1] == 1).all())
 
 
 def test_pooling_is_the_mean_over_the_box() -> None:
     found = features([8, 8, 24, 16])
-    pooled = pool(found.image, RoiConnector(WIDTHS, 10).inside(found))
+    pooled = pool(found.image, RoiConnector(WIDTHS, 10).object_weights(found))
     assert torch.allclose(pooled, found.image[:, :, 1, 1:3].mean(dim=-1), atol=1e-6)
 
 

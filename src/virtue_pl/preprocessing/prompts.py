@@ -111,7 +111,7 @@ def grid_points(side: int) -> VisualPrompt:
     paper: side 3).
     """
     if side < 1:
-        raise VirtueError(f"grid_side is {side}, expected at least 1 (the paper: 3)")
+        raise VirtueError(f"grid_size is {side}, expected at least 1 (the paper: 3)")
     centres = (torch.arange(side) + 0.5) / side
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return VisualPrompt(
