@@ -240,12 +240,14 @@ def test_adapters_reach_the_language_model_alone(name: str, folders: dict[str, P
     backbone = load(name, folders[name])
     before = backbone.fingerprint()
     head = VLMFusionHead(backbone, LastTokenPooling(), adapter=LoRA())
-    places = [
-        f"{LANGUAGE_MODEL[name]}layers.{layer}.{place}" for layer in range(TEXT["num_hidden_layers"]) for place in MAPS
+    targets = [
+        f"{LANGUAGE_MODEL[name]}layers.{layer}.{target}"
+        for layer in range(TEXT["num_hidden_layers"])
+        for target in MAPS
     ]
-    assert sorted(module for module, _ in adapter_layers(backbone)) == places
+    assert sorted(module for module, _ in adapter_layers(backbone)) == targets
     learning = {parameter for parameter, value in backbone.named_parameters() if value.requires_grad}
-    assert len(learning) == 3 * len(places) and all(
+    assert len(learning) == 3 * len(targets) and all(
         "lora_" in parameter and parameter.startswith(LANGUAGE_MODEL[name]) for parameter in learning
     )
     assert backbone.fingerprint() == before

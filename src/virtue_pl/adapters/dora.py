@@ -14,7 +14,7 @@ from virtue_pl.adapters.dropout import QuickDropout
 
 
 class FusedDora(DoraLinearVariant):
-    """DoRA's forward pass for a linear map: y = f (W x + s B A drop(x)) + bias, with f = m / |W + s B A| for each output.
+    """DoRA's forward pass of a linear map: y = f (W x + s B A drop(x)) + bias, with f = m / |W + s B A| by output.
 
     Without dropout these are peft's numbers. With it, peft reads W twice, and its dropout also reaches W where f is not
     1: y = W x + (f - 1) W drop(x) + f s B A drop(x). Here it reaches the update alone, as in LoRA. The two differ by

@@ -97,8 +97,8 @@ class LoRA:
         except AttributeError as error:
             children = ", ".join(name for name, _ in backbone.named_children())
             raise VirtueError(
-                f"adapter.module: {type(backbone).__name__} has no {self.module!r}, expected a module under {children}, or"
-                " null"
+                f"adapter.module: {type(backbone).__name__} has no {self.module!r}, expected a module under {children},"
+                " or null"
             ) from error
 
 

@@ -94,7 +94,7 @@ def load_classifier(network: nn.Module, path: str | Path) -> None:
 
 
 def class_descriptions(trunk: str) -> list[str]:
-    """Return a caption for each of the trunk's classes, from its name and WordNet definition, in the classifier's order.
+    """Return a caption for each of the trunk's classes, of its name and WordNet definition, in the classifier's order.
 
     "a jay, crested largely blue bird" is similar to captions of other birds, too.
     """

@@ -75,8 +75,8 @@ def load_trunk_weights(network: nn.Module, path: str | Path) -> None:
     missing = [name for name in network.state_dict() if name not in state]
     if missing:
         raise VirtueError(
-            f"{path} lacks {len(missing)} tensors of the backbone, e.g. {missing[0]}: it belongs to another model, change"
-            " `weights` or `name`"
+            f"{path} lacks {len(missing)} tensors of the backbone, e.g. {missing[0]}: it belongs to another model,"
+            " change `weights` or `name`"
         )
     network.load_state_dict({name: state[name] for name in network.state_dict()})
 

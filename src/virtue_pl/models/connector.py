@@ -18,7 +18,7 @@ OBJECT_DROPOUT = 0.3
 
 
 class Connector(nn.Module, ABC):
-    """Abstract `SegmentFeatures` to segment tokens. Constructors take (widths, hidden_size, ...), its neighbours' sizes.
+    """Abstract map of `SegmentFeatures` to segment tokens; constructors take (widths, hidden_size, ...).
 
     Example:
         >>> class MeanConnector(Connector):
@@ -50,8 +50,8 @@ class ConvolutionConnector(Connector):
 
     Example:
         >>> connector = ConvolutionConnector(FeatureWidths(embedding=8, image=12), hidden_size=10, stride=4)
-        >>> features = SegmentFeatures(torch.randn(2, 8, 16, 16), torch.randn(2, 12, 16, 16), None, torch.zeros(8, 16, 16))
-        >>> connector(features).tokens.shape
+        >>> embedding, image = torch.randn(2, 8, 16, 16), torch.randn(2, 12, 16, 16)
+        >>> connector(SegmentFeatures(embedding, image, None, torch.zeros(8, 16, 16))).tokens.shape
         torch.Size([2, 16, 10])
     """
 
@@ -68,7 +68,7 @@ class ConvolutionConnector(Connector):
 
 
 class MaskConnector(Connector):
-    """Tokens pooled by the predicted mask: the object, its context in each direction, its position, and the gated map.
+    """Tokens pooled by the predicted mask: the object, its position, its context by direction, and the gated map.
 
     A plain convolution over the whole map buries the object. Here one token pools the unprompted features inside the
     predicted mask; one holds the mask's centre and extent; four pool what stands out to its left, to its right, above
@@ -79,7 +79,7 @@ class MaskConnector(Connector):
         hidden_size: width of the language model.
         grid_size: the gated map is pooled to `grid_size` x `grid_size` tokens.
         directions: add the four tokens of the context.
-        summary: also add the features behind the tokens to the embedding that the language model gives (`ShortcutHead`).
+        summary: also add a summary of the pooled features to the language model's embedding (`ShortcutHead`).
         class_names: the classifier whose names join the summary, or None for the learned summary alone.
         summary_limit: upper bound of the summary's length, beside the language model's state of length 1.
 
@@ -185,12 +185,12 @@ class DirectionalContext(nn.Module):
 
 
 class ShortcutHead(nn.Module):
-    """A shortcut from the image to the embedding: the sum of maps of what is inside the mask, outside, in each direction.
+    """A shortcut from the image to the embedding: maps of what is inside the mask, outside, and in each direction.
 
-    A caption says what the object is, what it stands beside, and where; the sum says the same, and each map learns one
-    of these. The maps are zero at first. In a training of minutes they get there much sooner than through the language
-    model's layers. The object's map is linear, with dropout on its features: a deeper one learns the objects of training
-    as well and unseen ones worse.
+    A caption says what the object is, what it stands beside, and where; the maps' sum says the same, and each map
+    learns one of these. The maps are zero at first. In a training of minutes they get there much sooner than through
+    the language model's layers. The object's map is linear, with dropout on its features: a deeper one learns the
+    objects of training as well and unseen ones worse.
 
     Args:
         width: channels of the features inside and outside.
@@ -303,7 +303,7 @@ def mask_statistics(inside: Float[Tensor, "prompts height width"]) -> Float[Tens
 def direction_cones(
     centres: Float[Tensor, "prompts 2"], size: tuple[int, int] | torch.Size
 ) -> Float[Tensor, "prompts 4 height width"]:
-    """Return 1 for cells to the left, to the right, above or below the centre (x, y), else 0; the longer axis decides."""
+    """Return 1 for cells to the left, right, above or below the centre (x, y), else 0; the longer axis decides."""
     y, x = cell_centres(size, centres)
     dx = x - centres[:, 0, None, None]
     dy = y - centres[:, 1, None, None]

@@ -32,7 +32,7 @@ class RoiConnector(MaskConnector):
         """
         if features.focus is None:
             raise VirtueError(
-                "RoiConnector reads the prompt's area, but the prompt encoder draws none: set dense_hints to true in the"
-                " prompt encoder and the segmentation backbone"
+                "RoiConnector reads the prompt's area, but the prompt encoder draws none: set dense_hints to true in"
+                " the prompt encoder and the segmentation backbone"
             )
         return interpolate(features.focus[:, None], size=features.image.shape[-2:], mode="area")[:, 0]

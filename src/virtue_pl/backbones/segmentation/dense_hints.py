@@ -14,7 +14,7 @@ from virtue_pl.types import VisualPrompt
 
 
 class DenseHints(nn.Module):
-    """Maps of a prompt's boxes and points, embedded like segment-anything's mask prompt and added to its dense embedding.
+    """Maps of a prompt's boxes and points, embedded as segment-anything's mask prompt is, and added to that embedding.
 
     segment-anything learns from a billion masks to find the position that a point's Fourier code names. A model of this
     size, trained for minutes, is given it instead: one map holds the share of each cell that boxes cover, two hold a
@@ -81,8 +81,8 @@ class DenseHints(nn.Module):
 class ObjectSimilarity(nn.Module):
     """The image's features where a prompt points, and the similarity of every other cell to them.
 
-    A click says which object is meant only together with the image: similar cells most likely belong to it. The features
-    are the frozen trunk's own, which discriminate objects from the start.
+    A click says which object is meant only together with the image: similar cells most likely belong to it. The
+    features are the frozen trunk's own, which discriminate objects from the start.
 
     Args:
         channels: channels of the image's features.

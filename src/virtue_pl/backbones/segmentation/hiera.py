@@ -1,4 +1,4 @@
-"""Hiera, SAM 2's image encoder, on the weights of transformers' own modules: the same numbers in a good half of the time.
+"""Hiera, SAM 2's image encoder, on the weights of transformers' own modules: the same numbers in half of the time.
 
 On a CPU, one image at a time. The first blocks attend within windows that are never mixed before the third stage, so
 that a few windows go through all of these blocks while they are in the processor's cache; transformers' attention also
@@ -85,9 +85,9 @@ def leading_windows(blocks: Sequence[Any], size: Sequence[int]) -> int:
 def run_in_strips(
     blocks: Sequence[Any], ends: Sequence[int], features: Float[Tensor, "1 height width c"]
 ) -> tuple[Float[Tensor, "1 new_height new_width new_c"], list[Float[Tensor, "1 end_height end_width end_c"]]]:
-    """Return the map behind `blocks`, and behind those with the numbers `ends`, computed a few rows of windows at a time.
+    """Return the map behind `blocks`, and behind those with the numbers `ends`.
 
-    The windows of `blocks` tile the map (`leading_windows`).
+    A few rows of windows are computed at a time; the windows of `blocks` tile the map (`leading_windows`).
     """
     window_size, width = blocks[0].window_size, features.shape[2]
     strip_height = window_size * max(1, TILE_TOKENS // (window_size * width))
@@ -115,7 +115,7 @@ def join_windows(windows: Float[Tensor, "n s s c"], rows: int) -> Float[Tensor, 
 def run_block_on_map(
     block: Any, features: Float[Tensor, "1 height width c"]
 ) -> Float[Tensor, "1 new_height new_width new_c"]:
-    """Return a block's output for the whole map, padded to whole windows where they do not tile it, and cropped again."""
+    """Return a block's output for the whole map, padded where its windows do not tile it, and cropped again."""
     if not block.window_size:
         return run_block_on_windows(block, features)
     normed = block.layer_norm1(features)

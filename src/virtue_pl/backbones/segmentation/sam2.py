@@ -139,8 +139,8 @@ class Sam2Backbone(SegmentationBackbone):
         dtype: type of the weights, "float32" or, where all are frozen, "bfloat16".
 
     Example:
-        >>> sizes = {"width": 8, "num_heads": 1, "blocks": (1, 1, 1, 1), "global_attention": (), "windows": (8, 4, 4, 2)}
-        >>> backbone = Sam2Backbone(**sizes, embed_dim=32, image_size=64)
+        >>> sizes = {"width": 8, "num_heads": 1, "blocks": (1, 1, 1, 1), "global_attention": (), "embed_dim": 32}
+        >>> backbone = Sam2Backbone(**sizes, image_size=64)
         >>> backbone.image_features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0].shape
         torch.Size([1, 32, 4, 4])
     """

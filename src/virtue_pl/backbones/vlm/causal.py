@@ -66,8 +66,8 @@ class CausalVLMProcessor(VLMProcessor):
         pieces = text.split(IMAGE_TOKEN)
         if len(pieces) - 1 != len(sizes):
             raise VirtueError(
-                f"a text has {len(pieces) - 1} positions for images, expected {len(sizes)}, one {IMAGE_TOKEN} for each of"
-                " its images"
+                f"a text has {len(pieces) - 1} positions for images, expected {len(sizes)}, one {IMAGE_TOKEN} for each"
+                " of its images"
             )
         ids: list[int] = []
         budget = self.max_tokens

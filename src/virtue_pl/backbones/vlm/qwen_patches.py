@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class QwenPatches:
-    """Normalises images and cuts them in patches, bit by bit as the model's own image processor does without its resize.
+    """Normalises images and cuts them in patches, bit by bit as the model's image processor does without its resize.
 
     Only equal frames differ: that processor makes a still a film, and repeats a patch's values for each of the frames
     that the tower's kernel spans. Here they are written once, and `FlatPatchEmbed` reads them so.
@@ -41,8 +41,8 @@ class QwenPatches:
     ) -> tuple[Float[Tensor, "patches values"], Int[Tensor, "images 3"]]:
         """Return the patches of all images, one after the other, and each image's number of them in time, down, across.
 
-        Heights and widths are multiples of `patch_size` x `merge_size`. Patches that become one token follow each other;
-        a patch's values are ordered by colour, row, column.
+        Heights and widths are multiples of `patch_size` x `merge_size`. Patches that become one token follow each
+        other; a patch's values are ordered by colour, row, column.
         """
         grids = [(1, image.shape[1] // self.patch_size, image.shape[2] // self.patch_size) for image in images]
         counts = [down * across for _, down, across in grids]
@@ -91,9 +91,9 @@ class FlatPatchEmbed(nn.Module):
     """A tower's own patch embedding, whose kernel is as large as its stride, as the one matrix product that it is.
 
     Reads the patches of one frame as those of a film of equal frames: in float32 the frames of the kernel are summed,
-    which is half the product; in narrower types, in which that sum would be rounded once more, the patches are repeated.
-    A film's patches, colour by colour and frame by frame, are read as the tower reads them. The map keeps its name in
-    checkpoints, `proj`.
+    which is half the product; in narrower types, in which that sum would be rounded once more, the patches are
+    repeated. A film's patches, colour by colour and frame by frame, are read as the tower reads them. The map keeps its
+    name in checkpoints, `proj`.
 
     Args:
         stock: the tower's embedding, a convolution `proj` over frames, rows, and columns.
