@@ -63,7 +63,7 @@ def published(
         else None
     )
     sparse, dense = model.prompt_encoder(points, prompt.boxes * SIZE if len(prompt.boxes) else None, masks)
-    image = model.image_encoder(model.collator(pixels.float()))
+    image = model.image_encoder(model.preprocess(pixels.float()))
     own = torch.cat([model.mask_decoder.iou_token.weight, model.mask_decoder.mask_tokens.weight])[None]
     _, image_tokens = model.mask_decoder.transformer(
         image + dense, model.prompt_encoder.get_dense_pe(), torch.cat([own, sparse], dim=1)

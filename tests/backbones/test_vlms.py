@@ -341,7 +341,7 @@ def test_fewer_tiles_are_fewer_tokens(name: str, settings: dict[str, int], folde
     many, few = load(name, folders[name]), load(name, folders[name], **settings)
     image = make_image(60, 60)
     tokens = [
-        len(model.read(*model.vision_tokens(model.vision_features([model.processor.resize(image)])), True))
+        len(model.select_tokens(*model.vision_tokens(model.vision_features([model.processor.resize(image)])), True))
         for model in (many, few)
     ]
     assert tokens[1] < tokens[0] and many.fingerprint() != few.fingerprint()
