@@ -75,7 +75,7 @@ def trunk(weights: Path, name: str = "vision") -> TimmSamBackbone:
 def head(weights: Path, **options: Any) -> VLMFusionHead:
     torch.manual_seed(0)
     backbone = TimmTextBackbone(
-        str(weights / "minilm"), VISION_MODEL, str(weights / "vision.safetensors"), image_size=SIZE, side=2
+        str(weights / "minilm"), VISION_MODEL, str(weights / "vision.safetensors"), image_size=SIZE, grid_size=2
     )
     return VLMFusionHead(backbone, loss=InfoNCELoss(0.1), **options)
 

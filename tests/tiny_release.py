@@ -64,7 +64,7 @@ def quickstart_spec(folder: Path) -> dict[str, Any]:
         vision_model=VISION_MODEL,
         vision_weights=vision,
         image_size=CANVAS,
-        side=2,
+        grid_size=2,
         frozen_layers=0,
         dropout=0.0,
         max_tokens=64,
@@ -73,7 +73,7 @@ def quickstart_spec(folder: Path) -> dict[str, Any]:
         "virtue_pl.models.Virtue",
         prompt_encoder=part("virtue_pl.models.VisualPromptEncoder", encoder=encoder, frozen=True),
         segmentation=part("virtue_pl.models.SegmentationExtractor", backbone=backbone, frozen=True),
-        connector=part("virtue_pl.models.MaskConnector", side=2, summary=True, names=names),
+        connector=part("virtue_pl.models.MaskConnector", grid_size=2, summary=True, class_names=names),
         fusion=part(
             "virtue_pl.models.VLMFusionHead", backbone=language, pooling=part("virtue_pl.backbones.MeanPooling")
         ),

@@ -137,13 +137,13 @@ def test_images_are_resized_within_the_papers_bounds(backbone, size, expected):
 
 def test_long_texts_are_cut_but_no_image_is(backbone):
     processor = Qwen2VLBackbone(str(GOLDEN / "qwen2_vl"), max_tokens=4).processor
-    ids = processor.row(f"a text that is long enough {IMAGE_TOKEN} to be cut", [(56, 84)])
+    ids = processor.tokenize_row(f"a text that is long enough {IMAGE_TOKEN} to be cut", [(56, 84)])
     assert ids.count(processor.image_id) == 6 and len(ids) == 10
 
 
 def test_mistakes_are_one_line(backbone):
-    with pytest.raises(VirtueError, match="a text has 2 places for images, expected 1"):
-        backbone.processor.row(f"{IMAGE_TOKEN} {IMAGE_TOKEN}", [(56, 56)])
+    with pytest.raises(VirtueError, match="a text has 2 positions for images, expected 1"):
+        backbone.processor.tokenize_row(f"{IMAGE_TOKEN} {IMAGE_TOKEN}", [(56, 56)])
     with pytest.raises(VirtueError, match="a ratio of at most 200"):
         backbone.processor.resized_size((1, 300))
     with pytest.raises(VirtueError, match=r"the folder ./nowhere is not there"):

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from tiny_vlms import HIDDEN, TEXT, TINY
-from virtue_pl.adapters.lora import LoRA, adapted
+from virtue_pl.adapters.lora import LoRA, adapter_layers
 from virtue_pl.backbones.vlm.causal import CausalVLM
 from virtue_pl.backbones.vlm.llava_onevision import LlavaOnevisionBackbone
 from virtue_pl.backbones.vlm.pooling import LastTokenPooling
@@ -240,12 +240,14 @@ def test_adapters_reach_the_language_model_alone(name: str, folders: dict[str, P
     backbone = load(name, folders[name])
     before = backbone.fingerprint()
     head = VLMFusionHead(backbone, LastTokenPooling(), adapter=LoRA())
-    places = [
-        f"{LANGUAGE_MODEL[name]}layers.{layer}.{place}" for layer in range(TEXT["num_hidden_layers"]) for place in MAPS
+    targets = [
+        f"{LANGUAGE_MODEL[name]}layers.{layer}.{target}"
+        for layer in range(TEXT["num_hidden_layers"])
+        for target in MAPS
     ]
-    assert sorted(module for module, _ in adapted(backbone)) == places
+    assert sorted(module for module, _ in adapter_layers(backbone)) == targets
     learning = {parameter for parameter, value in backbone.named_parameters() if value.requires_grad}
-    assert len(learning) == 3 * len(places) and all(
+    assert len(learning) == 3 * len(targets) and all(
         "lora_" in parameter and parameter.startswith(LANGUAGE_MODEL[name]) for parameter in learning
     )
     assert backbone.fingerprint() == before
@@ -339,7 +341,7 @@ def test_fewer_tiles_are_fewer_tokens(name: str, settings: dict[str, int], folde
     many, few = load(name, folders[name]), load(name, folders[name], **settings)
     image = make_image(60, 60)
     tokens = [
-        len(model.read(*model.vision_tokens(model.vision_features([model.processor.resize(image)])), True))
+        len(model.select_tokens(*model.vision_tokens(model.vision_features([model.processor.resize(image)])), True))
         for model in (many, few)
     ]
     assert tokens[1] < tokens[0] and many.fingerprint() != few.fingerprint()

@@ -149,7 +149,7 @@ def test_all_sets_are_trained_on_and_evaluated_once(root: Path, manifests: dict[
     save_vision_model(tmp_path / "vision.safetensors")
     torch.manual_seed(0)
     backbone = TimmTextBackbone(
-        str(tmp_path / "minilm"), VISION_MODEL, str(tmp_path / "vision.safetensors"), image_size=32, side=1
+        str(tmp_path / "minilm"), VISION_MODEL, str(tmp_path / "vision.safetensors"), image_size=32, grid_size=1
     )
     head = Counting(
         backbone,

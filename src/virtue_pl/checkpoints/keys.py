@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from virtue_pl.backbones.segmentation.sam2_weights import LEFT_OUT as SAM2_LEFT_OUT
-from virtue_pl.backbones.segmentation.sam2_weights import renamed
+from virtue_pl.backbones.segmentation.sam2_weights import VIDEO_TENSORS as SAM2_LEFT_OUT
+from virtue_pl.backbones.segmentation.sam2_weights import rename_tensors
 
 LANGUAGE, VISION = "fusion.backbone.model.language_model.", "fusion.backbone.model.visual."
 PROMPT_ENCODER, SEGMENTATION = "prompt_encoder.encoder.encoder.", "segmentation.backbone."
@@ -68,7 +68,7 @@ SAM2_ORIGINAL = (
     (r"\.mlp\.first\.", ".mlp.layers.0."),
     (r"\.mlp\.second\.", ".mlp.layers.1."),
 )
-"""From transformers' names of SAM 2's tensors to the original's, in this order; `sam2_weights.RENAMED` is the way
+"""From transformers' names of SAM 2's tensors to the original's, in this order; `sam2_weights.RENAMES` is the way
 there.
 """
 
@@ -119,7 +119,7 @@ def sam2_from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
     """A SAM 2 checkpoint's tensors under this package's names, and under their own those that only follow objects
     through a video.
     """
-    read = renamed({name: tensor for name, tensor in state.items() if not SAM2_LEFT_OUT.match(name)})
+    read = rename_tensors({name: tensor for name, tensor in state.items() if not SAM2_LEFT_OUT.match(name)})
     kept = {name: tensor for name, tensor in state.items() if SAM2_LEFT_OUT.match(name)}
     return {sam2_name(name): tensor for name, tensor in read.items()}, kept
 

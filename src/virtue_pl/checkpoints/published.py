@@ -168,7 +168,7 @@ def published_spec(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, 
     dim, canvas = sizes["embed_dim"], sizes["image_size"]
     tokens = (canvas // 16 // stride) ** 2
     side = config[SETTINGS].get("points_per_side", 3)
-    encoder = part(f"{SAM2}Sam2PromptEncoder", weights=None, embed_dim=dim, image_size=canvas, grid_side=side)
+    encoder = part(f"{SAM2}Sam2PromptEncoder", weights=None, embed_dim=dim, image_size=canvas, grid_size=side)
     extractor = part(f"{SAM2}Sam2Backbone", weights=None, **sizes, predict_masks=False)
     language = part("virtue_pl.backbones.Qwen2VLBackbone", vlm_model="./", **PIXELS)
     pooling = part("virtue_pl.backbones.LastTokenPooling")

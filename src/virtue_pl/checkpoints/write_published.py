@@ -98,7 +98,7 @@ def language_tensors(release: CheckpointSpec) -> dict[str, Tensor]:
 def write_config(release: CheckpointSpec, folder: Path) -> None:
     """config.json: the language model's, with the segmentation stream and what this package alone knows."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    side = argument(release.spec, "prompt_encoder.encoder.grid_side") or 3
+    side = argument(release.spec, "prompt_encoder.encoder.grid_size") or 3
     before = config.get(SETTINGS) or {}
     config[SETTINGS] = {
         "feature_levels": 2,

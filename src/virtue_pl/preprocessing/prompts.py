@@ -115,7 +115,7 @@ def grid_points(grid_size: int) -> VisualPrompt:
     They stand for "no prompt" (the paper: 3 x 3).
     """
     if grid_size < 1:
-        raise VirtueError(f"grid_side is {grid_size}, expected at least 1 (the paper: 3)")
+        raise VirtueError(f"grid_size is {grid_size}, expected at least 1 (the paper: 3)")
     centres = (torch.arange(grid_size) + 0.5) / grid_size
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return VisualPrompt(
