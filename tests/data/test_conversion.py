@@ -1,6 +1,4 @@
-"""Conversions that stop, share the work, read zips, and meet archives that must not be trusted; and people's
-own pairs.
-"""
+"""Conversions that stop, share the work, read zips, and meet archives that must not be trusted; and people's own pairs."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ from virtue_pl.types import DataError, VirtueError
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Every file's checksum, those of unfinished work too."""
+    """Return every file's checksum, those of unfinished work too."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -55,7 +53,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, groups: int) -> list[int]:
 
 
 def scar(root: Path) -> Path:
-    """Twelve images, of which the rows of two cannot be used."""
+    """Return twelve images, of which the rows of two cannot be used."""
 
     def spoil(pairs: list[dict[str, Any]], rankings: list[dict[str, Any]]) -> None:
         pairs[2]["bbox"] = [90.0, 90.0, 5.0, 5.0]
@@ -84,7 +82,7 @@ def test_a_stopped_conversion_goes_on_and_ends_as_if_it_had_not_been_stopped(
 
 
 def half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A source and its half-written shards."""
+    """Return a source and its half-written shards."""
     root = scar(tmp_path / "scar")
     with monkeypatch.context() as patched:
         stop_after(patched, 7)

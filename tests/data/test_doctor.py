@@ -44,7 +44,7 @@ def kinds(checkup: Checkup) -> dict[str, int]:
 
 
 def photograph(seed: int, size: tuple[int, int] = (WIDTH, HEIGHT), quality: int = 95) -> bytes:
-    """An image of coloured patches, which looks like itself at any size."""
+    """Return an image of coloured patches, which looks like itself at any size."""
     patches = np.random.default_rng(seed).integers(0, 255, (8, 9, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(patches).resize((144, 128), Image.Resampling.NEAREST).resize(size, Image.Resampling.BOX).save(
@@ -55,7 +55,7 @@ def photograph(seed: int, size: tuple[int, int] = (WIDTH, HEIGHT), quality: int 
 
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All sets; of each folder of images one file is gone, one is cut off."""
+    """Return all sets; of each folder of images one file is gone, one is cut off."""
     root = write_official_scar(write_official_mmeb(tmp_path_factory.mktemp("spoilt"), MMEB))
     shutil.rmtree(root / "MMEB_Test_Instruct")  # its images and rows are MMEB-eval's
     for archive in sorted((root / "MMEB-train/images_zip").glob("*.zip")):
@@ -142,7 +142,7 @@ def test_every_set_is_told_of_for_every_kind_of_bad_image(tmp_path: Path, kind: 
 
 @pytest.fixture(scope="module")
 def sound_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Manifest]]:
-    """All sets as shards."""
+    """Return all sets as shards."""
     folder = tmp_path_factory.mktemp("sound")
     root = write_official_scar(write_official_mmeb(folder / "official", MMEB))
     shutil.rmtree(root / "MMEB_Test_Instruct")
@@ -181,7 +181,7 @@ def test_every_set_is_streamed_past_every_kind_of_damage(
 
 
 def streamed(folder: Path, manifest: Manifest) -> tuple[Any, list[Any]]:
-    """The DataModule of a set, and what it gave: three batches of training, or all of evaluation."""
+    """Return the DataModule of a set, and what it gave: three batches of training, or all of evaluation."""
     module: Any = MMEBDataModule if folder.name.startswith("MMEB") else SCaRDataModule
     data = (
         module(str(folder), batch_size=1, steps_per_epoch=3)

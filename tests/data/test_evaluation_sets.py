@@ -57,7 +57,7 @@ def rows_of(root: Path, name: str, form: str | None = None) -> list[EvaluationRo
 
 
 def said(row: EvaluationRow) -> tuple[object, ...]:
-    """All that is embedded and ranked."""
+    """Return all that is embedded and ranked."""
     return (
         row.row,
         row.published_text,

@@ -19,7 +19,7 @@ from virtue_pl.types import VirtueError
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The json of every record, with the number of images beside it."""
+    """Return the json of every record, with the number of images beside it."""
     found: dict[str, dict[str, Any]] = {}
     for path in ShardFolder.open(folder, "test").paths:
         with tarfile.open(path) as tar:

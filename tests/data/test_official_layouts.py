@@ -190,7 +190,7 @@ def test_training_strings_are_the_published_ones() -> None:
 
 
 def recipe_text(stored: str) -> str:
-    """A stored string as the module and the reference formatter make it."""
+    """Return a stored string as the module and the reference formatter make it."""
     from virtue_pl.data.formats.mmeb import PUBLISHED_TOKEN
     from virtue_pl.types import IMAGE_TOKEN
 

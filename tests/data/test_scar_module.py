@@ -154,7 +154,7 @@ def test_real_workers(shards: Path) -> None:
 
 
 def spoil(folder: Path, shard: int) -> None:
-    """Takes the end of a tar away."""
+    """Take the end of a tar away."""
     path = sorted(folder.glob("*.tar"))[shard]
     path.write_bytes(path.read_bytes()[:600])
 

@@ -48,7 +48,7 @@ def neighbours_accuracy(features: np.ndarray, answers: np.ndarray, count: int = 
 
 
 def linear_accuracy(features: np.ndarray, answers: np.ndarray) -> float:
-    """The same for a least-squares classifier on the features, their squares and products."""
+    """Return the same for a least-squares classifier on the features, their squares and products."""
     features = (features - features.mean(axis=0)) / features.std(axis=0)
     products = np.einsum("na,nb->nab", features, features).reshape(len(features), -1)
     design = np.concatenate([np.ones((len(features), 1)), features, products], axis=1)

@@ -41,7 +41,7 @@ def library() -> SceneLibrary:
 
 @pytest.fixture(scope="module")
 def groups(library: SceneLibrary) -> dict[str, list[Group]]:
-    """About `ROWS` rows of every task."""
+    """Return about `ROWS` rows of every task."""
     studio = Studio(library, 128, TEST)
     return {
         task.name: [task.draw(np.random.default_rng([7, number]), studio) for number in range(ROWS // task.rows)]

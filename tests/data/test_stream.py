@@ -190,7 +190,7 @@ def several(tmp_path: Path) -> ShardFolder:
 
 
 def read_all(folder: ShardFolder, skips: SkipLog) -> dict[str, tuple[str, ...]]:
-    """The content keys of the images beside each row."""
+    """Return the content keys of the images beside each row."""
 
     def to_sample(row: Any, images: Any) -> Sample:
         shown = EmbeddingInput("q", tuple(p.image for p in images), image_keys=tuple(p.content_key for p in images))

@@ -42,8 +42,8 @@ def grouped_rows(
 ) -> Iterator[Group]:
     """Lists of (row number, row) that share the `key` of their values in the columns `by`, which are among `columns`.
 
-    Groups are ordered by a seeded hash of that key. Only the hashes (8 bytes a row) and about `rows_per_pass` rows
-    are held at a time: the file is read through once for each such part of the order.
+    Groups are ordered by a seeded hash of that key. Only the hashes (8 bytes a row) and about `rows_per_pass` rows are
+    held at a time: the file is read through once for each such part of the order.
     """
     hashes = _hashes(path, by, seed, key)
     limits = [*np.unique(np.sort(hashes)[::rows_per_pass]).tolist(), 2**64]

@@ -18,7 +18,7 @@ LINES_AT_A_TIME = 10_000
 
 
 def to_parquet(path: Path, table: Path, schema: pa.Schema, needed: Sequence[Sequence[str]]) -> None:
-    """Writes the schema's columns of every line to `table`; a row's number is its line's, from 0.
+    """Write the schema's columns of every line to `table`; a row's number is its line's, from 0.
 
     needed: of each of these groups of columns one must occur. Raises VirtueError naming the line that is no object or
     has another type.
@@ -65,5 +65,5 @@ def _table(path: Path, lines: Sequence[tuple[int, Mapping[str, Any]]], schema: p
 
 
 def _value(value: Any, field: pa.Field) -> Any:
-    """The value for a column; what a column of strings is given as an object or a list is written as JSON."""
+    """Return the value for a column; what a column of strings is given as an object or a list is written as JSON."""
     return json.dumps(value) if isinstance(value, dict | list) and field.type == pa.string() else value

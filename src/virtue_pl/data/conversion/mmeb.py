@@ -108,7 +108,7 @@ class MMEBInstructionFile(MMEBFile):
 
 
 def find_files(root: Path, train_split: str, images: Sequence[Path] = ()) -> list[SourceFile]:
-    """The training files of a split and the evaluation files under `root`. Raises VirtueError if there are none."""
+    """Return the training files of a split and the evaluation files under `root`. Raises VirtueError if there are none."""
     found = [
         file
         for folder, kind, prefix in LAYOUT
@@ -151,11 +151,11 @@ def convert_mmeb(
     progress: Progress = silent,
     workers: int = 1,
 ) -> dict[str, Manifest]:
-    """Writes OUT/MMEB_DATASET and OUT/MMEB_eval_DATASET for every dataset under `root`, see `convert`.
+    """Write OUT/MMEB_DATASET and OUT/MMEB_eval_DATASET for every dataset under `root`, see `convert`.
 
     Evaluation files of either form are known by their columns; those of MMEB_Test_Instruct become
-    OUT/MMEB_instruct_DATASET.
-    A dataset that `mmeb_tasks.csv` does not list is converted, too, with the meta-task "other".
+    OUT/MMEB_instruct_DATASET. A dataset that `mmeb_tasks.csv` does not list is converted, too, with the meta-task
+    "other".
 
     Args:
         images: folders to look for images in, before those under `root`.

@@ -1,10 +1,9 @@
 """People's own pairs and rankings, as JSON Lines or parquet with images beside, to folders of shards.
 
 A line or row has `query` and `query_image`, and for training `target`, `target_image`, `negatives` and
-`negative_images`, for evaluation
-`candidates` and `candidate_images`, the right one first. Texts and images may be missing, but not both. `bbox` ([x, y,
-width, height] in
-pixels) and `segmentation` (COCO's) say which region of its image a query means.
+`negative_images`, for evaluation `candidates` and `candidate_images`, the right one first. Texts and images may be
+missing, but not both. `bbox` ([x, y, width, height] in pixels) and `segmentation` (COCO's) say which region of its
+image a query means.
 """
 
 from __future__ import annotations
@@ -90,8 +89,8 @@ class PairFile(MMEBFile):
 
 
 def region(row: Mapping[str, Any], image: int | None, book: RowImages, key: str) -> dict[str, Any]:
-    """The stored region of the query's image; empty where the row names none. Raises DataError for a region of no
-    image.
+    """Return the stored region of the query's image; empty where the row names none. Raises DataError for a region of
+    no image.
     """
     if row.get("bbox") is None:
         if row.get("segmentation"):
@@ -105,8 +104,8 @@ def region(row: Mapping[str, Any], image: int | None, book: RowImages, key: str)
 
 
 def find_files(root: Path, tables: Path, images: Sequence[Path] = ()) -> Iterator[PairFile]:
-    """The files in `root`; those of JSON Lines become parquet files in the folder `tables`. Raises VirtueError if there
-    are none, or columns lack.
+    """Yield the files in `root`; those of JSON Lines become parquet files in the folder `tables`. Raises VirtueError if
+    there are none, or columns lack.
     """
     found = sorted(
         path for path in root.glob("*") if path.suffix in (".jsonl", ".parquet") and not path.name.startswith(".")
@@ -128,7 +127,7 @@ def find_files(root: Path, tables: Path, images: Sequence[Path] = ()) -> Iterato
 
 
 def _ranks(path: Path, table: Path) -> bool:
-    """Whether the rows are for evaluation. Raises VirtueError where neither kind's columns are there."""
+    """Return whether the rows are for evaluation. Raises VirtueError where neither kind's columns are there."""
     names = column_names(table)
     if not set(QUERY) & set(names) or not {*TARGET, *CANDIDATES} & set(names):
         raise VirtueError(
@@ -153,7 +152,7 @@ def convert_pairs(
     progress: Progress = silent,
     workers: int = 1,
 ) -> dict[str, Manifest]:
-    """Writes OUT/NAME for every NAME.jsonl and NAME.parquet in `root`, whose images lie in `root`/images or in the
+    """Write OUT/NAME for every NAME.jsonl and NAME.parquet in `root`, whose images lie in `root`/images or in the
     folders `images`, see `convert`.
     """
     root = Path(root)

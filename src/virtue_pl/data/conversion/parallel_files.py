@@ -33,7 +33,7 @@ def in_processes(convert: Callable[..., Any], files: Sequence[Any], progress: An
 
 
 def _follow(futures: Sequence[Future[Any]], done: Any, advance: Callable[[int], None]) -> int:
-    """Reports rows as they are done, until all files are or one has failed; how many it reported."""
+    """Report rows as they are done, until all files are or one has failed; how many it reported."""
     told = 0
     while True:
         finished, left = wait(futures, timeout=0.2)

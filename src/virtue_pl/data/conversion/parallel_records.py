@@ -76,8 +76,8 @@ class HeldRecords:
 def records_in_order(
     file: RecordSource, groups: Iterator[Group], max_pixels: int, workers: int
 ) -> Iterator[HeldRecords]:
-    """Every group's records, made by `workers` processes that are at most a few groups ahead. Raises VirtueError where
-    one is killed.
+    """Yield every group's records, made by `workers` processes that are at most a few groups ahead. Raises VirtueError
+    where one is killed.
     """
     size = PAIRS_AT_A_TIME if file.kind == "pairs" else 1
     waiting: deque[Future[list[HeldRecords]]] = deque()

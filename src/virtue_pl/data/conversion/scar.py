@@ -80,7 +80,7 @@ class SCaRFile(SourceFile):
 
 
 def find_files(root: Path, images: Sequence[Path] = ()) -> list[SourceFile]:
-    """The training and evaluation files under `root`. Raises VirtueError if there are none."""
+    """Return the training and evaluation files under `root`. Raises VirtueError if there are none."""
     found = [file for folder, kind, prefix in LAYOUT for file in _files_of(root, folder, kind, prefix, images)]
     if not found:
         raise VirtueError(f"--root {root}: found neither SCaR-train/SCAR_*.parquet nor SCaR-eval/SCaR_eval_*.parquet")
@@ -88,8 +88,8 @@ def find_files(root: Path, images: Sequence[Path] = ()) -> list[SourceFile]:
 
 
 def _files_of(root: Path, name: str, kind: str, prefix: str, given: Sequence[Path]) -> Iterator[SourceFile]:
-    """The files in the folder `name`, as the published configs write it or as the hub does ("SCaR-Train"); further down
-    in it, too.
+    """Yield the files in the folder `name`, as the published configs write it or as the hub does ("SCaR-Train");
+    further down in it, too.
     """
     for folder in sorted(path for path in root.glob("*") if path.name.lower() == name.lower()):
         images = ImageFiles.below(folder, root, given=given)
@@ -113,7 +113,7 @@ def convert_scar(
     progress: Progress = silent,
     workers: int = 1,
 ) -> dict[str, Manifest]:
-    """Writes OUT/NAME for every parquet file NAME under `root`, see `convert`.
+    """Write OUT/NAME for every parquet file NAME under `root`, see `convert`.
 
     Args:
         images: folders to look for images in, before those under `root`.

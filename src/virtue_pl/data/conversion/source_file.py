@@ -35,20 +35,31 @@ def silent(name: str, rows: int) -> Iterator[Advance]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What, beside its source, makes a folder of shards what it is."""
+    """How a folder of shards is written: with its source's content, what decides every byte in it.
+
+    Example:
+        >>> Settings(images_per_shard=100, seed=0, licence="CC0", max_pixels=10_000).fingerprint_text
+        "Settings(pictures_per_shard=100, seed=0, licence='CC0', max_pixels=10000)"
+    """
 
     images_per_shard: int
     seed: int
     licence: str
     max_pixels: int
 
+    @property
+    def fingerprint_text(self) -> str:
+        """The settings as manifests' `source` fingerprints spell them: other words would make every folder a new one."""
+        values = f"seed={self.seed!r}, licence={self.licence!r}, max_pixels={self.max_pixels!r}"
+        return f"Settings(pictures_per_shard={self.images_per_shard!r}, {values})"
+
 
 @dataclass(frozen=True)
 class SourceFile(ABC):
     """One parquet file (or one of which a parquet file was made, `rows_in`), which becomes one folder of shards.
 
-    images: where its images are. kind: "pairs" or "rankings". name: of the folder of shards.
-    task: the dataset, whichever split the file is. distribution: see `Manifest`.
+    images: where its images are. kind: "pairs" or "rankings". name: of the folder of shards. task: the dataset,
+    whichever split the file is. distribution: see `Manifest`.
     """
 
     path: Path
@@ -85,7 +96,7 @@ class SourceFile(ABC):
 
     @abstractmethod
     def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
-        """Writes one record with the usable rows of the group; the others are noted."""
+        """Write one record with the usable rows of the group; the others are noted."""
 
     def columns(self) -> list[str]:
         """What is read. Raises VirtueError where a needed column is missing."""
@@ -99,24 +110,23 @@ class SourceFile(ABC):
         return num_rows(self.table)
 
     def groups(self, seed: int) -> Iterator[Group]:
-        """The rows that share a record, in seeded random order; the same for the same file and seed."""
+        """Return the rows that share a record, in seeded random order; the same for the same file and seed."""
         return grouped_rows(self.table, self.columns(), self.grouped_by, seed, key=self.record_key)
 
 
 def convert(
     files: Sequence[SourceFile], out: Path, settings: Settings, progress: Progress, workers: int = 1
 ) -> dict[str, Manifest]:
-    """Writes OUT/NAME for every file: shards of records in seeded random order, and a manifest.
+    """Write OUT/NAME for every file: shards of records in seeded random order, and a manifest.
 
     What is finished from the same source is kept; a stopped file goes on behind its last whole shard. Rows that cannot
-    be used are left
-    out, counted and named in the manifest. Raises VirtueError for missing columns, and for shards in OUT that were made
-    from something else.
+    be used are left out, counted and named in the manifest. Raises VirtueError for missing columns, and for shards in
+    OUT that were made from something else.
 
     Args:
         workers: how many processes; files are converted at a time, each by one of them, or where there are fewer files
-            one by one, each
-            by all. What is written is the same for any number, and a stopped run may go on with another.
+            one by one, each by all. What is written is the same for any number, and a stopped run may go on with
+            another.
     """
     for file in files:
         file.columns()
@@ -139,7 +149,7 @@ def licence_of(root: Path, published: str) -> str:
 
 
 def _source(file: SourceFile, settings: Settings) -> str:
-    return hashlib.sha256(f"{FORMAT} {sha256(file.path)} {settings}".encode()).hexdigest()
+    return hashlib.sha256(f"{FORMAT} {sha256(file.path)} {settings.fingerprint_text}".encode()).hexdigest()
 
 
 def _finished(file: SourceFile, folder: Path, settings: Settings) -> Manifest | None:
@@ -177,7 +187,7 @@ def _convert(file: SourceFile, out: Path, settings: Settings, progress: Progress
 
 
 def _write(file: SourceFile, groups: Iterator[Group], writer: ShardWriter, settings: Settings) -> Iterator[int]:
-    """The number of rows of every group, once it is written."""
+    """Yield the number of rows of every group, once it is written."""
     for group in groups:
         file.write_record(group, writer, settings.max_pixels)
         yield len(group)
@@ -186,7 +196,7 @@ def _write(file: SourceFile, groups: Iterator[Group], writer: ShardWriter, setti
 def _write_held(
     file: SourceFile, groups: Iterator[Group], writer: ShardWriter, settings: Settings, workers: int
 ) -> Iterator[int]:
-    """The same, where other processes make the records."""
+    """Yield the same, where other processes make the records."""
     for held in records_in_order(file, groups, settings.max_pixels, workers):
         held.give(writer)
         yield held.rows

@@ -31,7 +31,7 @@ class StreamingDataModule(LightningDataModule):
         """Every sample that was skipped so far, in all loaders and their workers: key -> problem."""
 
     def connect(self, collator: Collator) -> None:
-        """Takes what data must learn from the model: how samples become its batches."""
+        """Take what data must learn from the model: how samples become its batches."""
         self._collator = collator
 
     @property
@@ -50,7 +50,7 @@ class StreamingDataModule(LightningDataModule):
         return self.epoch if self.trainer is None else self.trainer.current_epoch
 
     def skip_summary(self) -> str:
-        """One line on the samples that were skipped so far."""
+        """Return one line on the samples that were skipped so far."""
         return skip_summary(self.skipped)
 
     def state_dict(self) -> dict[str, Any]:

@@ -64,15 +64,14 @@ class BenchmarkDataModule(MixedDataModule):
 
     Args:
         sets: names of sets (`ImageNet_1K`, `RefCOCOg`), or of groups: `mmeb` (36 sets, of which 20 are trained on),
-            `mmeb_mini`, `scar`, and
-            MMEB's meta-tasks and distributions, `mmeb_vqa`, `mmeb_IND` and the like (`groups`).
+            `mmeb_mini`, `scar`, and MMEB's meta-tasks and distributions, `mmeb_vqa`, `mmeb_IND` and the like
+            (`groups`).
         root: folder or URL below which every set has its folders of shards, by the names that `virtue-pl shards` gives
             them.
         train: whether to train on the sets that can be; else they are only tested.
         batch_size: training samples a step and rank.
         eval_batch_size: of sets whose candidates are texts. Those whose candidates are images, up to a thousand a row,
-            are tested
-            row by row.
+            are tested row by row.
         test_rows, features, predict, cache: of every set, see `ShardDataModule`.
         mixture: how training batches are mixed of the sets.
         reader: how records are read, of every set.
@@ -117,7 +116,7 @@ class BenchmarkDataModule(MixedDataModule):
 
 
 def groups() -> dict[str, tuple[str, ...]]:
-    """The sets of every group, by its name."""
+    """Return the sets of every group, by its name."""
     found: dict[str, list[str]] = {"scar": list(scar_sets())}
     for name, one in mmeb_sets().items():
         benchmark = "mmeb" if one.distribution else "mmeb_mini"
@@ -131,7 +130,7 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 
 def chosen(sets: Sequence[str]) -> tuple[str, ...]:
-    """Every set that is named, itself or by a group, once. Raises VirtueError for a name that is neither, and
+    """Return every set that is named, itself or by a group, once. Raises VirtueError for a name that is neither, and
     for none.
     """
     known, single = groups(), {*mmeb_sets(), *scar_sets()}
@@ -147,7 +146,7 @@ def chosen(sets: Sequence[str]) -> tuple[str, ...]:
 
 
 def place_of(name: str) -> tuple[type[ShardDataModule], str, str, bool]:
-    """The module of a set, its folders of training and evaluation shards ("" where it has none), and whether its
+    """Return the module of a set, its folders of training and evaluation shards ("" where it has none), and whether its
     candidates are images.
     """
     if name in scar_sets():

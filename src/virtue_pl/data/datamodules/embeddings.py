@@ -83,7 +83,7 @@ class EmbeddingDataModule(LightningDataModule):
         return self.loader(self.validation)
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row a split, for `virtue-pl check`."""
+        """Return one row a split, for `virtue-pl check`."""
         self.setup("fit")
         return [
             {"split": name, "samples": len(part)} for name, part in (("train", self.training), ("val", self.validation))

@@ -1,6 +1,4 @@
-"""The data of an evaluation: any sets of MMEB and SCaR, from shards or official folders, as distinct inputs to
-embed.
-"""
+"""The data of an evaluation: any sets of MMEB and SCaR, from shards or official folders, as distinct inputs to embed."""
 
 from __future__ import annotations
 
@@ -54,7 +52,7 @@ class EvaluationDataModule(LightningDataModule):
         self._collator: InputCollator | None = None
 
     def connect(self, collator: InputCollator) -> None:
-        """Takes what data must learn from the model."""
+        """Take what data must learn from the model."""
         self._collator = collator
 
     @cached_property
@@ -75,7 +73,7 @@ class EvaluationDataModule(LightningDataModule):
         return self._collator
 
     def read_sets(self) -> tuple[dict[SetDescription, list[EvaluationRow]], dict[str, str]]:
-        """The rows of every set that is there, and why others are not."""
+        """Return the rows of every set that is there, and why others are not."""
         if not self.root.is_dir():
             raise VirtueError(f"--data {self.root}: there is no such folder")
         options, images = self.options, [Path(folder) for folder in self.options.images]

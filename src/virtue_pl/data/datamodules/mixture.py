@@ -29,8 +29,7 @@ class MixedDataModule(StreamingDataModule):
     """Trains on several datasets at once, as the paper does on MMEB and SCaR, and evaluates on all of them.
 
     A training batch is made of blocks of samples of one dataset, so that a query's negatives in the batch are mostly of
-    its own kind.
-    Which dataset a block is of is drawn by weight, alike on every rank. A part's own `batch_size`,
+    its own kind. Which dataset a block is of is drawn by weight, alike on every rank. A part's own `batch_size`,
     `sampling.steps_per_epoch` and `reader` count only where it is used alone, but for the images' sizes in `reader`.
 
     Args:
@@ -123,7 +122,9 @@ class MixedDataModule(StreamingDataModule):
         return self._joined([part.test_dataloader() for part in self._placed().values() if part.test])
 
     def predict_dataloader(self) -> StreamLoader:
-        """The training samples of one epoch, or every image of every part, for what is stored of them (`predict`)."""
+        """Return the training samples of one epoch, or every image of every part, for what is stored of them
+        (`predict`).
+        """
         if self.predict == "pairs":
             return self.train_dataloader()
         return self._joined([part.predict_dataloader() for part in self._placed().values()])
@@ -151,7 +152,7 @@ class MixedDataModule(StreamingDataModule):
         return {**describe_folder(folder, samples, self.steps), "weight": round(share, 3)}
 
     def _placed(self) -> dict[str, ShardDataModule]:
-        """The parts, which know this module's trainer from then on."""
+        """Return the parts, which know this module's trainer from then on."""
         for part in self.parts.values():
             part.trainer = self.trainer
         return self.parts
@@ -161,8 +162,8 @@ class MixedDataModule(StreamingDataModule):
 
 
 def weights_of(parts: Mapping[str, ShardDataModule], weights: Mapping[str, float] | None) -> dict[str, float]:
-    """The weight of every part that is trained on. Raises VirtueError for a name that is no part's, and for weights
-    that cannot be.
+    """Return the weight of every part that is trained on. Raises VirtueError for a name that is no part's, and for
+    weights that cannot be.
     """
     trained = [name for name, part in parts.items() if part.train is not None]
     if weights is None:

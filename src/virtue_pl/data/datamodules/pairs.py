@@ -11,9 +11,7 @@ from virtue_pl.types import RankingSample, Sample
 
 
 class PairDataModule(MMEBDataModule):
-    """Pairs and rankings of texts, images or both (`virtue-pl shards pairs`); a query may mean a region of its
-    image.
-    """
+    """Pairs and rankings of texts, images or both (`virtue-pl shards pairs`); a query may mean a region of its image."""
 
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:

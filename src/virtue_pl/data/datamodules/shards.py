@@ -37,11 +37,9 @@ class ShardDataModule(StreamingDataModule, ABC):
         test_rows: of each folder of `test` only its first images, as many as have at most so many rows; default all.
         features: name of the folder, inside each folder of shards, with what is stored of the images by
             configs/overlays/features/store_features.yaml: frozen networks then see only images that are new, such as a
-            crop or a
-            mirrored one. With `predict: images`, where it will be.
+            crop or a mirrored one. With `predict: images`, where it will be.
         predict: what a prediction is of, "pairs" (the training samples of one epoch) or "images" (each of all folders
-            once,
-            `eval_batch_size` records a batch; of those in `test` the first shards with `test_rows` rows).
+            once, `eval_batch_size` records a batch; of those in `test` the first shards with `test_rows` rows).
         sampling: how training samples are drawn.
         reader: how records are read.
         cache: copies of shards that a URL names.
@@ -157,7 +155,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         return self._ranking_loader(self.test_folders, self.test_rows)
 
     def predict_dataloader(self) -> StreamLoader:
-        """The training samples of one epoch, or every image, for what is stored of them (`predict`)."""
+        """Return the training samples of one epoch, or every image, for what is stored of them (`predict`)."""
         if self.predict == "pairs":
             return self.train_dataloader()
         collator = self._connected()
@@ -196,7 +194,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         ]
 
     def _read(self, folder: ShardFolder, rows: int | None) -> ShardFolder:
-        """The folder as its images are to be read: at which size, and with what is stored of them
+        """Return the folder as its images are to be read: at which size, and with what is stored of them
         (`_with_features`).
         """
         side = self.reader.resize_to_square
@@ -206,8 +204,8 @@ class ShardDataModule(StreamingDataModule, ABC):
         return replace(self._with_features(folder, rows), resize_to_square=side)
 
     def _with_features(self, folder: ShardFolder, rows: int | None) -> ShardFolder:
-        """The folder with its stored features, if they are to be read; they must cover the shards with its first `rows`
-        rows.
+        """Return the folder with its stored features, if they are to be read; they must cover the shards with its first
+        `rows` rows.
         """
         if self.features is None or self.predict == "images" or self._collator is None:
             return folder
@@ -218,7 +216,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         return replace(folder, features=StoredFeatures(path, streams))
 
     def folders(self) -> dict[str, ShardFolder]:
-        """Every folder that is set, by its split: "train", "val/NAME", "test/NAME"."""
+        """Return every folder that is set, by its split: "train", "val/NAME", "test/NAME"."""
         train = {} if self.train is None else {"train": self.train_folder}
         return (
             train

@@ -62,8 +62,7 @@ class Checkup:
     """What was seen of one folder of shards, or of one official file.
 
     exact, near: the images' content keys and difference hashes, each with its record's key. sizes: images by their
-    shorter side,
-    lengths: texts by their tokens, both by the power of two at or below.
+    shorter side, lengths: texts by their tokens, both by the power of two at or below.
     """
 
     name: str
@@ -98,7 +97,7 @@ class Checkup:
         self.find(Finding(error.problem.partition(":")[0], error.key, error.problem))
 
     def find(self, finding: Finding, image: Shown = None, box: Box = None) -> None:
-        """Takes a finding in, behind those of the records that wait."""
+        """Take a finding in, behind those of the records that wait."""
         completed = self.complete(finding, image, box)
         self._later(lambda: self._found(*completed))
 
@@ -113,7 +112,7 @@ class Checkup:
         rows: Sequence[Mapping[str, Any]],
         paths: Sequence[str] = (),
     ) -> None:
-        """Looks at one record, see `RecordSink`."""
+        """Look at at one record, see `RecordSink`."""
         data = [image for image, _ in images]
         named = paths or [image_path, *(f"{image_path}, image {number}" for number in range(1, len(images)))]
         answer, complete = self.look(data, self.max_pixels), self.complete
@@ -122,7 +121,7 @@ class Checkup:
         )
 
     def settle(self) -> None:
-        """Waits for what is still being looked at."""
+        """Wait for what is still being looked at."""
         while self._waiting:
             self._waiting.popleft()()
 
@@ -139,7 +138,7 @@ class Checkup:
         paths: Sequence[str],
         find: Find,
     ) -> None:
-        """Checks a record whose images were looked at."""
+        """Check a record whose images were looked at."""
         self.rows += len(rows)
         keys = [content_key(image) for image in data]
         for key, looked, path in zip(keys, seen, paths, strict=False):
@@ -195,13 +194,13 @@ class Checkup:
 
 
 def teller(row: Row, image_path: str, image: Shown, find: Find) -> Tell:
-    """Tells of problems of one row."""
+    """Tell of problems of one row."""
     return lambda kind, detail: find(Finding(kind, row.key, detail, image_path), image, row.fields.get("box"))
 
 
 def identity(stored: Any, keys: Sequence[str]) -> tuple[str, str]:
-    """A text without what does not matter (case, white space) and its image's content key, of a caption or a [TEXT,
-    NUMBER].
+    """Return a text without what does not matter (case, white space) and its image's content key, of a caption or a
+    [TEXT, NUMBER].
     """
     text, number = stored if isinstance(stored, list) and len(stored) == 2 else (stored, None)
     image = keys[number] if isinstance(number, int) and number < len(keys) else ""
@@ -209,7 +208,7 @@ def identity(stored: Any, keys: Sequence[str]) -> tuple[str, str]:
 
 
 def region_kind(problem: str) -> str:
-    """A short name for what is wrong with a region."""
+    """Return a short name for what is wrong with a region."""
     for words, kind in (
         ("outside the image", "box outside the image"),
         ("no area", "box without area"),
@@ -234,5 +233,5 @@ def mask_overlap(region: Region) -> float:
 
 
 def power_of_two(value: int) -> int:
-    """The greatest power of two that is not above the value; 0 for 0."""
+    """Return the greatest power of two that is not above the value; 0 for 0."""
     return 1 << value.bit_length() - 1 if value else 0

@@ -39,13 +39,13 @@ class ContactSheet:
         self.kinds: Counter[str] = Counter()
 
     def show(self, finding: Finding, image: Shown, box: Box) -> None:
-        """Takes a finding in, with what gives its image, and its box (xyxy in pixels of the image)."""
+        """Take a finding in, with what gives its image, and its box (xyxy in pixels of the image)."""
         self.kinds[finding.kind] += 1
         if self.kinds[finding.kind] <= self.of_a_kind:
             self.exhibits.append(Exhibit(finding, tile(None if image is None else image(), box)))
 
     def save(self, path: Path) -> None:
-        """Writes the sheet as a PNG; raises nothing where nothing was wrong: the sheet says so."""
+        """Write the sheet as a PNG; raises nothing where nothing was wrong: the sheet says so."""
         chosen = sorted(self.exhibits, key=lambda exhibit: (exhibit.finding.is_warning, exhibit.finding.kind))[
             : self.most
         ]
@@ -65,8 +65,8 @@ class ContactSheet:
 
 
 def tile(image: UInt8[Tensor, "3 height width"] | None, box: Box) -> Image.Image:
-    """The image in a square, with its box in red, even where it leaves the image; grey with a cross where there is no
-    image.
+    """Return the image in a square, with its box in red, even where it leaves the image; grey with a cross where there
+    is no image.
     """
     square = Image.new("RGB", (TILE, TILE), (225, 225, 225))
     draw = ImageDraw.Draw(square)
@@ -90,7 +90,7 @@ def small_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def fitted(draw: ImageDraw.ImageDraw, text: str, size: int) -> str:
-    """The text, or its beginning and end, in the width of a tile."""
+    """Return the text, or its beginning and end, in the width of a tile."""
     while draw.textlength(text, small_font(size)) > TILE - 8:
         half = len(text) // 2
         text = f"{text[: half - 2]}…{text[half + 1 :]}"

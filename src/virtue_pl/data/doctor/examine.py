@@ -35,8 +35,8 @@ IMAGE_COLUMNS = ("qry_image_path", "qry_img_path", "query_image")
 def examine(
     paths: Sequence[Path], train_split: str = "original", progress: Progress = silent, workers: int = 1, **options: Any
 ) -> list[Checkup]:
-    """A check-up of every folder of shards and every official file below `paths`; leaks between them are findings of
-    the evaluated one.
+    """Return a check-up of every folder of shards and every official file below `paths`; leaks between them are
+    findings of the evaluated one.
 
     Args:
         train_split: of MMEB-train.
@@ -85,7 +85,7 @@ def sources(path: Path, train_split: str, tables: Path) -> Iterator[ShardFolder 
 
 
 def of_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) -> Checkup:
-    """Every record of every shard, and whether the shards are those that were written."""
+    """Return every record of every shard, and whether the shards are those that were written."""
     manifest = folder.manifest
     checkup = Checkup(manifest.name, manifest.kind, **options)
     checkup.again = partial(shard_image, folder, max_pixels=checkup.max_pixels)
@@ -120,7 +120,7 @@ def of_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) 
 
 
 def of_file(file: SourceFile, progress: Progress, options: dict[str, Any]) -> Checkup:
-    """Every row of an official file, as the converter would read it, and every image."""
+    """Return every row of an official file, as the converter would read it, and every image."""
     file.columns()
     checkup = Checkup(file.name, file.kind, **options)
     checkup.again = partial(file_image, file, max_pixels=checkup.max_pixels)
@@ -136,7 +136,7 @@ def of_file(file: SourceFile, progress: Progress, options: dict[str, Any]) -> Ch
 def replace_first_image(
     file: SourceFile, group: Group, max_pixels: int, finding: Finding, image: Shown, box: Box
 ) -> tuple[Finding, Shown, Box]:
-    """A finding with the path of its row's image, what gives the image, and the row's box (xyxy)."""
+    """Return a finding with the path of its row's image, what gives the image, and the row's box (xyxy)."""
     row = next((row for number, row in group if finding.key == f"{file.name}/{number}"), None)
     if image is not None or row is None:
         return finding, image, box
@@ -148,7 +148,7 @@ def replace_first_image(
 
 
 def file_image(file: SourceFile, path: str, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
-    """The image, if there is one that can be decoded."""
+    """Return the image, if there is one that can be decoded."""
     try:
         return decode(file.images.read(path, ""), "", max_pixels)
     except DataError:
@@ -156,7 +156,7 @@ def file_image(file: SourceFile, path: str, max_pixels: int) -> UInt8[Tensor, "3
 
 
 def shard_image(folder: ShardFolder, path: str, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
-    """The image of this path ("PATH, image 1": the second of its record), if it can be decoded."""
+    """Return the image of this path ("PATH, image 1": the second of its record), if it can be decoded."""
     name = folder.manifest.name
     for shard in folder.paths:
         for members in read_tar(str(shard), name, SkipLog(_NO_LIMITS)):
@@ -170,7 +170,7 @@ def shard_image(folder: ShardFolder, path: str, max_pixels: int) -> UInt8[Tensor
 
 
 def path_of(key: str) -> str:
-    """The path in "RECORD (PATH)"."""
+    """Return the path in "RECORD (PATH)"."""
     return key.partition(" (")[2].removesuffix(")")
 
 

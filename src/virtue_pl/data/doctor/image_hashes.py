@@ -37,7 +37,7 @@ def difference_hash(image: UInt8[Tensor, "3 height width"]) -> int | None:
 
 
 def look_alike(known: Iterable[int], asked: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """The names among `asked` whose hash is near one of `known`, with that one."""
+    """Yield the names among `asked` whose hash is near one of `known`, with that one."""
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     for value in set(known):
         for quarter in range(4):

@@ -50,14 +50,14 @@ def look_at_one(data: bytes, max_pixels: int) -> Looked:
 
 
 def at_once(images: Sequence[bytes], max_pixels: int) -> Answer:
-    """Looks here and now."""
+    """Look at here and now."""
     found = look_at(images, max_pixels)
     return lambda: found
 
 
 @contextmanager
 def looking(workers: int) -> Iterator[Look]:
-    """Looks in `workers` processes, or, for 1, in this one. Raises VirtueError where a process is killed."""
+    """Look at in `workers` processes, or, for 1, in this one. Raises VirtueError where a process is killed."""
     if workers == 1:
         yield at_once
         return
@@ -66,7 +66,7 @@ def looking(workers: int) -> Iterator[Look]:
 
 
 def shown(data: bytes, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
-    """The image, if it can be decoded."""
+    """Return the image, if it can be decoded."""
     try:
         return decode(data, "", max_pixels)
     except DataError:

@@ -51,7 +51,7 @@ class DownloadReport:
 
 
 def fetch_images(cache: str | Path, console: Console | None = None) -> DownloadReport:
-    """All the catalogue's images into `cache`/images; what is there and right is kept.
+    """Return all the catalogue's images into `cache`/images; what is there and right is kept.
 
     Raises AptMissing or AptListsMissing, both ImagesUnavailable, where Debian's packages cannot be had.
     """
@@ -80,7 +80,7 @@ def fetch_images(cache: str | Path, console: Console | None = None) -> DownloadR
 
 
 def _debian_paths() -> dict[str, list[str]]:
-    """The catalogue's images by the Debian package that carries them."""
+    """Return the catalogue's images by the Debian package that carries them."""
     paths: dict[str, list[str]] = {"tuxpaint-stamps-default": [entry.path for entry in catalogue.objects()]}
     for entry in catalogue.backgrounds():
         if entry.package in catalogue.DEBIAN_PACKAGES:
@@ -98,7 +98,7 @@ def _copy_samples(folder: Path, wanted: Mapping[str, str]) -> None:
 
 
 def _fetch_debian(package: str, paths: Iterable[str], wanted: Mapping[str, str], folder: Path) -> None:
-    """Downloads and unpacks a Debian package without root, and keeps those of `paths` whose content is as wanted."""
+    """Download and unpacks a Debian package without root, and keeps those of `paths` whose content is as wanted."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise AptMissing("this machine has no apt-get and dpkg-deb, which fetch the photographs: use --source shapes")
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def apt_error(package: str, output: str) -> ImagesUnavailable:
 
 
 def _keep(content: bytes, path: Path, checksum: str) -> None:
-    """Writes `content`, if it is what the checksum says."""
+    """Write `content`, if it is what the checksum says."""
     if hashlib.sha256(content).hexdigest() == checksum:
         with replacing(path) as temporary:
             temporary.write_bytes(content)

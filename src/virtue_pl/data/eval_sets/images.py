@@ -47,8 +47,7 @@ class ImageLibrary:
 
     Args:
         resize_to_square: side in pixels of the square that every image is made before all else, and its key says so;
-            the published
-            evaluation's setting `image_resolution: high` is 1344. None for the image's own size.
+            the published evaluation's setting `image_resolution: high` is 1344. None for the image's own size.
         max_pixels: larger images are refused.
     """
 
@@ -64,14 +63,14 @@ class ImageLibrary:
         return len(self._places)
 
     def named(self, images: ImageFiles, path: str, row: str) -> str:
-        """The key of an image by its path. Raises DataError naming `row` where it is missing or no image."""
+        """Return the key of an image by its path. Raises DataError naming `row` where it is missing or no image."""
         place = FileImage(images, path)
         if place not in self._keys:
             self._keys[place] = self.add(place, place.read(row), row)
         return self._keys[place]
 
     def add(self, place: FileImage | TarImage, data: bytes, row: str) -> str:
-        """The key of an image whose bytes are known."""
+        """Return the key of an image whose bytes are known."""
         side = self.resize_to_square
         key = content_key(data) + ("" if side is None else f", {side} pixels square")
         if key not in self._places:
@@ -84,13 +83,13 @@ class ImageLibrary:
         return key
 
     def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]:
-        """The decoded image, as the model is to see it. Raises DataError where its file has gone or is damaged."""
+        """Return the decoded image, as the model is to see it. Raises DataError where its file has gone or is damaged."""
         place = self._places[key]
         name = place.path if isinstance(place, FileImage) else str(place.tar)
         image = decode(place.read(name), name, self.max_pixels)
         return image if self.resize_to_square is None else resize_to_square(image, self.resize_to_square)
 
     def image(self, key: str) -> UInt8[Tensor, "3 height width"]:
-        """The decoded image as it was found."""
+        """Return the decoded image as it was found."""
         place = self._places[key]
         return decode(place.read(key), key, self.max_pixels)

@@ -22,8 +22,7 @@ class EvaluationPlan:
     """inputs, keys, sources: of every distinct input, what it is, its content key, and where it stands first.
 
     total: inputs with repetitions. total_images: uses of images with repetitions. missing: sets that are left out, with
-    the reason.
-    batches: numbers of inputs. Inputs with the same image stand in one batch, however many they are.
+    the reason. batches: numbers of inputs. Inputs with the same image stand in one batch, however many they are.
     """
 
     sets: tuple[RankedSet, ...]
@@ -61,7 +60,7 @@ def make_plan(
     missing: Mapping[str, str],
     batch_size: int,
 ) -> EvaluationPlan:
-    """The plan over the rows of all sets; `query` gives what is embedded of a row, `sizes` of its images."""
+    """Return the plan over the rows of all sets; `query` gives what is embedded of a row, `sizes` of its images."""
     distinct = DistinctInputs()
     sets = []
     for about, rows in found.items():
@@ -115,7 +114,7 @@ class DistinctInputs:
 
 
 def input_key(item: EmbeddingInput) -> str:
-    """The same for the same text, images and prompts."""
+    """Return the same for the same text, images and prompts."""
     digest = hashlib.blake2b(repr((item.text, item.image_keys)).encode(), digest_size=16)
     for prompt in item.prompts:
         if not prompt.is_empty:
@@ -125,7 +124,7 @@ def input_key(item: EmbeddingInput) -> str:
 
 
 def length(item: EmbeddingInput, sizes: Mapping[str, tuple[int, int]]) -> int:
-    """About how many tokens it is."""
+    """Return about how many tokens it is."""
     pixels = sum(height * width for height, width in (sizes[key] for key in item.image_keys))
     return len(item.text) // LETTERS_A_TOKEN + pixels // PIXELS_A_TOKEN
 

@@ -38,8 +38,8 @@ class RowReader:
         self._paths: dict[ImageFiles, dict[str, str]] = {}
 
     def read(self, files: SetFiles, limit: int | None = None) -> Iterator[EvaluationRow]:
-        """The rows of official parquet files, in order. Raises DataError naming set and row for one that cannot be
-        ranked.
+        """Yield the rows of official parquet files, in order. Raises DataError naming set and row for one that cannot
+        be ranked.
         """
         scar = files.about.benchmark.startswith("scar")
         for number, row in enumerate(table_rows(files, SCAR_COLUMNS if scar else MMEB_COLUMNS)):
@@ -109,7 +109,7 @@ class RowReader:
         candidates: Sequence[tuple[str, str | None]],
         rankings: Mapping[str, tuple[int, ...]] | None = None,
     ) -> EvaluationRow:
-        """A row without a region; texts as MMEB writes them, images by their keys."""
+        """Return a row without a region; texts as MMEB writes them, images by their keys."""
         key = row_name(about, number)
         check_candidates(candidates, key)
         text, image = query
@@ -125,8 +125,8 @@ class RowReader:
         return EvaluationRow(about.name, number, asked.text, asked.text, "", image, size, None, ranked, rankings)
 
     def input(self, text: str, image: str | None, key: str = "") -> EmbeddingInput:
-        """The input of a text and an image's key, one object for equal ones. Raises DataError for an image token too
-        many.
+        """Return the input of a text and an image's key, one object for equal ones. Raises DataError for an image token
+        too many.
         """
         found = self._inputs.get((text, image))
         if found is None:
@@ -150,12 +150,12 @@ def row_name(about: SetDescription, number: int) -> str:
 
 
 def box_words(corners: Sequence[float]) -> str:
-    """A box, xyxy in pixels, as the published queries say it, as Python prints it."""
+    """Return a box, xyxy in pixels, as the published queries say it, as Python prints it."""
     return f"Referring object bbox: {list(corners)}"
 
 
 def table_rows(files: SetFiles, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of all the set's parquet files. Raises VirtueError where a column is missing."""
+    """Yield the rows of all the set's parquet files. Raises VirtueError where a column is missing."""
     import pyarrow.parquet as pq
 
     for path in files.tables:
@@ -175,8 +175,8 @@ def table_rows(files: SetFiles, needed: Sequence[str]) -> Iterator[dict[str, Any
 
 
 def ranked_captions(row: Mapping[str, Any], key: str) -> tuple[list[str], dict[str, tuple[int, ...]]]:
-    """The captions of `tgt_text` as they are, then those that only other forms have; and which of them each form ranks,
-    the right one first.
+    """Return the captions of `tgt_text` as they are, then those that only other forms have; and which of them each form
+    ranks, the right one first.
 
     A form is ranked as "hit@1_FORM"; with `tgt_kinds_FORM`, each kind of distractor under its own name, too.
     """
@@ -210,7 +210,7 @@ def check_candidates(candidates: Sequence[tuple[str, str | None]], key: str) -> 
 
 
 def others_than_gold(candidates: Sequence[EmbeddingInput], places: tuple[int, ...]) -> tuple[int, ...]:
-    """The places to rank, the right candidate's first, without those that hold the same thing once more."""
+    """Return the places to rank, the right candidate's first, without those that hold the same thing once more."""
     gold = candidates[places[0]]
     if sum(candidates[place] is gold for place in places) == 1:
         return places
@@ -219,5 +219,5 @@ def others_than_gold(candidates: Sequence[EmbeddingInput], places: tuple[int, ..
 
 @cache
 def all_places(count: int) -> tuple[int, ...]:
-    """One tuple for all rows of that length."""
+    """Return one tuple for all rows of that length."""
     return tuple(range(count))

@@ -17,8 +17,8 @@ from virtue_pl.types import DataError, EvaluationRow
 
 
 def shard_rows(files: SetFiles, reader: RowReader, limit: int | None = None) -> list[EvaluationRow]:
-    """Every row of a folder of shards, or the first `limit` that stand there, sorted by row. Raises DataError for one
-    that cannot be ranked.
+    """Return every row of a folder of shards, or the first `limit` that stand there, sorted by row. Raises DataError
+    for one that cannot be ranked.
     """
     rows: list[EvaluationRow] = []
     for record, images in records(files, reader.library):

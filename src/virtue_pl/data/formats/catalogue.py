@@ -12,10 +12,9 @@ class MMEBSet(NamedTuple):
     """A dataset of MMEB (or MMEB-mini).
 
     distribution: "IND" for what MMEB-train has, "OOD" for what is only evaluated, "" for MMEB-mini. train_folder,
-    eval_folder: what the
-    published repositories call it; "" where they lack it. wording: how the published evaluation joins instruction and
-    text where
-    they are apart. query_newlines: how many line breaks end a query of wording "image_t2i".
+    eval_folder: what the published repositories call it; "" where they lack it. wording: how the published evaluation
+    joins instruction and text where they are apart. query_newlines: how many line breaks end a query of wording
+    "image_t2i".
     """
 
     task: str
@@ -50,7 +49,7 @@ def scar_sets() -> dict[str, SCaRSet]:
 
 
 def task_name(dataset: str) -> str:
-    """An MMEB dataset's name in the table; MMEB spells "ImageNet-1K" with "_" in training."""
+    """Return an MMEB dataset's name in the table; MMEB spells "ImageNet-1K" with "_" in training."""
     return dataset.replace("-", "_")
 
 

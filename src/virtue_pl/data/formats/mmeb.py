@@ -35,8 +35,8 @@ class RowImages:
         return next(iter(self.numbers), "")
 
     def stored(self, items: Sequence[Item], key: str) -> list[list[Any]]:
-        """The items as they are stored. Raises DataError, having taken none of their images, where one is missing or
-        damaged.
+        """Return the items as they are stored. Raises DataError, having taken none of their images, where one is
+        missing or damaged.
         """
         for text, path in items:
             if not path and PUBLISHED_TOKEN.search(text):
@@ -57,7 +57,7 @@ class RowImages:
 
 
 def pair_row(row: Mapping[str, Any], key: str, number: int, book: RowImages) -> dict[str, Any]:
-    """A training row with its hard negatives, where it has some: one text and path, or lists of them."""
+    """Return a training row with its hard negatives, where it has some: one text and path, or lists of them."""
     query, target = (
         item(row["qry"], row["qry_image_path"], "query", key),
         item(row["pos_text"], row["pos_image_path"], "target", key),
@@ -72,7 +72,7 @@ def pair_row(row: Mapping[str, Any], key: str, number: int, book: RowImages) -> 
 
 
 def ranking_row(row: Mapping[str, Any], key: str, number: int, book: RowImages) -> dict[str, Any]:
-    """An evaluation row: the candidates, each once, the right one first, are ranked as "hit@1"."""
+    """Return an evaluation row: the candidates, each once, the right one first, are ranked as "hit@1"."""
     query, found = (
         item(row["qry_text"], row["qry_img_path"], "query", key),
         items(row["tgt_text"], row["tgt_img_path"], "candidates", key),

@@ -23,8 +23,8 @@ IMAGE_TARGET = ("image_t2i", "image_i2i")
 
 
 def one_string(row: Mapping[str, Any], dataset: MMEBSet, key: str) -> dict[str, Any]:
-    """The row in the columns of MMEB's first form. Raises DataError where texts and images of candidates are not as
-    many.
+    """Return the row in the columns of MMEB's first form. Raises DataError where texts and images of candidates are not
+    as many.
     """
     texts, paths = list(row["tgt_text"] or []), list(row["tgt_img_path"] or [])
     if len(texts) != len(paths):
@@ -42,7 +42,7 @@ def query_string(dataset: MMEBSet, instruction: str, text: str) -> str:
 
 
 def target_string(dataset: MMEBSet, instruction: str, text: str) -> str:
-    """A candidate's string; a text that is ranked stands as it is, without an instruction."""
+    """Return a candidate's string; a text that is ranked stands as it is, without an instruction."""
     if dataset.wording not in IMAGE_TARGET:
         return text
     alone = dataset.wording == "image_i2i" and not text

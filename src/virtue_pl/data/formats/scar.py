@@ -19,7 +19,7 @@ BOX_SLACK = 1.0
 
 
 def pair_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
-    """A training row; boxes become xyxy pixels, masks run lengths. `size` = (height, width)."""
+    """Return a training row; boxes become xyxy pixels, masks run lengths. `size` = (height, width)."""
     target = _caption(row["pos_text"], key)
     found = row.get("neg_text")
     negatives = [text for text in ([found] if isinstance(found, str) else found or []) if text]
@@ -29,7 +29,7 @@ def pair_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int
 
 
 def ranking_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
-    """An evaluation row; its candidates are the captions of all forms, each once, the right one first.
+    """Return an evaluation row; its candidates are the captions of all forms, each once, the right one first.
 
     `tgt_text` is ranked as "hit@1", `tgt_text_FORM` as "hit@1_FORM"; with `tgt_kinds_FORM`, each kind of distractor
     under its own name.
@@ -46,7 +46,7 @@ def ranking_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, 
 
 
 def form_columns(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """The columns that hold captions to rank, the main one first."""
+    """Return the columns that hold captions to rank, the main one first."""
     return sorted(name for name in names if name == "tgt_text" or name.startswith("tgt_text_"))
 
 
@@ -122,7 +122,7 @@ def run_lengths(segmentation: Any, key: str, size: tuple[int, int]) -> dict[str,
 
 
 def is_drawn(segmentation: Any, size: tuple[int, int]) -> bool:
-    """Whether it is a mask as such, `height` rows of `width` zeros and ones."""
+    """Return whether it is a mask as such, `height` rows of `width` zeros and ones."""
     height, width = size
     if (
         isinstance(segmentation, Mapping)
@@ -134,7 +134,7 @@ def is_drawn(segmentation: Any, size: tuple[int, int]) -> bool:
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """The mask, by pycocotools where it is encoded; polygons are drawn at `size` = (height, width)."""
+    """Return the mask, by pycocotools where it is encoded; polygons are drawn at `size` = (height, width)."""
     from pycocotools import mask as coco
 
     if not segmentation:

@@ -22,11 +22,10 @@ NO_PROMPT = VisualPrompt()
 
 
 def published_query(query: str, box: Sequence[float], ranked: bool) -> str:
-    """The query with its box, xyxy in pixels, as Python prints it.
+    """Return the query with its box, xyxy in pixels, as Python prints it.
 
     An evaluation query has spaces behind the image token, of which the input formatter adds the first
-    (`space_after_image`).
-    Source: tests/golden/parsers.json.
+    (`space_after_image`). Source: tests/golden/parsers.json.
     """
     said = _PUBLISHED_TOKEN.sub("", _BOX_STRING.sub("", query))
     if ranked:
@@ -39,12 +38,14 @@ def caption(text: str) -> EmbeddingInput:
 
 
 def instruction(query: str) -> str:
-    """The query's text without image token and without the region as text; formatters add both as they need them."""
+    """Return the query's text without image token and without the region as text; formatters add both as they need
+    them.
+    """
     return _BOX_STRING.sub("", _IMAGE_TOKEN.sub("", query)).strip()
 
 
 def read_rankings(row: Row, num_candidates: int) -> dict[str, tuple[int, ...]]:
-    """The row's rankings, each a tuple of candidate indices, the right one first. Raises DataError for anything
+    """Return the row's rankings, each a tuple of candidate indices, the right one first. Raises DataError for anything
     else.
     """
     rankings = row["rankings"]

@@ -46,7 +46,8 @@ class Archive(NamedTuple):
 
 @lru_cache(maxsize=4)
 def open_archive(path: Path) -> Archive:
-    """The archive, kept open for the next image. Raises VirtueError for one that is damaged or unsafe as a whole.
+    """Return the archive, kept open for the next image. Raises VirtueError for one that is damaged or unsafe as a
+    whole.
 
     Unsafe is a member that would lie outside the folder, a link, or more than `MAX_MEMBERS`. AppleDouble leftovers are
     passed over.
@@ -69,7 +70,7 @@ def open_archive(path: Path) -> Archive:
 
 
 def inner_path(member: zipfile.ZipInfo, archive: Path) -> str:
-    """The member's path below "images/". Raises VirtueError for one outside the folder, and for a link."""
+    """Return the member's path below "images/". Raises VirtueError for one outside the folder, and for a link."""
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise VirtueError(
@@ -81,6 +82,6 @@ def inner_path(member: zipfile.ZipInfo, archive: Path) -> str:
 
 
 def is_apple_double(path: str) -> bool:
-    """Whether a path is what macOS leaves beside a file in an archive: `._name`, or anything in `__MACOSX`."""
+    """Return whether a path is what macOS leaves beside a file in an archive: `._name`, or anything in `__MACOSX`."""
     parts = PurePosixPath(path).parts
     return bool(parts) and (parts[-1].startswith("._") or "__MACOSX" in parts)

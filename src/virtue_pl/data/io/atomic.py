@@ -29,12 +29,12 @@ def sha256(path: Path) -> str:
 
 
 def matches(path: Path, checksum: str) -> bool:
-    """Whether the file is there with that content."""
+    """Return whether the file is there with that content."""
     return path.is_file() and sha256(path) == checksum
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's content; empty where there is no file."""
+    """Return the file's content; empty where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

@@ -45,8 +45,8 @@ class CacheOptions:
     """Folder for copies of shards that a URL names."""
     max_gb: float | None = None
     """How many gigabytes (10^9 bytes) of such copies stay, over all that share the folder: the least recently read make
-    room, what is
-    being read stays; default all."""
+    room, what is being read stays; default all.
+    """
 
     def __post_init__(self) -> None:
         if self.max_gb is not None and self.max_gb <= 0:
@@ -59,7 +59,7 @@ class CacheOptions:
 
 
 def make_room(cache: Path, limit: int, coming: int) -> None:
-    """Removes copies until `coming` bytes more are within `limit`, or all that is left is in use. Raises VirtueError
+    """Remove copies until `coming` bytes more are within `limit`, or all that is left is in use. Raises VirtueError
     where they never can be.
 
     Processes that make room at the same moment may each exceed the limit by what they are about to copy.
@@ -92,7 +92,7 @@ def is_fresh(copy: Copy) -> bool:
 
 
 def is_removed(path: Path) -> bool:
-    """Removes the copy unless somebody holds it."""
+    """Remove the copy unless somebody holds it."""
     try:
         with path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,7 +106,7 @@ def is_removed(path: Path) -> bool:
 
 @contextmanager
 def held(path: Path) -> Iterator[bool]:
-    """Keeps the copy from being removed, and notes that it is read; gives False where it has been removed already."""
+    """Keep the copy from being removed, and notes that it is read; gives False where it has been removed already."""
     try:
         stream = path.open("rb")
     except FileNotFoundError:
@@ -121,7 +121,7 @@ def held(path: Path) -> Iterator[bool]:
 
 
 def is_same(path: Path, stream: IO[bytes]) -> bool:
-    """Whether the path still names the open file."""
+    """Return whether the path still names the open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
     except FileNotFoundError:

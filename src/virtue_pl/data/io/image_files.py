@@ -16,8 +16,7 @@ class ImageFiles:
     """ImageBatch by the path that a table has for them; a path may begin with "images/".
 
     folders: looked into in order. archives: zips, looked into where no folder has the image. packed: what must be
-    unpacked first, which
-    is said where an image is missing: a compressed tar cannot be read from its middle.
+    unpacked first, which is said where an image is missing: a compressed tar cannot be read from its middle.
     """
 
     folders: tuple[Path, ...]
@@ -57,8 +56,8 @@ class ImageFiles:
         )
 
     def read(self, image: str | None, key: str) -> bytes:
-        """The image's bytes as they are. Raises DataError where it is missing, empty, or would lie outside of the
-        folders.
+        """Return the image's bytes as they are. Raises DataError where it is missing, empty, or would lie outside of
+        the folders.
         """
         if not image:
             raise DataError(key, f"no image: {image!r} names no file in {self.folders[0]}")
@@ -73,8 +72,8 @@ class ImageFiles:
         return data
 
     def read_checked(self, image: str | None, key: str, max_pixels: int) -> tuple[bytes, ImageHeader]:
-        """The image's bytes, and what they say of it. Raises DataError, which names the path, for what is no image or
-        too large, too.
+        """Return the image's bytes, and what they say of it. Raises DataError, which names the path, for what is no
+        image or too large, too.
         """
         data = self.read(image, key)
         return data, header_of(data, str(image), key, max_pixels)
@@ -104,7 +103,7 @@ def header_of(data: bytes, path: str, key: str, max_pixels: int) -> ImageHeader:
 
 
 def confined(folder: Path, path: str, key: str) -> Path:
-    """The file in the folder. Raises DataError for a path that leads out of it, through links too."""
+    """Return the file in the folder. Raises DataError for a path that leads out of it, through links too."""
     file = (folder / path).resolve()
     if not file.is_relative_to(folder.resolve()):
         raise DataError(key, f"no image: {path!r} names no file in {folder}")
@@ -121,7 +120,7 @@ def read_file(file: Path, key: str) -> bytes:
 
 
 def nearest(archives: Iterable[Path], path: str) -> Iterator[Path]:
-    """The archives that may hold the path: the one called like its first folder, if there is one, or else all."""
+    """Yield the archives that may hold the path: the one called like its first folder, if there is one, or else all."""
     found = tuple(archives)
     named = [archive for archive in found if archive.stem == path.split("/")[0]]
     yield from named or found

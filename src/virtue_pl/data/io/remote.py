@@ -36,8 +36,7 @@ class RemoteFolder:
     A copy is written under a temporary name, checked, and moved, so that several workers may ask for the same file.
 
     version: of the folder's content: another one is copied to another place, so that old and new shards are never
-    mixed.
-    option: which setting gave the URL, for errors.
+    mixed. option: which setting gave the URL, for errors.
     """
 
     url: str
@@ -65,7 +64,7 @@ class RemoteFolder:
                     return
 
     def fetch(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
-        """The local copy of the file, made unless one of the size is there. Raises VirtueError where it cannot
+        """Return the local copy of the file, made unless one of the size is there. Raises VirtueError where it cannot
         be had.
         """
         if Path(name).name != name or name in ("", ".", ".."):
@@ -119,7 +118,7 @@ class RemoteFolder:
 
 
 def copy(url: str, write: Callable[[bytes], object], limit: int) -> tuple[int, str]:
-    """Reads the URL from beginning to end. Gives its length and sha256. Raises OSError for more than `limit` bytes."""
+    """Read the URL from beginning to end. Gives its length and sha256. Raises OSError for more than `limit` bytes."""
     import fsspec
 
     digest, found = hashlib.sha256(), 0

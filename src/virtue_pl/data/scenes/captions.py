@@ -63,12 +63,11 @@ def with_article(name: str) -> str:
 
 
 def balanced(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Ten claims, the true one first: the eight corners of object x relation x scene, and two made from any of the
-    corners.
+    """Return ten claims, the true one first: the eight corners of object x relation x scene, and two made from any of
+    the corners.
 
     Nothing in the set depends on which corner is true, so whoever sees only the captions is right at most once in
-    eight.
-    Every false claim has an element that is false by itself.
+    eight. Every false claim has an element that is false by itself.
     """
     gold = situation.gold
     things = [gold.thing, *_other_things(rng, situation, vocabulary, 2)]
@@ -84,8 +83,8 @@ def balanced(rng: np.random.Generator, situation: Situation, vocabulary: Vocabul
 
 
 def published(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Ten claims in the published benchmark's form, in the order of `PUBLISHED_KINDS`: three swaps of each single
-    element.
+    """Return ten claims in the published benchmark's form, in the order of `PUBLISHED_KINDS`: three swaps of each
+    single element.
 
     The first object swap is in the image, the other two are not.
     """
@@ -104,7 +103,7 @@ def published(rng: np.random.Generator, situation: Situation, vocabulary: Vocabu
 
 
 def hard_negatives(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Ten false claims for training: the seven false corners of `balanced`, the two other relations, one more
+    """Return ten false claims for training: the seven false corners of `balanced`, the two other relations, one more
     object.
     """
     gold = situation.gold

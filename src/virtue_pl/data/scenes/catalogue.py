@@ -22,9 +22,9 @@ DEBIAN_PACKAGES = ("tuxpaint-stamps-default", "mate-backgrounds", "plasma-worksp
 class ObjectEntry:
     """One cut-out photograph.
 
-    name: a noun phrase with no article; images of one name share it and its split.
-    kind: names of one kind could be said of one another, so they never meet in a scene or as each other's swap.
-    split: `train` or `held_out`. path: inside the package. sha256: of the file's content.
+    name: a noun phrase with no article; images of one name share it and its split. kind: names of one kind could be
+    said of one another, so they never meet in a scene or as each other's swap. split: `train` or `held_out`. path:
+    inside the package. sha256: of the file's content.
     """
 
     name: str

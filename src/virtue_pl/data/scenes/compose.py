@@ -55,7 +55,7 @@ class Cast:
 
 
 def compose(rng: np.random.Generator, cast: Cast, side: int, training: bool) -> Scene:
-    """The scene that `rng` stands for."""
+    """Return the scene that `rng` stands for."""
     for _ in range(ATTEMPTS):
         things = _draw_things(rng, cast)
         cutouts = [draw_cutout(rng, thing, side) for thing in things]
@@ -80,7 +80,7 @@ def compose(rng: np.random.Generator, cast: Cast, side: int, training: bool) -> 
 
 
 def _draw_things(rng: np.random.Generator, cast: Cast) -> list[Thing]:
-    """Two targets, two references, perhaps a bystander, all of different kinds."""
+    """Return two targets, two references, perhaps a bystander, all of different kinds."""
     count = 5 if rng.random() < BYSTANDER_CHANCE else 4
     chosen: list[Thing] = []
     while len(chosen) < count:
@@ -92,7 +92,7 @@ def _draw_things(rng: np.random.Generator, cast: Cast) -> list[Thing]:
 
 
 def _relations_hold(regions: Sequence[Region], layout: Layout) -> bool:
-    """Whether both relations are still clear between what is visible."""
+    """Return whether both relations are still clear between what is visible."""
     return all(relation_between(regions[i].box, regions[i + 2].box) == layout.relations[i] for i in range(2))
 
 

@@ -2,10 +2,8 @@
 relation.
 
 Both targets are placed first. Then references are sought for *every one* of the sixteen pairs of relations; if one pair
-finds no
-room, the targets move. Only when all sixteen are there is one of them drawn, so each target's relation is uniform given
-both
-targets' boxes, exactly. Pixels, origin top-left, boxes as x, y, width, height.
+finds no room, the targets move. Only when all sixteen are there is one of them drawn, so each target's relation is
+uniform given both targets' boxes, exactly. Pixels, origin top-left, boxes as x, y, width, height.
 """
 
 from __future__ import annotations
@@ -53,7 +51,7 @@ def relation_between(box: Sequence[float], reference: Sequence[float]) -> str | 
 
 
 def draw_layout(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> Layout | None:
-    """A layout of things of the given (width, height), or None if their sizes leave no room for some relation."""
+    """Return a layout of things of the given (width, height), or None if their sizes leave no room for some relation."""
     targets, references = sizes[:2], sizes[2:4]
     for _ in range(TARGET_TRIES):
         placed = _place_targets(rng, targets, references, side)
@@ -79,7 +77,7 @@ def scatter(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side
 
 
 def quarters(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> tuple[Box, ...]:
-    """Four boxes, each within its quarter of the image, in the order of `QUARTERS`."""
+    """Return four boxes, each within its quarter of the image, in the order of `QUARTERS`."""
     half = side / 2
     return tuple(
         Box(
@@ -93,7 +91,7 @@ def quarters(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], sid
 
 
 def related(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> tuple[Box, ...] | None:
-    """The boxes of `draw_layout`: the first two each have a clear relation to one of the next two."""
+    """Return the boxes of `draw_layout`: the first two each have a clear relation to one of the next two."""
     layout = draw_layout(rng, sizes, side)
     return None if layout is None else layout.boxes
 
@@ -101,7 +99,7 @@ def related(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side
 def _place_targets(
     rng: np.random.Generator, sizes: Sequence[tuple[float, float]], references: Sequence[tuple[float, float]], side: int
 ) -> tuple[Box, Box] | None:
-    """Both targets where their references fit on every side."""
+    """Return both targets where their references fit on every side."""
     boxes = []
     for (width, height), (beside, over) in zip(sizes, references, strict=True):
         if width + 2 * beside > side or height + 2 * over > side:
@@ -173,7 +171,7 @@ def _apart(box: Box, others: Float[np.ndarray, "places 4"]) -> Bool[np.ndarray, 
 
 
 def _separate(ours: Float[np.ndarray, "*n 4"], theirs: Float[np.ndarray, "*n 4"]) -> Bool[np.ndarray, "*n"]:
-    """Whether two boxes share at most `OVERLAP` of the smaller."""
+    """Return whether two boxes share at most `OVERLAP` of the smaller."""
     corner = np.maximum(ours[..., :2], theirs[..., :2])
     opposite = np.minimum(ours[..., :2] + ours[..., 2:], theirs[..., :2] + theirs[..., 2:])
     common = np.maximum(opposite - corner, 0)
@@ -183,7 +181,7 @@ def _separate(ours: Float[np.ndarray, "*n 4"], theirs: Float[np.ndarray, "*n 4"]
 
 
 def _holds(target: Box, references: Float[np.ndarray, "places 4"], relation: str) -> Bool[np.ndarray, " places"]:
-    """Whether the target is clearly `relation` each reference."""
+    """Return whether the target is clearly `relation` each reference."""
     box = np.asarray(target, dtype=float)
     centres = references[:, :2] + references[:, 2:] / 2 - (box[:2] + box[2:] / 2)
     axis, sign = (

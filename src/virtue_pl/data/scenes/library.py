@@ -47,7 +47,7 @@ class Background:
     photographs: tuple[Photograph, ...]
 
     def shown_in(self, split: str) -> tuple[Photograph, ...]:
-        """The photographs for `train` or `test`; a test shows training photographs only where there is no other."""
+        """Return the photographs for `train` or `test`; a test shows training photographs only where there is no other."""
         return tuple(photograph for photograph in self.photographs if photograph.split == split) or self.photographs
 
 
@@ -81,5 +81,5 @@ class SceneLibrary:
 
 
 def trim(cutout: Image.Image) -> Image.Image:
-    """The cut-out without its transparent margin (opaque: alpha of 128 or more)."""
+    """Return the cut-out without its transparent margin (opaque: alpha of 128 or more)."""
     return cutout.crop(cutout.getchannel("A").point(lambda alpha: 255 if alpha >= 128 else 0).getbbox())

@@ -2,8 +2,7 @@
 scenes.
 
 Candidates are drawn first, and which of them is right afterwards, each alike: whoever sees the candidates alone is at
-chance.
-Where rows share a list of candidates (a group), each candidate is right in exactly one of them.
+chance. Where rows share a list of candidates (a group), each candidate is right in exactly one of them.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ class Studio:
         arrange: Arrange = scatter,
         sizes: tuple[float, float] = SIZES,
     ) -> Shot:
-        """An image of `things`, all to be seen, at `place`.
+        """Return an image of `things`, all to be seen, at `place`.
 
         After many attempts they are drawn smaller, and need not stand out from a place of their own colour any more.
         Raises VirtueError where they do not fit even then.
@@ -140,22 +139,22 @@ class Studio:
 
 
 def object_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """A single object, to be named."""
+    """Return a single object, to be named."""
     things = studio.draw_things(rng, 20)
     shot = studio.shoot(rng, things[:1], one_of(rng, studio.library.places), sizes=SINGLE)
     return single(shot, f"{IMAGE}Identify the object shown in the image\n", [thing.name for thing in things])
 
 
 def scene_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """The place behind two objects, to be named."""
+    """Return the place behind two objects, to be named."""
     places = studio.draw_places(rng, 10)
     shot = studio.shoot(rng, studio.draw_things(rng, 2), places[0])
     return single(shot, f"{IMAGE}Identify the scene shown in the image\n", [place.phrase for place in places])
 
 
 def kind_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Three objects, one of the category that is asked for; all candidates are of that category, so that the question
-    tells nothing.
+    """Return three objects, one of the category that is asked for; all candidates are of that category, so that the
+    question tells nothing.
     """
     categories, count = large_categories(studio.things, 10)
     category = one_of(rng, categories)
@@ -168,7 +167,7 @@ def kind_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def corner_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Four objects, one in each quarter of the image, asked for by the quarter; six others are candidates, too."""
+    """Return four objects, one in each quarter of the image, asked for by the quarter; six others are candidates, too."""
     things = studio.draw_things(rng, 10)
     shot = studio.shoot(rng, things[:4], one_of(rng, studio.library.places), quarters)
     names = [thing.name for thing in things]
@@ -184,7 +183,7 @@ def corner_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def caption_i2t_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Twelve images, each to be given its caption."""
+    """Return twelve images, each to be given its caption."""
     captions, images = captioned(rng, studio)
     candidates = [Answer(caption) for caption in captions]
     text = f"{IMAGE}Find an image caption describing the given everyday image.\n"
@@ -194,7 +193,7 @@ def caption_i2t_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def caption_t2i_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Twelve captions, each to be given its image."""
+    """Return twelve captions, each to be given its image."""
     captions, images = captioned(rng, studio)
     candidates = [Answer(f"{IMAGE}Represent the given image.", name) for name in images]
     text = "Find me an everyday image that matches the given caption: {}.\n"
@@ -208,7 +207,7 @@ def caption_t2i_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def grounding_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Four images of the same four objects: an object's crop is to be found by its name among all sixteen."""
+    """Return four images of the same four objects: an object's crop is to be found by its name among all sixteen."""
     things, text = (
         studio.draw_things(rng, 4),
         f'{IMAGE}Select the portion of the image that isolates the object labeled as "{{}}".\n',
@@ -218,8 +217,8 @@ def grounding_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def refer_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """The same by an expression that names another object of the image and where it is; who is beside whom differs
-    between the images.
+    """Return the same by an expression that names another object of the image and where it is; who is beside whom
+    differs between the images.
     """
     things, text = (
         studio.draw_things(rng, 4),
@@ -236,7 +235,9 @@ def refer_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def refer(rng: np.random.Generator, studio: Studio, cast: Sequence[Thing], place: Background) -> tuple[Shot, list[str]]:
-    """An image of four things and a true expression for each: the first two and the last two refer to each other."""
+    """Return an image of four things and a true expression for each: the first two and the last two refer to each
+    other.
+    """
     for _ in range(ATTEMPTS):
         shot = studio.shoot(rng, cast, place, related)
         found = [relation_between(shot.regions[index].box, shot.regions[(index + 2) % 4].box) for index in range(4)]
@@ -313,7 +314,7 @@ NOTES = (
 
 
 def captioned(rng: np.random.Generator, studio: Studio) -> tuple[list[str], dict[str, Image.Image]]:
-    """Twelve different captions of two of six things at one of three places, and an image of each by name."""
+    """Return twelve different captions of two of six things at one of three places, and an image of each by name."""
     things, places = studio.draw_things(rng, 6), studio.draw_places(rng, 3)
     pairs = [(first, second) for first in range(6) for second in range(first)]
     captions, images = [], {}
@@ -326,8 +327,8 @@ def captioned(rng: np.random.Generator, studio: Studio) -> tuple[list[str], dict
 
 
 def crops(rng: np.random.Generator, shots: Sequence[Shot], texts: Sequence[Sequence[str]]) -> Group:
-    """A row for each thing of each shot, whose candidates are the crops of all things of all shots; `texts` are the
-    queries.
+    """Return a row for each thing of each shot, whose candidates are the crops of all things of all shots; `texts` are
+    the queries.
     """
     images, candidates = {}, []
     for number, shot in enumerate(shots):
@@ -348,7 +349,7 @@ def crops(rng: np.random.Generator, shots: Sequence[Shot], texts: Sequence[Seque
 
 
 def cropped(image: Image.Image, region: Region) -> Image.Image:
-    """The image's part that shows the region, with a margin."""
+    """Return the image's part that shows the region, with a margin."""
     x, y, width, height = region.box
     across, down = round(MARGIN * width), round(MARGIN * height)
     return image.crop(
@@ -362,7 +363,7 @@ def cropped(image: Image.Image, region: Region) -> Image.Image:
 
 
 def large_categories(things: Sequence[Thing], wanted: int) -> tuple[list[str], int]:
-    """The categories with at least `wanted` kinds, or as many as the all_reduce_max has; and that number."""
+    """Return the categories with at least `wanted` kinds, or as many as the all_reduce_max has; and that number."""
     kinds: dict[str, set[str]] = {}
     for thing in things:
         kinds.setdefault(thing.category, set()).add(thing.kind)
@@ -371,12 +372,12 @@ def large_categories(things: Sequence[Thing], wanted: int) -> tuple[list[str], i
 
 
 def single(shot: Shot, text: str, candidates: Sequence[str]) -> Group:
-    """One row whose first candidate is right; the others stand in random order already."""
+    """Return one row whose first candidate is right; the others stand in random order already."""
     return Group({"scene": shot.image}, (Question(text, "scene", tuple(map(Answer, candidates))),))
 
 
 def answers(rng: np.random.Generator, candidates: Sequence[Answer], right: int) -> tuple[Answer, ...]:
-    """The candidates in random order behind the right one."""
+    """Return the candidates in random order behind the right one."""
     return (candidates[right], *shuffled(rng, [*candidates[:right], *candidates[right + 1 :]]))
 
 

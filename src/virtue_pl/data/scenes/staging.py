@@ -31,7 +31,7 @@ class Region:
 
 
 def draw_cutout(rng: np.random.Generator, thing: Thing, side: int, sizes: tuple[float, float] = SIZES) -> Image.Image:
-    """One of the thing's cut-outs at a random size (of `sizes`), perhaps mirrored, a little brighter or darker."""
+    """Return one of the thing's cut-outs at a random size (of `sizes`), perhaps mirrored, a little brighter or darker."""
     cutout = thing.cutouts[int(rng.integers(len(thing.cutouts)))]
     wanted = side * rng.uniform(*sizes)
     scale = min(wanted / (cutout.width * cutout.height) ** 0.5, side * LONGEST / max(cutout.size))
@@ -53,7 +53,7 @@ def _jitter(rng: np.random.Generator, cutout: Image.Image) -> Image.Image:
 
 
 def crop_background(rng: np.random.Generator, background: Image.Image, side: int) -> Image.Image:
-    """A random square of the photograph, at least three fifths of its shorter side."""
+    """Return a random square of the photograph, at least three fifths of its shorter side."""
     extent = rng.uniform(0.6, 1.0) * min(background.size)
     x, y = rng.uniform(0, background.width - extent), rng.uniform(0, background.height - extent)
     image = background.resize((side, side), Image.Resampling.BILINEAR, box=(x, y, x + extent, y + extent))
@@ -63,7 +63,7 @@ def crop_background(rng: np.random.Generator, background: Image.Image, side: int
 def paste(
     rng: np.random.Generator, background: Image.Image, cutouts: Sequence[Image.Image], boxes: Sequence[Box]
 ) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
-    """The background with things on it in random order, and whose each pixel is (0: background; i + 1: thing i)."""
+    """Return the background with things on it in random order, and whose each pixel is (0: background; i + 1: thing i)."""
     image = background.copy()
     owners = np.zeros((image.height, image.width), dtype=np.uint8)
     for index in rng.permutation(len(boxes)):
@@ -83,7 +83,7 @@ def _opaque(cutout: Image.Image) -> Bool[np.ndarray, "height width"]:
 
 
 def visible_regions(owners: UInt8[np.ndarray, "height width"], cutouts: Sequence[Image.Image]) -> list[Region] | None:
-    """Every pasted cut-out's visible region, or None where one is hidden too much."""
+    """Return every pasted cut-out's visible region, or None where one is hidden too much."""
     regions = []
     for index, cutout in enumerate(cutouts):
         mask = owners == index + 1
@@ -99,7 +99,7 @@ def _bounds(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]
 
 
 def stands_out(image: Image.Image, background: Image.Image, region: Region) -> bool:
-    """Whether the region can be told from the background; that depends on its place, never on its relation."""
+    """Return whether the region can be told from the background; that depends on its place, never on its relation."""
     x, y, width, height = region.box
     box = (x, y, x + width, y + height)
     difference = np.abs(np.asarray(image.crop(box), dtype=np.int16) - np.asarray(background.crop(box), dtype=np.int16))

@@ -32,7 +32,9 @@ def stamp_contents(folder: Path) -> list[str]:
 
 
 def load_stamps(folder: Path, side: int) -> SceneLibrary:
-    """The catalogue's images that `fetch_images` left in `folder`, at the size that scenes of `side` pixels need."""
+    """Return the catalogue's images that `fetch_images` left in `folder`, at the size that scenes of `side` pixels
+    need.
+    """
     found, missing = _present(folder, catalogue.objects())
     photographs, missing_photographs = _present(folder, catalogue.backgrounds())
     things = [

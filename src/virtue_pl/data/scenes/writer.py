@@ -51,7 +51,7 @@ def load_library(config: SceneConfig) -> SceneLibrary:
 
 
 def write_scenes(config: SceneConfig, out: str | Path, workers: int = 1) -> dict[str, Any]:
-    """Writes what `config` asks for into `out`, going on where an earlier call was stopped. Returns what `scenes.json`
+    """Write what `config` asks for into `out`, going on where an earlier call was stopped. Returns what `scenes.json`
     says.
 
     Raises VirtueError for a folder that holds something else, or scenes of other settings.
@@ -74,7 +74,7 @@ def write_scenes(config: SceneConfig, out: str | Path, workers: int = 1) -> dict
 
 
 def settings_of(config: SceneConfig) -> dict[str, Any]:
-    """The settings that scenes depend on; those of MMEB-mini only where it is asked for."""
+    """Return the settings that scenes depend on; those of MMEB-mini only where it is asked for."""
     unused = {"cache"} if config.mmeb_train or config.mmeb_test else {"cache", "mmeb_train", "mmeb_test"}
     return {name: value for name, value in asdict(config).items() if name not in unused}
 
@@ -171,7 +171,7 @@ def _write_blocks(blocks: list[Block], config: SceneConfig, library: SceneLibrar
 
 
 def _run(blocks: list[Block], config: SceneConfig, library: SceneLibrary, out: Path, workers: int) -> Iterator[Block]:
-    """Writes the blocks, yielding each when it is done. Workers inherit the library's images by forking."""
+    """Write the blocks, yielding each when it is done. Workers inherit the library's images by forking."""
     if workers <= 1 or len(blocks) <= 1:
         for block in blocks:
             write_block(block, config, library, out)

@@ -1,11 +1,10 @@
 """Folders of shards: tars of images with their rows, and the manifest that says what is in them.
 
-One tar record is one image: `000000123.jpg` (its bytes as they were found) and `000000123.json`,
-`{"image": PATH, "rows": [...]}`, so that an image with several regions is stored, read and encoded once.
-Rows that speak of several images stand beside `000000123.jpg`, `000000123.1.jpg`, `000000123.2.jpg`, ..., and rows of
-text
-alone beside none; the json then says how many there are, `"pictures": 3`.
-The number is the record's place in the folder, counted over all shards.
+One tar record is one image: `000000123.jpg` (its bytes as they were found) and `000000123.json`, `{"image": PATH,
+"rows": [...]}`, so that an image with several regions is stored, read and encoded once. Rows that speak of several
+images stand beside `000000123.jpg`, `000000123.1.jpg`, `000000123.2.jpg`, ..., and rows of text alone beside none; the
+json then says how many there are, `"pictures": 3`. The number is the record's place in the folder, counted over all
+shards.
 """
 
 from __future__ import annotations
@@ -64,9 +63,9 @@ class Manifest:
     """What a folder of shards holds and where it came from.
 
     kind: "pairs" (training) or "rankings" (evaluation). source: fingerprint of what was converted, and how.
-    distribution: "IND" or "OOD", where the benchmark says whether the dataset is trained on, or else "".
-    negatives: the fewest and the most hard negatives of a row. rankings: names that the rows are scored under.
-    skipped: rows left out, counted by reason; the first of them with key and problem in `skipped_rows`.
+    distribution: "IND" or "OOD", where the benchmark says whether the dataset is trained on, or else "". negatives: the
+    fewest and the most hard negatives of a row. rankings: names that the rows are scored under. skipped: rows left out,
+    counted by reason; the first of them with key and problem in `skipped_rows`.
     """
 
     name: str
@@ -139,8 +138,7 @@ class ShardFolder:
     """A finished folder of shards, and where its images' stored features are read, if they are.
 
     `remote` is where shards that are not there yet come from. `resize_to_square` is `Record`'s. Where `manifest` has
-    been cut (`first`), its
-    shards' last images are passed over.
+    been cut (`first`), its shards' last images are passed over.
     """
 
     path: Path
@@ -154,8 +152,7 @@ class ShardFolder:
         """Raises VirtueError naming `option` (which setting gave the path) where shards are missing.
 
         A URL's shards are copied to a folder in `cache.folder` when they are read; once all are there, that folder can
-        be named in its
-        place.
+        be named in its place.
         """
         if is_remote(path):
             manifest = Manifest.read(RemoteFolder(str(path), cache, option=option).fetch(MANIFEST))
@@ -179,8 +176,8 @@ class ShardFolder:
         return folder
 
     def reading(self, name: str) -> AbstractContextManager[Path]:
-        """The shard's file, which is copied from where it lies if it is not there, and stays while it is read. Raises
-        VirtueError where it cannot be had.
+        """Return the shard's file, which is copied from where it lies if it is not there, and stays while it is read.
+        Raises VirtueError where it cannot be had.
         """
         if self.remote is None:
             return nullcontext(self.path / name)
@@ -188,7 +185,7 @@ class ShardFolder:
         return self.remote.reading(name, shard.bytes, shard.sha256)
 
     def first(self, rows: int | None) -> ShardFolder:
-        """The folder of the first images alone, as many as have at most `rows` rows; None for all."""
+        """Return the folder of the first images alone, as many as have at most `rows` rows; None for all."""
         if rows is None or rows >= self.manifest.rows:
             return self
         kept: list[Shard] = []
@@ -201,7 +198,7 @@ class ShardFolder:
         return replace(self, manifest=replace(self.manifest, shards=tuple(kept)))
 
     def shards_within(self, rows: int | None) -> tuple[Shard, ...]:
-        """All shards, or the first ones that hold `rows` rows."""
+        """Return all shards, or the first ones that hold `rows` rows."""
         ends = accumulate(shard.rows for shard in self.manifest.shards)
         return tuple(
             shard
@@ -219,5 +216,5 @@ class ShardFolder:
 
 
 def counts_within(counts: tuple[int, ...], rows: int) -> tuple[int, ...]:
-    """The first of the counts whose sum is at most `rows`."""
+    """Return the first of the counts whose sum is at most `rows`."""
     return counts[: bisect_right(tuple(accumulate(counts)), rows)]

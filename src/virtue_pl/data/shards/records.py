@@ -131,8 +131,8 @@ def image_member(number: int, extension: str) -> str:
 
 
 def read_record(members: Mapping[str, Any], name: str, task: str) -> Record:
-    """The record of one tar entry of the folder `name`. Raises DataError naming it. Its json says how many images it
-    has, if not one.
+    """Return the record of one tar entry of the folder `name`. Raises DataError naming it. Its json says how many
+    images it has, if not one.
     """
     key = f"{name}/{members['__key__']}"
     if "json" not in members:
@@ -147,7 +147,9 @@ def read_record(members: Mapping[str, Any], name: str, task: str) -> Record:
 
 
 def read_images(members: Mapping[str, Any], count: int, key: str) -> tuple[bytes, ...]:
-    """The bytes of the record's `count` images, in order. Raises DataError where one is not there or there twice."""
+    """Return the bytes of the record's `count` images, in order. Raises DataError where one is not there or there
+    twice.
+    """
     names = [
         [name for extension in IMAGE_EXTENSIONS if (name := image_member(number, extension)) in members]
         for number in range(count)
@@ -166,7 +168,7 @@ def found_members(members: Mapping[str, Any]) -> str:
 
 
 def read_region(row: Row, size: tuple[int, int]) -> Region:
-    """The row's "box" (xyxy pixels) and "mask" (run lengths or null). Raises DataError for one that is none."""
+    """Return the row's "box" (xyxy pixels) and "mask" (run lengths or null). Raises DataError for one that is none."""
     box = row["box"]
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)):
         raise DataError(row.key, f"box {box!r}, expected four numbers [x1, y1, x2, y2] in pixels")
@@ -179,7 +181,7 @@ def read_region(row: Row, size: tuple[int, int]) -> Region:
 
 
 def read_mask(row: Row, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
-    """The row's mask over the whole image of `size` = (height, width).
+    """Return the row's mask over the whole image of `size` = (height, width).
 
     It is stored as COCO's uncompressed run lengths, down the columns: outside, inside, outside, ...
     """

@@ -26,9 +26,8 @@ class ShardWriter:
     """Writes the shards of one folder; nothing is seen under the folder's name before `finish`.
 
     Until then they are in `.NAME.partial`. A writer of the same source continues such a folder: `groups` says how many
-    groups of
-    rows its finished shards took. Raises VirtueError for one that was made from something else, and while another
-    process writes it.
+    groups of rows its finished shards took. Raises VirtueError for one that was made from something else, and while
+    another process writes it.
 
     Args:
         folder: where the shards will be; must not be there yet.
@@ -96,7 +95,7 @@ class ShardWriter:
         self.rankings |= {name: None for row in rows for name in row.get("rankings", ())}
 
     def skip(self, error: DataError, rows: int = 1) -> None:
-        """Counts rows that are left out; the problem's words before ":" are the reason."""
+        """Count rows that are left out; the problem's words before ":" are the reason."""
         self.skipped[error.problem.partition(":")[0]] += rows
         if len(self.skipped_rows) < NAMED_SKIPS:
             self.skipped_rows.append((error.key, error.problem))
@@ -108,7 +107,7 @@ class ShardWriter:
             self._finish_shard()
 
     def write_manifest(self, **about: Any) -> Manifest:
-        """Writes the manifest and gives the folder its name. `about` are the manifest's other fields."""
+        """Write the manifest and gives the folder its name. `about` are the manifest's other fields."""
         if self._counts:
             self._finish_shard()
         manifest = Manifest(
@@ -163,7 +162,7 @@ class ShardWriter:
             ) from error
 
     def _continue(self) -> None:
-        """Takes over what the journal says is whole, and removes everything else."""
+        """Take over what the journal says is whole, and removes everything else."""
         first, *lines = journal_lines(self.partial / JOURNAL) or [{}]
         if first and first != self._first_line:
             self._journal.close()
@@ -195,7 +194,7 @@ class ShardWriter:
 
 
 def journal_lines(path: Path) -> list[dict[str, Any]]:
-    """The journal's whole lines; one that was cut off, and what follows it, is left out."""
+    """Return the journal's whole lines; one that was cut off, and what follows it, is left out."""
     lines: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -206,7 +205,7 @@ def journal_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def whole_shards(folder: Path, lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The lines up to the first shard that is not there as it was written."""
+    """Return the lines up to the first shard that is not there as it was written."""
     for number, line in enumerate(lines):
         shard = line["shard"]
         path = folder / shard["name"]

@@ -53,7 +53,7 @@ class ImageStream(BatchStream):
         ]
 
     def stored(self, folder: ShardFolder, shard: Shard, features: str, fingerprints: Mapping[str, str]) -> bool:
-        """Whether a run before this one stored the shard's features."""
+        """Return whether a run before this one stored the shard's features."""
         return is_stored(
             features_path(folder.path / features, shard.name), Making(None, fingerprints, folder.manifest.fingerprint)
         )
@@ -79,7 +79,9 @@ class ImageStream(BatchStream):
                 )
 
     def distinct(self, records: Iterable[Record], seen: set[str], log: SkipLog) -> Iterator[RecordImage]:
-        """The records' images that are not in `seen`, which they then are, decoded; bad ones are named and skipped."""
+        """Yield the records' images that are not in `seen`, which they then are, decoded; bad ones are named and
+        skipped.
+        """
         for image in chain.from_iterable(record.images(self.max_pixels) for record in records):
             if image.content_key in seen:
                 continue

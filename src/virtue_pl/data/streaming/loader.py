@@ -176,8 +176,7 @@ class StreamLoader:
     batch).
 
     Its state is how many batches of the pass were taken. A run that is resumed within an epoch reads those again,
-    passes them over,
-    and goes on with the batch that it would have had.
+    passes them over, and goes on with the batch that it would have had.
 
     Args:
         stream: what to read.

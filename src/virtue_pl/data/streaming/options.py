@@ -57,8 +57,9 @@ class ReaderOptions:
     """Larger images count as bad."""
     resize_to_square: int | None = None
     """Every image is stretched to a square of so many pixels a side, as the published evaluation does (1344), before
-    anything else sees
-    it; default none, the image's own size. How many pixels the vision tower reads is the backbone's to say."""
+    anything else sees it; default none, the image's own size. How many pixels the vision tower reads is the backbone's
+    to say.
+    """
 
     def __post_init__(self) -> None:
         check_counts({"max_pixels": self.max_pixels, "resize_to_square": self.resize_to_square})
@@ -90,8 +91,8 @@ class SamplingOptions:
     """Images, still compressed, that each worker shuffles among."""
     sample_buffer: int = 256
     """Samples, with decoded images, that each worker shuffles among; 1 keeps the rows of an image in one batch, where
-    it is encoded once
-    and they are each other's negatives."""
+    it is encoded once and they are each other's negatives.
+    """
 
     def __post_init__(self) -> None:
         check_counts({"train_rows": self.train_rows, "steps_per_epoch": self.steps_per_epoch})

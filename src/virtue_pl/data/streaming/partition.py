@@ -18,8 +18,8 @@ from virtue_pl.types import RankingSample
 class Share:
     """One rank's rows of one folder, cut into batches.
 
-    A rank has consecutive images, whole, and batches hold consecutive rows. All ranks have equally many batches,
-    as nearly equal in size as can be, as long as there are rows for them.
+    A rank has consecutive images, whole, and batches hold consecutive rows. All ranks have equally many batches, as
+    nearly equal in size as can be, as long as there are rows for them.
 
     row_starts: where each image's rows begin, and the number of rows. bounds: where each batch begins, and the last
     ends.
@@ -33,11 +33,11 @@ class Share:
         return len(self.bounds) - 1
 
     def batch_of(self, row: int) -> int:
-        """The batch of a row of the folder; less than 0 or `num_batches` and more for other ranks' rows."""
+        """Return the batch of a row of the folder; less than 0 or `num_batches` and more for other ranks' rows."""
         return bisect_right(self.bounds, row) - 1 if row < self.bounds[-1] else self.num_batches
 
     def touches(self, first_image: int, end_image: int, batches: frozenset[int]) -> bool:
-        """Whether a row of these images is in one of `batches`."""
+        """Return whether a row of these images is in one of `batches`."""
         first, last = self.row_starts[first_image], self.row_starts[end_image] - 1
         return not batches.isdisjoint(range(self.batch_of(first), self.batch_of(last) + 1))
 
@@ -46,7 +46,7 @@ class Share:
 
 
 def share_of(folder: ShardFolder, batch_size: int, reader: ReaderInfo, rows: int | None = None) -> Share:
-    """The share of the reader's rank; of the whole folder, or of its first images, as many as have at most
+    """Return the share of the reader's rank; of the whole folder, or of its first images, as many as have at most
     `rows` rows.
     """
     counts = [count for shard in folder.manifest.shards for count in shard.rows_per_image]
@@ -71,7 +71,8 @@ def ranking_batches(
     offset: int,
     max_pixels: int,
 ) -> Iterator[list[RankingSample]]:
-    """The batches of `share` that are this worker's, in order: those whose number, counted from `offset`, falls to it.
+    """Yield the batches of `share` that are this worker's, in order: those whose number, counted from `offset`, falls
+    to it.
 
     A batch lacks its bad samples, and may thus be empty.
     """
@@ -90,8 +91,8 @@ def ranking_batches(
 def numbered_samples(
     folder: ShardFolder, share: Share, batches: frozenset[int], to_sample: ToSample, log: SkipLog, max_pixels: int
 ) -> Iterator[tuple[int, RankingSample]]:
-    """The rows of the given batches, each with its number in the folder; other images are not decoded, other shards not
-    opened.
+    """Yield the rows of the given batches, each with its number in the folder; other images are not decoded, other
+    shards not opened.
     """
     starts = share.row_starts
     for first, shard in zip(

@@ -65,7 +65,7 @@ class SkipLog:
 
 
 def skip_summary(problems: Mapping[str, str], named: int = 5) -> str:
-    """One line: how many samples were bad, and the first of them with their problems."""
+    """Return one line: how many samples were bad, and the first of them with their problems."""
     if not problems:
         return "no bad samples"
     first = "; ".join(f"{key}: {problem}" for key, problem in islice(problems.items(), named))
@@ -107,7 +107,7 @@ class ReaderInfo:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """One seed from several plain values, the same in every process and far from its neighbours'.
+    """Return one seed from several plain values, the same in every process and far from its neighbours'.
 
     Only numbers and strings: what is hashed is their text, and a class's own would change with its name.
     """
@@ -115,7 +115,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def derive_reader_seed(seed: int, epoch: int, reader: ReaderInfo, *further: int) -> int:
-    """One seed for a reader in an epoch, and for a batch of it where `further` numbers one.
+    """Return one seed for a reader in an epoch, and for a batch of it where `further` numbers one.
 
     The text that is hashed is fixed: other words in it would be another shuffle.
     """
@@ -130,8 +130,8 @@ def hash_seed(text: str) -> int:
 
 
 def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: SkipLog) -> Iterator[Record]:
-    """Every record of the shards (`{"url": path}`), in order. What cannot be read is named and skipped: the rest of a
-    tar, or one record.
+    """Yield every record of the shards (`{"url": path}`), in order. What cannot be read is named and skipped: the rest
+    of a tar, or one record.
 
     Raises VirtueError for a shard that lies elsewhere and cannot be had: that is no bad sample.
     """
@@ -150,7 +150,7 @@ def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: S
 
 
 def read_tar(path: str, name: str, log: SkipLog) -> Iterator[dict[str, Any]]:
-    """The records of one tar, grouped by webdataset, up to where it is damaged."""
+    """Yield the records of one tar, grouped by webdataset, up to where it is damaged."""
     errors: list[Exception] = []
 
     def stop(error: Exception) -> bool:
@@ -197,7 +197,7 @@ def record_samples(
 
 
 def draw_negatives(samples: Iterable[Sample], count: int, seed: int) -> Iterator[Sample]:
-    """Each sample with `count` of its hard negatives, drawn anew each time without replacement."""
+    """Yield each sample with `count` of its hard negatives, drawn anew each time without replacement."""
     generator = random.Random(seed)
     for sample in samples:
         if len(sample.negatives) < count:
@@ -212,8 +212,7 @@ def distinct_batches(samples: Iterable[Sample], sizes: Iterable[int], patience: 
     """Batches of the given sizes in which no key occurs twice: a repeat is dropped, it will come again.
 
     A sample whose target says what another's in the batch says waits for the next batch, as long as no more than `size`
-    wait.
-    Raises VirtueError after `patience` repeats in a row: fewer different samples can be read than a batch holds.
+    wait. Raises VirtueError after `patience` repeats in a row: fewer different samples can be read than a batch holds.
     """
     source = iter(samples)
     waiting: deque[Sample] = deque()
@@ -283,8 +282,8 @@ def samples_of(records: Iterable[Record], source: TrainingSource, log: SkipLog) 
 
 
 def rounds(paths: Sequence[str], seed: int) -> Iterator[dict[str, str]]:
-    """All shards in a new order, again and again: with `webdataset.ResampledShards`, which draws with replacement, an
-    epoch misses a third of them.
+    """Yield all shards in a new order, again and again: with `webdataset.ResampledShards`, which draws with
+    replacement, an epoch misses a third of them.
     """
     generator = random.Random(seed)
     while True:

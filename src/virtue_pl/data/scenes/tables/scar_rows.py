@@ -63,7 +63,7 @@ def parquet_path(split: str) -> str:
 
 
 def rows_of(scene: Scene, split: str, index: int) -> list[dict[str, Any]]:
-    """One row a sample."""
+    """Return one row a sample."""
     return [_row(scene, sample, split, index) for sample in scene.samples]
 
 

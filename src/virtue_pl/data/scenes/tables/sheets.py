@@ -52,7 +52,7 @@ class Sheet(ABC):
 
     @abstractmethod
     def write(self, index: int, config: SceneConfig, library: SceneLibrary, out: Path) -> list[dict[str, Any]]:
-        """Writes the images of drawing `index`, and returns its rows."""
+        """Write the images of drawing `index`, and returns its rows."""
 
     @property
     def drawings(self) -> int:
@@ -122,7 +122,7 @@ class MMEBSheet(Sheet):
 
 
 def sheets_of(config: SceneConfig) -> list[Sheet]:
-    """All the tables that `config` asks for."""
+    """Return all the tables that `config` asks for."""
     counts = {"train": config.mmeb_train, "test": config.mmeb_test}
     mmeb = [MMEBSheet(count, task.rows, task, split) for task in TASKS for split, count in counts.items() if count]
     return [*(SCaRSheet(config.samples(split), 2, split) for split in SPLITS), *mmeb]
