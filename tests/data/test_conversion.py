@@ -219,7 +219,7 @@ def archive(path: Path, members: dict[str, bytes], mode: int = 0) -> ImageFiles:
             info = zipfile.ZipInfo(name)
             info.external_attr = mode << 16
             zipped.writestr(info, data, zipfile.ZIP_DEFLATED)
-    return ImageFiles.below(path.parents[1])
+    return ImageFiles.find(path.parents[1])
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "images/../../a.jpg", "C:\\a.jpg", "..\\a.jpg"])
@@ -256,11 +256,11 @@ def test_a_member_that_grows_or_is_damaged_is_a_bad_image(tmp_path: Path, monkey
     path.write_bytes(path.read_bytes().replace(zlib.compress(jpeg(1))[10:40], bytes(30)))
     archives.open_archive.cache_clear()
     with pytest.raises(DataError, match=r"damaged archive member: a\.jpg in "):
-        ImageFiles.below(tmp_path).read("a.jpg", "key")
+        ImageFiles.find(tmp_path).read("a.jpg", "key")
     path.write_bytes(b"no zip")
     archives.open_archive.cache_clear()
     with pytest.raises(VirtueError, match="is no zip that can be read"):
-        ImageFiles.below(tmp_path).read("a.jpg", "key")
+        ImageFiles.find(tmp_path).read("a.jpg", "key")
 
 
 SPOILT = {
@@ -325,7 +325,7 @@ def own(root: Path, **lines: list[dict[str, Any]]) -> Path:
 
 
 def test_own_pairs_become_samples_with_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_lines, "LINES_AT_A_TIME", 2)
+    monkeypatch.setattr(json_lines, "LINES_PER_READ", 2)
     root = own(tmp_path / "own", train=OWN, test=RANKED)
     write_table(root / "more.parquet", [{"query": "what?", "query_image": "a.jpg", "target": "a dog"}])
     made = convert_pairs(root, tmp_path / "out", licence="mine")

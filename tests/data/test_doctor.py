@@ -28,8 +28,8 @@ from virtue_pl.data.datamodules.mmeb import MMEBDataModule
 from virtue_pl.data.datamodules.scar import SCaRDataModule
 from virtue_pl.data.doctor.checks import Checkup, Finding, count_words, power_of_two
 from virtue_pl.data.doctor.contact_sheet import ContactSheet, tile
-from virtue_pl.data.doctor.examine import as_json, errors, examine
-from virtue_pl.data.doctor.image_hashes import difference_hash, look_alike
+from virtue_pl.data.doctor.examine import count_errors, examine, to_json
+from virtue_pl.data.doctor.image_hashes import difference_hash, find_lookalikes
 from virtue_pl.data.shards.manifest import Manifest
 from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.preprocessing.images import MAX_PIXELS, decode
@@ -88,7 +88,7 @@ def test_every_set_with_bad_images_is_told_of_in_its_official_folder(spoilt: Pat
 def test_several_processes_find_what_one_finds(spoilt: Path) -> None:
     def found(workers: int) -> Any:
         sheet = ContactSheet()
-        written = as_json(examine([spoilt], workers=workers, show=sheet.show, **OPTIONS))
+        written = to_json(examine([spoilt], workers=workers, on_finding=sheet.add, **OPTIONS))
         return written, [(exhibit.finding, exhibit.tile.tobytes()) for exhibit in sheet.exhibits]
 
     one = found(1)
@@ -206,7 +206,7 @@ def test_what_is_sound_is_called_sound(tmp_path: Path) -> None:
     convert_scar(root, tmp_path / "shards")
     for path in (root, tmp_path / "shards"):
         found = examine([path], **OPTIONS)
-        assert found and [kinds(checkup) for checkup in found] == [{}] * len(found) and errors(found) == 0
+        assert found and [kinds(checkup) for checkup in found] == [{}] * len(found) and count_errors(found) == 0
         assert all(checkup.rows == ROWS and checkup.images >= ROWS for checkup in found)
 
 
@@ -272,7 +272,7 @@ def test_equal_pairs_are_a_warning(tmp_path: Path) -> None:
     assert [sorted((finding.key, finding.detail.split()[-1])) for finding in findings] == [
         ["SCAR_mini/0", "SCAR_mini/1"]
     ]
-    assert errors([checkup for checkup in checkups if checkup.name == "SCAR_mini"]) == 0
+    assert count_errors([checkup for checkup in checkups if checkup.name == "SCAR_mini"]) == 0
 
 
 def rewritten(path: Path, changes: dict[str, bytes | None]) -> None:
@@ -349,7 +349,7 @@ def test_leaked_images_are_shown(tmp_path: Path, shards: bool) -> None:
     if shards:
         convert_scar(root, tmp_path / "out")
     sheet = ContactSheet()
-    examine([tmp_path / "out" if shards else root], show=sheet.show, **OPTIONS)
+    examine([tmp_path / "out" if shards else root], on_finding=sheet.add, **OPTIONS)
     (leak,) = [shown for shown in sheet.exhibits if shown.finding.key == "SCaR_eval_mini_val (mini_val/0001.jpg)"]
     assert leak.finding.kind == "image of the training data" and leak.finding.image == "mini_val/0001.jpg"
     assert leak.tile.tobytes() == tile(decode(photograph(7), ""), None).tobytes()
@@ -360,7 +360,7 @@ def test_hashes_tell_images_apart_but_not_their_copies() -> None:
     assert None not in hashes.values()
     copies = {str(seed): difference_hash(decode(photograph(seed, (80, 64), 70), "")) for seed in range(60)}
     found = dict(
-        look_alike(
+        find_lookalikes(
             [value for value in hashes.values() if value is not None],
             {name: value for name, value in copies.items() if value is not None},
         )
@@ -368,7 +368,7 @@ def test_hashes_tell_images_apart_but_not_their_copies() -> None:
     assert len(found) >= 55 and all(found[name] == hashes[int(name)] for name in found)
     others = {str(seed): difference_hash(decode(photograph(seed, (160, 120)), "")) for seed in range(60, 160)}
     assert not dict(
-        look_alike(
+        find_lookalikes(
             [value for value in hashes.values() if value is not None],
             {n: v for n, v in others.items() if v is not None},
         )
@@ -384,7 +384,7 @@ def test_hashes_are_near_up_to_three_bits_wherever_these_are(bits: int) -> None:
         other = value
         for place in generator.choice(64, bits, replace=False):
             other ^= 1 << int(place)
-        assert bool(list(look_alike([value], {"other": other}))) == (bits <= 3)
+        assert bool(list(find_lookalikes([value], {"other": other}))) == (bits <= 3)
 
 
 def test_histograms_count_by_powers_of_two(tmp_path: Path) -> None:
@@ -454,10 +454,10 @@ def test_an_empty_sheet_says_so(tmp_path: Path) -> None:
 
 
 def test_a_sheet_keeps_a_few_of_each_kind_errors_first(tmp_path: Path) -> None:
-    sheet = ContactSheet(of_a_kind=2, most=3)
+    sheet = ContactSheet(per_kind=2, max_total=3)
     for kind in ("duplicate pair", "damaged image"):
         for number in range(5):
-            sheet.show(Finding(kind, f"set/{number}", "detail"), None, None)
+            sheet.add(Finding(kind, f"set/{number}", "detail"), None, None)
     assert [exhibit.finding.key for exhibit in sheet.exhibits] == ["set/0", "set/1"] * 2
     sheet.save(tmp_path / "sheet.png")
-    assert as_json([Checkup("a", "pairs", 1)])["findings"] == 0
+    assert to_json([Checkup("a", "pairs", 1)])["findings"] == 0

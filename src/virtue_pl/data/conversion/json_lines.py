@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from virtue_pl.data.io.atomic import replacing
+from virtue_pl.data.io.atomic import replace_whole
 from virtue_pl.types import VirtueError
 
-LINES_AT_A_TIME = 10_000
+LINES_PER_READ = 10_000
 
 
 def to_parquet(path: Path, table: Path, schema: pa.Schema, needed: Sequence[Sequence[str]]) -> None:
@@ -24,7 +24,7 @@ def to_parquet(path: Path, table: Path, schema: pa.Schema, needed: Sequence[Sequ
     has another type.
     """
     seen: set[str] = set()
-    with replacing(table) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with replace_whole(table) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for lines in _batches(path):
             seen |= {name for _, line in lines for name in line}
             writer.write_table(_table(path, lines, schema))
@@ -37,7 +37,7 @@ def _batches(path: Path) -> Iterator[Sequence[tuple[int, Mapping[str, Any]]]]:
     """Lines with their numbers from 1, some at a time."""
     with path.open(encoding="utf-8") as file:
         numbered = enumerate(file, 1)
-        while lines := list(islice(numbered, LINES_AT_A_TIME)):
+        while lines := list(islice(numbered, LINES_PER_READ)):
             yield [(number, _object(path, number, line)) for number, line in lines]
 
 

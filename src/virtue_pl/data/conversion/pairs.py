@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from virtue_pl.data.conversion.grouped_parquet import column_names
 from virtue_pl.data.conversion.json_lines import to_parquet
 from virtue_pl.data.conversion.mmeb import MMEBFile
-from virtue_pl.data.conversion.source_file import Progress, Settings, convert, licence_of, silent
+from virtue_pl.data.conversion.source_file import Progress, Settings, convert, no_progress, read_licence
 from virtue_pl.data.formats.mmeb import RowImages, pair_row, ranking_row
 from virtue_pl.data.formats.scar import run_lengths, xyxy
 from virtue_pl.data.io.image_files import ImageFiles
@@ -46,14 +46,14 @@ class PairFile(MMEBFile):
     """One such file. Rows share a record as MMEB's do."""
 
     @property
-    def needed(self) -> Sequence[str]:
+    def required_columns(self) -> Sequence[str]:
         return ()
 
-    def optional(self, found: Sequence[str]) -> list[str]:
+    def optional_columns(self, found: Sequence[str]) -> list[str]:
         return [name for name in SCHEMA.names if name in found]
 
     @property
-    def grouped_by(self) -> tuple[str, ...]:
+    def group_columns(self) -> tuple[str, ...]:
         found = column_names(self.table)
         return tuple(
             name
@@ -62,12 +62,12 @@ class PairFile(MMEBFile):
         )
 
     def record_key(self, *values: Any) -> str:
-        named = dict(zip(self.grouped_by, values, strict=True))
+        named = dict(zip(self.group_columns, values, strict=True))
         return super().record_key(
             named.get("query_image"), named.get(TARGET[1]) or named.get(CANDIDATES[1]), named.get("query")
         )
 
-    def to_row(self, row: Mapping[str, Any], key: str, number: int, book: RowImages) -> dict[str, Any]:
+    def to_row(self, row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
         texts = {
             "qry": row.get("query"),
             "qry_image_path": row.get("query_image"),
@@ -79,16 +79,16 @@ class PairFile(MMEBFile):
                 {**texts, "tgt_text": row.get("candidates"), "tgt_img_path": row.get("candidate_images")},
                 key,
                 number,
-                book,
+                row_images,
             )
         else:
             target = {"pos_text": row.get("target"), "pos_image_path": row.get("target_image")}
             negatives = {"neg_text": row.get("negatives"), "neg_image_path": row.get("negative_images")}
-            stored = pair_row({**texts, **target, **negatives}, key, number, book)
-        return {**stored, **region(row, stored["query"][1], book, key)}
+            stored = pair_row({**texts, **target, **negatives}, key, number, row_images)
+        return {**stored, **region(row, stored["query"][1], row_images, key)}
 
 
-def region(row: Mapping[str, Any], image: int | None, book: RowImages, key: str) -> dict[str, Any]:
+def region(row: Mapping[str, Any], image: int | None, row_images: RowImages, key: str) -> dict[str, Any]:
     """Return the stored region of the query's image; empty where the row names none. Raises DataError for a region of
     no image.
     """
@@ -98,7 +98,7 @@ def region(row: Mapping[str, Any], image: int | None, book: RowImages, key: str)
         return {}
     if image is None:
         raise DataError(key, "box without an image: the query has none")
-    header = read_header(book.images[image][0], key, book.max_pixels)
+    header = read_header(row_images.images[image][0], key, row_images.max_pixels)
     size = (header.height, header.width)
     return {"box": xyxy(row["bbox"], key, size), "mask": run_lengths(row.get("segmentation"), key, size)}
 
@@ -122,11 +122,11 @@ def find_files(root: Path, tables: Path, images: Sequence[Path] = ()) -> Iterato
         table = path if path.suffix == ".parquet" else tables / f"{path.stem}.parquet"
         if table is not path:
             to_parquet(path, table, SCHEMA, (QUERY, (*TARGET, *CANDIDATES)))
-        kind = "rankings" if _ranks(path, table) else "pairs"
-        yield PairFile(path, ImageFiles.below(root, given=images), kind, path.stem, path.stem, "own", rows_in=table)
+        kind = "rankings" if _is_evaluation(path, table) else "pairs"
+        yield PairFile(path, ImageFiles.find(root, given=images), kind, path.stem, path.stem, "own", parquet_copy=table)
 
 
-def _ranks(path: Path, table: Path) -> bool:
+def _is_evaluation(path: Path, table: Path) -> bool:
     """Return whether the rows are for evaluation. Raises VirtueError where neither kind's columns are there."""
     names = column_names(table)
     if not set(QUERY) & set(names) or not {*TARGET, *CANDIDATES} & set(names):
@@ -149,14 +149,14 @@ def convert_pairs(
     seed: int = 0,
     licence: str | None = None,
     max_pixels: int = MAX_PIXELS,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     workers: int = 1,
 ) -> dict[str, Manifest]:
     """Write OUT/NAME for every NAME.jsonl and NAME.parquet in `root`, whose images lie in `root`/images or in the
     folders `images`, see `convert`.
     """
     root = Path(root)
-    settings = Settings(images_per_shard, seed, licence or licence_of(root, "not stated"), max_pixels)
+    settings = Settings(images_per_shard, seed, licence or read_licence(root, "not stated"), max_pixels)
     with TemporaryDirectory(prefix="virtue-pl-") as tables:
         return convert(
             list(find_files(root, Path(tables), tuple(map(Path, images)))), Path(out), settings, progress, workers

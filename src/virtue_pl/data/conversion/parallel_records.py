@@ -11,10 +11,10 @@ from itertools import islice
 from typing import Any, Protocol
 
 from virtue_pl.data.conversion.grouped_parquet import Group
-from virtue_pl.data.io.worker_pools import GO_ON, worker_pool
+from virtue_pl.data.io.worker_pools import RESUME_ADVICE, worker_pool
 from virtue_pl.types import DataError
 
-PAIRS_AT_A_TIME = 16
+PAIR_GROUPS_PER_TASK = 16
 """Groups of training rows that a process is given at once. Of evaluation rows it is one: a group may show a thousand
 images.
 """
@@ -45,12 +45,12 @@ class RecordSource(Protocol):
     def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None: ...
 
 
-class HeldRecords:
+class BufferedRecords:
     """A sink that holds a group's records until they are given to another one, in the same order."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
-        self._added: list[tuple[Any, ...]] = []
+        self._calls: list[tuple[Any, ...]] = []
 
     def add(
         self,
@@ -59,40 +59,40 @@ class HeldRecords:
         rows: Sequence[Mapping[str, Any]],
         paths: Sequence[str] = (),
     ) -> None:
-        self._added.append((images, image_path, rows, paths))
+        self._calls.append((images, image_path, rows, paths))
 
     def skip(self, error: DataError, rows: int = 1) -> None:
-        self._added.append((error.key, error.problem, rows))
+        self._calls.append((error.key, error.problem, rows))
 
-    def give(self, writer: RecordSink) -> None:
-        for held in self._added:
-            if len(held) == 4:
-                writer.add(*held)
+    def write_to(self, writer: RecordSink) -> None:
+        for call in self._calls:
+            if len(call) == 4:
+                writer.add(*call)
             else:
-                key, problem, rows = held
+                key, problem, rows = call
                 writer.skip(DataError(key, problem), rows)
 
 
 def records_in_order(
     file: RecordSource, groups: Iterator[Group], max_pixels: int, workers: int
-) -> Iterator[HeldRecords]:
+) -> Iterator[BufferedRecords]:
     """Yield every group's records, made by `workers` processes that are at most a few groups ahead. Raises VirtueError
     where one is killed.
     """
-    size = PAIRS_AT_A_TIME if file.kind == "pairs" else 1
-    waiting: deque[Future[list[HeldRecords]]] = deque()
-    with worker_pool(workers, "virtue_pl.data.conversion.source_file", GO_ON) as pool:
+    size = PAIR_GROUPS_PER_TASK if file.kind == "pairs" else 1
+    waiting: deque[Future[list[BufferedRecords]]] = deque()
+    with worker_pool(workers, "virtue_pl.data.conversion.source_file", RESUME_ADVICE) as pool:
         while some := list(islice(groups, size)):
-            waiting.append(pool.submit(held_records, file, some, max_pixels))
+            waiting.append(pool.submit(buffer_records, file, some, max_pixels))
             if len(waiting) > workers + 1:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
 
 
-def held_records(file: RecordSource, groups: Sequence[Group], max_pixels: int) -> list[HeldRecords]:
+def buffer_records(file: RecordSource, groups: Sequence[Group], max_pixels: int) -> list[BufferedRecords]:
     """In a worker: each group's records."""
-    found = [HeldRecords(len(group)) for group in groups]
-    for group, held in zip(groups, found, strict=True):
-        file.write_record(group, held, max_pixels)
+    found = [BufferedRecords(len(group)) for group in groups]
+    for group, buffered in zip(groups, found, strict=True):
+        file.write_record(group, buffered, max_pixels)
     return found

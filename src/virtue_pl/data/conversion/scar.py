@@ -15,8 +15,8 @@ from virtue_pl.data.conversion.source_file import (
     Settings,
     SourceFile,
     convert,
-    licence_of,
-    silent,
+    no_progress,
+    read_licence,
 )
 from virtue_pl.data.formats.catalogue import scar_sets
 from virtue_pl.data.formats.scar import form_columns, pair_row, ranking_row
@@ -42,10 +42,10 @@ class SCaRFile(SourceFile):
     """One of SCaR's parquet files; a record is an image with its rows."""
 
     @property
-    def needed(self) -> Sequence[str]:
+    def required_columns(self) -> Sequence[str]:
         return PAIR_COLUMNS if self.kind == "pairs" else RANKING_COLUMNS
 
-    def optional(self, found: Sequence[str]) -> list[str]:
+    def optional_columns(self, found: Sequence[str]) -> list[str]:
         forms = (
             [name for name in found if name in form_columns(found) or name.startswith("tgt_kinds_")]
             if self.kind == "rankings"
@@ -54,7 +54,7 @@ class SCaRFile(SourceFile):
         return [*(name for name in OPTIONAL_COLUMNS if name in found), *forms]
 
     @property
-    def grouped_by(self) -> tuple[str, ...]:
+    def group_columns(self) -> tuple[str, ...]:
         return ("qry_image_path",)
 
     def record_key(self, *values: Any) -> str:
@@ -81,18 +81,18 @@ class SCaRFile(SourceFile):
 
 def find_files(root: Path, images: Sequence[Path] = ()) -> list[SourceFile]:
     """Return the training and evaluation files under `root`. Raises VirtueError if there are none."""
-    found = [file for folder, kind, prefix in LAYOUT for file in _files_of(root, folder, kind, prefix, images)]
+    found = [file for folder, kind, prefix in LAYOUT for file in _find_files_in(root, folder, kind, prefix, images)]
     if not found:
         raise VirtueError(f"--root {root}: found neither SCaR-train/SCAR_*.parquet nor SCaR-eval/SCaR_eval_*.parquet")
     return found
 
 
-def _files_of(root: Path, name: str, kind: str, prefix: str, given: Sequence[Path]) -> Iterator[SourceFile]:
+def _find_files_in(root: Path, name: str, kind: str, prefix: str, given: Sequence[Path]) -> Iterator[SourceFile]:
     """Yield the files in the folder `name`, as the published configs write it or as the hub does ("SCaR-Train");
     further down in it, too.
     """
     for folder in sorted(path for path in root.glob("*") if path.name.lower() == name.lower()):
-        images = ImageFiles.below(folder, root, given=given)
+        images = ImageFiles.find(folder, root, given=given)
         for path in sorted(folder.rglob("*.parquet")):
             stem = re.sub(r"-00000-of-00001$", "", path.stem)
             dataset = _PREFIX.sub("", stem)
@@ -110,7 +110,7 @@ def convert_scar(
     seed: int = 0,
     licence: str | None = None,
     max_pixels: int = MAX_PIXELS,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     workers: int = 1,
 ) -> dict[str, Manifest]:
     """Write OUT/NAME for every parquet file NAME under `root`, see `convert`.
@@ -121,5 +121,5 @@ def convert_scar(
         workers: see `convert`.
     """
     root = Path(root)
-    settings = Settings(images_per_shard, seed, licence or licence_of(root, PUBLISHED_LICENCE), max_pixels)
+    settings = Settings(images_per_shard, seed, licence or read_licence(root, PUBLISHED_LICENCE), max_pixels)
     return convert(find_files(root, tuple(map(Path, images))), Path(out), settings, progress, workers)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from virtue_pl.data.conversion.grouped_parquet import Group, column_names, grouped_rows, num_rows
-from virtue_pl.data.conversion.parallel_files import in_processes
+from virtue_pl.data.conversion.parallel_files import convert_in_processes
 from virtue_pl.data.conversion.parallel_records import RecordSink, records_in_order
 from virtue_pl.data.io.atomic import sha256
 from virtue_pl.data.io.image_files import ImageFiles
@@ -28,7 +28,7 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]
 
 
 @contextmanager
-def silent(name: str, rows: int) -> Iterator[Advance]:
+def no_progress(name: str, rows: int) -> Iterator[Advance]:
     """No progress is shown."""
     yield lambda rows: None
 
@@ -56,7 +56,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class SourceFile(ABC):
-    """One parquet file (or one of which a parquet file was made, `rows_in`), which becomes one folder of shards.
+    """One parquet file (or one of which a parquet file was made, `parquet_copy`), which becomes one folder of shards.
 
     images: where its images are. kind: "pairs" or "rankings". name: of the folder of shards. task: the dataset,
     whichever split the file is. distribution: see `Manifest`.
@@ -69,30 +69,30 @@ class SourceFile(ABC):
     task: str
     meta_task: str
     distribution: str = ""
-    rows_in: Path | None = None
+    parquet_copy: Path | None = None
 
     @property
     def table(self) -> Path:
         """The parquet file with the rows."""
-        return self.rows_in or self.path
+        return self.parquet_copy or self.path
 
     @property
     @abstractmethod
-    def needed(self) -> Sequence[str]:
+    def required_columns(self) -> Sequence[str]:
         """Columns that must be there."""
 
     @abstractmethod
-    def optional(self, found: Sequence[str]) -> list[str]:
+    def optional_columns(self, found: Sequence[str]) -> list[str]:
         """Those of the columns found that are read, too."""
 
     @property
     @abstractmethod
-    def grouped_by(self) -> tuple[str, ...]:
+    def group_columns(self) -> tuple[str, ...]:
         """The columns that say which rows share a record, see `record_key`."""
 
     @abstractmethod
     def record_key(self, *values: Any) -> str:
-        """Rows with the same key, made from their values in `grouped_by`, share a record."""
+        """Rows with the same key, made from their values in `group_columns`, share a record."""
 
     @abstractmethod
     def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
@@ -101,17 +101,17 @@ class SourceFile(ABC):
     def columns(self) -> list[str]:
         """What is read. Raises VirtueError where a needed column is missing."""
         found = column_names(self.table)
-        missing = [name for name in self.needed if name not in found]
+        missing = [name for name in self.required_columns if name not in found]
         if missing:
             raise VirtueError(f"{self.path} lacks the columns {', '.join(missing)}; it has {', '.join(found)}")
-        return list(dict.fromkeys([*self.needed, *self.optional(found)]))
+        return list(dict.fromkeys([*self.required_columns, *self.optional_columns(found)]))
 
     def num_rows(self) -> int:
         return num_rows(self.table)
 
     def groups(self, seed: int) -> Iterator[Group]:
         """Return the rows that share a record, in seeded random order; the same for the same file and seed."""
-        return grouped_rows(self.table, self.columns(), self.grouped_by, seed, key=self.record_key)
+        return grouped_rows(self.table, self.columns(), self.group_columns, seed, key=self.record_key)
 
 
 def convert(
@@ -133,13 +133,13 @@ def convert(
     found = {file.name: _finished(file, out / file.name, settings) for file in files}
     todo = [file for file in files if found[file.name] is None]
     if 1 < workers <= len(todo):
-        made = in_processes(partial(_convert, out=out, settings=settings), todo, progress, workers)
+        made = convert_in_processes(partial(_convert, out=out, settings=settings), todo, progress, workers)
     else:
         made = {file.name: _convert(file, out, settings, progress, workers) for file in todo}
     return {file.name: found[file.name] or made[file.name] for file in files}
 
 
-def licence_of(root: Path, published: str) -> str:
+def read_licence(root: Path, published: str) -> str:
     """What composed scenes say of themselves, or else `published`."""
     scenes = root / "scenes.json"
     if not scenes.is_file():
@@ -171,10 +171,10 @@ def _convert(file: SourceFile, out: Path, settings: Settings, progress: Progress
             written = (
                 _write(file, groups, writer, settings)
                 if workers == 1
-                else _write_held(file, groups, writer, settings, workers)
+                else _write_buffered(file, groups, writer, settings, workers)
             )
             for rows in written:
-                writer.group_done()
+                writer.finish_group()
                 advance(rows)
         return writer.write_manifest(
             name=file.name,
@@ -193,10 +193,10 @@ def _write(file: SourceFile, groups: Iterator[Group], writer: ShardWriter, setti
         yield len(group)
 
 
-def _write_held(
+def _write_buffered(
     file: SourceFile, groups: Iterator[Group], writer: ShardWriter, settings: Settings, workers: int
 ) -> Iterator[int]:
     """Yield the same, where other processes make the records."""
-    for held in records_in_order(file, groups, settings.max_pixels, workers):
-        held.give(writer)
-        yield held.rows
+    for buffered in records_in_order(file, groups, settings.max_pixels, workers):
+        buffered.write_to(writer)
+        yield buffered.rows

@@ -59,7 +59,7 @@ class StreamingDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epoch = state_dict["epoch"]
 
-    def _connected(self) -> Collator:
+    def _require_collator(self) -> Collator:
         if self._collator is None:
             raise VirtueError(
                 f"{type(self).__name__} is not connected to a model: call connect(model.collator) before asking it for"

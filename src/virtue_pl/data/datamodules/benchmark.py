@@ -52,8 +52,8 @@ class BenchmarkMixture:
     def sampling_of(self, name: str) -> SamplingOptions:
         """Return how samples of one set are drawn. Raises VirtueError for a count that cannot be."""
         return SamplingOptions(
-            num_negatives=of_set(self.num_negatives, name, 0),
-            train_rows=of_set(self.train_rows, name, None),
+            num_negatives=value_for_set(self.num_negatives, name, 0),
+            train_rows=value_for_set(self.train_rows, name, None),
             shuffle_buffer=self.shuffle_buffer,
             sample_buffer=self.sample_buffer,
         )
@@ -97,11 +97,11 @@ class BenchmarkDataModule(MixedDataModule):
         reader: ReaderOptions = ReaderOptions(),
         cache: CacheOptions = CacheOptions(),
     ) -> None:
-        names = chosen(sets)
+        names = select_sets(sets)
         mixture.check_names(names)
         parts: dict[str, ShardDataModule] = {}
         for name in names:
-            module, trained, tested, images = place_of(name)
+            module, trained, tested, images = locate_set(name)
             parts[name] = module(
                 f"{root.rstrip('/')}/{trained}" if train and trained else None,
                 test={"test": f"{root.rstrip('/')}/{tested}"} if tested else None,
@@ -129,23 +129,23 @@ def groups() -> dict[str, tuple[str, ...]]:
     return {group: tuple(names) for group, names in found.items()}
 
 
-def chosen(sets: Sequence[str]) -> tuple[str, ...]:
+def select_sets(sets: Sequence[str]) -> tuple[str, ...]:
     """Return every set that is named, itself or by a group, once. Raises VirtueError for a name that is neither, and
     for none.
     """
-    known, single = groups(), {*mmeb_sets(), *scar_sets()}
+    by_group, single = groups(), {*mmeb_sets(), *scar_sets()}
     for name in sets:
-        if name not in known and name not in single:
+        if name not in by_group and name not in single:
             raise VirtueError(
-                f"sets: {name!r} is no set and no group, expected some of {', '.join(sorted(known))}, or names like"
+                f"sets: {name!r} is no set and no group, expected some of {', '.join(sorted(by_group))}, or names like"
                 " ImageNet_1K"
             )
     if not sets:
-        raise VirtueError(f"sets is empty, expected some of {', '.join(sorted(known))}, or names like ImageNet_1K")
-    return tuple(dict.fromkeys(one for name in sets for one in known.get(name, (name,))))
+        raise VirtueError(f"sets is empty, expected some of {', '.join(sorted(by_group))}, or names like ImageNet_1K")
+    return tuple(dict.fromkeys(one for name in sets for one in by_group.get(name, (name,))))
 
 
-def place_of(name: str) -> tuple[type[ShardDataModule], str, str, bool]:
+def locate_set(name: str) -> tuple[type[ShardDataModule], str, str, bool]:
     """Return the module of a set, its folders of training and evaluation shards ("" where it has none), and whether its
     candidates are images.
     """
@@ -156,6 +156,6 @@ def place_of(name: str) -> tuple[type[ShardDataModule], str, str, bool]:
     return MMEBDataModule, trained, f"MMEB_eval_{name}", one.wording.endswith("2i")
 
 
-def of_set(value: Value | Mapping[str, Value], name: str, default: Value) -> Value:
+def value_for_set(value: Value | Mapping[str, Value], name: str, default: Value) -> Value:
     """What holds for one set: its own, or everyone's."""
     return value.get(name, default) if isinstance(value, Mapping) else value

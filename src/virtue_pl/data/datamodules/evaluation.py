@@ -11,7 +11,7 @@ from typing import Any
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from virtue_pl.data.eval_sets.files import asked_for, find_set, missing_sets
+from virtue_pl.data.eval_sets.files import find_set, missing_sets, resolve_sets
 from virtue_pl.data.eval_sets.images import ImageLibrary
 from virtue_pl.data.eval_sets.options import EvaluationDataOptions
 from virtue_pl.data.eval_sets.plan import EvaluationPlan, make_plan
@@ -60,11 +60,11 @@ class EvaluationDataModule(LightningDataModule):
         """Every set's rows and the distinct inputs among them. Raises VirtueError for missing files and for a row that
         cannot be ranked.
         """
-        query = self._connected().query
+        query = self._require_collator().query
         found, missing = self.read_sets()
         return make_plan(found, query, self.library.sizes, missing, self.options.batch_size)
 
-    def _connected(self) -> InputCollator:
+    def _require_collator(self) -> InputCollator:
         if self._collator is None:
             raise VirtueError(
                 "EvaluationDataModule is not connected to a model: call connect(model.collator) before asking it for"
@@ -77,21 +77,21 @@ class EvaluationDataModule(LightningDataModule):
         if not self.root.is_dir():
             raise VirtueError(f"--data {self.root}: there is no such folder")
         options, images = self.options, [Path(folder) for folder in self.options.images]
-        files = {about: find_set(self.root, about, options.form, images) for about in asked_for(self.sets)}
-        missing = {about.name: "no files" for about, place in files.items() if place is None}
+        files = {about: find_set(self.root, about, options.form, images) for about in resolve_sets(self.sets)}
+        missing = {about.name: "no files" for about, found_files in files.items() if found_files is None}
         if len(missing) == len(files) or (missing and not options.allow_missing):
             hint = "" if len(missing) == len(files) else "; give --allow-missing to evaluate the others"
             raise VirtueError(missing_sets(self.root, missing) + hint)
         reader = RowReader(self.library)
         found = {}
-        for about, place in files.items():
-            if place is None:
+        for about, found_files in files.items():
+            if found_files is None:
                 continue
             try:
                 rows = (
-                    list(reader.read(place, options.limit))
-                    if place.shards is None
-                    else shard_rows(place, reader, options.limit)
+                    list(reader.read(found_files, options.limit))
+                    if found_files.shards is None
+                    else shard_rows(found_files, reader, options.limit)
                 )
             except DataError as error:
                 if not (options.allow_missing and error.problem.startswith("missing image")):
@@ -107,7 +107,7 @@ class EvaluationDataModule(LightningDataModule):
         trainer = self.trainer
         reader = ReaderInfo() if trainer is None else ReaderInfo(trainer.global_rank, trainer.world_size)
         return PlannedLoader(
-            PlannedBatches(self.plan, self.library, self._connected(), reader), self.options.num_workers
+            PlannedBatches(self.plan, self.library, self._require_collator(), reader), self.options.num_workers
         )
 
     def fingerprint(self) -> str:
@@ -160,12 +160,12 @@ class PlannedBatches(IterableDataset[InputBatch]):
         numbers = [number for number in numbers if self.plan.keys[number] in unknown]
         if not numbers:
             return InputBatch((), (), None)
-        wanted = [self.plan.inputs[number] for number in numbers]
-        pixels = {key: self.library.pixels(key) for item in wanted for key in item.image_keys}
-        shown = [replace(item, images=tuple(pixels[key] for key in item.image_keys)) for item in wanted]
+        inputs = [self.plan.inputs[number] for number in numbers]
+        pixels = {key: self.library.pixels(key) for item in inputs for key in item.image_keys}
+        with_images = [replace(item, images=tuple(pixels[key] for key in item.image_keys)) for item in inputs]
         keys = tuple(self.plan.keys[number] for number in numbers)
         return InputBatch(
-            keys, tuple(self.plan.sources[number] for number in numbers), self.collator.encoder_batch(shown)
+            keys, tuple(self.plan.sources[number] for number in numbers), self.collator.encoder_batch(with_images)
         )
 
 

@@ -98,12 +98,12 @@ class MixedDataModule(StreamingDataModule):
         if not self.weights:
             raise VirtueError("no part has training shards and a weight above 0: set `train` of some of the parts")
         seed = self.reader.seed
-        trained = {name: part for name, part in self._placed().items() if name in self.weights}
+        trained = {name: part for name, part in self._attach_trainer().items() if name in self.weights}
         sources = {name: part.training_source(derive_seed(seed, name)) for name, part in trained.items()}
         stream = MixedStream(
             sources,
             self.weights,
-            self._connected().collate_train,
+            self._require_collator().collate_train,
             blocks=self.batch_size // self.block_size,
             block_size=self.block_size,
             steps=self.steps,
@@ -113,13 +113,13 @@ class MixedDataModule(StreamingDataModule):
         return self._loader(stream)
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
-        loaders = [part.val_dataloader() for part in self._placed().values() if part.val]
-        return self._joined(loaders) if loaders else []
+        loaders = [part.val_dataloader() for part in self._attach_trainer().values() if part.val]
+        return self._join(loaders) if loaders else []
 
     def test_dataloader(self) -> StreamLoader:
         if not any(part.test for part in self.parts.values()):
             raise VirtueError("no part has `test`: give some of them folders of evaluation shards by name")
-        return self._joined([part.test_dataloader() for part in self._placed().values() if part.test])
+        return self._join([part.test_dataloader() for part in self._attach_trainer().values() if part.test])
 
     def predict_dataloader(self) -> StreamLoader:
         """Return the training samples of one epoch, or every image of every part, for what is stored of them
@@ -127,7 +127,7 @@ class MixedDataModule(StreamingDataModule):
         """
         if self.predict == "pairs":
             return self.train_dataloader()
-        return self._joined([part.predict_dataloader() for part in self._placed().values()])
+        return self._join([part.predict_dataloader() for part in self._attach_trainer().values()])
 
     def fingerprint(self) -> str:
         """Changes where any byte of any shard does."""
@@ -151,13 +151,13 @@ class MixedDataModule(StreamingDataModule):
         samples = round(share * self.steps * self.batch_size * self.world_size)
         return {**describe_folder(folder, samples, self.steps), "weight": round(share, 3)}
 
-    def _placed(self) -> dict[str, ShardDataModule]:
+    def _attach_trainer(self) -> dict[str, ShardDataModule]:
         """Return the parts, which know this module's trainer from then on."""
         for part in self.parts.values():
             part.trainer = self.trainer
         return self.parts
 
-    def _joined(self, loaders: Sequence[Any]) -> StreamLoader:
+    def _join(self, loaders: Sequence[Any]) -> StreamLoader:
         return self._loader(JoinedStream([loader.stream for loader in loaders], self.reader_info()))
 
 

@@ -115,7 +115,7 @@ class ShardDataModule(StreamingDataModule, ABC):
                 f"num_negatives is {self.num_negatives}, but rows of {self.train} have as few as"
                 f" {folder.manifest.negatives[0]}"
             )
-        return self._read(folder, None).first(self.sampling.train_rows)
+        return self._read(folder, None).limit_rows(self.sampling.train_rows)
 
     @cached_property
     def val_folders(self) -> dict[str, ShardFolder]:
@@ -142,7 +142,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         return TrainingSource(self.train_folder, self.to_sample, self.sampling, seed, self.reader.max_pixels)
 
     def train_dataloader(self) -> StreamLoader:
-        source, collate = self.training_source(self.reader.seed), self._connected().collate_train
+        source, collate = self.training_source(self.reader.seed), self._require_collator().collate_train
         options: dict[str, Any] = {"batch_size": self.batch_size, "steps": self.steps, "reader": self.reader_info()}
         return self._loader(TrainingStream(source, collate, **options))
 
@@ -158,7 +158,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         """Return the training samples of one epoch, or every image, for what is stored of them (`predict`)."""
         if self.predict == "pairs":
             return self.train_dataloader()
-        collator = self._connected()
+        collator = self._require_collator()
         limits = {f"test/{name}": self.test_rows for name in self.test}
         folders = {
             folder.path.resolve(): (folder, limits.get(split)) for split, folder in reversed(self.folders().items())
@@ -197,11 +197,11 @@ class ShardDataModule(StreamingDataModule, ABC):
         """Return the folder as its images are to be read: at which size, and with what is stored of them
         (`_with_features`).
         """
-        side = self.reader.resize_to_square
-        if side is not None and self.features is not None:
-            found = f"resize_to_square is {side}, but features are of images at their own size"
+        square_size = self.reader.resize_to_square
+        if square_size is not None and self.features is not None:
+            found = f"resize_to_square is {square_size}, but features are of images at their own size"
             raise VirtueError(f"{found}: leave resize_to_square or features out")
-        return replace(self._with_features(folder, rows), resize_to_square=side)
+        return replace(self._with_features(folder, rows), resize_to_square=square_size)
 
     def _with_features(self, folder: ShardFolder, rows: int | None) -> ShardFolder:
         """Return the folder with its stored features, if they are to be read; they must cover the shards with its first
@@ -234,7 +234,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         stream = RankingStream(
             folders,
             self.to_sample,
-            self._connected().collate_eval,
+            self._require_collator().collate_eval,
             batch_size=self.eval_batch_size,
             rows=rows,
             max_pixels=self.reader.max_pixels,

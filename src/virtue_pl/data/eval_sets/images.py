@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from virtue_pl.data.io.image_files import ImageFiles, header_of
+from virtue_pl.data.io.image_files import ImageFiles, read_named_header
 from virtue_pl.data.shards.records import content_key
 from virtue_pl.preprocessing.images import MAX_PIXELS, decode, read_header, resize_to_square
 from virtue_pl.types import DataError
@@ -46,7 +46,7 @@ class ImageLibrary:
     """Where every image is, under the key of its content; the same image in two places is one.
 
     Args:
-        resize_to_square: side in pixels of the square that every image is made before all else, and its key says so;
+        resize_to_square: size in pixels of the square that every image is made before all else, and its key says so;
             the published evaluation's setting `image_resolution: high` is 1344. None for the image's own size.
         max_pixels: larger images are refused.
     """
@@ -56,40 +56,40 @@ class ImageLibrary:
         self.max_pixels = max_pixels
         self.sizes: dict[str, tuple[int, int]] = {}
         """(height, width) of each image as it was found."""
-        self._places: dict[str, FileImage | TarImage] = {}
+        self._locations: dict[str, FileImage | TarImage] = {}
         self._keys: dict[FileImage, str] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
-    def named(self, images: ImageFiles, path: str, row: str) -> str:
+    def add_path(self, images: ImageFiles, path: str, row: str) -> str:
         """Return the key of an image by its path. Raises DataError naming `row` where it is missing or no image."""
-        place = FileImage(images, path)
-        if place not in self._keys:
-            self._keys[place] = self.add(place, place.read(row), row)
-        return self._keys[place]
+        location = FileImage(images, path)
+        if location not in self._keys:
+            self._keys[location] = self.add(location, location.read(row), row)
+        return self._keys[location]
 
-    def add(self, place: FileImage | TarImage, data: bytes, row: str) -> str:
+    def add(self, location: FileImage | TarImage, data: bytes, row: str) -> str:
         """Return the key of an image whose bytes are known."""
-        side = self.resize_to_square
-        key = content_key(data) + ("" if side is None else f", {side} pixels square")
-        if key not in self._places:
+        square_size = self.resize_to_square
+        key = content_key(data) + ("" if square_size is None else f", {square_size} pixels square")
+        if key not in self._locations:
             header = (
-                header_of(data, place.path, row, self.max_pixels)
-                if isinstance(place, FileImage)
+                read_named_header(data, location.path, row, self.max_pixels)
+                if isinstance(location, FileImage)
                 else read_header(data, row, self.max_pixels)
             )
-            self._places[key], self.sizes[key] = place, (header.height, header.width)
+            self._locations[key], self.sizes[key] = location, (header.height, header.width)
         return key
 
     def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]:
         """Return the decoded image, as the model is to see it. Raises DataError where its file has gone or is damaged."""
-        place = self._places[key]
-        name = place.path if isinstance(place, FileImage) else str(place.tar)
-        image = decode(place.read(name), name, self.max_pixels)
+        location = self._locations[key]
+        name = location.path if isinstance(location, FileImage) else str(location.tar)
+        image = decode(location.read(name), name, self.max_pixels)
         return image if self.resize_to_square is None else resize_to_square(image, self.resize_to_square)
 
     def image(self, key: str) -> UInt8[Tensor, "3 height width"]:
         """Return the decoded image as it was found."""
-        place = self._places[key]
-        return decode(place.read(key), key, self.max_pixels)
+        location = self._locations[key]
+        return decode(location.read(key), key, self.max_pixels)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, SetDescription
 
-PIXELS_A_TOKEN = 28 * 28
-LETTERS_A_TOKEN = 4
+PIXELS_PER_TOKEN = 28 * 28
+CHARACTERS_PER_TOKEN = 4
 """Roughly, for sorting by length."""
 
 
@@ -40,14 +40,14 @@ class EvaluationPlan:
         return len({key for item in self.inputs for key in item.image_keys})
 
     def fingerprint(self) -> str:
-        """Changes with any input, its place in a candidate list, or a right answer."""
-        digest, said = hashlib.sha256("\n".join(self.keys).encode()), dict[int, str]()
+        """Changes with any input, its index in a candidate list, or a right answer."""
+        digest, texts = hashlib.sha256("\n".join(self.keys).encode()), dict[int, str]()
         for ranked in self.sets:
             digest.update(f"{ranked.about.name} {ranked.queries.tolist()}".encode())
             for row, candidates in zip(ranked.rows, ranked.candidates, strict=True):
                 named = [
-                    f"{name} {said.get(id(places)) or said.setdefault(id(places), str(places))}"
-                    for name, places in row.rankings.items()
+                    f"{name} {texts.get(id(indices)) or texts.setdefault(id(indices), str(indices))}"
+                    for name, indices in row.rankings.items()
                 ]
                 digest.update(f"{row.row} {len(candidates)} {named} ".encode() + candidates.numpy().tobytes())
         return digest.hexdigest()
@@ -65,10 +65,10 @@ def make_plan(
     sets = []
     for about, rows in found.items():
         queries = [distinct.number(query(row), f"{about.name} row {row.row}") for row in rows]
-        candidates = tuple(candidate_numbers(distinct, row) for row in rows)
+        candidates = tuple(candidate_indices(distinct, row) for row in rows)
         sets.append(RankedSet(about, tuple(rows), torch.tensor(queries, dtype=torch.long), candidates))
     inputs = tuple(distinct.inputs)
-    batches = grouped_batches(inputs, [length(item, sizes) for item in inputs], batch_size)
+    batches = make_batches(inputs, [estimate_tokens(item, sizes) for item in inputs], batch_size)
     return EvaluationPlan(
         tuple(sets),
         inputs,
@@ -81,10 +81,10 @@ def make_plan(
     )
 
 
-def candidate_numbers(distinct: DistinctInputs, row: EvaluationRow) -> Int[Tensor, " candidates"]:
+def candidate_indices(distinct: DistinctInputs, row: EvaluationRow) -> Int[Tensor, " candidates"]:
     found = [
-        distinct.number(item, f"{row.set} row {row.row}, candidate {place}")
-        for place, item in enumerate(row.candidates)
+        distinct.number(item, f"{row.set} row {row.row}, candidate {index}")
+        for index, item in enumerate(row.candidates)
     ]
     return torch.tensor(found, dtype=torch.long)
 
@@ -123,13 +123,13 @@ def input_key(item: EmbeddingInput) -> str:
     return digest.hexdigest()
 
 
-def length(item: EmbeddingInput, sizes: Mapping[str, tuple[int, int]]) -> int:
+def estimate_tokens(item: EmbeddingInput, sizes: Mapping[str, tuple[int, int]]) -> int:
     """Return about how many tokens it is."""
     pixels = sum(height * width for height, width in (sizes[key] for key in item.image_keys))
-    return len(item.text) // LETTERS_A_TOKEN + pixels // PIXELS_A_TOKEN
+    return len(item.text) // CHARACTERS_PER_TOKEN + pixels // PIXELS_PER_TOKEN
 
 
-def grouped_batches(
+def make_batches(
     inputs: Sequence[EmbeddingInput], lengths: Sequence[int], batch_size: int
 ) -> tuple[tuple[int, ...], ...]:
     """Numbers of inputs in batches of about `batch_size`, the longest first, so that little is padded and memory is
@@ -142,14 +142,14 @@ def grouped_batches(
         groups.setdefault(item.image_keys or number, []).append(number)
     batches: list[list[int]] = []
     open_batch: list[int] = []
-    shown = True
+    batch_has_images = True
     for group in sorted(
         groups.values(),
         key=lambda group: (not inputs[group[0]].image_keys, -max(lengths[number] for number in group), group[0]),
     ):
-        imaged = bool(inputs[group[0]].image_keys)
-        if open_batch and (len(open_batch) + len(group) > batch_size or imaged != shown):
+        has_images = bool(inputs[group[0]].image_keys)
+        if open_batch and (len(open_batch) + len(group) > batch_size or has_images != batch_has_images):
             batches.append(open_batch)
             open_batch = []
-        open_batch, shown = [*open_batch, *group], imaged
+        open_batch, batch_has_images = [*open_batch, *group], has_images
     return tuple(map(tuple, [*batches, *([open_batch] if open_batch else [])]))

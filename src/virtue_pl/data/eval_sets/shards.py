@@ -41,11 +41,11 @@ def records(files: SetFiles, library: ImageLibrary) -> Iterator[tuple[Record, li
                 contents: dict[str, Any] = {"__key__": members[0].name.partition(".")[0]}
                 contents |= {member.name.partition(".")[2]: read_member(tar, member) for member in members}
                 record = read_record(contents, manifest.name, manifest.task)
-                places = {
+                locations = {
                     contents[member.name.partition(".")[2]]: TarImage(path, member.offset_data, member.size)
                     for member in members
                 }
-                yield record, [library.add(places[data], data, record.key) for data in record.data]
+                yield record, [library.add(locations[data], data, record.key) for data in record.data]
 
 
 def open_tar(path: Path, name: str) -> tarfile.TarFile:
@@ -70,7 +70,7 @@ def evaluation_row(files: SetFiles, reader: RowReader, row: Row, images: list[st
             files.about, number, row["query"], box_words(row["box"]), images[0], region, candidates, rankings
         )
     pairs = [
-        [(text, None if place is None else images[place]) for text, place in stored]
+        [(text, None if image is None else images[image]) for text, image in stored]
         for stored in ([row["query"]], candidates)
     ]
     if not candidates:

@@ -63,7 +63,7 @@ def compose(rng: np.random.Generator, cast: Cast, side: int, training: bool) -> 
         if layout is None:
             continue
         place = cast.places[int(rng.integers(len(cast.places)))]
-        photographs = place.shown_in(cast.photographs)
+        photographs = place.photographs_for(cast.photographs)
         photograph = photographs[int(rng.integers(len(photographs)))]
         background = crop_background(rng, photograph.image, side)
         image, owners = paste(rng, background, cutouts, layout.boxes)

@@ -46,7 +46,7 @@ class Background:
     kind: str
     photographs: tuple[Photograph, ...]
 
-    def shown_in(self, split: str) -> tuple[Photograph, ...]:
+    def photographs_for(self, split: str) -> tuple[Photograph, ...]:
         """Return the photographs for `train` or `test`; a test shows training photographs only where there is no other."""
         return tuple(photograph for photograph in self.photographs if photograph.split == split) or self.photographs
 

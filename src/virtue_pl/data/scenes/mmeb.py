@@ -134,7 +134,7 @@ class Studio:
         )
 
     def _photograph(self, rng: np.random.Generator, place: Background) -> Photograph:
-        photographs = place.shown_in(self.photographs)
+        photographs = place.photographs_for(self.photographs)
         return photographs[int(rng.integers(len(photographs)))]
 
 

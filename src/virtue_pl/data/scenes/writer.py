@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from virtue_pl.data.io.atomic import read_json, replacing, write_json
+from virtue_pl.data.io.atomic import read_json, replace_whole, write_json
 from virtue_pl.data.scenes.config import SPLITS, SceneConfig
 from virtue_pl.data.scenes.library import SceneLibrary
 from virtue_pl.data.scenes.mmeb import NOTES, TASKS
@@ -207,7 +207,7 @@ def write_block(block: Block, config: SceneConfig, library: SceneLibrary, out: P
     sheet = block.sheet
     rows = [row for index in range(block.start, block.stop) for row in sheet.write(index, config, library, out)]
     table = pa.Table.from_pylist(rows[: block.rows], schema=sheet.schema)
-    with replacing(out / block.path) as path:
+    with replace_whole(out / block.path) as path:
         pq.write_table(table, path)
 
 
@@ -217,6 +217,6 @@ def _merge(out: Path, sheet: Sheet) -> None:
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as path, pq.ParquetWriter(path, sheet.schema) as writer:
+    with replace_whole(target) as path, pq.ParquetWriter(path, sheet.schema) as writer:
         for block in _blocks(sheet):
             writer.write_table(pq.read_table(out / block.path))

@@ -91,5 +91,5 @@ class ImageStream(BatchStream):
             except DataError as error:
                 log.skip(error)
             else:
-                log.good()
+                log.reset_consecutive()
                 yield image

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from virtue_pl.data.shards.manifest import ShardFolder
-from virtue_pl.data.streaming.partition import ranking_batches, share_of
+from virtue_pl.data.streaming.partition import ranking_batches, share_for_rank
 from virtue_pl.data.streaming.pipeline import (
     ReaderInfo,
     SkipLog,
@@ -148,7 +148,7 @@ class RankingStream(BatchStream):
     ) -> None:
         super().__init__(reader)
         self.folders = dict(folders)
-        self.shares = {name: share_of(folder, batch_size, reader, rows) for name, folder in folders.items()}
+        self.shares = {name: share_for_rank(folder, batch_size, reader, rows) for name, folder in folders.items()}
         self.to_sample = to_sample
         self.collate = collate
         self.max_pixels = max_pixels
@@ -191,7 +191,7 @@ class StreamLoader:
         self.stream = stream
         self.epoch = epoch
         self.skipped = skipped
-        self.taken = 0
+        self.batches_read = 0
         self._resume_at = 0
         self._loader = DataLoader(
             stream,
@@ -211,7 +211,7 @@ class StreamLoader:
         batches = enumerate(delivery.batch for delivery in self.deliveries() if delivery.batch is not None)
         for number, batch in batches:
             if number >= first:
-                self.taken = number + 1
+                self.batches_read = number + 1
                 yield batch
 
     def deliveries(self) -> Iterator[Delivery]:
@@ -222,7 +222,7 @@ class StreamLoader:
             yield delivery
 
     def state_dict(self) -> dict[str, int]:
-        return {"taken": self.taken}
+        return {"taken": self.batches_read}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """The next pass goes on behind the batches that were taken; one that was whole begins anew."""

@@ -45,7 +45,7 @@ class Share:
         return self.batch_of(first_row + position) in batches
 
 
-def share_of(folder: ShardFolder, batch_size: int, reader: ReaderInfo, rows: int | None = None) -> Share:
+def share_for_rank(folder: ShardFolder, batch_size: int, reader: ReaderInfo, rows: int | None = None) -> Share:
     """Return the share of the reader's rank; of the whole folder, or of its first images, as many as have at most
     `rows` rows.
     """

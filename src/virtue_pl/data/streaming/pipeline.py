@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from virtue_pl.data.shards.manifest import ShardFolder
-from virtue_pl.data.shards.records import Record, RecordImage, Row, nothing_stored, read_record
+from virtue_pl.data.shards.records import Record, RecordImage, Row, no_features, read_record
 from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
 from virtue_pl.types import DataError, RankingSample, Sample, VirtueError
@@ -55,7 +55,7 @@ class SkipLog:
             found = f"{skip_summary(self.problems)}: {self.consecutive} in a row"
             raise VirtueError(f"{found}, more than max_consecutive_bad = {most_in_a_row}")
 
-    def good(self) -> None:
+    def reset_consecutive(self) -> None:
         self.consecutive = 0
 
     def drain(self) -> tuple[tuple[str, str], ...]:
@@ -114,8 +114,8 @@ def derive_seed(*parts: int | str) -> int:
     return hash_seed(repr(parts))
 
 
-def derive_reader_seed(seed: int, epoch: int, reader: ReaderInfo, *further: int) -> int:
-    """Return one seed for a reader in an epoch, and for a batch of it where `further` numbers one.
+def derive_reader_seed(seed: int, epoch: int, reader: ReaderInfo, *extra: int) -> int:
+    """Return one seed for a reader in an epoch, and for a batch of it where `extra` numbers one.
 
     The text that is hashed is fixed: other words in it would be another shuffle.
     """
@@ -138,8 +138,8 @@ def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: S
     end = folder.manifest.images
     for shard in shards:
         name = shard["url"].rpartition("/")[2]
-        stored = nothing_stored if folder.features is None else partial(folder.features.of, name)
-        with folder.reading(name) as path:
+        stored = no_features if folder.features is None else partial(folder.features.of, name)
+        with folder.hold_file(name) as path:
             for members in read_tar(str(path), folder.manifest.name, log):
                 try:
                     record = read_record(members, folder.manifest.name, folder.manifest.task)
@@ -192,7 +192,7 @@ def record_samples(
                 log.skip(error)
             bad.add(error.key)
         else:
-            log.good()
+            log.reset_consecutive()
             yield position, sample
 
 
@@ -264,7 +264,7 @@ def training_samples(source: TrainingSource, log: SkipLog, reader: ReaderInfo, e
     paths, order = [str(path) for path in folder.paths], derive_seed(source.seed, epoch)
     buffer = max(1, min(sampling.shuffle_buffer, folder.manifest.images))
     stages = wds.DataPipeline(
-        lambda: islice(rounds(paths, order), reader.reader_id, None, reader.num_readers),
+        lambda: islice(endless_shards(paths, order), reader.reader_id, None, reader.num_readers),
         lambda shards: read_shards(shards, folder, log),
         wds.detshuffle(buffer, initial=buffer, seed=own),
         lambda records: samples_of(records, source, log),
@@ -281,7 +281,7 @@ def samples_of(records: Iterable[Record], source: TrainingSource, log: SkipLog) 
             yield sample
 
 
-def rounds(paths: Sequence[str], seed: int) -> Iterator[dict[str, str]]:
+def endless_shards(paths: Sequence[str], seed: int) -> Iterator[dict[str, str]]:
     """Yield all shards in a new order, again and again: with `webdataset.ResampledShards`, which draws with
     replacement, an epoch misses a third of them.
     """
