@@ -13,7 +13,7 @@ from mmeb_files import SHOWN, vqa_ranking, write_mmeb, write_table
 from virtue_pl.cli.commands.shards import main
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.formats.catalogue import mmeb_sets
-from virtue_pl.data.scenes.mmeb import TASKS
+from virtue_pl.data.scenes.mmeb.tasks import TASKS
 from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.types import VirtueError
 

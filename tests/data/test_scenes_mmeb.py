@@ -14,7 +14,9 @@ from PIL import Image
 
 from virtue_pl.data.scenes import SceneConfig, write_scenes, writer
 from virtue_pl.data.scenes.library import TEST, SceneLibrary
-from virtue_pl.data.scenes.mmeb import TASKS, Group, MMEBTask, Question, Studio
+from virtue_pl.data.scenes.mmeb.rows import Group, Question
+from virtue_pl.data.scenes.mmeb.studio import Studio
+from virtue_pl.data.scenes.mmeb.tasks import TASKS, MMEBTask
 from virtue_pl.data.scenes.shapes import draw_shapes
 from virtue_pl.types import VirtueError
 
@@ -140,7 +142,7 @@ def test_the_set_hardly_tells_the_right_answer(groups: dict[str, list[Group]], t
 
 def test_no_distractor_is_true(groups: dict[str, list[Group]], library: SceneLibrary) -> None:
     kinds = {thing.name: thing.kind for thing in library.things} | {
-        place.phrase: place.kind for place in library.places
+        place.phrase: place.kind for place in library.backgrounds
     }
     for name in ("ObjectMini", "SceneMini", "KindMini", "CornerMini"):
         for row in questions(groups[name]):

@@ -26,19 +26,19 @@ Named = TypeVar("Named", Thing, Background)
 
 @dataclass(frozen=True)
 class Claim:
-    """What a caption says: `thing` is `relation` the `reference`, at `place`."""
+    """What a caption says: `thing` is `relation` the `reference`, at `background`."""
 
     thing: Thing
     relation: str
     reference: Thing
-    place: Background
+    background: Background
 
     def sentence(self, template: str) -> str:
         return template.format(
             object=with_article(self.thing.name),
             relation=self.relation,
             reference=with_article(self.reference.name),
-            phrase=self.place.phrase,
+            phrase=self.background.phrase,
         )
 
 
@@ -47,7 +47,7 @@ class Vocabulary:
     """What swaps are drawn from: `things` to take the target's part, every scene phrase."""
 
     things: Sequence[Thing]
-    places: Sequence[Background]
+    backgrounds: Sequence[Background]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ def with_article(name: str) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def balanced(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
+def balanced_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
     """Return ten claims, the true one first: the eight corners of object x relation x scene, and two made from any of
     the corners.
 
@@ -72,17 +72,17 @@ def balanced(rng: np.random.Generator, situation: Situation, vocabulary: Vocabul
     gold = situation.gold
     things = [gold.thing, *_other_things(rng, situation, vocabulary, 2)]
     relations = [gold.relation, *_other_relations(rng, gold.relation)]
-    places = [gold.place, *distinct_kinds(rng, vocabulary.places, [gold.place], 2)]
+    backgrounds = [gold.background, *distinct_kinds(rng, vocabulary.backgrounds, [gold.background], 2)]
     corners = [
-        Claim(thing, relation, gold.reference, place)
-        for thing, relation, place in product(things[:2], relations[:2], places[:2])
+        Claim(thing, relation, gold.reference, background)
+        for thing, relation, background in product(things[:2], relations[:2], backgrounds[:2])
     ]
-    changes = [{"thing": things[2]}, {"relation": relations[2]}, {"place": places[2]}]
+    changes = [{"thing": things[2]}, {"relation": relations[2]}, {"background": backgrounds[2]}]
     extras = [replace(corners[rng.integers(8)], **changes[change]) for change in rng.permutation(3)[:2]]
-    return [corners[0], *_shuffled(rng, [*corners[1:], *extras])]
+    return [corners[0], *_shuffle(rng, [*corners[1:], *extras])]
 
 
-def published(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
+def published_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
     """Return ten claims in the published benchmark's form, in the order of `PUBLISHED_KINDS`: three swaps of each
     single element.
 
@@ -98,24 +98,27 @@ def published(rng: np.random.Generator, situation: Situation, vocabulary: Vocabu
         gold,
         *(replace(gold, thing=thing) for thing in things),
         *(replace(gold, relation=relation) for relation in _other_relations(rng, gold.relation)),
-        *(replace(gold, place=place) for place in distinct_kinds(rng, vocabulary.places, [gold.place], 3)),
+        *(
+            replace(gold, background=background)
+            for background in distinct_kinds(rng, vocabulary.backgrounds, [gold.background], 3)
+        ),
     ]
 
 
-def hard_negatives(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
+def negative_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
     """Return ten false claims for training: the seven false corners of `balanced`, the two other relations, one more
     object.
     """
     gold = situation.gold
     things = [gold.thing, *_other_things(rng, situation, vocabulary, 2)]
     relations = [gold.relation, *_other_relations(rng, gold.relation)]
-    places = [gold.place, *distinct_kinds(rng, vocabulary.places, [gold.place], 1)]
+    backgrounds = [gold.background, *distinct_kinds(rng, vocabulary.backgrounds, [gold.background], 1)]
     corners = [
-        Claim(thing, relation, gold.reference, place)
-        for thing, relation, place in product(things[:2], relations[:2], places)
+        Claim(thing, relation, gold.reference, background)
+        for thing, relation, background in product(things[:2], relations[:2], backgrounds)
     ]
     singles = [replace(gold, relation=relation) for relation in relations[2:]]
-    return _shuffled(rng, [*corners[1:], *singles, replace(gold, thing=things[2])])
+    return _shuffle(rng, [*corners[1:], *singles, replace(gold, thing=things[2])])
 
 
 def _candidates(situation: Situation, vocabulary: Vocabulary) -> list[Thing]:
@@ -138,12 +141,14 @@ def _other_things(rng: np.random.Generator, situation: Situation, vocabulary: Vo
 
 
 def _other_relations(rng: np.random.Generator, relation: str) -> list[str]:
-    return _shuffled(rng, [other for other in RELATIONS if other != relation])
+    return _shuffle(rng, [other for other in RELATIONS if other != relation])
 
 
-def distinct_kinds(rng: np.random.Generator, pool: Sequence[Named], taken: Sequence[Named], count: int) -> list[Named]:
-    """Members of `pool` of kinds that are not `taken`, each of another kind."""
-    kinds = {member.kind for member in taken}
+def distinct_kinds(
+    rng: np.random.Generator, pool: Sequence[Named], excluded: Sequence[Named], count: int
+) -> list[Named]:
+    """Members of `pool` of kinds that are not `excluded`, each of another kind."""
+    kinds = {member.kind for member in excluded}
     chosen: list[Named] = []
     for index in rng.permutation(len(pool)):
         if len(chosen) == count:
@@ -158,8 +163,8 @@ T = TypeVar("T")
 
 
 def _choose(rng: np.random.Generator, items: Sequence[T], count: int) -> list[T]:
-    return _shuffled(rng, items)[:count]
+    return _shuffle(rng, items)[:count]
 
 
-def _shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
+def _shuffle(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
     return [items[index] for index in rng.permutation(len(items))]

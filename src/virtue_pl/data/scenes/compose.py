@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from virtue_pl.data.scenes.captions import TEMPLATES, Claim, Situation, Vocabulary, balanced, hard_negatives, published
+from virtue_pl.data.scenes.captions import (
+    TEMPLATES,
+    Claim,
+    Situation,
+    Vocabulary,
+    balanced_claims,
+    negative_claims,
+    published_claims,
+)
 from virtue_pl.data.scenes.layout import Layout, draw_layout, relation_between
 from virtue_pl.data.scenes.library import HELD_OUT, TEST, TRAIN, Background, Photograph, SceneLibrary, Thing
 from virtue_pl.data.scenes.staging import Region, crop_background, draw_cutout, paste, stands_out, visible_regions
@@ -43,7 +51,7 @@ class Cast:
 
     targets: Sequence[Thing]
     rest: Sequence[Thing]
-    places: Sequence[Background]
+    backgrounds: Sequence[Background]
     photographs: str
 
     @classmethod
@@ -51,32 +59,34 @@ class Cast:
         """Training objects everywhere, but for the targets of `test_held_out`; test photographs in both tests only."""
         train = library.of_split(TRAIN)
         targets = library.of_split(HELD_OUT) if split == "test_held_out" else train
-        return cls(targets, train, library.places, TEST if split.startswith("test") else TRAIN)
+        return cls(targets, train, library.backgrounds, TEST if split.startswith("test") else TRAIN)
 
 
-def compose(rng: np.random.Generator, cast: Cast, side: int, training: bool) -> Scene:
+def compose(rng: np.random.Generator, cast: Cast, image_size: int, training: bool) -> Scene:
     """Return the scene that `rng` stands for."""
     for _ in range(ATTEMPTS):
         things = _draw_things(rng, cast)
-        cutouts = [draw_cutout(rng, thing, side) for thing in things]
-        layout = draw_layout(rng, [cutout.size for cutout in cutouts], side)
+        cutouts = [draw_cutout(rng, thing, image_size) for thing in things]
+        layout = draw_layout(rng, [cutout.size for cutout in cutouts], image_size)
         if layout is None:
             continue
-        place = cast.places[int(rng.integers(len(cast.places)))]
-        photographs = place.photographs_for(cast.photographs)
+        background = cast.backgrounds[int(rng.integers(len(cast.backgrounds)))]
+        photographs = background.photographs_for(cast.photographs)
         photograph = photographs[int(rng.integers(len(photographs)))]
-        background = crop_background(rng, photograph.image, side)
-        image, owners = paste(rng, background, cutouts, layout.boxes)
+        backdrop = crop_background(rng, photograph.image, image_size)
+        image, owners = paste(rng, backdrop, cutouts, layout.boxes)
         regions = visible_regions(owners, cutouts[: len(layout.boxes)])
         if (
             regions is None
             or not _relations_hold(regions, layout)
-            or not all(stands_out(image, background, region) for region in regions[:2])
+            or not all(stands_out(image, backdrop, region) for region in regions[:2])
         ):
             continue
-        samples = _samples(rng, things[: len(layout.boxes)], layout, regions, place, cast, training)
+        samples = _samples(rng, things[: len(layout.boxes)], layout, regions, background, cast, training)
         return Scene(image, photograph, samples)
-    raise VirtueError(f"no scene of {side} pixels fits the things drawn in {ATTEMPTS} attempts: choose another --size")
+    raise VirtueError(
+        f"no scene of {image_size} pixels fits the things drawn in {ATTEMPTS} attempts: choose another --size"
+    )
 
 
 def _draw_things(rng: np.random.Generator, cast: Cast) -> list[Thing]:
@@ -101,16 +111,16 @@ def _samples(
     things: Sequence[Thing],
     layout: Layout,
     regions: Sequence[Region],
-    place: Background,
+    background: Background,
     cast: Cast,
     training: bool,
 ) -> tuple[SceneSample, ...]:
-    vocabulary = Vocabulary(cast.targets, cast.places)
+    vocabulary = Vocabulary(cast.targets, cast.backgrounds)
     samples = []
     for index, relation in enumerate(layout.relations):
         thing, reference = things[index], things[index + 2]
         others = [other for other in things if other is not thing and other is not reference]
-        situation = Situation(Claim(thing, relation, reference, place), others)
+        situation = Situation(Claim(thing, relation, reference, background), others)
         samples.append(_sample(rng, situation, regions[index], vocabulary, training))
     return tuple(samples)
 
@@ -125,6 +135,9 @@ def _sample(
 
     caption, category = situation.gold.sentence(template), situation.gold.thing.name
     if training:
-        return SceneSample(region, category, caption, negatives=sentences(hard_negatives(rng, situation, vocabulary)))
-    candidates = sentences(balanced(rng, situation, vocabulary)), sentences(published(rng, situation, vocabulary))
+        return SceneSample(region, category, caption, negatives=sentences(negative_claims(rng, situation, vocabulary)))
+    candidates = (
+        sentences(balanced_claims(rng, situation, vocabulary)),
+        sentences(published_claims(rng, situation, vocabulary)),
+    )
     return SceneSample(region, category, caption, balanced=candidates[0], published=candidates[1])

@@ -50,81 +50,91 @@ def relation_between(box: Sequence[float], reference: Sequence[float]) -> str | 
     return None
 
 
-def draw_layout(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> Layout | None:
+def draw_layout(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], image_size: int) -> Layout | None:
     """Return a layout of things of the given (width, height), or None if their sizes leave no room for some relation."""
     targets, references = sizes[:2], sizes[2:4]
     for _ in range(TARGET_TRIES):
-        placed = _place_targets(rng, targets, references, side)
+        placed = _draw_targets(rng, targets, references, image_size)
         if placed is None:
             continue
-        pairs = _all_pairs(rng, placed, references, side)
+        pairs = _all_pairs(rng, placed, references, image_size)
         if pairs is None:
             continue
         chosen = int(rng.integers(len(pairs)))
         boxes = [*placed, *pairs[chosen]]
         for size in sizes[4:]:
-            boxes += _bystander(rng, boxes, size, side)
+            boxes += _bystander(rng, boxes, size, image_size)
         return Layout(tuple(boxes), (RELATIONS[chosen // 4], RELATIONS[chosen % 4]))
     return None
 
 
-def scatter(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> tuple[Box, ...] | None:
+def scatter(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], image_size: int) -> tuple[Box, ...] | None:
     """Boxes anywhere, apart from each other; None if one finds no room."""
     boxes: list[Box] = []
     for size in sizes:
-        boxes += _bystander(rng, boxes, size, side)
+        boxes += _bystander(rng, boxes, size, image_size)
     return tuple(boxes) if len(boxes) == len(sizes) else None
 
 
-def quarters(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> tuple[Box, ...]:
+def quarter_boxes(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], image_size: int) -> tuple[Box, ...]:
     """Return four boxes, each within its quarter of the image, in the order of `QUARTERS`."""
-    half = side / 2
+    half = image_size / 2
     return tuple(
         Box(
-            half * (place % 2) + rng.uniform(0, half - width),
-            half * (place // 2) + rng.uniform(0, half - height),
+            half * (index % 2) + rng.uniform(0, half - width),
+            half * (index // 2) + rng.uniform(0, half - height),
             width,
             height,
         )
-        for place, (width, height) in enumerate(sizes)
+        for index, (width, height) in enumerate(sizes)
     )
 
 
-def related(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> tuple[Box, ...] | None:
+def related_boxes(
+    rng: np.random.Generator, sizes: Sequence[tuple[float, float]], image_size: int
+) -> tuple[Box, ...] | None:
     """Return the boxes of `draw_layout`: the first two each have a clear relation to one of the next two."""
-    layout = draw_layout(rng, sizes, side)
+    layout = draw_layout(rng, sizes, image_size)
     return None if layout is None else layout.boxes
 
 
-def _place_targets(
-    rng: np.random.Generator, sizes: Sequence[tuple[float, float]], references: Sequence[tuple[float, float]], side: int
+def _draw_targets(
+    rng: np.random.Generator,
+    sizes: Sequence[tuple[float, float]],
+    references: Sequence[tuple[float, float]],
+    image_size: int,
 ) -> tuple[Box, Box] | None:
     """Return both targets where their references fit on every side."""
     boxes = []
     for (width, height), (beside, over) in zip(sizes, references, strict=True):
-        if width + 2 * beside > side or height + 2 * over > side:
+        if width + 2 * beside > image_size or height + 2 * over > image_size:
             return None
         boxes.append(
-            Box(rng.uniform(beside, side - beside - width), rng.uniform(over, side - over - height), width, height)
+            Box(
+                rng.uniform(beside, image_size - beside - width),
+                rng.uniform(over, image_size - over - height),
+                width,
+                height,
+            )
         )
     first, second = boxes
     return (first, second) if _apart(first, _array([second]))[0] else None
 
 
 def _all_pairs(
-    rng: np.random.Generator, targets: tuple[Box, Box], sizes: Sequence[tuple[float, float]], side: int
+    rng: np.random.Generator, targets: tuple[Box, Box], sizes: Sequence[tuple[float, float]], image_size: int
 ) -> list[tuple[Box, Box]] | None:
     """References for each of the sixteen pairs of relations (the second target's changes fastest), or None if one has
     no room.
     """
-    options: list[list[Float[np.ndarray, "places 4"]]] = []
+    options: list[list[Float[np.ndarray, "boxes 4"]]] = []
     for target, size in zip(targets, sizes, strict=True):
-        places = _free(_grid(rng, size, side), targets)
-        options.append([places[_holds(target, places, relation)] for relation in RELATIONS])
+        free = _free_boxes(_grid(rng, size, image_size), targets)
+        options.append([free[_holds(target, free, relation)] for relation in RELATIONS])
         if not all(len(option) for option in options[-1]):
             return None
     return _pair_up(
-        *(np.stack([places[rng.integers(len(places), size=PAIR_TRIES)] for places in option]) for option in options)
+        *(np.stack([free[rng.integers(len(free), size=PAIR_TRIES)] for free in option]) for option in options)
     )
 
 
@@ -143,30 +153,30 @@ def _pair_up(
     ]
 
 
-def _bystander(rng: np.random.Generator, boxes: Sequence[Box], size: tuple[float, float], side: int) -> list[Box]:
-    places = _free(_grid(rng, size, side), boxes)
-    return [Box(*places[rng.integers(len(places))].tolist())] if len(places) else []
+def _bystander(rng: np.random.Generator, boxes: Sequence[Box], size: tuple[float, float], image_size: int) -> list[Box]:
+    free = _free_boxes(_grid(rng, size, image_size), boxes)
+    return [Box(*free[rng.integers(len(free))].tolist())] if len(free) else []
 
 
-def _grid(rng: np.random.Generator, size: tuple[float, float], side: int) -> Float[np.ndarray, "places 4"]:
-    """Random places for a box of `size`, spread evenly over the image."""
+def _grid(rng: np.random.Generator, size: tuple[float, float], image_size: int) -> Float[np.ndarray, "boxes 4"]:
+    """Random free for a box of `size`, spread evenly over the image."""
     width, height = size
     steps = (np.arange(GRID) + rng.random()) / GRID
-    x, y = np.meshgrid(steps * (side - width), (np.arange(GRID) + rng.random()) / GRID * (side - height))
+    x, y = np.meshgrid(steps * (image_size - width), (np.arange(GRID) + rng.random()) / GRID * (image_size - height))
     return np.stack([x.ravel(), y.ravel(), np.full(x.size, width), np.full(x.size, height)], axis=1)
 
 
-def _free(places: Float[np.ndarray, "places 4"], boxes: Sequence[Box]) -> Float[np.ndarray, "places 4"]:
+def _free_boxes(free: Float[np.ndarray, "boxes 4"], boxes: Sequence[Box]) -> Float[np.ndarray, "boxes 4"]:
     for box in boxes:
-        places = places[_apart(box, places)]
-    return places
+        free = free[_apart(box, free)]
+    return free
 
 
 def _array(boxes: Sequence[Box]) -> Float[np.ndarray, "boxes 4"]:
     return np.asarray(boxes, dtype=float)
 
 
-def _apart(box: Box, others: Float[np.ndarray, "places 4"]) -> Bool[np.ndarray, " places"]:
+def _apart(box: Box, others: Float[np.ndarray, "boxes 4"]) -> Bool[np.ndarray, " boxes"]:
     return _separate(_array([box]), others)
 
 
@@ -180,7 +190,7 @@ def _separate(ours: Float[np.ndarray, "*n 4"], theirs: Float[np.ndarray, "*n 4"]
     )
 
 
-def _holds(target: Box, references: Float[np.ndarray, "places 4"], relation: str) -> Bool[np.ndarray, " places"]:
+def _holds(target: Box, references: Float[np.ndarray, "boxes 4"], relation: str) -> Bool[np.ndarray, " boxes"]:
     """Return whether the target is clearly `relation` each reference."""
     box = np.asarray(target, dtype=float)
     centres = references[:, :2] + references[:, 2:] / 2 - (box[:2] + box[2:] / 2)

@@ -56,7 +56,7 @@ class SceneLibrary:
     """Everything that may appear; `missing` are listed images that are not there."""
 
     things: Sequence[Thing]
-    places: Sequence[Background]
+    backgrounds: Sequence[Background]
     licences: dict[str, str] = field(default_factory=dict)
     missing: Sequence[str] = ()
 
@@ -72,9 +72,9 @@ class SceneLibrary:
                     f"found {kinds} kinds of {split} objects, expected 10 or more: run `virtue-pl fetch images`, or use"
                     " --source shapes"
                 )
-        if len({place.kind for place in self.places}) < 5:
+        if len({background.kind for background in self.backgrounds}) < 5:
             raise VirtueError(
-                f"found {len(self.places)} backgrounds, expected 5 or more: run `virtue-pl fetch images`, or use"
+                f"found {len(self.backgrounds)} backgrounds, expected 5 or more: run `virtue-pl fetch images`, or use"
                 " --source shapes"
             )
         return self

@@ -30,11 +30,13 @@ class Region:
     box: tuple[int, int, int, int]
 
 
-def draw_cutout(rng: np.random.Generator, thing: Thing, side: int, sizes: tuple[float, float] = SIZES) -> Image.Image:
+def draw_cutout(
+    rng: np.random.Generator, thing: Thing, image_size: int, sizes: tuple[float, float] = SIZES
+) -> Image.Image:
     """Return one of the thing's cut-outs at a random size (of `sizes`), perhaps mirrored, a little brighter or darker."""
     cutout = thing.cutouts[int(rng.integers(len(thing.cutouts)))]
-    wanted = side * rng.uniform(*sizes)
-    scale = min(wanted / (cutout.width * cutout.height) ** 0.5, side * LONGEST / max(cutout.size))
+    wanted = image_size * rng.uniform(*sizes)
+    scale = min(wanted / (cutout.width * cutout.height) ** 0.5, image_size * LONGEST / max(cutout.size))
     sized = cutout.resize(
         (max(4, round(cutout.width * scale)), max(4, round(cutout.height * scale))),
         Image.Resampling.BICUBIC,
@@ -52,11 +54,11 @@ def _jitter(rng: np.random.Generator, cutout: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def crop_background(rng: np.random.Generator, background: Image.Image, side: int) -> Image.Image:
+def crop_background(rng: np.random.Generator, background: Image.Image, image_size: int) -> Image.Image:
     """Return a random square of the photograph, at least three fifths of its shorter side."""
     extent = rng.uniform(0.6, 1.0) * min(background.size)
     x, y = rng.uniform(0, background.width - extent), rng.uniform(0, background.height - extent)
-    image = background.resize((side, side), Image.Resampling.BILINEAR, box=(x, y, x + extent, y + extent))
+    image = background.resize((image_size, image_size), Image.Resampling.BILINEAR, box=(x, y, x + extent, y + extent))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 

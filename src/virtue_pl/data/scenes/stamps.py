@@ -31,8 +31,8 @@ def stamp_contents(folder: Path) -> list[str]:
     return ["|".join(astuple(entry)) for entry in things] + ["|".join(astuple(entry)) for entry in photographs]
 
 
-def load_stamps(folder: Path, side: int) -> SceneLibrary:
-    """Return the catalogue's images that `fetch_images` left in `folder`, at the size that scenes of `side` pixels
+def load_stamps(folder: Path, image_size: int) -> SceneLibrary:
+    """Return the catalogue's images that `fetch_images` left in `folder`, at the size that scenes of `image_size` pixels
     need.
     """
     found, missing = _present(folder, catalogue.objects())
@@ -42,20 +42,22 @@ def load_stamps(folder: Path, side: int) -> SceneLibrary:
             name,
             entries[0].kind,
             entries[0].split,
-            tuple(_cutout(folder / entry.path, side) for entry in entries),
+            tuple(_cutout(folder / entry.path, image_size) for entry in entries),
             entries[0].category,
         )
         for name, entries in _grouped(found, lambda entry: entry.name).items()
     ]
-    places = [
+    backgrounds = [
         Background(
             phrase,
             entries[0].kind,
-            tuple(Photograph(entry.path, entry.split, _background(folder / entry.path, side)) for entry in entries),
+            tuple(
+                Photograph(entry.path, entry.split, _background(folder / entry.path, image_size)) for entry in entries
+            ),
         )
         for phrase, entries in _grouped(photographs, lambda entry: entry.phrase).items()
     ]
-    return SceneLibrary(things, places, catalogue.LICENCES, [*missing, *missing_photographs]).check()
+    return SceneLibrary(things, backgrounds, catalogue.LICENCES, [*missing, *missing_photographs]).check()
 
 
 def _present(folder: Path, entries: Iterable[Entry]) -> tuple[list[Entry], list[str]]:
@@ -76,16 +78,16 @@ def _grouped(entries: Iterable[Entry], key: Callable[[Any], str]) -> dict[str, l
     return groups
 
 
-def _cutout(path: Path, side: int) -> Image.Image:
+def _cutout(path: Path, image_size: int) -> Image.Image:
     with Image.open(path) as image:
         cutout = trim(image.convert("RGBA"))
-    longest = round(CUTOUT_SCALE * side)
+    longest = round(CUTOUT_SCALE * image_size)
     cutout.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return cutout
 
 
-def _background(path: Path, side: int) -> Image.Image:
-    shortest = round(BACKGROUND_SCALE * side)
+def _background(path: Path, image_size: int) -> Image.Image:
+    shortest = round(BACKGROUND_SCALE * image_size)
     with Image.open(path) as image:
         image.draft("RGB", (2 * shortest, 2 * shortest))
         scale = shortest / min(image.size)

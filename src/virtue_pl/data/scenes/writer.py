@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from virtue_pl.data.io.atomic import read_json, replace_whole, write_json
 from virtue_pl.data.scenes.config import SPLITS, SceneConfig
 from virtue_pl.data.scenes.library import SceneLibrary
-from virtue_pl.data.scenes.mmeb import NOTES, TASKS
+from virtue_pl.data.scenes.mmeb.tasks import NOTES, TASKS
 from virtue_pl.data.scenes.shapes import draw_shapes
 from virtue_pl.data.scenes.stamps import load_stamps, stamp_contents
 from virtue_pl.data.scenes.tables.sheets import Sheet, sheets_of
@@ -100,9 +100,9 @@ def _describe(config: SceneConfig, library: SceneLibrary) -> dict[str, Any]:
         "objects": {split: len(library.of_split(split)) for split in ("train", "held_out")},
         "missing_pictures": list(library.missing),
         "backgrounds": [
-            {"phrase": place.phrase, "photograph": photograph.name, "split": photograph.split}
-            for place in library.places
-            for photograph in place.photographs
+            {"phrase": background.phrase, "photograph": photograph.name, "split": photograph.split}
+            for background in library.backgrounds
+            for photograph in background.photographs
         ],
         "licences": library.licences,
         "notes": [

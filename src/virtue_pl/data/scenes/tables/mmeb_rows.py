@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from virtue_pl.data.scenes.mmeb import Answer, Question
+from virtue_pl.data.scenes.mmeb.rows import Answer, Question
 
 NUM_NEGATIVES = 4
 """Wrong candidates that a training row keeps as hard negatives."""

@@ -15,7 +15,8 @@ from PIL import Image
 from virtue_pl.data.scenes.compose import Cast, compose
 from virtue_pl.data.scenes.config import SPLITS, SceneConfig
 from virtue_pl.data.scenes.library import TEST, TRAIN, SceneLibrary
-from virtue_pl.data.scenes.mmeb import TASKS, MMEBTask, Studio
+from virtue_pl.data.scenes.mmeb.studio import Studio
+from virtue_pl.data.scenes.mmeb.tasks import TASKS, MMEBTask
 from virtue_pl.data.scenes.tables import mmeb_rows, scar_rows
 
 JPEG_QUALITY = 90
