@@ -1,4 +1,4 @@
-"""Conversions that stop, share the work, read zips, and meet archives that must not be trusted; and people's own pairs."""
+"""Conversions that stop, share the work, read zips, and meet archives that must not be trusted; and own pairs."""
 
 from __future__ import annotations
 

@@ -32,30 +32,38 @@ RANKING_COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 PUBLISHED_LICENCE = "that of each dataset, see MMEB"
 INSTRUCTION_COLUMNS = ("qry_inst", "tgt_inst")
 OTHER_META_TASK = "other"
+"""The meta-task of a dataset that `mmeb_tasks.csv` does not list."""
 
 LAYOUT = (
     ("MMEB-train", "pairs", "MMEB_"),
     ("MMEB-eval", "rankings", "MMEB_eval_"),
     ("MMEB_Test_Instruct", "rankings", "MMEB_instruct_"),
 )
-"""Of the published repositories: folder, what its files are, and how the folders of shards are called."""
+"""Folders of the published repositories, each with the kind of its files and the prefix of their folders of shards."""
 
 
 @dataclass(frozen=True)
 class MMEBFile(SourceFile):
-    """One of MMEB's parquet files. Rows with the same query image, or without one the same target images, share a
-    record.
+    """One of MMEB's parquet files; rows with the same query image, or else the same target images, share a record.
+
+    Example:
+        >>> (file,) = find_files(Path("data/mmeb"), "original")  # doctest: +SKIP
+        >>> file.name, file.kind  # doctest: +SKIP
+        ('MMEB_CIRR', 'pairs')
     """
 
     @property
     def required_columns(self) -> Sequence[str]:
+        """See `SourceFile`."""
         return PAIR_COLUMNS if self.kind == "pairs" else RANKING_COLUMNS
 
     def optional_columns(self, found: Sequence[str]) -> list[str]:
+        """See `SourceFile`."""
         return [name for name in NEGATIVE_COLUMNS if name in found]
 
     @property
     def group_columns(self) -> tuple[str, ...]:
+        """See `SourceFile`."""
         return (
             ("qry_image_path", "pos_image_path", "qry")
             if self.kind == "pairs"
@@ -63,11 +71,13 @@ class MMEBFile(SourceFile):
         )
 
     def record_key(self, *values: Any) -> str:
+        """Return the query's image, or else the first of the targets' images, or else the query's text."""
         query_image, targets, text = values
         images = [path for path in ([targets] if isinstance(targets, str) else targets or []) if path]
         return str(query_image or min(images, default=text))
 
     def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
+        """See `SourceFile`."""
         row_images = RowImages(self.images, max_pixels)
         rows = []
         for number, row in group:
@@ -79,25 +89,35 @@ class MMEBFile(SourceFile):
             writer.add(row_images.images, row_images.first, rows, list(row_images.numbers))
 
     def to_row(self, row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
+        """Return a row as shards store it. Raises DataError for one that cannot be used."""
         return (pair_row if self.kind == "pairs" else ranking_row)(row, key, number, row_images)
 
 
 class MMEBInstructionFile(MMEBFile):
-    """An evaluation file whose instructions stand in columns of their own."""
+    """An evaluation file with instructions in columns of their own.
+
+    Example:
+        >>> files = find_files(Path("data/mmeb"), "original")  # doctest: +SKIP
+        >>> [file.name for file in files if isinstance(file, MMEBInstructionFile)]  # doctest: +SKIP
+        ['MMEB_instruct_CIRR']
+    """
 
     @property
     def required_columns(self) -> Sequence[str]:
+        """See `SourceFile`."""
         return (*INSTRUCTION_COLUMNS, *RANKING_COLUMNS)
 
     def to_row(self, row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
+        """See `MMEBFile`."""
         return ranking_row(to_one_string(row, self._dataset(), key), key, number, row_images)
 
     def columns(self) -> list[str]:
+        """See `SourceFile`. Raises VirtueError for a dataset without a wording, too."""
         self._dataset()
         return super().columns()
 
     def _dataset(self) -> MMEBSet:
-        """Raises VirtueError for a dataset whose wording nobody has stated."""
+        """Return the catalogue's entry. Raises VirtueError for a dataset whose wording is not in it."""
         found = mmeb_sets().get(self.task.removeprefix("mmeb_"))
         if found is None or not found.wording:
             raise VirtueError(
@@ -108,7 +128,10 @@ class MMEBInstructionFile(MMEBFile):
 
 
 def find_files(root: Path, train_split: str, images: Sequence[Path] = ()) -> list[SourceFile]:
-    """Return the training files of a split and the evaluation files under `root`. Raises VirtueError if there are none."""
+    """Return the training files of a split and the evaluation files under `root`.
+
+    Raises VirtueError if there are none.
+    """
     found = [
         file
         for folder, kind, prefix in LAYOUT
@@ -153,15 +176,20 @@ def convert_mmeb(
 ) -> dict[str, Manifest]:
     """Write OUT/MMEB_DATASET and OUT/MMEB_eval_DATASET for every dataset under `root`, see `convert`.
 
-    Evaluation files of either form are known by their columns; those of MMEB_Test_Instruct become
+    Evaluation files of either form are recognised by their columns; those of MMEB_Test_Instruct become
     OUT/MMEB_instruct_DATASET. A dataset that `mmeb_tasks.csv` does not list is converted, too, with the meta-task
     "other".
 
     Args:
+        root: folder of the published repositories.
+        out: folder for the folders of shards.
         images: folders to look for images in, before those under `root`.
         train_split: "original", or "diverse_instruction" for MMEB-train's other wording.
-        licence: of the data; by default what composed scenes say of themselves, or else that each dataset has its own.
-        workers: see `convert`.
+        images_per_shard: records of a tar.
+        seed: of the records' order.
+        licence: of the data; default that of composed scenes, or else that each dataset has its own.
+        max_pixels: larger images are left out.
+        progress, workers: see `convert`.
     """
     root = Path(root)
     settings = Settings(images_per_shard, seed, licence or read_licence(root, PUBLISHED_LICENCE), max_pixels)

@@ -1,9 +1,9 @@
-"""People's own pairs and rankings, as JSON Lines or parquet with images beside, to folders of shards.
+"""Own pairs and rankings, as JSON Lines or parquet with images beside, to folders of shards.
 
 A line or row has `query` and `query_image`, and for training `target`, `target_image`, `negatives` and
 `negative_images`, for evaluation `candidates` and `candidate_images`, the right one first. Texts and images may be
-missing, but not both. `bbox` ([x, y, width, height] in pixels) and `segmentation` (COCO's) say which region of its
-image a query means.
+missing, but not both. `bbox` ([x, y, width, height] in pixels) and `segmentation` (COCO's) give the region of its image
+that a query is about.
 """
 
 from __future__ import annotations
@@ -38,22 +38,31 @@ _TYPES = {"bbox": pa.list_(pa.float64()), **dict.fromkeys((*CANDIDATES, *NEGATIV
 SCHEMA = pa.schema(
     [(name, _TYPES.get(name, pa.string())) for name in (*QUERY, *TARGET, *CANDIDATES, *NEGATIVES, *REGION)]
 )
-"""Of JSON Lines; a segmentation is kept as JSON."""
+"""Columns of JSON Lines; a segmentation is stored as JSON."""
 
 
 @dataclass(frozen=True)
 class PairFile(MMEBFile):
-    """One such file. Rows share a record as MMEB's do."""
+    """A file of own pairs or rankings. Rows share a record as MMEB's do.
+
+    Example:
+        >>> (file,) = find_files(Path("my_pairs"), tables=Path("/tmp/tables"))  # doctest: +SKIP
+        >>> file.kind, file.name  # doctest: +SKIP
+        ('pairs', 'train')
+    """
 
     @property
     def required_columns(self) -> Sequence[str]:
+        """See `SourceFile`."""
         return ()
 
     def optional_columns(self, found: Sequence[str]) -> list[str]:
+        """See `SourceFile`."""
         return [name for name in SCHEMA.names if name in found]
 
     @property
     def group_columns(self) -> tuple[str, ...]:
+        """See `SourceFile`."""
         found = column_names(self.table)
         return tuple(
             name
@@ -62,12 +71,14 @@ class PairFile(MMEBFile):
         )
 
     def record_key(self, *values: Any) -> str:
+        """See `MMEBFile`."""
         named = dict(zip(self.group_columns, values, strict=True))
         return super().record_key(
             named.get("query_image"), named.get(TARGET[1]) or named.get(CANDIDATES[1]), named.get("query")
         )
 
     def to_row(self, row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
+        """See `MMEBFile`."""
         texts = {
             "qry": row.get("query"),
             "qry_image_path": row.get("query_image"),
@@ -89,8 +100,9 @@ class PairFile(MMEBFile):
 
 
 def region(row: Mapping[str, Any], image: int | None, row_images: RowImages, key: str) -> dict[str, Any]:
-    """Return the stored region of the query's image; empty where the row names none. Raises DataError for a region of
-    no image.
+    """Return the stored region of the query's image; empty where the row has none.
+
+    Raises DataError for a region without an image.
     """
     if row.get("bbox") is None:
         if row.get("segmentation"):
@@ -104,8 +116,9 @@ def region(row: Mapping[str, Any], image: int | None, row_images: RowImages, key
 
 
 def find_files(root: Path, tables: Path, images: Sequence[Path] = ()) -> Iterator[PairFile]:
-    """Yield the files in `root`; those of JSON Lines become parquet files in the folder `tables`. Raises VirtueError if
-    there are none, or columns lack.
+    """Yield the files in `root`; those of JSON Lines become parquet files in the folder `tables`.
+
+    Raises VirtueError if there are none, or columns are missing.
     """
     found = sorted(
         path for path in root.glob("*") if path.suffix in (".jsonl", ".parquet") and not path.name.startswith(".")
@@ -127,7 +140,7 @@ def find_files(root: Path, tables: Path, images: Sequence[Path] = ()) -> Iterato
 
 
 def _is_evaluation(path: Path, table: Path) -> bool:
-    """Return whether the rows are for evaluation. Raises VirtueError where neither kind's columns are there."""
+    """Return whether the rows are for evaluation. Raises VirtueError where the columns of both kinds are missing."""
     names = column_names(table)
     if not set(QUERY) & set(names) or not {*TARGET, *CANDIDATES} & set(names):
         raise VirtueError(
@@ -152,8 +165,9 @@ def convert_pairs(
     progress: Progress = no_progress,
     workers: int = 1,
 ) -> dict[str, Manifest]:
-    """Write OUT/NAME for every NAME.jsonl and NAME.parquet in `root`, whose images lie in `root`/images or in the
-    folders `images`, see `convert`.
+    """Write OUT/NAME for every NAME.jsonl and NAME.parquet in `root`, see `convert`.
+
+    Their images are in `root`/images or in the folders `images`. The arguments are those of `convert_scar`.
     """
     root = Path(root)
     settings = Settings(images_per_shard, seed, licence or read_licence(root, "not stated"), max_pixels)

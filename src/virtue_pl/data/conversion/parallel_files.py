@@ -1,4 +1,4 @@
-"""Several files converted at a time, each in a process of its own, with one bar for all."""
+"""Several files converted at a time, each in a process of its own, with one progress bar for all."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 from virtue_pl.data.io.worker_pools import FORKSERVER, RESUME_ADVICE, worker_pool
 
 _done: Any = None
-"""In a worker: where it says how many rows it has done."""
+"""In a worker: the queue for the numbers of rows that it has done."""
 
 
 def convert_in_processes(
     convert: Callable[..., Any], files: Sequence[Any], progress: Any, workers: int
 ) -> dict[str, Any]:
-    """`convert(file, progress=...)` of every file by the file's name; the first mistake stops the rest, what is begun
-    can be gone on with.
+    """Return `convert(file, progress=...)` of every file by the file's name.
+
+    The first error stops the rest; what has begun can be resumed.
     """
     done = FORKSERVER.Queue()
     with (
@@ -35,7 +36,7 @@ def convert_in_processes(
 
 
 def _follow(futures: Sequence[Future[Any]], done: Any, advance: Callable[[int], None]) -> int:
-    """Report rows as they are done, until all files are or one has failed; how many it reported."""
+    """Report rows as they are done, until all files are or one has failed; return how many were reported."""
     reported = 0
     while True:
         finished, left = wait(futures, timeout=0.2)
@@ -45,6 +46,7 @@ def _follow(futures: Sequence[Future[Any]], done: Any, advance: Callable[[int], 
 
 
 def _drain(done: Any, advance: Callable[[int], None]) -> int:
+    """Report the rows in the queue; return how many they are."""
     reported = 0
     while True:
         try:
@@ -56,11 +58,12 @@ def _drain(done: Any, advance: Callable[[int], None]) -> int:
 
 
 def _remember(done: Any) -> None:
+    """Keep the queue in a worker."""
     global _done
     _done = done
 
 
 @contextmanager
 def _report_rows(name: str, rows: int) -> Iterator[Callable[[int], None]]:
-    """A worker's progress: rows go to the process that shows them."""
+    """Provide a worker's progress: rows go to the process that shows them."""
     yield _done.put

@@ -32,20 +32,28 @@ OPTIONAL_COLUMNS = ("neg_text", "segmentation", "category")
 PUBLISHED_LICENCE = "CC-BY-NC-4.0"
 
 LAYOUT = (("SCaR-train", "pairs", "SCAR_"), ("SCaR-eval", "rankings", "SCaR_eval_"))
-"""Of the published repositories: folder, what its files are, and how the folders of shards are called."""
+"""Folders of the published repositories, each with the kind of its files and the prefix of their folders of shards."""
 
 _PREFIX = re.compile("^SCaR_(?:eval_|train_)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class SCaRFile(SourceFile):
-    """One of SCaR's parquet files; a record is an image with its rows."""
+    """One of SCaR's parquet files; a record is an image with its rows.
+
+    Example:
+        >>> (file,) = find_files(Path("data/scar_mini"))  # doctest: +SKIP
+        >>> file.name, file.kind  # doctest: +SKIP
+        ('SCAR_mini', 'pairs')
+    """
 
     @property
     def required_columns(self) -> Sequence[str]:
+        """See `SourceFile`."""
         return PAIR_COLUMNS if self.kind == "pairs" else RANKING_COLUMNS
 
     def optional_columns(self, found: Sequence[str]) -> list[str]:
+        """See `SourceFile`."""
         forms = (
             [name for name in found if name in form_columns(found) or name.startswith("tgt_kinds_")]
             if self.kind == "rankings"
@@ -55,12 +63,15 @@ class SCaRFile(SourceFile):
 
     @property
     def group_columns(self) -> tuple[str, ...]:
+        """See `SourceFile`."""
         return ("qry_image_path",)
 
     def record_key(self, *values: Any) -> str:
+        """Return the image's path."""
         return str(values[0])
 
     def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
+        """See `SourceFile`."""
         image = group[0][1]["qry_image_path"]
         try:
             data, header = self.images.read_checked(image, f"{self.name} ({image})", max_pixels)
@@ -88,9 +99,7 @@ def find_files(root: Path, images: Sequence[Path] = ()) -> list[SourceFile]:
 
 
 def _find_files_in(root: Path, name: str, kind: str, prefix: str, given: Sequence[Path]) -> Iterator[SourceFile]:
-    """Yield the files in the folder `name`, as the published configs write it or as the hub does ("SCaR-Train");
-    further down in it, too.
-    """
+    """Yield the files at any depth of the folder `name`, whose case may differ ("SCaR-Train" on the hub)."""
     for folder in sorted(path for path in root.glob("*") if path.name.lower() == name.lower()):
         images = ImageFiles.find(folder, root, given=given)
         for path in sorted(folder.rglob("*.parquet")):
@@ -116,9 +125,14 @@ def convert_scar(
     """Write OUT/NAME for every parquet file NAME under `root`, see `convert`.
 
     Args:
+        root: folder of the published repositories, or of composed scenes.
+        out: folder for the folders of shards.
         images: folders to look for images in, before those under `root`.
-        licence: of the data; by default what composed scenes say of themselves, or else the published SCaR's.
-        workers: see `convert`.
+        images_per_shard: records of a tar.
+        seed: of the records' order.
+        licence: of the data; default that of composed scenes, or else the published SCaR's.
+        max_pixels: larger images are left out.
+        progress, workers: see `convert`.
     """
     root = Path(root)
     settings = Settings(images_per_shard, seed, licence or read_licence(root, PUBLISHED_LICENCE), max_pixels)

@@ -1,4 +1,6 @@
-"""MMEB and SCaR by name: one DataModule over any of their sets, each a folder of shards as the converters name it."""
+"""The DataModule of MMEB and SCaR by name, over any of their sets, each a folder of shards as the
+converters name it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ class BenchmarkMixture:
     block_size: int = 8
     """Samples of one set, side by side in a batch; it divides `batch_size` (the paper: 64 of 1024)."""
     steps_per_epoch: int | None = None
-    """Default as many as go into the rows of all trained sets once."""
+    """Training steps of an epoch; default as many as go into the rows of all trained sets once."""
     train_rows: int | dict[str, int] | None = None
     """At most so many training rows of every set, the first ones (the paper: 100,000); or by set, for some."""
     num_negatives: int | dict[str, int] = 0
@@ -50,7 +52,7 @@ class BenchmarkMixture:
                     raise VirtueError(f"{option}: {name!r} is not among the sets, expected some of {', '.join(names)}")
 
     def sampling_of(self, name: str) -> SamplingOptions:
-        """Return how samples of one set are drawn. Raises VirtueError for a count that cannot be."""
+        """Return how samples of one set are drawn. Raises VirtueError for an impossible count."""
         return SamplingOptions(
             num_negatives=value_for_set(self.num_negatives, name, 0),
             train_rows=value_for_set(self.train_rows, name, None),
@@ -130,8 +132,9 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 
 def select_sets(sets: Sequence[str]) -> tuple[str, ...]:
-    """Return every set that is named, itself or by a group, once. Raises VirtueError for a name that is neither, and
-    for none.
+    """Return every set that is named, itself or by a group, once.
+
+    Raises VirtueError for a name that is neither, and for no name.
     """
     by_group, single = groups(), {*mmeb_sets(), *scar_sets()}
     for name in sets:
@@ -146,8 +149,9 @@ def select_sets(sets: Sequence[str]) -> tuple[str, ...]:
 
 
 def locate_set(name: str) -> tuple[type[ShardDataModule], str, str, bool]:
-    """Return the module of a set, its folders of training and evaluation shards ("" where it has none), and whether its
-    candidates are images.
+    """Return a set's DataModule, its folders of training and of evaluation shards, and whether it ranks images.
+
+    A folder is "" where the set has none.
     """
     if name in scar_sets():
         return SCaRDataModule, scar_sets()[name].train_file, scar_sets()[name].eval_file, False
@@ -157,5 +161,5 @@ def locate_set(name: str) -> tuple[type[ShardDataModule], str, str, bool]:
 
 
 def value_for_set(value: Value | Mapping[str, Value], name: str, default: Value) -> Value:
-    """What holds for one set: its own, or everyone's."""
+    """Return the value for one set: its own, or the one for all."""
     return value.get(name, default) if isinstance(value, Mapping) else value

@@ -1,4 +1,4 @@
-"""The data of an evaluation: any sets of MMEB and SCaR, from shards or official folders, as distinct inputs to embed."""
+"""The DataModule of an evaluation: sets of MMEB and SCaR, from shards or official folders, as distinct inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from virtue_pl.types import DataError, EvaluationRow, InputBatch, InputCollator,
 
 
 class EvaluationDataModule(LightningDataModule):
-    """Evaluation sets by name. Whatever occurs twice, in a set or in several, is embedded once.
+    """Evaluation sets by name; an input that occurs twice, in one set or in several, is embedded once.
 
     Args:
         root: a folder of folders of shards, or an official one: parquet files in it, in `data/`, `instruct/SET` or
@@ -32,6 +32,12 @@ class EvaluationDataModule(LightningDataModule):
         sets: "scar", "mmeb", "scar_mini", "mmeb_mini" or names of their sets.
         options: which rows are read, and how.
         max_pixels: larger images are refused.
+
+    Example:
+        >>> data = EvaluationDataModule("data/shards", ["scar_mini"], EvaluationDataOptions(limit=100))
+        >>> data.connect(model.collator)  # doctest: +SKIP
+        >>> len(data.plan.inputs), data.plan.total  # doctest: +SKIP
+        (1100, 2200)
     """
 
     def __init__(
@@ -52,19 +58,21 @@ class EvaluationDataModule(LightningDataModule):
         self._collator: InputCollator | None = None
 
     def connect(self, collator: InputCollator) -> None:
-        """Take what data must learn from the model."""
+        """Set the model's collator, which turns inputs into the model's batches."""
         self._collator = collator
 
     @cached_property
     def plan(self) -> EvaluationPlan:
-        """Every set's rows and the distinct inputs among them. Raises VirtueError for missing files and for a row that
-        cannot be ranked.
+        """Return the rows of every set, and the distinct inputs among them.
+
+        Raises VirtueError for missing files, and DataError for a row that cannot be ranked.
         """
         query = self._require_collator().query
         found, missing = self.read_sets()
         return make_plan(found, query, self.library.sizes, missing, self.options.batch_size)
 
     def _require_collator(self) -> InputCollator:
+        """Return the model's collator. Raises VirtueError where `connect` has not been called."""
         if self._collator is None:
             raise VirtueError(
                 "EvaluationDataModule is not connected to a model: call connect(model.collator) before asking it for"
@@ -73,7 +81,11 @@ class EvaluationDataModule(LightningDataModule):
         return self._collator
 
     def read_sets(self) -> tuple[dict[SetDescription, list[EvaluationRow]], dict[str, str]]:
-        """Return the rows of every set that is there, and why others are not."""
+        """Return the rows of every set that has files, and the reason for every other.
+
+        Raises VirtueError where the root, all files, or the files of a set are missing (unless `allow_missing`), and
+        DataError for a row that cannot be ranked.
+        """
         if not self.root.is_dir():
             raise VirtueError(f"--data {self.root}: there is no such folder")
         options, images = self.options, [Path(folder) for folder in self.options.images]
@@ -104,6 +116,7 @@ class EvaluationDataModule(LightningDataModule):
         return found, missing
 
     def test_dataloader(self) -> PlannedLoader:
+        """Return this rank's batches of the plan."""
         trainer = self.trainer
         reader = ReaderInfo() if trainer is None else ReaderInfo(trainer.global_rank, trainer.world_size)
         return PlannedLoader(
@@ -111,10 +124,11 @@ class EvaluationDataModule(LightningDataModule):
         )
 
     def fingerprint(self) -> str:
+        """Return the plan's fingerprint."""
         return self.plan.fingerprint()
 
     def describe(self) -> list[dict[str, Any]]:
-        """What would be read, one entry a set."""
+        """Return what would be read, one entry for each set."""
         found, missing = self.read_sets()
         there = [
             {"split": f"test/{about.name}", "path": str(self.root), "rows": len(rows), "task": about.meta_task}
@@ -130,10 +144,15 @@ class EvaluationDataModule(LightningDataModule):
 
 
 class PlannedBatches(IterableDataset[InputBatch]):
-    """This process's batches of a plan: every `world_size`-th, and as many as any process has, so that none waits for
-    another; the last may be empty.
+    """This process's batches of a plan: every `world_size`-th one, without the inputs that are embedded already.
 
-    What is embedded already is left out of its batch.
+    All processes have equally many, so that none waits for another; the last batch may be empty.
+
+    Example:
+        >>> reader = ReaderInfo(rank=1, world_size=2)
+        >>> batches = PlannedBatches(data.plan, data.library, collator, reader)  # doctest: +SKIP
+        >>> len(batches) == -(-len(data.plan.batches) // 2)  # doctest: +SKIP
+        True
     """
 
     def __init__(
@@ -156,6 +175,7 @@ class PlannedBatches(IterableDataset[InputBatch]):
             yield self.batch(numbers)
 
     def batch(self, numbers: Sequence[int]) -> InputBatch:
+        """Return the inputs of these numbers that are not embedded yet, ready for the model."""
         unknown = set(self.collator.unknown([self.plan.keys[number] for number in numbers]))
         numbers = [number for number in numbers if self.plan.keys[number] in unknown]
         if not numbers:
@@ -170,7 +190,12 @@ class PlannedBatches(IterableDataset[InputBatch]):
 
 
 class PlannedLoader:
-    """What the trainer iterates; it has a length, and no sampler that a trainer would replace."""
+    """The loader that a trainer iterates; it has a length, and no sampler that a trainer would replace.
+
+    Example:
+        >>> loader = PlannedLoader(batches, num_workers=2)  # doctest: +SKIP
+        >>> next(iter(loader)).keys  # doctest: +SKIP
+    """
 
     def __init__(self, batches: PlannedBatches, num_workers: int) -> None:
         self.batches = batches

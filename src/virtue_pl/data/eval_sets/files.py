@@ -1,4 +1,4 @@
-"""Which evaluation sets are asked for, and where their files are: shards, or the official parquet files."""
+"""The names of evaluation sets, and their files: shards, or the official parquet files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from virtue_pl.data.shards.manifest import MANIFEST, ShardFolder
 from virtue_pl.types import SetDescription, VirtueError
 
 FORMS = {"instruct": ("instruct", "MMEB_Test_Instruct"), "v1": ("v1", "MMEB-eval")}
-"""MMEB's evaluation files: instruction and text in columns of their own, or joined; and the folders in which each lies.
-"""
+"""Folders of MMEB's evaluation files by form: instruction and text in columns of their own, or joined."""
 EXTRA_IMAGE_FOLDERS = ("MMEB-eval",)
-"""Folders whose images the instruction form shows, too."""
+"""Folders whose images the instruction form uses, too."""
 SHARD_FORMS = {"instruct": "MMEB_instruct_", "v1": "MMEB_eval_"}
+"""Prefixes of the folders of shards by MMEB's form."""
 MINI_SPLITS = ("mini_test_seen", "mini_test_held_out")
 _PREFIX = re.compile(r"^(?:scar_eval_|scar_|mmeb_eval_|mmeb_instruct_|mmeb_)", re.IGNORECASE)
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
@@ -26,7 +26,13 @@ _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Where a set is: in a folder of shards, or in parquet files with their images."""
+    """The files of a set: a folder of shards, or parquet files with their images.
+
+    Example:
+        >>> (about,) = resolve_sets(["RefCOCO+"])
+        >>> SetFiles(about, tables=(Path("data/RefCOCO_plus.parquet"),)).about.benchmark
+        'scar'
+    """
 
     about: SetDescription
     shards: ShardFolder | None = None
@@ -35,7 +41,7 @@ class SetFiles:
 
 
 def available_sets() -> dict[str, SetDescription]:
-    """By its normalize_name without prefix: the five of SCaR, the 36 of MMEB, and the small ones of both."""
+    """Return all sets by normalized name: the five of SCaR, the 36 of MMEB, and the small ones of both."""
     scar = [SetDescription(f"SCaR_{name}", "scar", "region captions") for name in scar_sets()]
     mini = [SetDescription(f"SCaR_{split}", "scar_mini", "region captions") for split in MINI_SPLITS]
     mmeb = [
@@ -48,13 +54,14 @@ def available_sets() -> dict[str, SetDescription]:
 
 
 def normalize_name(name: str) -> str:
-    """What different spellings of a set's name have in common: "SCaR_eval_RefCOCO_plus" and "RefCOCO+" are one."""
+    """Return what different spellings of a set's name share: "SCaR_eval_RefCOCO_plus" and "RefCOCO+" are one."""
     return _PREFIX.sub("", name).lower().replace("+", "_plus").replace("-", "_")
 
 
 def resolve_sets(names: Sequence[str]) -> list[SetDescription]:
-    """Return the sets of the given names or benchmarks ("scar", "mmeb", "scar_mini", "mmeb_mini"), each once. Raises
-    VirtueError for an unknown one.
+    """Return the sets of the given names or benchmarks ("scar", "mmeb", "scar_mini", "mmeb_mini"), each once.
+
+    Raises VirtueError for an unknown name, and for no name.
     """
     available = available_sets()
     benchmarks = dict.fromkeys(about.benchmark for about in available.values())
@@ -78,8 +85,9 @@ def resolve_sets(names: Sequence[str]) -> list[SetDescription]:
 def find_set(
     root: Path, about: SetDescription, form: str | None = None, images: Sequence[Path] = ()
 ) -> SetFiles | None:
-    """Return the set's files under `root`, shards first; None where there are none. form: of MMEB's files, by default
-    whichever is there.
+    """Return the set's files under `root`, shards before others; None where there are none.
+
+    `form` is that of MMEB's files, by default whichever exists; `images` are folders to look into first.
     """
     for folder in shard_folders(root, about, form):
         return SetFiles(about, shards=ShardFolder.open(folder, "--data"))
@@ -93,6 +101,7 @@ def find_set(
 
 
 def shard_folders(root: Path, about: SetDescription, form: str | None) -> Iterator[Path]:
+    """Yield the folders of evaluation shards of a set, in `root` and one level below."""
     for folder in sorted([root, *(path for path in root.glob("*") if path.is_dir())]):
         other_form = form is not None and folder.name.startswith(
             tuple(prefix for name, prefix in SHARD_FORMS.items() if name != form)
@@ -107,7 +116,7 @@ def shard_folders(root: Path, about: SetDescription, form: str | None) -> Iterat
 
 
 def table_groups(root: Path, about: SetDescription, form: str | None) -> Iterator[list[Path]]:
-    """Groups of parquet files that may be the set's, the likeliest first."""
+    """Yield groups of parquet files that may be the set's, the likeliest first."""
     if about.benchmark.startswith("mmeb"):
         forms = [folder for name, folders in FORMS.items() if form in (None, name) for folder in folders]
         for folder in (*(root / form_folder / about.name for form_folder in forms), root / about.name):
@@ -126,7 +135,7 @@ def table_groups(root: Path, about: SetDescription, form: str | None) -> Iterato
 
 
 def mmeb_set_of(about: SetDescription) -> MMEBSet:
-    """What the table of MMEB says of the set."""
+    """Return the entry of a set in MMEB's catalogue."""
     return next(found for found in mmeb_sets().values() if found.eval_folder == about.name)
 
 

@@ -1,4 +1,6 @@
-"""What an evaluation embeds: every distinct input once, over all sets, in batches that every process knows alike."""
+"""The plan of an evaluation: every distinct input once, over all sets, in batches that are the same
+in every process.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +16,42 @@ from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, SetDescrip
 
 PIXELS_PER_TOKEN = 28 * 28
 CHARACTERS_PER_TOKEN = 4
-"""Roughly, for sorting by length."""
+"""Rough values, for sorting by length."""
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPlan:
-    """inputs, keys, sources: of every distinct input, what it is, its content key, and where it stands first.
+    """The distinct inputs of an evaluation, and the sets that refer to them by index.
 
-    total: inputs with repetitions. total_images: uses of images with repetitions. missing: sets that are left out, with
-    the reason. batches: numbers of inputs. Inputs with the same image stand in one batch, however many they are.
+    Example:
+        >>> plan = make_plan({}, query=str, sizes={}, missing={"RefCOCO+": "no files"}, batch_size=8)
+        >>> len(plan.inputs), plan.batches, plan.missing
+        (0, (), {'RefCOCO+': 'no files'})
     """
 
     sets: tuple[RankedSet, ...]
     inputs: tuple[EmbeddingInput, ...]
+    """Every distinct input."""
     keys: tuple[str, ...]
+    """The content key of every distinct input."""
     sources: tuple[str, ...]
+    """Where every distinct input occurs first."""
     total: int
+    """Number of inputs, with repetitions."""
     total_images: int
+    """Number of uses of images, with repetitions."""
     missing: Mapping[str, str]
+    """Sets that are left out, with the reason."""
     batches: tuple[tuple[int, ...], ...]
+    """Indices of inputs. Inputs with the same image are in one batch, however many they are."""
 
     @property
     def images(self) -> int:
-        """How many distinct images there are."""
+        """Return the number of distinct images."""
         return len({key for item in self.inputs for key in item.image_keys})
 
     def fingerprint(self) -> str:
-        """Changes with any input, its index in a candidate list, or a right answer."""
+        """Return a fingerprint that changes with any input, its index in a candidate list, or a right answer."""
         digest, texts = hashlib.sha256("\n".join(self.keys).encode()), dict[int, str]()
         for ranked in self.sets:
             digest.update(f"{ranked.about.name} {ranked.queries.tolist()}".encode())
@@ -60,7 +71,15 @@ def make_plan(
     missing: Mapping[str, str],
     batch_size: int,
 ) -> EvaluationPlan:
-    """Return the plan over the rows of all sets; `query` gives what is embedded of a row, `sizes` of its images."""
+    """Return the plan over the rows of all sets.
+
+    Args:
+        found: the rows of every set.
+        query: returns the input that is embedded for a row.
+        sizes: (height, width) of each image by its key.
+        missing: sets that are left out, with the reason.
+        batch_size: inputs of a batch.
+    """
     distinct = DistinctInputs()
     sets = []
     for about, rows in found.items():
@@ -82,6 +101,7 @@ def make_plan(
 
 
 def candidate_indices(distinct: DistinctInputs, row: EvaluationRow) -> Int[Tensor, " candidates"]:
+    """Return the index of each candidate of a row among the distinct inputs."""
     found = [
         distinct.number(item, f"{row.set} row {row.row}, candidate {index}")
         for index, item in enumerate(row.candidates)
@@ -90,7 +110,13 @@ def candidate_indices(distinct: DistinctInputs, row: EvaluationRow) -> Int[Tenso
 
 
 class DistinctInputs:
-    """Numbers inputs by content."""
+    """Inputs, each once, numbered by content.
+
+    Example:
+        >>> distinct = DistinctInputs()
+        >>> [distinct.number(EmbeddingInput(text), "set row 0") for text in ("a cat", "a dog", "a cat")]
+        [0, 1, 0]
+    """
 
     def __init__(self) -> None:
         self.inputs: list[EmbeddingInput] = []
@@ -100,6 +126,7 @@ class DistinctInputs:
         self._objects: dict[int, int] = {}
 
     def number(self, item: EmbeddingInput, source: str) -> int:
+        """Return the index of an input, which is added if it is new; `source` says where it occurs."""
         self.total += 1
         self.total_images += len(item.image_keys)
         found = self._objects.get(id(item))
@@ -114,7 +141,7 @@ class DistinctInputs:
 
 
 def input_key(item: EmbeddingInput) -> str:
-    """Return the same for the same text, images and prompts."""
+    """Return a key of an input's content: the same for the same text, images and prompts."""
     digest = hashlib.blake2b(repr((item.text, item.image_keys)).encode(), digest_size=16)
     for prompt in item.prompts:
         if not prompt.is_empty:
@@ -124,7 +151,7 @@ def input_key(item: EmbeddingInput) -> str:
 
 
 def estimate_tokens(item: EmbeddingInput, sizes: Mapping[str, tuple[int, int]]) -> int:
-    """Return about how many tokens it is."""
+    """Return about how many tokens an input has; `sizes` are (height, width) of images by key."""
     pixels = sum(height * width for height, width in (sizes[key] for key in item.image_keys))
     return len(item.text) // CHARACTERS_PER_TOKEN + pixels // PIXELS_PER_TOKEN
 
@@ -132,10 +159,10 @@ def estimate_tokens(item: EmbeddingInput, sizes: Mapping[str, tuple[int, int]]) 
 def make_batches(
     inputs: Sequence[EmbeddingInput], lengths: Sequence[int], batch_size: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Numbers of inputs in batches of about `batch_size`, the longest first, so that little is padded and memory is
-    tried at once.
+    """Return indices of inputs in batches of about `batch_size`, the longest first.
 
-    What shows the same image stays together, so that it is read once; a batch is larger where one image has more.
+    So little is padded, and a lack of memory shows at once. Inputs with the same image stay together, so that it is
+    read once; a batch is larger where one image has more.
     """
     groups: dict[object, list[int]] = {}
     for number, item in enumerate(inputs):

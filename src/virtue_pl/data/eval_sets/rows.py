@@ -26,10 +26,15 @@ ROWS_PER_READ = 64
 
 
 class RowReader:
-    """Makes rows of what files hold, sharing equal inputs.
+    """Reads rows of evaluation files; equal inputs of different rows are one object.
 
     Args:
         library: the images, by content.
+
+    Example:
+        >>> reader = RowReader(ImageLibrary())
+        >>> reader.input("a cat", None) is reader.input("a cat", None)
+        True
     """
 
     def __init__(self, library: ImageLibrary) -> None:
@@ -38,8 +43,9 @@ class RowReader:
         self._paths: dict[ImageFiles, dict[str, str]] = {}
 
     def read(self, files: SetFiles, limit: int | None = None) -> Iterator[EvaluationRow]:
-        """Yield the rows of official parquet files, in order. Raises DataError naming set and row for one that cannot
-        be ranked.
+        """Yield the rows of official parquet files, in order.
+
+        Raises DataError, which names set and row, for one that cannot be ranked.
         """
         scar = files.about.benchmark.startswith("scar")
         for number, row in enumerate(table_rows(files, SCAR_COLUMNS if scar else MMEB_COLUMNS)):
@@ -48,6 +54,7 @@ class RowReader:
             yield self.scar_row(files, number, row) if scar else self.mmeb_row(files, number, row)
 
     def scar_row(self, files: SetFiles, number: int, row: Mapping[str, Any]) -> EvaluationRow:
+        """Return a row of SCaR's columns."""
         key = row_name(files.about, number)
         assert files.images is not None
         image = self.library.add_path(files.images, row["qry_image_path"], key)
@@ -70,6 +77,7 @@ class RowReader:
         captions: Sequence[str],
         rankings: Mapping[str, tuple[int, ...]],
     ) -> EvaluationRow:
+        """Return a row about a region; `box_text` is the box as published queries write it, `image` the image's key."""
         if not query:
             raise DataError(row_name(about, number), "missing query: its text is empty")
         text = PUBLISHED_TOKEN.sub("", _BOX_TEXT.sub("", query))
@@ -89,6 +97,7 @@ class RowReader:
         )
 
     def mmeb_row(self, files: SetFiles, number: int, row: Mapping[str, Any]) -> EvaluationRow:
+        """Return a row of MMEB's columns, in either form."""
         key = row_name(files.about, number)
         if "qry_inst" in row:
             row = to_one_string(row, mmeb_set_of(files.about), key)
@@ -109,7 +118,7 @@ class RowReader:
         candidates: Sequence[tuple[str, str | None]],
         rankings: Mapping[str, tuple[int, ...]] | None = None,
     ) -> EvaluationRow:
-        """Return a row without a region; texts as MMEB writes them, images by their keys."""
+        """Return a row without a region: texts as MMEB writes them, images by their keys."""
         key = row_name(about, number)
         check_candidates(candidates, key)
         text, image = query
@@ -127,8 +136,9 @@ class RowReader:
         )
 
     def input(self, text: str, image: str | None, key: str = "") -> EmbeddingInput:
-        """Return the input of a text and an image's key, one object for equal ones. Raises DataError for an image token
-        too many.
+        """Return the input of a text and an image's key, one object for equal ones.
+
+        Raises DataError for more image tokens than images.
         """
         found = self._inputs.get((text, image))
         if found is None:
@@ -147,12 +157,12 @@ class RowReader:
 
 
 def row_name(about: SetDescription, number: int) -> str:
-    """For messages."""
+    """Return a row's name, for messages."""
     return f"{about.name} row {number}"
 
 
 def box_words(corners: Sequence[float]) -> str:
-    """Return a box, xyxy in pixels, as the published queries say it, as Python prints it."""
+    """Return a box, xyxy in pixels, as the published queries write it."""
     return f"Referring object bbox: {list(corners)}"
 
 
@@ -177,10 +187,10 @@ def table_rows(files: SetFiles, needed: Sequence[str]) -> Iterator[dict[str, Any
 
 
 def ranked_captions(row: Mapping[str, Any], key: str) -> tuple[list[str], dict[str, tuple[int, ...]]]:
-    """Return the captions of `tgt_text` as they are, then those that only other forms have; and which of them each form
-    ranks, the right one first.
+    """Return the captions of a row, and the indices that each form ranks, the right one first.
 
-    A form is ranked as "hit@1_FORM"; with `tgt_kinds_FORM`, each kind of distractor under its own name, too.
+    The captions of `tgt_text` come first, as they are, then those that only other forms have. A form is ranked as
+    "hit@1_FORM"; with `tgt_kinds_FORM`, each kind of distractor under its own name, too.
     """
     captions = list(row["tgt_text"] or [])
     check_candidates([(caption, None) for caption in captions], key)
@@ -203,7 +213,7 @@ def ranked_captions(row: Mapping[str, Any], key: str) -> tuple[list[str], dict[s
 
 
 def check_candidates(candidates: Sequence[tuple[str, str | None]], key: str) -> None:
-    """Raises DataError for a query that has nothing to choose from, and for an empty candidate."""
+    """Raise DataError for a query without candidates, and for an empty candidate."""
     if not candidates:
         raise DataError(key, "the query has no candidate, expected the right one and others")
     for index, (text, image) in enumerate(candidates):
@@ -212,7 +222,7 @@ def check_candidates(candidates: Sequence[tuple[str, str | None]], key: str) -> 
 
 
 def drop_gold_repeats(candidates: Sequence[EmbeddingInput], indices: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the indices to rank, the right candidate's first, without those that hold the same thing once more."""
+    """Return the indices to rank, the right candidate's first, without those of equal candidates."""
     gold = candidates[indices[0]]
     if sum(candidates[index] is gold for index in indices) == 1:
         return indices
@@ -221,5 +231,5 @@ def drop_gold_repeats(candidates: Sequence[EmbeddingInput], indices: tuple[int, 
 
 @cache
 def all_indices(count: int) -> tuple[int, ...]:
-    """Return one tuple for all rows of that length."""
+    """Return 0, 1, ..., count - 1; one tuple for all rows of that length."""
     return tuple(range(count))

@@ -1,4 +1,4 @@
-"""Evaluation rows out of shards, in the order of their rows."""
+"""Evaluation rows from shards, in the order of their rows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from virtue_pl.types import DataError, EvaluationRow
 
 
 def shard_rows(files: SetFiles, reader: RowReader, limit: int | None = None) -> list[EvaluationRow]:
-    """Return every row of a folder of shards, or the first `limit` that stand there, sorted by row. Raises DataError
-    for one that cannot be ranked.
+    """Return every row of a folder of shards, or the first `limit` in it, sorted by row.
+
+    Raises DataError for one that cannot be ranked.
     """
     rows: list[EvaluationRow] = []
     for record, images in records(files, reader.library):
@@ -29,7 +30,7 @@ def shard_rows(files: SetFiles, reader: RowReader, limit: int | None = None) -> 
 
 
 def records(files: SetFiles, library: ImageLibrary) -> Iterator[tuple[Record, list[str]]]:
-    """Records with their images' keys."""
+    """Yield records with their images' keys."""
     assert files.shards is not None
     manifest = files.shards.manifest
     for path in files.shards.paths:
@@ -49,6 +50,7 @@ def records(files: SetFiles, library: ImageLibrary) -> Iterator[tuple[Record, li
 
 
 def open_tar(path: Path, name: str) -> tarfile.TarFile:
+    """Open a tar. Raises DataError where it is damaged."""
     try:
         return tarfile.open(path)
     except (tarfile.TarError, OSError) as error:
@@ -56,12 +58,14 @@ def open_tar(path: Path, name: str) -> tarfile.TarFile:
 
 
 def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Return the bytes of a tar's member."""
     stream = tar.extractfile(member)
     assert stream is not None
     return stream.read()
 
 
 def evaluation_row(files: SetFiles, reader: RowReader, row: Row, images: list[str]) -> EvaluationRow:
+    """Return a stored row as evaluation ranks it; `images` are the keys of its record's images."""
     number, candidates = int(row["row"]), row["candidates"]
     rankings = read_rankings(row, len(candidates))
     if isinstance(row["query"], str):

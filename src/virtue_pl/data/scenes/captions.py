@@ -17,7 +17,7 @@ TEMPLATES = (
     "{object} that is {relation} {reference}, {phrase}",
     "{phrase}, {object} {relation} {reference}",
 )
-"""A sample's captions share one of these."""
+"""Templates of captions; all of a sample's captions share one."""
 
 PUBLISHED_KINDS = ("gold", *["object"] * 3, *["relation"] * 3, *["scene"] * 3)
 
@@ -26,7 +26,14 @@ Named = TypeVar("Named", Thing, Background)
 
 @dataclass(frozen=True)
 class Claim:
-    """What a caption says: `thing` is `relation` the `reference`, at `background`."""
+    """The content of a caption: `thing` is `relation` the `reference`, on `background`.
+
+    Example:
+        >>> fox, hen = Thing("fox", "fox", "train", ()), Thing("owl", "owl", "train", ())
+        >>> claim = Claim(fox, "above", hen, Background("on a beach", "beach", ()))
+        >>> claim.sentence(TEMPLATES[0])
+        'a fox above an owl, on a beach'
+    """
 
     thing: Thing
     relation: str
@@ -34,6 +41,7 @@ class Claim:
     background: Background
 
     def sentence(self, template: str) -> str:
+        """Return the claim as a caption."""
         return template.format(
             object=with_article(self.thing.name),
             relation=self.relation,
@@ -44,7 +52,11 @@ class Claim:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What swaps are drawn from: `things` to take the target's part, every scene phrase."""
+    """The things and backgrounds that swaps are drawn from; `things` may replace the target.
+
+    Example:
+        >>> Vocabulary(library.of_split("train"), library.backgrounds)  # doctest: +SKIP
+    """
 
     things: Sequence[Thing]
     backgrounds: Sequence[Background]
@@ -52,21 +64,28 @@ class Vocabulary:
 
 @dataclass(frozen=True, eq=False)
 class Situation:
-    """A true claim, and what else is in the image (the reference left out)."""
+    """A true claim, and the other things in the image (without the reference).
+
+    Example:
+        >>> fox, owl = Thing("fox", "fox", "train", ()), Thing("owl", "owl", "train", ())
+        >>> Situation(Claim(fox, "above", owl, Background("on a beach", "beach", ())), others=[]).gold.relation
+        'above'
+    """
 
     gold: Claim
     others: Sequence[Thing]
 
 
 def with_article(name: str) -> str:
+    """Return a name behind its indefinite article."""
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def balanced_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Return ten claims, the true one first: the eight corners of object x relation x scene, and two made from any of
-    the corners.
+    """Return ten claims, the true one first: the eight corners of object x relation x scene, and two made from a
+    corner.
 
-    Nothing in the set depends on which corner is true, so whoever sees only the captions is right at most once in
+    Nothing in the set depends on which corner is true, so a guess from the captions alone is right at most once in
     eight. Every false claim has an element that is false by itself.
     """
     gold = situation.gold
@@ -83,8 +102,8 @@ def balanced_claims(rng: np.random.Generator, situation: Situation, vocabulary: 
 
 
 def published_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Return ten claims in the published benchmark's form, in the order of `PUBLISHED_KINDS`: three swaps of each
-    single element.
+    """Return ten claims in the published benchmark's form: three swaps of each element, in the order of
+    `PUBLISHED_KINDS`.
 
     The first object swap is in the image, the other two are not.
     """
@@ -106,8 +125,9 @@ def published_claims(rng: np.random.Generator, situation: Situation, vocabulary:
 
 
 def negative_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Return ten false claims for training: the seven false corners of `balanced`, the two other relations, one more
-    object.
+    """Return ten false claims for training.
+
+    They are the seven false corners of `balanced_claims`, the two other relations, and one more object.
     """
     gold = situation.gold
     things = [gold.thing, *_other_things(rng, situation, vocabulary, 2)]
@@ -122,12 +142,12 @@ def negative_claims(rng: np.random.Generator, situation: Situation, vocabulary: 
 
 
 def _candidates(situation: Situation, vocabulary: Vocabulary) -> list[Thing]:
-    """Things in the image that may take the target's part."""
+    """Return the things in the image that may replace the target."""
     return [thing for thing in situation.others if thing in vocabulary.things]
 
 
 def _other_things(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary, count: int) -> list[Thing]:
-    """Things that are not the target, first those in the image."""
+    """Return `count` things that are not the target, those in the image first."""
     present = _choose(rng, _candidates(situation, vocabulary), count)
     return [
         *present,
@@ -147,7 +167,9 @@ def _other_relations(rng: np.random.Generator, relation: str) -> list[str]:
 def distinct_kinds(
     rng: np.random.Generator, pool: Sequence[Named], excluded: Sequence[Named], count: int
 ) -> list[Named]:
-    """Members of `pool` of kinds that are not `excluded`, each of another kind."""
+    """Return up to `count` members of `pool`, in random order, each of a kind that neither `excluded` nor another one
+    has.
+    """
     kinds = {member.kind for member in excluded}
     chosen: list[Named] = []
     for index in rng.permutation(len(pool)):

@@ -1,4 +1,4 @@
-"""One scene: its things, where they stand, the image with exact masks, and its samples."""
+"""One scene: its things, their layout, the image with exact masks, and its samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ ATTEMPTS = 40
 
 @dataclass(frozen=True, eq=False)
 class SceneSample:
-    """One target of a scene: hard negatives in training, else two forms of ten captions, the true one first."""
+    """One target of a scene: hard negatives in training, else two forms of ten captions, the true one first.
+
+    Example:
+        >>> region = Region(np.ones((2, 2), bool), (0, 0, 2, 2))
+        >>> SceneSample(region, "fox", "a fox above an owl", negatives=("an owl above a fox",)).category
+        'fox'
+    """
 
     region: Region
     category: str
@@ -40,6 +46,14 @@ class SceneSample:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
+    """A composed image, its background photograph, and a sample for each of its two targets.
+
+    Example:
+        >>> scene = compose(np.random.default_rng(0), Cast.of("train", library), 256, training=True)  # doctest: +SKIP
+        >>> scene.image.size, len(scene.samples)  # doctest: +SKIP
+        ((256, 256), 2)
+    """
+
     image: Image.Image
     photograph: Photograph
     samples: tuple[SceneSample, ...]
@@ -47,23 +61,35 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Cast:
-    """Who may appear in a split: targets (and their swaps), the rest, and which photographs."""
+    """The things and backgrounds that may appear in a split.
+
+    Example:
+        >>> Cast.of("test_held_out", library).photographs  # doctest: +SKIP
+        'test'
+    """
 
     targets: Sequence[Thing]
+    """Things that are targets, or replace one in a caption."""
     rest: Sequence[Thing]
+    """Things that are references and bystanders."""
     backgrounds: Sequence[Background]
     photographs: str
+    """Split of the background photographs: `train` or `test`."""
 
     @classmethod
     def of(cls, split: str, library: SceneLibrary) -> Cast:
-        """Training objects everywhere, but for the targets of `test_held_out`; test photographs in both tests only."""
+        """Return the cast of a split.
+
+        Its things are objects of training, but for the targets of `test_held_out`; test photographs are for the two
+        tests.
+        """
         train = library.of_split(TRAIN)
         targets = library.of_split(HELD_OUT) if split == "test_held_out" else train
         return cls(targets, train, library.backgrounds, TEST if split.startswith("test") else TRAIN)
 
 
 def compose(rng: np.random.Generator, cast: Cast, image_size: int, training: bool) -> Scene:
-    """Return the scene that `rng` stands for."""
+    """Return the scene that `rng` draws, of `image_size` pixels a side. Raises VirtueError where no layout fits."""
     for _ in range(ATTEMPTS):
         things = _draw_things(rng, cast)
         cutouts = [draw_cutout(rng, thing, image_size) for thing in things]
@@ -102,7 +128,7 @@ def _draw_things(rng: np.random.Generator, cast: Cast) -> list[Thing]:
 
 
 def _relations_hold(regions: Sequence[Region], layout: Layout) -> bool:
-    """Return whether both relations are still clear between what is visible."""
+    """Return whether both relations are still clear between the visible parts."""
     return all(relation_between(regions[i].box, regions[i + 2].box) == layout.relations[i] for i in range(2))
 
 

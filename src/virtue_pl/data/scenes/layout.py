@@ -1,9 +1,8 @@
-"""Where things stand: two targets, a reference for each, and bystanders, so that a target's box says nothing about its
-relation.
+"""The layout of a scene, drawn so that the boxes of the two targets tell nothing of their relations to references.
 
 Both targets are placed first. Then references are sought for *every one* of the sixteen pairs of relations; if one pair
-finds no room, the targets move. Only when all sixteen are there is one of them drawn, so each target's relation is
-uniform given both targets' boxes, exactly. Pixels, origin top-left, boxes as x, y, width, height.
+finds no room, the targets move. Only when all sixteen exist, one of them is drawn, so each target's relation is exactly
+uniform given both targets' boxes. Pixels, origin top-left, boxes as x, y, width, height.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float
 RELATIONS = ("to the left of", "to the right of", "above", "below")
 
 QUARTERS = ("upper left", "upper right", "lower left", "lower right")
+"""Quarters of an image, in the order of `quarter_boxes`."""
 
 CLEARLY = 1.8
 """How many times farther apart the centres are along a relation's axis than across it."""
@@ -27,6 +27,13 @@ TARGET_TRIES, PAIR_TRIES, GRID = 60, 24, 20
 
 
 class Box(NamedTuple):
+    """A box in pixels.
+
+    Example:
+        >>> Box(x=10, y=20, width=30, height=40).width
+        30
+    """
+
     x: float
     y: float
     width: float
@@ -35,14 +42,25 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Boxes in the order of the sizes given: two targets, their two references, then the bystanders that found room."""
+    """The boxes of a scene, in the order of the sizes given, and the targets' relations.
+
+    Example:
+        >>> layout = draw_layout(np.random.default_rng(0), [(40, 40)] * 5, image_size=256)
+        >>> relation_between(layout.boxes[0], layout.boxes[2]) == layout.relations[0]
+        True
+    """
 
     boxes: tuple[Box, ...]
+    """Two targets, their two references, then the bystanders that found room."""
     relations: tuple[str, str]
+    """The relation of each target to its reference."""
 
 
 def relation_between(box: Sequence[float], reference: Sequence[float]) -> str | None:
-    """What `box` (x, y, width, height) is of `reference`; None unless clear along one axis and apart on it."""
+    """Return the relation of `box` (x, y, width, height) to `reference`.
+
+    None unless it is clear along one axis, and the boxes are apart on it.
+    """
     grid = np.asarray([reference], dtype=float)
     for relation in RELATIONS:
         if _holds(Box(*box), grid, relation)[0]:
@@ -51,7 +69,10 @@ def relation_between(box: Sequence[float], reference: Sequence[float]) -> str | 
 
 
 def draw_layout(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], image_size: int) -> Layout | None:
-    """Return a layout of things of the given (width, height), or None if their sizes leave no room for some relation."""
+    """Return a layout of things of the given (width, height) in an image of `image_size` pixels a side.
+
+    None if their sizes leave no room for some relation.
+    """
     targets, references = sizes[:2], sizes[2:4]
     for _ in range(TARGET_TRIES):
         placed = _draw_targets(rng, targets, references, image_size)
@@ -69,7 +90,7 @@ def draw_layout(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], 
 
 
 def scatter(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], image_size: int) -> tuple[Box, ...] | None:
-    """Boxes anywhere, apart from each other; None if one finds no room."""
+    """Return boxes anywhere, apart from each other; None if one finds no room."""
     boxes: list[Box] = []
     for size in sizes:
         boxes += _bystander(rng, boxes, size, image_size)
@@ -124,8 +145,9 @@ def _draw_targets(
 def _all_pairs(
     rng: np.random.Generator, targets: tuple[Box, Box], sizes: Sequence[tuple[float, float]], image_size: int
 ) -> list[tuple[Box, Box]] | None:
-    """References for each of the sixteen pairs of relations (the second target's changes fastest), or None if one has
-    no room.
+    """Return references for each of the sixteen pairs of relations (the second target's changes fastest).
+
+    None if one has no room.
     """
     options: list[list[Float[np.ndarray, "boxes 4"]]] = []
     for target, size in zip(targets, sizes, strict=True):
@@ -141,7 +163,7 @@ def _all_pairs(
 def _pair_up(
     first: Float[np.ndarray, "4 tries 4"], second: Float[np.ndarray, "4 tries 4"]
 ) -> list[tuple[Box, Box]] | None:
-    """For every pair of relations the first try in which both references have room."""
+    """Return for every pair of relations the first try in which both references have room; None where one has none."""
     apart = _separate(first[:, None], second[None])
     if not apart.any(axis=-1).all():
         return None
@@ -159,7 +181,7 @@ def _bystander(rng: np.random.Generator, boxes: Sequence[Box], size: tuple[float
 
 
 def _grid(rng: np.random.Generator, size: tuple[float, float], image_size: int) -> Float[np.ndarray, "boxes 4"]:
-    """Random free for a box of `size`, spread evenly over the image."""
+    """Return random boxes of `size`, spread evenly over the image."""
     width, height = size
     steps = (np.arange(GRID) + rng.random()) / GRID
     x, y = np.meshgrid(steps * (image_size - width), (np.arange(GRID) + rng.random()) / GRID * (image_size - height))

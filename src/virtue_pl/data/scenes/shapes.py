@@ -1,4 +1,4 @@
-"""Coloured shapes on patterned grounds, as a library that needs no download."""
+"""A library of coloured shapes on patterned grounds, which needs no download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from PIL import Image, ImageDraw
 from virtue_pl.data.scenes.library import HELD_OUT, TEST, TRAIN, Background, Photograph, SceneLibrary, Thing, trim
 
 CUTOUT_SIZE = 160
+"""Width and height of a shape, in pixels."""
 GROUND_SIZE = 384
+"""Width and height of a ground, in pixels."""
 COLOURS = {
     "red": (214, 39, 40),
     "blue": (40, 90, 220),
@@ -29,11 +31,14 @@ PALETTES = {
     TRAIN: ((150, 170, 190), (190, 170, 150), (160, 190, 160), (185, 160, 185), (120, 135, 120)),
     TEST: ((170, 150, 160), (150, 185, 190)),
 }
-"""Ground colours; those of the tests are never seen in training."""
+"""Ground colours; those of the tests never occur in training."""
 
 
 def draw_shapes() -> SceneLibrary:
-    """56 shapes, a quarter of them held out (every colour and every form is seen in training), on 8 grounds."""
+    """Return 56 shapes on 8 grounds.
+
+    A quarter of the shapes is held out; every colour and every form occurs in training.
+    """
     things = [
         Thing(
             f"{colour} {shape}",
@@ -102,7 +107,7 @@ def _ground(pattern: str, colour: Sequence[int]) -> Image.Image:
 
 
 def _pattern(pattern: str) -> Float[np.ndarray, "height width"]:
-    """Brightness in [0, 1]."""
+    """Return a pattern's brightness in [0, 1]."""
     y, x = np.mgrid[:GROUND_SIZE, :GROUND_SIZE].astype(float)
     period = 24.0
     if pattern == "striped":

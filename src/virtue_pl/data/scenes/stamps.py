@@ -1,4 +1,4 @@
-"""The fetched photographs, as a library."""
+"""A library of the fetched photographs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from virtue_pl.data.scenes.library import LONGEST, Background, Photograph, Scene
 from virtue_pl.types import VirtueError
 
 CUTOUT_SCALE, BACKGROUND_SCALE = 1.25 * LONGEST, 1.7
-"""ImageBatch are kept no larger than scenes need, as parts of a scene's side: a cut-out's longest side, a background's
-shortest.
-"""
+"""Sizes at which images are kept, as shares of a scene's width: a cut-out's longest side, a background's shortest."""
 
 Entry = TypeVar("Entry", catalogue.ObjectEntry, catalogue.BackgroundEntry)
 
 
 def stamp_contents(folder: Path) -> list[str]:
-    """What `load_stamps` would load, with names and checksums. Raises VirtueError where nothing was fetched."""
+    """Return the entries that `load_stamps` would load, with names and checksums.
+
+    Raises VirtueError where nothing was fetched.
+    """
     if not folder.is_dir():
         raise VirtueError(
             f"no images in {folder}: run `virtue-pl fetch images`, change --cache, or use --source shapes"
@@ -32,9 +33,7 @@ def stamp_contents(folder: Path) -> list[str]:
 
 
 def load_stamps(folder: Path, image_size: int) -> SceneLibrary:
-    """Return the catalogue's images that `fetch_images` left in `folder`, at the size that scenes of `image_size` pixels
-    need.
-    """
+    """Return the images that `fetch_images` left in `folder`, at the size that scenes of `image_size` pixels need."""
     found, missing = _present(folder, catalogue.objects())
     photographs, missing_photographs = _present(folder, catalogue.backgrounds())
     things = [

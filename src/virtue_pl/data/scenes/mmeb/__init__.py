@@ -1,1 +1,3 @@
-"""MMEB-mini: eight tasks in MMEB's form, two of each of its meta-tasks, from the cut-outs and photographs of the scenes."""
+"""MMEB-mini: eight tasks in MMEB's form, two of each meta-task, from the same cut-outs and photographs
+as the scenes.
+"""

@@ -13,42 +13,61 @@ from virtue_pl.data.scenes.staging import Region
 
 IMAGE = "<|image_1|>\n"
 MARGIN = 0.1
-"""What a cropped object's image shows beyond its box, as part of the box's sides."""
+"""Margin around the box of a cropped object, as a share of the box's width and height."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A candidate. image: its name in the group, or "" for none."""
+    """A candidate: a text, an image, or both.
+
+    Example:
+        >>> Answer("a fox").image
+        ''
+    """
 
     text: str
     image: str = ""
+    """The image's name in the group, or "" for none."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A row: a query, with an image or "" for none, and its candidates, the right one first."""
+    """A row: a query, and its candidates, the right one first.
+
+    Example:
+        >>> Question("Identify the object", "scene", (Answer("a fox"), Answer("an owl"))).answers[0].text
+        'a fox'
+    """
 
     text: str
     image: str
+    """The name of the query's image in the group, or "" for none."""
     answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Rows that belong together, and all their images by name."""
+    """Rows that belong together, and all their images by name.
+
+    Example:
+        >>> group = Group({"scene": Image.new("RGB", (8, 8))}, (Question("Name it", "scene", (Answer("fox"),)),))
+        >>> len(group.questions)
+        1
+    """
 
     images: dict[str, Image.Image]
     questions: tuple[Question, ...]
 
 
 def single_row(shot: Shot, text: str, candidates: Sequence[str]) -> Group:
-    """Return one row whose first candidate is right; the others stand in random order already."""
+    """Return one row whose first candidate is right; the others are in random order already."""
     return Group({"scene": shot.image}, (Question(text, "scene", tuple(map(Answer, candidates))),))
 
 
 def crop_rows(rng: np.random.Generator, shots: Sequence[Shot], texts: Sequence[Sequence[str]]) -> Group:
-    """Return a row for each thing of each shot, whose candidates are the crops of all things of all shots; `texts` are
-    the queries.
+    """Return a row for each thing of each shot, whose candidates are the crops of all things of all shots.
+
+    `texts` are the queries, for each shot one for each of its things.
     """
     images, candidates = {}, []
     for number, shot in enumerate(shots):
@@ -69,7 +88,7 @@ def crop_rows(rng: np.random.Generator, shots: Sequence[Shot], texts: Sequence[S
 
 
 def crop_region(image: Image.Image, region: Region) -> Image.Image:
-    """Return the image's part that shows the region, with a margin."""
+    """Return the image's part with the region, with a margin."""
     x, y, width, height = region.box
     across, down = round(MARGIN * width), round(MARGIN * height)
     return image.crop(

@@ -1,7 +1,7 @@
 """The eight tasks of MMEB-mini.
 
-Candidates are drawn first, and which of them is right afterwards, each with the same chance: a guess from the candidates
-alone is at chance. Where rows share a list of candidates (a group), each candidate is right in exactly one of them.
+Candidates are drawn first, and which of them is right afterwards, each with the same chance: a guess from the
+candidates alone is at chance. Where rows share a list of candidates (a group), each is right in exactly one of them.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ QUESTION = f"{IMAGE}Represent the given image with the following question: "
 SINGLE = (0.25, 0.4)
 """Size of a thing that is alone, see `staging.SIZES`."""
 CATEGORY_NOUNS = {"household": "household object"}
-"""How a category is asked for, where its name alone is no noun."""
+"""Nouns for the categories whose name alone is none."""
 
 
 def object_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Return a single object, to be named."""
+    """Return a row: one object, to be named."""
     things = studio.draw_things(rng, 20)
     shot = studio.shoot(rng, things[:1], choose(rng, studio.library.backgrounds), sizes=SINGLE)
     return single_row(shot, f"{IMAGE}Identify the object shown in the image\n", [thing.name for thing in things])
 
 
 def scene_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Return the place behind two objects, to be named."""
+    """Return a row: the background of two objects, to be named."""
     backgrounds = studio.draw_backgrounds(rng, 10)
     shot = studio.shoot(rng, studio.draw_things(rng, 2), backgrounds[0])
     return single_row(
@@ -43,8 +43,9 @@ def scene_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def kind_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Return three objects, one of the category that is asked for; all candidates are of that category, so that the
-    question tells nothing.
+    """Return a row: three objects, one of the category that is asked for.
+
+    All candidates are of that category, so that the question alone tells nothing.
     """
     categories, count = large_categories(studio.things, 10)
     category = choose(rng, categories)
@@ -59,7 +60,10 @@ def kind_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def corner_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Return four objects, one in each quarter of the image, asked for by the quarter; six others are candidates, too."""
+    """Return four rows: four objects, one in each quarter of an image, asked for by the quarter.
+
+    Six other objects are candidates, too.
+    """
     things = studio.draw_things(rng, 10)
     shot = studio.shoot(rng, things[:4], choose(rng, studio.library.backgrounds), quarter_boxes)
     names = [thing.name for thing in things]
@@ -75,7 +79,7 @@ def corner_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def caption_i2t_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Return twelve images, each to be given its caption."""
+    """Return twelve rows: images, each to be matched with its caption."""
     captions, images = draw_captions(rng, studio)
     candidates = [Answer(caption) for caption in captions]
     text = f"{IMAGE}Find an image caption describing the given everyday image.\n"
@@ -85,7 +89,7 @@ def caption_i2t_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def caption_t2i_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Return twelve captions, each to be given its image."""
+    """Return twelve rows: captions, each to be matched with its image."""
     captions, images = draw_captions(rng, studio)
     candidates = [Answer(f"{IMAGE}Represent the given image.", name) for name in images]
     text = "Find me an everyday image that matches the given caption: {}.\n"
@@ -99,7 +103,10 @@ def caption_t2i_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def grounding_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Return four images of the same four objects: an object's crop is to be found by its name among all sixteen."""
+    """Return sixteen rows: four images of the same four objects.
+
+    An object's crop is to be found by its name, among all sixteen.
+    """
     things, text = (
         studio.draw_things(rng, 4),
         f'{IMAGE}Select the portion of the image that isolates the object labeled as "{{}}".\n',
@@ -109,8 +116,9 @@ def grounding_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def refer_mini(rng: np.random.Generator, studio: Studio) -> Group:
-    """Return the same by an expression that names another object of the image and where it is; who is beside whom
-    differs between the images.
+    """Return sixteen rows: four images of the same four objects, each object found by an expression.
+
+    An expression names another object of the image and their relation; the neighbours differ between the images.
     """
     things, text = (
         studio.draw_things(rng, 4),
@@ -127,7 +135,10 @@ def refer_mini(rng: np.random.Generator, studio: Studio) -> Group:
 
 
 def draw_captions(rng: np.random.Generator, studio: Studio) -> tuple[list[str], dict[str, Image.Image]]:
-    """Return twelve different captions of two of six things at one of three backgrounds, and an image of each by name."""
+    """Return twelve different captions, and an image of each by name.
+
+    A caption is of two of six things on one of three backgrounds.
+    """
     things, backgrounds = studio.draw_things(rng, 6), studio.draw_backgrounds(rng, 3)
     pairs = [(first, second) for first in range(6) for second in range(first)]
     captions, images = [], {}
@@ -142,8 +153,9 @@ def draw_captions(rng: np.random.Generator, studio: Studio) -> tuple[list[str], 
 def draw_references(
     rng: np.random.Generator, studio: Studio, cast: Sequence[Thing], background: Background
 ) -> tuple[Shot, list[str]]:
-    """Return an image of four things and a true expression for each: the first two and the last two refer to each
-    other.
+    """Return an image of four things, and a true expression for each.
+
+    The first two and the last two refer to each other.
     """
     for _ in range(ATTEMPTS):
         shot = studio.shoot(rng, cast, background, related_boxes)
@@ -155,7 +167,8 @@ def draw_references(
             ]
             return shot, [f"the {thing.name} {relation} {with_article(other.name)}" for thing, relation, other in pairs]
     raise VirtueError(
-        f"no clear relations in an image of {studio.image_size} pixels in {2 * ATTEMPTS} attempts: choose another --size"
+        f"no clear relations in an image of {studio.image_size} pixels in {2 * ATTEMPTS} attempts: choose another"
+        " --size"
     )
 
 
@@ -170,13 +183,21 @@ def large_categories(things: Sequence[Thing], wanted: int) -> tuple[list[str], i
 
 @dataclass(frozen=True)
 class MMEBTask:
-    """One task. rows: of a group. draw: makes a group; `about` says of what."""
+    """One task of MMEB-mini.
+
+    Example:
+        >>> TASKS[0].name, TASKS[0].meta_task
+        ('ObjectMini', 'classification')
+    """
 
     name: str
     meta_task: str
     rows: int
+    """Rows of a group."""
     draw: Callable[[np.random.Generator, Studio], Group]
+    """Returns a group."""
     about: str
+    """What a group asks."""
 
 
 TASKS = (
