@@ -66,10 +66,10 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = {path.parent for path in root.rglob("*.jpg")}
     assert len(folders) == 20 + 36 + 10
     for number, folder in enumerate(sorted(folders)):
-        for place, role in enumerate(("", "query", "target")):
+        for index, role in enumerate(("", "query", "target")):
             if (folder / f"{role}0.jpg").is_file():
                 (folder / f"{role}0.jpg").unlink()
-                (folder / f"{role}1.jpg").write_bytes(photograph(3 * number + place)[:-60])  # its header is whole
+                (folder / f"{role}1.jpg").write_bytes(photograph(3 * number + index)[:-60])  # its header is whole
     return root
 
 
@@ -87,28 +87,28 @@ def test_every_set_with_bad_images_is_told_of_in_its_official_folder(spoilt: Pat
 
 
 def test_several_processes_find_what_one_finds(spoilt: Path) -> None:
-    def found(workers: int) -> Any:
+    def examine_with(workers: int) -> Any:
         sheet = ContactSheet()
         written = to_json(examine([spoilt], workers=workers, on_finding=sheet.add, **OPTIONS))
         return written, [(exhibit.finding, exhibit.tile.tobytes()) for exhibit in sheet.exhibits]
 
-    one = found(1)
-    assert found(2) == one and one[0]["findings"] and one[1]
+    one = examine_with(1)
+    assert examine_with(2) == one and one[0]["findings"] and one[1]
 
 
 def test_every_set_with_bad_images_is_streamed_and_told_of_in_its_shards(spoilt: Path, tmp_path: Path) -> None:
     manifests = convert_mmeb(spoilt, tmp_path) | convert_scar(spoilt, tmp_path)
     found = {checkup.name: checkup for checkup in examine([tmp_path], **OPTIONS)}
-    told = 0
+    named = 0
     for name, manifest in manifests.items():
         assert manifest.skipped["missing image"] >= 1 and set(kinds(found[name])) <= {"damaged image"}
         if not manifest.rows:
             continue
-        told += bool(found[name].findings)
+        named += bool(found[name].findings)
         data, samples = streamed(tmp_path / name, manifest)
         assert all("1.jpg" in key or "/1" in key for key in data.skipped)
         assert samples and bool(data.skipped) == bool(found[name].findings), name
-    assert told >= 20 + 10 + 10 + 10
+    assert named >= 20 + 10 + 10 + 10
 
 
 BAD_IMAGES: dict[str, bytes] = {
@@ -383,8 +383,8 @@ def test_hashes_are_near_up_to_three_bits_wherever_these_are(bits: int) -> None:
     for _ in range(50):
         value = int(generator.integers(0, 2**63))
         other = value
-        for place in generator.choice(64, bits, replace=False):
-            other ^= 1 << int(place)
+        for bit in generator.choice(64, bits, replace=False):
+            other ^= 1 << int(bit)
         assert bool(list(find_lookalikes([value], {"other": other}))) == (bits <= 3)
 
 

@@ -102,14 +102,14 @@ def test_shards_hold_the_same_rows(official, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("place", ["", "data", "instruct/OK-VQA", "OK-VQA"])
-def test_files_lie_in_any_of_the_layouts(tmp_path, place):
+@pytest.mark.parametrize("subfolder", ["", "data", "instruct/OK-VQA", "OK-VQA"])
+def test_files_lie_in_any_of_the_layouts(tmp_path, subfolder):
     write_mmeb_sets(tmp_path / "made")
     source = tmp_path / "made/instruct/OK-VQA/test-00000-of-00001.parquet"
     target = (
         tmp_path
         / "root"
-        / place
+        / subfolder
         / ("test-00000-of-00001.parquet" if place.endswith("OK-VQA") else "OK-VQA-00000-of-00001.parquet")
     )
     target.parent.mkdir(parents=True)
@@ -195,7 +195,7 @@ def test_a_plan_is_the_same_every_time_and_changes_with_its_rows(tmp_path):
 def test_images_resized_to_squares_are_other_inputs_of_one_size(tmp_path):
     write_scar_set(tmp_path)
     (about,) = resolve_sets(["ADE20K"])
-    plain, resized = (RowReader(ImageLibrary(side)) for side in (None, 1344))
+    plain, resized = (RowReader(ImageLibrary(size)) for size in (None, 1344))
     first, second = (next(reader.read(find_set(tmp_path, about))) for reader in (plain, resized))
     assert first.image != second.image and first.size == second.size == (72, 96)
     assert resized.library.pixels(second.image).shape == (3, 1344, 1344) and resized.library.image(

@@ -53,7 +53,7 @@ def test_every_dataset_becomes_folders_with_its_meta_task(tmp_path: Path) -> Non
     )
     assert manifests["MMEB_MSCOCO_t2i"].meta_task == "retrieval" and manifests["MMEB_MSCOCO_t2i"].negatives == (2, 2)
     assert {task.name: task.meta_task for task in TASKS}.items() <= {
-        name: known.meta_task for name, known in mmeb_sets().items()
+        name: dataset.meta_task for name, dataset in mmeb_sets().items()
     }.items()
 
 

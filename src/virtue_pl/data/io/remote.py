@@ -38,7 +38,7 @@ class RemoteFolder:
     Example:
         >>> folder = RemoteFolder("https://example.org/shards/SCAR_mini", version="0123")
         >>> folder.path.name
-        'SCAR_mini-6eb5cd0b3d4c'
+        'SCAR_mini-90e3844a31d1'
     """
 
     url: str
