@@ -122,7 +122,7 @@ def derive_reader_seed(seed: int, epoch: int, reader: ReaderInfo, *extra: int) -
     """
     ranks = f"rank={reader.rank}, world={reader.world_size}"
     text = f"Place({ranks}, worker={reader.worker}, workers={reader.num_workers})"
-    return hash_seed(f"({', '.join([str(seed), str(epoch), text, *map(str, further)])})")
+    return hash_seed(f"({', '.join([str(seed), str(epoch), text, *map(str, extra)])})")
 
 
 def hash_seed(text: str) -> int:
