@@ -234,7 +234,7 @@ def test_what_cannot_be_had_is_one_line(
     cache = CacheOptions(str(tmp_path))
     with pytest.raises(VirtueError, match=r"train: http://.*/nowhere/MMEB_OK_VQA/manifest.json is not there"):
         benchmark(f"{server}/nowhere", cache=cache).train_dataloader()
-    with pytest.raises(VirtueError, match=r"train: nothing://x/MMEB_OK_VQA: Protocol not by_group"):
+    with pytest.raises(VirtueError, match=r"train: nothing://x/MMEB_OK_VQA: Protocol not known"):
         benchmark("nothing://x", cache=cache).train_dataloader()
     monkeypatch.setattr(remote, "ATTEMPTS", 2)
     with pytest.raises(VirtueError, match=r"shard-\d+.tar could not be read in 2 attempts") as caught:

@@ -24,6 +24,7 @@ from virtue_pl.data.conversion import json_lines
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.pairs import convert_pairs
 from virtue_pl.data.conversion.scar import SCaRFile, convert_scar
+from virtue_pl.data.conversion.source_file import Settings
 from virtue_pl.data.datamodules.pairs import PairDataModule
 from virtue_pl.data.io import archives
 from virtue_pl.data.io.image_files import ImageFiles
@@ -402,3 +403,8 @@ def test_the_command_for_own_pairs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "train: 2 rows of 2 images in 1 shards; left out: 1 box outside the image" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["pairs", "--root", str(root), "--out", str(tmp_path / "out"), "--workers", "0"])
+
+
+def test_settings_are_spelled_in_fingerprints_as_in_folders_written_before() -> None:
+    settings = Settings(images_per_shard=7, seed=3, licence="CC0", max_pixels=9)
+    assert settings.fingerprint_text == "Settings(pictures_per_shard=7, seed=3, licence='CC0', max_pixels=9)"
