@@ -15,8 +15,8 @@ DATASET: dict[str, Any] = {"sampling": SamplingOptions, "reader": ReaderOptions}
 def grouped(options: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options with those of each group in one object of its class; the others stay as they are."""
     names = {group: {field.name for field in fields(kind)} for group, kind in groups.items()}
-    taken = set().union(*names.values())
+    grouped_names = set().union(*names.values())
     own = {
         group: kind(**{name: options[name] for name in names[group] & options.keys()}) for group, kind in groups.items()
     }
-    return {**{name: value for name, value in options.items() if name not in taken}, **own}
+    return {**{name: value for name, value in options.items() if name not in grouped_names}, **own}

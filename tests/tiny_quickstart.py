@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tiny_models import VISION_MODEL, save_text_model, save_vision_model
 from virtue_pl.cli import lightning
-from virtue_pl.data.conversion.source_file import silent
+from virtue_pl.data.conversion.source_file import no_progress
 from virtue_pl.pipelines.plan import Run
 from virtue_pl.pipelines.quickstart import Plan, Quickstart
 
@@ -65,7 +65,7 @@ def tiny_quickstart(folder: Path) -> Quickstart:
         lightning.main,
         Console(quiet=True),
         fetch,
-        silent,
+        no_progress,
     )
 
 
