@@ -75,7 +75,7 @@ def test_a_mistake_in_a_part_names_its_place(formatter, capsys, old, new, told):
         (["--data.row", "3"], "data: cli_dummies.Data has no argument 'row'; did you mean 'rows'?"),
         (
             ["--model.init_args.connector", "Jiont"],
-            "model.connector: 'Jiont' is neither a file that can be read nor the name of a class that is known here",
+            "model.connector: 'Jiont' is neither a file that can be read nor the name of a class that can be imported",
         ),
         (["stray"], "unexpected 'stray'; an option starts with --"),
         (["--config", "nope.yaml"], "nope.yaml: config: no such file"),

@@ -132,7 +132,7 @@ def write_spec(folder: Path, spec: object) -> Path:
         ),
         (
             {"class_path": "virtue_pl.preprocessing.VirtueFormatter", "init_args": {"prompt_text": "./../.."}},
-            "expected a place inside the folder",
+            "expected a path inside the folder",
         ),
     ],
 )
