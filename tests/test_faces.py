@@ -20,9 +20,7 @@ from virtue_pl.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(virtue_pl.__file__).parent
-FACES = {
-    ".".join(("virtue_pl", *stub.parent.relative_to(SOURCE).parts)): stub for stub in SOURCE.rglob("__init__.pyi")
-}
+FACES = {".".join(("virtue_pl", *stub.parent.relative_to(SOURCE).parts)): stub for stub in SOURCE.rglob("__init__.pyi")}
 OPTIONAL = {"virtue_pl.integrations": "mteb"}
 """Packages whose names need a package that is not always installed."""
 CLASS_PATH = re.compile(r"class_path[\"']?\s*[:=]\s*[\"']?(virtue_pl(?:\.\w+)+)")

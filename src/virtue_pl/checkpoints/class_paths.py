@@ -62,7 +62,7 @@ def explain_missing(path: str, allowed: Iterable[type] = ()) -> str:
         return f"{missing}: it is {faces[name]}"
     bases = tuple(allowed)
     fitting = {found: face for found, face in faces.items() if bases and is_concrete(import_class(face), bases)}
-    close = get_close_matches(name, fitting or faces, 1, 0.5)
+    close = [one for one in get_close_matches(name, fitting or faces, 3, 0.5) if is_concrete(import_class(faces[one]))]
     if close:
         return f"{missing}: the closest is {faces[close[0]]}"
     if fitting:
@@ -70,7 +70,7 @@ def explain_missing(path: str, allowed: Iterable[type] = ()) -> str:
     return f"{missing}, expected one of this version of virtue-pl"
 
 
-def is_concrete(cls: Any, bases: tuple[type, ...]) -> bool:
+def is_concrete(cls: Any, bases: tuple[type, ...] = (object,)) -> bool:
     """Return whether an object is a class that can be built and is derived from one of the bases."""
     return isinstance(cls, type) and issubclass(cls, bases) and not inspect.isabstract(cls)
 

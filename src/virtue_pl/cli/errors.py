@@ -60,7 +60,7 @@ def one_line(message: str, options: Iterable[str] = ()) -> str:
 
 
 def innermost(message: str) -> Finding:
-    """Return the first of the most deeply nested complaints; a Union's alternatives at that depth are joined by "or"."""
+    """Return the first of the most deeply nested complaints; a Union's alternatives there are joined by "or"."""
     path: list[tuple[int, str, str]] = []
     best, best_depth, given = Finding((), None, message), -1, ""
     allowed: dict[tuple[str, ...], tuple[str, ...]] = {}
