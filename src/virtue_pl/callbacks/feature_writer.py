@@ -1,4 +1,4 @@
-"""Writes what `predict` computes of images: the features of each shard's, as one safetensors file."""
+"""`FeatureWriter`: the frozen features of images that `predict` computes, in one safetensors file for each shard."""
 
 from __future__ import annotations
 
@@ -25,24 +25,31 @@ from virtue_pl.types import ShardImageBatch, VirtueError
 
 @dataclass
 class StartedShard:
-    """What is known so far of a shard's images, by content key."""
+    """Features of a shard's images so far, by content key, and the seconds that they took.
+
+    Example:
+        >>> StartedShard().images
+        {}
+    """
 
     images: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
 class FeatureWriter(Callback):
-    """Writes the features of a `predict` run over images into a folder beside each folder of shards
+    """Callback that writes the features of a `predict` run over images into a folder in each folder of shards
     (`virtue_pl.features.store`).
 
-    A shard's file is written as soon as its last batch was seen; a stopped run goes on with the shards that are
-    missing.
-    It is no BasePredictionWriter, since Lightning asks the loader of one for the indices of a batch, and a stream has
-    none.
+    A shard's file is written after its last batch; a stopped run goes on with the missing shards. It is no
+    BasePredictionWriter, since Lightning wants a batch's indices for one, and a stream has none.
 
     Args:
         folder: name of the folder of features in each folder of shards; the data module's `features` too.
         dtype: of the stored numbers: float32 keeps them exactly, float16 and bfloat16 take half the space.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[FeatureWriter(dtype="float32")])
+        >>> trainer.predict(model, datamodule=images)
     """
 
     def __init__(self, folder: str = "features", dtype: str = "float16") -> None:
@@ -55,7 +62,7 @@ class FeatureWriter(Callback):
         self.written: dict[Path, FeatureProvenance] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning need not keep what is written; the networks' fingerprints are taken as they are now."""
+        """Start a run: Lightning is told not to keep the predictions, and the networks' fingerprints are read."""
         trainer.predict_loop.return_predictions = False
         self.streams = dict(pl_module.collator.fingerprints)  # type: ignore[union-attr, arg-type]
         self.clock = time.perf_counter()
@@ -88,7 +95,7 @@ class FeatureWriter(Callback):
             write_features(path, self.started.pop(path).images, making, shard.seconds)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Once all ranks have written, each folder's features.json; a rank writes those of the folders that it saw."""
+        """Write each folder's features.json when all ranks are done; a rank writes those of its own folders."""
         trainer.strategy.barrier()
         while self.written:
             folder, making = self.written.popitem()

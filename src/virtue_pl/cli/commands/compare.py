@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtue_pl.types import VirtueError
+
 if TYPE_CHECKING:
     from virtue_pl.metrics.ranking import RankRows
 
@@ -73,8 +75,6 @@ def unique_names(runs: list[str], chosen: list[tuple[Path, str]]) -> list[str]:
     ]
     names = short if len(set(short)) == len(short) else runs
     if len(set(names)) < len(names):
-        from virtue_pl.types import VirtueError
-
         raise VirtueError(f"compare: {', '.join(runs)} name a run twice, expected each once")
     return names
 
