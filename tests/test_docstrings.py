@@ -54,6 +54,8 @@ EXTERNAL = "?"
 SKIP = doctest.OPTIONFLAGS_BY_NAME["SKIP"]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
+EXAMPLE = "Example:\n        >>> A()"
+
 
 class Documented(NamedTuple):
     """A module, class, function, method or property, and its docstring; "" where it has none."""
@@ -214,7 +216,10 @@ def test_examples_run(package, tmp_path, monkeypatch):
     [
         ("def f(): ...", "f: no docstring"),
         ("class A: ...", "A: no docstring"),
-        ('class A:\n    """A part.\n\n    Example:\n        >>> A()\n    """\n    @property\n    def b(self): ...', "A.b: no"),
+        (
+            'class A:\n    """A part.\n\n    Example:\n        >>> A()\n    """\n    @property\n    def b(self): ...',
+            "A.b: no",
+        ),
         ('def f():\n    """As any."""', "f: opens with 'As'"),
         ('def f():\n    """Whether it is."""', "f: opens with 'Whether'"),
         ('def f():\n    """Return all\n    rows.\n    """', "f: the first line"),
