@@ -217,8 +217,8 @@ def test_examples_run(package, tmp_path, monkeypatch):
         ("def f(): ...", "f: no docstring"),
         ("class A: ...", "A: no docstring"),
         (
-            'class A:\n    """A part.\n\n    Example:\n        >>> A()\n    """\n    @property\n    def b(self): ...',
-            "A.b: no",
+            f'class A:\n    """A part.\n\n    {EXAMPLE}\n    """\n    @property\n    def b(self): ...',
+            "A.b: no docstring",
         ),
         ('def f():\n    """As any."""', "f: opens with 'As'"),
         ('def f():\n    """Whether it is."""', "f: opens with 'Whether'"),

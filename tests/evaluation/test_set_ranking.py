@@ -18,7 +18,8 @@ from virtue_pl.evaluation.retrieval import candidate_scores, set_ranking
 from virtue_pl.evaluation.retrieval.candidate_scores import cosines, rank_by_score
 from virtue_pl.evaluation.retrieval.set_ranking import SetRanking
 from virtue_pl.evaluation.settings import Baseline
-from virtue_pl.metrics.ranking import RankRows, RankTable, set_blind_ranks
+from virtue_pl.metrics.rank_metrics import RankTable
+from virtue_pl.metrics.ranking import RankRows, set_blind_ranks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample, SetDescription
 
