@@ -38,13 +38,12 @@ DIALECT = re.compile(
 """Words of the dialect of before, and the names that stand for them now where a sentence has an adjective."""
 
 HOOKS = {
-    *("setup", "teardown", "prepare_data", "configure_model", "configure_optimizers", "configure_callbacks"),
+    *("setup", "teardown", "configure_model", "configure_optimizers", "configure_callbacks"),
     *("configure_gradient_clipping", "train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader"),
-    *("training_step", "validation_step", "test_step", "predict_step", "transfer_batch_to_device", "optimizer_step"),
-    *("state_dict", "load_state_dict", "train", "to", "compute", "update", "reset", "write_on_batch_end", "error"),
-    *("format_help", "add_arguments", "emit", "backward", "extra_repr", "optimizer_zero_grad", "instantiate_classes"),
-    *("add_arguments_to_parser", "before_instantiate_classes", "before_fit", "parse_arguments", "subcommands"),
-    *("add_core_arguments_to_parser", "add_default_arguments_to_parser", "init_parser", "instantiate_trainer"),
+    *("training_step", "validation_step", "test_step", "predict_step", "write_on_epoch_end"),
+    *("state_dict", "load_state_dict", "train", "compute", "update", "backward", "parse_arguments"),
+    *("add_arguments_to_parser", "before_instantiate_classes", "after_instantiate_classes", "instantiate_classes"),
+    *("init_parser", "instantiate_trainer"),
 }
 """Methods that the classes of torch, Lightning and argparse document: who overrides one need not say it again."""
 
@@ -122,11 +121,12 @@ def documented(tree: ast.Module) -> Iterator[Documented]:
 
 
 def functions(body: list[ast.stmt], owner: ast.ClassDef | None) -> Iterator[Documented]:
-    """Yield functions, or an owner's methods and properties."""
+    """Yield public functions, or an owner's methods and properties; exempt ones only if they have a docstring."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found = ast.get_docstring(node) or ""
-            if found or not is_exempt(node, owner):
+            private = node.name.startswith("_") and not node.name.endswith("__")
+            if not private and (found or not is_exempt(node, owner)):
                 name = f"{owner.name}.{node.name}" if owner else node.name
                 yield Documented(name, node.lineno, found, False)
 
