@@ -18,7 +18,8 @@ from virtue_pl.evaluation.retrieval import candidate_scores, set_ranking
 from virtue_pl.evaluation.retrieval.candidate_scores import cosines, rank_by_score
 from virtue_pl.evaluation.retrieval.set_ranking import SetRanking
 from virtue_pl.evaluation.settings import Baseline
-from virtue_pl.metrics.ranking import RankRows, RankTable, set_blind_ranks
+from virtue_pl.metrics.rank_metrics import RankTable
+from virtue_pl.metrics.ranking import RankRows, set_blind_ranks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample, SetDescription
 
@@ -148,11 +149,11 @@ def test_long_lists_are_cut_and_their_ranks_are_not(monkeypatch):
             continue
         assert "scores" not in short and short["ranking"] == line["ranking"][:6]
         assert (
-            short["ranking_scores"] == [line["scores"][place] for place in short["ranking"]]
+            short["ranking_scores"] == [line["scores"][index] for index in short["ranking"]]
             and short["gold_score"] == line["scores"][0]
         )
-        assert [score(short, place) for place in (*short["ranking"], 0)] == [
-            score(line, place) for place in (*short["ranking"], 0)
+        assert [score(short, index) for index in (*short["ranking"], 0)] == [
+            score(line, index) for index in (*short["ranking"], 0)
         ]
     assert json.loads(json.dumps(cut)) == cut
 
@@ -189,12 +190,12 @@ def test_set_blind_ranks_within_each_ranking(baseline):
     if baseline == "set_blind":
         assert {row.mode for row in ranks} == {"set_blind"}
         assert [line["ranks"] for line in lines] == [
-            {name: [of_all[f"quiz/{row}", name], len(places)] for name, places in named.items()}
+            {name: [of_all[f"quiz/{row}", name], len(members)] for name, members in named.items()}
             for row, named in enumerate(rankings)
         ]
         assert metrics["hit@1"] == sum(of_all[f"quiz/{row}", "hit@1"] == 0 for row in range(3)) / 3
     for row, named in enumerate(rankings):
-        for name, places in named.items():
-            of_list = embeddings[candidates[row][list(places)]].double()
+        for name, members in named.items():
+            of_list = embeddings[candidates[row][list(members)]].double()
             nearness = [round(float(cosine_similarity(one, of_list.sum(0) - one, dim=0)), 9) for one in of_list]
             assert of_all[f"quiz/{row}", name] == sum(other >= nearness[0] for other in nearness[1:])

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from virtue_pl.evaluation.statistics.summary import write_json, write_text
+from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.pipelines.plan import Run
 from virtue_pl.types import VirtueError
 
