@@ -21,8 +21,8 @@ from virtue_pl.cli.main import main
         ),
         (
             "fixtures.cli_dummies.Root",
-            "fixtures.cli_dumies.Root",
-            "model: fixtures.cli_dumies.Root: there is no module 'fixtures.cli_dumies'",
+            "cli_dumies.Root",
+            "model: cli_dumies.Root: there is no module 'cli_dumies'",
         ),
         ("lr: 0.1", "lr: fast", "model.optimization.lr: expected float, found 'fast'"),
         ("{box: 1.0}", "{box: wide}", "model.scales: expected float or null, found 'wide'"),
