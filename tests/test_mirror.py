@@ -11,7 +11,9 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "src" / "virtue_pl"
 OTHER_FOLDERS = {"fixtures", "integration", "golden", "docs"}
 """Folders beside the mirror: makers of models and files, tests across packages, recorded outputs, tests of pages."""
-OF_THE_REPOSITORY = {"test_architecture", "test_environment", "test_mirror", "test_vocabulary"}
+OF_THE_REPOSITORY = {
+    *("test_architecture", "test_docstrings", "test_environment", "test_faces", "test_mirror", "test_vocabulary"),
+}
 """Tests on top that are of no module."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-RECIPE = """
+CONFIG = """
 shared: {width: 4, run: %s}
 seed_everything: 1
 model:
@@ -47,7 +47,7 @@ def formatter(tmp_path: Path) -> Path:
     (tmp_path / "parts").mkdir()
     for name, text in PARTS.items():
         (tmp_path / "parts" / f"{name}.yaml").write_text(text)
-    (tmp_path / "formatter.yaml").write_text(RECIPE % (tmp_path / "run"))
+    (tmp_path / "formatter.yaml").write_text(CONFIG % (tmp_path / "run"))
     return tmp_path / "formatter.yaml"
 
 

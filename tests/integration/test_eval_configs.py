@@ -121,16 +121,16 @@ def test_without_a_prompt_the_regions_of_an_image_are_one_query(baselines):
         assert found["unique"] == report(baselines["crop"])["embeddings"]["unique"] - 2
 
 
-def build(*words: str) -> VirtueCLI:
+def build(*arguments: str) -> VirtueCLI:
     """Evaluator and data of the crop baseline, which load nothing yet."""
     layers = ["--config", str(CONFIGS / "eval_scar.yaml"), "--config", str(CONFIGS / "baselines/crop.yaml")]
-    return VirtueCLI("test", [*layers, "--trainer.accelerator", "cpu", *words])
+    return VirtueCLI("test", [*layers, "--trainer.accelerator", "cpu", *arguments])
 
 
 def test_layers_and_options_set_single_settings():
     """What one of them says of a group of settings leaves the rest of the group alone."""
-    words = ["--data.init_args.options.limit", "2", "--model.init_args.query_format.mode", "point"]
-    found = build(*words, "--model.init_args.reporting.full_lists", "5")
+    arguments = ["--data.init_args.options.limit", "2", "--model.init_args.query_format.mode", "point"]
+    found = build(*arguments, "--model.init_args.reporting.full_lists", "5")
     crop = found.model.query_format.image_transform
     assert isinstance(crop, CropFormatter) and crop.point_side == 0.4
     assert found.model.query_format == QueryFormat("point", False, stream="none", image_transform=crop)

@@ -45,11 +45,11 @@ STRIDE = 4
 
 
 class Kind(NamedTuple):
-    """A release: whose tokenizer, sizes of its SAM 2, side of its grid."""
+    """A release: whose tokenizer, sizes of its SAM 2, size of its grid."""
 
     tokenizer: str
     sizes: dict[str, Any]
-    side: int
+    grid_size: int
 
 
 KINDS = {
@@ -73,19 +73,19 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     kind, root = KINDS[request.param], tmp_path_factory.mktemp("stock")
     vlm = GOLDEN / "qwen2_vl" if kind.tokenizer == "recorded" else save_qwen2_vl(root / "vlm")
     torch.manual_seed(1)
-    spec = published_spec(vlm, {"virtue_sam": {"points_per_side": kind.side}}, {**SIZES, **kind.sizes}, STRIDE)
+    spec = published_spec(vlm, {"virtue_sam": {"points_per_side": kind.grid_size}}, {**SIZES, **kind.sizes}, STRIDE)
     model = instantiate(spec, vlm, (OWN_CLASSES,))
     for parameter in model.prompt_encoder.parameters():
         parameter.data.normal_(std=0.3)
     write_published(CheckpointSpec(vlm, spec, dict(model.state_dict())), root / "model", "random")
-    record(root, Oracle(root / "model", {**SIZES, **kind.sizes}, kind.side))
+    record(root, Oracle(root / "model", {**SIZES, **kind.sizes}, kind.grid_size))
     return root
 
 
 class Oracle:
     """The published computation on stock models, a row at a time."""
 
-    def __init__(self, folder: Path, sizes: dict[str, Any], side: int) -> None:
+    def __init__(self, folder: Path, sizes: dict[str, Any], grid_size: int) -> None:
         tensors = load_file(folder / "model.safetensors")
         full = Qwen2VLForConditionalGeneration.from_pretrained(
             folder, key_mapping={r"^visual": "model.visual", r"^model(?!\.(language|visual))": "model.language_model"}
@@ -97,7 +97,7 @@ class Oracle:
             folder, min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28
         )
         self.connector = torch.load(folder / "sam2_reducer_and_vlm_layer.pth", weights_only=True)
-        self.sam, self.canvas, self.side = stock_sam2(folder, sizes), sizes["image_size"], side
+        self.sam, self.canvas, self.grid_size = stock_sam2(folder, sizes), sizes["image_size"], grid_size
 
     def row(self, text: str, image: Image.Image, pointed: dict[str, Any]) -> dict[str, torch.Tensor]:
         prepared = self.images(images=[image], return_tensors="pt")
@@ -106,12 +106,12 @@ class Oracle:
         ids = torch.tensor(
             [[image_token_id] * len(vision) + self.tokenizer(text, add_special_tokens=False)["input_ids"]]
         )
-        words = self.vlm.language_model.embed_tokens(ids)
-        words[0, : len(vision)] = vision
+        embeds = self.vlm.language_model.embed_tokens(ids)
+        embeds[0, : len(vision)] = vision
         segments = self.segment_tokens(image, prepared["image_grid_thw"][0].tolist(), pointed)
         count = segments.shape[1]
         positions = torch.cat([torch.zeros(count, dtype=torch.long), count + torch.arange(ids.shape[1])])
-        sequence = torch.cat([segments, words], dim=1)
+        sequence = torch.cat([segments, embeds], dim=1)
         output = self.vlm.language_model(
             inputs_embeds=sequence, position_ids=positions.expand(3, 1, -1), use_cache=False
         )
@@ -148,11 +148,13 @@ class Oracle:
             return torch.tensor(pointed["bboxes"][0]).reshape(2, 2), torch.tensor([2, 3])
         if "point" in pointed:
             return torch.tensor([pointed["point"]]), torch.tensor([1])
-        side = pointed.get("points_per_side", self.side)
-        places = [
-            [(column + 0.5) / side * 1024, (row + 0.5) / side * 1024] for row in range(side) for column in range(side)
+        grid_size = pointed.get("points_per_side", self.grid_size)
+        points = [
+            [(column + 0.5) / grid_size * 1024, (row + 0.5) / grid_size * 1024]
+            for row in range(grid_size)
+            for column in range(grid_size)
         ]
-        return torch.tensor(places), torch.ones(side * side, dtype=torch.long)
+        return torch.tensor(points), torch.ones(grid_size * grid_size, dtype=torch.long)
 
 
 def stock_sam2(folder: Path, sizes: dict[str, Any]) -> Any:

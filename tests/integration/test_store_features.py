@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def stored_runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Tiny runs of the quickstart, and what they share: the scenes' shards and random weights."""
     folder = tmp_path_factory.mktemp("made")
     quickstart = tiny_quickstart(folder)
@@ -34,8 +34,8 @@ def arguments(run: Run, shared: dict[str, str], *more: str) -> list[str]:
     return [*run.arguments(shared), *more, "--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"]
 
 
-def test_features_are_stored_by_one_run_and_read_by_all(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    runs, shared, folder = made
+def test_features_are_stored_by_one_run_and_read_by_all(stored_runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, shared, folder = stored_runs
     layer = str(ROOT / "configs" / "overlays" / "features" / "store_features.yaml")
     steps = {
         name: value

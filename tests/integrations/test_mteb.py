@@ -112,7 +112,7 @@ def test_order_and_windows(exported, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "side", "texts"),
+    ("prompt", "role", "texts"),
     [
         (INSTRUCTION, PromptType.query, [f"{INSTRUCTION} a", f"{INSTRUCTION} b"]),
         (INSTRUCTION, PromptType.document, ["a", "b"]),
@@ -121,11 +121,11 @@ def test_order_and_windows(exported, monkeypatch):
         (INSTRUCTION, None, ["a", f"{INSTRUCTION} b"]),
     ],
 )
-def test_which_side_is_instructed(exported, prompt, side, texts):
+def test_each_role_has_its_instruction(exported, prompt, role, texts):
     model = MTEBModel(Embedder(read_run(exported.parent / "run" / "checkpoints" / "last.ckpt").build(), "cpu"))
     task = Colours.metadata.model_copy(update={"prompt": prompt})
     batch = {"text": ["a", "b"], "image": [None, IMAGES[0]]}
-    found = list(batch_rows(batch, model.instruction(task, side), side))
+    found = list(batch_rows(batch, model.instruction(task, role), role))
     assert [item.text for item in found] == texts
     assert [len(item.images) for item in found] == [0, 1] and torch.equal(
         found[1].images[0][:, 0, 0], torch.tensor([200, 0, 0], dtype=torch.uint8)

@@ -76,10 +76,10 @@ class Recorder:
         self.fails_at = fails_at
         self.called: list[tuple[str, str]] = []
 
-    def __call__(self, words: list[str]) -> int:
-        run = "/".join(Path(next(word for word in words if word.startswith("--shared.run="))).parts[-2:])
-        self.called.append((words[0], run))
-        return 1 if (words[0], run) == ("fit", self.fails_at) else lightning.main(words)
+    def __call__(self, arguments: list[str]) -> int:
+        run = "/".join(Path(next(word for word in arguments if word.startswith("--shared.run="))).parts[-2:])
+        self.called.append((arguments[0], run))
+        return 1 if (arguments[0], run) == ("fit", self.fails_at) else lightning.main(arguments)
 
 
 def study(folder: Path, command: Recorder) -> Ablations:
@@ -144,13 +144,13 @@ def test_seeds_differ_in_their_first_weights_and_their_data(folder: Path, finish
     assert [(config["seed_everything"], config["data"]["init_args"]["seed"]) for config in configs] == [(0, 0), (1, 1)]
 
 
-def test_the_command_reports_chosen_arms_and_trains_nothing_again(
+def test_the_command_reports_chosen_variants_and_trains_nothing_again(
     folder: Path,
     finished: tuple[Recorder, Recorder],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(lightning, "main", lambda words: pytest.fail(f"done before: {words}"))
+    monkeypatch.setattr(lightning, "main", lambda arguments: pytest.fail(f"done before: {arguments}"))
     before = (folder / "out" / "report.json").read_text()
     assert (
         main(["ablations", "--plan", str(folder / "plan.yaml"), "--out", str(folder / "out"), "--variants", "crop"])

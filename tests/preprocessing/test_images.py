@@ -67,10 +67,10 @@ def test_a_large_image_is_refused_from_its_header() -> None:
         decode(data, "key", max_pixels=5_000_000)
 
 
-@pytest.mark.parametrize("side", [6_000, 12_000, 60_000])
-def test_an_image_that_claims_a_huge_size_is_never_decoded(side: int) -> None:
+@pytest.mark.parametrize("length", [6_000, 12_000, 60_000])
+def test_an_image_that_claims_a_huge_size_is_never_decoded(length: int) -> None:
     data = encoded(Image.new("1", (8, 8)), "PNG")
-    header = b"IHDR" + side.to_bytes(4, "big") * 2 + data[24:29]
+    header = b"IHDR" + length.to_bytes(4, "big") * 2 + data[24:29]
     with pytest.raises(DataError, match=r"^key: image too large"):
         decode(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:], "key")
 

@@ -78,8 +78,8 @@ def first(model: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
-def table(root: Path, place: str) -> list[dict[str, Any]]:
-    return pq.read_table(root / place).to_pylist()
+def table(root: Path, file: str) -> list[dict[str, Any]]:
+    return pq.read_table(root / file).to_pylist()
 
 
 def literal_scores(model: Any, query: EmbeddingInput, candidates: list[EmbeddingInput]) -> list[float]:
@@ -88,31 +88,31 @@ def literal_scores(model: Any, query: EmbeddingInput, candidates: list[Embedding
     return [float(rows[0] @ candidate) for candidate in rows[1:]]
 
 
-def shown(
-    root: Path, text: str, path: str, prompt: VisualPrompt | None = None, side: int | None = None
+def query_input(
+    root: Path, text: str, path: str, prompt: VisualPrompt | None = None, length: int | None = None
 ) -> EmbeddingInput:
     image = decode((root / "images" / path).read_bytes(), path)
     return EmbeddingInput(
-        text, (image if side is None else resize_to_square(image, side),), prompt or VisualPrompt(), (path,)
+        text, (image if length is None else resize_to_square(image, length),), prompt or VisualPrompt(), (path,)
     )
 
 
-def scar_query(root: Path, row: dict[str, Any], frame: str, side: int | None = None) -> EmbeddingInput:
+def scar_query(root: Path, row: dict[str, Any], frame: str, length: int | None = None) -> EmbeddingInput:
     """The published string; its box where the segmentation model is shown it."""
     x, y, width, height = row["bbox"]
     box, size = [x, y, x + width, y + height], (96, 72)
     scale = [CANVAS] * 4 if frame == "pixels" else [*size, *size]
     text = f"{IMAGE} \nFind the caption that best describes the segmented object.\nReferring object bbox: {box}"
     prompt = VisualPrompt(boxes=torch.tensor([[value / by for value, by in zip(box, scale, strict=True)]]))
-    return shown(root, text, row["qry_image_path"], prompt, side)
+    return query_input(root, text, row["qry_image_path"], prompt, length)
 
 
-@pytest.mark.parametrize(("frame", "side"), [("pixels", None), ("canvas", None), ("pixels", 1344)])
-def test_scar_is_ranked_as_a_literal_loop_ranks_it(model, root, first, tmp_path, frame, side):
+@pytest.mark.parametrize(("frame", "length"), [("pixels", None), ("canvas", None), ("pixels", 1344)])
+def test_scar_is_ranked_as_a_literal_loop_ranks_it(model, root, first, tmp_path, frame, length):
     out = first
-    if frame != "pixels" or side:
+    if frame != "pixels" or length:
         out = tmp_path / "run"
-        pixels = ["--resize-to-square", str(side)] if side else []
+        pixels = ["--resize-to-square", str(length)] if length else []
         assert (
             evaluate(model, root, out, "--sets", "SCaR_ADE20K", "--prompt-frame", frame, "--limit", "2", *pixels) == 0
         )
@@ -122,10 +122,10 @@ def test_scar_is_ranked_as_a_literal_loop_ranks_it(model, root, first, tmp_path,
     for line in found[:2]:
         row = rows[line["row"]]
         scores = literal_scores(
-            loaded, scar_query(root, row, frame, side), [EmbeddingInput(caption) for caption in row["tgt_text"]]
+            loaded, scar_query(root, row, frame, length), [EmbeddingInput(caption) for caption in row["tgt_text"]]
         )
         assert line["scores"] == pytest.approx(scores, abs=1e-4)
-        assert line["ranking"] == sorted(range(5), key=lambda place: -scores[place])
+        assert line["ranking"] == sorted(range(5), key=lambda index: -scores[index])
     hits = sum(line["ranking"][0] == 0 for line in found) / len(found)
     assert report(out)["sets"]["SCaR_ADE20K"]["hit@1"] == pytest.approx(hits)
 
@@ -137,7 +137,7 @@ def test_mmeb_is_ranked_as_a_literal_loop_ranks_it(model, root, first):
         row = table(root, f"v1/{name}/test-00000-of-00001.parquet")[1]
         items = [(row["qry_text"], row["qry_img_path"]), *zip(row["tgt_text"], row["tgt_img_path"], strict=True)]
         query, *candidates = [
-            shown(root, text.replace("<|image_1|>", IMAGE), path) if path else EmbeddingInput(text)
+            query_input(root, text.replace("<|image_1|>", IMAGE), path) if path else EmbeddingInput(text)
             for text, path in items
         ]
         assert found[name, 1]["scores"] == pytest.approx(literal_scores(loaded, query, candidates), abs=1e-4), name
@@ -188,11 +188,11 @@ def test_an_image_goes_through_the_towers_once(model, root, tmp_path, monkeypatc
     seen: dict[str, int] = {"segmentation": 0, "vision": 0}
 
     def counting(method: Any, stream: str) -> Any:
-        def counted(self: Any, images: Any, *rest: Any) -> Any:
+        def count_images(self: Any, images: Any, *rest: Any) -> Any:
             seen[stream] += len(images)
             return method(self, images, *rest)
 
-        return counted
+        return count_images
 
     monkeypatch.setattr(Sam2Backbone, "image_features", counting(Sam2Backbone.image_features, "segmentation"))
     monkeypatch.setattr(Qwen2VLBackbone, "vision_features", counting(Qwen2VLBackbone.vision_features, "vision"))

@@ -29,7 +29,7 @@ CHANCE = {"scar/seen": {"hit@1": 0.1}, "scar/held_out": {"hit@1": 0.1}}
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were saved, still open."""
     figures: list[Figure] = []
     save = plots.save
@@ -37,9 +37,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def test_bars_say_what_they_are(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_bars_say_what_they_are(tmp_path: Path, figures: list[Figure]) -> None:
     path = plots.plot_bars(FOUND, ["scar/held_out", "scar/seen"], CHANCE, tmp_path / "bars.png")
-    axes = drawn[0].axes[0]
+    axes = figures[0].axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["virtue", "crop"]
     assert sorted(bar.get_width() for bar in axes.patches) == pytest.approx([20, 30, 45])
     assert axes.get_legend_handles_labels()[1] == ["chance, 10%", "seen", "held out"]
@@ -47,18 +47,18 @@ def test_bars_say_what_they_are(tmp_path: Path, drawn: list[Figure]) -> None:
     assert Image.open(path).format == "PNG" and [file.name for file in tmp_path.iterdir()] == ["bars.png"]
 
 
-def test_a_number_is_an_axis(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_number_is_an_axis(tmp_path: Path, figures: list[Figure]) -> None:
     plots.plot_against_number(
         FOUND, {"crop": 4, "virtue": 16}, ["scar/seen"], CHANCE, tmp_path / "numbers.png", "tokens"
     )
-    axes = drawn[0].axes[0]
+    axes = figures[0].axes[0]
     assert axes.get_xlabel() == "tokens" and list(axes.get_xticks()) == [4, 16]
     assert axes.lines[0].get_xydata().tolist() == [[4, pytest.approx(20)], [16, pytest.approx(45)]]
 
 
-def test_curves_are_means_over_the_steps_that_all_have(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_curves_are_means_over_the_steps_that_all_have(tmp_path: Path, figures: list[Figure]) -> None:
     plots.plot_curves({"virtue": [{0: 0.1, 9: 0.5}, {9: 0.7, 19: 0.8}]}, tmp_path / "curves.png", "hit@1, %")
-    line = drawn[0].axes[0].lines[0]
+    line = figures[0].axes[0].lines[0]
     assert line.get_xydata().tolist() == [[10, pytest.approx(60)]] and line.get_label() == "virtue, 2 seeds"
 
 

@@ -1,7 +1,7 @@
 """Every vision-language backbone with every segmentation model learns eight pairs by heart.
 
 A segmentation model joins by a layer in `segmentation/`, a vision-language backbone by a line of
-`fixtures.tiny_vlms.TINY`. One pair of each is tested always, all others where the marker `matrix` is asked for (`make test-matrix`).
+`fixtures.tiny_vlms.TINY`. One pair of each is tested always, all others with the marker `matrix`: `make test-matrix`.
 """
 
 from __future__ import annotations
