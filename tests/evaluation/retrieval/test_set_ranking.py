@@ -75,7 +75,7 @@ def test_rows_are_ranked_as_a_literal_loop_ranks_them(candidates):
         scores = [float(embeddings[number].double() @ embeddings[row].double()) for number in numbers]
         rank = sum(other >= scores[0] for other in scores[1:])
         assert line["scores"] == pytest.approx(scores, abs=1e-7)
-        assert line["ranking"] == sorted(range(len(scores)), key=lambda index: -scores[index])
+        assert line["ranking"] == sorted(range(len(scores)), key=lambda place: -scores[place])
         assert (
             line["ranks"] == {"hit@1": [rank, len(scores)]}
             and ranks.ranks("mmeb/quiz", "no_prompt", "hit@1")[f"quiz/{row}"] == rank
@@ -134,7 +134,7 @@ def test_rank_by_score_is_a_stable_sort_with_the_right_one_last_of_its_equals(co
         np.array([-1.0, -0.25, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0], dtype=np.float32), size=(50, 9)
     )
     for row, found in zip(scores.tolist(), rank_by_score(torch.from_numpy(scores), count).tolist(), strict=True):
-        assert found == sorted(range(9), key=lambda index: (-row[index], index == 0, index))[:count]
+        assert found == sorted(range(9), key=lambda place: (-row[place], place == 0, place))[:count]
 
 
 def test_long_lists_are_cut_and_their_ranks_are_not(monkeypatch):
@@ -190,12 +190,12 @@ def test_set_blind_ranks_within_each_ranking(baseline):
     if baseline == "set_blind":
         assert {row.mode for row in ranks} == {"set_blind"}
         assert [line["ranks"] for line in lines] == [
-            {name: [of_all[f"quiz/{row}", name], len(indices)] for name, indices in named.items()}
+            {name: [of_all[f"quiz/{row}", name], len(members)] for name, members in named.items()}
             for row, named in enumerate(rankings)
         ]
         assert metrics["hit@1"] == sum(of_all[f"quiz/{row}", "hit@1"] == 0 for row in range(3)) / 3
     for row, named in enumerate(rankings):
-        for name, indices in named.items():
-            of_list = embeddings[candidates[row][list(indices)]].double()
+        for name, members in named.items():
+            of_list = embeddings[candidates[row][list(members)]].double()
             nearness = [round(float(cosine_similarity(one, of_list.sum(0) - one, dim=0)), 9) for one in of_list]
             assert of_all[f"quiz/{row}", name] == sum(other >= nearness[0] for other in nearness[1:])
