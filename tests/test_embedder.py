@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tiny_release import published, quickstart_spec, run_checkpoint
+from fixtures.tiny_release import published, quickstart_spec, run_checkpoint
 from virtue_pl.checkpoints.export import export
 from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.embedder import Embedder

@@ -1,4 +1,6 @@
-"""One word for one thing: names in the code, its tests and its YAMLs are the field's, and none is of the dialect of before."""
+"""One word for one thing: names in the code, its tests and its YAMLs are the field's, and none is of the dialect of
+before.
+"""
 
 from __future__ import annotations
 

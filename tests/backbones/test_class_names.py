@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from tiny_models import VISION_MODEL, save_text_model
+from fixtures.tiny_models import VISION_MODEL, save_text_model
 from virtue_pl.backbones.class_names import ClassNames, class_descriptions
 from virtue_pl.models.connector import CLASS_NAME_WEIGHT, MaskConnector
 from virtue_pl.types import FeatureWidths, SegmentFeatures, VirtueError

@@ -7,7 +7,7 @@ import re
 import pytest
 from torch import nn
 
-from paper_configs import CONFIGS, without_data
+from fixtures.paper_configs import CONFIGS, without_data
 from virtue_pl.adapters.lora import adapter_layers
 from virtue_pl.cli.described import DescribedCLI
 from virtue_pl.cli.main import main

@@ -11,7 +11,7 @@ import pytest
 import pytrec_eval
 import torch
 
-from recorded import GOLDEN
+from fixtures.recorded import GOLDEN
 from virtue_pl.metrics.ranking import gold_ranks, rank_candidates
 from virtue_pl.metrics.retrieval import RetrievalMetrics, metric_names, metrics_of_ranks, retrieval_metrics
 from virtue_pl.types import VirtueError

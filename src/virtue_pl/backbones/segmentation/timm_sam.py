@@ -178,7 +178,10 @@ class TimmSamBackbone(SegmentationBackbone):
 
         Raises VirtueError where the prompt encoder does not draw its prompts as `dense_hints` need.
         """
-        mask_tokens, keys = self.mask_token.weight.expand(len(tokens.sparse), -1), neck[tokens.image_index] + tokens.dense
+        mask_tokens, keys = (
+            self.mask_token.weight.expand(len(tokens.sparse), -1),
+            neck[tokens.image_index] + tokens.dense,
+        )
         if self.same_object is None:
             return mask_tokens, keys
         if tokens.focus is None:
