@@ -1,6 +1,7 @@
 """The figure of README.md: boxes on a photograph, and the captions that a model ranks for each of them.
 
-Photographs are those of scikit-image that lie in its wheel and are in the public domain. The figure shows what the model says, right or wrong; equal models give equal files.
+Photographs are those in scikit-image's wheel, and in the public domain. The figure shows what the model says, right or wrong, and equal models
+give equal files.
 
     python docs/figure.py --model runs/quickstart/virtue/checkpoints/last.ckpt
     python docs/figure.py --model runs/quickstart/virtue/checkpoints/last.ckpt --rank    # every scene as text, to choose one
@@ -51,19 +52,39 @@ class Scene(NamedTuple):
 
 SCENES = {
     "astronaut": Scene(
-        "astronaut", [(12, 12, 352, 505), (362, 6, 458, 288)], ["an astronaut", "a space shuttle"], ["a firefighter", "a teddy bear", "a light bulb"]
+        "astronaut",
+        [(12, 12, 352, 505), (362, 6, 458, 288)],
+        ["an astronaut", "a space shuttle"],
+        ["a firefighter", "a teddy bear", "a light bulb"],
     ),
     "astronaut_relations": Scene(
         "astronaut",
         [(12, 12, 352, 505), (362, 6, 458, 288)],
         ["an astronaut to the left of a space shuttle", "a space shuttle to the right of an astronaut"],
-        ["an astronaut to the right of a space shuttle", "a space shuttle to the left of an astronaut", "a firefighter to the left of a space shuttle"],
+        [
+            "an astronaut to the right of a space shuttle",
+            "a space shuttle to the left of an astronaut",
+            "a firefighter to the left of a space shuttle",
+        ],
     ),
-    "coffee": Scene("coffee", [(175, 15, 420, 310), (322, 65, 436, 332)], ["a mug of coffee", "a spoon"], ["a trophy cup", "a key", "a pitcher"]),
     "astronaut_helmet": Scene(
-        "astronaut", [(285, 345, 505, 512), (362, 6, 458, 288)], ["a helmet", "a space shuttle"], ["a firefighter", "a cymbal", "a light bulb"]
+        "astronaut",
+        [(285, 345, 505, 512), (362, 6, 458, 288)],
+        ["a helmet", "a space shuttle"],
+        ["a firefighter", "a cymbal", "a light bulb"],
     ),
-    "rocket": Scene("rocket", [(300, 120, 345, 425), (548, 0, 640, 427)], ["a rocket", "a steel tower"], ["a hot air balloon", "an airplane", "a palm tree"]),
+    "coffee": Scene(
+        "coffee",
+        [(175, 15, 420, 310), (322, 65, 436, 332)],
+        ["a mug of coffee", "a spoon"],
+        ["a trophy cup", "a key", "a pitcher"],
+    ),
+    "rocket": Scene(
+        "rocket",
+        [(300, 120, 345, 425), (548, 0, 640, 427)],
+        ["a rocket", "a steel tower"],
+        ["a hot air balloon", "an airplane", "a palm tree"],
+    ),
     "cat": Scene("chelsea", [(0, 0, 420, 300)], ["a cat"], ["a lion", "a red fox", "a rabbit", "a snowy owl"]),
 }
 
@@ -85,9 +106,18 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a run's checkpoint, or an exported or published folder")
-    parser.add_argument("--scene", choices=SCENES, default="astronaut", help="which photograph, boxes and captions (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/figure.png"), help="the file to write (default %(default)s)")
-    parser.add_argument("--rank", action="store_true", help="print what the model says of every scene, and draw nothing")
+    parser.add_argument(
+        "--scene",
+        choices=SCENES,
+        default="astronaut",
+        help="which photograph, boxes and captions (default %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/images/figure.png"), help="the file to write (default %(default)s)"
+    )
+    parser.add_argument(
+        "--rank", action="store_true", help="print what the model says of every scene, and draw nothing"
+    )
     return parser.parse_args()
 
 
@@ -113,7 +143,9 @@ def as_text(name: str, scene: Scene, scores: np.ndarray) -> str:
     for number, row in enumerate(scores):
         lines.append(f"  box {number + 1}")
         for place in np.argsort(-row, kind="stable"):
-            lines.append(f"  {'*' if scene.captions[place] == scene.right[number] else ' '} {row[place]:.2f}  {scene.captions[place]}")
+            lines.append(
+                f"  {'*' if scene.captions[place] == scene.right[number] else ' '} {row[place]:.2f}  {scene.captions[place]}"
+            )
     return "\n".join(lines)
 
 
@@ -160,7 +192,16 @@ def draw_photograph(figure: Figure, image: np.ndarray, scene: Scene, area: tuple
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=4))
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=COLOURS[number], linewidth=2.5))
         axes.add_patch(Rectangle((x1, y1), 16 * pixel, 16 * pixel, facecolor=COLOURS[number]))
-        axes.text(x1 + 8 * pixel, y1 + 8.4 * pixel, str(number + 1), color="white", fontsize=10, fontweight="bold", ha="center", va="center")
+        axes.text(
+            x1 + 8 * pixel,
+            y1 + 8.4 * pixel,
+            str(number + 1),
+            color="white",
+            fontsize=10,
+            fontweight="bold",
+            ha="center",
+            va="center",
+        )
 
 
 def draw_rankings(figure: Figure, scene: Scene, scores: np.ndarray, area: tuple[float, float, float, float]) -> None:
@@ -173,17 +214,37 @@ def draw_rankings(figure: Figure, scene: Scene, scores: np.ndarray, area: tuple[
     size = 9.5 if max(map(len, scene.captions)) <= LONG else 8.0
     for number, row in enumerate(scores):
         axes.add_patch(Rectangle((0, top + 0.06), 0.22, 0.22, facecolor=COLOURS[number]))
-        axes.text(0.11, top + 0.175, str(number + 1), color="white", fontsize=10, fontweight="bold", ha="center", va="center")
+        axes.text(
+            0.11, top + 0.175, str(number + 1), color="white", fontsize=10, fontweight="bold", ha="center", va="center"
+        )
         axes.text(0.32, top + 0.175, "captions, the nearest first", color=PALE, fontsize=8.5, va="center")
         top += HEADING
         for order, place in enumerate(np.argsort(-row, kind="stable")):
             best = order == 0
             share = max(float(row[place]), 0) / longest
-            axes.add_patch(Rectangle((0, top + 0.03), area[2] * share, LINE - 0.06, facecolor=COLOURS[number], alpha=0.30 if best else 0.10, linewidth=0))
+            axes.add_patch(
+                Rectangle(
+                    (0, top + 0.03),
+                    area[2] * share,
+                    LINE - 0.06,
+                    facecolor=COLOURS[number],
+                    alpha=0.30 if best else 0.10,
+                    linewidth=0,
+                )
+            )
             weight = "bold" if best else "normal"
             middle = top + LINE / 2 + 0.005
             axes.text(PADDING, middle, scene.captions[place], color=INK, fontsize=size, fontweight=weight, va="center")
-            axes.text(area[2] - PADDING, middle, f"{row[place]:.2f}", color=INK, fontsize=size, fontweight=weight, ha="right", va="center")
+            axes.text(
+                area[2] - PADDING,
+                middle,
+                f"{row[place]:.2f}",
+                color=INK,
+                fontsize=size,
+                fontweight=weight,
+                ha="right",
+                va="center",
+            )
             top += LINE
         top += GAP
 
