@@ -1,10 +1,9 @@
 """The figure of README.md: boxes on a photograph, and the captions that a model ranks for each of them.
 
-Photographs are those in scikit-image's wheel, and in the public domain. The figure shows what the model says, right or wrong, and equal models
-give equal files.
+Photographs are those in scikit-image's wheel, and in the public domain. The figure shows what the model says, right or
+wrong; equal models give equal files. `--rank` prints what it says of every scene, to choose one.
 
     python docs/figure.py --model runs/quickstart/virtue/checkpoints/last.ckpt
-    python docs/figure.py --model runs/quickstart/virtue/checkpoints/last.ckpt --rank    # every scene as text, to choose one
 """
 
 from __future__ import annotations
@@ -12,17 +11,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from skimage import data
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from virtue_pl.embedder import Embedder
+from virtue_pl.types import VisualPrompt
 
-    from virtue_pl.embedder import Embedder
-
-QUERY = "Find the caption that best describes the segmented object, considering both local details and global context in the given image."
+QUERY = (
+    "Find the caption that best describes the segmented object, "
+    "considering both local details and global context in the given image."
+)
 """What the quickstart's queries say."""
 DPI, WIDTH = 200, 8.0
 """1600 pixels from side to side; `WIDTH` is in inches, as all sizes here are."""
@@ -31,13 +34,15 @@ PHOTOGRAPH = 3.6
 MARGIN, GAP, LINE, HEADING, PADDING = 0.1, 0.25, 0.3, 0.38, 0.08
 LONG = 30
 """Characters beyond which captions are set smaller."""
+SQUARE, EDGE = 0.22, 0.02
+"""Sides of a number's square, and how far a box stays from the photograph's edge."""
 INK, PALE = "#222222", "#9A9A9A"
 COLOURS = ("#0072B2", "#D55E00", "#009E73")
 """Okabe and Ito's, which the colour-blind tell apart."""
 
 
 class Scene(NamedTuple):
-    """`image` is a function of `skimage.data`; boxes are xyxy in its pixels, each with the caption that is right for it."""
+    """`image` is a function of `skimage.data`; boxes are xyxy in its pixels, each with its right caption."""
 
     image: str
     boxes: Sequence[tuple[int, int, int, int]]
@@ -91,8 +96,6 @@ SCENES = {
 
 def main() -> None:
     options = parse()
-    from virtue_pl.embedder import Embedder
-
     embedder = Embedder.from_pretrained(options.model, device="cpu")
     if options.rank:
         print("\n\n".join(as_text(name, scene, rank(embedder, scene)) for name, scene in SCENES.items()))
@@ -122,131 +125,106 @@ def parse() -> argparse.Namespace:
 
 
 def photograph(scene: Scene) -> np.ndarray:
-    """The scene's photograph, uint8 [height, width, 3]."""
-    from skimage import data
-
+    """Return the scene's photograph, uint8 [height, width, 3]."""
     return np.asarray(getattr(data, scene.image)())
 
 
 def rank(embedder: Embedder, scene: Scene) -> np.ndarray:
-    """Cosines of each box to each caption, [boxes, captions]."""
-    from virtue_pl.types import VisualPrompt
-
+    """Return the cosine of each box to each caption, [boxes, captions]."""
     image = photograph(scene)
     prompts = [VisualPrompt.from_pixels(boxes=[box], size=image.shape[:2]) for box in scene.boxes]
     return np.asarray(embedder.encode(QUERY, image, prompts) @ embedder.encode(scene.captions).T)
 
 
+def nearest_first(row: np.ndarray) -> np.ndarray:
+    """Return the numbers of one box's captions, the nearest first."""
+    return np.argsort(-row, kind="stable")
+
+
 def as_text(name: str, scene: Scene, scores: np.ndarray) -> str:
-    """The rankings as lines; a star is before the caption that is right."""
+    """Return the rankings as lines; a star is before the caption that is right."""
     lines = [name]
     for number, row in enumerate(scores):
         lines.append(f"  box {number + 1}")
-        for place in np.argsort(-row, kind="stable"):
-            lines.append(
-                f"  {'*' if scene.captions[place] == scene.right[number] else ' '} {row[place]:.2f}  {scene.captions[place]}"
-            )
+        for index in nearest_first(row):
+            caption = scene.captions[index]
+            lines.append(f"  {'*' if caption == scene.right[number] else ' '} {row[index]:.2f}  {caption}")
     return "\n".join(lines)
 
 
 def draw(scene: Scene, scores: np.ndarray, path: Path) -> None:
-    """Writes the PNG: the photograph with its boxes on the left, a ranking for each box on the right."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
+    """Write the PNG: the photograph with its boxes on the left, a ranking for each box on the right."""
     image = photograph(scene)
+    aspect = image.shape[1] / image.shape[0]
     listed = len(scores) * (HEADING + LINE * scores.shape[1]) + GAP * (len(scores) - 1)
-    width = min(listed * image.shape[1] / image.shape[0], PHOTOGRAPH)
-    high = width * image.shape[0] / image.shape[1]
-    height = max(listed, high)
-    figure = plt.figure(figsize=(WIDTH, height + 2 * MARGIN), dpi=DPI, facecolor="white")
-    draw_photograph(figure, image, scene, (MARGIN, MARGIN + (height - high) / 2, width, high))
+    width = min(listed * aspect, PHOTOGRAPH)
+    height = max(listed, width / aspect)
+    figure = Figure(figsize=(WIDTH, height + 2 * MARGIN), dpi=DPI, facecolor="white")
+    draw_photograph(add_axes(figure, MARGIN, (height - width / aspect) / 2, width, width / aspect), image, scene)
     left = width + 2 * MARGIN + GAP
-    draw_rankings(figure, scene, scores, (left, MARGIN + (height - listed) / 2, WIDTH - left - MARGIN, listed))
+    draw_rankings(add_axes(figure, left, (height - listed) / 2, WIDTH - left - MARGIN, listed), scene, scores)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
-    plt.close(figure)
 
 
-def place_axes(figure: Figure, area: tuple[float, float, float, float]) -> Axes:
-    """Axes without frame and ticks at (left, bottom, width, height) in inches."""
-    width, height = figure.get_size_inches()
-    left, bottom, wide, high = area
-    axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
+def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Return axes without a frame, in inches from their upper left corner; `bottom` is above the margin."""
+    whole = figure.get_size_inches()
+    axes = figure.add_axes((left / whole[0], (bottom + MARGIN) / whole[1], width / whole[0], height / whole[1]))
     axes.axis("off")
+    axes.set(xlim=(0, width), ylim=(height, 0))
     return axes
 
 
-def draw_photograph(figure: Figure, image: np.ndarray, scene: Scene, area: tuple[float, float, float, float]) -> None:
-    """The photograph with its boxes, each with its number in the corner."""
-    from matplotlib.patches import Rectangle
-
-    axes = place_axes(figure, area)
-    axes.imshow(image, interpolation="lanczos")
-    pixel = image.shape[1] / area[2] / 72
-    for number, (x1, y1, x2, y2) in enumerate(scene.boxes):
-        edge = 1.5 * pixel
-        x1, y1, x2, y2 = max(x1, edge), max(y1, edge), min(x2, image.shape[1] - edge), min(y2, image.shape[0] - edge)
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="white", linewidth=4))
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=COLOURS[number], linewidth=2.5))
-        axes.add_patch(Rectangle((x1, y1), 16 * pixel, 16 * pixel, facecolor=COLOURS[number]))
-        axes.text(
-            x1 + 8 * pixel,
-            y1 + 8.4 * pixel,
-            str(number + 1),
-            color="white",
-            fontsize=10,
-            fontweight="bold",
-            ha="center",
-            va="center",
-        )
+def draw_photograph(axes: Axes, image: np.ndarray, scene: Scene) -> None:
+    """Draw the photograph over the whole axes, and its boxes, each with its number."""
+    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
+    axes.imshow(image, interpolation="lanczos", extent=(0, width, height, 0), aspect="auto")
+    for number, box in enumerate(scene.boxes):
+        corners = np.array(box).reshape(2, 2) / (image.shape[1], image.shape[0]) * (width, height)
+        (x1, y1), (x2, y2) = np.clip(corners, EDGE, np.array([width, height]) - EDGE)
+        for colour, line in (("white", 4.0), (COLOURS[number], 2.5)):
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=line))
+        draw_number(axes, number, x1, y1)
 
 
-def draw_rankings(figure: Figure, scene: Scene, scores: np.ndarray, area: tuple[float, float, float, float]) -> None:
-    """A list for each box: captions from best to worst, a bar as long as the cosine, and the cosine."""
-    from matplotlib.patches import Rectangle
+def draw_number(axes: Axes, number: int, left: float, top: float) -> None:
+    """Draw a box's number on a square of its colour."""
+    axes.add_patch(Rectangle((left, top), SQUARE, SQUARE, facecolor=COLOURS[number], linewidth=0))
+    middle = {"ha": "center", "va": "center"}
+    axes.text(left + SQUARE / 2, top + SQUARE / 2, str(number + 1), color="white", size=10, weight="bold", **middle)
 
-    axes = place_axes(figure, area)
-    axes.set(xlim=(0, area[2]), ylim=(area[3], 0))
-    longest, top = max(float(scores.max()), 1e-6), 0.0
+
+def draw_rankings(axes: Axes, scene: Scene, scores: np.ndarray) -> None:
+    """Draw a list for each box: captions, the nearest first, on bars as long as their cosines."""
+    top = 0.0
     size = 9.5 if max(map(len, scene.captions)) <= LONG else 8.0
     for number, row in enumerate(scores):
-        axes.add_patch(Rectangle((0, top + 0.06), 0.22, 0.22, facecolor=COLOURS[number]))
+        draw_number(axes, number, 0, top + 0.05)
         axes.text(
-            0.11, top + 0.175, str(number + 1), color="white", fontsize=10, fontweight="bold", ha="center", va="center"
+            SQUARE + 0.1, top + 0.05 + SQUARE / 2, "captions, the nearest first", color=PALE, size=8.5, va="center"
         )
-        axes.text(0.32, top + 0.175, "captions, the nearest first", color=PALE, fontsize=8.5, va="center")
         top += HEADING
-        for order, place in enumerate(np.argsort(-row, kind="stable")):
-            best = order == 0
-            share = max(float(row[place]), 0) / longest
-            axes.add_patch(
-                Rectangle(
-                    (0, top + 0.03),
-                    area[2] * share,
-                    LINE - 0.06,
-                    facecolor=COLOURS[number],
-                    alpha=0.30 if best else 0.10,
-                    linewidth=0,
-                )
-            )
-            weight = "bold" if best else "normal"
-            middle = top + LINE / 2 + 0.005
-            axes.text(PADDING, middle, scene.captions[place], color=INK, fontsize=size, fontweight=weight, va="center")
-            axes.text(
-                area[2] - PADDING,
-                middle,
-                f"{row[place]:.2f}",
-                color=INK,
-                fontsize=size,
-                fontweight=weight,
-                ha="right",
-                va="center",
-            )
+        for index in nearest_first(row):
+            best = index == nearest_first(row)[0]
+            share = max(float(row[index] / scores.max()), 0)
+            draw_caption(axes, scene.captions[index], float(row[index]), share, top, COLOURS[number], size, best)
             top += LINE
         top += GAP
+
+
+def draw_caption(
+    axes: Axes, caption: str, score: float, share: float, top: float, colour: str, size: float, best: bool
+) -> None:
+    """Draw one line of a ranking, its bar over `share` of the axes' width."""
+    width, middle = axes.get_xlim()[1], top + LINE / 2
+    bar = Rectangle(
+        (0, top + 0.03), width * share, LINE - 0.06, facecolor=colour, alpha=0.3 if best else 0.1, linewidth=0
+    )
+    axes.add_patch(bar)
+    style = {"color": INK, "size": size, "weight": "bold" if best else "normal", "va": "center"}
+    axes.text(PADDING, middle, caption, **style)
+    axes.text(width - PADDING, middle, f"{score:.2f}", ha="right", **style)
 
 
 if __name__ == "__main__":
