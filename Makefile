@@ -15,11 +15,11 @@ help: ## this list
 
 setup: $(STAMP) ## the virtual environment, with everything that the other targets need
 
-quickstart: $(STAMP) ## fetch pictures, write scenes, train, and print what a visual prompt is worth
+quickstart: $(STAMP) ## fetch images, write scenes, train, and print what a visual prompt is worth
 	env -u OMP_NUM_THREADS $(BIN)/virtue-pl quickstart
 
 ablations: $(STAMP) ## after the quickstart: train its ablations, and print and plot what each part is worth
-	env -u OMP_NUM_THREADS $(BIN)/virtue-pl ablations --plan configs/ablations.yaml
+	env -u OMP_NUM_THREADS $(BIN)/virtue-pl ablations --plan configs/studies/ablations.yaml
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
@@ -44,6 +44,7 @@ bench: $(STAMP) ## what is measured, as JSON
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/start.py
 
 figure: $(STAMP) ## after the quickstart: README's figure, of what its model says
 	env -u OMP_NUM_THREADS $(BIN)/python docs/figure.py --model runs/quickstart/virtue/checkpoints/last.ckpt

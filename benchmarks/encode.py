@@ -1,7 +1,10 @@
-"""Encoding with the mid-size model: pictures with a box against the published code's way, several boxes of one picture, texts by length.
+"""Encoding with the mid-size model: images with a box against the published code's way, several boxes of one image,
+texts by length.
 
-One thread. The baseline (`published.py`) and ours take turns, each in a process of its own, with the same weights, whose embeddings must
-agree. Prints one JSON object; ratios are of CPU seconds. `boxes`: three boxes of one picture in one batch, against one batch each.
+One thread. The baseline (`published.py`) and ours take turns, each in a process of its own, with the same weights,
+whose embeddings must
+agree. Prints one JSON object; ratios are of CPU seconds. `boxes`: three boxes of one image in one batch, against one
+batch each.
 `texts`: batches of 32 texts of 4 to 128 tokens, sorted by length, against the order in which they came.
 
     python benchmarks/encode.py --rounds 3
@@ -22,7 +25,7 @@ import torch
 from mid_size import build, child_parser, peak_memory, queries, run_child, texts, timed, together, write_model
 
 from virtue_pl.cli.memory import keep_freed_memory
-from virtue_pl.gradient_cache import chunks_of
+from virtue_pl.engine.gradient_cache import chunks_of
 
 ROWS = 4
 TEXTS = 128
@@ -51,18 +54,29 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(options.rounds):
         runs.setdefault("baseline", []).append(run_child(__file__, *same, "--child", "baseline"))
         for precision in options.precisions:
-            runs.setdefault(precision, []).append(run_child(__file__, *same, "--child", "ours", "--precision", precision))
+            runs.setdefault(precision, []).append(
+                run_child(__file__, *same, "--child", "ours", "--precision", precision)
+            )
     report: dict[str, Any] = {"threads": options.threads, "rounds": options.rounds}
     for name, found in runs.items():
         shown = sorted(found, key=lambda run: run["picture_cpu_seconds"])[len(found) // 2]
         report[name] = {key: value for key, value in shown.items() if key != "embedding"}
     report["ratio_to_baseline"] = {
-        name: median([a["picture_cpu_seconds"] / b["picture_cpu_seconds"] for a, b in zip(runs[name], runs["baseline"], strict=True)])
+        name: median(
+            [
+                a["picture_cpu_seconds"] / b["picture_cpu_seconds"]
+                for a, b in zip(runs[name], runs["baseline"], strict=True)
+            ]
+        )
         for name in options.precisions
     }
-    report["cosine_to_baseline"] = {name: cosine(runs[name][0]["embedding"], runs["baseline"][0]["embedding"]) for name in options.precisions}
+    report["cosine_to_baseline"] = {
+        name: cosine(runs[name][0]["embedding"], runs["baseline"][0]["embedding"]) for name in options.precisions
+    }
     for kind in ("boxes", "texts"):
-        report[f"{kind}_gain"] = {name: median([run[f"{kind}_gain"] for run in runs[name]]) for name in options.precisions}
+        report[f"{kind}_gain"] = {
+            name: median([run[f"{kind}_gain"] for run in runs[name]]) for name in options.precisions
+        }
     return report
 
 
@@ -99,7 +113,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def gains(model: Any) -> dict[str, Any]:
-    """How much less CPU time three boxes of one picture take together, and texts sorted by length."""
+    """How much less CPU time three boxes of one image take together, and texts sorted by length."""
     once, apart = queries(model, [0, 0, 0]), [queries(model, [0]) for _ in range(3)]
     lengths = (4 + 124 * torch.rand(TEXTS, generator=torch.Generator().manual_seed(0)) ** 2).long().tolist()
     rows = texts(model, lengths)
@@ -107,7 +121,10 @@ def gains(model: Any) -> dict[str, Any]:
     by_length = [together([rows[row] for row in chunk]) for chunk in chunks_of(lengths, 32, 32 * max(lengths))]
     return {
         "boxes_gain": gain([lambda: model.encode(once)], [lambda row=row: model.encode(row) for row in apart]),
-        "texts_gain": gain([lambda row=row: model.encode(row) for row in by_length], [lambda row=row: model.encode(row) for row in unsorted]),
+        "texts_gain": gain(
+            [lambda row=row: model.encode(row) for row in by_length],
+            [lambda row=row: model.encode(row) for row in unsorted],
+        ),
     }
 
 

@@ -1,6 +1,7 @@
-"""What an evaluation costs: a second one of the same checkpoint, regions that share their picture, and ranking alone.
+"""What an evaluation costs: a second one of the same checkpoint, regions that share their image, and ranking alone.
 
-Of any model (an exported folder or a run's checkpoint) and its evaluation sets, by default those of the quickstart; without them, of ranking alone,
+Of any model (an exported folder or a run's checkpoint) and its evaluation sets, by default those of the quickstart;
+without them, of ranking alone,
 which is measured on random numbers. Prints one JSON object.
 
     python benchmarks/evaluate.py --model mini --data data/scar_mini_stamps --sets scar_mini --limit 100
@@ -27,24 +28,31 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from virtue_pl.evaluation.query_encoder import QueryEncoder
-from virtue_pl.evaluation.set_ranking import SetRanking
-from virtue_pl.interop.pretrained import from_pretrained
-from virtue_pl.metrics.ranking import RankTable
+from virtue_pl.checkpoints.pretrained import from_pretrained
+from virtue_pl.evaluation.retrieval.query_encoder import QueryEncoder
+from virtue_pl.evaluation.retrieval.set_ranking import SetRanking
+from virtue_pl.metrics.rank_metrics import RankTable
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, SetDescription, VisualPrompt
 
 BATCH = 15
 """Queries that are read at once."""
-IMPORTS = "import virtue_pl.cli.lightning, virtue_pl.data.evaluation, virtue_pl.evaluation.evaluator"
+IMPORTS = "import virtue_pl.cli.lightning, virtue_pl.data.datamodules.evaluation, virtue_pl.evaluation.evaluator"
 
 
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
-    about: dict[str, Any] = {"model": options.model, "torch": torch.__version__, "processor": platform.processor() or platform.machine(), "threads": 1}
+    about: dict[str, Any] = {
+        "model": options.model,
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "threads": 1,
+    }
     of_model = (
-        {"second": second(options), "regions": regions(options)} if Path(options.model).exists() else {"no_model": "run `make quickstart`, or give --model"}
+        {"second": second(options), "regions": regions(options)}
+        if Path(options.model).exists()
+        else {"no_model": "run `make quickstart`, or give --model"}
     )
     measured = {
         **of_model,
@@ -59,21 +67,32 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", default="data/scar_mini_stamps", help="folder of shards, or an official folder")
     parser.add_argument("--sets", nargs="+", default=["scar_mini"])
     parser.add_argument("--limit", type=int, default=100, help="rows of each set")
-    parser.add_argument("--pictures", type=int, default=10, help="of three regions each")
-    parser.add_argument("--side", type=int, default=256, help="of those pictures, in pixels")
-    parser.add_argument("--ranking", nargs="*", default=["50000x10", "1000x100000"], help="queries x candidates; over 1000, all queries share them")
+    parser.add_argument("--images", type=int, default=10, help="of three regions each")
+    parser.add_argument("--side", type=int, default=256, help="of those images, in pixels")
+    parser.add_argument(
+        "--ranking",
+        nargs="*",
+        default=["50000x10", "1000x100000"],
+        help="queries x candidates; over 1000, all queries share them",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
 
 def second(options: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds of whole commands, of what they take to import alone, and of what the evaluation counts from its weights on."""
+    """CPU seconds of whole commands, of what they take to import alone, and of what the evaluation counts from its
+    weights on.
+    """
     rounds = []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
             told = [evaluation(options, Path(folder) / name) for name in ("first", "again")]
-            rounds.append([*(figure for pair in told for figure in pair), command_seconds([sys.executable, "-c", IMPORTS])])
-    first, first_inside, again, again_inside, imports = (statistics.median(column) for column in zip(*rounds, strict=True))
+            rounds.append(
+                [*(figure for pair in told for figure in pair), command_seconds([sys.executable, "-c", IMPORTS])]
+            )
+    first, first_inside, again, again_inside, imports = (
+        statistics.median(column) for column in zip(*rounds, strict=True)
+    )
     return {
         "limit": options.limit,
         "command_cpu_s": {"first": first, "second": again, "imports": imports},
@@ -86,7 +105,18 @@ def second(options: argparse.Namespace) -> dict[str, Any]:
 
 def evaluation(options: argparse.Namespace, out: Path) -> tuple[float, float]:
     """CPU seconds of a command, and those that its report names."""
-    given = ["--model", options.model, "--data", options.data, "--sets", *options.sets, "--limit", str(options.limit), "--out", str(out)]
+    given = [
+        "--model",
+        options.model,
+        "--data",
+        options.data,
+        "--sets",
+        *options.sets,
+        "--limit",
+        str(options.limit),
+        "--out",
+        str(out),
+    ]
     spent = command_seconds([sys.executable, "-m", "virtue_pl", "eval", *given, "--accelerator", "cpu"])
     return spent, json.loads((out / "report.json").read_text())["seconds"]["cpu"]
 
@@ -100,45 +130,74 @@ def command_seconds(command: Sequence[str]) -> float:
 
 
 def regions(options: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds of three regions a picture, as an evaluation batches them; of every query alone; and batched, but each with a picture of its own."""
+    """CPU seconds of three regions an image, as an evaluation batches them; of every query alone; and batched, but each
+    with an image of its own.
+    """
     model = from_pretrained(options.model)
     encoder = QueryEncoder(model, "whole", 8)
     shared, own = queries(options, shared=True), queries(options, shared=False)
     encode(model, encoder, shared[:BATCH], BATCH)
     rounds = [
-        (cpu_seconds(encode, model, encoder, shared, BATCH), cpu_seconds(encode, model, encoder, shared, 1), cpu_seconds(encode, model, encoder, own, BATCH))
+        (
+            cpu_seconds(encode, model, encoder, shared, BATCH),
+            cpu_seconds(encode, model, encoder, shared, 1),
+            cpu_seconds(encode, model, encoder, own, BATCH),
+        )
         for _ in range(options.rounds)
     ]
     together, alone, unshared = (statistics.median(column) for column in zip(*rounds, strict=True))
     of_alone, of_unshared = (statistics.median(each[0] / each[place] for each in rounds) for place in (1, 2))
     seconds = {"together": together, "alone": alone, "a_picture_each": unshared}
-    return {"queries": len(shared), "picture": [options.side] * 2, "cpu_s": seconds, "ratio_to_alone": of_alone, "ratio_to_a_picture_each": of_unshared}
+    return {
+        "queries": len(shared),
+        "image": [options.side] * 2,
+        "cpu_s": seconds,
+        "ratio_to_alone": of_alone,
+        "ratio_to_a_picture_each": of_unshared,
+    }
 
 
 def queries(options: argparse.Namespace, shared: bool) -> list[EmbeddingInput]:
-    """Three boxes on each picture; or each box on another picture."""
+    """Three boxes on each image; or each box on another image."""
     generator = torch.Generator().manual_seed(0)
     found = []
-    for number in range(3 * options.pictures):
+    for number in range(3 * options.images):
         if number % 3 == 0 or not shared:
-            picture = torch.randint(0, 256, (3, options.side, options.side), dtype=torch.uint8, generator=generator)
+            image = torch.randint(0, 256, (3, options.side, options.side), dtype=torch.uint8, generator=generator)
         box = torch.tensor([[0.1, 0.1, 0.4, 0.5]]) + 0.25 * (number % 3)
-        found.append(EmbeddingInput("Find the caption that best describes the object.", (picture,), VisualPrompt(boxes=box), (f"{shared} {id(picture)}",)))
+        found.append(
+            EmbeddingInput(
+                "Find the caption that best describes the object.",
+                (image,),
+                VisualPrompt(boxes=box),
+                (f"{shared} {id(image)}",),
+            )
+        )
     return found
 
 
 @torch.no_grad()
 def encode(model: Any, encoder: QueryEncoder, items: Sequence[EmbeddingInput], size: int) -> None:
     for start in range(0, len(items), size):
-        encoder.encode(model.preprocess.encoder_batch(items[start : start + size]))
+        encoder.encode(model.collator.encoder_batch(items[start : start + size]))
 
 
 def ranking(rounds: int, num_queries: int, num_candidates: int, dim: int = 384) -> dict[str, Any]:
-    """CPU seconds of an evaluation's ranks and metrics, and of them with the lines of predictions.jsonl as they are by default."""
+    """CPU seconds of an evaluation's ranks and metrics, and of them with the lines of predictions.jsonl as they are by
+    default.
+    """
     ranked, embeddings = ranked_set(num_queries, num_candidates, dim)
-    seconds = [(cpu_seconds(rank, ranked, embeddings, False), cpu_seconds(rank, ranked, embeddings, True)) for _ in range(rounds)]
+    seconds = [
+        (cpu_seconds(rank, ranked, embeddings, False), cpu_seconds(rank, ranked, embeddings, True))
+        for _ in range(rounds)
+    ]
     alone, written = (statistics.median(column) for column in zip(*seconds, strict=True))
-    return {"queries": num_queries, "candidates": num_candidates, "dim": dim, "cpu_s": {"ranking": alone, "with_lines": written}}
+    return {
+        "queries": num_queries,
+        "candidates": num_candidates,
+        "dim": dim,
+        "cpu_s": {"ranking": alone, "with_lines": written},
+    }
 
 
 def ranked_set(num_queries: int, num_candidates: int, dim: int) -> tuple[RankedSet, Float[Tensor, "inputs dim"]]:
@@ -148,9 +207,15 @@ def ranked_set(num_queries: int, num_candidates: int, dim: int) -> tuple[RankedS
     num_inputs = num_queries + num_candidates * (1 if shared else num_queries)
     embeddings = normalize(torch.randn(num_inputs, dim, generator=generator), dim=1)
     orders = [num_queries + torch.randperm(num_candidates, generator=generator) for _ in range(100 if shared else 0)]
-    lists = [orders[row % 100] for row in range(num_queries)] if shared else torch.arange(num_queries, num_inputs).split(num_candidates)
+    lists = (
+        [orders[row % 100] for row in range(num_queries)]
+        if shared
+        else torch.arange(num_queries, num_inputs).split(num_candidates)
+    )
     candidates, places = (EmbeddingInput("a caption"),) * num_candidates, {"hit@1": tuple(range(num_candidates))}
-    rows = tuple(EvaluationRow("set", row, "", "", "", None, None, None, candidates, places) for row in range(num_queries))
+    rows = tuple(
+        EvaluationRow("set", row, "", "", "", None, None, None, candidates, places) for row in range(num_queries)
+    )
     return RankedSet(SetDescription("set", "mmeb"), rows, torch.arange(num_queries), tuple(lists)), embeddings
 
 

@@ -1,8 +1,11 @@
 """The work that the published training code does, on stock transformers and peft: the baseline of the benchmarks.
 
-It differs from ours in this alone (VIRTUE's code, and facts that its runs showed): each forward computes SAM 2 with all its pyramid levels
-and the decoder's whole two-way transformer, the vision tower, and the logits of the whole vocabulary at every place; a gradient cache runs
-all of that in both passes; DoRA is peft's. The weights are those of the model that it is compared with, so that both give one loss.
+It differs from ours in this alone (VIRTUE's code, and facts that its runs showed): each forward computes SAM 2 with all
+its pyramid levels
+and the decoder's whole two-way transformer, the vision tower, and the logits of the whole vocabulary at every place; a
+gradient cache runs
+all of that in both passes; DoRA is peft's. The weights are those of the model that it is compared with, so that both
+give one loss.
 """
 
 from __future__ import annotations
@@ -18,14 +21,16 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.sam2.configuration_sam2 import Sam2Config, Sam2MaskDecoderConfig, Sam2PromptEncoderConfig
 from transformers.models.sam2.modeling_sam2 import Sam2Model
 
-from virtue_pl.adapters import LoRA
-from virtue_pl.backbones.sam2 import labelled_points
+from virtue_pl.adapters.lora import LoRA
+from virtue_pl.backbones.segmentation.sam2 import labelled_points
+from virtue_pl.models.virtue import Virtue
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch
-from virtue_pl.virtue import Virtue
 
 
 class Published(nn.Module):
-    """As much of the published model as a training step runs. It takes the weights of `ours`, and nothing else of it."""
+    """As much of the published model as a training step runs. It takes the weights of `ours`, and nothing else
+    of it.
+    """
 
     def __init__(self, ours: Any, folder: Path, dtype: torch.dtype) -> None:
         super().__init__()
@@ -39,13 +44,21 @@ class Published(nn.Module):
             mask_decoder_config=Sam2MaskDecoderConfig(hidden_size=width),
         )
         self.sam: Any = Sam2Model(config).eval().requires_grad_(False)
-        for name, module in (("vision_encoder", backbone.vision_encoder), ("mask_decoder", backbone.mask_decoder), ("prompt_encoder", prompts.encoder)):
+        for name, module in (
+            ("vision_encoder", backbone.vision_encoder),
+            ("mask_decoder", backbone.mask_decoder),
+            ("prompt_encoder", prompts.encoder),
+        ):
             getattr(self.sam, name).load_state_dict(module.state_dict())
-        self.sam.shared_image_embedding.positional_embedding.copy_(prompts.encoder.shared_embedding.positional_embedding)
+        self.sam.shared_image_embedding.positional_embedding.copy_(
+            prompts.encoder.shared_embedding.positional_embedding
+        )
         self.sam.no_memory_embedding.data.copy_(backbone.no_memory_embedding)
         self.register_buffer("mean", backbone.mean.clone())
         self.register_buffer("std", backbone.std.clone())
-        self.vlm: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").requires_grad_(False)
+        self.vlm: Any = Qwen2VLForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa"
+        ).requires_grad_(False)
         inject_adapter_in_model(LoRA().config, self.vlm.model.language_model)
         self.vlm.model.language_model.load_state_dict(source.fusion.backbone.model.language_model.state_dict())  # type: ignore[union-attr, operator]
         self.vlm.model.visual.load_state_dict(source.fusion.backbone.model.visual.state_dict())  # type: ignore[union-attr, operator]
@@ -55,15 +68,19 @@ class Published(nn.Module):
             network.to(dtype)
 
     def segment(self, inputs: EncoderBatch) -> Tensor:
-        """The image side of the two-way transformer, of every use of a picture: each encodes its picture again."""
-        pixels = torch.stack([inputs.pictures.segmentation[index] for index in inputs.prompts.pictures.tolist()])  # type: ignore[arg-type]
+        """The image side of the two-way transformer, of every use of an image: each encodes its image again."""
+        pixels = torch.stack([inputs.images.segmentation[index] for index in inputs.prompts.images.tolist()])  # type: ignore[arg-type]
         unit = ((pixels.float() / 255 - self.mean) / self.std).to(self.sam.dtype)
         level = self.sam.vision_encoder(unit).fpn_hidden_states[2]
         points = [labelled_points(prompt) for prompt in inputs.prompts.prompts]
         coordinates = torch.stack([found for found, _ in points])[:, None, :-1] * self.canvas
-        sparse, dense = self.sam.prompt_encoder(coordinates, torch.stack([labels for _, labels in points])[:, None, :-1], None, None)
+        sparse, dense = self.sam.prompt_encoder(
+            coordinates, torch.stack([labels for _, labels in points])[:, None, :-1], None, None
+        )
         decoder = self.sam.mask_decoder
-        own = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(pixels), 1, -1, -1)
+        own = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(
+            len(pixels), 1, -1, -1
+        )
         image = level + self.sam.no_memory_embedding.reshape(1, -1, 1, 1)
         positions = self.sam.get_image_wide_positional_embeddings().repeat(len(pixels), 1, 1, 1)
         tokens = torch.cat([own, sparse.to(own.dtype)], dim=2)
@@ -71,27 +88,37 @@ class Published(nn.Module):
         return keys[:, 0].transpose(1, 2).reshape(image.shape)
 
     def encode(self, inputs: EncoderBatch) -> Tensor:
-        """Unit embeddings; the rows of a batch all have a picture, or none has."""
+        """Unit embeddings; the rows of a batch all have an image, or none has."""
         model = self.vlm.model
-        embeds, mask, positions = model.language_model.embed_tokens(inputs.input_ids), inputs.attention_mask, inputs.position_ids
+        embeds, mask, positions = (
+            model.language_model.embed_tokens(inputs.input_ids),
+            inputs.attention_mask,
+            inputs.position_ids,
+        )
         if len(inputs.prompts):
-            shown = [inputs.pictures.vision[index] for index in inputs.prompts.pictures.tolist()]
+            shown = [inputs.images.vision[index] for index in inputs.prompts.images.tolist()]
             prepared = self.processor.normalise(shown, do_resize=False, return_tensors="pt")
             with torch.no_grad():
                 vision = model.get_image_features(prepared["pixel_values"], prepared["image_grid_thw"]).pooler_output
                 features = self.segment(inputs)
-            embeds = embeds.masked_scatter((inputs.input_ids == self.processor.image_id)[..., None], torch.cat(list(vision)).to(embeds.dtype))
+            embeds = embeds.masked_scatter(
+                (inputs.input_ids == self.processor.image_id)[..., None], torch.cat(list(vision)).to(embeds.dtype)
+            )
             segments = self.connector.project(self.connector.reduce(features.float()).flatten(2).transpose(1, 2))
             embeds = torch.cat([segments.to(embeds.dtype), embeds], dim=1)
             mask = torch.cat([mask.new_ones(segments.shape[:2]), mask], dim=1)
             positions = torch.cat([positions.new_zeros(3, *segments.shape[:2]), positions], dim=2)  # type: ignore[union-attr]
-        output = model.language_model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+        output = model.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+        )
         self.vlm.lm_head(output.last_hidden_state)
         last = (mask * torch.arange(mask.shape[1])).argmax(dim=1)
         return normalize(output.last_hidden_state[torch.arange(len(mask)), last].float(), dim=-1)
 
     def step(self, batch: PairBatch, chunk_size: int) -> Tensor:
-        """Gradients of one batch through a gradient cache (arXiv 2101.06983): all chunks without gradient, then again with it."""
+        """Gradients of one batch through a gradient cache (arXiv 2101.06983): all chunks without gradient, then again
+        with it.
+        """
         sides = [side.split(chunk_size) for side in (batch.queries, batch.targets)]
         replay, cached = [], []
         for chunks in sides:
@@ -103,8 +130,7 @@ class Published(nn.Module):
             replay.append(states)
             cached.append(torch.cat(found).requires_grad_())
         negatives = cached[0].new_zeros(0, cached[0].shape[1])
-        ids = (batch.query_ids, batch.target_ids, batch.negative_ids, batch.negative_rows)
-        loss: Tensor = self.loss(EmbeddingBatch(*cached, negatives, *ids)).loss  # type: ignore[misc]
+        loss: Tensor = self.loss(EmbeddingBatch(cached[0], cached[1], negatives, batch.ids)).loss  # type: ignore[misc]
         loss.backward()
         for chunks, embeddings, states in zip(sides, cached, replay, strict=True):
             gradients = embeddings.grad.split(chunk_size)  # type: ignore[union-attr]

@@ -1,19 +1,28 @@
-"""What streaming costs beside decoding: pictures a second of one worker, from tar to batch, against the bare loop over the same pictures.
+"""What streaming costs beside decoding: images a second of one worker, from tar to batch, against the bare loop over
+the same images.
 
-All times are the process's own, which other work on the machine moves less, and each figure is the median of rounds in which the compared
-loops take turns. The process keeps freed memory for the next tensor, as the commands do: else a picture's time is that of the pages that
-are mapped for it, whoever prepares it. Photograph-like JPEGs are drawn in a temporary folder, and written as pairs of an official layout.
+All times are the process's own, which other work on the machine moves less, and each figure is the median of rounds in
+which the compared
+loops take turns. The process keeps freed memory for the next tensor, as the commands do: else an image's time is that
+of the pages that
+are mapped for it, whoever prepares it. Photograph-like JPEGs are drawn in a temporary folder, and written as pairs of
+an official layout.
 
     python benchmarks/stream.py --rounds 5
 
-- `full_path`: an epoch of `TrainingStream` for a Qwen2-VL: tar, record, sample, one decode, both streams' pixels, token ids, batches. The buffer
-  that records are shuffled in is a batch long: one as long as the folder would read it again and again for pictures that a batch lacks.
+- `full_path`: an epoch of `TrainingStream` for a Qwen2-VL: tar, record, sample, one decode, both streams' pixels, token
+ids, batches. The buffer
+  that records are shuffled in is a batch long: one as long as the folder would read it again and again for images that
+  a batch lacks.
 - `bare_loop`: the same JPEGs in memory, decoded and resized for both streams, and nothing else.
-- `preprocessing`: a batch of pictures at their native size, in whole tokens, to the tower's patches: `QwenPatches` against transformers' picture
-  processor (the faster of its two for this); `with_resize` against the one that resizes by Pillow, as `resize_bicubic` does, which differs
-  from it where a picture grows across and shrinks down (640 x 480 would become 644 x 476; 640 x 472 grows both ways).
-  Transformers repeats a patch's values for each of a film's equal frames, `QwenPatches` writes them once; they are compared frame by frame.
-- `converter`: rows a second of `virtue-pl shards pairs`, one process, pictures copied as they are.
+- `preprocessing`: a batch of images at their native size, in whole tokens, to the tower's patches: `QwenPatches`
+against transformers' image
+  processor (the faster of its two for this); `with_resize` against the one that resizes by Pillow, as `resize_bicubic`
+  does, which differs
+  from it where an image grows across and shrinks down (640 x 480 would become 644 x 476; 640 x 472 grows both ways).
+  Transformers repeats a patch's values for each of a film's equal frames, `QwenPatches` writes them once; they are
+  compared frame by frame.
+- `converter`: rows a second of `virtue-pl shards pairs`, one process, images copied as they are.
 """
 
 from __future__ import annotations
@@ -36,15 +45,16 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 
-from virtue_pl.backbones.qwen_patches import QwenPatches
-from virtue_pl.backbones.qwen_vl import QwenVLProcessor
+from virtue_pl.backbones.vlm.qwen_patches import QwenPatches
+from virtue_pl.backbones.vlm.qwen_vl import QwenVLProcessor
 from virtue_pl.cli.memory import join_freed_memory, keep_freed_memory
-from virtue_pl.data.pair_shards import convert_pairs
-from virtue_pl.data.pairs import PairDataModule
-from virtue_pl.data.stream import Place, SkipLog
-from virtue_pl.images import decode
-from virtue_pl.parts.preprocess import ContrastivePreprocess
-from virtue_pl.recipes import VirtueRecipe
+from virtue_pl.data.conversion.pairs import convert_pairs
+from virtue_pl.data.datamodules.pairs import PairDataModule
+from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
+from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog
+from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
+from virtue_pl.preprocessing.images import decode
+from virtue_pl.preprocessing.input_formatters import VirtueFormatter
 
 TOKENS = ("<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 TEXT = "Represent the given image of picture number {number} with the following question: what stands in the middle?"
@@ -57,13 +67,15 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        jpegs = [photograph(number, options.height, options.width) for number in range(options.pictures)]
+        jpegs = [photograph(number, options.height, options.width) for number in range(options.images)]
         processor = QwenVLProcessor(save_processor(folder / "model"), 4 * 28 * 28, 1280 * 28 * 28, 2048)
-        preprocess = ContrastivePreprocess(processor, VirtueRecipe(), options.canvas_size, {"box": 1.0}, ["no_prompt"])
+        collator = ContrastiveCollator(processor, VirtueFormatter(), options.canvas_size, {"box": 1.0}, ["no_prompt"])
         converter = converted(folder, jpegs, options)
         found = {
-            "stream": compare_stream(folder / "shards" / "photographs", jpegs, preprocess, options),
-            "preprocessing": compare_preprocessing([decode(data, "") for data in jpegs[: options.batch_size]], processor, options.rounds),
+            "stream": compare_stream(folder / "shards" / "photographs", jpegs, collator, options),
+            "preprocessing": compare_preprocessing(
+                [decode(data, "") for data in jpegs[: options.batch_size]], processor, options.rounds
+            ),
             "converter": converter,
         }
     about = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
@@ -78,12 +90,14 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement, after one that is not counted")
-    parser.add_argument("--pictures", type=int, default=256, help="different ones, which are an epoch")
-    parser.add_argument("--batch_size", type=int, default=32, help="pictures of a batch")
-    parser.add_argument("--height", type=int, default=472, help="of the pictures, in pixels")
-    parser.add_argument("--width", type=int, default=640, help="of the pictures, in pixels")
-    parser.add_argument("--canvas_size", type=int, default=1024, help="side of what the segmentation model reads, in pixels")
-    parser.add_argument("--rows", type=int, default=3000, help="that are converted, each with a picture of its own name")
+    parser.add_argument("--images", type=int, default=256, help="different ones, which are an epoch")
+    parser.add_argument("--batch_size", type=int, default=32, help="images of a batch")
+    parser.add_argument("--height", type=int, default=472, help="of the images, in pixels")
+    parser.add_argument("--width", type=int, default=640, help="of the images, in pixels")
+    parser.add_argument(
+        "--canvas_size", type=int, default=1024, help="side of what the segmentation model reads, in pixels"
+    )
+    parser.add_argument("--rows", type=int, default=3000, help="that are converted, each with an image of its own name")
     return parser.parse_args()
 
 
@@ -100,17 +114,25 @@ def photograph(number: int, height: int, width: int) -> bytes:
 
 def save_processor(folder: Path) -> str:
     """The files of a Qwen2-VL that its processor reads, with a tokenizer of single bytes."""
-    tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    tokenizer = Tokenizer(
+        models.BPE({symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in TOKENS])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=TOKENS[0], pad_token=TOKENS[0])
-    for part in (fast, Qwen2VLImageProcessor(), Qwen2VLConfig(image_token_id=fast.convert_tokens_to_ids("<|image_pad|>"))):
+    for part in (
+        fast,
+        Qwen2VLImageProcessor(),
+        Qwen2VLConfig(image_token_id=fast.convert_tokens_to_ids("<|image_pad|>")),
+    ):
         part.save_pretrained(folder)
     return str(folder)
 
 
 def converted(folder: Path, jpegs: Sequence[bytes], options: argparse.Namespace) -> dict[str, Any]:
-    """Writes the pictures and `rows` pairs about them, converts them, and says how fast; the few of the stream beside them."""
+    """Writes the images and `rows` pairs about them, converts them, and says how fast; the few of the stream beside
+    them.
+    """
     write_pairs(folder / "many", "many", jpegs, options.rows)
     write_pairs(folder / "few", "photographs", jpegs, len(jpegs))
     convert_pairs(folder / "few", folder / "shards")
@@ -123,41 +145,60 @@ def write_pairs(folder: Path, name: str, jpegs: Sequence[bytes], rows: int) -> N
     lines = []
     for number in range(rows):
         (folder / "images" / f"{number}.jpg").write_bytes(jpegs[number % len(jpegs)])
-        lines.append(json.dumps({"query": TEXT.format(number=number), "query_image": f"images/{number}.jpg", "target": f"answer {number}"}))
+        lines.append(
+            json.dumps(
+                {
+                    "query": TEXT.format(number=number),
+                    "query_image": f"images/{number}.jpg",
+                    "target": f"answer {number}",
+                }
+            )
+        )
     (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def compare_stream(shards: Path, jpegs: Sequence[bytes], preprocess: ContrastivePreprocess, options: argparse.Namespace) -> dict[str, Any]:
+def compare_stream(
+    shards: Path, jpegs: Sequence[bytes], collator: ContrastiveCollator, options: argparse.Namespace
+) -> dict[str, Any]:
     size = options.batch_size
-    data = PairDataModule(str(shards), batch_size=size, shuffle_buffer=size, sample_buffer=1)
-    data.connect(preprocess)
+    data = PairDataModule(str(shards), batch_size=size, sampling=SamplingOptions(shuffle_buffer=size, sample_buffer=1))
+    data.connect(collator)
     stream: Any = data.train_dataloader().stream
     batches = range(0, len(jpegs) - size + 1, size)
 
     def full() -> None:
-        counts = [(len(batch.queries.pictures.vision), len(batch.queries.pictures.segmentation)) for batch in stream.batches(Place(), 0, SkipLog(0, 0))]
+        found = [batch.queries.images for batch in stream.batches(ReaderInfo(), 0, SkipLog(BadSampleLimits(0, 0)))]
+        counts = [(len(images.vision), len(images.segmentation)) for images in found]
         assert counts == [(size, size) for _ in batches]
 
     def bare() -> None:
         for start in batches:
-            [(preprocess.processor.resize(image), preprocess.recipe.segmentation_pixels(image, options.canvas_size)) for image in decoded(start)]
+            [
+                (collator.processor.resize(image), collator.formatter.segmentation_pixels(image, options.canvas_size))
+                for image in decoded(start)
+            ]
 
     def decoded(start: int) -> Iterator[Tensor]:
         return (decode(jpeg, "") for jpeg in jpegs[start : start + size])
 
     full_seconds, bare_seconds = in_turns([full, bare], options.rounds)
-    rates = {"full_path": round(len(batches) * size / full_seconds, 1), "bare_loop": round(len(batches) * size / bare_seconds, 1)}
+    rates = {
+        "full_path": round(len(batches) * size / full_seconds, 1),
+        "bare_loop": round(len(batches) * size / bare_seconds, 1),
+    }
     return {"pictures_per_second": rates, "share": round(bare_seconds / full_seconds, 3)}
 
 
 def compare_preprocessing(images: Sequence[Tensor], processor: QwenVLProcessor, rounds: int) -> dict[str, Any]:
-    """Picture by picture, as they come; the pixels are compared, too."""
+    """RecordImage by image, as they come; the pixels are compared, too."""
     fast, same = Qwen2VLImageProcessor(), Qwen2VLImageProcessorPil()
     resized = [processor.resize(image).contiguous() for image in images]
     arrays = [image.numpy() for image in images]
     stock: dict[str, Callable[[], list[Tensor]]] = {
         "native_size": lambda: [fast(image, do_resize=False, return_tensors="pt")["pixel_values"] for image in resized],
-        "with_resize": lambda: [same(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"] for image in arrays],
+        "with_resize": lambda: [
+            same(image, input_data_format="channels_first", return_tensors="pt")["pixel_values"] for image in arrays
+        ],
     }
     patches: QwenPatches = processor.patches
     lean: dict[str, Callable[[], list[Tensor]]] = {
@@ -167,13 +208,22 @@ def compare_preprocessing(images: Sequence[Tensor], processor: QwenVLProcessor, 
     return {name: compared(lean[name], stock[name], len(images), rounds) for name in stock}
 
 
-def compared(lean: Callable[[], list[Tensor]], stock: Callable[[], list[Tensor]], count: int, rounds: int) -> dict[str, Any]:
+def compared(
+    lean: Callable[[], list[Tensor]], stock: Callable[[], list[Tensor]], count: int, rounds: int
+) -> dict[str, Any]:
     """`lean` writes one of the equal frames of `stock`."""
-    frames = ((a.unflatten(1, (3, 1, -1)), b.unflatten(1, (3, -1, a.shape[1] // 3))) for a, b in zip(lean(), stock(), strict=True))
+    frames = (
+        (a.unflatten(1, (3, 1, -1)), b.unflatten(1, (3, -1, a.shape[1] // 3)))
+        for a, b in zip(lean(), stock(), strict=True)
+    )
     difference = max(float((one - all_equal).abs().max()) for one, all_equal in frames)
     lean_seconds, stock_seconds = in_turns([lean, stock], rounds)
     rates = {"lean": round(count / lean_seconds, 1), "transformers": round(count / stock_seconds, 1)}
-    return {"pictures_per_second": rates, "speedup": round(stock_seconds / lean_seconds, 2), "largest_difference": difference}
+    return {
+        "pictures_per_second": rates,
+        "speedup": round(stock_seconds / lean_seconds, 2),
+        "largest_difference": difference,
+    }
 
 
 def in_turns(loops: Sequence[Callable[[], Any]], rounds: int) -> list[float]:

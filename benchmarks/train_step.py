@@ -1,11 +1,16 @@
-"""A training step of the mid-size model: what it costs, against the published code's way and against the arithmetic that it needs.
+"""A training step of the mid-size model: what it costs, against the published code's way and against the arithmetic
+that it needs.
 
-Batch 8, chunk 2, 336x336 pictures with a box, DoRA r 8, one thread. The baseline (`published.py`) and ours take turns, each in a process of
-its own, with the same weights. Prints one JSON object. Ratios are of CPU seconds, which other work on the machine moves less than seconds:
-`ratio_to_baseline` to the baseline in float32, `ratio_to_floor` to the floating-point operations of a step without a gradient cache at the
+Batch 8, chunk 2, 336x336 images with a box, DoRA r 8, one thread. The baseline (`published.py`) and ours take turns,
+each in a process of
+its own, with the same weights. Prints one JSON object. Ratios are of CPU seconds, which other work on the machine moves
+less than seconds:
+`ratio_to_baseline` to the baseline in float32, `ratio_to_floor` to the floating-point operations of a step without a
+gradient cache at the
 speed of the machine's matrix product in that precision.
 
-Before that each takes one step without dropout, of which no two draws are alike: `agreement` is how far the losses and the gradients are
+Before that each takes one step without dropout, of which no two draws are alike: `agreement` is how far the losses and
+the gradients are
 apart, and nothing is measured where float32's are not the baseline's.
 
     python benchmarks/train_step.py --rounds 3
@@ -28,14 +33,18 @@ from mid_size import Stages, build, child_parser, gemm_peak, pair_batch, peak_me
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from virtue_pl.cli.memory import keep_freed_memory
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
 
 
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     if options.child:
-        print(json.dumps(count(options) if options.child == "count" else agree(options) if options.agree else measure(options)))
+        print(
+            json.dumps(
+                count(options) if options.child == "count" else agree(options) if options.agree else measure(options)
+            )
+        )
         return
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = str(write_model(Path(temporary) / "qwen2_vl"))
@@ -62,13 +71,23 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             runs.setdefault("baseline", []).append(child(options, "baseline", "float32"))
         for precision in options.precisions:
             runs.setdefault(precision, []).append(child(options, "ours", precision))
-    report: dict[str, Any] = {"threads": options.threads, "batch_size": options.batch_size, "chunk_size": options.chunk_size, "rounds": options.rounds, **floor}
+    report: dict[str, Any] = {
+        "threads": options.threads,
+        "batch_size": options.batch_size,
+        "chunk_size": options.chunk_size,
+        "rounds": options.rounds,
+        **floor,
+    }
     report |= {name: middle(found) for name, found in runs.items()}
     cpu = {name: [run["cpu_seconds"] for run in found] for name, found in runs.items()}
     ours = options.precisions
-    report["ratio_to_floor"] = {name: median([value * floor["gemm_gflops"][name] / floor["gflop"] for value in cpu[name]]) for name in ours}
+    report["ratio_to_floor"] = {
+        name: median([value * floor["gemm_gflops"][name] / floor["gflop"] for value in cpu[name]]) for name in ours
+    }
     if "baseline" in runs:
-        report["ratio_to_baseline"] = {name: median([a / b for a, b in zip(cpu[name], cpu["baseline"], strict=True)]) for name in ours}
+        report["ratio_to_baseline"] = {
+            name: median([a / b for a, b in zip(cpu[name], cpu["baseline"], strict=True)]) for name in ours
+        }
         peak = report["baseline"]["peak_bytes"]
         report["memory_to_baseline"] = {name: round(report[name]["peak_bytes"] / peak, 3) for name in ours}
         report["agreement"] = agreement
@@ -80,7 +99,10 @@ def compare_numbers(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     theirs, found = child(options, "baseline", "float32", "--agree"), {}
     for precision in dict.fromkeys(("float32", *options.precisions)):
         ours = child(options, "ours", precision, "--agree")
-        found[precision] = apart((ours["loss"], theirs["loss"]), (gradients(options, "ours", precision), gradients(options, "baseline", "float32")))
+        found[precision] = apart(
+            (ours["loss"], theirs["loss"]),
+            (gradients(options, "ours", precision), gradients(options, "baseline", "float32")),
+        )
         if precision == "float32":
             check(found[precision])
     return found
@@ -97,9 +119,13 @@ def child(options: argparse.Namespace, kind: str, precision: str, *more: str) ->
 
 
 def middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run of median CPU seconds, with the largest peak of memory."""
+    """The run of median CPU seconds, with the all_reduce_max peak of memory."""
     chosen = sorted(runs, key=lambda run: run["cpu_seconds"])[len(runs) // 2]
-    return {**chosen, "peak_bytes": max(run["peak_bytes"] for run in runs), "all_cpu_seconds": [run["cpu_seconds"] for run in runs]}
+    return {
+        **chosen,
+        "peak_bytes": max(run["peak_bytes"] for run in runs),
+        "all_cpu_seconds": [run["cpu_seconds"] for run in runs],
+    }
 
 
 def median(values: list[float]) -> float:
@@ -171,11 +197,15 @@ def our_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple
     return model, step
 
 
-def strategy(chunk_size: str) -> PlainStep | GradientCache:
-    return PlainStep() if chunk_size == "plain" else GradientCache(chunk_size if chunk_size == "auto" else int(chunk_size))
+def strategy(chunk_size: str) -> FullBatch | GradientCache:
+    return (
+        FullBatch() if chunk_size == "plain" else GradientCache(chunk_size if chunk_size == "auto" else int(chunk_size))
+    )
 
 
-def baseline_step(folder: Path, options: argparse.Namespace, stages: Stages) -> tuple[torch.nn.Module, Callable[[], float]]:
+def baseline_step(
+    folder: Path, options: argparse.Namespace, stages: Stages
+) -> tuple[torch.nn.Module, Callable[[], float]]:
     from published import Published
 
     source = build(folder, "float32")
@@ -197,21 +227,37 @@ def count(options: argparse.Namespace) -> dict[str, Any]:
     """Floating-point operations of a step that computes each thing once, and the machine's speed."""
     peaks = {precision: round(gemm_peak(precision), 1) for precision in options.precisions}
     model: Any = build(Path(options.folder), "float32").train()
-    model.gradient_cache = PlainStep()
+    model.gradient_cache = FullBatch()
     batch = pair_batch(model, options.batch_size)
     attention: Any = torch.ops.aten
-    own = {attention._scaled_dot_product_flash_attention_for_cpu: forward_flops, attention._scaled_dot_product_flash_attention_for_cpu_backward: backward_flops}
+    own = {
+        attention._scaled_dot_product_flash_attention_for_cpu: forward_flops,
+        attention._scaled_dot_product_flash_attention_for_cpu_backward: backward_flops,
+    }
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
         model.training_step(batch, 0).backward()
     return {"gemm_gflops": peaks, "gflop": round(counter.get_total_flops() / 1e9, 1)}
 
 
-def forward_flops(query: Any, key: Any, value: Any, dropout: float = 0.0, causal: bool = False, *_: Any, **__: Any) -> float:
+def forward_flops(
+    query: Any, key: Any, value: Any, dropout: float = 0.0, causal: bool = False, *_: Any, **__: Any
+) -> float:
     """Half of all pairs of tokens, where a token sees only those before it."""
     return float(sdpa_flop_count(query, key, value)) / (2 if causal else 1)
 
 
-def backward_flops(gradient: Any, query: Any, key: Any, value: Any, out: Any, sums: Any, dropout: float, causal: bool, *_: Any, **__: Any) -> float:
+def backward_flops(
+    gradient: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    out: Any,
+    sums: Any,
+    dropout: float,
+    causal: bool,
+    *_: Any,
+    **__: Any,
+) -> float:
     return float(sdpa_backward_flop_count(gradient, query, key, value)) / (2 if causal else 1)
 
 

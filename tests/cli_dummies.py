@@ -12,18 +12,20 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from virtue_pl.gradient_cache import GradientCache
-from virtue_pl.optimization import Optimization
-from virtue_pl.parts.part import Part
+from virtue_pl.engine.gradient_cache import GradientCache
+from virtue_pl.engine.module import VirtueModule
+from virtue_pl.engine.optimizer import Optimization
 from virtue_pl.types import VirtueError
 
 
-class Encoder(Part):
-    def __init__(self, width: int, optimization: Optimization | None = None, weights: str | None = None, frozen: bool = False) -> None:
+class Encoder(VirtueModule):
+    def __init__(
+        self, width: int, optimization: Optimization | None = None, weights: str | None = None, frozen: bool = False
+    ) -> None:
         super().__init__(optimization, weights, "", frozen)
         self.width = width
         self.linear = nn.Linear(2, width)
-        self.finish()
+        self.load_and_freeze()
 
 
 class WideEncoder(Encoder):
@@ -43,7 +45,7 @@ class Chunked(GradientCache):
         super().__init__(chunk_size)
 
 
-class Root(Part):
+class Root(VirtueModule):
     """One linear layer to train; the rest is there to be configured."""
 
     def __init__(
@@ -69,10 +71,10 @@ class Root(Part):
         self.sigterm_at = sigterm_at
         self.seen: list[int] = []
         self.save_hyperparameters()
-        self.finish()
+        self.load_and_freeze()
 
     @property
-    def preprocess(self) -> Any:
+    def collator(self) -> Any:
         return self.encoder.width
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -95,8 +97,8 @@ class Data(LightningDataModule):
         self.rows = rows
         self.connected: Any = None
 
-    def connect(self, preprocess: Any) -> None:
-        self.connected = preprocess
+    def connect(self, collator: Any) -> None:
+        self.connected = collator
 
     def setup(self, stage: str) -> None:
         if self.rows < 0:

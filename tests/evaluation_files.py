@@ -1,4 +1,4 @@
-"""Small evaluation sets in the official layouts, with pictures that a random model tells apart."""
+"""Small evaluation sets in the official layouts, with images that a random model tells apart."""
 
 from __future__ import annotations
 
@@ -23,21 +23,33 @@ def untouched(rows: list[dict[str, Any]]) -> None:
     """Nothing is spoiled."""
 
 
-def picture(number: int, size: tuple[int, int] = (96, 72)) -> bytes:
+def make_image(number: int, size: tuple[int, int] = (96, 72)) -> bytes:
     noise = np.random.default_rng(number).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
     content = io.BytesIO()
     Image.fromarray(noise).resize(size, Image.Resampling.BILINEAR).save(content, "PNG")
     return content.getvalue()
 
 
-def write_scar_set(root: Path, name: str = "ADE20K", rows: int = 4, regions: int = 2, candidates: int = 5, edit: Edit = untouched, first: int = 0) -> Path:
-    """ROOT/data/SCaR_eval_NAME.parquet: `regions` rows a picture; captions are shared between rows. first: number of the first picture."""
+def write_scar_set(
+    root: Path,
+    name: str = "ADE20K",
+    rows: int = 4,
+    regions: int = 2,
+    candidates: int = 5,
+    edit: Edit = untouched,
+    first: int = 0,
+) -> Path:
+    """ROOT/data/SCaR_eval_NAME.parquet: `regions` rows an image; captions are shared between rows. first: number of the
+    first image.
+    """
     table = []
     for row in range(rows):
         shown = f"set/{first + row // regions}.png"
         (root / "images" / shown).parent.mkdir(parents=True, exist_ok=True)
-        (root / "images" / shown).write_bytes(picture(first + row // regions))
-        captions = [f"a {WORDS[(row + step) % 12]} beside the {WORDS[(row + 5 * step) % 12]}" for step in range(candidates)]
+        (root / "images" / shown).write_bytes(make_image(first + row // regions))
+        captions = [
+            f"a {WORDS[(row + step) % 12]} beside the {WORDS[(row + 5 * step) % 12]}" for step in range(candidates)
+        ]
         box = [4.5 + 9 * (row % regions), 6.25, 30.1, 41.0]
         table.append({"qry_text": SCAR_QUERY, "qry_image_path": shown, "tgt_text": captions, "bbox": box})
     edit(table)
@@ -46,11 +58,15 @@ def write_scar_set(root: Path, name: str = "ADE20K", rows: int = 4, regions: int
 
 
 def write_mmeb_sets(root: Path, rows: int = 4, edit: Edit = untouched) -> Path:
-    """ROOT/instruct/ and ROOT/v1/ of OK-VQA, MSCOCO_t2i and RefCOCO-Matching, which share pictures."""
+    """ROOT/instruct/ and ROOT/v1/ of OK-VQA, MSCOCO_t2i and RefCOCO-Matching, which share images."""
     for number in range(6):
         (root / "images/shots").mkdir(parents=True, exist_ok=True)
-        (root / f"images/shots/{number}.png").write_bytes(picture(50 + number, (64 + 32 * (number % 2), 64)))
-    for name, apart, joined in (("OK-VQA", *vqa(rows)), ("MSCOCO_t2i", *t2i(rows)), ("RefCOCO-Matching", *matching(rows))):
+        (root / f"images/shots/{number}.png").write_bytes(make_image(50 + number, (64 + 32 * (number % 2), 64)))
+    for name, apart, joined in (
+        ("OK-VQA", *vqa(rows)),
+        ("MSCOCO_t2i", *t2i(rows)),
+        ("RefCOCO-Matching", *matching(rows)),
+    ):
         edit(apart)
         write_table(root / "instruct" / name / "test-00000-of-00001.parquet", apart)
         write_table(root / "v1" / name / "test-00000-of-00001.parquet", joined)
@@ -62,9 +78,19 @@ def vqa(rows: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     answers = [[WORDS[(row + 2 * step) % 12] for step in range(4)] for row in range(rows)]
     said = "Represent the given image with the following question:"
     apart = [
-        {"qry_inst": f"{TOKEN} {said}", "qry_text": f"what is {row}?", "qry_img_path": paths[row], "tgt_inst": "", **texts(answers[row])} for row in range(rows)
+        {
+            "qry_inst": f"{TOKEN} {said}",
+            "qry_text": f"what is {row}?",
+            "qry_img_path": paths[row],
+            "tgt_inst": "",
+            **texts(answers[row]),
+        }
+        for row in range(rows)
     ]
-    joined = [{"qry_text": f"{TOKEN}\n{said} what is {row}?\n", "qry_img_path": paths[row], **texts(answers[row])} for row in range(rows)]
+    joined = [
+        {"qry_text": f"{TOKEN}\n{said} what is {row}?\n", "qry_img_path": paths[row], **texts(answers[row])}
+        for row in range(rows)
+    ]
     return apart, joined
 
 
@@ -83,17 +109,25 @@ def t2i(rows: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         for row in range(rows)
     ]
     joined = [
-        {"qry_text": f"{said} A {WORDS[row]}.\n", "qry_img_path": "", "tgt_text": [f"{TOKEN}  {target}\n"] * 4, "tgt_img_path": shown[row]}
+        {
+            "qry_text": f"{said} A {WORDS[row]}.\n",
+            "qry_img_path": "",
+            "tgt_text": [f"{TOKEN}  {target}\n"] * 4,
+            "tgt_img_path": shown[row],
+        }
         for row in range(rows)
     ]
     return apart, joined
 
 
 def matching(rows: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One picture stands twice in a list, with another caption."""
+    """One image stands twice in a list, with another caption."""
     shown = [[f"shots/{(row + step // 2) % 6}.png" for step in range(4)] for row in range(rows)]
     captions = [[f'"a {WORDS[(row + 3 * step) % 12]}"' for step in range(4)] for row in range(rows)]
-    said, target = "Select the portion of the image that follows the language expressions.", "Represent the given cropped image with the caption:"
+    said, target = (
+        "Select the portion of the image that follows the language expressions.",
+        "Represent the given cropped image with the caption:",
+    )
     apart = [
         {
             "qry_inst": f"{TOKEN} {said}",

@@ -14,7 +14,7 @@ SHOWN = "<|image_1|>\nRepresent the given image."
 
 
 def vqa_pair(number: int) -> dict[str, Any]:
-    """Question `number`, two of a picture."""
+    """Question `number`, two of an image."""
     return {
         "qry": f"<|image_1|>\nRepresent the given image with the following question: What is {number}?\n",
         "qry_image_path": f"images/shots/s{number // 2}.jpg",
@@ -39,7 +39,12 @@ def t2i_pair(number: int) -> dict[str, Any]:
 def vqa_ranking(number: int) -> dict[str, Any]:
     row = vqa_pair(number)
     answers = [f"answer {number}", "yes", "no"]
-    return {"qry_text": row["qry"], "qry_img_path": f"shots/s{number // 2}.jpg", "tgt_text": answers, "tgt_img_path": ["", "", ""]}
+    return {
+        "qry_text": row["qry"],
+        "qry_img_path": f"shots/s{number // 2}.jpg",
+        "tgt_text": answers,
+        "tgt_img_path": ["", "", ""],
+    }
 
 
 def t2i_ranking(number: int) -> dict[str, Any]:
@@ -53,7 +58,9 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_mmeb(root: Path, count: int = 8, first: dict[str, Any] | None = None) -> Path:
-    """Two datasets in `root`, "OK-VQA" and "MSCOCO_t2i", of `count` rows. `first` spoils the first row of every table that has its columns."""
+    """Two datasets in `root`, "OK-VQA" and "MSCOCO_t2i", of `count` rows. `first` spoils the first row of every table
+    that has its columns.
+    """
     (root / "images/shots").mkdir(parents=True)
     for number in range(8):
         (root / f"images/shots/s{number}.jpg").write_bytes(jpeg(30 * number))

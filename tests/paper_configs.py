@@ -1,4 +1,6 @@
-"""The paper's configs without their data, whose dozens of datasets take longer to parse than the model takes to build on the meta device."""
+"""The paper's configs without their data, whose dozens of datasets take longer to parse than the model takes to build
+on the meta device.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from virtue_pl.images import decode
+from virtue_pl.preprocessing.images import decode
 from virtue_pl.types import VisualPrompt
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -24,7 +24,7 @@ class Case:
     """One recorded forward: its inputs, and its outputs by name."""
 
     texts: tuple[str, ...]
-    pictures: tuple[Tensor | None, ...]
+    images: tuple[Tensor | None, ...]
     prompt: VisualPrompt
     outputs: dict[str, Tensor]
 
@@ -33,14 +33,17 @@ class Case:
 def cases() -> dict[str, Case]:
     tensors = load_file(GOLDEN / "forward.safetensors")
     found = json.loads((GOLDEN / "forward.json").read_text())["cases"]
-    return {name: Case(tuple(case["texts"]), pictures(case), prompt(case), outputs(name, tensors)) for name, case in found.items()}
+    return {
+        name: Case(tuple(case["texts"]), images(case), prompt(case), outputs(name, tensors))
+        for name, case in found.items()
+    }
 
 
 def outputs(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
 
 
-def pictures(case: dict) -> tuple[Tensor | None, ...]:
+def images(case: dict) -> tuple[Tensor | None, ...]:
     return tuple(None if path is None else decode((GOLDEN / path).read_bytes(), path) for path in case["images"])
 
 
@@ -52,5 +55,5 @@ def prompt(case: dict) -> VisualPrompt:
     return VisualPrompt()
 
 
-def with_picture() -> list[str]:
-    return [name for name, case in cases().items() if case.pictures[0] is not None]
+def replace_first_image() -> list[str]:
+    return [name for name, case in cases().items() if case.images[0] is not None]

@@ -15,10 +15,10 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from tiny_virtue import samples, tiny_virtue
-from virtue_pl.gradient_cache import GradientCache
-from virtue_pl.parts.connector import MaskConnector
-from virtue_pl.parts.contrastive_loss import InfoNCELoss
-from virtue_pl.types import EmbeddingBatch, EncoderBatch, Pictures, PromptBatch
+from virtue_pl.engine.gradient_cache import FunctionEncoder, GradientCache
+from virtue_pl.losses.contrastive import InfoNCELoss
+from virtue_pl.models.connector import MaskConnector
+from virtue_pl.types import EmbeddingBatch, EncoderBatch, ImageBatch, PairIds, PromptBatch
 
 PAIRS, PER_QUERY, DIM = 8, 2, 6
 
@@ -38,11 +38,15 @@ def inputs() -> dict[str, torch.Tensor]:
 def numbered(rows: torch.Tensor) -> EncoderBatch:
     """Rows that are known by their numbers."""
     none = torch.zeros(0, dtype=torch.long)
-    return EncoderBatch(rows[:, None], torch.ones(len(rows), 1, dtype=torch.long), Pictures(), PromptBatch((), none), none)
+    return EncoderBatch(
+        rows[:, None], torch.ones(len(rows), 1, dtype=torch.long), ImageBatch(), PromptBatch((), none), none
+    )
 
 
 class Encoder(nn.Module):
-    """Each row is dropped from as its number says, on whichever rank it is; chunks of three do not divide a rank's rows."""
+    """Each row is dropped from as its number says, on whichever rank it is; chunks of three do not divide a rank's
+    rows.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,17 +58,25 @@ class Encoder(nn.Module):
     def embed(self, vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         def encode(chunk: EncoderBatch) -> torch.Tensor:
             chosen = chunk.input_ids[:, 0]
-            kept = torch.stack([torch.rand(DIM, generator=torch.Generator().manual_seed(row)) > 0.3 for row in chosen.tolist()])
+            kept = torch.stack(
+                [torch.rand(DIM, generator=torch.Generator().manual_seed(row)) > 0.3 for row in chosen.tolist()]
+            )
             return normalize(self.layer(vectors[chosen] * kept / 0.7), dim=-1)
 
-        return self.cache(encode, numbered(rows))
+        return self.cache(FunctionEncoder(encode), numbered(rows))
 
     def forward(self, part: slice) -> torch.Tensor:
         data = inputs()
         rows = torch.arange(part.start, part.stop)
         negative_rows = torch.arange(part.start * PER_QUERY, part.stop * PER_QUERY)
-        encoded = [self.embed(data[name], chosen) for name, chosen in (("queries", rows), ("targets", rows), ("negatives", negative_rows))]
-        batch = EmbeddingBatch(*encoded, rows, data["target_ids"][rows], 100 + negative_rows, torch.arange(len(rows)).repeat_interleave(PER_QUERY))
+        encoded = [
+            self.embed(data[name], chosen)
+            for name, chosen in (("queries", rows), ("targets", rows), ("negatives", negative_rows))
+        ]
+        ids = PairIds(
+            rows, data["target_ids"][rows], 100 + negative_rows, torch.arange(len(rows)).repeat_interleave(PER_QUERY)
+        )
+        batch = EmbeddingBatch(*encoded, ids)
         return self.loss(batch).loss
 
 
@@ -82,7 +94,7 @@ class Alignment(nn.Module):
     def forward(self, rank: int, world: int) -> torch.Tensor:
         rows = [row for row in samples(12) if row.region is not None][:6]
         share = len(rows) // world
-        return self.model.alignment_step(self.model.preprocess.train(rows[rank * share : (rank + 1) * share]))
+        return self.model.alignment_step(self.model.collator.collate_train(rows[rank * share : (rank + 1) * share]))
 
 
 def save(model: nn.Module, loss: torch.Tensor, file: str) -> None:

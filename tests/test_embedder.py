@@ -1,7 +1,8 @@
-"""The Python face: the same embeddings however rows are given, batched or repeated, and each picture seen once."""
+"""The Python face: the same embeddings however rows are given, batched or repeated, and each image seen once."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ import torch
 from PIL import Image
 
 from tiny_release import published, quickstart_spec, run_checkpoint
+from virtue_pl.checkpoints.export import export
+from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.embedder import Embedder
-from virtue_pl.frozen_features import RecentFeatures
-from virtue_pl.images import as_picture, pixel_key
-from virtue_pl.interop.export import export
-from virtue_pl.interop.pretrained import from_pretrained
-from virtue_pl.recipes import CropRecipe
-from virtue_pl.types import UNKNOWN, EmbeddingInput, PictureFeatures, VirtueError, VisualPrompt
+from virtue_pl.features.frozen import RecentFeatures
+from virtue_pl.preprocessing.images import pixel_key, to_image
+from virtue_pl.preprocessing.input_formatters import CropFormatter, MarkerFormatter, VirtueFormatter
+from virtue_pl.types import NO_FEATURES, EmbeddingInput, ImageFeatures, VirtueError, VisualPrompt
 
-PICTURES = [np.random.default_rng(number).integers(0, 256, (60 + 8 * number, 90, 3), dtype=np.uint8) for number in range(3)]
+IMAGES = [
+    np.random.default_rng(number).integers(0, 256, (60 + 8 * number, 90, 3), dtype=np.uint8) for number in range(3)
+]
 BOX = VisualPrompt.from_pixels(boxes=[[5, 5, 40, 50]], size=(60, 90))
 OTHER_BOX = VisualPrompt.from_pixels(boxes=[[30, 10, 80, 55]], size=(60, 90))
 POINT = VisualPrompt.from_pixels(points=[[20, 30]], size=(60, 90))
@@ -42,15 +45,15 @@ def loaded(exported: Path) -> Embedder:
 @pytest.fixture
 def embedder(loaded: Embedder) -> Iterator[Embedder]:
     loaded.recent = RecentFeatures(8)
-    loaded.model.segment_unprompted = loaded.preprocess.segment_unprompted = True
-    recipe = loaded.preprocess.recipe
+    loaded.model.segment_unprompted = loaded.collator.segment_unprompted = True
+    formatter = loaded.collator.formatter
     yield loaded
-    loaded.preprocess.recipe = recipe
+    loaded.collator.formatter = formatter
 
 
 @pytest.fixture
 def seen(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How many pictures each tower was shown."""
+    """How many images each tower was shown."""
     counts = {"segmentation": 0, "vision": 0}
 
     def counting(name: str, network: Any, method: str) -> None:
@@ -70,96 +73,156 @@ def seen(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def alone(embedder: Embedder, item: EmbeddingInput) -> np.ndarray:
     """One input through the model itself, without the face."""
     with torch.no_grad():
-        return embedder.model.encode(embedder.preprocess.encoder_batch([item]))[0].numpy()
+        return embedder.model.encode(embedder.collator.encoder_batch([item]))[0].numpy()
 
 
 def test_rows_of_all_kinds_are_what_each_is_alone(embedder):
-    texts = ["a cat", "what is it", "what is it", "a very long caption of a cat that lies on a mat beside a bowl of milk", "what is it", ""]
-    images = [None, PICTURES[0], PICTURES[1], None, PICTURES[0], PICTURES[2]]
+    texts = [
+        "a cat",
+        "what is it",
+        "what is it",
+        "a very long caption of a cat that lies on a mat beside a bowl of milk",
+        "what is it",
+        "",
+    ]
+    images = [None, IMAGES[0], IMAGES[1], None, IMAGES[0], IMAGES[2]]
     prompts = [None, BOX, None, None, POINT, None]
     found = embedder.encode(texts, images, prompts)
     assert found.dtype == np.float32 and found.shape == (6, embedder.embed_dim)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
     for row, (text, image, prompt) in enumerate(zip(texts, images, prompts, strict=True)):
         shown = () if image is None else (torch.from_numpy(image).permute(2, 0, 1).contiguous(),)
-        np.testing.assert_allclose(found[row], alone(embedder, EmbeddingInput(text, shown, prompt or VisualPrompt())), atol=1e-5)
+        np.testing.assert_allclose(
+            found[row], alone(embedder, EmbeddingInput(text, shown, prompt or VisualPrompt())), atol=1e-5
+        )
     np.testing.assert_allclose(embedder.encode(texts, images, prompts, batch_size=1), found, atol=1e-5)
     tensor = embedder.encode(texts, images, prompts, as_tensor=True)
     assert isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32
     assert not np.allclose(found[1], found[4], atol=1e-3)
 
 
-def test_a_pictures_towers_run_once_for_all_its_regions(embedder, seen):
-    together = embedder.encode("what is it", PICTURES[0], [BOX, OTHER_BOX, POINT, None, BOX])
+def test_a_images_towers_run_once_for_all_its_regions(embedder, seen):
+    together = embedder.encode("what is it", IMAGES[0], [BOX, OTHER_BOX, POINT, None, BOX])
     assert seen == {"segmentation": 1, "vision": 1}
     np.testing.assert_array_equal(together[0], together[4])
-    following = embedder.encode("what is it", PICTURES[0].copy(), OTHER_BOX)
+    following = embedder.encode("what is it", IMAGES[0].copy(), OTHER_BOX)
     assert seen == {"segmentation": 1, "vision": 1}
     np.testing.assert_allclose(following[0], together[1], atol=1e-5)
-    embedder.encode("another question", [PICTURES[0], PICTURES[1], PICTURES[1].copy()])
+    embedder.encode("another question", [IMAGES[0], IMAGES[1], IMAGES[1].copy()])
     assert seen == {"segmentation": 2, "vision": 2}
 
 
-def test_a_picture_that_was_forgotten_is_seen_again(embedder, seen):
+def test_an_image_that_was_forgotten_is_seen_again(embedder, seen):
     embedder.recent = RecentFeatures(1)
     for number in (0, 1, 0, 0):
-        embedder.encode("what is it", PICTURES[number], BOX)
+        embedder.encode("what is it", IMAGES[number], BOX)
     assert seen["segmentation"] == 3 and len(embedder.recent) == 1
 
 
-def test_an_unprompted_picture_costs_no_segmentation_where_the_model_needs_none(embedder, seen):
-    embedder.model.segment_unprompted = embedder.preprocess.segment_unprompted = False
-    plain = embedder.encode("what is it", PICTURES[0])
+def test_an_unprompted_image_costs_no_segmentation_where_the_model_needs_none(embedder, seen):
+    embedder.model.segment_unprompted = embedder.collator.segment_unprompted = False
+    plain = embedder.encode("what is it", IMAGES[0])
     assert seen == {"segmentation": 0, "vision": 1}
-    both = embedder.encode("what is it", PICTURES[0], [None, BOX])
+    both = embedder.encode("what is it", IMAGES[0], [None, BOX])
     assert seen == {"segmentation": 1, "vision": 1}
     np.testing.assert_allclose(both[0], plain[0], atol=1e-5)
     assert not np.allclose(both[1], plain[0], atol=1e-3)
 
 
-def test_a_recipe_that_changes_pictures_has_features_of_its_own(embedder, seen):
-    embedder.preprocess.recipe = CropRecipe()
-    crops = embedder.encode("what is it", PICTURES[0], [BOX, OTHER_BOX, None])
+def test_a_formatter_that_changes_images_has_features_of_its_own(embedder, seen):
+    embedder.collator.formatter = CropFormatter()
+    crops = embedder.encode("what is it", IMAGES[0], [BOX, OTHER_BOX, None])
     assert seen["vision"] == 3
-    again = embedder.encode("what is it", PICTURES[0], [BOX, None])
+    again = embedder.encode("what is it", IMAGES[0], [BOX, None])
     assert seen["vision"] == 3
     np.testing.assert_allclose(again, crops[[0, 2]], atol=1e-5)
-    cut = torch.from_numpy(PICTURES[0][5:50, 5:40]).permute(2, 0, 1).contiguous()
+    cut = torch.from_numpy(IMAGES[0][5:50, 5:40]).permute(2, 0, 1).contiguous()
     np.testing.assert_allclose(crops[0], alone(embedder, EmbeddingInput("what is it", (cut,))), atol=1e-5)
 
 
-def test_rows_of_one_length_go_together_and_of_one_picture_in_a_row(embedder):
+class CountedFeatures(RecentFeatures):
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.counts: Counter[str] = Counter()
+
+    def get(self, key: str) -> ImageFeatures:
+        self.counts[key] += 1
+        return super().get(key)
+
+
+@pytest.mark.parametrize("formatter", [CropFormatter, MarkerFormatter, VirtueFormatter])
+def test_each_input_is_prepared_once_and_each_image_looked_up_and_encoded_once(embedder, seen, formatter, monkeypatch):
+    prepared: Counter[str] = Counter()
+    prepare = formatter.prepare
+    monkeypatch.setattr(formatter, "prepare", lambda self, item: (prepared.update([item.text]), prepare(self, item))[1])
+    embedder.collator.formatter, embedder.recent = formatter(), CountedFeatures()
+    texts, images, prompts = list("abcdef"), [IMAGES[0]] * 5 + [None], [BOX, OTHER_BOX, None, BOX, None, None]
+    distinct = 1 if formatter is VirtueFormatter else 3
+    for _ in range(2):
+        embedder.encode(texts, images, prompts, batch_size=6)
+        assert prepared == Counter(texts) and seen == {"segmentation": distinct, "vision": distinct}
+        assert len(embedder.recent.counts) == distinct and set(embedder.recent.counts.values()) == {1}
+        prepared.clear()
+        embedder.recent.counts.clear()
+
+
+def test_a_batch_carries_the_keys_of_its_images_as_they_were_prepared(embedder):
+    image = torch.from_numpy(IMAGES[0]).permute(2, 0, 1).contiguous()
+    items = [
+        EmbeddingInput("a", (image,), BOX, ("cat",)),
+        EmbeddingInput("b", (image,), image_keys=("cat",)),
+        EmbeddingInput("c", (image,)),
+    ]
+    assert embedder.collator.encoder_batch(items).images.keys == ("cat", "")
+    embedder.collator.formatter = CropFormatter()
+    batch = embedder.collator.encoder_batch(items)
+    assert batch.images.keys == ("cat, crop 5 5 40 50", "cat", "")
+    assert (
+        batch.select([1]).images.keys == ("cat",)
+        and batch.images.with_features((NO_FEATURES,) * 3).keys == batch.images.keys
+    )
+
+
+def test_rows_of_one_length_go_together_and_of_one_image_in_a_row(embedder):
     keys = ["a", "b", "a", "b"]
-    picture = torch.zeros(3, 60, 90, dtype=torch.uint8)
+    image = torch.zeros(3, 60, 90, dtype=torch.uint8)
     items = [EmbeddingInput("x" * length) for length in (400, 4, 300, 8)]
-    items += [EmbeddingInput("y" * place, (picture,), image_keys=(key,)) for place, key in enumerate(keys)]
+    items += [EmbeddingInput("y" * place, (image,), image_keys=(key,)) for place, key in enumerate(keys)]
     batches = list(embedder.batches(items, 2))
     assert sorted(row for rows in batches for row in rows) == list(range(8))
     assert {0, 2} in map(set, batches) and {1, 3} in map(set, batches)
     assert {4, 6} in map(set, batches) and {5, 7} in map(set, batches)
 
 
-def test_pictures_of_every_form_are_the_same(embedder, tmp_path):
-    picture = Image.fromarray(PICTURES[0])
-    picture.save(tmp_path / "picture.png")
-    tensor = torch.from_numpy(PICTURES[0]).permute(2, 0, 1)
-    transparent = np.concatenate([PICTURES[0], np.full((60, 90, 1), 7, np.uint8)], axis=2)
-    forms = [PICTURES[0], picture, tensor, transparent, tmp_path / "picture.png", str(tmp_path / "picture.png"), (tmp_path / "picture.png").read_bytes()]
-    assert len({pixel_key(as_picture(form, "row 0")) for form in forms}) == 1
+def test_images_of_every_form_are_the_same(embedder, tmp_path):
+    image = Image.fromarray(IMAGES[0])
+    image.save(tmp_path / "image.png")
+    tensor = torch.from_numpy(IMAGES[0]).permute(2, 0, 1)
+    transparent = np.concatenate([IMAGES[0], np.full((60, 90, 1), 7, np.uint8)], axis=2)
+    forms = [
+        IMAGES[0],
+        image,
+        tensor,
+        transparent,
+        tmp_path / "image.png",
+        str(tmp_path / "image.png"),
+        (tmp_path / "image.png").read_bytes(),
+    ]
+    assert len({pixel_key(to_image(form, "row 0")) for form in forms}) == 1
     assert pixel_key(tensor.contiguous()) != pixel_key(tensor.flip(2).contiguous())
     assert pixel_key(torch.zeros(3, 4, 6, dtype=torch.uint8)) != pixel_key(torch.zeros(3, 6, 4, dtype=torch.uint8))
-    grey = as_picture(PICTURES[0][..., 0], "grey")
+    grey = to_image(IMAGES[0][..., 0], "grey")
     assert torch.equal(grey[0], grey[2]) and grey.shape == (3, 60, 90)
     assert embedder.encode(images=forms).shape == (7, embedder.embed_dim)
     assert len(embedder.recent) == 1
-    stacked = embedder.encode(images=np.stack([PICTURES[0], PICTURES[0][::-1]]))
+    stacked = embedder.encode(images=np.stack([IMAGES[0], IMAGES[0][::-1]]))
     assert stacked.shape[0] == 2 and not np.allclose(stacked[0], stacked[1], atol=1e-4)
 
 
 def test_several_regions_in_one_row(embedder):
-    found = embedder.encode("what are they", [PICTURES[0]], [[BOX, OTHER_BOX]], as_tensor=True)
-    picture = torch.from_numpy(PICTURES[0]).permute(2, 0, 1).contiguous()
-    item = EmbeddingInput("what are they", (picture,), BOX, further_prompts=(OTHER_BOX,))
+    found = embedder.encode("what are they", [IMAGES[0]], [[BOX, OTHER_BOX]], as_tensor=True)
+    image = torch.from_numpy(IMAGES[0]).permute(2, 0, 1).contiguous()
+    item = EmbeddingInput("what are they", (image,), BOX, extra_prompts=(OTHER_BOX,))
     np.testing.assert_allclose(found[0], alone(embedder, item), atol=1e-5)
     assert found.shape == (1, embedder.embed_dim)
 
@@ -175,13 +238,16 @@ def test_nothing_to_embed_and_progress(embedder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"texts": ["a", "b"], "images": [PICTURES[0]]}, "was given 2 texts, 1 images, expected as many of each"),
-        ({"texts": "a", "prompts": BOX}, "row 0 has a visual prompt but no picture"),
-        ({"texts": ["a", ""]}, "row 1 is empty, expected a text, a picture, or both"),
-        ({"texts": "a", "images": "nowhere.png"}, "there is no picture nowhere.png"),
-        ({"images": [PICTURES[0], PICTURES[0] / 255]}, r"row 1: a picture is float64 \[60, 90, 3\], expected"),
-        ({"images": torch.zeros(60, 90, 3, dtype=torch.uint8)}, r"a picture is torch.uint8 \[60, 90, 3\], expected"),
-        ({"images": PICTURES[0], "prompts": [[1, 2, 3, 4]]}, "row 0: found int, expected VisualPrompt: prompts in pixels are made by VisualPrompt.from_pixels"),
+        ({"texts": ["a", "b"], "images": [IMAGES[0]]}, "was given 2 texts, 1 images, expected as many of each"),
+        ({"texts": "a", "prompts": BOX}, "row 0 has a visual prompt but no image"),
+        ({"texts": ["a", ""]}, "row 1 is empty, expected a text, an image, or both"),
+        ({"texts": "a", "images": "nowhere.png"}, "there is no image nowhere.png"),
+        ({"images": [IMAGES[0], IMAGES[0] / 255]}, r"row 1: an image is float64 \[60, 90, 3\], expected"),
+        ({"images": torch.zeros(60, 90, 3, dtype=torch.uint8)}, r"an image is torch.uint8 \[60, 90, 3\], expected"),
+        (
+            {"images": IMAGES[0], "prompts": [[1, 2, 3, 4]]},
+            "row 0: found int, expected VisualPrompt: prompts in pixels are made by VisualPrompt.from_pixels",
+        ),
         ({"texts": [3]}, "row 0: found int, expected str"),
     ],
 )
@@ -191,7 +257,7 @@ def test_mistakes_are_one_line(embedder, arguments, told):
 
 
 def test_options_and_numbers_that_cannot_be(exported, embedder):
-    with pytest.raises(VirtueError, match=r"batch_size is 0, cached_pictures 32, expected at least 1 and 0"):
+    with pytest.raises(VirtueError, match=r"batch_size is 0, cached_images 32, expected at least 1 and 0"):
         Embedder(embedder.model, "cpu", batch_size=0)
     with pytest.raises(VirtueError, match=r"dtype is 'int8', expected one of float32, bfloat16, float16"):
         Embedder.from_pretrained(exported, dtype="int8")
@@ -204,7 +270,11 @@ def test_options_and_numbers_that_cannot_be(exported, embedder):
 
 def test_in_bfloat16_embeddings_stay_float32_and_near(exported, embedder):
     half = Embedder.from_pretrained(exported, device="cpu", dtype="bfloat16")
-    arguments = {"texts": ["a cat", "what is it", "what is it"], "images": [None, PICTURES[0], PICTURES[1]], "prompts": [None, BOX, None]}
+    arguments = {
+        "texts": ["a cat", "what is it", "what is it"],
+        "images": [None, IMAGES[0], IMAGES[1]],
+        "prompts": [None, BOX, None],
+    }
     found, expected = half.encode(**arguments), embedder.encode(**arguments)
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
@@ -213,22 +283,22 @@ def test_in_bfloat16_embeddings_stay_float32_and_near(exported, embedder):
 
 def test_a_published_folder(tmp_path):
     embedder = Embedder.from_pretrained(published(tmp_path / "model"), device="cpu")
-    found = embedder.encode("what is it", PICTURES[0], [BOX, POINT])
+    found = embedder.encode("what is it", IMAGES[0], [BOX, POINT])
     assert found.shape == (2, embedder.embed_dim) and not np.allclose(found[0], found[1], atol=1e-4)
-    shown = torch.from_numpy(PICTURES[0]).permute(2, 0, 1).contiguous()
+    shown = torch.from_numpy(IMAGES[0]).permute(2, 0, 1).contiguous()
     np.testing.assert_allclose(found[0], alone(embedder, EmbeddingInput("what is it", (shown,), BOX)), atol=1e-5)
 
 
 def test_recent_features():
     recent = RecentFeatures(2)
-    vision, segmentation = PictureFeatures(vision=(torch.zeros(1),)), PictureFeatures(segmentation=(torch.ones(1),))
+    vision, segmentation = ImageFeatures(vision=(torch.zeros(1),)), ImageFeatures(segmentation=(torch.ones(1),))
     recent.put("a", vision)
     recent.put("a", segmentation)
     assert recent.get("a").vision == vision.vision and recent.get("a").segmentation == segmentation.segmentation
     recent.put("b", vision)
     recent.get("a")
     recent.put("c", vision)
-    assert recent.get("b") is UNKNOWN and recent.get("a") is not UNKNOWN and len(recent) == 2
+    assert recent.get("b") is NO_FEATURES and recent.get("a") is not NO_FEATURES and len(recent) == 2
     empty = RecentFeatures(0)
     empty.put("a", vision)
-    assert empty.get("a") is UNKNOWN
+    assert empty.get("a") is NO_FEATURES

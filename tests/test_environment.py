@@ -63,7 +63,9 @@ def test_the_makefile_installs_the_same_pair(conda):
 
 
 def test_both_commands_are_the_same_main(setup):
-    scripts = [line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].split("\n") if " = " in line]
+    scripts = [
+        line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].split("\n") if " = " in line
+    ]
     assert sorted(name for name, _ in scripts) == ["lightning", "virtue-pl"]
     assert {target for _, target in scripts} == {"virtue_pl.cli.main:main"}
 

@@ -7,14 +7,16 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from virtue_pl.folded_dora import FoldedDora, fold, row_norms
-from virtue_pl.quick_dropout import QuickDropout
+from virtue_pl.adapters.dora import FusedDora, fold, row_norms
+from virtue_pl.adapters.dropout import QuickDropout
 
 
 def adapted(folded: bool, dropout: float, bias: bool, stretched: bool = True) -> nn.Module:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(24, 40, bias=bias), nn.Tanh(), nn.Linear(40, 16, bias=bias))
-    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=32, lora_dropout=dropout, target_modules=["0", "2"], use_dora=True), network)
+    inject_adapter_in_model(
+        LoraConfig(r=4, lora_alpha=32, lora_dropout=dropout, target_modules=["0", "2"], use_dora=True), network
+    )
     for name, parameter in network.named_parameters():
         if "lora_B" in name or (stretched and "magnitude" in name):
             nn.init.normal_(parameter, mean=float("magnitude" in name), std=0.3)
@@ -52,7 +54,9 @@ def test_dropout_reaches_the_update_alone() -> None:
         means = [network[0](inputs).mean(dim=0) for network in networks]  # type: ignore[index]
     torch.testing.assert_close(*means, atol=0.1, rtol=0)
     base = adapted(True, 0.4, True)[0]  # type: ignore[index]
-    norms = row_norms(base.base_layer.weight, base.lora_A["default"].weight, base.lora_B["default"].weight, base.scaling["default"])
+    norms = row_norms(
+        base.base_layer.weight, base.lora_A["default"].weight, base.lora_B["default"].weight, base.scaling["default"]
+    )
     outputs = []
     for folded in (True, False):
         layer = adapted(folded, 0.4, True)[0]  # type: ignore[index]
@@ -65,7 +69,9 @@ def test_dropout_reaches_the_update_alone() -> None:
 
 def test_the_norms_are_the_updated_weights() -> None:
     weight, down, up = torch.randn(40, 24), torch.randn(4, 24), torch.randn(40, 4)
-    torch.testing.assert_close(row_norms(weight, down, up, 8.0), (weight + 8.0 * up @ down).norm(dim=1), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        row_norms(weight, down, up, 8.0), (weight + 8.0 * up @ down).norm(dim=1), rtol=1e-5, atol=1e-4
+    )
     in_half = row_norms(weight.bfloat16(), down, up, 8.0)
     assert in_half.dtype == torch.float32
     torch.testing.assert_close(in_half, (weight.bfloat16().float() + 8.0 * up @ down).norm(dim=1), rtol=1e-5, atol=1e-4)
@@ -86,5 +92,5 @@ def test_only_dora_is_folded() -> None:
     fold(network)
     assert not network[0].lora_variant and isinstance(network[0].lora_dropout["default"], nn.Identity)
     dora = adapted(True, 0.2, True)[0]  # type: ignore[index]
-    assert isinstance(dora.lora_variant["default"], FoldedDora)
+    assert isinstance(dora.lora_variant["default"], FusedDora)
     assert isinstance(dora.lora_dropout["default"], QuickDropout) and dora.lora_dropout["default"].p == 0.2

@@ -1,4 +1,6 @@
-"""A step with a gradient cache on a tiny model of the paper's form: what is frozen runs once, and the numbers are the plain step's."""
+"""A step with a gradient cache on a tiny model of the paper's form: what is frozen runs once, and the numbers are the
+plain step's.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,18 @@ import pytest
 import torch
 
 from tiny_virtue import pairs, tiny_virtue
-from virtue_pl.adapters import LoRA
-from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
-from virtue_pl.backbones.sam2 import Sam2Backbone
-from virtue_pl.gradient_cache import GradientCache, PlainStep
-from virtue_pl.parts.connector import ConvolutionConnector, MaskConnector
+from virtue_pl.adapters.lora import LoRA
+from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone
+from virtue_pl.backbones.vlm.qwen2_vl import Qwen2VLBackbone
+from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
+from virtue_pl.models.connector import ConvolutionConnector, MaskConnector
+from virtue_pl.models.virtue import Virtue
 from virtue_pl.types import PairBatch
-from virtue_pl.virtue import Virtue
 
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many pictures each frozen network reads."""
+    """How many images each frozen network reads."""
     counts: Counter[str] = Counter()
 
     def counting(owner: type, name: str, label: str, number: Callable[..., int]) -> None:
@@ -35,11 +37,11 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     counting(Sam2Backbone, "image_features", "pictures", len)
     counting(Qwen2VLBackbone, "vision_features", "vision", len)
-    counting(Sam2Backbone, "forward", "prompts", lambda features, tokens: len(tokens.pictures))
+    counting(Sam2Backbone, "forward", "prompts", lambda features, tokens: len(tokens.images))
     return counts
 
 
-def step(model: Virtue, batch: PairBatch, cache: PlainStep | GradientCache) -> tuple[float, dict[str, torch.Tensor]]:
+def step(model: Virtue, batch: PairBatch, cache: FullBatch | GradientCache) -> tuple[float, dict[str, torch.Tensor]]:
     model.gradient_cache = cache
     model.zero_grad()
     torch.manual_seed(3)
@@ -48,7 +50,12 @@ def step(model: Virtue, batch: PairBatch, cache: PlainStep | GradientCache) -> t
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-CACHES = {"two": GradientCache(2), "three": GradientCache(3), "tokens": GradientCache(chunk_tokens=64), "both": GradientCache(2, 64)}
+CACHES = {
+    "two": GradientCache(2),
+    "three": GradientCache(3),
+    "tokens": GradientCache(chunk_tokens=64),
+    "both": GradientCache(2, 64),
+}
 
 
 @pytest.mark.parametrize("cache", sorted(CACHES))
@@ -57,9 +64,9 @@ CACHES = {"two": GradientCache(2), "three": GradientCache(3), "tokens": Gradient
 def test_the_numbers_are_the_plain_steps(encoded: Counter[str], kind: str, connector: Any, cache: str) -> None:
     model = tiny_virtue(connector, None if kind == "full" else LoRA(dropout=0.0, dora=kind == "dora"))
     batch = pairs(model, 7)
-    model.row_tokens(batch.queries)
+    model.token_counts(batch.queries)
     encoded.clear()
-    plain_loss, plain = step(model, batch, PlainStep())
+    plain_loss, plain = step(model, batch, FullBatch())
     once = Counter(encoded)
     encoded.clear()
     cached_loss, cached = step(model, batch, CACHES[cache])
@@ -74,13 +81,34 @@ def test_what_is_trained_of_the_stream_runs_in_both_passes(encoded: Counter[str]
     model = tiny_virtue(frozen=False)
     _, gradients = step(model, pairs(model, 4), GradientCache(2))
     assert encoded["pictures"] == 3 and encoded["prompts"] == 8
-    assert any(name.startswith("segmentation.") for name in gradients) and any(name.startswith("prompt_encoder.") for name in gradients)
+    assert any(name.startswith("segmentation.") for name in gradients) and any(
+        name.startswith("prompt_encoder.") for name in gradients
+    )
 
 
-def chunk_by_chunk(model: Virtue, rows: int) -> type[PlainStep]:
-    class Chunks(PlainStep):
-        def __call__(self, encode: Any, inputs: Any, *_: Any) -> torch.Tensor:
-            return torch.cat([encode(chunk) for chunk in inputs.split(rows)])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_image_without_a_prompt_costs_no_segmentation_where_the_model_needs_none(
+    encoded: Counter[str], frozen: bool
+) -> None:
+    """The last target is an image alone."""
+    model = tiny_virtue(frozen=frozen)
+    model.segment_unprompted = False
+    batch = pairs(model, 4)
+    assert batch.targets.images.segmentation == (None,) and None not in batch.queries.images.segmentation
+    model.token_counts(batch.queries)
+    encoded.clear()
+    plain_loss, _ = step(model, batch, FullBatch())
+    assert encoded["pictures"] == 2 and encoded["vision"] == 3
+    encoded.clear()
+    cached_loss, _ = step(model, batch, GradientCache(2))
+    assert encoded["pictures"] == 2 and encoded["vision"] == 3
+    assert cached_loss == pytest.approx(plain_loss, rel=1e-6)
+
+
+def chunk_by_chunk(model: Virtue, rows: int) -> type[FullBatch]:
+    class Chunks(FullBatch):
+        def __call__(self, encoder: Any, inputs: Any) -> torch.Tensor:
+            return torch.cat([encoder.encode(chunk) for chunk in inputs.split(rows)])
 
     return Chunks
 
@@ -92,16 +120,21 @@ def test_dropout_is_replayed_in_the_adapters() -> None:
     cached_loss, cached = step(model, batch, GradientCache(2))
     assert cached_loss == pytest.approx(plain_loss, rel=1e-6)
     assert all((cached[name] - plain[name]).norm() <= 1e-5 * plain[name].norm() + 1e-7 for name in plain)
-    assert step(model, batch, PlainStep())[0] != pytest.approx(plain_loss, rel=1e-4)
+    assert step(model, batch, FullBatch())[0] != pytest.approx(plain_loss, rel=1e-4)
 
 
 def test_frozen_outputs_are_kept_as_a_setting_says() -> None:
     model = tiny_virtue()
-    kept = model.known(pairs(model, 4).queries, 2, GradientCache(2, frozen_dtype="bfloat16").keep)
-    assert kept.pictures.vision == (None,) * 2 and all(not known.segmentation for known in kept.pictures.known)
-    assert {tensor.dtype for known in kept.pictures.known for tensor in known.vision} == {torch.bfloat16}
-    assert {one.embedding.dtype for one in kept.segments} == {torch.bfloat16} and all(one.image.numel() == 0 for one in kept.segments)
-    assert len(kept.segments) == 3 and torch.equal(kept.select([2]).segments[0].embedding, kept.segments[2].embedding)
+    frozen = model.encode_frozen(pairs(model, 4).queries, 2, GradientCache(2, frozen_dtype="bfloat16").offload)
+    features = frozen.images.stored_features
+    assert frozen.images.vision == (None,) * 2 and all(not each.segmentation for each in features)
+    assert {tensor.dtype for each in features for tensor in each.vision} == {torch.bfloat16}
+    assert {one.embedding.dtype for one in frozen.segments} == {torch.bfloat16} and all(
+        one.image.numel() == 0 for one in frozen.segments
+    )
+    assert len(frozen.segments) == 3 and torch.equal(
+        frozen.select([2]).segments[0].embedding, frozen.segments[2].embedding
+    )
     exact, _ = step(model, pairs(model, 4), GradientCache(2))
     assert step(model, pairs(model, 4), GradientCache(2, frozen_dtype="bfloat16"))[0] == pytest.approx(exact, rel=1e-2)
 
@@ -110,4 +143,4 @@ def test_segment_tokens_count_where_chunks_are_cut_by_tokens() -> None:
     model = tiny_virtue()
     queries = pairs(model, 4).queries
     texts = queries.attention_mask.sum(dim=1).tolist()
-    assert model.row_tokens(queries) == [texts[0] + 4, texts[1] + 4, texts[2] + 4, texts[3]]
+    assert model.token_counts(queries) == [texts[0] + 4, texts[1] + 4, texts[2] + 4, texts[3]]

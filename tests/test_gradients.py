@@ -1,4 +1,6 @@
-"""Loss, embeddings and gradients of four pairs in the paper's model, against the published implementation's (golden/README.md)."""
+"""Loss, embeddings and gradients of four pairs in the paper's model, against the published implementation's
+(golden/README.md).
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recorded import CANVAS, GOLDEN
-from virtue_pl.adapters import LoRA
-from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
-from virtue_pl.backbones.sam2 import Sam2Backbone, Sam2PromptEncoder
-from virtue_pl.backbones.sam2_weights import load_sam2, renamed
-from virtue_pl.gradient_cache import GradientCache, PlainStep
-from virtue_pl.images import decode
-from virtue_pl.parts.connector import ConvolutionConnector
-from virtue_pl.parts.contrastive_loss import InfoNCELoss
-from virtue_pl.parts.fusion_head import VLMFusionHead
-from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
-from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
-from virtue_pl.pooling import LastTokenPooling
-from virtue_pl.recipes import ReferenceRecipe
-from virtue_pl.types import EmbeddingInput, PairBatch, VisualPrompt
-from virtue_pl.virtue import Virtue
+from virtue_pl.adapters.lora import LoRA
+from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone, Sam2PromptEncoder
+from virtue_pl.backbones.segmentation.sam2_weights import load_sam2, renamed
+from virtue_pl.backbones.vlm.pooling import LastTokenPooling
+from virtue_pl.backbones.vlm.qwen2_vl import Qwen2VLBackbone
+from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
+from virtue_pl.losses.contrastive import InfoNCELoss
+from virtue_pl.models.connector import ConvolutionConnector
+from virtue_pl.models.fusion_head import VLMFusionHead
+from virtue_pl.models.segmentation_extractor import SegmentationExtractor
+from virtue_pl.models.virtue import Virtue
+from virtue_pl.models.visual_prompt_encoder import VisualPromptEncoder
+from virtue_pl.preprocessing.images import decode
+from virtue_pl.preprocessing.input_formatters import PublishedFormatter
+from virtue_pl.types import EmbeddingInput, PairBatch, PairIds, VisualPrompt
 
 SAM = GOLDEN / "sam2_image_and_prompts.pt"
 DIM, TOLERANCE = 64, 1e-3
@@ -59,9 +61,15 @@ def segmentation(weights: dict[str, Tensor]) -> SegmentationExtractor:
     """SAM 2.1 of the recorded sizes. What stands behind the paper's feature is not recorded, and stays random."""
     backbone = Sam2Backbone(None, 16, 2, (1, 2, 3, 1), (4,), embed_dim=DIM, image_size=CANVAS)
     load_sam2({"vision_encoder.": backbone.vision_encoder, "no_memory_embedding": backbone.no_memory_embedding}, SAM)
-    decoder = {name.removeprefix("mask_decoder."): tensor for name, tensor in renamed(weights).items() if name.startswith("mask_decoder.")}
+    decoder = {
+        name.removeprefix("mask_decoder."): tensor
+        for name, tensor in renamed(weights).items()
+        if name.startswith("mask_decoder.")
+    }
     report = backbone.mask_decoder.load_state_dict(decoder, strict=False)
-    assert not report.unexpected_keys and not any(name.startswith("transformer.layers.") for name in report.missing_keys)
+    assert not report.unexpected_keys and not any(
+        name.startswith("transformer.layers.") for name in report.missing_keys
+    )
     return SegmentationExtractor(backbone, frozen=True)
 
 
@@ -70,27 +78,43 @@ def model() -> Virtue:
     weights = load_file(GOLDEN / "two_way_and_connector.safetensors")
     head = VLMFusionHead(Qwen2VLBackbone(str(GOLDEN / "qwen2_vl")), LastTokenPooling(), adapter=LoRA(dropout=0.0))
     prompts = VisualPromptEncoder(Sam2PromptEncoder(SAM, DIM, CANVAS), frozen=True)
-    found = Virtue(prompts, segmentation(weights), ConvolutionConnector, head, InfoNCELoss(0.02), recipe=ReferenceRecipe(prompt_text=False))
+    found = Virtue(
+        prompts,
+        segmentation(weights),
+        ConvolutionConnector,
+        head,
+        InfoNCELoss(0.02),
+        formatter=PublishedFormatter(prompt_text=False),
+    )
     for part, published in ((found.connector.reduce, "sam2_reducer."), (found.connector.project, "sam2vlm_layer.")):
-        part.load_state_dict({name.removeprefix(published): tensor for name, tensor in weights.items() if name.startswith(published)})
+        part.load_state_dict(
+            {name.removeprefix(published): tensor for name, tensor in weights.items() if name.startswith(published)}
+        )
     return found.train()
 
 
 @pytest.fixture(scope="module")
 def batch(model, recorded) -> PairBatch:
-    """The four pairs; what the frozen networks see in their pictures is computed once for all tests."""
-    pictures = [decode((GOLDEN / path).read_bytes(), path) for path in recorded["images"]]
+    """The four pairs; what the frozen networks see in their images is computed once for all tests."""
+    images = [decode((GOLDEN / path).read_bytes(), path) for path in recorded["images"]]
     prompts = [VisualPrompt(boxes=torch.tensor([box]) / CANVAS) for box in recorded["bboxes"]]
-    inputs = [EmbeddingInput(text, (picture,), prompt) for text, picture, prompt in zip(recorded["texts"], pictures, prompts, strict=True)]
-    preprocess = model.preprocess
-    queries, targets = preprocess.encoder_batch(inputs), preprocess.encoder_batch([EmbeddingInput(text) for text in recorded["targets"]])
-    known = model.picture_features(queries.pictures)
-    nothing, rows = torch.zeros(0, dtype=torch.long), torch.arange(len(queries))
-    queries = replace(queries, pictures=replace(queries.pictures, features=known))
-    return PairBatch(tuple(recorded["images"]), queries, targets, None, rows, rows + len(rows), nothing, nothing)
+    inputs = [
+        EmbeddingInput(text, (image,), prompt)
+        for text, image, prompt in zip(recorded["texts"], images, prompts, strict=True)
+    ]
+    collator = model.collator
+    queries, targets = (
+        collator.encoder_batch(inputs),
+        collator.encoder_batch([EmbeddingInput(text) for text in recorded["targets"]]),
+    )
+    rows = torch.arange(len(queries))
+    queries = replace(queries, images=replace(queries.images, features=model.image_features(queries.images)))
+    return PairBatch(tuple(recorded["images"]), queries, targets, None, PairIds(rows, rows + len(rows)))
 
 
-@pytest.mark.parametrize("cache", [PlainStep(), GradientCache(2), GradientCache(3)], ids=["plain", "chunks of 2", "chunks of 3"])
+@pytest.mark.parametrize(
+    "cache", [FullBatch(), GradientCache(2), GradientCache(3)], ids=["plain", "chunks of 2", "chunks of 3"]
+)
 @pytest.mark.parametrize("adapters", ["init", "perturbed"])
 def test_loss_embeddings_and_gradients_are_the_published_ones(model, batch, recorded, tensors, adapters, cache):
     parameters = dict(model.named_parameters())
@@ -112,13 +136,19 @@ def test_loss_embeddings_and_gradients_are_the_published_ones(model, batch, reco
 
 
 def test_the_adapters_are_the_published_ones(model, recorded, tensors):
-    """Ours names the linear maps that the published list reaches in a Qwen2-VL: its vision tower has none of these names."""
+    """Ours names the linear maps that the published list reaches in a Qwen2-VL: its vision tower has none of these
+    names.
+    """
     published, ours = recorded["lora_config"], LoRA()
     config = ours.config
     assert (config.r, config.lora_alpha, config.use_dora, config.init_lora_weights) == tuple(
         published[name] for name in ("r", "lora_alpha", "use_dora", "init_lora_weights")
     )
-    linear = {name.rpartition(".")[2] for name, module in Qwen2VLBackbone(str(GOLDEN / "qwen2_vl")).named_modules() if isinstance(module, torch.nn.Linear)}
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in Qwen2VLBackbone(str(GOLDEN / "qwen2_vl")).named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
     assert set(ours.targets) == linear & set(published["target_modules"])
     adapters = {name for name, parameter in model.fusion.named_parameters(prefix="fusion") if parameter.requires_grad}
     assert adapters == tensors["adapter_init"].keys()

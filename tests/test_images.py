@@ -1,4 +1,4 @@
-"""Decoding pictures: right pixels, and nothing decoded that should not be."""
+"""Decoding images: right pixels, and nothing decoded that should not be."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from virtue_pl.images import decode, read_header, resize_bicubic
+from virtue_pl.preprocessing.images import decode, read_header, resize_bicubic
 from virtue_pl.types import DataError
 
 
@@ -40,7 +40,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_the_picture_upright(orientation: int) -> None:
+def test_exif_turns_the_image_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(noise(), "PNG", exif=exif)
@@ -51,38 +51,52 @@ def test_exif_turns_the_picture_upright(orientation: int) -> None:
         assert torch.equal(image, decode(encoded(noise(), "PNG"), "key").flip(1, 2))
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", encoded(noise(), "JPEG")[:-60], encoded(noise(64, 64), "PNG")[:200], encoded(noise(), "BMP")])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no image", encoded(noise(), "JPEG")[:-60], encoded(noise(64, 64), "PNG")[:200], encoded(noise(), "BMP")],
+)
 def test_what_cannot_be_decoded_is_named(data: bytes) -> None:
-    with pytest.raises(DataError, match=r"^picture 7: damaged picture") as caught:
-        decode(data, "picture 7")
-    assert caught.value.key == "picture 7"
+    with pytest.raises(DataError, match=r"^image 7: damaged image") as caught:
+        decode(data, "image 7")
+    assert caught.value.key == "image 7"
 
 
-def test_a_large_picture_is_refused_from_its_header() -> None:
+def test_a_large_image_is_refused_from_its_header() -> None:
     data = encoded(Image.new("1", (3000, 2000)), "PNG")
     with pytest.raises(DataError, match="3000x2000 pixels, more than max_pixels = 5000000"):
         decode(data, "key", max_pixels=5_000_000)
 
 
 @pytest.mark.parametrize("side", [6_000, 12_000, 60_000])
-def test_a_picture_that_claims_a_huge_size_is_never_decoded(side: int) -> None:
+def test_an_image_that_claims_a_huge_size_is_never_decoded(side: int) -> None:
     data = encoded(Image.new("1", (8, 8)), "PNG")
     header = b"IHDR" + side.to_bytes(4, "big") * 2 + data[24:29]
-    with pytest.raises(DataError, match=r"^key: picture too large"):
+    with pytest.raises(DataError, match=r"^key: image too large"):
         decode(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:], "key")
 
 
 @pytest.mark.parametrize(
     ("before", "after", "down_first"),
-    [((122, 184), (112, 196), True), ((188, 126), (196, 112), False), ((80, 78), (90, 100), False), ((90, 80), (70, 75), False), ((90, 80), (70, 80), False)],
+    [
+        ((122, 184), (112, 196), True),
+        ((188, 126), (196, 112), False),
+        ((80, 78), (90, 100), False),
+        ((90, 80), (70, 75), False),
+        ((90, 80), (70, 80), False),
+    ],
 )
 def test_levels_are_rounded_between_the_two_passes_in_the_published_order(before, after, down_first) -> None:
-    """Down first where a picture grows across and shrinks down; else across first."""
+    """Down first where an image grows across and shrinks down; else across first."""
     image = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, *before), dtype=np.uint8))
-    (height, width), picture = after, Image.fromarray(image.permute(1, 2, 0).numpy())
-    between = (picture.width, height) if down_first else (width, picture.height)
-    wanted = picture.resize(between, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+    (height, width), pillow_image = after, Image.fromarray(image.permute(1, 2, 0).numpy())
+    between = (pillow_image.width, height) if down_first else (width, pillow_image.height)
+    wanted = pillow_image.resize(between, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
     assert torch.equal(resize_bicubic(image, after), torch.from_numpy(np.array(wanted)).permute(2, 0, 1))
     if min(abs(new - old) for new, old in zip(after, before, strict=True)):
-        other = (width, picture.height) if down_first else (picture.width, height)
-        assert not np.array_equal(np.array(picture.resize(other, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)), np.array(wanted))
+        other = (width, pillow_image.height) if down_first else (pillow_image.width, height)
+        assert not np.array_equal(
+            np.array(
+                pillow_image.resize(other, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+            ),
+            np.array(wanted),
+        )

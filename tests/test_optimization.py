@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from virtue_pl.optimization import Optimization
+from virtue_pl.engine.optimizer import Optimization
 from virtue_pl.types import VirtueError
 
 

@@ -3,22 +3,33 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.precision import check_precision
+from virtue_pl.engine.precision import check_precision
 from virtue_pl.types import VirtueError
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "fits"), [({}, False), ({"avx2": True, "amx_bf16": False}, False), ({"amx_bf16": True}, True), ({"avx512_bf16": True}, True)]
+    ("capabilities", "fits"),
+    [
+        ({}, False),
+        ({"avx2": True, "amx_bf16": False}, False),
+        ({"amx_bf16": True}, True),
+        ({"avx512_bf16": True}, True),
+    ],
 )
-def test_bfloat16_wants_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], fits: bool) -> None:
+def test_bfloat16_wants_a_cpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], fits: bool
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     for setting in ("bf16-mixed", "bf16-true", "bf16"):
         if fits:
             check_precision(setting, CPU)
         else:
-            with pytest.raises(VirtueError, match=rf"trainer\.precision is {setting}, but this cpu has no bfloat16 arithmetic .*: set 32-true"):
+            with pytest.raises(
+                VirtueError,
+                match=rf"trainer\.precision is {setting}, but this cpu has no bfloat16 arithmetic .*: set 32-true",
+            ):
                 check_precision(setting, CPU)
     check_precision("32-true", CPU)
 

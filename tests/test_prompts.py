@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from virtue_pl.prompts import box_of_mask, click_inside, erode, flip_horizontally, grid_points, prompt_region
+from virtue_pl.preprocessing.prompts import (
+    box_of_mask,
+    click_inside,
+    erode,
+    flip_horizontally,
+    grid_points,
+    prompt_region,
+)
 from virtue_pl.types import Region, VirtueError, VisualPrompt
 
 sizes = st.tuples(st.integers(8, 300), st.integers(8, 300))
@@ -21,9 +28,16 @@ def pixel_box(size: tuple[int, int], share: tuple[float, float, float, float]) -
 
 @given(sizes, sizes, shares)
 @settings(max_examples=60, deadline=None)
-def test_a_prompt_survives_a_resize(size: tuple[int, int], new: tuple[int, int], share: tuple[float, float, float, float]) -> None:
+def test_a_prompt_survives_a_resize(
+    size: tuple[int, int], new: tuple[int, int], share: tuple[float, float, float, float]
+) -> None:
     box = pixel_box(size, share)
-    scaled = [box[0] * new[1] / size[1], box[1] * new[0] / size[0], box[2] * new[1] / size[1], box[3] * new[0] / size[0]]
+    scaled = [
+        box[0] * new[1] / size[1],
+        box[1] * new[0] / size[0],
+        box[2] * new[1] / size[1],
+        box[3] * new[0] / size[0],
+    ]
     before = VisualPrompt.from_pixels(boxes=[box], points=[box[:2]], size=size)
     after = VisualPrompt.from_pixels(boxes=[scaled], points=[scaled[:2]], size=new)
     assert torch.allclose(before.boxes, after.boxes, atol=1e-5)
@@ -32,17 +46,25 @@ def test_a_prompt_survives_a_resize(size: tuple[int, int], new: tuple[int, int],
 
 @given(sizes, shares, st.integers(0, 2**31 - 1))
 @settings(max_examples=40, deadline=None)
-def test_flipping_twice_changes_nothing_and_once_mirrors(size: tuple[int, int], share: tuple[float, float, float, float], seed: int) -> None:
+def test_flipping_twice_changes_nothing_and_once_mirrors(
+    size: tuple[int, int], share: tuple[float, float, float, float], seed: int
+) -> None:
     masks = torch.rand(1, *size, generator=torch.Generator().manual_seed(seed)) > 0.5
     masks[0, 0, 0] = True
     box = pixel_box(size, share)
     prompt = VisualPrompt.from_pixels(boxes=[box], points=[box[:2]], masks=masks, size=size)
     once, twice = flip_horizontally(prompt), flip_horizontally(flip_horizontally(prompt))
-    assert torch.allclose(twice.boxes, prompt.boxes, atol=1e-6) and torch.allclose(twice.points, prompt.points, atol=1e-6)
+    assert torch.allclose(twice.boxes, prompt.boxes, atol=1e-6) and torch.allclose(
+        twice.points, prompt.points, atol=1e-6
+    )
     assert torch.equal(twice.masks, prompt.masks)
     assert (once.boxes[:, 0] <= once.boxes[:, 2]).all()
     assert torch.allclose(once.boxes[:, 0] + prompt.boxes[:, 2], torch.ones(1), atol=1e-6)
-    assert torch.allclose(box_of_mask(once.masks[0]), flip_horizontally(VisualPrompt(boxes=box_of_mask(prompt.masks[0])[None])).boxes[0], atol=1e-6)
+    assert torch.allclose(
+        box_of_mask(once.masks[0]),
+        flip_horizontally(VisualPrompt(boxes=box_of_mask(prompt.masks[0])[None])).boxes[0],
+        atol=1e-6,
+    )
 
 
 @given(st.integers(0, 2**31 - 1))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.quick_dropout import LEVELS, QuickDropout
+from virtue_pl.adapters.dropout import LEVELS, QuickDropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,4 +1,6 @@
-"""Two real processes that hold the model in shards (FSDP2) give the loss and the gradients of one that holds it whole."""
+"""Two real processes that hold the model in shards (FSDP2) give the loss and the gradients of one that holds it
+whole.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,16 @@ from torch.multiprocessing import spawn
 from torch.utils.data import DataLoader
 
 from tiny_virtue import samples, tiny_virtue
-from virtue_pl.adapters import LoRA
-from virtue_pl.gradient_cache import GradientCache, PlainStep, divided
-from virtue_pl.optimization import Optimization
-from virtue_pl.parts.contrastive_loss import InfoNCELoss
-from virtue_pl.parts.part import load_weights
-from virtue_pl.sharding import data_parallel
+from virtue_pl.adapters.lora import LoRA
+from virtue_pl.engine.fsdp import data_parallel
+from virtue_pl.engine.gradient_cache import FullBatch, GradientCache, halve_chunks
+from virtue_pl.engine.module import load_weights
+from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.losses.contrastive import InfoNCELoss
+from virtue_pl.models.virtue import Virtue
 from virtue_pl.types import PairBatch, RankingSample, VirtueError
-from virtue_pl.virtue import Virtue
 
-CASES = {"dora": GradientCache(chunk_tokens=80), "full": GradientCache(3), "plain": PlainStep()}
+CASES = {"dora": GradientCache(chunk_tokens=80), "full": GradientCache(3), "plain": FullBatch()}
 LIMIT = 0.1
 
 
@@ -41,12 +43,14 @@ def model_of(case: str) -> Virtue:
 
 
 def batch_of(model: Virtue, rank: int, world: int) -> PairBatch:
-    """Of two ranks the second has no query with a picture, so that its connector has nothing to do, and texts of other lengths."""
+    """Of two ranks the second has no query with an image, so that its connector has nothing to do, and texts of other
+    lengths.
+    """
     rows = samples(8)
-    pictured = [row for row in rows if row.region is not None][:4]
-    ordered = [*pictured, *(row for row in rows if row not in pictured)]
+    imaged = [row for row in rows if row.region is not None][:4]
+    ordered = [*imaged, *(row for row in rows if row not in imaged)]
     share = len(ordered) // world
-    return model.preprocess.train(ordered[rank * share : (rank + 1) * share])
+    return model.collator.collate_train(ordered[rank * share : (rank + 1) * share])
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -58,7 +62,10 @@ def step(model: Virtue, batch: PairBatch) -> dict[str, Tensor]:
     torch.manual_seed(3)
     loss = model.training_step(batch, 0)
     loss.backward()
-    found = {"loss": loss.detach().clone(), **{f"grad.{name}": whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}}
+    found = {
+        "loss": loss.detach().clone(),
+        **{f"grad.{name}": whole(p.grad) for name, p in model.named_parameters() if p.grad is not None},
+    }
     if model.sharding is not None:
         model.sharding.clip_norm(LIMIT)
     else:
@@ -99,19 +106,42 @@ def run(rank: int, world: int, folder: str, port: int) -> None:
 
 
 def fit(rank: int, world: int, folder: str, port: int) -> None:
-    """By Lightning's strategy: two steps with a validation of which the second rank has more batches, and a checkpoint of one file."""
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0}
+    """By Lightning's strategy: two steps with a validation of which the second rank has more batches, and a checkpoint
+    of one file.
+    """
+    address = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": world,
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "NODE_RANK": 0,
+    }
     os.environ.update({name: str(value) for name, value in address.items()})
     model = model_of("dora")
     model.gradient_cache, model.evaluation_modes = GradientCache(3), ("box",)
     model.optimization = Optimization(1e-2, 0.1, 0, "constant")
     batch = batch_of(model, rank, world)
     ranked = [RankingSample(row.key, "t", row.query, (row.target,), {"hit@1": (0,)}, row.region) for row in samples(2)]
-    validation = [model.preprocess.evaluate(ranked)] * (1 + rank)
-    strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    validation = [model.collator.collate_eval(ranked)] * (1 + rank)
+    strategy = ModelParallelStrategy(
+        data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
     trainer = Trainer(
-        **{"accelerator": "cpu", "devices": world, "strategy": strategy, "max_steps": 2, "gradient_clip_val": 0.1, "default_root_dir": folder},
-        **{"use_distributed_sampler": False, "logger": False, "enable_progress_bar": False, "enable_model_summary": False},
+        **{
+            "accelerator": "cpu",
+            "devices": world,
+            "strategy": strategy,
+            "max_steps": 2,
+            "gradient_clip_val": 0.1,
+            "default_root_dir": folder,
+        },
+        **{
+            "use_distributed_sampler": False,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
         callbacks=[ModelCheckpoint(folder, save_last=True, every_n_train_steps=2)],
     )
     trainer.fit(model, DataLoader([batch] * 2, batch_size=None), DataLoader(validation, batch_size=None))
@@ -156,7 +186,9 @@ def test_a_checkpoint_of_shards_is_read_by_a_model_that_is_whole(results: Path) 
     targets = batch_of(read, 0, 2).targets
     with torch.no_grad():
         embeddings, before = read.encode(targets), fresh.encode(targets)
-    torch.testing.assert_close(load_file(results / "fitted.safetensors")["embeddings"], embeddings, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        load_file(results / "fitted.safetensors")["embeddings"], embeddings, rtol=1e-5, atol=1e-6
+    )
     assert (embeddings - before).abs().max() > 1e-3
 
 
@@ -170,13 +202,21 @@ def test_an_alignment_stage_on_several_ranks_is_refused() -> None:
     model = model_of("full")
     model.alignment_steps = 3
     model._device_mesh = mesh_of(2, 1)
-    with pytest.raises(VirtueError, match="alignment_steps is 3, but the model is sharded over 2 processes, expected one: set it to 0"):
+    with pytest.raises(
+        VirtueError, match="alignment_steps is 3, but the model is sharded over 2 processes, expected one: set it to 0"
+    ):
         model.configure_model()
 
 
 def test_ranks_that_split_layers_are_refused() -> None:
     mesh = mesh_of(2, 2)
-    with pytest.raises(VirtueError, match="splits layers among 2 ranks, expected data_parallel alone: set tensor_parallel_size: 1 and data_parallel_size: 4"):
+    with pytest.raises(
+        VirtueError,
+        match=(
+            "splits layers among 2 ranks, expected data_parallel alone: set tensor_parallel_size: 1 and"
+            " data_parallel_size: 4"
+        ),
+    ):
         data_parallel(mesh)
 
 
@@ -190,8 +230,10 @@ def test_ranks_that_split_layers_are_refused() -> None:
         ([], 0, []),
     ],
 )
-def test_the_fullest_chunks_are_halved_to_a_number(chunks: list[list[int]], number: int, expected: list[list[int]]) -> None:
-    assert divided(chunks, number) == expected
+def test_the_fullest_chunks_are_halved_to_a_number(
+    chunks: list[list[int]], number: int, expected: list[list[int]]
+) -> None:
+    assert halve_chunks(chunks, number) == expected
 
 
 def test_without_a_mesh_nothing_is_sharded() -> None:

@@ -1,4 +1,6 @@
-"""Stored features: the same numbers as from the frozen networks, each picture computed once, and nothing of another network taken."""
+"""Stored features: the same numbers as from the frozen networks, each image computed once, and nothing of another
+network taken.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +14,33 @@ import pytest
 import torch
 from lightning import Trainer
 
+from data_options import DATASET, grouped
 from scar_files import write_scar
 from tiny_models import VISION_MODEL, save_text_model, save_vision_model
-from virtue_pl.backbones.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
-from virtue_pl.backbones.timm_text import TimmTextBackbone
-from virtue_pl.data.picture_stream import PictureStream
-from virtue_pl.data.records import content_key
-from virtue_pl.data.scar import SCaRDataModule
-from virtue_pl.data.scar_shards import convert_scar
-from virtue_pl.data.shards import ShardFolder
-from virtue_pl.data.stream import Place, SkipLog
-from virtue_pl.feature_store import FeatureIndex, Making, StoredFeatures, features_path, named_tensors, write_features
-from virtue_pl.frozen_features import network_fingerprint
-from virtue_pl.parts.connector import MaskConnector
-from virtue_pl.parts.contrastive_loss import InfoNCELoss
-from virtue_pl.parts.embedding_model import PICTURES_AT_ONCE
-from virtue_pl.parts.fusion_head import VLMFusionHead
-from virtue_pl.parts.segmentation_extractor import SegmentationExtractor
-from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
-from virtue_pl.recipes import CropRecipe
-from virtue_pl.training.feature_writer import FeatureWriter
-from virtue_pl.types import UNKNOWN, PictureBatch, PictureFeatures, Pictures, VirtueError
-from virtue_pl.virtue import Virtue
+from virtue_pl.backbones.segmentation.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
+from virtue_pl.backbones.vlm.timm_text import TimmTextBackbone
+from virtue_pl.callbacks.feature_writer import FeatureWriter
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.datamodules.scar import SCaRDataModule
+from virtue_pl.data.shards.manifest import ShardFolder
+from virtue_pl.data.shards.records import content_key
+from virtue_pl.data.streaming.image_stream import ImageStream
+from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog
+from virtue_pl.features.frozen import network_fingerprint
+from virtue_pl.features.store import FeatureIndex, Making, StoredFeatures, features_path, named_tensors, write_features
+from virtue_pl.losses.contrastive import InfoNCELoss
+from virtue_pl.models.connector import MaskConnector
+from virtue_pl.models.embedding_model import FROZEN_CHUNK_SIZE
+from virtue_pl.models.fusion_head import VLMFusionHead
+from virtue_pl.models.segmentation_extractor import SegmentationExtractor
+from virtue_pl.models.virtue import Virtue
+from virtue_pl.models.visual_prompt_encoder import VisualPromptEncoder
+from virtue_pl.preprocessing.input_formatters import CropFormatter
+from virtue_pl.types import NO_FEATURES, ImageBatch, ImageFeatures, ShardImageBatch, VirtueError
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
 SIZE = 64
-PICTURES = {"SCAR_mini": 5, "SCaR_eval_mini_val": 3}
+IMAGES = {"SCAR_mini": 5, "SCaR_eval_mini_val": 3}
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +54,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Training shards of 5 pictures and 9 rows, evaluation shards of 3 pictures and 6 rows, two pictures a shard."""
-    convert_scar(write_scar(tmp_path / "scar", train=[1, 2, 3, 1, 2], val=[2, 1, 3]), tmp_path / "out", pictures_per_shard=2)
+    """Training shards of 5 images and 9 rows, evaluation shards of 3 images and 6 rows, two images a shard."""
+    convert_scar(
+        write_scar(tmp_path / "scar", train=[1, 2, 3, 1, 2], val=[2, 1, 3]), tmp_path / "out", images_per_shard=2
+    )
     return tmp_path / "out"
 
 
@@ -62,34 +67,58 @@ def trunk(weights: Path, name: str = "vision") -> TimmSamBackbone:
 
 def head(weights: Path, **options: Any) -> VLMFusionHead:
     torch.manual_seed(0)
-    backbone = TimmTextBackbone(str(weights / "minilm"), VISION_MODEL, str(weights / "vision.safetensors"), image_size=SIZE, side=2)
+    backbone = TimmTextBackbone(
+        str(weights / "minilm"), VISION_MODEL, str(weights / "vision.safetensors"), image_size=SIZE, side=2
+    )
     return VLMFusionHead(backbone, loss=InfoNCELoss(0.1), **options)
 
 
 def virtue(weights: Path, name: str = "vision") -> Virtue:
     torch.manual_seed(0)
     prompt_encoder = VisualPromptEncoder(TimmSamPromptEncoder(embed_dim=32, image_size=SIZE), frozen=True)
-    return Virtue(prompt_encoder, SegmentationExtractor(trunk(weights, name), frozen=True), MaskConnector, head(weights), InfoNCELoss(0.1))
+    return Virtue(
+        prompt_encoder,
+        SegmentationExtractor(trunk(weights, name), frozen=True),
+        MaskConnector,
+        head(weights),
+        InfoNCELoss(0.1),
+    )
 
 
 def segmenter(weights: Path, flip: bool = False) -> SegmentationExtractor:
     torch.manual_seed(0)
-    return SegmentationExtractor(trunk(weights), VisualPromptEncoder(TimmSamPromptEncoder(embed_dim=32, image_size=SIZE)), flip=flip)
+    return SegmentationExtractor(
+        trunk(weights), VisualPromptEncoder(TimmSamPromptEncoder(embed_dim=32, image_size=SIZE)), flip=flip
+    )
 
 
 def module(shards: Path, model: Any, **options: Any) -> SCaRDataModule:
     val = str(shards / "SCaR_eval_mini_val")
-    settings = {"train": str(shards / "SCAR_mini"), "val": val, "test": {"seen": val}, "batch_size": 4, "num_negatives": 2, "eval_batch_size": 2}
-    data = SCaRDataModule(**{**settings, **options})
-    data.connect(model.preprocess)
+    settings = {
+        "train": str(shards / "SCAR_mini"),
+        "val": val,
+        "test": {"seen": val},
+        "batch_size": 4,
+        "num_negatives": 2,
+        "eval_batch_size": 2,
+    }
+    data = SCaRDataModule(**grouped({**settings, **options}, DATASET))
+    data.connect(model.collator)
     return data
 
 
 def store(shards: Path, model: Any, dtype: str = "float32", **options: Any) -> FeatureWriter:
     writer = FeatureWriter(dtype=dtype)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     trainer = Trainer(accelerator="cpu", callbacks=[writer], **quiet)  # type: ignore[arg-type]
-    assert not trainer.predict(model, datamodule=module(shards, model, predict="pictures", features="features", **options))
+    assert not trainer.predict(
+        model, datamodule=module(shards, model, predict="images", features="features", **options)
+    )
     return writer
 
 
@@ -98,54 +127,60 @@ def index_of(shards: Path, name: str) -> FeatureIndex:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_every_picture_is_stored_once_as_it_is_encoded(weights: Path, shards: Path, num_workers: int) -> None:
+def test_every_image_is_stored_once_as_it_is_encoded(weights: Path, shards: Path, num_workers: int) -> None:
     model = virtue(weights)
     store(shards, model, num_workers=num_workers)
-    for name, count in PICTURES.items():
+    for name, count in IMAGES.items():
         folder = ShardFolder.open(shards / name, "train")
         index = index_of(shards, name)
-        assert (index.pictures, index.dtype, index.finished) == (count, "float32", True)
-        assert index.tars == tuple(shard.name for shard in folder.manifest.shards) and index.shards == folder.manifest.fingerprint
-        assert dict(index.streams) == model.preprocess.fingerprints
+        assert (index.images, index.dtype, index.finished) == (count, "float32", True)
+        assert (
+            index.tars == tuple(shard.name for shard in folder.manifest.shards)
+            and index.shards == folder.manifest.fingerprint
+        )
+        assert dict(index.streams) == model.collator.fingerprints
         stored = StoredFeatures(shards / name / "features", ("segmentation", "vision"))
-        seen = [batch for batch in stream(folder, model.preprocess.pictures, Place()) if len(batch)]
+        seen = [batch for batch in stream(folder, model.collator.collate_images, ReaderInfo()) if len(batch)]
         for batch in seen:
             with torch.no_grad():
-                live = model.picture_features(batch.pictures)
+                live = model.image_features(batch.images)
             for key, expected in zip(batch.keys, live, strict=True):
                 found = stored.of(batch.shard, key)
                 torch.testing.assert_close(found.segmentation, expected.segmentation)
                 torch.testing.assert_close(found.vision, expected.vision)
-        assert stored.of(seen[0].shard, "another") is UNKNOWN
+        assert stored.of(seen[0].shard, "another") is NO_FEATURES
 
 
-def test_records_with_many_pictures_are_not_encoded_all_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_with_many_images_are_not_encoded_all_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sizes = virtue(weights), []
-    pictures = model.preprocess.pictures([torch.full((3, SIZE, SIZE), number, dtype=torch.uint8) for number in range(PICTURES_AT_ONCE + 3)])
+    images = model.collator.collate_images(
+        [torch.full((3, SIZE, SIZE), number, dtype=torch.uint8) for number in range(FROZEN_CHUNK_SIZE + 3)]
+    )
     with torch.no_grad():
-        expected = [model.picture_features(one)[0] for one in pictures.split(1)]
-        encode = model.picture_features
-        monkeypatch.setattr(model, "picture_features", lambda group: (sizes.append(len(group)), encode(group))[1])
-        found = model.predict_step(PictureBatch("", "", "", tuple(map(str, range(len(pictures)))), pictures, True), 0)
-    assert sizes == [PICTURES_AT_ONCE, 3] and isinstance(found, tuple)
+        expected = [model.image_features(one)[0] for one in images.split(1)]
+        encode = model.image_features
+        monkeypatch.setattr(model, "image_features", lambda group: (sizes.append(len(group)), encode(group))[1])
+        found = model.predict_step(ShardImageBatch("", "", "", tuple(map(str, range(len(images)))), images, True), 0)
+    assert sizes == [FROZEN_CHUNK_SIZE, 3] and isinstance(found, tuple)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close([*one.segmentation, *one.vision], [*other.segmentation, *other.vision])
 
 
-def stream(folder: ShardFolder, collate: Callable[..., Pictures], place: Place, **options: Any) -> list[Any]:
-    """This place's batches of every shard of the folder."""
-    limits = {"max_pixels": 10_000, "max_bad_samples": 9, "max_consecutive_bad": 9}
-    settings: dict[str, Any] = {"batch_size": 2, "features": None, "fingerprints": {}, **limits, **options}
-    pictures = PictureStream([(folder, shard) for shard in folder.manifest.shards], collate, rank=place.rank, world=place.world, **settings)
-    return list(pictures.batches(place, 0, SkipLog(9, 9)))
+def stream(folder: ShardFolder, collate: Callable[..., ImageBatch], reader: ReaderInfo, **options: Any) -> list[Any]:
+    """This reader's batches of every shard of the folder."""
+    settings: dict[str, Any] = {"batch_size": 2, "features": None, "fingerprints": {}, "max_pixels": 10_000, **options}
+    images = ImageStream([(folder, shard) for shard in folder.manifest.shards], collate, reader=reader, **settings)
+    return list(images.batches(reader, 0, SkipLog(reader.limits)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 1), (1, 2), (3, 2), (5, 1)])
-def test_over_ranks_and_workers_every_picture_comes_once(shards: Path, world: int, workers: int, batch_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 1), (1, 2), (3, 2), (5, 1)])
+def test_over_ranks_and_workers_every_image_comes_once(
+    shards: Path, world_size: int, workers: int, batch_size: int
+) -> None:
     folder = ShardFolder.open(shards / "SCAR_mini", "train")
-    places = [Place(rank, world, worker, workers) for rank in range(world) for worker in range(workers)]
-    batches = [batch for place in places for batch in stream(folder, no_pixels, place, batch_size=batch_size)]
+    readers = [ReaderInfo(rank, world_size, worker, workers) for rank in range(world_size) for worker in range(workers)]
+    batches = [batch for reader in readers for batch in stream(folder, no_pixels, reader, batch_size=batch_size)]
     expected = [content_key(path.read_bytes()) for path in (shards.parent / "scar/images/mini_train").iterdir()]
     assert sorted(key for batch in batches for key in batch.keys) == sorted(expected)
     assert sorted(batch.shard for batch in batches if batch.last) == [shard.name for shard in folder.manifest.shards]
@@ -165,7 +200,7 @@ def forbid(model: torch.nn.Module) -> None:
     """No frozen network may be run any more."""
 
     def refuse(*arguments: Any) -> None:
-        raise AssertionError("a frozen network saw a picture")
+        raise AssertionError("a frozen network saw an image")
 
     for name, part in model.named_modules():
         if name.endswith(("vision", "trunk")):
@@ -173,7 +208,9 @@ def forbid(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("build", [virtue, head, segmenter])
-def test_losses_and_gradients_are_those_of_live_features(weights: Path, shards: Path, build: Callable[[Path], Any]) -> None:
+def test_losses_and_gradients_are_those_of_live_features(
+    weights: Path, shards: Path, build: Callable[[Path], Any]
+) -> None:
     """Also where the features that were stored are of more streams than the part has."""
     store(shards, virtue(weights))
     model = build(weights)
@@ -192,7 +229,7 @@ def test_rankings_are_those_of_live_features(weights: Path, shards: Path) -> Non
     model = virtue(weights).eval()
     live = next(iter(module(shards, model).val_dataloader()))
     stored = next(iter(module(shards, model, features="features").val_dataloader()))
-    assert all(pixels is None for pixels in (*stored.queries.pictures.vision, *stored.queries.pictures.segmentation))
+    assert all(pixels is None for pixels in (*stored.queries.images.vision, *stored.queries.images.segmentation))
     assert stored.samples[0].query.images[0].shape[0] == 3, "a panel draws it"
     with torch.no_grad():
         torch.testing.assert_close(model.encode(stored.queries), model.encode(live.queries), rtol=1e-6, atol=1e-6)
@@ -203,13 +240,17 @@ def test_a_batch_may_mix_what_is_stored_with_what_is_not(weights: Path, shards: 
     model = virtue(weights).eval()
     stored = next(iter(module(shards, model, features="features").train_dataloader())).queries
     live = next(iter(module(shards, model).train_dataloader())).queries
-    count = len(live.pictures)
+    count = len(live.images)
     assert count > 1
     half = [number % 2 == 0 for number in range(count)]
-    features = tuple(known if keep else UNKNOWN for known, keep in zip(stored.pictures.known, half, strict=True))
-    vision = tuple(None if keep else pixels for pixels, keep in zip(live.pictures.vision, half, strict=True))
-    segmentation = tuple(None if keep else pixels for pixels, keep in zip(live.pictures.segmentation, half, strict=True))
-    mixed = type(live)(live.input_ids, live.attention_mask, Pictures(vision, segmentation, features), live.prompts, live.use_rows)
+    features = tuple(
+        known if keep else NO_FEATURES for known, keep in zip(stored.images.stored_features, half, strict=True)
+    )
+    vision = tuple(None if keep else pixels for pixels, keep in zip(live.images.vision, half, strict=True))
+    segmentation = tuple(None if keep else pixels for pixels, keep in zip(live.images.segmentation, half, strict=True))
+    mixed = type(live)(
+        live.input_ids, live.attention_mask, ImageBatch(vision, segmentation, features), live.prompts, live.use_rows
+    )
     with torch.no_grad():
         torch.testing.assert_close(model.encode(mixed), model.encode(live), rtol=1e-6, atol=1e-6)
         chunks = torch.cat([model.encode(chunk) for chunk in mixed.split(2)])
@@ -218,10 +259,10 @@ def test_a_batch_may_mix_what_is_stored_with_what_is_not(weights: Path, shards: 
 
 def test_a_crop_is_encoded_and_the_rest_is_not(weights: Path, shards: Path) -> None:
     store(shards, head(weights))
-    model = head(weights, recipe=CropRecipe(), evaluation_modes=["box", "no_prompt"]).eval()
+    model = head(weights, formatter=CropFormatter(), evaluation_modes=["box", "no_prompt"]).eval()
     live = next(iter(module(shards, model).val_dataloader()))
     stored = next(iter(module(shards, model, features="features").val_dataloader()))
-    known = [bool(features.vision) for features in stored.queries.pictures.known]
+    known = [bool(features.vision) for features in stored.queries.images.stored_features]
     assert any(known) and not all(known)
     with torch.no_grad():
         torch.testing.assert_close(model.encode(stored.queries), model.encode(live.queries), rtol=1e-6, atol=1e-6)
@@ -231,30 +272,39 @@ def test_data_workers_read_what_is_stored(weights: Path, shards: Path) -> None:
     model = segmenter(weights)
     store(shards, model)
     stored = StoredFeatures(shards / "SCaR_eval_mini_val/features", ("segmentation",))
-    known = [stored.of(batch.shard, key) for batch in stream(ShardFolder.open(shards / "SCaR_eval_mini_val", "val"), no_pixels, Place()) for key in batch.keys]
-    read: list[PictureFeatures] = []
+    folder = ShardFolder.open(shards / "SCaR_eval_mini_val", "val")
+    known = [stored.of(batch.shard, key) for batch in stream(folder, no_pixels, ReaderInfo()) for key in batch.keys]
+    read: list[ImageFeatures] = []
     for batch in module(shards, model, features="features", num_workers=2, eval_batch_size=3).val_dataloader():
-        read += batch.pictures.known
-    assert all(any(torch.equal(found.segmentation[0], one.segmentation[0]) for one in known) for found in read) and len(read) >= 3
+        read += batch.images.stored_features
+    assert (
+        all(any(torch.equal(found.segmentation[0], one.segmentation[0]) for one in known) for found in read)
+        and len(read) >= 3
+    )
 
 
-def no_pixels(images: Any) -> Pictures:
-    return Pictures()
+def no_pixels(images: Any) -> ImageBatch:
+    return ImageBatch()
 
 
-def test_a_mirrored_picture_is_encoded(weights: Path, shards: Path) -> None:
+def test_a_mirrored_image_is_encoded(weights: Path, shards: Path) -> None:
     store(shards, segmenter(weights))
     model = segmenter(weights, flip=True)
     live_loss, _ = step(model, module(shards, model))
     data = module(shards, model, features="features")
-    known = [bool(features.segmentation) for batch in data.train_dataloader() for features in batch.pictures.known]
+    known = [
+        bool(features.segmentation) for batch in data.train_dataloader() for features in batch.images.stored_features
+    ]
     assert any(known) and not all(known)
     torch.testing.assert_close(step(model, data)[0], live_loss, rtol=1e-6, atol=1e-6)
 
 
 def test_features_of_another_network_are_refused(weights: Path, shards: Path) -> None:
     store(shards, virtue(weights))
-    with pytest.raises(VirtueError, match=r"features: .*SCAR_mini/features holds stream segmentation of network \w{12}, the model's is \w{12}") as caught:
+    with pytest.raises(
+        VirtueError,
+        match=r"features: .*SCAR_mini/features holds stream segmentation of network \w{12}, the model's is \w{12}",
+    ) as caught:
         module(shards, virtue(weights, "other"), features="features")
     assert "\n" not in str(caught.value) and "data.init_args.features" in str(caught.value)
     with pytest.raises(VirtueError, match=r"holds stream segmentation of network .*, expected .*: delete the folder"):
@@ -264,7 +314,9 @@ def test_features_of_another_network_are_refused(weights: Path, shards: Path) ->
 
 
 def test_features_of_no_stream_or_no_shards_are_refused(weights: Path, shards: Path) -> None:
-    with pytest.raises(VirtueError, match=r"SCAR_mini/features holds none .*configs/store_features.yaml"):
+    with pytest.raises(
+        VirtueError, match=r"SCAR_mini/features holds none .*configs/overlays/features/store_features.yaml"
+    ):
         module(shards, head(weights), features="features").train_dataloader()
     store(shards, segmenter(weights))
     with pytest.raises(VirtueError, match="holds stream segmentation, the model has vision"):
@@ -278,9 +330,11 @@ def test_features_of_no_stream_or_no_shards_are_refused(weights: Path, shards: P
         module(shards, segmenter(weights), features="features").train_dataloader()
 
 
-def test_a_stopped_run_goes_on_with_what_is_missing(weights: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_with_what_is_missing(
+    weights: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = segmenter(weights)
-    encode, seen = model.encode_pictures, []
+    encode, seen = model.encode_images, []
 
     def stop_after_three(pixels: Any) -> Any:
         seen.append(len(pixels))
@@ -288,7 +342,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(weights: Path, shards: Path,
             raise KeyError("killed")
         return encode(pixels)
 
-    monkeypatch.setattr(model, "encode_pictures", stop_after_three)
+    monkeypatch.setattr(model, "encode_images", stop_after_three)
     with pytest.raises(KeyError, match="killed"):
         store(shards, model)
     features = shards / "SCAR_mini/features"
@@ -296,12 +350,12 @@ def test_a_stopped_run_goes_on_with_what_is_missing(weights: Path, shards: Path,
     assert [path.name for path in features.iterdir()] == [first.name]
     before = first.stat().st_mtime_ns
 
-    monkeypatch.setattr(model, "encode_pictures", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    monkeypatch.setattr(model, "encode_images", lambda pixels: seen.append(len(pixels)) or encode(pixels))
     seen.clear()
     store(shards, model)
     assert first.stat().st_mtime_ns == before
-    assert sum(seen) == sum(PICTURES.values()) - 2
-    assert {name: index_of(shards, name).pictures for name in PICTURES} == PICTURES
+    assert sum(seen) == sum(IMAGES.values()) - 2
+    assert {name: index_of(shards, name).images for name in IMAGES} == IMAGES
     seen.clear()
     store(shards, model)
     assert not seen
@@ -311,15 +365,23 @@ def test_only_the_shards_that_are_tested_need_features(weights: Path, shards: Pa
     model = segmenter(weights)
     store(shards, model, train=None, val=None, test_rows=2)
     assert index_of(shards, "SCaR_eval_mini_val").tars == ("shard-000000.tar",)
-    assert len(list(module(shards, model, train=None, val=None, test_rows=2, features="features").test_dataloader())) == 1
+    assert (
+        len(list(module(shards, model, train=None, val=None, test_rows=2, features="features").test_dataloader())) == 1
+    )
     with pytest.raises(VirtueError, match="lacks 1 of 2 shards"):
         module(shards, model, train=None, val=None, features="features").test_dataloader()
 
 
-def test_pairs_are_no_pictures(weights: Path, shards: Path) -> None:
+def test_pairs_are_no_images(weights: Path, shards: Path) -> None:
     model = head(weights)
-    trainer = Trainer(accelerator="cpu", callbacks=[FeatureWriter()], logger=False, enable_progress_bar=False, enable_model_summary=False)
-    with pytest.raises(VirtueError, match=r"found a PairBatch: set data.init_args.predict to pictures"):
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[FeatureWriter()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(VirtueError, match=r"found a PairBatch: set data.init_args.predict to images"):
         trainer.predict(model, datamodule=module(shards, model))
 
 
@@ -329,7 +391,7 @@ def test_half_precision_takes_half_the_space_and_stays_near(weights: Path, shard
     live, _ = step(model, module(shards, model))
     stored, _ = step(model, module(shards, model, features="features"))
     torch.testing.assert_close(stored, live, rtol=1e-2, atol=1e-2)
-    features = PictureFeatures(segmentation=(torch.full((1, 2, 2), 1e5),))
+    features = ImageFeatures(segmentation=(torch.full((1, 2, 2), 1e5),))
     with pytest.raises(VirtueError, match="too large for dtype float16"):
         named_tensors(features, "float16")
     assert named_tensors(features, "bfloat16")["segmentation/0"].dtype == torch.bfloat16
@@ -340,15 +402,17 @@ def test_half_precision_takes_half_the_space_and_stays_near(weights: Path, shard
 def test_a_reader_keeps_few_files_open_and_copies_what_it_gives(tmp_path: Path) -> None:
     making = Making("float32", {"vision": "a"}, "b")
     for number in range(70):
-        features = PictureFeatures(vision=(torch.full((2,), float(number)),))
-        write_features(features_path(tmp_path, f"shard-{number}.tar"), {"key": named_tensors(features, "float32")}, making, 0.5)
+        features = ImageFeatures(vision=(torch.full((2,), float(number)),))
+        write_features(
+            features_path(tmp_path, f"shard-{number}.tar"), {"key": named_tensors(features, "float32")}, making, 0.5
+        )
     reader = StoredFeatures(tmp_path, ("segmentation", "vision"))
     for number in [*range(70), 0]:
         (found,) = reader.of(f"shard-{number}.tar", "key").vision
         assert found.tolist() == [number, number] and found.untyped_storage().nbytes() == 8
     assert len(reader._open) == 64 and not reader.__getstate__()["_open"]
     index = FeatureIndex.of(tmp_path, making)
-    assert index.pictures == len(index.tars) == 70 and math.isclose(index.seconds, 35.0)
+    assert index.images == len(index.tars) == 70 and math.isclose(index.seconds, 35.0)
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
@@ -367,10 +431,10 @@ def test_a_fingerprint_changes_with_tensors_and_sizes(weights: Path) -> None:
     assert first.fingerprint() == before, "what is trained on top of the features does not change them"
 
 
-def test_features_move_and_are_selected_with_their_pictures() -> None:
-    known = PictureFeatures(segmentation=(torch.zeros(1, 2, 2),), vision=(torch.ones(3),))
-    pictures = Pictures((None, torch.zeros(3, 4, 4)), (None, torch.zeros(3, 8, 8)), (known, UNKNOWN))
-    assert len(pictures) == 2 and pictures.select([1, 0]).known == (UNKNOWN, known)
-    moved = pictures.to("meta")
+def test_features_move_and_are_selected_with_their_images() -> None:
+    known = ImageFeatures(segmentation=(torch.zeros(1, 2, 2),), vision=(torch.ones(3),))
+    images = ImageBatch((None, torch.zeros(3, 4, 4)), (None, torch.zeros(3, 8, 8)), (known, NO_FEATURES))
+    assert len(images) == 2 and images.select([1, 0]).stored_features == (NO_FEATURES, known)
+    moved = images.to("meta")
     assert moved.features[0].vision[0].device.type == moved.vision[1].device.type == "meta" and moved.vision[0] is None  # type: ignore[union-attr]
-    assert Pictures((torch.zeros(3, 4, 4),)).known == (UNKNOWN,)
+    assert ImageBatch((torch.zeros(3, 4, 4),)).stored_features == (NO_FEATURES,)

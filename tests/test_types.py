@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.types import EncoderBatch, Pictures, PromptBatch, TokenSequence, VirtueError, VisualPrompt
+from virtue_pl.types import EncoderBatch, ImageBatch, PromptBatch, TokenSequence, VirtueError, VisualPrompt
 
 
 def test_pixels_become_normalised_coordinates() -> None:
@@ -16,7 +16,7 @@ def test_pixels_become_normalised_coordinates() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"boxes": [[0, 0, 60, 10]]}, r"box \[0, 0, 60, 10\] lies outside the picture of 50x100"),
+        ({"boxes": [[0, 0, 60, 10]]}, r"box \[0, 0, 60, 10\] lies outside the image of 50x100"),
         ({"boxes": [[10, 10, 10, 20]]}, "has no area"),
         ({"points": [[-1, 5]]}, r"point \[-1, 5\] lies outside"),
         ({"points": [[1, 5]], "labels": [3]}, "expected 1"),
@@ -33,18 +33,22 @@ def test_bad_prompts_are_refused_with_one_line(arguments: dict[str, object], mes
 
 def encoder_batch() -> EncoderBatch:
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]])
-    pictures = Pictures(vision=(torch.zeros(3, 2, 2), torch.ones(3, 2, 2)), segmentation=(torch.zeros(3, 4, 4), torch.ones(3, 4, 4)))
-    prompts = PromptBatch((VisualPrompt(), VisualPrompt.from_pixels(boxes=[[0, 0, 1, 1]], size=(2, 2))), torch.tensor([1, 1]))
-    return EncoderBatch(torch.arange(12).view(3, 4), mask, pictures, prompts, torch.tensor([0, 2]))
+    images = ImageBatch(
+        vision=(torch.zeros(3, 2, 2), torch.ones(3, 2, 2)), segmentation=(torch.zeros(3, 4, 4), torch.ones(3, 4, 4))
+    )
+    prompts = PromptBatch(
+        (VisualPrompt(), VisualPrompt.from_pixels(boxes=[[0, 0, 1, 1]], size=(2, 2))), torch.tensor([1, 1])
+    )
+    return EncoderBatch(torch.arange(12).view(3, 4), mask, images, prompts, torch.tensor([0, 2]))
 
 
-def test_chunks_hold_their_rows_with_just_their_pictures() -> None:
+def test_chunks_hold_their_rows_with_just_their_images() -> None:
     first, second = encoder_batch().split(2)
     assert (len(first), len(second)) == (2, 1)
     assert first.input_ids.tolist() == [[0, 1, 2], [4, 5, 6]]
-    assert len(first.pictures) == 1 and first.pictures.vision[0].sum() == 12
+    assert len(first.images) == 1 and first.images.vision[0].sum() == 12
     assert first.use_rows.tolist() == [0] and second.use_rows.tolist() == [0]
-    assert second.prompts.pictures.tolist() == [0] and len(second.prompts.prompts[0].boxes) == 1
+    assert second.prompts.images.tolist() == [0] and len(second.prompts.prompts[0].boxes) == 1
 
 
 def test_rows_can_be_taken_in_another_order() -> None:
@@ -54,7 +58,9 @@ def test_rows_can_be_taken_in_another_order() -> None:
 
 
 def test_prepending_moves_embeddings_mask_and_positions_together() -> None:
-    sequence = TokenSequence(torch.ones(3, 2, 4), torch.tensor([[1, 1], [1, 0], [1, 1]]), torch.tensor([[0, 1], [0, 0], [0, 1]]))
+    sequence = TokenSequence(
+        torch.ones(3, 2, 4), torch.tensor([[1, 1], [1, 0], [1, 1]]), torch.tensor([[0, 1], [0, 0], [0, 1]])
+    )
     longer = sequence.prepend(torch.full((2, 3, 4), 7.0), torch.tensor([0, 2]))
     assert longer.embeds[:, :3, 0].tolist() == [[7, 7, 7], [0, 0, 0], [7, 7, 7]]
     assert longer.attention_mask.tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 0], [1, 1, 1, 1, 1]]
@@ -66,16 +72,23 @@ def test_prepending_moves_embeddings_mask_and_positions_together() -> None:
 def test_a_row_given_several_times_has_all_tokens_in_order_next_to_its_own() -> None:
     places = torch.tensor([[False, True], [False, False], [True, True]])
     added = (torch.arange(3.0)[:, None].expand(3, 4),)
-    sequence = TokenSequence(torch.ones(3, 2, 4), torch.ones(3, 2, dtype=torch.long), torch.zeros(3, 2, dtype=torch.long), added, places)
+    sequence = TokenSequence(
+        torch.ones(3, 2, 4), torch.ones(3, 2, dtype=torch.long), torch.zeros(3, 2, dtype=torch.long), added, places
+    )
     tokens = torch.tensor([5.0, 6, 7])[:, None, None].expand(3, 1, 4)
     longer = sequence.prepend(tokens, torch.tensor([0, 2, 2]))
     assert longer.embeds[..., 0].tolist() == [[0, 5, 1, 1], [0, 0, 1, 1], [6, 7, 1, 1]]
     assert longer.attention_mask.tolist() == [[0, 1, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
-    assert longer.added is added and longer.added_places is not None
-    assert longer.added_places.tolist() == [[False, False, False, True], [False] * 4, [False, False, True, True]]
+    assert longer.deepstack_embeds is added and longer.visual_pos_mask is not None
+    assert longer.visual_pos_mask.tolist() == [[False, False, False, True], [False] * 4, [False, False, True, True]]
     assert sequence.prepend(tokens[:0], torch.tensor([], dtype=torch.long)) is sequence
 
 
 def test_batches_move_whole() -> None:
     moved = encoder_batch().to("meta")
-    assert moved.input_ids.device.type == moved.prompts.prompts[1].boxes.device.type == moved.pictures.vision[1].device.type == "meta"
+    assert (
+        moved.input_ids.device.type
+        == moved.prompts.prompts[1].boxes.device.type
+        == moved.images.vision[1].device.type
+        == "meta"
+    )

@@ -1,4 +1,5 @@
-"""Tiny random vision-language models, one for each backbone, in the layout of the hub: what every test of all backbones goes through.
+"""Tiny random vision-language models, one for each backbone, in the layout of the hub: what every test of all backbones
+goes through.
 
 A new backbone is one function here, and one line of `TINY`.
 """
@@ -32,16 +33,40 @@ from transformers import (
 )
 
 HIDDEN = 64
-TEXT = {"hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+TEXT = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 """Sizes of every language model: three layers, so that what is added behind two of them is read by another."""
 
-QWEN_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+QWEN_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 SMOL_TILES = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
-SMOL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>", "<global-img>", *SMOL_TILES]
+SMOL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<end_of_utterance>",
+    "<fake_token_around_image>",
+    "<image>",
+    "<global-img>",
+    *SMOL_TILES,
+]
 
 
 def byte_tokenizer(special: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A token for each byte, two merges (of "th" and of two line feeds), and the model's own tokens; the first one pads."""
+    """A token for each byte, two merges (of "th" and of two line feeds), and the model's own tokens; the first one
+    pads.
+    """
     line = pre_tokenizers.ByteLevel.alphabet()
     merges = [("t", "h"), ("Ċ", "Ċ")]
     vocabulary = {symbol: index for index, symbol in enumerate([*sorted(line), *("".join(pair) for pair in merges)])}
@@ -53,7 +78,9 @@ def byte_tokenizer(special: Iterable[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=first, pad_token=first)
 
 
-def save(folder: Path, model_class: Callable[[PreTrainedConfig], Any], config: PreTrainedConfig, *processors: Any) -> Path:
+def save(
+    folder: Path, model_class: Callable[[PreTrainedConfig], Any], config: PreTrainedConfig, *processors: Any
+) -> Path:
     torch.manual_seed(0)
     model = model_class(config)
     with torch.no_grad():
@@ -78,7 +105,12 @@ def qwen_text(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]
 def save_qwen2_vl(folder: Path) -> Path:
     tokenizer = byte_tokenizer(QWEN_TOKENS)
     vision = {"depth": 2, "embed_dim": 32, "hidden_size": HIDDEN, "num_heads": 2}
-    return save(folder, Qwen2VLModel, Qwen2VLConfig(text_config=qwen_text(tokenizer), vision_config=vision, **qwen_ids(tokenizer)), *qwen_parts(tokenizer))
+    return save(
+        folder,
+        Qwen2VLModel,
+        Qwen2VLConfig(text_config=qwen_text(tokenizer), vision_config=vision, **qwen_ids(tokenizer)),
+        *qwen_parts(tokenizer),
+    )
 
 
 def save_qwen2_5_vl(folder: Path) -> Path:
@@ -105,15 +137,21 @@ def save_qwen3_vl(folder: Path) -> Path:
     return save(folder, Qwen3VLModel, config, *qwen_parts(tokenizer, patch_size=16, image_mean=half, image_std=half))
 
 
-def qwen_parts(tokenizer: PreTrainedTokenizerFast, **picture: Any) -> tuple[Any, Any]:
-    return tokenizer, Qwen2VLImageProcessor(**picture)
+def qwen_parts(tokenizer: PreTrainedTokenizerFast, **image: Any) -> tuple[Any, Any]:
+    return tokenizer, Qwen2VLImageProcessor(**image)
 
 
 def save_llava_onevision(folder: Path) -> Path:
     tokenizer = byte_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"])
     side, patch = 28, 7
     grids = [[side * rows, side * columns] for rows in (1, 2) for columns in (1, 2)]
-    vision = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = LlavaOnevisionConfig(
         text_config={"model_type": "qwen2", **TEXT, "vocab_size": len(tokenizer)},
         vision_config={**vision, "image_size": side, "patch_size": patch, "vision_use_head": False},
@@ -122,9 +160,13 @@ def save_llava_onevision(folder: Path) -> Path:
         image_grid_pinpoints=grids,
     )
     size = {"height": side, "width": side}
-    pictures = LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grids)
+    images = LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grids)
     processor = LlavaOnevisionProcessor(
-        pictures, tokenizer, LlavaOnevisionVideoProcessor(size=size), num_image_tokens=(side // patch) ** 2, vision_feature_select_strategy="full"
+        images,
+        tokenizer,
+        LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=(side // patch) ** 2,
+        vision_feature_select_strategy="full",
     )
     return save(folder, LlavaOnevisionModel, config, processor)
 
@@ -132,22 +174,34 @@ def save_llava_onevision(folder: Path) -> Path:
 def save_smolvlm(folder: Path) -> Path:
     tokenizer = byte_tokenizer(SMOL_TOKENS)
     side = 32
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": side, "patch_size": 8}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": side,
+        "patch_size": 8,
+    }
     config = SmolVLMConfig(
-        text_config={"model_type": "llama", **TEXT, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
+        text_config={
+            "model_type": "llama",
+            **TEXT,
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+        },
         vision_config=vision,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
-    pictures = SmolVLMImageProcessor(size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side})
-    return save(folder, SmolVLMModel, config, tokenizer, pictures)
+    images = SmolVLMImageProcessor(size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side})
+    return save(folder, SmolVLMModel, config, tokenizer, images)
 
 
 TINY: dict[str, Callable[[Path], Path]] = {
-    "virtue_pl.backbones.llava_onevision.LlavaOnevisionBackbone": save_llava_onevision,
-    "virtue_pl.backbones.qwen2_vl.Qwen2VLBackbone": save_qwen2_vl,
-    "virtue_pl.backbones.qwen2_5_vl.Qwen2_5VLBackbone": save_qwen2_5_vl,
-    "virtue_pl.backbones.qwen3_vl.Qwen3VLBackbone": save_qwen3_vl,
-    "virtue_pl.backbones.smolvlm.SmolVLMBackbone": save_smolvlm,
+    "virtue_pl.backbones.LlavaOnevisionBackbone": save_llava_onevision,
+    "virtue_pl.backbones.Qwen2VLBackbone": save_qwen2_vl,
+    "virtue_pl.backbones.Qwen2_5VLBackbone": save_qwen2_5_vl,
+    "virtue_pl.backbones.Qwen3VLBackbone": save_qwen3_vl,
+    "virtue_pl.backbones.SmolVLMBackbone": save_smolvlm,
 }
 """The class path of each backbone that reads a `vlm_model`, and what writes a tiny one for it."""

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from tiny_quickstart import fetch, tiny_quickstart
-from virtue_pl.app.quickstart import Plan, Quickstart
-from virtue_pl.data.parquet_shards import silent
+from virtue_pl.data.conversion.source_file import silent
+from virtue_pl.pipelines.quickstart import Plan, Quickstart
 from virtue_pl.types import VirtueError
 
 ROWS = {"box", "point", "mask", "no_prompt", "no_segmentation", "blind", "set_blind"}
@@ -23,7 +23,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Quickstart
     return folder, quickstart, quickstart()
 
 
-def test_the_report_has_every_row_for_seen_and_held_out_objects(finished: tuple[Path, Quickstart, dict[str, object]]) -> None:
+def test_the_report_has_every_row_for_seen_and_held_out_objects(
+    finished: tuple[Path, Quickstart, dict[str, object]],
+) -> None:
     folder, _, _ = finished
     report = json.loads((folder / "run" / "report.json").read_text())
     assert report["scar_mini"].keys() == {"test_seen", "test_held_out"}
@@ -39,7 +41,9 @@ def test_the_report_has_every_row_for_seen_and_held_out_objects(finished: tuple[
     assert report["context"]["seed"] == 0 and report["context"]["data_fingerprint"]
 
 
-def test_each_run_leaves_pictures_for_tensorboard_and_its_settings(finished: tuple[Path, Quickstart, dict[str, object]]) -> None:
+def test_each_run_leaves_images_for_tensorboard_and_its_settings(
+    finished: tuple[Path, Quickstart, dict[str, object]],
+) -> None:
     folder, _, _ = finished
     run = folder / "run" / "virtue"
     assert (run / "config.yaml").is_file() and (run / "checkpoints" / "last.ckpt").is_file()
@@ -52,11 +56,15 @@ def test_a_second_quickstart_reuses_everything(finished: tuple[Path, Quickstart,
     def never(arguments: list[str]) -> int:
         raise AssertionError(f"done before: {arguments}")
 
-    again = Quickstart(quickstart.plan, folder / "run", folder / "data", folder / "cache", never, Console(quiet=True), fetch, silent)()
+    again = Quickstart(
+        quickstart.plan, folder / "run", folder / "data", folder / "cache", never, Console(quiet=True), fetch, silent
+    )()
     assert again["seconds"] == quickstart.stages.seconds()
 
 
-def test_a_run_that_was_stopped_goes_on_and_a_changed_one_begins_anew(finished: tuple[Path, Quickstart, dict[str, object]]) -> None:
+def test_a_run_that_was_stopped_goes_on_and_a_changed_one_begins_anew(
+    finished: tuple[Path, Quickstart, dict[str, object]],
+) -> None:
     folder, quickstart, _ = finished
     called: list[list[str]] = []
 
@@ -64,7 +72,9 @@ def test_a_run_that_was_stopped_goes_on_and_a_changed_one_begins_anew(finished: 
         called.append(words)
         return 0
 
-    again = Quickstart(quickstart.plan, folder / "run", folder / "data", folder / "cache", record, Console(quiet=True), fetch, silent)
+    again = Quickstart(
+        quickstart.plan, folder / "run", folder / "data", folder / "cache", record, Console(quiet=True), fetch, silent
+    )
     run = folder / "run" / "segmenter"
     again.train("segmenter", ["--config", "x"], (run / "fingerprint").read_text())
     assert called == [["fit", "--config", "x", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}"]]

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from tiny_models import VISION_MODEL, save_text_model
 from virtue_pl.backbones.class_names import ClassNames, class_descriptions
-from virtue_pl.parts.connector import NAMES_WEIGHT, MaskConnector
+from virtue_pl.models.connector import NAMES_WEIGHT, MaskConnector
 from virtue_pl.types import FeatureWidths, SegmentFeatures, VirtueError
 
 
@@ -44,7 +44,9 @@ def test_a_temperature_lets_the_second_guess_be_heard(text_model: str) -> None:
         names.classify.weight.zero_()
         names.classify.bias.fill_(-100.0)[:2] = torch.tensor([1.0, 0.0])
     share = torch.tensor(0.5).sigmoid()
-    assert torch.allclose(names(torch.randn(1, names.width))[0], share * names.names[0] + (1 - share) * names.names[1], atol=1e-5)
+    assert torch.allclose(
+        names(torch.randn(1, names.width))[0], share * names.names[0] + (1 - share) * names.names[1], atol=1e-5
+    )
 
 
 def test_it_stays_frozen_and_in_eval_mode(names: ClassNames) -> None:
@@ -59,12 +61,16 @@ def test_it_reads_the_whole_networks_classifier(trunk: str, text_model: str, tmp
     names = ClassNames(trunk, text_model, tmp_path / "weights.safetensors")
     pooled = torch.randn(2, names.width)
     head = names.expand(pooled[:, :, None, None])
-    expected = network.forward_head(head if trunk == VISION_MODEL else pooled[:, :, None, None]).softmax(dim=-1) @ names.names
+    expected = (
+        network.forward_head(head if trunk == VISION_MODEL else pooled[:, :, None, None]).softmax(dim=-1) @ names.names
+    )
     assert torch.allclose(names(pooled), expected, atol=1e-5)
 
 
 def test_another_trunk_is_refused_in_one_line(text_model: str, tmp_path: Path) -> None:
-    with pytest.raises(VirtueError, match="expected an EfficientNet or ResNet of timm; or set the connector's names to null"):
+    with pytest.raises(
+        VirtueError, match="expected an EfficientNet or ResNet of timm; or set the connector's names to null"
+    ):
         ClassNames("test_vit", text_model)
     save_file({"conv_head.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(VirtueError, match=r"other.safetensors is not of EfficientNet with its classifier"):
@@ -77,7 +83,9 @@ def test_the_name_joins_what_a_connector_learned_but_not_in_training(names: Clas
     assert connector.summary is not None
     torch.nn.init.normal_(connector.summary.outside[-1].weight)
     torch.manual_seed(0)
-    features = SegmentFeatures(torch.randn(2, 8, 4, 4), torch.randn(2, widths.image, 4, 4), torch.randn(2, 8, 8), torch.randn(8, 4, 4))
+    features = SegmentFeatures(
+        torch.randn(2, 8, 4, 4), torch.randn(2, widths.image, 4, 4), torch.randn(2, 8, 8), torch.randn(8, 4, 4)
+    )
     learned, joined = connector.train()(features).summary, connector.eval()(features).summary
     assert learned is not None and joined is not None
     expected = learned + NAMES_WEIGHT * learned.norm(dim=1, keepdim=True) * names.names[7]

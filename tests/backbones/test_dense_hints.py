@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.backbones.dense_hints import DenseHints, SameObject
+from virtue_pl.backbones.segmentation.dense_hints import DenseHints, SameObject
 from virtue_pl.types import PromptTokens, VisualPrompt
 
 SIZE = (100, 200)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.backbones import hiera
-from virtue_pl.backbones.hiera import Hiera, halved, leading_windows
-from virtue_pl.backbones.sam2 import Sam2Backbone
+from virtue_pl.backbones.segmentation import hiera
+from virtue_pl.backbones.segmentation.hiera import Hiera, halved, leading_windows
+from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone
 from virtue_pl.types import VirtueError
 
 SIZES = {
@@ -46,7 +46,7 @@ def test_how_many_blocks_stay_inside_the_first_windows() -> None:
     assert leading_windows(backbone("as released").vision_encoder.backbone.blocks, (32, 36)) == 0
 
 
-def test_pictures_do_not_depend_on_their_neighbours() -> None:
+def test_images_do_not_depend_on_their_neighbours() -> None:
     model = backbone("as released")
     pixels = torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8)
     (together,) = model.image_features(pixels)

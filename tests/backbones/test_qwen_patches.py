@@ -1,4 +1,4 @@
-"""The patches of the Qwen-VLs against transformers' picture processors."""
+"""The patches of the Qwen-VLs against transformers' image processors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import Qwen2VLImageProcessor, Qwen2VLImageProcessorPil
 
-from virtue_pl.backbones.qwen_patches import FlatPatchEmbed, QwenPatches
-from virtue_pl.images import resize_bicubic, smart_size
+from virtue_pl.backbones.vlm.qwen_patches import FlatPatchEmbed, QwenPatches
+from virtue_pl.preprocessing.images import resize_bicubic, smart_size
 
 PROCESSORS: dict[str, dict[str, Any]] = {
     "Qwen2-VL": {},
@@ -24,18 +24,27 @@ def films(patches: torch.Tensor, frames: int) -> torch.Tensor:
     return patches.unflatten(1, (3, 1, -1)).expand(-1, -1, frames, -1).flatten(1)
 
 
-def picture(height: int, width: int) -> torch.Tensor:
-    return torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(height)).permute(2, 0, 1)
+def make_image(height: int, width: int) -> torch.Tensor:
+    return torch.randint(
+        0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(height)
+    ).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize("name", sorted(PROCESSORS))
 def test_equal_to_the_stock_processor_bit_by_bit(name: str) -> None:
     stock = Qwen2VLImageProcessor(**PROCESSORS[name])
     side = stock.patch_size * stock.merge_size
-    pictures = [picture(2 * side, 3 * side), picture(side, side), picture(2 * side, 3 * side).contiguous(), picture(5 * side, 2 * side)]
-    expected = stock(pictures, do_resize=False, return_tensors="pt")
-    values, grids = QwenPatches(stock)(pictures)
-    assert values.dtype == torch.float32 and torch.equal(films(values, stock.temporal_patch_size), expected["pixel_values"])
+    images = [
+        make_image(2 * side, 3 * side),
+        make_image(side, side),
+        make_image(2 * side, 3 * side).contiguous(),
+        make_image(5 * side, 2 * side),
+    ]
+    expected = stock(images, do_resize=False, return_tensors="pt")
+    values, grids = QwenPatches(stock)(images)
+    assert values.dtype == torch.float32 and torch.equal(
+        films(values, stock.temporal_patch_size), expected["pixel_values"]
+    )
     assert torch.equal(grids, expected["image_grid_thw"])
 
 
@@ -52,10 +61,10 @@ def test_patches_are_laid_the_same_way_on_the_cpu_and_on_other_devices(name: str
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (75, 50), (90, 200), (130, 97)])
 def test_with_the_resize_equal_to_the_processor_of_the_published_weights(height: int, width: int) -> None:
-    """That one resizes by Pillow. 56 x 56 and 100 x 100 pixels: some pictures grow, some shrink."""
+    """That one resizes by Pillow. 56 x 56 and 100 x 100 pixels: some images grow, some shrink."""
     low, high = 56 * 56, 100 * 100
     stock = Qwen2VLImageProcessorPil(size={"shortest_edge": low, "longest_edge": high})
-    image = picture(height, width)
+    image = make_image(height, width)
     expected = stock(image.numpy(), input_data_format="channels_first", return_tensors="pt")
     values, grids = QwenPatches(stock)([resize_bicubic(image, smart_size((height, width), low, high))])
     assert torch.equal(grids, expected["image_grid_thw"])
@@ -71,7 +80,9 @@ def test_one_frames_patches_embed_as_the_convolution_does_a_films(frames: int, d
     patches = torch.randn(12, 3 * 14 * 14)
     film = films(patches, frames).to(dtype)
     expected = nn.functional.linear(film, stock.proj.weight.flatten(1), stock.proj.bias)
-    torch.testing.assert_close(stock.proj(film.view(12, 3, frames, 14, 14)).flatten(1), expected, rtol=0, atol=2e-2 if near == 0 else near)
+    torch.testing.assert_close(
+        stock.proj(film.view(12, 3, frames, 14, 14)).flatten(1), expected, rtol=0, atol=2e-2 if near == 0 else near
+    )
     torch.testing.assert_close(FlatPatchEmbed(stock)(film), expected, rtol=0, atol=0)
     found = FlatPatchEmbed(stock)(patches)
     assert found.dtype == dtype

@@ -8,7 +8,7 @@ import torch
 from segment_anything import modeling as sam
 from torch import nn
 
-from virtue_pl.backbones.sam1 import Sam1Backbone, Sam1PromptEncoder
+from virtue_pl.backbones.segmentation.sam1 import Sam1Backbone, Sam1PromptEncoder
 from virtue_pl.types import PromptBatch, VirtueError, VisualPrompt
 
 SIZE, DIM, PLACES = 96, 32, 6
@@ -50,14 +50,23 @@ def canvas(number: int = 1) -> torch.Tensor:
     return torch.randint(0, 256, (number, 3, SIZE, SIZE), dtype=torch.uint8)
 
 
-def published(model: sam.Sam, pixels: torch.Tensor, prompt: VisualPrompt) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def published(
+    model: sam.Sam, pixels: torch.Tensor, prompt: VisualPrompt
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """segment-anything's image embedding, the image side of its two-way transformer, and its first mask."""
     points = (prompt.points[None] * SIZE, prompt.point_labels[None]) if len(prompt.points) else None
-    masks = nn.functional.interpolate(prompt.masks[None].float(), (4 * PLACES,) * 2, mode="bilinear", antialias=True) * 20 - 10 if len(prompt.masks) else None
+    masks = (
+        nn.functional.interpolate(prompt.masks[None].float(), (4 * PLACES,) * 2, mode="bilinear", antialias=True) * 20
+        - 10
+        if len(prompt.masks)
+        else None
+    )
     sparse, dense = model.prompt_encoder(points, prompt.boxes * SIZE if len(prompt.boxes) else None, masks)
-    image = model.image_encoder(model.preprocess(pixels.float()))
+    image = model.image_encoder(model.collator(pixels.float()))
     own = torch.cat([model.mask_decoder.iou_token.weight, model.mask_decoder.mask_tokens.weight])[None]
-    _, places = model.mask_decoder.transformer(image + dense, model.prompt_encoder.get_dense_pe(), torch.cat([own, sparse], dim=1))
+    _, places = model.mask_decoder.transformer(
+        image + dense, model.prompt_encoder.get_dense_pe(), torch.cat([own, sparse], dim=1)
+    )
     mask, _ = model.mask_decoder(image, model.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False)
     return image[0], places[0].transpose(0, 1).reshape(DIM, PLACES, PLACES), mask[0, 0]
 
@@ -78,15 +87,17 @@ def test_it_gives_what_segment_anything_gives(whole, name, predict_masks):
         assert found.mask_logits is None
 
 
-def test_a_prompt_does_not_depend_on_its_neighbours_and_reads_its_own_picture(whole):
+def test_a_prompt_does_not_depend_on_its_neighbours_and_reads_its_own_image(whole):
     backbone, encoder = tiny(whole[1], predict_masks=True), Sam1PromptEncoder(whole[1], DIM, SIZE)
-    pictures, owners = canvas(3), torch.tensor([2, 0, 1, 0, 2])
+    images, owners = canvas(3), torch.tensor([2, 0, 1, 0, 2])
     with torch.no_grad():
-        together = backbone(backbone.image_features(pictures), encoder(PromptBatch(tuple(PROMPTS.values()), owners)))
-        for row, (prompt, picture) in enumerate(zip(PROMPTS.values(), owners.tolist(), strict=True)):
-            alone = backbone(backbone.image_features(pictures[picture : picture + 1]), encoder(batch(prompt)))
+        together = backbone(backbone.image_features(images), encoder(PromptBatch(tuple(PROMPTS.values()), owners)))
+        for row, (prompt, image) in enumerate(zip(PROMPTS.values(), owners.tolist(), strict=True)):
+            alone = backbone(backbone.image_features(images[image : image + 1]), encoder(batch(prompt)))
             for field in ("embedding", "image", "mask_logits"):
-                torch.testing.assert_close(getattr(together, field)[row], getattr(alone, field)[0], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    getattr(together, field)[row], getattr(alone, field)[0], rtol=1e-4, atol=1e-5
+                )
 
 
 def test_only_what_reaches_the_feature_is_run(whole):
@@ -115,14 +126,22 @@ def test_other_weights_are_refused_in_one_line(whole, tmp_path):
     state = whole[0].state_dict()
     torch.save({**state, "prompt_encoder.new": torch.zeros(1)}, tmp_path / "new.pth")
     torch.save({"model": state}, tmp_path / "nested.pth")
-    torch.save({name: tensor for name, tensor in state.items() if name != "mask_decoder.iou_token.weight"}, tmp_path / "less.pth")
-    with pytest.raises(VirtueError, match=r"new.pth has an unknown prompt_encoder.new, expected the tensors of SAM at the sizes in the config"):
+    torch.save(
+        {name: tensor for name, tensor in state.items() if name != "mask_decoder.iou_token.weight"},
+        tmp_path / "less.pth",
+    )
+    with pytest.raises(
+        VirtueError,
+        match=r"new.pth has an unknown prompt_encoder.new, expected the tensors of SAM at the sizes in the config",
+    ):
         Sam1PromptEncoder(tmp_path / "new.pth", DIM, SIZE)
     with pytest.raises(VirtueError, match=r"nested.pth has an unknown model, expected the tensors of SAM alone"):
         Sam1PromptEncoder(tmp_path / "nested.pth", DIM, SIZE)
     with pytest.raises(VirtueError, match=r"less.pth lacks mask_decoder.iou_token.weight"):
         tiny(tmp_path / "less.pth")
-    with pytest.raises(VirtueError, match=r"gaussian_matrix in .* is \[2, 16\], expected \[2, 32\]: the sizes in the config differ"):
+    with pytest.raises(
+        VirtueError, match=r"gaussian_matrix in .* is \[2, 16\], expected \[2, 32\]: the sizes in the config differ"
+    ):
         Sam1PromptEncoder(whole[1], 64, SIZE)
     with pytest.raises(VirtueError, match=r"away.pth is not there, expected SAM's checkpoint"):
         Sam1PromptEncoder(tmp_path / "away.pth")

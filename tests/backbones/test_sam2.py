@@ -7,11 +7,11 @@ import torch
 from transformers import Sam2Config, Sam2Model
 from transformers.models.sam2.configuration_sam2 import Sam2MaskDecoderConfig, Sam2PromptEncoderConfig
 
-from recorded import CANVAS, GOLDEN, cases, with_picture
-from virtue_pl.backbones.sam2 import Sam2Backbone, Sam2PromptEncoder
-from virtue_pl.backbones.sam2_weights import load_sam2
-from virtue_pl.parts.connector import MaskConnector
-from virtue_pl.recipes import ReferenceRecipe
+from recorded import CANVAS, GOLDEN, cases, replace_first_image
+from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone, Sam2PromptEncoder
+from virtue_pl.backbones.segmentation.sam2_weights import load_sam2
+from virtue_pl.models.connector import MaskConnector
+from virtue_pl.preprocessing.input_formatters import PublishedFormatter
 from virtue_pl.types import FeatureWidths, PromptBatch, SegmentFeatures, VirtueError, VisualPrompt
 
 SIZE, DIM = 128, 64
@@ -19,14 +19,20 @@ PUBLISHED = GOLDEN / "sam2_image_and_prompts.pt"
 
 BOX = VisualPrompt(boxes=torch.tensor([[0.1, 0.2, 0.6, 0.9]]))
 POINTS = VisualPrompt(points=torch.tensor([[0.3, 0.4], [0.8, 0.1], [0.5, 0.5]]), point_labels=torch.tensor([1, 0, 1]))
-BOXES_AND_POINT = VisualPrompt(boxes=torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.4, 0.0, 0.5, 0.3]]), points=POINTS.points[:1], point_labels=POINTS.point_labels[:1])
+BOXES_AND_POINT = VisualPrompt(
+    boxes=torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.4, 0.0, 0.5, 0.3]]),
+    points=POINTS.points[:1],
+    point_labels=POINTS.point_labels[:1],
+)
 MASKS = VisualPrompt(masks=torch.stack([torch.eye(40).bool(), torch.eye(40).bool().flip(0)]))
 PROMPTS = {"box": BOX, "points": POINTS, "boxes and point": BOXES_AND_POINT, "masks": MASKS, "none": VisualPrompt()}
 
 
 def tiny(weights: str | Path | None = None, predict_masks: bool = False, image_size: int = SIZE) -> Sam2Backbone:
     """The sizes of the recorded model."""
-    return Sam2Backbone(weights, 16, 2, (1, 2, 3, 1), (4,), embed_dim=DIM, image_size=image_size, predict_masks=predict_masks).eval()
+    return Sam2Backbone(
+        weights, 16, 2, (1, 2, 3, 1), (4,), embed_dim=DIM, image_size=image_size, predict_masks=predict_masks
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sam2Model, Path]:
     prompts = Sam2PromptEncoderConfig(hidden_size=DIM, image_size=SIZE)
     vision = tiny().vision_encoder.config
     vision.backbone_feature_sizes = [[SIZE // stride] * 2 for stride in (4, 8, 16)]
-    config = Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=Sam2MaskDecoderConfig(hidden_size=DIM))
+    config = Sam2Config(
+        vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=Sam2MaskDecoderConfig(hidden_size=DIM)
+    )
     model = Sam2Model(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -55,7 +63,7 @@ def canvas(number: int = 1) -> torch.Tensor:
     return torch.randint(0, 256, (number, 3, SIZE, SIZE), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("name", with_picture())
+@pytest.mark.parametrize("name", replace_first_image())
 def test_prompt_tokens_are_the_published_ones(name):
     tokens = Sam2PromptEncoder(PUBLISHED, DIM, CANVAS)(batch(cases()[name].prompt))
     torch.testing.assert_close(tokens.sparse, cases()[name].outputs["sam_sparse"], atol=1e-5, rtol=0)
@@ -70,11 +78,26 @@ def test_a_hub_folder_gives_what_transformers_own_model_gives(whole, predict_mas
     with torch.no_grad():
         unit = (pixels / 255 - backbone.mean) / backbone.std
         levels = model.vision_encoder(unit).fpn_hidden_states
-        expected = model(unit, prompt.points[None, None] * SIZE, prompt.point_labels[None, None], multimask_output=False).pred_masks[0]
-        sparse, dense = model.prompt_encoder(prompt.points[None, None] * SIZE, prompt.point_labels[None, None], None, None)
-        own = torch.cat([model.mask_decoder.obj_score_token.weight, model.mask_decoder.iou_token.weight, model.mask_decoder.mask_tokens.weight])
-        image, positions = levels[2] + model.no_memory_embedding.reshape(1, -1, 1, 1), model.get_image_wide_positional_embeddings()
-        _, keys = model.mask_decoder.transformer(torch.cat([own[None, None], sparse], dim=2), image + dense, positions, attention_similarity=None)
+        expected = model(
+            unit, prompt.points[None, None] * SIZE, prompt.point_labels[None, None], multimask_output=False
+        ).pred_masks[0]
+        sparse, dense = model.prompt_encoder(
+            prompt.points[None, None] * SIZE, prompt.point_labels[None, None], None, None
+        )
+        own = torch.cat(
+            [
+                model.mask_decoder.obj_score_token.weight,
+                model.mask_decoder.iou_token.weight,
+                model.mask_decoder.mask_tokens.weight,
+            ]
+        )
+        image, positions = (
+            levels[2] + model.no_memory_embedding.reshape(1, -1, 1, 1),
+            model.get_image_wide_positional_embeddings(),
+        )
+        _, keys = model.mask_decoder.transformer(
+            torch.cat([own[None, None], sparse], dim=2), image + dense, positions, attention_similarity=None
+        )
         features = backbone.image_features(pixels)
         found = backbone(features, encoder(batch(prompt)))
     torch.testing.assert_close(features[-1], levels[2])
@@ -90,7 +113,9 @@ def test_a_hub_folder_gives_what_transformers_own_model_gives(whole, predict_mas
 def test_original_names_are_renamed_and_nothing_is_left_over(whole):
     """The recorded checkpoint has no mask decoder: what is missing is named."""
     backbone = tiny()
-    load_sam2({"vision_encoder.": backbone.vision_encoder, "no_memory_embedding": backbone.no_memory_embedding}, PUBLISHED)
+    load_sam2(
+        {"vision_encoder.": backbone.vision_encoder, "no_memory_embedding": backbone.no_memory_embedding}, PUBLISHED
+    )
     assert backbone.no_memory_embedding.abs().sum() > 0
     with pytest.raises(VirtueError, match=r"sam2_image_and_prompts.pt lacks mask_decoder.conv_s0.bias"):
         tiny(PUBLISHED)
@@ -99,15 +124,23 @@ def test_original_names_are_renamed_and_nothing_is_left_over(whole):
 @pytest.mark.parametrize("name", ["image_noprompt", "image_point"])
 def test_the_pyramid_is_the_published_one(name):
     backbone = tiny(image_size=CANVAS)
-    load_sam2({"vision_encoder.": backbone.vision_encoder, "no_memory_embedding": backbone.no_memory_embedding}, PUBLISHED)
-    (level,) = backbone.image_features(ReferenceRecipe().segmentation_pixels(cases()[name].pictures[0], CANVAS)[None])
+    load_sam2(
+        {"vision_encoder.": backbone.vision_encoder, "no_memory_embedding": backbone.no_memory_embedding}, PUBLISHED
+    )
+    (level,) = backbone.image_features(PublishedFormatter().segmentation_pixels(cases()[name].images[0], CANVAS)[None])
     torch.testing.assert_close(level[:, :, ::4, ::4], cases()[name].outputs["sam_fpn_last_s4"], atol=2e-5, rtol=0)
 
 
 def test_other_weights_are_refused_in_one_line(tmp_path):
-    with pytest.raises(VirtueError, match=r"prompt_encoder.shared_embedding.positional_embedding in .* is \[2, 32\], expected \[2, 16\]"):
+    with pytest.raises(
+        VirtueError,
+        match=r"prompt_encoder.shared_embedding.positional_embedding in .* is \[2, 32\], expected \[2, 16\]",
+    ):
         Sam2PromptEncoder(PUBLISHED, 32, SIZE)
-    torch.save({"model": {**torch.load(PUBLISHED, weights_only=True)["model"], "sam_prompt_encoder.new": torch.zeros(1)}}, tmp_path / "new.pt")
+    torch.save(
+        {"model": {**torch.load(PUBLISHED, weights_only=True)["model"], "sam_prompt_encoder.new": torch.zeros(1)}},
+        tmp_path / "new.pt",
+    )
     with pytest.raises(VirtueError, match=r"new.pt has an unknown prompt_encoder.new"):
         Sam2PromptEncoder(tmp_path / "new.pt", DIM, SIZE)
     with pytest.raises(VirtueError, match=r"away.pt is not there"):
@@ -116,15 +149,17 @@ def test_other_weights_are_refused_in_one_line(tmp_path):
         Sam2PromptEncoder(tmp_path / "away")
 
 
-def test_a_prompt_does_not_depend_on_its_neighbours_and_reads_its_own_picture(whole):
+def test_a_prompt_does_not_depend_on_its_neighbours_and_reads_its_own_image(whole):
     backbone, encoder = tiny(whole[1], predict_masks=True), Sam2PromptEncoder(whole[1], DIM, SIZE)
-    pictures, owners = canvas(3), torch.tensor([2, 0, 1, 0, 2])
+    images, owners = canvas(3), torch.tensor([2, 0, 1, 0, 2])
     with torch.no_grad():
-        together = backbone(backbone.image_features(pictures), encoder(PromptBatch(tuple(PROMPTS.values()), owners)))
-        for row, (prompt, picture) in enumerate(zip(PROMPTS.values(), owners.tolist(), strict=True)):
-            alone = backbone(backbone.image_features(pictures[picture : picture + 1]), encoder(batch(prompt)))
+        together = backbone(backbone.image_features(images), encoder(PromptBatch(tuple(PROMPTS.values()), owners)))
+        for row, (prompt, image) in enumerate(zip(PROMPTS.values(), owners.tolist(), strict=True)):
+            alone = backbone(backbone.image_features(images[image : image + 1]), encoder(batch(prompt)))
             for field in ("embedding", "image", "mask_logits"):
-                torch.testing.assert_close(getattr(together, field)[row], getattr(alone, field)[0], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    getattr(together, field)[row], getattr(alone, field)[0], rtol=1e-4, atol=1e-5
+                )
 
 
 def test_every_prompt_has_one_padding_point_and_means_something_else(whole):
@@ -139,13 +174,21 @@ def test_every_prompt_has_one_padding_point_and_means_something_else(whole):
 def test_no_prompts_at_all(whole):
     backbone, encoder = tiny(whole[1], predict_masks=True), Sam2PromptEncoder(whole[1], DIM, SIZE)
     found = backbone(backbone.image_features(canvas()), encoder(batch()))
-    assert found.embedding.shape == (0, DIM, 8, 8) and found.mask_logits is not None and found.mask_logits.shape == (0, 32, 32)
+    assert (
+        found.embedding.shape == (0, DIM, 8, 8)
+        and found.mask_logits is not None
+        and found.mask_logits.shape == (0, 32, 32)
+    )
 
 
 def test_what_is_stored_is_frozen_and_known_by_its_fingerprint(whole):
     backbone = tiny(whole[1], predict_masks=True)
     assert not any(feature.requires_grad for feature in backbone.image_features(canvas()))
-    assert [tuple(feature.shape[1:]) for feature in backbone.image_features(canvas())] == [(8, 32, 32), (16, 16, 16), (64, 8, 8)]
+    assert [tuple(feature.shape[1:]) for feature in backbone.image_features(canvas())] == [
+        (8, 32, 32),
+        (16, 16, 16),
+        (64, 8, 8),
+    ]
     assert backbone.fingerprint() == tiny(whole[1], predict_masks=True).fingerprint() != tiny(whole[1]).fingerprint()
 
 

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from tiny_models import VISION_MODEL, save_vision_model
-from virtue_pl.backbones.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
-from virtue_pl.prompts import grid_points
+from virtue_pl.backbones.segmentation.timm_sam import TimmSamBackbone, TimmSamPromptEncoder
+from virtue_pl.preprocessing.prompts import grid_points
 from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt
 
 SIZE, DIM = 64, 32
@@ -18,7 +18,15 @@ BOX_AND_POINT = VisualPrompt(boxes=BOX.boxes, points=POINTS.points[:1], point_la
 MASK = VisualPrompt(masks=torch.eye(40).bool()[None])
 BOX_AND_MASKS = VisualPrompt(boxes=BOX.boxes, masks=torch.stack([torch.eye(40).bool(), torch.eye(40).bool().flip(0)]))
 TWO_BOXES = VisualPrompt(boxes=torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.4, 0.0, 0.5, 0.3]]))
-PROMPTS = {"box": BOX, "points": POINTS, "both": BOX_AND_POINT, "mask": MASK, "box and masks": BOX_AND_MASKS, "two boxes": TWO_BOXES, "none": VisualPrompt()}
+PROMPTS = {
+    "box": BOX,
+    "points": POINTS,
+    "both": BOX_AND_POINT,
+    "mask": MASK,
+    "box and masks": BOX_AND_MASKS,
+    "two boxes": TWO_BOXES,
+    "none": VisualPrompt(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +54,11 @@ def segment_anything(encoder: TimmSamPromptEncoder, prompt: VisualPrompt) -> tup
     boxes = prompt.boxes * SIZE if len(prompt.boxes) else None
     union = prompt.masks.any(dim=0)[None, None].float()
     size = encoder.encoder.mask_input_size
-    masks = torch.nn.functional.interpolate(union, size=size, mode="bilinear", antialias=True) if len(prompt.masks) else None
+    masks = (
+        torch.nn.functional.interpolate(union, size=size, mode="bilinear", antialias=True)
+        if len(prompt.masks)
+        else None
+    )
     sparse, dense = encoder.encoder(points, boxes, masks)
     return sparse[0], dense[0]
 
@@ -106,7 +118,9 @@ def segment(backbone: TimmSamBackbone, images: torch.Tensor, tokens: PromptToken
 
 def test_shapes_and_widths(pair):
     encoder, backbone = pair
-    features = segment(backbone, pixels(2), encoder(PromptBatch(tuple(PROMPTS.values()), torch.tensor([0, 1, 0, 1, 0, 1, 0]))))
+    features = segment(
+        backbone, pixels(2), encoder(PromptBatch(tuple(PROMPTS.values()), torch.tensor([0, 1, 0, 1, 0, 1, 0])))
+    )
     assert features.embedding.shape == (7, DIM, 4, 4)
     assert features.image.shape == (7, backbone.widths.image, 4, 4)
     assert features.mask_logits.shape == (7, 16, 16)
@@ -114,17 +128,21 @@ def test_shapes_and_widths(pair):
     assert backbone.widths == FeatureWidths(DIM, sum(backbone.trunk.channels[-2:]))
 
 
-def test_a_prompt_does_not_depend_on_its_neighbours_and_reads_its_own_picture(pair):
-    """segment-anything's attention has no mask, so rows of another token count must not share a forward with padding."""
+def test_a_prompt_does_not_depend_on_its_neighbours_and_reads_its_own_image(pair):
+    """segment-anything's attention has no mask, so rows of another token count must not share a forward with
+    padding.
+    """
     encoder, backbone = pair
     images = pixels(3)
-    pictures = torch.tensor([2, 0, 1, 0, 2, 1, 0])
+    image_index = torch.tensor([2, 0, 1, 0, 2, 1, 0])
     with torch.no_grad():
-        together = segment(backbone, images, encoder(PromptBatch(tuple(PROMPTS.values()), pictures)))
-        for row, (prompt, picture) in enumerate(zip(PROMPTS.values(), pictures.tolist(), strict=True)):
-            alone = segment(backbone, images[picture : picture + 1], encoder(batch(prompt)))
+        together = segment(backbone, images, encoder(PromptBatch(tuple(PROMPTS.values()), image_index)))
+        for row, (prompt, index) in enumerate(zip(PROMPTS.values(), image_index.tolist(), strict=True)):
+            alone = segment(backbone, images[index : index + 1], encoder(batch(prompt)))
             for field in ("embedding", "image", "mask_logits"):
-                torch.testing.assert_close(getattr(together, field)[row], getattr(alone, field)[0], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    getattr(together, field)[row], getattr(alone, field)[0], rtol=1e-4, atol=1e-5
+                )
 
 
 def test_the_embedding_is_the_image_side_of_the_two_way_transformer(pair):
@@ -132,7 +150,9 @@ def test_the_embedding_is_the_image_side_of_the_two_way_transformer(pair):
     features, tokens = backbone.image_features(pixels(1)), encoder(batch(BOX))
     found = backbone(features, tokens)
     mask_tokens, keys = backbone.inputs(found.image, backbone.neck(features[backbone.fine :]), tokens)
-    _, places = backbone.transformer(keys, tokens.image_positions[None], torch.cat([mask_tokens[:, None], tokens.sparse], dim=1))
+    _, places = backbone.transformer(
+        keys, tokens.image_positions[None], torch.cat([mask_tokens[:, None], tokens.sparse], dim=1)
+    )
     torch.testing.assert_close(found.embedding.flatten(2).transpose(1, 2), places)
 
 
@@ -159,7 +179,9 @@ def test_only_the_trunk_is_frozen(pair):
 def test_another_trunk_is_one_word(encoder, trunk, finest_stride):
     backbone = TimmSamBackbone(trunk, None, DIM, SIZE, num_heads=2, mlp_dim=64, finest_stride=finest_stride)
     features = backbone.image_features(pixels(1))
-    assert [SIZE // feature.shape[-1] for feature in features] == [stride for stride in (4, 8, 16, 32) if stride >= finest_stride]
+    assert [SIZE // feature.shape[-1] for feature in features] == [
+        stride for stride in (4, 8, 16, 32) if stride >= finest_stride
+    ]
     assert backbone(features, encoder(batch(BOX))).mask_logits.shape == (1, 16, 16)
 
 

@@ -1,6 +1,8 @@
-"""The released models at their real size, on the meta device: every parameter that the hub counts is in transformers' class, or in its head.
+"""The released models at their real size, on the meta device: every parameter that the hub counts is in transformers'
+class, or in its head.
 
-Sizes are those of the models' config.json on the hub; counts are what the hub says of their safetensors files (`safetensors.total`).
+Sizes are those of the models' config.json on the hub; counts are what the hub says of their safetensors files
+(`safetensors.total`).
 """
 
 from __future__ import annotations
@@ -11,21 +13,29 @@ import pytest
 import torch
 from transformers import LlavaOnevisionConfig, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig, SmolVLMConfig
 
-from virtue_pl.backbones.causal_vlm import CausalVLM
-from virtue_pl.backbones.llava_onevision import LlavaOnevisionBackbone
-from virtue_pl.backbones.qwen2_5_vl import Qwen2_5VLBackbone
-from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
-from virtue_pl.backbones.qwen3_vl import Qwen3VLBackbone
-from virtue_pl.backbones.smolvlm import SmolVLMBackbone
+from virtue_pl.backbones.vlm.causal import CausalVLM
+from virtue_pl.backbones.vlm.llava_onevision import LlavaOnevisionBackbone
+from virtue_pl.backbones.vlm.qwen2_5_vl import Qwen2_5VLBackbone
+from virtue_pl.backbones.vlm.qwen2_vl import Qwen2VLBackbone
+from virtue_pl.backbones.vlm.qwen3_vl import Qwen3VLBackbone
+from virtue_pl.backbones.vlm.smolvlm import SmolVLMBackbone
 
 
-def text(hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocabulary: int = 151936, **more: Any) -> dict[str, Any]:
+def text(
+    hidden: int, mlp: int, layers: int, heads: int, kv_heads: int, vocabulary: int = 151936, **more: Any
+) -> dict[str, Any]:
     sizes = {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers, "vocab_size": vocabulary}
     return {**sizes, "num_attention_heads": heads, "num_key_value_heads": kv_heads, **more}
 
 
 def tower(hidden: int, mlp: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
-    return {"hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads, **more}
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        **more,
+    }
 
 
 def rope(*sections: int) -> dict[str, Any]:
@@ -33,13 +43,25 @@ def rope(*sections: int) -> dict[str, Any]:
 
 
 def qwen3(hidden: int, mlp: int, layers: int, heads: int) -> Qwen3VLConfig:
-    vision = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": hidden, "deepstack_visual_indexes": [5, 11, 17]}
-    return Qwen3VLConfig(text_config=text(hidden, mlp, layers, heads, 8, head_dim=128, **rope(24, 20, 20)), vision_config=vision)
+    vision = {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "out_hidden_size": hidden,
+        "deepstack_visual_indexes": [5, 11, 17],
+    }
+    return Qwen3VLConfig(
+        text_config=text(hidden, mlp, layers, heads, 8, head_dim=128, **rope(24, 20, 20)), vision_config=vision
+    )
 
 
 def smolvlm(language: dict[str, Any], vision: dict[str, Any], scale: int) -> SmolVLMConfig:
     return SmolVLMConfig(
-        text_config={"model_type": "llama", "head_dim": 64, "pad_token_id": 2, **language}, vision_config=vision, scale_factor=scale, image_token_id=49190
+        text_config={"model_type": "llama", "head_dim": 64, "pad_token_id": 2, **language},
+        vision_config=vision,
+        scale_factor=scale,
+        image_token_id=49190,
     )
 
 
@@ -56,7 +78,10 @@ SIGLIP = {"image_size": 384, "patch_size": 14}
 RELEASED: dict[str, tuple[type[CausalVLM], Any, int, int]] = {
     "Qwen2-VL-2B": (
         Qwen2VLBackbone,
-        Qwen2VLConfig(text_config=text(1536, 8960, 28, 12, 2, **rope(16, 24, 24)), vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536}),
+        Qwen2VLConfig(
+            text_config=text(1536, 8960, 28, 12, 2, **rope(16, 24, 24)),
+            vision_config={"depth": 32, "embed_dim": 1280, "hidden_size": 1536},
+        ),
         0,
         2_208_985_600,
     ),
@@ -107,4 +132,7 @@ def test_llava_onevision_has_its_released_shapes() -> None:
     assert shapes["multi_modal_projector.linear_1.weight"] == [896, 1152] and shapes["image_newline"] == [896]
     assert shapes["vision_tower.embeddings.position_embedding.weight"] == [729, 1152]
     assert shapes["language_model.layers.23.self_attn.k_proj.weight"] == [128, 896]
-    assert "vision_tower.encoder.layers.25.mlp.fc1.weight" in shapes and "vision_tower.encoder.layers.26.mlp.fc1.weight" not in shapes
+    assert (
+        "vision_tower.encoder.layers.25.mlp.fc1.weight" in shapes
+        and "vision_tower.encoder.layers.26.mlp.fc1.weight" not in shapes
+    )

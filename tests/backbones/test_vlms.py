@@ -26,12 +26,12 @@ from transformers import (
 )
 
 from tiny_vlms import HIDDEN, TEXT, TINY
-from virtue_pl.adapters import LoRA, adapted
-from virtue_pl.backbones.causal_vlm import CausalVLM
-from virtue_pl.backbones.llava_onevision import LlavaOnevisionBackbone
-from virtue_pl.parts.fusion_head import VLMFusionHead
-from virtue_pl.pooling import LastTokenPooling
-from virtue_pl.recipes import VirtueRecipe
+from virtue_pl.adapters.lora import LoRA, adapted
+from virtue_pl.backbones.vlm.causal import CausalVLM
+from virtue_pl.backbones.vlm.llava_onevision import LlavaOnevisionBackbone
+from virtue_pl.backbones.vlm.pooling import LastTokenPooling
+from virtue_pl.models.fusion_head import VLMFusionHead
+from virtue_pl.preprocessing.input_formatters import VirtueFormatter
 from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, SegmentTokens, VirtueError
 
 NAMES = {path.rpartition(".")[2]: path for path in sorted(TINY)}
@@ -58,15 +58,19 @@ def head(backbone: CausalVLM) -> VLMFusionHead:
     return VLMFusionHead(backbone, LastTokenPooling()).eval()
 
 
-def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def make_image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def mixed() -> list[EmbeddingInput]:
-    """No picture, one, several, the same one again; wide and tall, large and small."""
-    first, second, third = picture(40, 70), picture(110, 60, 1), picture(30, 30, 2)
+    """No image, one, several, the same one again; wide and tall, large and small."""
+    first, second, third = make_image(40, 70), make_image(110, 60, 1), make_image(30, 30, 2)
     return [
-        EmbeddingInput(f"look at {IMAGE_TOKEN} and\n{IMAGE_TOKEN}{IMAGE_TOKEN} here", (first, second, third), image_keys=("1", "2", "3")),
+        EmbeddingInput(
+            f"look at {IMAGE_TOKEN} and\n{IMAGE_TOKEN}{IMAGE_TOKEN} here",
+            (first, second, third),
+            image_keys=("1", "2", "3"),
+        ),
         EmbeddingInput("a text"),
         EmbeddingInput("what is this, and where, and why is it here at all?", (second,), image_keys=("2",)),
         EmbeddingInput("", (third,), image_keys=("3",)),
@@ -75,10 +79,12 @@ def mixed() -> list[EmbeddingInput]:
 
 
 def segments(batch: EncoderBatch, hidden: int) -> SegmentTokens:
-    """Three tokens for each use of a picture, which depend on the row's text and on the picture alone."""
+    """Three tokens for each use of an image, which depend on the row's text and on the image alone."""
     counts = (batch.input_ids * batch.attention_mask).sum(dim=1)[batch.use_rows]
-    shown = torch.stack([batch.pictures.vision[index].float().mean() for index in batch.prompts.pictures.tolist()])
-    return SegmentTokens(torch.sin(torch.arange(1, 3 * hidden + 1) * (counts + shown)[:, None] / 1000).view(-1, 3, hidden))
+    shown = torch.stack([batch.images.vision[index].float().mean() for index in batch.prompts.images.tolist()])
+    return SegmentTokens(
+        torch.sin(torch.arange(1, 3 * hidden + 1) * (counts + shown)[:, None] / 1000).view(-1, 3, hidden)
+    )
 
 
 @pytest.mark.parametrize("with_segments", [False, True])
@@ -87,23 +93,23 @@ def test_an_embedding_does_not_depend_on_its_batch(head: VLMFusionHead, with_seg
         given = segments(batch, head.hidden_size) if with_segments and len(batch.use_rows) else None
         return head(batch, given)
 
-    preprocess = head.preprocess
+    collator = head.collator
     with torch.no_grad():
-        batch = preprocess.encoder_batch(mixed())
+        batch = collator.encoder_batch(mixed())
         together = encode(batch)
-        alone = torch.cat([encode(preprocess.encoder_batch([item])) for item in mixed()])
+        alone = torch.cat([encode(collator.encoder_batch([item])) for item in mixed()])
         chunks = torch.cat([encode(chunk) for chunk in batch.split(2)])
         backwards = encode(batch.select(range(len(batch) - 1, -1, -1))).flip(0)
-    assert len(batch.pictures) == 3 and len(batch.use_rows) == 7
+    assert len(batch.images) == 3 and len(batch.use_rows) == 7
     for other in (alone, chunks, backwards):
         assert (together - other).abs().max() < 1e-5
     distances = torch.cdist(together, together) + torch.eye(len(together))
     assert distances.min() > 1e-2, "the rows are alike, so that equality says nothing"
 
 
-def test_every_picture_of_a_row_and_its_segment_tokens_are_read_in_order(head: VLMFusionHead) -> None:
+def test_every_image_of_a_row_and_its_segment_tokens_are_read_in_order(head: VLMFusionHead) -> None:
     item = mixed()[4]
-    batch = head.preprocess.encoder_batch([item])
+    batch = head.collator.encoder_batch([item])
     given = segments(batch, head.hidden_size)
     with torch.no_grad():
         as_given = head(batch, given)
@@ -111,7 +117,7 @@ def test_every_picture_of_a_row_and_its_segment_tokens_are_read_in_order(head: V
             head(batch, SegmentTokens(given.tokens.flip(0))),
             head(batch, SegmentTokens(torch.cat([given.tokens[:1], given.tokens[:1]]))),
             head(batch, SegmentTokens(torch.cat([given.tokens[1:], given.tokens[1:]]))),
-            head(head.preprocess.encoder_batch([replace(item, images=item.images[::-1], image_keys=())]), given),
+            head(head.collator.encoder_batch([replace(item, images=item.images[::-1], image_keys=())]), given),
             head(batch),
         ]
     assert all((as_given - other).norm() > 1e-3 for other in others)
@@ -119,46 +125,69 @@ def test_every_picture_of_a_row_and_its_segment_tokens_are_read_in_order(head: V
 
 def qwen(processor: Any, video: Any) -> Callable[[Path], Any]:
     """The tower reads what Pillow resizes, as it was trained."""
-    return lambda folder: processor(Qwen2VLImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), video())
+    return lambda folder: processor(
+        Qwen2VLImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), video()
+    )
 
 
 def smolvlm(folder: Path) -> Any:
-    return SmolVLMProcessor(AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder), SmolVLMVideoProcessor(), image_seq_len=4)
+    return SmolVLMProcessor(
+        AutoImageProcessor.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+        SmolVLMVideoProcessor(),
+        image_seq_len=4,
+    )
 
 
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 STOCK: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "LlavaOnevisionBackbone": (AutoProcessor.from_pretrained, "<|im_start|>user <image>\nwhat is this?<|im_end|><|im_start|>assistant\n"),
-    "Qwen2VLBackbone": (qwen(Qwen2VLProcessor, Qwen2VLVideoProcessor), f"<|im_start|>user\n{VISION}what is this?<|im_end|>\n"),
-    "Qwen2_5VLBackbone": (qwen(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor), f"<|im_start|>user\n{VISION}what is this?<|im_end|>\n"),
-    "Qwen3VLBackbone": (qwen(Qwen3VLProcessor, Qwen3VLVideoProcessor), f"<|im_start|>user\n{VISION}what is this?<|im_end|>\n"),
+    "LlavaOnevisionBackbone": (
+        AutoProcessor.from_pretrained,
+        "<|im_start|>user <image>\nwhat is this?<|im_end|><|im_start|>assistant\n",
+    ),
+    "Qwen2VLBackbone": (
+        qwen(Qwen2VLProcessor, Qwen2VLVideoProcessor),
+        f"<|im_start|>user\n{VISION}what is this?<|im_end|>\n",
+    ),
+    "Qwen2_5VLBackbone": (
+        qwen(Qwen2_5_VLProcessor, Qwen2VLVideoProcessor),
+        f"<|im_start|>user\n{VISION}what is this?<|im_end|>\n",
+    ),
+    "Qwen3VLBackbone": (
+        qwen(Qwen3VLProcessor, Qwen3VLVideoProcessor),
+        f"<|im_start|>user\n{VISION}what is this?<|im_end|>\n",
+    ),
     "SmolVLMBackbone": (smolvlm, "<|im_start|>User:<image>what is this?<end_of_utterance>\nAssistant:"),
 }
 """The model's own processor, and a text in its own chat template."""
 
 
-class Templated(VirtueRecipe):
+class Templated(VirtueFormatter):
     """Texts that hold the model's marks already."""
 
     def marked(self, text: str, marks: tuple[str, str]) -> str:
         return text
 
 
-@pytest.mark.parametrize("size", [(56, 84), (30, 120), (90, 61)], ids=str)  # not one that grows across and shrinks down: see `resize_bicubic`
+# not one that grows across and shrinks down: see `resize_bicubic`
+@pytest.mark.parametrize("size", [(56, 84), (30, 120), (90, 61)], ids=str)
 @pytest.mark.parametrize("name", STOCK)
-def test_without_segment_tokens_it_is_the_stock_model(name: str, folders: dict[str, Path], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_segment_tokens_it_is_the_stock_model(
+    name: str, folders: dict[str, Path], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through the model's own processor and its own forward."""
-    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)  # it is asked for, though only videos need it
+    # it is asked for, though only videos need it
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
     backbone = load(name, folders[name])
     make, text = STOCK[name]
-    processor, image = make(folders[name]), picture(*size)
+    processor, image = make(folders[name]), make_image(*size)
     stock = processor(text=[text], images=[image], return_tensors="pt")
     head = VLMFusionHead(backbone, LastTokenPooling(), Templated(prompt_text=False))
-    batch = head.preprocess.encoder_batch([EmbeddingInput(text.replace(processor.image_token, IMAGE_TOKEN), (image,))])
+    batch = head.collator.encoder_batch([EmbeddingInput(text.replace(processor.image_token, IMAGE_TOKEN), (image,))])
     assert torch.equal(batch.input_ids, stock["input_ids"])
     with torch.no_grad():
         expected = backbone.model(**stock, use_cache=False).last_hidden_state
-        found = backbone(backbone.embed(batch, backbone.vision_tokens(head.frozen_features(batch.pictures))))
+        found = backbone(backbone.embed(batch, backbone.vision_tokens(head.frozen_features(batch.images))))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -172,19 +201,23 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_with_several_pictures_it_is_the_stock_model_too(name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stock processor is told which pictures belong to one text: LLaVA-OneVision cuts none of several."""
+def test_with_several_images_it_is_the_stock_model_too(
+    name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stock processor is told which images belong to one text: LLaVA-OneVision cuts none of several."""
     monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
-    backbone, images = load(name, folders[name]), [picture(56, 84), picture(90, 61, 1)]
+    backbone, images = load(name, folders[name]), [make_image(56, 84), make_image(90, 61, 1)]
     processor, text = STOCK[name][0](folders[name]), SEVERAL[name]
     stock = processor(text=[text], images=[images], return_tensors="pt")
     head = VLMFusionHead(backbone, LastTokenPooling(), Templated(prompt_text=False))
-    batch = head.preprocess.encoder_batch([EmbeddingInput(text.replace(processor.image_token, IMAGE_TOKEN), tuple(images), image_keys=("1", "2"))])
+    batch = head.collator.encoder_batch(
+        [EmbeddingInput(text.replace(processor.image_token, IMAGE_TOKEN), tuple(images), image_keys=("1", "2"))]
+    )
     assert torch.equal(batch.input_ids, stock["input_ids"])
     with torch.no_grad():
         expected = backbone.model(**stock, use_cache=False).last_hidden_state
-        tokens = backbone.vision_tokens(head.frozen_features(batch.pictures))
-        found = backbone(backbone.embed(batch, [tokens[index] for index in batch.use_pictures.tolist()]))
+        tokens = backbone.vision_tokens(head.frozen_features(batch.images))
+        found = backbone(backbone.embed(batch, [tokens[index] for index in batch.use_images.tolist()]))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -193,8 +226,8 @@ def test_what_learns_are_the_language_models_layers(backbone: CausalVLM) -> None
     language = {name for name, _ in backbone.language_model.named_parameters() if not name.startswith("embed_tokens")}
     assert {name.partition("_model.")[2] for name in learning} == language
     assert not any("lm_head" in name for name, _ in backbone.named_parameters())
-    pictures = VLMFusionHead(backbone, LastTokenPooling()).preprocess.pictures([picture(40, 40)])
-    assert not any(level.requires_grad for levels in backbone.vision_features(pictures.vision) for level in levels)
+    images = VLMFusionHead(backbone, LastTokenPooling()).collator.collate_images([make_image(40, 40)])
+    assert not any(level.requires_grad for levels in backbone.vision_features(images.vision) for level in levels)
 
 
 LANGUAGE_MODEL = {name: "model.text_model." if name == "SmolVLMBackbone" else "model.language_model." for name in NAMES}
@@ -207,12 +240,16 @@ def test_adapters_reach_the_language_model_alone(name: str, folders: dict[str, P
     backbone = load(name, folders[name])
     before = backbone.fingerprint()
     head = VLMFusionHead(backbone, LastTokenPooling(), adapter=LoRA())
-    places = [f"{LANGUAGE_MODEL[name]}layers.{layer}.{place}" for layer in range(TEXT["num_hidden_layers"]) for place in MAPS]
+    places = [
+        f"{LANGUAGE_MODEL[name]}layers.{layer}.{place}" for layer in range(TEXT["num_hidden_layers"]) for place in MAPS
+    ]
     assert sorted(module for module, _ in adapted(backbone)) == places
     learning = {parameter for parameter, value in backbone.named_parameters() if value.requires_grad}
-    assert len(learning) == 3 * len(places) and all("lora_" in parameter and parameter.startswith(LANGUAGE_MODEL[name]) for parameter in learning)
+    assert len(learning) == 3 * len(places) and all(
+        "lora_" in parameter and parameter.startswith(LANGUAGE_MODEL[name]) for parameter in learning
+    )
     assert backbone.fingerprint() == before
-    batch = head.preprocess.encoder_batch(mixed())
+    batch = head.collator.encoder_batch(mixed())
     (head.encode(batch) * torch.arange(HIDDEN)).sum().backward()
     assert all(value.grad is not None for parameter, value in backbone.named_parameters() if "lora_B" in parameter)
 
@@ -224,18 +261,25 @@ def test_the_fingerprint_is_the_towers(backbone: CausalVLM, folders: dict[str, P
     with torch.no_grad():
         other.language_model.norm.weight.add_(1)
         assert other.fingerprint() == backbone.fingerprint()
-        next(parameter for parameter in other.parameters() if not parameter.requires_grad and parameter.ndim > 2).add_(1)
+        next(parameter for parameter in other.parameters() if not parameter.requires_grad and parameter.ndim > 2).add_(
+            1
+        )
     assert other.fingerprint() != backbone.fingerprint()
 
 
 PUBLISHED = {
-    "LlavaOnevisionBackbone": {"language_model.": "language_model.model.", "vision_tower.": "vision_tower.vision_model."},
+    "LlavaOnevisionBackbone": {
+        "language_model.": "language_model.model.",
+        "vision_tower.": "vision_tower.vision_model.",
+    },
     "Qwen2VLBackbone": {"language_model.": "model.", "visual.": "visual."},
     "Qwen2_5VLBackbone": {"language_model.": "model.", "visual.": "visual."},
     "Qwen3VLBackbone": {"": "model."},
     "SmolVLMBackbone": {"": "model."},
 }
-"""What the tensors' names start with in the released files (their indices on the hub), where it is not what transformers' class calls them."""
+"""What the tensors' names start with in the released files (their indices on the hub), where it is not what
+transformers' class calls them.
+"""
 
 
 def published_names(name: str, names: list[str]) -> dict[str, str]:
@@ -253,9 +297,15 @@ def test_tensors_are_found_under_their_published_names(name: str, folders: dict[
     for path in folders[name].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     names = published_names(name, list(tensors))
-    save_file({names[tensor]: value.clone() for tensor, value in tensors.items()}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {names[tensor]: value.clone() for tensor, value in tensors.items()},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     found = load(name, tmp_path).model.state_dict()
-    assert found.keys() == tensors.keys() and all(torch.equal(found[tensor], value) for tensor, value in tensors.items())
+    assert found.keys() == tensors.keys() and all(
+        torch.equal(found[tensor], value) for tensor, value in tensors.items()
+    )
 
 
 def test_what_is_missing_or_of_another_model_is_said_in_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -267,39 +317,51 @@ def test_what_is_missing_or_of_another_model_is_said_in_one_line(folders: dict[s
     for path in folders["SmolVLMBackbone"].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     gone = next(tensor for tensor in tensors if "connector" in tensor)
-    save_file({tensor: value for tensor, value in tensors.items() if tensor != gone}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {tensor: value for tensor, value in tensors.items() if tensor != gone},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(VirtueError, match=r"lacks 1 tensors of a smolvlm, e\.g\. connector"):
         load("SmolVLMBackbone", tmp_path)
 
 
-def test_a_text_may_not_hold_the_models_own_picture_token(folders: dict[str, Path]) -> None:
+def test_a_text_may_not_hold_the_models_own_image_token(folders: dict[str, Path]) -> None:
     processor = load("SmolVLMBackbone", folders["SmolVLMBackbone"]).processor
     with pytest.raises(VirtueError, match="a text holds the model's own <image>"):
-        processor.tokenize(["an <image> without a picture"], [[]])
+        processor.tokenize(["an <image> without an image"], [[]])
 
 
-@pytest.mark.parametrize(("name", "settings"), [("LlavaOnevisionBackbone", {"max_tiles": 1}), ("SmolVLMBackbone", {"tiles": 1})])
+@pytest.mark.parametrize(
+    ("name", "settings"), [("LlavaOnevisionBackbone", {"max_tiles": 1}), ("SmolVLMBackbone", {"tiles": 1})]
+)
 def test_fewer_tiles_are_fewer_tokens(name: str, settings: dict[str, int], folders: dict[str, Path]) -> None:
     many, few = load(name, folders[name]), load(name, folders[name], **settings)
-    image = picture(60, 60)
-    tokens = [len(model.read(*model.vision_tokens(model.vision_features([model.processor.resize(image)])), True)) for model in (many, few)]
+    image = make_image(60, 60)
+    tokens = [
+        len(model.read(*model.vision_tokens(model.vision_features([model.processor.resize(image)])), True))
+        for model in (many, few)
+    ]
     assert tokens[1] < tokens[0] and many.fingerprint() != few.fingerprint()
     for model, count in zip((many, few), tokens, strict=True):
-        assert model.processor.picture_ids((60, 60)).count(model.processor.image_id) == count
+        assert model.processor.image_ids((60, 60)).count(model.processor.image_id) == count
 
 
 def test_what_qwen3_adds_behind_its_first_layers_reaches_it(folders: dict[str, Path]) -> None:
     """Also behind segment tokens, which move the places that it is added at."""
     backbone = load("Qwen3VLBackbone", folders["Qwen3VLBackbone"])
     head = VLMFusionHead(backbone, LastTokenPooling())
-    batch = head.preprocess.encoder_batch(mixed())
-    tokens = backbone.vision_tokens(head.frozen_features(batch.pictures))
-    sequence = backbone.embed(batch, [tokens[index] for index in batch.prompts.pictures.tolist()])
+    batch = head.collator.encoder_batch(mixed())
+    tokens = backbone.vision_tokens(head.frozen_features(batch.images))
+    sequence = backbone.embed(batch, [tokens[index] for index in batch.prompts.images.tolist()])
     longer = sequence.prepend(segments(batch, head.hidden_size).tokens, batch.use_rows)
-    assert len(longer.added) == 2 and longer.added_places is not None
-    assert longer.added_places.shape == longer.attention_mask.shape and not longer.added_places[:, :9].any()
-    assert torch.equal(longer.embeds[longer.added_places], torch.cat([tokens[index] for index in batch.prompts.pictures.tolist()])[:, : head.hidden_size])
+    assert len(longer.deepstack_embeds) == 2 and longer.visual_pos_mask is not None
+    assert longer.visual_pos_mask.shape == longer.attention_mask.shape and not longer.visual_pos_mask[:, :9].any()
+    assert torch.equal(
+        longer.embeds[longer.visual_pos_mask],
+        torch.cat([tokens[index] for index in batch.prompts.images.tolist()])[:, : head.hidden_size],
+    )
     with torch.no_grad():
-        without = replace(longer, added=(), added_places=None)
+        without = replace(longer, deepstack_embeds=(), visual_pos_mask=None)
         difference = (backbone(longer) - backbone(without)).abs().amax(dim=(1, 2))
     assert (difference[[0, 2, 3, 4]] > 1e-2).all() and difference[1] < 1e-5

@@ -18,7 +18,7 @@ model:
     connector: parts/connector.yaml
     segmentation: parts/encoder.yaml
     scales: {box: 1.0}
-    optimization: {class_path: virtue_pl.optimization.Optimization, init_args: {lr: 0.1, weight_decay: 0.0, warmup_steps: 0, schedule: constant}}
+    optimization: {class_path: virtue_pl.engine.Optimization, init_args: {lr: 0.1, weight_decay: 0.0, warmup_steps: 0, schedule: constant}}
 data:
   class_path: cli_dummies.Data
   init_args: {folder: "${shared.run}/data", batch_size: 4, rows: 16}
@@ -42,22 +42,22 @@ PARTS = {
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """A runnable recipe whose parts are files beside it, and whose run folder is `tmp_path / "run"`."""
+def formatter(tmp_path: Path) -> Path:
+    """A runnable formatter whose parts are files beside it, and whose run folder is `tmp_path / "run"`."""
     (tmp_path / "parts").mkdir()
     for name, text in PARTS.items():
         (tmp_path / "parts" / f"{name}.yaml").write_text(text)
-    (tmp_path / "recipe.yaml").write_text(RECIPE % (tmp_path / "run"))
-    return tmp_path / "recipe.yaml"
+    (tmp_path / "formatter.yaml").write_text(RECIPE % (tmp_path / "run"))
+    return tmp_path / "formatter.yaml"
 
 
 @pytest.fixture
-def build(recipe: Path) -> Callable[..., Any]:
+def build(formatter: Path) -> Callable[..., Any]:
     """`build("--shared.width", "5")` gives the parsed and instantiated fit."""
 
     def built(*arguments: str) -> Any:
         from virtue_pl.cli.lightning import VirtueCLI
 
-        return VirtueCLI("fit", ["--config", str(recipe), *arguments])
+        return VirtueCLI("fit", ["--config", str(formatter), *arguments])
 
     return built

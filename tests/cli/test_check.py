@@ -7,17 +7,17 @@ import io
 import pytest
 from rich.console import Console
 
-from virtue_pl.cli.check import sources_table
 from virtue_pl.cli.main import main
-from virtue_pl.gradient_cache import GradientCache, PlainStep
+from virtue_pl.cli.run_summary import sources_table
+from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
 
 
 @pytest.fixture
-def checked(recipe, capsys, monkeypatch):
+def checked(formatter, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
-        code = main(["check", "--config", str(recipe), *arguments])
+        code = main(["check", "--config", str(formatter), *arguments])
         captured = capsys.readouterr()
         return code, " ".join(captured.out.replace("│", " ").split()), captured.err
 
@@ -51,13 +51,20 @@ def test_steps_follow_the_trainers_limits(checked, arguments, told):
 
 
 def test_chunks_come_from_the_models_gradient_cache(checked):
-    _, shown, _ = checked("--model.init_args.gradient_cache", "cli_dummies.Chunked", "--model.init_args.gradient_cache.chunk_size", "3")
+    _, shown, _ = checked(
+        "--model.init_args.gradient_cache", "cli_dummies.Chunked", "--model.init_args.gradient_cache.chunk_size", "3"
+    )
     assert "1 of 3 rows and one of 1: 3 does not divide 4" in shown
 
 
 def test_chunks_that_divide():
     assert GradientCache(4).describe(12) == "3 of 4 rows: they divide the batch"
-    assert GradientCache(4).describe(4) == GradientCache(4).describe(3) == PlainStep().describe(4) == "the whole batch at once"
+    assert (
+        GradientCache(4).describe(4)
+        == GradientCache(4).describe(3)
+        == FullBatch().describe(4)
+        == "the whole batch at once"
+    )
     assert GradientCache(chunk_tokens=512).describe(4) == "of at most 512 tokens"
 
 
@@ -69,7 +76,10 @@ def test_missing_shards_are_one_line(checked):
 
 def test_too_little_data(checked):
     code, _, told = checked("--data.rows", "3")
-    assert (code, told.splitlines()[-1]) == (1, "virtue-pl: check: data: the training data is smaller than one batch; change data.init_args.batch_size")
+    assert (code, told.splitlines()[-1]) == (
+        1,
+        "virtue-pl: check: data: the training data is smaller than one batch; change data.init_args.batch_size",
+    )
 
 
 def test_a_mistake_is_told_as_by_fit(checked):
@@ -78,7 +88,10 @@ def test_a_mistake_is_told_as_by_fit(checked):
 
 
 def test_many_sources_stand_in_rows() -> None:
-    sources = [{"split": f"test/set_{number}", "path": f"data/{number}", "task": "t", "rows": 1000 * number, "steps": number} for number in range(1, 20)]
+    sources = [
+        {"split": f"test/set_{number}", "path": f"data/{number}", "task": "t", "rows": 1000 * number, "steps": number}
+        for number in range(1, 20)
+    ]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(sources_table(sources))
     lines = console.export_text().splitlines()

@@ -13,11 +13,17 @@ def tested(tmp_path: Path) -> Path:
     """Two runs of 40 queries, in two modes each."""
     for name, right in (("virtue", 30), ("plain", 10)):
         ranks = {key: {"hit@1": [int(key >= right), 10]} for key in range(40)}
-        lines = [{"task": "quiz/seen", "key": str(key), "mode": mode, "ranks": ranks[key]} for key in ranks for mode in ("box", "point")]
+        lines = [
+            {"task": "quiz/seen", "key": str(key), "mode": mode, "ranks": ranks[key]}
+            for key in ranks
+            for mode in ("box", "point")
+        ]
         folder = tmp_path / name
         folder.mkdir()
         (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / "report.json").write_text(json.dumps({"chance": {"quiz/seen": {"hit@1": 0.1}}, "context": {"data_fingerprint": "0a"}}))
+        (folder / "report.json").write_text(
+            json.dumps({"chance": {"quiz/seen": {"hit@1": 0.1}}, "context": {"data_fingerprint": "0a"}})
+        )
     return tmp_path
 
 
@@ -28,7 +34,9 @@ def test_runs_and_modes_side_by_side(tested: Path, capsys: pytest.CaptureFixture
     found = json.loads((tested / "out" / "compare.json").read_text())
     assert found["shares"]["quiz/seen"].keys() == {"virtue", "virtue:point", "plain"}
     assert found["differences"]["quiz/seen"]["plain"]["hit@1"]["mean"] == pytest.approx(-0.5)
-    assert found["against"] == {"virtue:point": "virtue", "plain": "virtue"} and found["chance"] == {"quiz/seen": {"hit@1": 0.1}}
+    assert found["against"] == {"virtue:point": "virtue", "plain": "virtue"} and found["chance"] == {
+        "quiz/seen": {"hit@1": 0.1}
+    }
     assert found["data_fingerprints"] == {name: ["0a"] for name in found["shares"]["quiz/seen"]}
     assert "| plain | 25.0" in (tested / "out" / "compare.md").read_text()
     shown = capsys.readouterr().out

@@ -19,21 +19,32 @@ from virtue_pl.cli.main import main
         ("lr: 0.1", "lr: fast", "model.optimization.lr: expected float, found 'fast'"),
         ("{box: 1.0}", "{box: wide}", "model.scales: expected float or null, found 'wide'"),
         ("rows: 16", "rows: [1]", "data.rows: expected int, found '[1]'"),
-        ("parts/connector.yaml", "parts/nope.yaml", "model.connector: 'parts/nope.yaml' is neither a file that can be read nor the name of a class"),
+        (
+            "parts/connector.yaml",
+            "parts/nope.yaml",
+            "model.connector: 'parts/nope.yaml' is neither a file that can be read nor the name of a class",
+        ),
         ("shared: {", "shared: {]", "not YAML: "),
         ("    connector: parts/connector.yaml\n", "", "model: cli_dummies.Root needs connector"),
         ("shared: {width", "shared: {wdth", "interpolation key 'shared.width' not found"),
         ("seed_everything: 1", "seed_everything: one", "seed_everything: expected bool or int, found 'one'"),
-        ("dirpath:", "dirpaht:", "trainer.callbacks: lightning.pytorch.callbacks.ModelCheckpoint has no argument 'dirpaht'; did you mean 'dirpath'?"),
+        (
+            "dirpath:",
+            "dirpaht:",
+            (
+                "trainer.callbacks: lightning.pytorch.callbacks.ModelCheckpoint has no argument 'dirpaht'; did you mean"
+                " 'dirpath'?"
+            ),
+        ),
         ("{box: 1.0}", "{box: -1.0}", "scales are {'box': -1.0}, expected none below 0"),
         ("accelerator: cpu", "accelerator: quantum", "trainer: You selected an invalid accelerator name"),
     ],
 )
-def test_a_wrong_config_is_one_line(recipe, capsys, old, new, told):
-    text = recipe.read_text()
+def test_a_wrong_config_is_one_line(formatter, capsys, old, new, told):
+    text = formatter.read_text()
     assert old in text
-    recipe.write_text(text.replace(old, new))
-    assert main(["fit", "--config", str(recipe)]) in (1, 2)
+    formatter.write_text(text.replace(old, new))
+    assert main(["fit", "--config", str(formatter)]) in (1, 2)
     captured = capsys.readouterr().err.strip().splitlines()[-1]
     assert told in captured
 
@@ -45,11 +56,11 @@ def test_a_wrong_config_is_one_line(recipe, capsys, old, new, told):
         ("'${shared.width}'", "wide", "model.encoder.width: expected int, found 'wide'"),
     ],
 )
-def test_a_mistake_in_a_part_names_its_place(recipe, capsys, old, new, told):
-    part = recipe.parent / "parts" / "encoder.yaml"
+def test_a_mistake_in_a_part_names_its_place(formatter, capsys, old, new, told):
+    part = formatter.parent / "parts" / "encoder.yaml"
     part.write_text(part.read_text().replace(old, new))
-    assert main(["fit", "--config", str(recipe)]) == 2
-    assert capsys.readouterr().err == f"virtue-pl: {recipe}: {told}\n"
+    assert main(["fit", "--config", str(formatter)]) == 2
+    assert capsys.readouterr().err == f"virtue-pl: {formatter}: {told}\n"
 
 
 @pytest.mark.parametrize(
@@ -57,15 +68,21 @@ def test_a_mistake_in_a_part_names_its_place(recipe, capsys, old, new, told):
     [
         (["--trainer.max_epoch=3"], "unknown option '--trainer.max_epoch'; did you mean '--trainer.max_epochs'?"),
         (["--trainer.max_epochs=three"], "trainer.max_epochs: expected int or null, found 'three'"),
-        (["--model.init_args.encoder.wdth", "3"], "model.encoder: cli_dummies.Encoder has no argument 'wdth'; did you mean 'width'?"),
+        (
+            ["--model.init_args.encoder.wdth", "3"],
+            "model.encoder: cli_dummies.Encoder has no argument 'wdth'; did you mean 'width'?",
+        ),
         (["--data.row", "3"], "data: cli_dummies.Data has no argument 'row'; did you mean 'rows'?"),
-        (["--model.init_args.connector", "Jiont"], "model.connector: 'Jiont' is neither a file that can be read nor the name of a class that is known here"),
+        (
+            ["--model.init_args.connector", "Jiont"],
+            "model.connector: 'Jiont' is neither a file that can be read nor the name of a class that is known here",
+        ),
         (["stray"], "unexpected 'stray'; an option starts with --"),
         (["--config", "nope.yaml"], "nope.yaml: config: no such file"),
     ],
 )
-def test_a_wrong_option_is_one_line(recipe, capsys, arguments, told):
-    assert main(["fit", "--config", str(recipe), *arguments]) == 2
+def test_a_wrong_option_is_one_line(formatter, capsys, arguments, told):
+    assert main(["fit", "--config", str(formatter), *arguments]) == 2
     assert capsys.readouterr().err == f"virtue-pl: {told}\n"
 
 

@@ -1,4 +1,6 @@
-"""`virtue-pl eval` on tiny sets: against a literal loop, and again, interrupted, in several processes; and what it says of bad input."""
+"""`virtue-pl eval` on tiny sets: against a literal loop, and again, interrupted, in several processes; and what it says
+of bad input.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,17 @@ from safetensors.torch import load_file, save_file
 from evaluation_files import WORDS, predictions, report, write_mmeb_sets, write_scar_set
 from mmeb_files import write_table
 from tiny_release import published, quickstart_spec, run_checkpoint
-from virtue_pl.backbones.qwen2_vl import Qwen2VLBackbone
-from virtue_pl.backbones.sam2 import Sam2Backbone
+from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone
+from virtue_pl.backbones.vlm.qwen2_vl import Qwen2VLBackbone
+from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.cli.main import main
-from virtue_pl.data.evaluation import EvaluationDataModule
-from virtue_pl.data.scar_shards import convert_scar
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.datamodules.evaluation import EvaluationDataModule
+from virtue_pl.data.eval_sets.options import EvaluationDataOptions
 from virtue_pl.evaluation.evaluator import Evaluator
-from virtue_pl.images import decode, squash
-from virtue_pl.interop.observe import batch_of
-from virtue_pl.interop.pretrained import from_pretrained
+from virtue_pl.evaluation.settings import QueryFormat, ReportOptions
+from virtue_pl.parity.hooks import batch_of
+from virtue_pl.preprocessing.images import decode, resize_to_square
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 IMAGE = "<|image_pad|>"
@@ -55,7 +59,22 @@ def evaluate(model: Path, root: Path, out: Path, *arguments: str) -> int:
 def first(model: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation of all that is there."""
     out = tmp_path_factory.mktemp("first") / "run"
-    assert evaluate(model, root, out, "--sets", "scar", "OK-VQA", "MSCOCO_t2i", "RefCOCO-Matching", "--allow-missing", "--recipe", "reference") == 0
+    assert (
+        evaluate(
+            model,
+            root,
+            out,
+            "--sets",
+            "scar",
+            "OK-VQA",
+            "MSCOCO_t2i",
+            "RefCOCO-Matching",
+            "--allow-missing",
+            "--formatter",
+            "reference",
+        )
+        == 0
+    )
     return out
 
 
@@ -69,9 +88,13 @@ def literal_scores(model: Any, query: EmbeddingInput, candidates: list[Embedding
     return [float(rows[0] @ candidate) for candidate in rows[1:]]
 
 
-def shown(root: Path, text: str, path: str, prompt: VisualPrompt | None = None, side: int | None = None) -> EmbeddingInput:
+def shown(
+    root: Path, text: str, path: str, prompt: VisualPrompt | None = None, side: int | None = None
+) -> EmbeddingInput:
     image = decode((root / "images" / path).read_bytes(), path)
-    return EmbeddingInput(text, (image if side is None else squash(image, side),), prompt or VisualPrompt(), (path,))
+    return EmbeddingInput(
+        text, (image if side is None else resize_to_square(image, side),), prompt or VisualPrompt(), (path,)
+    )
 
 
 def scar_query(root: Path, row: dict[str, Any], frame: str, side: int | None = None) -> EmbeddingInput:
@@ -89,14 +112,18 @@ def test_scar_is_ranked_as_a_literal_loop_ranks_it(model, root, first, tmp_path,
     out = first
     if frame != "pixels" or side:
         out = tmp_path / "run"
-        pixels = ["--pixels", "squash1344"] if side else []
-        assert evaluate(model, root, out, "--sets", "SCaR_ADE20K", "--prompt-frame", frame, "--limit", "2", *pixels) == 0
+        pixels = ["--resize-to-square", str(side)] if side else []
+        assert (
+            evaluate(model, root, out, "--sets", "SCaR_ADE20K", "--prompt-frame", frame, "--limit", "2", *pixels) == 0
+        )
     found = [line for line in predictions(out) if line["set"] == "SCaR_ADE20K"]
     loaded, rows = from_pretrained(model), table(root, "data/SCaR_eval_ADE20K.parquet")
     assert [line["row"] for line in found] == list(range(len(found))) and len(found) == (6 if out is first else 2)
     for line in found[:2]:
         row = rows[line["row"]]
-        scores = literal_scores(loaded, scar_query(root, row, frame, side), [EmbeddingInput(caption) for caption in row["tgt_text"]])
+        scores = literal_scores(
+            loaded, scar_query(root, row, frame, side), [EmbeddingInput(caption) for caption in row["tgt_text"]]
+        )
         assert line["scores"] == pytest.approx(scores, abs=1e-4)
         assert line["ranking"] == sorted(range(5), key=lambda place: -scores[place])
     hits = sum(line["ranking"][0] == 0 for line in found) / len(found)
@@ -109,7 +136,10 @@ def test_mmeb_is_ranked_as_a_literal_loop_ranks_it(model, root, first):
     for name in ("OK-VQA", "MSCOCO_t2i", "RefCOCO-Matching"):
         row = table(root, f"v1/{name}/test-00000-of-00001.parquet")[1]
         items = [(row["qry_text"], row["qry_img_path"]), *zip(row["tgt_text"], row["tgt_img_path"], strict=True)]
-        query, *candidates = [shown(root, text.replace("<|image_1|>", IMAGE), path) if path else EmbeddingInput(text) for text, path in items]
+        query, *candidates = [
+            shown(root, text.replace("<|image_1|>", IMAGE), path) if path else EmbeddingInput(text)
+            for text, path in items
+        ]
         assert found[name, 1]["scores"] == pytest.approx(literal_scores(loaded, query, candidates), abs=1e-4), name
 
 
@@ -128,7 +158,9 @@ def test_averages_are_over_sets_and_say_how_many(first):
     everything, ood = found["averages"]["mmeb"]["all"], found["averages"]["mmeb"]["OOD"]
     assert everything["precision@1"] == pytest.approx(sum(found["sets"][name]["precision@1"] for name in names) / 3)
     assert (everything["sets"], everything["of"], ood["sets"], ood["of"]) == (3, 36, 1, 16)
-    assert ood["recall@5"] == found["sets"]["RefCOCO-Matching"]["recall@5"] and found["averages"]["scar"]["all"]["of"] == 5
+    assert (
+        ood["recall@5"] == found["sets"]["RefCOCO-Matching"]["recall@5"] and found["averages"]["scar"]["all"]["of"] == 5
+    )
     assert found["missing"].keys() == {"SCaR_RefCOCO_plus", "SCaR_VisualGenome", "SCaR_COCO_Stuff"}
     text = (first / "report.md").read_text()
     assert (
@@ -139,22 +171,26 @@ def test_averages_are_over_sets_and_say_how_many(first):
 
 
 def test_what_occurs_twice_is_embedded_once(first):
-    """The captions of SCaR's sets are the same words, and sets of MMEB share pictures."""
-    captions = {f"a {WORDS[(row + step) % 12]} beside the {WORDS[(row + 5 * step) % 12]}" for row in range(6) for step in range(5)}
+    """The captions of SCaR's sets are the same words, and sets of MMEB share images."""
+    captions = {
+        f"a {WORDS[(row + step) % 12]} beside the {WORDS[(row + 5 * step) % 12]}"
+        for row in range(6)
+        for step in range(5)
+    }
     answers = {WORDS[(row + 2 * step) % 12] for row in range(4) for step in range(4)}
     found = report(first)["embeddings"]
-    others = 6 + 4 + 4 + 4 + 6 + 4 + 4 * 4  # queries of five sets, MSCOCO's six pictures, candidates of RefCOCO-Matching
+    others = 6 + 4 + 4 + 4 + 6 + 4 + 4 * 4  # queries of five sets, MSCOCO's six images, candidates of RefCOCO-Matching
     assert found["unique"] == found["encoded"] == len(captions) + len(answers) + others
     assert found["total"] == 10 * 6 + 3 * 4 * 5 and found["unique_pictures"] == 4 + 6
 
 
-def test_a_picture_goes_through_the_towers_once(model, root, tmp_path, monkeypatch):
+def test_an_image_goes_through_the_towers_once(model, root, tmp_path, monkeypatch):
     seen: dict[str, int] = {"segmentation": 0, "vision": 0}
 
     def counting(method: Any, stream: str) -> Any:
-        def counted(self: Any, pictures: Any, *rest: Any) -> Any:
-            seen[stream] += len(pictures)
-            return method(self, pictures, *rest)
+        def counted(self: Any, images: Any, *rest: Any) -> Any:
+            seen[stream] += len(images)
+            return method(self, images, *rest)
 
         return counted
 
@@ -165,7 +201,7 @@ def test_a_picture_goes_through_the_towers_once(model, root, tmp_path, monkeypat
 
 
 def test_a_second_evaluation_embeds_nothing_and_says_the_same(model, root, first, monkeypatch):
-    monkeypatch.setattr("virtue_pl.evaluation.query_encoder.QueryEncoder.encode", None)
+    monkeypatch.setattr("virtue_pl.evaluation.QueryEncoder.encode", None)
     assert evaluate(model, root, first.parent / "again", "--sets", "ADE20K", "OK-VQA") == 0
     kept = [line for line in predictions(first) if line["set"] in ("SCaR_ADE20K", "OK-VQA")]
     assert predictions(first.parent / "again") == kept and report(first.parent / "again")["embeddings"]["encoded"] == 0
@@ -199,7 +235,10 @@ def test_a_terminated_evaluation_keeps_what_it_has_and_more_sets_go_on(model, ro
     for names in (["ADE20K"], ["ADE20K", "RefCOCOg"]):
         assert evaluate(model, root, tmp_path / "run", "--sets", *names) == 0
         encoded.append(report(tmp_path / "run")["embeddings"])
-    assert 0 < encoded[0]["encoded"] < encoded[0]["unique"] and encoded[1]["encoded"] == encoded[1]["unique"] - encoded[0]["unique"]
+    assert (
+        0 < encoded[0]["encoded"] < encoded[0]["unique"]
+        and encoded[1]["encoded"] == encoded[1]["unique"] - encoded[0]["unique"]
+    )
 
 
 @pytest.mark.ddp
@@ -208,17 +247,29 @@ def test_two_processes_say_what_one_says(model, tmp_path, rows):
     """One row leaves one batch, and nothing for the second process; five do not divide."""
     write_scar_set(tmp_path, "ADE20K", rows=rows, candidates=3 if rows == 1 else 5)
     for devices, out in ((2, "two"), (1, "one")):
-        data = EvaluationDataModule(str(tmp_path), ["ADE20K"], batch_size=2 if rows > 1 else 16)
+        data = EvaluationDataModule(str(tmp_path), ["ADE20K"], EvaluationDataOptions(batch_size=2 if rows > 1 else 16))
         evaluator = Evaluator(model, tmp_path / out / "run")
-        data.connect(evaluator.preprocess)
+        data.connect(evaluator.collator)
         strategy = {"strategy": "ddp_fork"} if devices == 2 else {}
-        options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-        Trainer(accelerator="cpu", devices=devices, **strategy, **options).test(evaluator, datamodule=data, verbose=False)  # type: ignore[arg-type]
+        options = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+        }
+        Trainer(accelerator="cpu", devices=devices, **strategy, **options).test(
+            evaluator, datamodule=data, verbose=False
+        )  # type: ignore[arg-type]
     one, two = tmp_path / "one/run", tmp_path / "two/run"
     assert predictions(one) == predictions(two) and len(predictions(one)) == rows
     for name in ("sets", "averages", "results", "chance"):
         assert report(one)[name] == report(two)[name]
-    assert sorted(path.name for path in two.iterdir()) == ["predictions.jsonl", "report.html", "report.json", "report.md"]
+    assert sorted(path.name for path in two.iterdir()) == [
+        "predictions.jsonl",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
 
 
 def test_shards_give_the_scores_of_the_official_folder(model, root, first, tmp_path):
@@ -234,7 +285,11 @@ def test_shards_give_the_scores_of_the_official_folder(model, root, first, tmp_p
 
 def test_the_page_needs_nothing_else(first):
     page = (first / "report.html").read_text()
-    assert "http" not in page.replace("http://www.w3.org/2000/svg", "") and "<script" not in page and 'src="data:image/jpeg;base64,' in page
+    assert (
+        "http" not in page.replace("http://www.w3.org/2000/svg", "")
+        and "<script" not in page
+        and 'src="data:image/jpeg;base64,' in page
+    )
     wrong = [line for line in predictions(first) if line["ranking"][0] != 0]
     assert wrong and page.count('class="failure"') == len(wrong) and "VIRTUE-2B" in page
     assert all(f"{line['set']}, row {line['row']}" in page for line in wrong)
@@ -247,7 +302,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = run_checkpoint(folder / "clone/runs/tiny", quickstart_spec(folder / "clone/files"))
     spec = yaml.safe_load((folder / "clone/runs/tiny/config.yaml").read_text())
     relative = json.loads(json.dumps(spec["model"]).replace(f"{folder}/clone/", ""))
-    (folder / "clone/runs/tiny/config.yaml").write_text(yaml.safe_dump({"model": relative, "trainer": {"default_root_dir": "runs/tiny"}}))
+    (folder / "clone/runs/tiny/config.yaml").write_text(
+        yaml.safe_dump({"model": relative, "trainer": {"default_root_dir": "runs/tiny"}})
+    )
     write_scar_set(folder, "ADE20K", rows=3)
     assert evaluate(checkpoint, folder, folder / "run", "--sets", "ADE20K", "--cost", "--robustness", "2") == 0
     return folder
@@ -255,9 +312,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_cost_and_robustness_stand_in_the_report(measured):
     found = report(measured / "run")
-    assert found["cost"]["modes"].keys() == {"text", "picture", "point", "box", "mask", "crop"} and found["cost"]["picture"] == [96, 72]
+    assert found["cost"]["modes"].keys() == {"text", "image", "point", "box", "mask", "crop"} and found["cost"][
+        "image"
+    ] == [96, 72]
     curves = found["robustness"]["scar/SCaR_ADE20K"]
-    assert curves.keys() == {"box_jitter", "box_scale", "click_offset"} and {row["n"] for kind in curves.values() for row in kind["levels"]} == {2}
+    assert curves.keys() == {"box_jitter", "box_scale", "click_offset"} and {
+        row["n"] for kind in curves.values() for row in kind["levels"]
+    } == {2}
     as_annotated = [line["ranks"]["hit@1"][0] == 0 for line in predictions(measured / "run")][:2]
     assert curves["box_jitter"]["levels"][0]["hit@1"] == sum(as_annotated) / 2
     text, page = (measured / "run/report.md").read_text(), (measured / "run/report.html").read_text()
@@ -271,7 +332,7 @@ def test_curves_need_regions_and_say_so_first(measured, root, capsys):
     assert evaluate(checkpoint, root, measured / "none", "--sets", "OK-VQA", "--robustness", "2") == 1
     assert "robustness: no query of OK-VQA has a region" in said(capsys) and not list(measured.glob("none/report.*"))
     with pytest.raises(VirtueError, match="robustness is measured of the whole model, not of a baseline"):
-        Evaluator(checkpoint, measured / "none", stream="none", robustness=2)
+        Evaluator(checkpoint, measured / "none", QueryFormat(stream="none"), reporting=ReportOptions(robustness=2))
 
 
 def test_a_checkpoint_that_embeds_nothing_or_is_none(measured, root, tmp_path, capsys):
@@ -284,7 +345,10 @@ def test_a_checkpoint_that_embeds_nothing_or_is_none(measured, root, tmp_path, c
     spec = (measured / "clone/runs/tiny/config.yaml").read_text()
     (tmp_path / "part/config.yaml").write_text(spec.replace("files/text", "gone/with/text"))
     assert evaluate(tmp_path / "part/checkpoints/last.ckpt", root, tmp_path / "run", "--sets", "ADE20K") == 1
-    assert "the run's config names the language model gone/with/text, which is not there: run this in the folder" in said(capsys)
+    assert (
+        "the run's config names the language model gone/with/text, which is not there: run this in the folder"
+        in said(capsys)
+    )
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -302,9 +366,9 @@ def spoiled(row: int, **values: Any) -> Any:
     [
         (spoiled(2, tgt_text=[]), "SCaR_ADE20K row 2: the query has no candidate"),
         (spoiled(1, tgt_text=["a", "", "c"]), "SCaR_ADE20K row 1: missing candidate: number 1"),
-        (spoiled(3, bbox=[90.0, 6.0, 30.0, 41.0]), "SCaR_ADE20K row 3: box outside the picture"),
-        (spoiled(0, qry_image_path="set/none.png"), "SCaR_ADE20K row 0: missing picture"),
-        (spoiled(0, qry_image_path="../../etc/passwd"), "SCaR_ADE20K row 0: no picture"),
+        (spoiled(3, bbox=[90.0, 6.0, 30.0, 41.0]), "SCaR_ADE20K row 3: box outside the image"),
+        (spoiled(0, qry_image_path="set/none.png"), "SCaR_ADE20K row 0: missing image"),
+        (spoiled(0, qry_image_path="../../etc/passwd"), "SCaR_ADE20K row 0: no image"),
     ],
 )
 def test_a_bad_row_is_named(model, tmp_path, capsys, edit, message):
@@ -320,7 +384,7 @@ def test_a_bad_row_is_named(model, tmp_path, capsys, edit, message):
         (("--sets", "ADE21K"), "--sets ADE21K: no such set, expected scar, scar_mini, mmeb"),
         (("--sets", "ImageNet-1K", "--allow-missing"), "has no files of ImageNet-1K"),
         (("--sets", "ADE20K", "--mode", "mask"), "SCaR_ADE20K row 0: prompt mode 'mask' needs regions with masks"),
-        (("--sets", "ADE20K", "--recipe", "virtue"), "recipe is 'virtue', but the weights"),
+        (("--sets", "ADE20K", "--formatter", "virtue"), "formatter is 'virtue', but the weights"),
         (("--sets", "ADE20K", "--limit", "0"), "limit is 0"),
     ],
 )
@@ -336,7 +400,9 @@ def test_another_models_folder_and_weights_that_are_no_numbers(model, root, tmp_
     assert "model_type 'bert', expected 'qwen2_vl'" in said(capsys)
     broken = published(tmp_path / "broken" / "model")
     tensors = load_file(broken / "model.safetensors")
-    name = next(name for name in tensors if name.endswith("norm.weight") and "visual" not in name and "layers" not in name)
+    name = next(
+        name for name in tensors if name.endswith("norm.weight") and "visual" not in name and "layers" not in name
+    )
     save_file({**tensors, name: tensors[name] * float("nan")}, broken / "model.safetensors", {"format": "pt"})
     assert evaluate(broken, root, tmp_path / "run", "--sets", "ADE20K") == 1
     message = said(capsys)
@@ -354,8 +420,12 @@ def test_other_weights_are_stored_apart(model, root, first, tmp_path):
 
 def test_a_candidate_equal_to_the_right_one_counts_neither_way(model, tmp_path):
     """Lists stay as they are; what is the right thing in another place is no mistake."""
-    write_scar_set(tmp_path, "ADE20K", rows=1, edit=lambda rows: rows[0].update(tgt_text=["a fox", "a boat", "a fox", "a boat"]))
+    write_scar_set(
+        tmp_path, "ADE20K", rows=1, edit=lambda rows: rows[0].update(tgt_text=["a fox", "a boat", "a fox", "a boat"])
+    )
     assert evaluate(model, tmp_path, tmp_path / "run", "--sets", "ADE20K") == 0
     (line,) = predictions(tmp_path / "run")
-    assert len(line["scores"]) == 4 and sorted(line["ranking"]) == [0, 1, 2, 3] and line["scores"][0] == line["scores"][2]
+    assert (
+        len(line["scores"]) == 4 and sorted(line["ranking"]) == [0, 1, 2, 3] and line["scores"][0] == line["scores"][2]
+    )
     assert line["ranks"]["hit@1"] == [2 * (line["scores"][1] > line["scores"][0]), 3]

@@ -18,10 +18,15 @@ NAMES = [name for group in COMMANDS.values() for name in group]
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_neither_torch_nor_lightning(option):
-    code = f"import sys; from virtue_pl.cli.main import main; code = main([{option!r}]); print(sorted(sys.modules), file=sys.stderr); sys.exit(code)"
+    code = (
+        f"import sys; from virtue_pl.cli.main import main; code = main([{option!r}]); print(sorted(sys.modules),"
+        " file=sys.stderr); sys.exit(code)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "virtue_pl.cli.main" in done.stderr
-    assert not [name for name in ("torch", "lightning", "transformers", "rich", "jsonargparse") if f"'{name}'" in done.stderr]
+    assert not [
+        name for name in ("torch", "lightning", "transformers", "rich", "jsonargparse") if f"'{name}'" in done.stderr
+    ]
     assert done.stdout.strip()
 
 
@@ -124,7 +129,9 @@ def test_debugging_shows_the_traceback_of_a_mistake(probe, monkeypatch):
 
 def test_a_reader_that_goes_away_is_no_traceback():
     code = "import sys; from virtue_pl.cli.main import main; sys.exit(main(['--help']))"
-    writer = subprocess.Popen([sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    writer = subprocess.Popen(
+        [sys.executable, "-u", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert writer.stdout is not None and writer.stderr is not None
     writer.stdout.close()
     told = writer.stderr.read()

@@ -31,7 +31,9 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(mode: str) -> tuple[str, int]:
     """Whether memory is kept, and how many pages ten steps over tensors of 64 megabytes made the system map."""
-    kept, count = subprocess.run([sys.executable, "-c", SCRIPT, mode], capture_output=True, text=True, check=True).stdout.split()
+    kept, count = subprocess.run(
+        [sys.executable, "-c", SCRIPT, mode], capture_output=True, text=True, check=True
+    ).stdout.split()
     return kept, int(count)
 
 
@@ -67,7 +69,9 @@ print(sizes[-1] - sizes[0])
 def heap(**settings: str) -> int:
     """Bytes that the heap of a process grows by in steps that need no more than the first one did."""
     environment = {name: value for name, value in os.environ.items() if name != memory.TUNABLES} | settings
-    return int(subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True, env=environment).stdout)
+    return int(
+        subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True, env=environment).stdout
+    )
 
 
 def test_joined_memory_is_used_again() -> None:
@@ -83,7 +87,9 @@ def test_a_command_starts_anew_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "glibc", lambda: True)
     monkeypatch.setattr(memory.os, "environ", {"HOME": "here"})
     memory.join_freed_memory()
-    assert started == [(sys.executable, sys.orig_argv, {"HOME": "here", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"})]
+    assert started == [
+        (sys.executable, sys.orig_argv, {"HOME": "here", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"})
+    ]
     for chosen in ({"GLIBC_TUNABLES": "glibc.malloc.check=1"}, {"LD_PRELOAD": "libjemalloc.so"}):
         monkeypatch.setattr(memory.os, "environ", chosen)
         memory.join_freed_memory()

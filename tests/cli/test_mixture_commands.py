@@ -30,31 +30,53 @@ def arguments(name: str, shared: dict[str, str], folder: Path, *layers: str) -> 
     """The tiny run `name` of the quickstart's plan, on the mixture, with `layers` over it."""
     run = tiny_plan().runs[name]
     settings = {key: value for key, value in run.overrides.items() if key != "data.init_args.test_rows"}
-    settings |= {"data.init_args.batch_size": 8, "data.init_args.block_size": 2, "model.init_args.evaluation_modes": "[box, blind]"}
-    settings |= {f"shared.{key}": value for key, value in shared.items() if name == "virtue" or key != "segmenter"} | {"shared.run": str(folder / name)}
+    settings |= {
+        "data.init_args.batch_size": 8,
+        "data.init_args.block_size": 2,
+        "model.init_args.evaluation_modes": "[box, blind]",
+    }
+    settings |= {f"shared.{key}": value for key, value in shared.items() if name == "virtue" or key != "segmenter"} | {
+        "shared.run": str(folder / name)
+    }
     if name == "virtue":
         settings["model.init_args.alignment_steps"] = 1
     configs = [word for config in run.configs for word in ("--config", config)]
-    return [*configs, "--data", MIXED, *(f"--config={ROOT}/configs/{layer}" for layer in layers), *(f"--{key}={value}" for key, value in settings.items())]
+    return [
+        *configs,
+        "--data",
+        MIXED,
+        *(f"--config={ROOT}/configs/{layer}" for layer in layers),
+        *(f"--{key}={value}" for key, value in settings.items()),
+    ]
 
 
 @pytest.mark.parametrize("name", ["virtue", "no_segmentation"])
 def test_a_model_is_trained_and_tested_on_the_mixture(shared: dict[str, str], tmp_path: Path, name: str) -> None:
     assert main(["fit", *arguments(name, shared, tmp_path)]) == 0
-    assert main(["test", *arguments(name, shared, tmp_path), f"--ckpt_path={tmp_path / name / 'checkpoints/last.ckpt'}"]) == 0
+    assert (
+        main(["test", *arguments(name, shared, tmp_path), f"--ckpt_path={tmp_path / name / 'checkpoints/last.ckpt'}"])
+        == 0
+    )
     report = json.loads((tmp_path / name / "report.json").read_text())
-    results, guesses = report["results"], report["chance"]
+    results, chance_levels = report["results"], report["chance"]
     assert {task for task in results if task.startswith("mmeb")} == {f"mmeb_{task.name}/test" for task in TASKS}
     for task, modes in results.items():
         text_alone = task == "mmeb_CaptionMini_t2i/test"
         shown = {"no_prompt"} if task.startswith("mmeb") else {"box"}
         assert set(modes) == {*shown, "set_blind"} | (set() if text_alone else {"blind"})
-        assert all(row["n"] == (4 if task.startswith("mmeb") else 6) and "hit@1" in row["standard_error"] for row in modes.values())
-    assert guesses["mmeb_GroundingMini/test"]["hit@1"] == pytest.approx(1 / 16) and guesses["scar_mini/test_seen"]["hit@1"] == pytest.approx(0.1)
+        assert all(
+            row["n"] == (4 if task.startswith("mmeb") else 6) and "hit@1" in row["standard_error"]
+            for row in modes.values()
+        )
+    assert chance_levels["mmeb_GroundingMini/test"]["hit@1"] == pytest.approx(1 / 16) and chance_levels[
+        "scar_mini/test_seen"
+    ]["hit@1"] == pytest.approx(0.1)
     assert "mmeb_KindMini/test" in (tmp_path / name / "report.md").read_text()
 
 
-def test_check_lists_every_folder(shared: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_lists_every_folder(
+    shared: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "600")
     assert main(["check", *arguments("no_segmentation", shared, tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -63,8 +85,18 @@ def test_check_lists_every_folder(shared: dict[str, str], tmp_path: Path, capsys
 
 
 def test_features_are_stored_for_all_parts_and_read_in_training(shared: dict[str, str], tmp_path: Path) -> None:
-    stored = arguments("virtue", shared, tmp_path, "store_features.yaml")
-    assert main(["predict", *stored, "--return_predictions=false", f"--shared.trunk_weights={shared['weights']}/efficientnet_lite1.safetensors"]) == 0
+    stored = arguments("virtue", shared, tmp_path, "overlays/features/store_features.yaml")
+    assert (
+        main(
+            [
+                "predict",
+                *stored,
+                "--return_predictions=false",
+                f"--shared.trunk_weights={shared['weights']}/efficientnet_lite1.safetensors",
+            ]
+        )
+        == 0
+    )
     folders = [path for path in Path(shared["shards"]).iterdir() if path.is_dir()]
     assert len(folders) == 20 and all((folder / "features").is_dir() for folder in folders)
     assert main(["fit", *arguments("virtue", shared, tmp_path), "--data.init_args.features=features"]) == 0

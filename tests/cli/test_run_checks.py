@@ -8,7 +8,7 @@ from lightning import LightningModule
 
 from virtue_pl.cli.main import main
 from virtue_pl.cli.run_checks import check_run
-from virtue_pl.parts.contrastive_loss import ContrastiveLoss, InfoNCELoss
+from virtue_pl.losses.contrastive import ContrastiveLoss, InfoNCELoss
 from virtue_pl.types import VirtueError
 
 
@@ -32,10 +32,20 @@ MIXTURE = SimpleNamespace(parts={"a": data(0), "b": data(0)}, batch_size=4)
 
 @pytest.mark.parametrize("found", [data(0), MIXTURE], ids=["one set", "a mixture"])
 def test_a_loss_among_own_negatives_needs_some(found: Any) -> None:
-    with pytest.raises(VirtueError, match=r"own_negatives_weight is 0\.5, but the data gives no hard negatives: set it to 0, or the data's num_negatives"):
+    with pytest.raises(
+        VirtueError,
+        match=(
+            r"own_negatives_weight is 0\.5, but the data gives no hard negatives: set it to 0, or the data's"
+            r" num_negatives"
+        ),
+    ):
         check_run(Model(InfoNCELoss(own_negatives_weight=0.5)), found, trainer())
     check_run(Model(InfoNCELoss()), found, trainer())
-    check_run(Model(InfoNCELoss(own_negatives_weight=0.5)), SimpleNamespace(parts={"a": data(0), "b": data(2)}, batch_size=4), trainer())
+    check_run(
+        Model(InfoNCELoss(own_negatives_weight=0.5)),
+        SimpleNamespace(parts={"a": data(0), "b": data(2)}, batch_size=4),
+        trainer(),
+    )
 
 
 def test_one_pair_alone_is_nothing_to_tell_apart() -> None:
@@ -52,7 +62,20 @@ def test_clipping_that_nobody_would_do_is_refused() -> None:
     check_run(Model(), None, trainer(clip=0.5))
 
 
-def test_check_and_fit_refuse_before_the_first_step(recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_and_fit_refuse_before_the_first_step(formatter: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("check", "fit"):
-        assert main([command, "--config", str(recipe), "--trainer.gradient_clip_val", "1.0", "--model.init_args.by_itself", "true"]) == 1
+        assert (
+            main(
+                [
+                    command,
+                    "--config",
+                    str(formatter),
+                    "--trainer.gradient_clip_val",
+                    "1.0",
+                    "--model.init_args.by_itself",
+                    "true",
+                ]
+            )
+            == 1
+        )
         assert "trainer.gradient_clip_val is 1, but Root optimizes by itself" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Features are stored by `predict` before anything is trained, and every recipe trains from them."""
+"""Features are stored by `predict` before anything is trained, and every formatter trains from them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pytest
 
 from tiny_models import save_vision_model
 from tiny_quickstart import ROOT, fetch, tiny_quickstart
-from virtue_pl.app.plan import Run
 from virtue_pl.cli.main import main
+from virtue_pl.pipelines.plan import Run
 
-pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning", "ignore:.*does not have many workers")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning", "ignore:.*does not have many workers"
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +36,21 @@ def arguments(run: Run, shared: dict[str, str], *more: str) -> list[str]:
 
 def test_features_are_stored_by_one_run_and_read_by_all(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
     runs, shared, folder = made
-    layer = str(ROOT / "configs" / "store_features.yaml")
-    steps = {name: value for name, value in runs["virtue"].overrides.items() if not name.startswith(("trainer", "data.init_args.test_rows"))}
+    layer = str(ROOT / "configs" / "overlays" / "features" / "store_features.yaml")
+    steps = {
+        name: value
+        for name, value in runs["virtue"].overrides.items()
+        if not name.startswith(("trainer", "data.init_args.test_rows"))
+    }
     storing = Run((*runs["virtue"].configs, layer), steps)
     assert main(["predict", *arguments(storing, {**shared, "run": str(folder / "storing")})]) == 0
     for index in Path(shared["shards"]).glob("*/features/features.json"):
         content = json.loads(index.read_text())
-        assert content["dtype"] == "float16" and set(content["streams"]) == {"segmentation", "vision"} and content["finished"]
+        assert (
+            content["dtype"] == "float16"
+            and set(content["streams"]) == {"segmentation", "vision"}
+            and content["finished"]
+        )
     assert len(list(Path(shared["shards"]).glob("*/features/features.json"))) == 4
     segmenter = folder / "segmenter" / "checkpoints" / "last.ckpt"
     for name in ("segmenter", "no_segmentation", "virtue"):

@@ -1,4 +1,4 @@
-"""MMEB and SCaR by name: which sets, capped, squashed, from a folder or from a server that stumbles."""
+"""MMEB and SCaR by name: which sets, capped, resized to squares, from a folder or from a server that stumbles."""
 
 from __future__ import annotations
 
@@ -13,43 +13,47 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from data_options import DATASET, grouped
 from mmeb_files import write_mmeb
 from scar_files import write_scar
-from virtue_pl.data import cache_limit, remote
-from virtue_pl.data.benchmark import BenchmarkDataModule, chosen, groups, place_of
-from virtue_pl.data.mmeb import MMEBDataModule
-from virtue_pl.data.mmeb_shards import convert_mmeb
-from virtue_pl.data.scar import SCaRDataModule
-from virtue_pl.data.scar_shards import convert_scar
-from virtue_pl.data.shards import ShardFolder
+from virtue_pl.data.conversion.mmeb import convert_mmeb
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.datamodules.benchmark import BenchmarkDataModule, BenchmarkMixture, chosen, groups, place_of
+from virtue_pl.data.datamodules.mmeb import MMEBDataModule
+from virtue_pl.data.datamodules.scar import SCaRDataModule
+from virtue_pl.data.io import cache, remote
+from virtue_pl.data.io.cache import CacheOptions
+from virtue_pl.data.shards.manifest import ShardFolder
+from virtue_pl.data.streaming.options import ReaderOptions
 from virtue_pl.types import RankingSample, Sample, VirtueError
 
 SETS = ["OK_VQA", "MSCOCO_t2i"]
 
 
 class Kept:
-    """A preprocess whose batches are the samples."""
+    """A collator whose batches are the samples."""
 
     fingerprints: ClassVar[dict[str, str]] = {}
 
-    def train(self, samples: Sequence[Sample]) -> Any:
+    def collate_train(self, samples: Sequence[Sample]) -> Any:
         return list(samples)
 
-    def evaluate(self, samples: Sequence[RankingSample]) -> Any:
+    def collate_eval(self, samples: Sequence[RankingSample]) -> Any:
         return list(samples)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of each set of MMEB 8 rows to train on and 8 to test, 2 pictures a shard; SCaR-mini beside."""
+    """Of each set of MMEB 8 rows to train on and 8 to test, 2 images a shard; SCaR-mini beside."""
     folder = tmp_path_factory.mktemp("benchmark")
-    convert_mmeb(write_mmeb(folder / "mmeb"), folder / "out", pictures_per_shard=2)
-    convert_scar(write_scar(folder / "scar", train=[1, 2, 3, 1, 2], val=[1, 2]), folder / "out", pictures_per_shard=2)
+    convert_mmeb(write_mmeb(folder / "mmeb"), folder / "out", images_per_shard=2)
+    convert_scar(write_scar(folder / "scar", train=[1, 2, 3, 1, 2], val=[1, 2]), folder / "out", images_per_shard=2)
     return folder / "out"
 
 
 def benchmark(root: Path | str, **options: Any) -> BenchmarkDataModule:
-    data = BenchmarkDataModule(**{"sets": SETS, "root": str(root), "batch_size": 4, "block_size": 2, "eval_batch_size": 3, **options})
+    settings = {"sets": SETS, "root": str(root), "batch_size": 4, "block_size": 2, "eval_batch_size": 3, **options}
+    data = BenchmarkDataModule(**grouped(settings, {"mixture": BenchmarkMixture, "reader": ReaderOptions}))
     data.connect(Kept())  # type: ignore[arg-type]
     return data
 
@@ -60,7 +64,16 @@ def keys(loader: Any) -> list[list[str]]:
 
 def test_the_groups_are_the_benchmarks() -> None:
     found = groups()
-    counts = {"mmeb": 36, "mmeb_IND": 20, "mmeb_OOD": 16, "scar": 5, "mmeb_classification": 10, "mmeb_vqa": 10, "mmeb_retrieval": 12, "mmeb_grounding": 4}
+    counts = {
+        "mmeb": 36,
+        "mmeb_IND": 20,
+        "mmeb_OOD": 16,
+        "scar": 5,
+        "mmeb_classification": 10,
+        "mmeb_vqa": 10,
+        "mmeb_retrieval": 12,
+        "mmeb_grounding": 4,
+    }
     assert {name: len(found[name]) for name in counts} == counts and len(found["mmeb_mini"]) == 8
     assert len(chosen(["mmeb", "scar", "MSCOCO", "mmeb_vqa"])) == 41
     trained = {name for name in found["mmeb"] if place_of(name)[1]}
@@ -71,9 +84,14 @@ def test_the_groups_are_the_benchmarks() -> None:
 
 def test_one_line_names_all_sets() -> None:
     """Nothing is opened before it is read."""
-    data = BenchmarkDataModule(["mmeb", "scar"], "nowhere", num_negatives=dict.fromkeys(groups()["scar"], 9), train_rows=100)
+    mixture = BenchmarkMixture(num_negatives=dict.fromkeys(groups()["scar"], 9), train_rows=100)
+    data = BenchmarkDataModule(["mmeb", "scar"], "nowhere", mixture=mixture)
     assert len(data.parts) == 41 and len(data.weights) == 25
-    assert data.parts["ADE20K"].num_negatives == 9 and data.parts["CIRR"].num_negatives == 0 and data.parts["CIRR"].train_rows == 100
+    assert (
+        data.parts["ADE20K"].num_negatives == 9
+        and data.parts["CIRR"].num_negatives == 0
+        and data.parts["CIRR"].sampling.train_rows == 100
+    )
     assert (data.parts["CIRR"].eval_batch_size, data.parts["OK_VQA"].eval_batch_size) == (1, 16)
     assert not BenchmarkDataModule(["mmeb"], "nowhere", train=False).weights
 
@@ -90,30 +108,32 @@ def test_training_is_capped_and_evaluation_whole(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 4, 9, 10**6])
-def test_a_cap_keeps_the_first_pictures_whole(shards: Path, rows: int) -> None:
+def test_a_cap_keeps_the_first_images_whole(shards: Path, rows: int) -> None:
     whole = ShardFolder.open(shards / "SCAR_mini", "train")
     cut = whole.first(rows)
-    counts = [count for shard in whole.manifest.shards for count in shard.rows_per_picture]
-    kept = [count for shard in cut.manifest.shards for count in shard.rows_per_picture]
+    counts = [count for shard in whole.manifest.shards for count in shard.rows_per_image]
+    kept = [count for shard in cut.manifest.shards for count in shard.rows_per_image]
     assert kept == counts[: len(kept)] and sum(kept) == cut.manifest.rows <= rows
     assert len(kept) == len(counts) or sum(counts[: len(kept) + 1]) > rows
 
 
-def test_squashed_pictures_are_squares_and_regions_stay(shards: Path) -> None:
+def test_resized_images_are_squares_and_regions_stay(shards: Path) -> None:
     def samples(**options: Any) -> dict[str, Sample]:
-        data = SCaRDataModule(str(shards / "SCAR_mini"), batch_size=4, steps_per_epoch=4, **options)
+        data = SCaRDataModule(
+            str(shards / "SCAR_mini"), **grouped({"batch_size": 4, "steps_per_epoch": 4, **options}, DATASET)
+        )
         data.connect(Kept())  # type: ignore[arg-type]
         return {sample.key: sample for batch in data.train_dataloader() for sample in batch}
 
-    own, squashed = samples(), samples(squash=20)
-    assert set(own) == set(squashed)
-    for key, sample in squashed.items():
+    own, resized = samples(), samples(resize_to_square=20)
+    assert set(own) == set(resized)
+    for key, sample in resized.items():
         before = own[key]
         assert sample.region is not None and before.region is not None
         assert sample.query.images[0].shape == (3, 20, 20) != before.query.images[0].shape
         assert torch.equal(sample.region.box, before.region.box) and sample.query.image_keys != before.query.image_keys
-    with pytest.raises(VirtueError, match="squash is 20, but features are of pictures at their own size"):
-        SCaRDataModule(str(shards / "SCAR_mini"), squash=20, features="features").train_folder  # noqa: B018
+    with pytest.raises(VirtueError, match="resize_to_square is 20, but features are of images at their own size"):
+        samples(resize_to_square=20, features="features")
 
 
 class Stumbling(http.server.SimpleHTTPRequestHandler):
@@ -139,7 +159,9 @@ class Stumbling(http.server.SimpleHTTPRequestHandler):
 def server(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
     Stumbling.asked.clear()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Stumbling, directory=str(shards))) as found:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Stumbling, directory=str(shards))
+    ) as found:
         thread = threading.Thread(target=found.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{found.server_port}"
@@ -150,7 +172,7 @@ def server(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_url_streams_what_the_folder_does(shards: Path, server: str, tmp_path: Path, num_workers: int) -> None:
     def stream(root: str | Path) -> Any:
-        data = benchmark(root, cache=str(tmp_path / "cache"), num_workers=num_workers)
+        data = benchmark(root, cache=CacheOptions(str(tmp_path / "cache")), num_workers=num_workers)
         return keys(data.train_dataloader()), keys(data.test_dataloader()), data.fingerprint()
 
     assert stream(server) == stream(shards)
@@ -172,13 +194,16 @@ def test_a_limited_cache_streams_the_same(shards: Path, server: str, tmp_path: P
         data = benchmark(root, num_workers=num_workers, **options)
         return keys(data.train_dataloader()), keys(data.test_dataloader())
 
-    assert stream(server, cache=str(tmp_path), cache_gb=limit / 1e9) == stream(shards)
+    assert stream(server, cache=CacheOptions(str(tmp_path), limit / 1e9)) == stream(shards)
     left = list(tmp_path.rglob("*.tar"))
     assert left and sum(path.stat().st_size for path in left) <= most and len(list(tmp_path.rglob(".*"))) == 1
-    with pytest.raises(VirtueError, match=r"cache_gb is 1e-09, but one shard has .* GB: raise cache_gb, or write smaller shards"):
-        stream(server, cache=str(tmp_path / "other"), cache_gb=1e-9)
-    with pytest.raises(VirtueError, match="cache_gb is 0, expected more than 0, or null for no limit"):
-        stream(server, cache=str(tmp_path), cache_gb=0)
+    with pytest.raises(
+        VirtueError,
+        match=r"cache.max_gb is 1e-09, but one shard has .* GB: raise cache.max_gb, or write smaller shards",
+    ):
+        stream(server, cache=CacheOptions(str(tmp_path / "other"), 1e-9))
+    with pytest.raises(VirtueError, match=r"cache.max_gb is 0, expected more than 0, or null for no limit"):
+        CacheOptions(str(tmp_path), 0)
 
 
 def test_the_least_recently_read_make_room_but_not_what_is_read(tmp_path: Path) -> None:
@@ -190,21 +215,23 @@ def test_the_least_recently_read_make_room_but_not_what_is_read(tmp_path: Path) 
         path.write_bytes(bytes(100))
         os.utime(path, (number, number))
     os.utime(folder / ".e.tar.new")
-    with cache_limit.held(folder / "b.tar") as there:
+    with cache.held(folder / "b.tar") as there:
         assert there
         os.utime(folder / "b.tar", (1, 1))
-        cache_limit.make_room(tmp_path, 400, 100)
+        cache.make_room(tmp_path, 400, 100)
         assert sorted(path.name for path in folder.iterdir()) == [".d.tar.left", ".e.tar.new", "b.tar"]
-        cache_limit.make_room(tmp_path, 150, 100)
+        cache.make_room(tmp_path, 150, 100)
         assert sorted(path.name for path in folder.iterdir()) == [".e.tar.new", "b.tar"]
-    cache_limit.make_room(tmp_path, 150, 100)
+    cache.make_room(tmp_path, 150, 100)
     assert [path.name for path in folder.iterdir()] == [".e.tar.new"] and other.is_file()
-    with cache_limit.held(folder / "b.tar") as there:
+    with cache.held(folder / "b.tar") as there:
         assert not there
 
 
-def test_what_cannot_be_had_is_one_line(shards: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = str(tmp_path)
+def test_what_cannot_be_had_is_one_line(
+    shards: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = CacheOptions(str(tmp_path))
     with pytest.raises(VirtueError, match=r"train: http://.*/nowhere/MMEB_OK_VQA/manifest.json is not there"):
         benchmark(f"{server}/nowhere", cache=cache).train_dataloader()
     with pytest.raises(VirtueError, match=r"train: nothing://x/MMEB_OK_VQA: Protocol not known"):
@@ -219,7 +246,7 @@ def test_what_cannot_be_had_is_one_line(shards: Path, server: str, tmp_path: Pat
         ({"sets": ["other"]}, "sets: 'other' is no set and no group, expected some of mmeb, mmeb_IND"),
         ({"sets": []}, "sets is empty"),
         ({"train_rows": {"CIRR": 3}}, "train_rows: 'CIRR' is not among the sets, expected some of OK_VQA, MSCOCO_t2i"),
-        ({"squash": 0}, "squash is 0, expected 1 or more"),
+        ({"resize_to_square": 0}, "resize_to_square is 0, expected 1 or more"),
     ):
         with pytest.raises(VirtueError, match=message):
             benchmark(shards, **options)

@@ -1,4 +1,6 @@
-"""Conversions that stop, share the work, read zips, and meet archives that must not be trusted; and people's own pairs."""
+"""Conversions that stop, share the work, read zips, and meet archives that must not be trusted; and people's
+own pairs.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,15 @@ import pytest
 from mmeb_files import vqa_pair, write_mmeb, write_table
 from official_files import MMEB, write_official_mmeb
 from scar_files import HEIGHT, WIDTH, jpeg, png_of, rle, runs, write_scar
-from virtue_pl.cli.shards import main
-from virtue_pl.data import json_lines, picture_archive
-from virtue_pl.data.mmeb_shards import convert_mmeb
-from virtue_pl.data.pair_shards import convert_pairs
-from virtue_pl.data.pairs import PairDataModule
-from virtue_pl.data.picture_files import PictureFiles
-from virtue_pl.data.scar_shards import SCaRFile, convert_scar
-from virtue_pl.data.shard_writer import JOURNAL, ShardWriter
+from virtue_pl.cli.commands.shards import main
+from virtue_pl.data.conversion import json_lines
+from virtue_pl.data.conversion.mmeb import convert_mmeb
+from virtue_pl.data.conversion.pairs import convert_pairs
+from virtue_pl.data.conversion.scar import SCaRFile, convert_scar
+from virtue_pl.data.datamodules.pairs import PairDataModule
+from virtue_pl.data.io import archives
+from virtue_pl.data.io.image_files import ImageFiles
+from virtue_pl.data.shards.writer import JOURNAL, ShardWriter
 from virtue_pl.types import DataError, VirtueError
 
 
@@ -52,7 +55,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, groups: int) -> list[int]:
 
 
 def scar(root: Path) -> Path:
-    """Twelve pictures, of which the rows of two cannot be used."""
+    """Twelve images, of which the rows of two cannot be used."""
 
     def spoil(pairs: list[dict[str, Any]], rankings: list[dict[str, Any]]) -> None:
         pairs[2]["bbox"] = [90.0, 90.0, 5.0, 5.0]
@@ -62,18 +65,20 @@ def scar(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("groups", range(0, 12, 2))
-def test_a_stopped_conversion_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: int) -> None:
+def test_a_stopped_conversion_goes_on_and_ends_as_if_it_had_not_been_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: int
+) -> None:
     root = scar(tmp_path / "scar")
-    whole = convert_scar(root, tmp_path / "whole", pictures_per_shard=2)
+    whole = convert_scar(root, tmp_path / "whole", images_per_shard=2)
     with monkeypatch.context() as patched:
         stop_after(patched, groups)
         with pytest.raises(KeyboardInterrupt):
-            convert_scar(root, tmp_path / "out", pictures_per_shard=2)
+            convert_scar(root, tmp_path / "out", images_per_shard=2)
     assert not (tmp_path / "out/SCAR_mini").exists()
     kept = len(list((tmp_path / "out/.SCAR_mini.partial").glob("*.tar")))
     with monkeypatch.context() as patched:
         begun = stop_after(patched, 99)
-        assert convert_scar(root, tmp_path / "out", pictures_per_shard=2) == whole
+        assert convert_scar(root, tmp_path / "out", images_per_shard=2) == whole
     assert len(begun) <= 13 - 2 * max(0, kept - 1) and content(tmp_path / "out") == content(tmp_path / "whole")
     assert sum(whole["SCAR_mini"].skipped.values()) == 2
 
@@ -84,7 +89,7 @@ def half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     with monkeypatch.context() as patched:
         stop_after(patched, 7)
         with pytest.raises(KeyboardInterrupt):
-            convert_scar(root, tmp_path / "out", pictures_per_shard=2)
+            convert_scar(root, tmp_path / "out", images_per_shard=2)
     return root, tmp_path / "out/.SCAR_mini.partial"
 
 
@@ -93,8 +98,8 @@ def test_damaged_half_written_shards_are_written_again(tmp_path: Path, monkeypat
     (partial / "shard-000001.tar").write_bytes((partial / "shard-000001.tar").read_bytes()[:-512] + b"x" * 512)
     (partial / JOURNAL).write_text((partial / JOURNAL).read_text()[:-9])
     (partial / "stray").mkdir()
-    convert_scar(root, tmp_path / "out", pictures_per_shard=2)
-    convert_scar(root, tmp_path / "whole", pictures_per_shard=2)
+    convert_scar(root, tmp_path / "out", images_per_shard=2)
+    convert_scar(root, tmp_path / "whole", images_per_shard=2)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
@@ -102,12 +107,15 @@ def test_half_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.M
     root, partial = half(tmp_path, monkeypatch)
     before = content(partial)
     with pytest.raises(VirtueError, match=r"holds half of something else, .* remove it, or change --out"):
-        convert_scar(root, tmp_path / "out", pictures_per_shard=3)
+        convert_scar(root, tmp_path / "out", images_per_shard=3)
     assert content(partial) == before
 
 
 def test_two_writers_of_one_folder_are_refused(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path / "out", 2, "source"), pytest.raises(VirtueError, match="is being written by another process"):
+    with (
+        ShardWriter(tmp_path / "out", 2, "source"),
+        pytest.raises(VirtueError, match="is being written by another process"),
+    ):
         ShardWriter(tmp_path / "out", 2, "source")
 
 
@@ -150,8 +158,8 @@ def test_several_processes_write_one_file_as_one_writes_it(tmp_path: Path, kind:
         def __exit__(self, *error: Any) -> None:
             assert error[0] is not None or sum(done) == self.rows
 
-    one = convert_scar(root, tmp_path / "one", pictures_per_shard=3)
-    assert convert_scar(root, tmp_path / "three", pictures_per_shard=3, workers=3, progress=Count) == one  # type: ignore[arg-type]
+    one = convert_scar(root, tmp_path / "one", images_per_shard=3)
+    assert convert_scar(root, tmp_path / "three", images_per_shard=3, workers=3, progress=Count) == one  # type: ignore[arg-type]
     assert content(tmp_path / "three") == content(tmp_path / "one") and done
     assert sum(sum(manifest.skipped.values()) for manifest in one.values()) == 1
 
@@ -180,18 +188,20 @@ class KilledAt:
 def test_a_killed_conversion_goes_on_with_any_number_of_processes(tmp_path: Path, rows: int, workers: int) -> None:
     root = scar(tmp_path / "scar")
     shutil.rmtree(root / "SCaR-eval")
-    whole = convert_scar(root, tmp_path / "whole", pictures_per_shard=2)
-    options: Any = {"pictures_per_shard": 2, "progress": KilledAt(rows)}
-    killed = multiprocessing.get_context("fork").Process(target=convert_scar, args=(root, tmp_path / "out"), kwargs=options)
+    whole = convert_scar(root, tmp_path / "whole", images_per_shard=2)
+    options: Any = {"images_per_shard": 2, "progress": KilledAt(rows)}
+    killed = multiprocessing.get_context("fork").Process(
+        target=convert_scar, args=(root, tmp_path / "out"), kwargs=options
+    )
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".SCAR_mini.partial"]
-    assert convert_scar(root, tmp_path / "out", pictures_per_shard=2, workers=workers) == whole
+    assert convert_scar(root, tmp_path / "out", images_per_shard=2, workers=workers) == whole
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
-def test_zipped_pictures_give_the_same_shards_as_unpacked_ones(tmp_path: Path) -> None:
+def test_zipped_images_give_the_same_shards_as_unpacked_ones(tmp_path: Path) -> None:
     dataset = next(dataset for number, dataset in enumerate(MMEB) if dataset.train_folder and number % 2)
     root = write_official_mmeb(tmp_path / "zipped", [dataset])
     archive = root / "MMEB-train/images_zip" / f"{dataset.train_folder}.zip"
@@ -204,67 +214,67 @@ def test_zipped_pictures_give_the_same_shards_as_unpacked_ones(tmp_path: Path) -
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
-def archive(path: Path, members: dict[str, bytes], mode: int = 0) -> PictureFiles:
+def archive(path: Path, members: dict[str, bytes], mode: int = 0) -> ImageFiles:
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
         for name, data in members.items():
             info = zipfile.ZipInfo(name)
             info.external_attr = mode << 16
             zipped.writestr(info, data, zipfile.ZIP_DEFLATED)
-    return PictureFiles.below(path.parents[1])
+    return ImageFiles.below(path.parents[1])
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "images/../../a.jpg", "C:\\a.jpg", "..\\a.jpg"])
 def test_an_archive_with_a_member_outside_is_not_read(tmp_path: Path, name: str) -> None:
-    pictures = archive(tmp_path / "images_zip/x.zip", {"b.jpg": jpeg(), name: jpeg()})
+    images = archive(tmp_path / "images_zip/x.zip", {"b.jpg": jpeg(), name: jpeg()})
     with pytest.raises(VirtueError, match="would lie outside the folder: the archive is not read"):
-        pictures.read("b.jpg", "key")
+        images.read("b.jpg", "key")
 
 
 def test_an_archive_with_a_link_is_not_read(tmp_path: Path) -> None:
-    pictures = archive(tmp_path / "images_zip/x.zip", {"a.jpg": b"/etc/passwd"}, stat.S_IFLNK | 0o777)
+    images = archive(tmp_path / "images_zip/x.zip", {"a.jpg": b"/etc/passwd"}, stat.S_IFLNK | 0o777)
     with pytest.raises(VirtueError, match="is a link: the archive is not read"):
-        pictures.read("a.jpg", "key")
+        images.read("a.jpg", "key")
 
 
 def test_an_archive_of_too_many_members_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_archive, "MAX_MEMBERS", 3)
-    pictures = archive(tmp_path / "images_zip/x.zip", {f"{number}.jpg": jpeg() for number in range(4)})
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
+    images = archive(tmp_path / "images_zip/x.zip", {f"{number}.jpg": jpeg() for number in range(4)})
     with pytest.raises(VirtueError, match="has 4 members, more than 3"):
-        pictures.read("1.jpg", "key")
+        images.read("1.jpg", "key")
 
 
-def test_a_member_that_grows_or_is_damaged_is_a_bad_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_archive, "MAX_PICTURE_BYTES", 10_000)
-    pictures = archive(tmp_path / "images_zip/x.zip", {"zeros.jpg": bytes(20_000), "a.jpg": jpeg(1), "empty.jpg": b""})
-    with pytest.raises(DataError, match=r"picture too large: zeros\.jpg claims 20,000 bytes, more than 10,000"):
-        pictures.read("zeros.jpg", "key")
-    with pytest.raises(DataError, match="empty picture"):
-        pictures.read("empty.jpg", "key")
-    with pytest.raises(DataError, match=r"missing picture: .*none\.jpg \(No such file or directory, nor in 1 archives\)"):
-        pictures.read("none.jpg", "key")
-    assert pictures.read("images/a.jpg", "key") == jpeg(1)
+def test_a_member_that_grows_or_is_damaged_is_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_IMAGE_BYTES", 10_000)
+    images = archive(tmp_path / "images_zip/x.zip", {"zeros.jpg": bytes(20_000), "a.jpg": jpeg(1), "empty.jpg": b""})
+    with pytest.raises(DataError, match=r"image too large: zeros\.jpg claims 20,000 bytes, more than 10,000"):
+        images.read("zeros.jpg", "key")
+    with pytest.raises(DataError, match="empty image"):
+        images.read("empty.jpg", "key")
+    with pytest.raises(DataError, match=r"missing image: .*none\.jpg \(No such file or directory, nor in 1 archives\)"):
+        images.read("none.jpg", "key")
+    assert images.read("images/a.jpg", "key") == jpeg(1)
     path = tmp_path / "images_zip/x.zip"
     path.write_bytes(path.read_bytes().replace(zlib.compress(jpeg(1))[10:40], bytes(30)))
-    picture_archive.open_archive.cache_clear()
+    archives.open_archive.cache_clear()
     with pytest.raises(DataError, match=r"damaged archive member: a\.jpg in "):
-        PictureFiles.below(tmp_path).read("a.jpg", "key")
+        ImageFiles.below(tmp_path).read("a.jpg", "key")
     path.write_bytes(b"no zip")
-    picture_archive.open_archive.cache_clear()
+    archives.open_archive.cache_clear()
     with pytest.raises(VirtueError, match="is no zip that can be read"):
-        PictureFiles.below(tmp_path).read("a.jpg", "key")
+        ImageFiles.below(tmp_path).read("a.jpg", "key")
 
 
 SPOILT = {
-    "picture too large": png_of(30_000, 30_000),
-    "empty picture": b"",
+    "image too large": png_of(30_000, 30_000),
+    "empty image": b"",
     "AppleDouble leftover": b"\0\5\x16\7 what macOS leaves",
-    "damaged picture": b"no picture",
+    "damaged image": b"no image",
 }
 
 
 @pytest.mark.parametrize("reason", SPOILT)
-def test_bad_pictures_are_left_out_by_reason(tmp_path: Path, reason: str) -> None:
+def test_bad_images_are_left_out_by_reason(tmp_path: Path, reason: str) -> None:
     root = write_mmeb(tmp_path / "mmeb")
     (root / "images/shots/s1.jpg").write_bytes(SPOILT[reason])
     assert convert_mmeb(root, tmp_path / "out")["MMEB_OK_VQA"].skipped == {reason: 2}
@@ -275,13 +285,15 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> 
     root = write_mmeb(tmp_path / "mmeb")
     (root / "images/shots/s1.jpg").unlink()
     (root / "images/shots/s1.jpg").symlink_to(tmp_path / "secret.jpg")
-    assert convert_mmeb(root, tmp_path / "out")["MMEB_OK_VQA"].skipped == {"no picture": 2}
+    assert convert_mmeb(root, tmp_path / "out")["MMEB_OK_VQA"].skipped == {"no image": 2}
 
 
 def test_instructions_apart_of_a_dataset_that_nobody_knows(tmp_path: Path) -> None:
     row = {name: "" for name in ("qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path")}
     write_table(tmp_path / "MMEB-eval/New/test-00000-of-00001.parquet", [row])
-    with pytest.raises(VirtueError, match="how mmeb_New joins them is not known: give it in MMEB-eval's one-string form"):
+    with pytest.raises(
+        VirtueError, match="how mmeb_New joins them is not known: give it in MMEB-eval's one-string form"
+    ):
         convert_mmeb(tmp_path, tmp_path / "out")
 
 
@@ -297,9 +309,12 @@ OWN = [
     {"query": "a dog", "target_image": "b.jpg"},
     {"query": "the left one", "query_image": "a.jpg", "target": "a hen", "bbox": [1, 2, 500, 4]},
     {"query": "nothing"},
-    {"query": "no picture", "target": "a dog", "bbox": [1, 2, 5, 4]},
+    {"query": "no image", "target": "a dog", "bbox": [1, 2, 5, 4]},
 ]
-RANKED = [{"query_image": "a.jpg", "candidates": ["a dog", "a cat"]}, {"query": "b", "candidates": ["", ""], "candidate_images": ["b.jpg", "a.jpg"]}]
+RANKED = [
+    {"query_image": "a.jpg", "candidates": ["a dog", "a cat"]},
+    {"query": "b", "candidates": ["", ""], "candidate_images": ["b.jpg", "a.jpg"]},
+]
 
 
 def own(root: Path, **lines: list[dict[str, Any]]) -> Path:
@@ -321,11 +336,11 @@ def test_own_pairs_become_samples_with_regions(tmp_path: Path, monkeypatch: pyte
         "test": ("rankings", 2, "mine"),
         "train": ("pairs", 2, "mine"),
     }
-    assert made["train"].skipped == {"box outside the picture": 1, "missing target": 1, "box without a picture": 1}
+    assert made["train"].skipped == {"box outside the image": 1, "missing target": 1, "box without an image": 1}
     data = PairDataModule(str(tmp_path / "out/train"), test={"own": str(tmp_path / "out/test")}, batch_size=2)
 
     class Keep:
-        def train(self, samples: Any) -> Any:
+        def collate_train(self, samples: Any) -> Any:
             return list(samples)
 
         evaluate = train
@@ -337,7 +352,10 @@ def test_own_pairs_become_samples_with_regions(tmp_path: Path, monkeypatch: pyte
     assert int(pointed.region.mask.sum()) == 20 and [item.text for item in pointed.negatives] == []
     assert samples["train/1"].region is None and len(samples["train/1"].target.images) == 1
     ranked = [sample for batch in data.test_dataloader() for sample in batch]
-    assert sorted((sample.key, len(sample.candidates), len(sample.candidates[0].images)) for sample in ranked) == [("test/0", 2, 0), ("test/1", 2, 1)]
+    assert sorted((sample.key, len(sample.candidates), len(sample.candidates[0].images)) for sample in ranked) == [
+        ("test/0", 2, 0),
+        ("test/1", 2, 1),
+    ]
 
 
 def test_a_mask_in_json_lines_is_kept(tmp_path: Path) -> None:
@@ -379,7 +397,10 @@ def test_mistakes_about_own_folders_are_one_line(tmp_path: Path) -> None:
 def test_the_command_for_own_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = own(tmp_path / "own", train=OWN)
     (root / "images").rename(tmp_path / "elsewhere")
-    assert main(["pairs", "--root", str(root), "--out", str(tmp_path / "out"), "--images", str(tmp_path / "elsewhere")]) == 0
-    assert "train: 2 rows of 2 pictures in 1 shards; left out: 1 box outside the picture" in capsys.readouterr().out
+    assert (
+        main(["pairs", "--root", str(root), "--out", str(tmp_path / "out"), "--images", str(tmp_path / "elsewhere")])
+        == 0
+    )
+    assert "train: 2 rows of 2 images in 1 shards; left out: 1 box outside the image" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["pairs", "--root", str(root), "--out", str(tmp_path / "out"), "--workers", "0"])

@@ -1,4 +1,6 @@
-"""The doctor: every fault is named by set, row and path, in official folders and in shards; what is sound is called sound."""
+"""The doctor: every fault is named by set, row and path, in official folders and in shards; what is sound is called
+sound.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,18 @@ from PIL import Image
 from mmeb_files import write_mmeb, write_table
 from official_files import MMEB, ROWS, SCAR, write_official_mmeb, write_official_scar
 from scar_files import HEIGHT, WIDTH, jpeg, png_of, rle, write_scar
-from virtue_pl.cli.doctor import main
-from virtue_pl.data.doctor import as_json, errors, examine
-from virtue_pl.data.doctor_checks import Checkup, Finding, count_words, power_of_two
-from virtue_pl.data.doctor_sheet import ContactSheet, tile
-from virtue_pl.data.mmeb import MMEBDataModule
-from virtue_pl.data.mmeb_shards import convert_mmeb
-from virtue_pl.data.picture_hashes import difference_hash, look_alike
-from virtue_pl.data.scar import SCaRDataModule
-from virtue_pl.data.scar_shards import convert_scar
-from virtue_pl.data.secure_webdataset import wds
-from virtue_pl.data.shards import Manifest
-from virtue_pl.images import MAX_PIXELS, decode
+from virtue_pl.cli.commands.doctor import main
+from virtue_pl.data.conversion.mmeb import convert_mmeb
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.datamodules.mmeb import MMEBDataModule
+from virtue_pl.data.datamodules.scar import SCaRDataModule
+from virtue_pl.data.doctor.checks import Checkup, Finding, count_words, power_of_two
+from virtue_pl.data.doctor.contact_sheet import ContactSheet, tile
+from virtue_pl.data.doctor.examine import as_json, errors, examine
+from virtue_pl.data.doctor.image_hashes import difference_hash, look_alike
+from virtue_pl.data.shards.manifest import Manifest
+from virtue_pl.data.shards.webdataset import wds
+from virtue_pl.preprocessing.images import MAX_PIXELS, decode
 from virtue_pl.types import VirtueError
 
 OPTIONS: dict[str, Any] = {"max_pixels": MAX_PIXELS}
@@ -42,18 +44,20 @@ def kinds(checkup: Checkup) -> dict[str, int]:
 
 
 def photograph(seed: int, size: tuple[int, int] = (WIDTH, HEIGHT), quality: int = 95) -> bytes:
-    """A picture of coloured patches, which looks like itself at any size."""
+    """An image of coloured patches, which looks like itself at any size."""
     patches = np.random.default_rng(seed).integers(0, 255, (8, 9, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(patches).resize((144, 128), Image.Resampling.NEAREST).resize(size, Image.Resampling.BOX).save(buffer, "JPEG", quality=quality)
+    Image.fromarray(patches).resize((144, 128), Image.Resampling.NEAREST).resize(size, Image.Resampling.BOX).save(
+        buffer, "JPEG", quality=quality
+    )
     return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All sets; of each folder of pictures one file is gone, one is cut off."""
+    """All sets; of each folder of images one file is gone, one is cut off."""
     root = write_official_scar(write_official_mmeb(tmp_path_factory.mktemp("spoilt"), MMEB))
-    shutil.rmtree(root / "MMEB_Test_Instruct")  # its pictures and rows are MMEB-eval's
+    shutil.rmtree(root / "MMEB_Test_Instruct")  # its images and rows are MMEB-eval's
     for archive in sorted((root / "MMEB-train/images_zip").glob("*.zip")):
         with zipfile.ZipFile(archive) as zipped:
             zipped.extractall(root / "MMEB-train", [name for name in zipped.namelist() if name.startswith("images")])
@@ -68,13 +72,14 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_every_set_with_bad_pictures_is_told_of_in_its_official_folder(spoilt: Path) -> None:
+def test_every_set_with_bad_images_is_told_of_in_its_official_folder(spoilt: Path) -> None:
     found = {checkup.name: checkup for checkup in examine([spoilt], **OPTIONS)}
     assert len(found) == 20 + 36 + 10
     for name, checkup in found.items():
-        usable = {"damaged picture"} if checkup.rows else set()  # where every row shows the missing one, no row is left to look at
-        assert kinds(checkup).keys() == {"missing picture"} | usable, name
-        missing = next(finding for finding in checkup.findings if finding.kind == "missing picture")
+        # where every row shows the missing one, no row is left to look at
+        usable = {"damaged image"} if checkup.rows else set()
+        assert kinds(checkup).keys() == {"missing image"} | usable, name
+        missing = next(finding for finding in checkup.findings if finding.kind == "missing image")
         assert missing.key.startswith(f"{name}/") and "0.jpg" in missing.detail
         assert not usable or any(f"{name} (" in finding.key and "1.jpg" in finding.key for finding in checkup.findings)
     assert sum(bool(checkup.rows) for checkup in found.values()) >= 20 + 20 + 10
@@ -90,12 +95,12 @@ def test_several_processes_find_what_one_finds(spoilt: Path) -> None:
     assert found(2) == one and one[0]["findings"] and one[1]
 
 
-def test_every_set_with_bad_pictures_is_streamed_and_told_of_in_its_shards(spoilt: Path, tmp_path: Path) -> None:
+def test_every_set_with_bad_images_is_streamed_and_told_of_in_its_shards(spoilt: Path, tmp_path: Path) -> None:
     manifests = convert_mmeb(spoilt, tmp_path) | convert_scar(spoilt, tmp_path)
     found = {checkup.name: checkup for checkup in examine([tmp_path], **OPTIONS)}
     told = 0
     for name, manifest in manifests.items():
-        assert manifest.skipped["missing picture"] >= 1 and set(kinds(found[name])) <= {"damaged picture"}
+        assert manifest.skipped["missing image"] >= 1 and set(kinds(found[name])) <= {"damaged image"}
         if not manifest.rows:
             continue
         told += bool(found[name].findings)
@@ -105,16 +110,16 @@ def test_every_set_with_bad_pictures_is_streamed_and_told_of_in_its_shards(spoil
     assert told >= 20 + 10 + 10 + 10
 
 
-BAD_PICTURES: dict[str, bytes] = {
-    "empty picture": b"",
+BAD_IMAGES: dict[str, bytes] = {
+    "empty image": b"",
     "AppleDouble leftover": b"\x00\x05\x16\x07" + bytes(40),
-    "damaged picture": b"no picture at all",
-    "picture too large": png_of(30_000, 30_000),
+    "damaged image": b"no image at all",
+    "image too large": png_of(30_000, 30_000),
 }
 
 
-@pytest.mark.parametrize("kind", BAD_PICTURES)
-def test_every_set_is_told_of_for_every_kind_of_bad_picture(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_every_set_is_told_of_for_every_kind_of_bad_image(tmp_path: Path, kind: str) -> None:
     root = write_official_scar(write_official_mmeb(tmp_path, MMEB))
     shutil.rmtree(root / "MMEB_Test_Instruct")
     for archive in sorted((root / "MMEB-train/images_zip").glob("*.zip")):
@@ -122,14 +127,17 @@ def test_every_set_is_told_of_for_every_kind_of_bad_picture(tmp_path: Path, kind
             sound = {name: zipped.read(name) for name in zipped.namelist() if name.startswith("images")}
         with zipfile.ZipFile(archive, "w") as zipped:
             for name, data in sound.items():
-                zipped.writestr(name, BAD_PICTURES[kind] if name.endswith("2.jpg") else data)
+                zipped.writestr(name, BAD_IMAGES[kind] if name.endswith("2.jpg") else data)
     for path in root.rglob("*2.jpg"):
-        path.write_bytes(BAD_PICTURES[kind])
+        path.write_bytes(BAD_IMAGES[kind])
     found = examine([root], **OPTIONS)
     assert len(found) == 20 + 36 + 10
     for checkup in found:
         assert kinds(checkup).keys() == {kind}, checkup.name
-        assert all("2.jpg" in finding.key + finding.image + finding.detail and finding.key.startswith(checkup.name) for finding in checkup.findings)
+        assert all(
+            "2.jpg" in finding.key + finding.image + finding.detail and finding.key.startswith(checkup.name)
+            for finding in checkup.findings
+        )
 
 
 @pytest.fixture(scope="module")
@@ -142,15 +150,17 @@ def sound_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[s
 
 
 DAMAGES: dict[str, dict[str, bytes | None]] = {
-    "empty picture": {"jpg": b""},
+    "empty image": {"jpg": b""},
     "AppleDouble leftover": {"jpg": b"\x00\x05\x16\x07" + bytes(40)},
     "damaged record": {"json": b"{"},
-    "damaged picture": {"jpg": jpeg()[:200]},
+    "damaged image": {"jpg": jpeg()[:200]},
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_every_set_is_streamed_past_every_kind_of_damage(tmp_path: Path, sound_shards: tuple[Path, dict[str, Manifest]], damage: str) -> None:
+def test_every_set_is_streamed_past_every_kind_of_damage(
+    tmp_path: Path, sound_shards: tuple[Path, dict[str, Manifest]], damage: str
+) -> None:
     folder, manifests = sound_shards
     assert len(manifests) == 20 + 36 + 10
     shutil.copytree(folder, tmp_path / "shards")
@@ -173,14 +183,18 @@ def test_every_set_is_streamed_past_every_kind_of_damage(tmp_path: Path, sound_s
 def streamed(folder: Path, manifest: Manifest) -> tuple[Any, list[Any]]:
     """The DataModule of a set, and what it gave: three batches of training, or all of evaluation."""
     module: Any = MMEBDataModule if folder.name.startswith("MMEB") else SCaRDataModule
-    data = module(str(folder), batch_size=1, steps_per_epoch=3) if manifest.kind == "pairs" else module(test={"test": str(folder)}, batch_size=ROWS)
+    data = (
+        module(str(folder), batch_size=1, steps_per_epoch=3)
+        if manifest.kind == "pairs"
+        else module(test={"test": str(folder)}, batch_size=ROWS)
+    )
     data.connect(Keep())
     loader = data.train_dataloader() if manifest.kind == "pairs" else data.test_dataloader()
     return data, [sample for batch in loader for sample in batch]
 
 
 class Keep:
-    def train(self, samples: Any) -> Any:
+    def collate_train(self, samples: Any) -> Any:
         return list(samples)
 
     evaluate = train
@@ -193,11 +207,11 @@ def test_what_is_sound_is_called_sound(tmp_path: Path) -> None:
     for path in (root, tmp_path / "shards"):
         found = examine([path], **OPTIONS)
         assert found and [kinds(checkup) for checkup in found] == [{}] * len(found) and errors(found) == 0
-        assert all(checkup.rows == ROWS and checkup.pictures >= ROWS for checkup in found)
+        assert all(checkup.rows == ROWS and checkup.images >= ROWS for checkup in found)
 
 
 FAULTS: dict[str, dict[str, Any]] = {
-    "box outside the picture": {"bbox": [1.0, 2.0, 500.0, 4.0]},
+    "box outside the image": {"bbox": [1.0, 2.0, 500.0, 4.0]},
     "box without area": {"bbox": [1.0, 2.0, 0.0, 4.0]},
     "no box": {"bbox": None},
     "empty mask": {"segmentation": {"size": [HEIGHT, WIDTH], "counts": rle([0, 0, 0, 0])["counts"]}},
@@ -206,8 +220,8 @@ FAULTS: dict[str, dict[str, Any]] = {
     "missing caption": {"pos_text": ""},
     "gold repeated among negatives": {"pos_text": "wrong 1 of 1 0"},
     "caption equals a distractor": {"pos_text": " Wrong 1 of 1  0"},
-    "missing picture": {"qry_image_path": "mini_train/none.jpg"},
-    "no picture": {"qry_image_path": "../../secret.jpg"},
+    "missing image": {"qry_image_path": "mini_train/none.jpg"},
+    "no image": {"qry_image_path": "../../secret.jpg"},
     "AppleDouble leftover": {"qry_image_path": "mini_train/._0001.jpg"},
 }
 
@@ -221,10 +235,16 @@ def test_faults_of_rows_are_named_with_row_and_path(tmp_path: Path, fault: str) 
     checkup = next(checkup for checkup in examine([root], **OPTIONS) if checkup.name == "SCAR_mini")
     assert kinds(checkup) == {fault: 1}
     (finding,) = checkup.findings
-    assert finding.key == "SCAR_mini/2" and finding.image == FAULTS[fault].get("qry_image_path", "mini_train/0001.jpg") and not finding.is_warning
+    assert (
+        finding.key == "SCAR_mini/2"
+        and finding.image == FAULTS[fault].get("qry_image_path", "mini_train/0001.jpg")
+        and not finding.is_warning
+    )
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if not {"qry_image_path", "pos_text"} & FAULTS[fault].keys()])
+@pytest.mark.parametrize(
+    "fault", [fault for fault in FAULTS if not {"qry_image_path", "pos_text"} & FAULTS[fault].keys()]
+)
 def test_regions_that_cannot_be_are_told_of_in_every_set_and_streamed_past(tmp_path: Path, fault: str) -> None:
     root = write_official_scar(tmp_path / "official")
     for path in (*root.glob("SCaR-train/*.parquet"), *root.glob("SCaR-eval/*.parquet")):
@@ -249,17 +269,29 @@ def test_equal_pairs_are_a_warning(tmp_path: Path) -> None:
 
     checkups = examine([write_scar(tmp_path / "scar", edit=spoil)], **OPTIONS)
     findings = [finding for checkup in checkups for finding in checkup.findings if finding.kind == "duplicate pair"]
-    assert [sorted((finding.key, finding.detail.split()[-1])) for finding in findings] == [["SCAR_mini/0", "SCAR_mini/1"]]
+    assert [sorted((finding.key, finding.detail.split()[-1])) for finding in findings] == [
+        ["SCAR_mini/0", "SCAR_mini/1"]
+    ]
     assert errors([checkup for checkup in checkups if checkup.name == "SCAR_mini"]) == 0
 
 
 def rewritten(path: Path, changes: dict[str, bytes | None]) -> None:
     """The tar with other members of the given endings; None leaves them out."""
-    records = list(wds.tariterators.group_by_keys(wds.tariterators.tar_file_expander([{"url": str(path), "stream": path.open("rb")}])))
+    records = list(
+        wds.tariterators.group_by_keys(
+            wds.tariterators.tar_file_expander([{"url": str(path), "stream": path.open("rb")}])
+        )
+    )
     with path.open("wb") as stream, wds.TarWriter(stream, encoder=False, mtime=0) as tar:
         for number, record in enumerate(records):
             changed = {**record, **(changes if number == 0 else {})}
-            tar.write({name: data for name, data in changed.items() if data is not None and (name == "__key__" or not name.startswith("__"))})
+            tar.write(
+                {
+                    name: data
+                    for name, data in changed.items()
+                    if data is not None and (name == "__key__" or not name.startswith("__"))
+                }
+            )
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -277,10 +309,14 @@ def test_a_cut_off_shard_and_half_written_ones(tmp_path: Path) -> None:
     (tmp_path / "out/.SCAR_other.partial").mkdir()
     (tmp_path / "out/._x.jpg").write_bytes(b"")
     found = [kinds(checkup) for checkup in examine([tmp_path / "out"], **OPTIONS)]
-    assert found == [{"shard changed": 1, "damaged record": 1, "damaged tar": 1}, {}, {"half-written shards": 1, "AppleDouble leftover beside the pictures": 1}]
+    assert found == [
+        {"shard changed": 1, "damaged record": 1, "damaged tar": 1},
+        {},
+        {"half-written shards": 1, "AppleDouble leftover beside the images": 1},
+    ]
 
 
-def test_pictures_of_evaluation_in_training_are_found_the_same_and_alike(tmp_path: Path) -> None:
+def test_images_of_evaluation_in_training_are_found_the_same_and_alike(tmp_path: Path) -> None:
     def unmask(pairs: list[dict[str, Any]], rankings: list[dict[str, Any]]) -> None:
         for row in (*pairs, *rankings):
             row["segmentation"] = None
@@ -294,13 +330,19 @@ def test_pictures_of_evaluation_in_training_are_found_the_same_and_alike(tmp_pat
     checkups = {checkup.name: checkup for checkup in examine([root], **OPTIONS)}
     assert not checkups["SCAR_mini"].findings
     assert {finding.kind: (finding.key, finding.detail) for finding in checkups["SCaR_eval_mini_val"].findings} == {
-        "picture of the training data": ("SCaR_eval_mini_val (mini_val/0000.jpg)", "its bytes are those of SCAR_mini (mini_train/0002.jpg)"),
-        "looks like a training picture": ("SCaR_eval_mini_val (mini_val/0001.jpg)", "it looks like SCAR_mini (mini_train/0003.jpg)"),
+        "image of the training data": (
+            "SCaR_eval_mini_val (mini_val/0000.jpg)",
+            "its bytes are those of SCAR_mini (mini_train/0002.jpg)",
+        ),
+        "looks like a training image": (
+            "SCaR_eval_mini_val (mini_val/0001.jpg)",
+            "it looks like SCAR_mini (mini_train/0003.jpg)",
+        ),
     }
 
 
 @pytest.mark.parametrize("shards", [False, True])
-def test_leaked_pictures_are_shown(tmp_path: Path, shards: bool) -> None:
+def test_leaked_images_are_shown(tmp_path: Path, shards: bool) -> None:
     root = write_scar(tmp_path / "scar", train=[1] * 3, val=[1] * 2)
     (root / "images/mini_train/0002.jpg").write_bytes(photograph(7))
     (root / "images/mini_val/0001.jpg").write_bytes(photograph(7))
@@ -309,18 +351,28 @@ def test_leaked_pictures_are_shown(tmp_path: Path, shards: bool) -> None:
     sheet = ContactSheet()
     examine([tmp_path / "out" if shards else root], show=sheet.show, **OPTIONS)
     (leak,) = [shown for shown in sheet.exhibits if shown.finding.key == "SCaR_eval_mini_val (mini_val/0001.jpg)"]
-    assert leak.finding.kind == "picture of the training data" and leak.finding.image == "mini_val/0001.jpg"
+    assert leak.finding.kind == "image of the training data" and leak.finding.image == "mini_val/0001.jpg"
     assert leak.tile.tobytes() == tile(decode(photograph(7), ""), None).tobytes()
 
 
-def test_hashes_tell_pictures_apart_but_not_their_copies() -> None:
+def test_hashes_tell_images_apart_but_not_their_copies() -> None:
     hashes = {seed: difference_hash(decode(photograph(seed, (160, 120)), "")) for seed in range(60)}
     assert None not in hashes.values()
     copies = {str(seed): difference_hash(decode(photograph(seed, (80, 64), 70), "")) for seed in range(60)}
-    found = dict(look_alike([value for value in hashes.values() if value is not None], {name: value for name, value in copies.items() if value is not None}))
+    found = dict(
+        look_alike(
+            [value for value in hashes.values() if value is not None],
+            {name: value for name, value in copies.items() if value is not None},
+        )
+    )
     assert len(found) >= 55 and all(found[name] == hashes[int(name)] for name in found)
     others = {str(seed): difference_hash(decode(photograph(seed, (160, 120)), "")) for seed in range(60, 160)}
-    assert not dict(look_alike([value for value in hashes.values() if value is not None], {n: v for n, v in others.items() if v is not None}))
+    assert not dict(
+        look_alike(
+            [value for value in hashes.values() if value is not None],
+            {n: v for n, v in others.items() if v is not None},
+        )
+    )
     assert difference_hash(torch.full((3, 20, 30), 7, dtype=torch.uint8)) is None
 
 
@@ -338,7 +390,11 @@ def test_hashes_are_near_up_to_three_bits_wherever_these_are(bits: int) -> None:
 def test_histograms_count_by_powers_of_two(tmp_path: Path) -> None:
     assert [power_of_two(value) for value in (0, 1, 2, 3, 4, 255, 256)] == [0, 1, 2, 2, 4, 128, 256]
     assert count_words("Where is it? There.") == 6
-    checkup = next(checkup for checkup in examine([write_scar(tmp_path / "scar", val=[1])], **OPTIONS) if checkup.name == "SCAR_mini")
+    checkup = next(
+        checkup
+        for checkup in examine([write_scar(tmp_path / "scar", val=[1])], **OPTIONS)
+        if checkup.name == "SCAR_mini"
+    )
     assert checkup.sizes == {8: 3} and sum(checkup.lengths.values()) == 6 * 6
 
 
@@ -355,11 +411,14 @@ def test_the_command_writes_json_and_a_contact_sheet(tmp_path: Path, capsys: pyt
     written = json.loads((tmp_path / "found.json").read_text())
     (folder,) = [folder for folder in written["folders"] if folder["name"] == "SCAR_mini"]
     assert {kind: problem["count"] for kind, problem in folder["problems"].items()} == {
-        "box outside the picture": 1,
-        "damaged picture": 1,
+        "box outside the image": 1,
+        "damaged image": 1,
         "duplicate pair": 1,
     }
-    assert folder["problems"]["box outside the picture"]["first"][0]["image"] == "mini_train/0000.jpg" and written["errors"] == 2
+    assert (
+        folder["problems"]["box outside the image"]["first"][0]["image"] == "mini_train/0000.jpg"
+        and written["errors"] == 2
+    )
     printed = capsys.readouterr()
     assert "2 errors, " in printed.err and "box outside" in printed.out
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -383,7 +442,7 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_tokenizer_measures_texts(tmp_path: Path) -> None:
     from tiny_models import save_text_model
-    from virtue_pl.cli.doctor import tokenizer
+    from virtue_pl.cli.commands.doctor import tokenizer
 
     assert tokenizer(str(save_text_model(tmp_path / "minilm")))("ab c") == 3
 
@@ -396,7 +455,7 @@ def test_an_empty_sheet_says_so(tmp_path: Path) -> None:
 
 def test_a_sheet_keeps_a_few_of_each_kind_errors_first(tmp_path: Path) -> None:
     sheet = ContactSheet(of_a_kind=2, most=3)
-    for kind in ("duplicate pair", "damaged picture"):
+    for kind in ("duplicate pair", "damaged image"):
         for number in range(5):
             sheet.show(Finding(kind, f"set/{number}", "detail"), None, None)
     assert [exhibit.finding.key for exhibit in sheet.exhibits] == ["set/0", "set/1"] * 2

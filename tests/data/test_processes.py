@@ -7,12 +7,15 @@ import time
 
 import pytest
 
-from virtue_pl.data.processes import GO_ON, worker_pool
+from virtue_pl.data.io.worker_pools import GO_ON, worker_pool
 from virtue_pl.types import VirtueError
 
 
 def test_a_killed_worker_is_told_in_one_line() -> None:
-    with pytest.raises(VirtueError, match=r"a worker was killed, .* give fewer --workers; the same command goes on"), worker_pool(1, "json", GO_ON) as pool:
+    with (
+        pytest.raises(VirtueError, match=r"a worker was killed, .* give fewer --workers; the same command goes on"),
+        worker_pool(1, "json", GO_ON) as pool,
+    ):
         pool.submit(os._exit, 1).result()
 
 

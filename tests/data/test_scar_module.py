@@ -13,61 +13,78 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from data_options import DATASET, grouped
 from scar_files import HEIGHT, WIDTH, write_scar
-from virtue_pl.data.scar import SCaRDataModule, instruction
-from virtue_pl.data.scar_shards import convert_scar
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.datamodules.scar import SCaRDataModule
+from virtue_pl.data.formats.scar_queries import instruction
 from virtue_pl.types import RankingSample, Sample, VirtueError
 
 
 class Keep:
-    """A preprocess whose batches are the samples, and a random number for training."""
+    """A collator whose batches are the samples, and a random number for training."""
 
-    def train(self, samples: Sequence[Sample]) -> Any:
+    def collate_train(self, samples: Sequence[Sample]) -> Any:
         return list(samples), torch.rand(()).item()
 
-    def evaluate(self, samples: Sequence[RankingSample]) -> Any:
+    def collate_eval(self, samples: Sequence[RankingSample]) -> Any:
         return list(samples)
 
 
 class KeepKeys(Keep):
     """Batches of keys, which pass between processes in no time."""
 
-    def train(self, samples: Sequence[Sample]) -> Any:
+    def collate_train(self, samples: Sequence[Sample]) -> Any:
         return [sample.key for sample in samples], torch.rand(()).item()
 
-    def evaluate(self, samples: Sequence[RankingSample]) -> Any:
+    def collate_eval(self, samples: Sequence[RankingSample]) -> Any:
         return [(sample.task, sample.key) for sample in samples]
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Training shards of 10 pictures and 16 rows, evaluation shards of 4 pictures and 7 rows."""
+    """Training shards of 10 images and 16 rows, evaluation shards of 4 images and 7 rows."""
     folder = tmp_path_factory.mktemp("module")
-    convert_scar(write_scar(folder / "scar", train=[1, 2, 3, 1, 2, 1, 2, 1, 1, 2], val=[1, 2, 3, 1]), folder / "out", pictures_per_shard=2)
+    convert_scar(
+        write_scar(folder / "scar", train=[1, 2, 3, 1, 2, 1, 2, 1, 1, 2], val=[1, 2, 3, 1]),
+        folder / "out",
+        images_per_shard=2,
+    )
     return folder / "out"
 
 
-def module(shards: Path, preprocess: Any = None, **options: Any) -> SCaRDataModule:
+def module(shards: Path, collator: Any = None, **options: Any) -> SCaRDataModule:
     folder = str(shards / "SCaR_eval_mini_val")
-    settings = {"train": str(shards / "SCAR_mini"), "val": folder, "test": {"seen": folder, "held_out": folder}, "batch_size": 3}
-    data = SCaRDataModule(**{**settings, "num_negatives": 2, "shuffle_buffer": 4, "sample_buffer": 3, **options})
-    data.connect(preprocess or Keep())
+    settings = {
+        "train": str(shards / "SCAR_mini"),
+        "val": folder,
+        "test": {"seen": folder, "held_out": folder},
+        "batch_size": 3,
+    }
+    data = SCaRDataModule(
+        **grouped({**settings, "num_negatives": 2, "shuffle_buffer": 4, "sample_buffer": 3, **options}, DATASET)
+    )
+    data.connect(collator or Keep())
     return data
 
 
 def test_a_training_sample(shards: Path) -> None:
     (batch, _), *_ = module(shards).train_dataloader()
     sample = batch[0]
-    picture, region = sample.target.text.split()[1:]
+    image, region = sample.target.text.split()[1:]
     assert sample.task == "scar_mini" and sample.key.startswith("SCAR_mini/")
-    assert sample.query.text == "Find the caption." and sample.query.prompt.is_empty and len(sample.query.image_keys) == 1
+    assert (
+        sample.query.text == "Find the caption." and sample.query.prompt.is_empty and len(sample.query.image_keys) == 1
+    )
     assert sample.query.images[0].shape == (3, HEIGHT, WIDTH) and sample.query.images[0].dtype == torch.uint8
-    assert abs(int(sample.query.images[0][0, 0, 0]) - int(picture)) <= 3
+    assert abs(int(sample.query.images[0][0, 0, 0]) - int(image)) <= 3
     box = torch.tensor([1 + int(region), 2, 5 + int(region), 7]) / torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
     assert torch.allclose(sample.region.box, box)
     assert sample.region.mask.shape == (HEIGHT, WIDTH) and sample.region.mask.sum() == 20
     assert sample.region.mask[2:7, 1 + int(region) : 5 + int(region)].all()
-    assert len(sample.negatives) == 2 and all(negative.text.endswith(f"of {picture} {region}") for negative in sample.negatives)
+    assert len(sample.negatives) == 2 and all(
+        negative.text.endswith(f"of {image} {region}") for negative in sample.negatives
+    )
 
 
 def test_an_evaluation_sample(shards: Path) -> None:
@@ -144,20 +161,25 @@ def spoil(folder: Path, shard: int) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_skipped_samples_are_told_to_the_module(tmp_path: Path, num_workers: int) -> None:
-    convert_scar(write_scar(tmp_path / "scar", train=[1] * 8, val=[1] * 6), tmp_path / "out", pictures_per_shard=2)
+    convert_scar(write_scar(tmp_path / "scar", train=[1] * 8, val=[1] * 6), tmp_path / "out", images_per_shard=2)
     spoil(tmp_path / "out/SCAR_mini", 1)
     spoil(tmp_path / "out/SCaR_eval_mini_val", 2)
     data = module(tmp_path / "out", KeepKeys(), num_workers=num_workers, steps_per_epoch=8)
     assert len(list(data.train_dataloader())) == 8
-    assert set(data.skipped) == {"SCAR_mini/shard-000001.tar"} | {key for key in data.skipped if key.startswith("SCAR_mini/00000000")}
+    assert set(data.skipped) == {"SCAR_mini/shard-000001.tar"} | {
+        key for key in data.skipped if key.startswith("SCAR_mini/00000000")
+    }
     assert [len(batch) for batch in data.val_dataloader()] == [3, 1]
-    assert data.skip_summary().startswith(f"{len(data.skipped)} bad samples (SCAR_mini/") and module(tmp_path / "out").skip_summary() == "no bad samples"
+    assert (
+        data.skip_summary().startswith(f"{len(data.skipped)} bad samples (SCAR_mini/")
+        and module(tmp_path / "out").skip_summary() == "no bad samples"
+    )
     assert "SCaR_eval_mini_val/shard-000002.tar" in data.skipped
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_too_many_bad_samples_stop_the_run_with_one_line(tmp_path: Path, num_workers: int) -> None:
-    convert_scar(write_scar(tmp_path / "scar", train=[1] * 8), tmp_path / "out", pictures_per_shard=2)
+    convert_scar(write_scar(tmp_path / "scar", train=[1] * 8), tmp_path / "out", images_per_shard=2)
     for shard in range(4):
         spoil(tmp_path / "out/SCAR_mini", shard)
     loader = module(tmp_path / "out", num_workers=num_workers, max_bad_samples=2).train_dataloader()
@@ -189,9 +211,12 @@ def test_mistakes_are_one_line_that_names_the_option(shards: Path, tmp_path: Pat
 def test_description_and_fingerprint(shards: Path, tmp_path: Path) -> None:
     data = module(shards)
     train, val, *tests = data.describe()
-    assert (train["split"], train["shards"], train["pictures"], train["rows"]) == ("train", 5, 10, 16)
+    assert (train["split"], train["shards"], train["images"], train["rows"]) == ("train", 5, 10, 16)
     assert (train["samples_per_epoch"], train["steps"]) == (15, 5)
-    assert (val["split"], val["rows"], val["steps"]) == ("val/val", 7, 3) and [row["split"] for row in tests] == ["test/seen", "test/held_out"]
+    assert (val["split"], val["rows"], val["steps"]) == ("val/val", 7, 3) and [row["split"] for row in tests] == [
+        "test/seen",
+        "test/held_out",
+    ]
     convert_scar(write_scar(tmp_path / "scar"), tmp_path / "out")
     assert data.fingerprint() == module(shards).fingerprint() != module(tmp_path / "out").fingerprint()
 
@@ -220,7 +245,13 @@ class Recorder(LightningModule):
 
 
 def trainer(**options: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
+    }
     return Trainer(accelerator="cpu", **{**quiet, **options})
 
 
@@ -228,12 +259,16 @@ def test_in_a_trainer(shards: Path, tmp_path: Path) -> None:
     """Each epoch is its own, a resumed run sees the epochs that it would have seen, and validation sees all."""
     whole, begun, resumed = Recorder(), Recorder(), Recorder()
     trainer(max_epochs=3).fit(whole, datamodule=module(shards, KeepKeys()))
-    assert [len(steps) for steps in whole.epochs.values()] == [5, 5, 5] and len(set(map(str, whole.epochs.values()))) == 3
+    assert [len(steps) for steps in whole.epochs.values()] == [5, 5, 5] and len(
+        set(map(str, whole.epochs.values()))
+    ) == 3
     assert len(whole.validated) == 3 * 7
     first = trainer(max_epochs=2)
     first.fit(begun, datamodule=module(shards, KeepKeys()))
     first.save_checkpoint(tmp_path / "last.ckpt")
-    trainer(max_epochs=3).fit(resumed, datamodule=module(shards, KeepKeys()), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    trainer(max_epochs=3).fit(
+        resumed, datamodule=module(shards, KeepKeys()), ckpt_path=tmp_path / "last.ckpt", weights_only=True
+    )
     assert begun.epochs | resumed.epochs == whole.epochs
     tested = Recorder()
     trainer().test(tested, datamodule=module(shards, KeepKeys()))
@@ -247,7 +282,12 @@ def test_a_run_that_is_stopped_within_an_epoch_goes_on_with_the_next_batch(shard
         recorder = Recorder()
         saving = ModelCheckpoint(dirpath=tmp_path, filename=name + "-{step}", every_n_train_steps=1, save_top_k=-1)
         run = trainer(max_steps=13, max_epochs=-1, enable_checkpointing=True, callbacks=[saving])
-        run.fit(recorder, datamodule=module(shards, KeepKeys()), ckpt_path=checkpoint and tmp_path / checkpoint, weights_only=True)
+        run.fit(
+            recorder,
+            datamodule=module(shards, KeepKeys()),
+            ckpt_path=checkpoint and tmp_path / checkpoint,
+            weights_only=True,
+        )
         return [(epoch, step) for epoch, steps in recorder.epochs.items() for step in steps]
 
     whole = seen("whole")
@@ -257,7 +297,7 @@ def test_a_run_that_is_stopped_within_an_epoch_goes_on_with_the_next_batch(shard
 
 
 def test_an_evaluation_batch_that_bad_samples_empty_is_passed_over(tmp_path: Path) -> None:
-    convert_scar(write_scar(tmp_path / "scar", val=[1, 1, 1]), tmp_path / "out", pictures_per_shard=1)
+    convert_scar(write_scar(tmp_path / "scar", val=[1, 1, 1]), tmp_path / "out", images_per_shard=1)
     path = tmp_path / "out/SCaR_eval_mini_val/shard-000001.tar"
     with tarfile.open(path) as tar:
         name = next(info.name for info in tar if info.name.endswith("json"))

@@ -5,7 +5,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from virtue_pl.data.scenes.captions import PUBLISHED_KINDS, TEMPLATES, Claim, Situation, Vocabulary, balanced, hard_negatives, published, with_article
+from virtue_pl.data.scenes.captions import (
+    PUBLISHED_KINDS,
+    TEMPLATES,
+    Claim,
+    Situation,
+    Vocabulary,
+    balanced,
+    hard_negatives,
+    published,
+    with_article,
+)
 from virtue_pl.data.scenes.catalogue import backgrounds, objects
 from virtue_pl.data.scenes.layout import RELATIONS
 from virtue_pl.data.scenes.library import HELD_OUT, TRAIN, SceneLibrary
@@ -17,11 +27,15 @@ def library() -> SceneLibrary:
     return draw_shapes()
 
 
-def draw_situation(rng: np.random.Generator, library: SceneLibrary, targets: str = TRAIN) -> tuple[Situation, Vocabulary]:
-    """As a scene would have it, without the picture."""
+def draw_situation(
+    rng: np.random.Generator, library: SceneLibrary, targets: str = TRAIN
+) -> tuple[Situation, Vocabulary]:
+    """As a scene would have it, without the image."""
     pool, train = library.of_split(targets), library.of_split(TRAIN)
     first, second = (pool[index] for index in rng.permutation(len(pool))[:2])
-    rest = [thing for thing in (train[index] for index in rng.permutation(len(train))) if thing not in (first, second)][:3]
+    rest = [thing for thing in (train[index] for index in rng.permutation(len(train))) if thing not in (first, second)][
+        :3
+    ]
     relation, place = RELATIONS[int(rng.integers(4))], library.places[int(rng.integers(len(library.places)))]
     return Situation(Claim(first, relation, rest[0], place), [second, *rest[1:]]), Vocabulary(pool, library.places)
 
@@ -33,7 +47,7 @@ def rows(library: SceneLibrary, count: int, targets: str = TRAIN) -> list[tuple[
 
 
 def is_false(claim: Claim, gold: Claim) -> bool:
-    """False of the gold's picture and box: another thing, another relation to the same reference, or another scene."""
+    """False of the gold's image and box: another thing, another relation to the same reference, or another scene."""
     assert claim.reference is gold.reference and claim.thing is not gold.reference
     other_kind = claim.thing.kind != gold.thing.kind
     return other_kind or claim.relation != gold.relation or claim.place.kind != gold.place.kind
@@ -53,7 +67,10 @@ def test_distractors_are_false_and_distinct(library: SceneLibrary, targets: str)
         for claims in (evaluation[0][1:], evaluation[1][1:], negatives):
             assert all(is_false(claim, gold) for claim in claims)
             assert all(claim.thing in vocabulary.things for claim in claims)
-            assert len({claim.sentence(TEMPLATES[0]) for claim in claims} | {gold.sentence(TEMPLATES[0])}) == len(claims) + 1
+            assert (
+                len({claim.sentence(TEMPLATES[0]) for claim in claims} | {gold.sentence(TEMPLATES[0])})
+                == len(claims) + 1
+            )
 
 
 def test_published_swaps_one_element_each(library: SceneLibrary) -> None:
@@ -62,7 +79,11 @@ def test_published_swaps_one_element_each(library: SceneLibrary) -> None:
         situation, vocabulary = draw_situation(rng, library)
         gold, claims = situation.gold, published(rng, situation, vocabulary)
         for claim, kind in zip(claims, PUBLISHED_KINDS, strict=True):
-            changed = {"object": claim.thing is not gold.thing, "relation": claim.relation != gold.relation, "scene": claim.place is not gold.place}
+            changed = {
+                "object": claim.thing is not gold.thing,
+                "relation": claim.relation != gold.relation,
+                "scene": claim.place is not gold.place,
+            }
             assert [name for name, differs in changed.items() if differs] == ([] if kind == "gold" else [kind])
         assert claims[1].thing in situation.others
         assert {claim.relation for claim in claims[4:7]} == set(RELATIONS) - {gold.relation}
@@ -87,12 +108,17 @@ def test_words_hardly_tell_the_gold(library: SceneLibrary) -> None:
 
 def element_vectors(claims: list[Claim]) -> np.ndarray:
     names = sorted({name for claim in claims for name in (claim.thing.name, claim.relation, claim.place.phrase)})
-    return np.asarray([[name in (claim.thing.name, claim.relation, claim.place.phrase) for name in names] for claim in claims], dtype=float)
+    return np.asarray(
+        [[name in (claim.thing.name, claim.relation, claim.place.phrase) for name in names] for claim in claims],
+        dtype=float,
+    )
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_set_hardly_tells_the_gold(library: SceneLibrary, sign: int) -> None:
-    """Choosing what is nearest to (or farthest from) the mean of the others is right about once in eight, ties broken at random."""
+    """Choosing what is nearest to (or farthest from) the mean of the others is right about once in eight, ties broken
+    at random.
+    """
     rng, hits = np.random.default_rng(1), []
     for _, claims in rows(library, 3000):
         vectors = element_vectors(claims)
@@ -111,11 +137,17 @@ def test_articles_fit_every_name() -> None:
 def test_the_catalogue_is_consistent() -> None:
     listed: dict[str, tuple[str, str, str]] = {}
     for entry in objects():
-        assert listed.setdefault(entry.name, (entry.category, entry.kind, entry.split)) == (entry.category, entry.kind, entry.split)
+        assert listed.setdefault(entry.name, (entry.category, entry.kind, entry.split)) == (
+            entry.category,
+            entry.kind,
+            entry.split,
+        )
         assert entry.split in ("train", "held_out")
     assert len({entry.sha256 for entry in objects()}) == len(objects()) > 250
     assert 55 <= sum(split == "held_out" for _, _, split in listed.values()) <= 75
-    held_out, train = ({category for category, _, split in listed.values() if split == wanted} for wanted in ("held_out", "train"))
+    held_out, train = (
+        {category for category, _, split in listed.values() if split == wanted} for wanted in ("held_out", "train")
+    )
     assert len(held_out & train) >= 8
 
 

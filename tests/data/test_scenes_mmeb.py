@@ -19,10 +19,19 @@ from virtue_pl.data.scenes.shapes import draw_shapes
 from virtue_pl.types import VirtueError
 
 ROWS = 400
-CANDIDATES = {"ObjectMini": 20, "SceneMini": 8, "KindMini": 6, "CornerMini": 10, "CaptionMini_i2t": 12, "CaptionMini_t2i": 12}
+CANDIDATES = {
+    "ObjectMini": 20,
+    "SceneMini": 8,
+    "KindMini": 6,
+    "CornerMini": 10,
+    "CaptionMini_i2t": 12,
+    "CaptionMini_t2i": 12,
+}
 CANDIDATES |= {"GroundingMini": 16, "ReferMini": 16}
-TEXT_TASKS = [task for task in TASKS if task.name in ("ObjectMini", "SceneMini", "KindMini", "CornerMini", "CaptionMini_i2t")]
-PICTURE_TASKS = [task for task in TASKS if task not in TEXT_TASKS]
+TEXT_TASKS = [
+    task for task in TASKS if task.name in ("ObjectMini", "SceneMini", "KindMini", "CornerMini", "CaptionMini_i2t")
+]
+IMAGE_TASKS = [task for task in TASKS if task not in TEXT_TASKS]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +43,10 @@ def library() -> SceneLibrary:
 def groups(library: SceneLibrary) -> dict[str, list[Group]]:
     """About `ROWS` rows of every task."""
     studio = Studio(library, 128, TEST)
-    return {task.name: [task.draw(np.random.default_rng([7, number]), studio) for number in range(ROWS // task.rows)] for task in TASKS}
+    return {
+        task.name: [task.draw(np.random.default_rng([7, number]), studio) for number in range(ROWS // task.rows)]
+        for task in TASKS
+    }
 
 
 def questions(groups: Sequence[Group]) -> list[Question]:
@@ -49,12 +61,14 @@ def name_of(task: MMEBTask) -> str:
 def test_every_row_is_whole(groups: dict[str, list[Group]], task: MMEBTask) -> None:
     for group in groups[task.name]:
         assert len(group.questions) == task.rows
-        used = {question.picture for question in group.questions} | {answer.picture for question in group.questions for answer in question.answers}
-        assert used - {""} == set(group.pictures)
+        used = {question.image for question in group.questions} | {
+            answer.image for question in group.questions for answer in question.answers
+        }
+        assert used - {""} == set(group.images)
         for question in group.questions:
             assert len(set(question.answers)) == len(question.answers) == CANDIDATES[task.name]
-            assert question.text.startswith("<|image_1|>\n") == bool(question.picture) and question.text.endswith("\n")
-            assert all(answer.text.startswith("<|image_1|>\n") == bool(answer.picture) for answer in question.answers)
+            assert question.text.startswith("<|image_1|>\n") == bool(question.image) and question.text.endswith("\n")
+            assert all(answer.text.startswith("<|image_1|>\n") == bool(answer.image) for answer in question.answers)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=name_of)
@@ -79,7 +93,9 @@ def test_answers_are_spread_evenly(groups: dict[str, list[Group]], task: MMEBTas
 
 def hits(rows: Sequence[Question], score: Callable[[Question, int], float]) -> float:
     rng = np.random.default_rng(0)
-    found = [np.argmax([score(row, place) + 1e-6 * rng.random() for place in range(len(row.answers))]) == 0 for row in rows]
+    found = [
+        np.argmax([score(row, place) + 1e-6 * rng.random() for place in range(len(row.answers))]) == 0 for row in rows
+    ]
     return float(np.mean(found))
 
 
@@ -102,7 +118,9 @@ def test_words_hardly_tell_the_right_answer(groups: dict[str, list[Group]], task
     wrong = Counter(word for row in fit for place in range(1, len(row.answers)) for word in features(row, place))
     odds = CANDIDATES[task.name] - 1
     weights = {word: float(np.log((right[word] + 1) / (wrong[word] + odds))) for word in right | wrong}
-    assert near_chance(hits(test, lambda row, place: sum(weights.get(word, 0.0) for word in features(row, place))), task, len(test))
+    assert near_chance(
+        hits(test, lambda row, place: sum(weights.get(word, 0.0) for word in features(row, place))), task, len(test)
+    )
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -112,19 +130,29 @@ def test_the_set_hardly_tells_the_right_answer(groups: dict[str, list[Group]], t
     rows = questions(groups[task.name])
 
     def score(row: Question, place: int) -> float:
-        others = Counter(word for other, answer in enumerate(row.answers) for word in answer.text.split() if other != place)
+        others = Counter(
+            word for other, answer in enumerate(row.answers) for word in answer.text.split() if other != place
+        )
         return sign * sum(others[word] for word in row.answers[place].text.split())
 
     assert near_chance(hits(rows, score), task, len(rows))
 
 
 def test_no_distractor_is_true(groups: dict[str, list[Group]], library: SceneLibrary) -> None:
-    kinds = {thing.name: thing.kind for thing in library.things} | {place.phrase: place.kind for place in library.places}
+    kinds = {thing.name: thing.kind for thing in library.things} | {
+        place.phrase: place.kind for place in library.places
+    }
     for name in ("ObjectMini", "SceneMini", "KindMini", "CornerMini"):
         for row in questions(groups[name]):
             assert len({kinds[answer.text] for answer in row.answers}) == len(row.answers)
     for row in questions(groups["CaptionMini_i2t"]):
-        said = {(frozenset(answer.text.partition(", ")[0].removeprefix("a ").split(" and ")), answer.text.partition(", ")[2]) for answer in row.answers}
+        said = {
+            (
+                frozenset(answer.text.partition(", ")[0].removeprefix("a ").split(" and ")),
+                answer.text.partition(", ")[2],
+            )
+            for answer in row.answers
+        }
         assert len(said) == len(row.answers)
 
 
@@ -135,20 +163,24 @@ def test_the_question_is_of_the_category(groups: dict[str, list[Group]], library
         assert {categories[answer.text] for answer in row.answers} == {asked}
 
 
-def test_grounding_offers_the_same_objects_of_other_pictures_and_others_of_the_same(groups: dict[str, list[Group]]) -> None:
+def test_grounding_offers_the_same_objects_of_other_images_and_others_of_the_same(
+    groups: dict[str, list[Group]],
+) -> None:
     for name in ("GroundingMini", "ReferMini"):
         for group in groups[name]:
             for row in group.questions:
-                assert row.answers[0].picture.startswith(f"{row.picture}_crop")
-                assert sum(answer.picture.startswith(f"{row.picture}_crop") for answer in row.answers) == 4
-            for crop in (name for name in group.pictures if "crop" in name):
-                assert min(group.pictures[crop].size) >= 8
+                assert row.answers[0].image.startswith(f"{row.image}_crop")
+                assert sum(answer.image.startswith(f"{row.image}_crop") for answer in row.answers) == 4
+            for crop in (name for name in group.images if "crop" in name):
+                assert min(group.images[crop].size) >= 8
 
 
 def test_expressions_name_two_objects_and_where(groups: dict[str, list[Group]]) -> None:
     for row in questions(groups["ReferMini"]):
         said = row.text.partition('"')[2].rpartition('"')[0]
-        assert said.startswith("the ") and any(relation in said for relation in (" to the left of a", " to the right of a", " above a", " below a"))
+        assert said.startswith("the ") and any(
+            relation in said for relation in (" to the left of a", " to the right of a", " above a", " below a")
+        )
 
 
 CONFIG = SceneConfig(source="shapes", train=2, val=2, test=2, size=128, seed=3, mmeb_train=10, mmeb_test=18)
@@ -163,14 +195,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def contents(root: Path) -> dict[str, bytes]:
     """Everything that should not depend on how it was written."""
-    pictures = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.jpg")}
-    return pictures | {str(path.relative_to(root)): json.dumps(pq.read_table(path).to_pylist()).encode() for path in root.rglob("*.parquet")}
+    images = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.jpg")}
+    return images | {
+        str(path.relative_to(root)): json.dumps(pq.read_table(path).to_pylist()).encode()
+        for path in root.rglob("*.parquet")
+    }
 
 
 @pytest.mark.parametrize("task", TASKS, ids=name_of)
 def test_layout_and_columns(root: Path, task: MMEBTask) -> None:
     train = pq.read_table(root / f"MMEB-train/{task.name}/original-00000-of-00001.parquet")
-    assert train.column_names == ["qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"] and train.num_rows == 10
+    assert (
+        train.column_names == ["qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"]
+        and train.num_rows == 10
+    )
     test = pq.read_table(root / f"MMEB-eval/{task.name}/test-00000-of-00001.parquet")
     assert test.column_names == ["qry_text", "qry_img_path", "tgt_text", "tgt_img_path"] and test.num_rows == 18
     for row in train.to_pylist():
@@ -179,14 +217,16 @@ def test_layout_and_columns(root: Path, task: MMEBTask) -> None:
             assert path.startswith(f"images/{task.name}/Train/") and (root / path).is_file()
     for row in test.to_pylist():
         for path in filter(None, [row["qry_img_path"], *row["tgt_img_path"]]):
-            with Image.open(root / "images" / path) as picture:
-                assert path.startswith(f"{task.name}/Test/") and picture.format == "JPEG"
+            with Image.open(root / "images" / path) as image:
+                assert path.startswith(f"{task.name}/Test/") and image.format == "JPEG"
 
 
 def test_what_the_set_says_of_itself(root: Path) -> None:
     said = json.loads((root / "scenes.json").read_text())
     assert said["mmeb"]["tasks"].keys() == {task.name for task in TASKS} and said["config"]["mmeb_test"] == 18
-    assert Counter(task["meta_task"] for task in said["mmeb"]["tasks"].values()) == dict.fromkeys(("classification", "vqa", "retrieval", "grounding"), 2)
+    assert Counter(task["meta_task"] for task in said["mmeb"]["tasks"].values()) == dict.fromkeys(
+        ("classification", "vqa", "retrieval", "grounding"), 2
+    )
 
 
 def test_workers_blocks_and_stops_change_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

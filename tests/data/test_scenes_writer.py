@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from virtue_pl.cli.scenes import main
+from virtue_pl.cli.commands.scenes import main
 from virtue_pl.data.scenes import SceneConfig, write_scenes, writer
 from virtue_pl.data.scenes.layout import RELATIONS
-from virtue_pl.data.scenes.rows import QUERY
 from virtue_pl.data.scenes.staging import VISIBLE
+from virtue_pl.data.scenes.tables.scar_rows import QUERY
 from virtue_pl.types import VirtueError
 
 CONFIG = SceneConfig(source="shapes", train=6, val=5, test=4, size=128, seed=3)
@@ -29,7 +29,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def contents(root: Path) -> dict[str, bytes]:
     """Everything that should not depend on how it was written."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.jpg"))} | {
-        str(path.relative_to(root)): json.dumps(pq.read_table(path).to_pylist()).encode() for path in sorted(root.rglob("*.parquet"))
+        str(path.relative_to(root)): json.dumps(pq.read_table(path).to_pylist()).encode()
+        for path in sorted(root.rglob("*.parquet"))
     }
 
 
@@ -54,10 +55,10 @@ def test_layout_and_columns(root: Path) -> None:
     assert not (root / ".parts").exists()
 
 
-def test_masks_fit_their_boxes_and_pictures(root: Path) -> None:
+def test_masks_fit_their_boxes_and_images(root: Path) -> None:
     for row in pq.read_table(root / "SCaR-train/SCAR_mini.parquet").to_pylist():
-        with Image.open(root / "images" / row["qry_image_path"]) as picture:
-            assert picture.size == (128, 128) and row["segmentation"]["size"] == [128, 128]
+        with Image.open(root / "images" / row["qry_image_path"]) as image:
+            assert image.size == (128, 128) and row["segmentation"]["size"] == [128, 128]
         encoded = {"size": row["segmentation"]["size"], "counts": row["segmentation"]["counts"].encode()}
         assert rle.toBbox(encoded).tolist() == row["bbox"]
         assert rle.area(encoded) >= 16
@@ -80,9 +81,11 @@ def test_held_out_targets_are_never_in_training(root: Path) -> None:
 def test_every_thing_is_visible_and_stands_out(root: Path) -> None:
     assert VISIBLE >= 0.8
     for row in pq.read_table(root / "SCaR-eval/SCaR_eval_mini_test_seen.parquet").to_pylist():
-        mask = rle.decode({"size": row["segmentation"]["size"], "counts": row["segmentation"]["counts"].encode()}).astype(bool)
-        with Image.open(root / "images" / row["qry_image_path"]) as picture:
-            pixels = np.asarray(picture, dtype=float)
+        mask = rle.decode(
+            {"size": row["segmentation"]["size"], "counts": row["segmentation"]["counts"].encode()}
+        ).astype(bool)
+        with Image.open(root / "images" / row["qry_image_path"]) as image:
+            pixels = np.asarray(image, dtype=float)
         assert np.abs(pixels[mask].mean(axis=0) - pixels[~mask].mean(axis=0)).max() > 5
 
 
@@ -120,7 +123,7 @@ def test_other_settings_and_strange_folders_are_refused(root: Path, tmp_path: Pa
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(VirtueError, match="not empty"):
         write_scenes(CONFIG, tmp_path)
-    with pytest.raises(VirtueError, match="virtue-pl fetch pictures"):
+    with pytest.raises(VirtueError, match="virtue-pl fetch images"):
         write_scenes(SceneConfig(cache=str(tmp_path / "none")), tmp_path / "new")
 
 
@@ -132,5 +135,27 @@ def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
 
 def test_the_command_writes_the_same(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
-    assert main(["--source", "shapes", "--train", "6", "--val", "5", "--test", "4", "--size", "128", "--seed", "3", "--workers", "1", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "--source",
+                "shapes",
+                "--train",
+                "6",
+                "--val",
+                "5",
+                "--test",
+                "4",
+                "--size",
+                "128",
+                "--seed",
+                "3",
+                "--workers",
+                "1",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert contents(out) == contents(root)

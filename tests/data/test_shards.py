@@ -14,10 +14,10 @@ import pytest
 from pycocotools import mask as coco
 
 from scar_files import HEIGHT, WIDTH, jpeg, rle, runs, write_scar
-from virtue_pl.cli.shards import main
-from virtue_pl.data.grouped_parquet import grouped_rows
-from virtue_pl.data.scar_shards import convert_scar
-from virtue_pl.data.shards import Manifest, ShardFolder
+from virtue_pl.cli.commands.shards import main
+from virtue_pl.data.conversion.grouped_parquet import grouped_rows
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.shards.manifest import Manifest, ShardFolder
 from virtue_pl.types import VirtueError
 
 
@@ -34,18 +34,24 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(data) for name, data in members(folder).items() if name.endswith(".json")]
 
 
-def test_one_record_is_one_picture_with_all_its_rows(tmp_path: Path) -> None:
+def test_one_record_is_one_image_with_all_its_rows(tmp_path: Path) -> None:
     root = write_scar(tmp_path / "scar", train=[2, 1, 3, 1, 1])
-    manifests = convert_scar(root, tmp_path / "out", pictures_per_shard=2)
+    manifests = convert_scar(root, tmp_path / "out", images_per_shard=2)
     folder = tmp_path / "out/SCAR_mini"
     files = members(folder)
-    assert sorted(name.rpartition("/")[2] for name in files) == [f"{index:09d}.{end}" for index in range(5) for end in ("jpg", "json")]
-    for (name, data), record in zip([item for item in files.items() if item[0].endswith(".jpg")], records(folder), strict=True):
+    assert sorted(name.rpartition("/")[2] for name in files) == [
+        f"{index:09d}.{end}" for index in range(5) for end in ("jpg", "json")
+    ]
+    for (name, data), record in zip(
+        [item for item in files.items() if item[0].endswith(".jpg")], records(folder), strict=True
+    ):
         assert data == (root / "images" / record["image"]).read_bytes(), name
     assert sorted(row["row"] for record in records(folder) for row in record["rows"]) == list(range(8))
     manifest = manifests["SCAR_mini"]
-    assert (manifest.rows, manifest.pictures, [shard.pictures for shard in manifest.shards]) == (8, 5, [2, 2, 1])
-    assert [len(record["rows"]) for record in records(folder)] == [count for shard in manifest.shards for count in shard.rows_per_picture]
+    assert (manifest.rows, manifest.images, [shard.images for shard in manifest.shards]) == (8, 5, [2, 2, 1])
+    assert [len(record["rows"]) for record in records(folder)] == [
+        count for shard in manifest.shards for count in shard.rows_per_image
+    ]
     assert (manifest.kind, manifest.task, manifest.negatives, manifest.skipped) == ("pairs", "scar_mini", (4, 4), {})
     assert Manifest.read(folder / "manifest.json") == manifest
 
@@ -65,7 +71,11 @@ def test_rankings_of_all_forms_over_one_list_of_candidates(tmp_path: Path) -> No
     candidates, rankings = row["candidates"], row["rankings"]
     assert len(candidates) == len(set(candidates)) == 18
     assert [candidates[i] for i in rankings["hit@1"]] == ["caption 0 0", "both", *(f"balanced {i}" for i in range(8))]
-    assert [candidates[i] for i in rankings["hit@1_published"]] == ["caption 0 0", "both", *(f"published {i}" for i in range(8))]
+    assert [candidates[i] for i in rankings["hit@1_published"]] == [
+        "caption 0 0",
+        "both",
+        *(f"published {i}" for i in range(8)),
+    ]
     assert [candidates[i] for i in rankings["object"]] == ["caption 0 0", "both", "published 0", "published 1"]
     assert [candidates[i] for i in rankings["scene"]] == ["caption 0 0", "published 5", "published 6", "published 7"]
     assert manifests["SCaR_eval_mini_val"].rankings == ("hit@1", "hit@1_published", "object", "relation", "scene")
@@ -102,15 +112,18 @@ def test_polygons_and_plain_counts_become_compressed_masks(tmp_path: Path, segme
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "another picture": ({"qry_image_path": "mini_train/none.jpg"}, "missing picture"),
-    "no picture": ({"qry_image_path": ""}, "no picture"),
-    "a picture elsewhere": ({"qry_image_path": "../../secret.jpg"}, "no picture"),
-    "box outside": ({"bbox": [10.0, 2.0, 8.0, 4.0]}, "box outside the picture"),
+    "another image": ({"qry_image_path": "mini_train/none.jpg"}, "missing image"),
+    "no image": ({"qry_image_path": ""}, "no image"),
+    "an image elsewhere": ({"qry_image_path": "../../secret.jpg"}, "no image"),
+    "box outside": ({"bbox": [10.0, 2.0, 8.0, 4.0]}, "box outside the image"),
     "box of no area": ({"bbox": [10.0, 2.0, 0.0, 4.0]}, "box without area"),
-    "box of nan": ({"bbox": [float("nan"), 2.0, 1.0, 4.0]}, "box outside the picture"),
+    "box of nan": ({"bbox": [float("nan"), 2.0, 1.0, 4.0]}, "box outside the image"),
     "box of three": ({"bbox": [1.0, 2.0, 3.0]}, "no box"),
     "empty mask": ({"segmentation": rle([0, 0, 0, 0])}, "empty mask"),
-    "mask of another size": ({"segmentation": coco.encode(np.ones((4, 4), dtype=np.uint8, order="F"))}, "mask of another size"),
+    "mask of another size": (
+        {"segmentation": coco.encode(np.ones((4, 4), dtype=np.uint8, order="F"))},
+        "mask of another size",
+    ),
     "mask damaged": ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "0~~~~~~~~zzz"}}, "damaged mask"),
     "no caption": ({"pos_text": ""}, "missing caption"),
     "no query": ({"qry": None}, "missing query"),
@@ -145,22 +158,26 @@ def test_a_bad_evaluation_row_is_left_out_and_named(tmp_path: Path, fault: str) 
     assert [key for key, _ in manifest.skipped_rows] == ["SCaR_eval_mini_val/0"]
 
 
-def test_a_damaged_picture_takes_its_rows_with_it(tmp_path: Path) -> None:
+def test_a_damaged_image_takes_its_rows_with_it(tmp_path: Path) -> None:
     root = write_scar(tmp_path / "scar", train=[2, 1])
-    (root / "images/mini_train/0000.jpg").write_bytes(b"no picture")
+    (root / "images/mini_train/0000.jpg").write_bytes(b"no image")
     manifest = convert_scar(root, tmp_path / "out")["SCAR_mini"]
-    assert manifest.rows == 1 and manifest.skipped == {"damaged picture": 2}
+    assert manifest.rows == 1 and manifest.skipped == {"damaged image": 2}
 
 
 def test_a_box_is_clipped_by_less_than_a_pixel(tmp_path: Path) -> None:
-    root = write_scar(tmp_path / "scar", train=[1], edit=lambda pairs, rankings: pairs[0].update(bbox=[-0.5, 2.0, WIDTH + 1.0, 4.0]))
+    root = write_scar(
+        tmp_path / "scar", train=[1], edit=lambda pairs, rankings: pairs[0].update(bbox=[-0.5, 2.0, WIDTH + 1.0, 4.0])
+    )
     convert_scar(root, tmp_path / "out")
     assert records(tmp_path / "out/SCAR_mini")[0]["rows"][0]["box"] == [0, 2, WIDTH, 6]
 
 
 def test_a_missing_column_is_one_error_that_names_those_found(tmp_path: Path) -> None:
     root = write_scar(tmp_path / "scar", edit=lambda pairs, rankings: [row.pop("bbox") for row in rankings])  # type: ignore[func-returns-value]
-    with pytest.raises(VirtueError, match="lacks the columns bbox; it has qry_text, qry_image_path, tgt_text") as caught:
+    with pytest.raises(
+        VirtueError, match="lacks the columns bbox; it has qry_text, qry_image_path, tgt_text"
+    ) as caught:
         convert_scar(root, tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
@@ -176,7 +193,9 @@ def test_no_parquet_files_at_all(tmp_path: Path) -> None:
 
 def test_the_same_source_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
     root = write_scar(tmp_path / "scar", train=[1] * 20)
-    first, again, other = (convert_scar(root, tmp_path / name, seed=seed)["SCAR_mini"] for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    first, again, other = (
+        convert_scar(root, tmp_path / name, seed=seed)["SCAR_mini"] for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
     assert first == again and first.fingerprint != other.fingerprint
     order = [record["image"] for record in records(tmp_path / "a/SCAR_mini")]
     assert order != sorted(order) and order != [record["image"] for record in records(tmp_path / "c/SCAR_mini")]
@@ -188,40 +207,49 @@ def test_what_is_finished_is_kept_and_never_mixed(tmp_path: Path) -> None:
     written = (out / "SCAR_mini/shard-000000.tar").stat().st_mtime_ns
     assert convert_scar(root, out) == first
     assert (out / "SCAR_mini/shard-000000.tar").stat().st_mtime_ns == written
-    with pytest.raises(VirtueError, match=r"holds something else than shards of .*SCAR_mini.parquet with these settings: remove it, or change --out"):
+    with pytest.raises(
+        VirtueError,
+        match=(
+            r"holds something else than shards of .*SCAR_mini.parquet with these settings: remove it, or change --out"
+        ),
+    ):
         convert_scar(root, out, seed=1)
     (out / "SCAR_mini/manifest.json").unlink()
     with pytest.raises(VirtueError, match="holds something else"):
         convert_scar(root, out)
 
 
-def test_a_stopped_conversion_leaves_nothing_under_the_name_and_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_conversion_leaves_nothing_under_the_name_and_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, out = write_scar(tmp_path / "scar", train=[1] * 6), tmp_path / "out"
 
     def stop(*arguments: Any) -> list[dict[str, Any]]:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("virtue_pl.data.scar_rows._region", stop)
+        patched.setattr("virtue_pl.data.formats.scar._region", stop)
         with pytest.raises(KeyboardInterrupt):
-            convert_scar(root, out, pictures_per_shard=2)
+            convert_scar(root, out, images_per_shard=2)
     assert not (out / "SCAR_mini").exists()
-    assert convert_scar(root, out, pictures_per_shard=2)["SCAR_mini"].rows == 6
+    assert convert_scar(root, out, images_per_shard=2)["SCAR_mini"].rows == 6
     assert sorted(path.name for path in out.iterdir()) == ["SCAR_mini", "SCaR_eval_mini_val"]
 
 
 def test_groups_are_whole_whatever_is_held_at_a_time(tmp_path: Path) -> None:
-    rows = [{"by": f"picture {number % 7}" if number % 5 else None, "value": number} for number in range(50)]
+    rows = [{"by": f"image {number % 7}" if number % 5 else None, "value": number} for number in range(50)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=9)
     whole = list(grouped_rows(tmp_path / "rows.parquet", ["by", "value"], ["by"], seed=3))
     assert sorted(number for group in whole for number, _ in group) == list(range(50))
     assert len(whole) == 8 and all(len({row["by"] for _, row in group}) == 1 for group in whole)
     assert all(row["value"] == number for group in whole for number, row in group)
     for held in (1, 7, 25):
-        assert list(grouped_rows(tmp_path / "rows.parquet", ["by", "value"], ["by"], seed=3, rows_per_pass=held)) == whole
+        assert (
+            list(grouped_rows(tmp_path / "rows.parquet", ["by", "value"], ["by"], seed=3, rows_per_pass=held)) == whole
+        )
 
 
-def test_png_pictures_keep_their_bytes_and_name(tmp_path: Path) -> None:
+def test_png_images_keep_their_bytes_and_name(tmp_path: Path) -> None:
     import io
 
     from PIL import Image
@@ -239,8 +267,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (root / "scenes.json").write_text(json.dumps({"licences": {"stamps": "GPL-2"}}))
     assert main(["scar", "--root", str(root), "--out", str(tmp_path / "out"), "--shard-size", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "SCAR_mini: 5 rows of 3 pictures in 2 shards; left out: 1 missing caption (first SCAR_mini/0: " in printed
-    assert "SCaR_eval_mini_val: 3 rows of 2 pictures in 1 shards" in printed
+    assert "SCAR_mini: 5 rows of 3 images in 2 shards; left out: 1 missing caption (first SCAR_mini/0: " in printed
+    assert "SCaR_eval_mini_val: 3 rows of 2 images in 1 shards" in printed
     assert ShardFolder.open(tmp_path / "out/SCAR_mini", "train").manifest.licence == "stamps: GPL-2"
 
 

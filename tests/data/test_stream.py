@@ -11,37 +11,59 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scar_files import jpeg, write_scar
-from virtue_pl.data import secure_webdataset
-from virtue_pl.data.loader import TrainingStream
-from virtue_pl.data.records import Row, content_key
-from virtue_pl.data.scar import SCaRDataModule
-from virtue_pl.data.scar_shards import convert_scar
-from virtue_pl.data.secure_webdataset import wds
-from virtue_pl.data.shard_writer import ShardWriter
-from virtue_pl.data.shards import ShardFolder
-from virtue_pl.data.shares import ranking_batches, share_of
-from virtue_pl.data.stream import Place, SkipLog, derive_reader_seed, derive_seed, distinct_batches, read_shards, record_samples, training_samples
-from virtue_pl.images import decode
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.datamodules.scar import SCaRDataModule
+from virtue_pl.data.shards import webdataset
+from virtue_pl.data.shards.manifest import ShardFolder
+from virtue_pl.data.shards.records import Row, content_key
+from virtue_pl.data.shards.webdataset import wds
+from virtue_pl.data.shards.writer import ShardWriter
+from virtue_pl.data.streaming.loader import TrainingStream
+from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
+from virtue_pl.data.streaming.partition import ranking_batches, share_of
+from virtue_pl.data.streaming.pipeline import (
+    ReaderInfo,
+    SkipLog,
+    TrainingSource,
+    derive_reader_seed,
+    derive_seed,
+    distinct_batches,
+    read_shards,
+    record_samples,
+    training_samples,
+)
+from virtue_pl.preprocessing.images import decode
 from virtue_pl.types import DataError, EmbeddingInput, Sample, VirtueError
 
-OPTIONS = {"shuffle_buffer": 5, "sample_buffer": 4, "num_negatives": 2, "max_pixels": 10_000}
+SAMPLING = SamplingOptions(num_negatives=2, shuffle_buffer=5, sample_buffer=4)
+
+
+def source_of(
+    folder: ShardFolder, sampling: SamplingOptions = SAMPLING, seed: int = 0, to_sample: Any = SCaRDataModule.to_sample
+) -> TrainingSource:
+    return TrainingSource(folder, to_sample, sampling, seed, max_pixels=10_000)
 
 
 def log(max_bad_samples: int = 100, max_consecutive_bad: int = 100) -> SkipLog:
-    return SkipLog(max_bad_samples, max_consecutive_bad)
+    return SkipLog(BadSampleLimits(max_bad_samples, max_consecutive_bad))
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Training shards of 12 pictures and 20 rows, evaluation shards of 7 pictures and 13 rows."""
+    """Training shards of 12 images and 20 rows, evaluation shards of 7 images and 13 rows."""
     folder = tmp_path_factory.mktemp("stream")
-    convert_scar(write_scar(folder / "scar", train=[1, 2, 3, 1, 2, 1, 2, 1, 1, 2, 2, 2], val=[1, 2, 3, 1, 2, 1, 3]), folder / "out", pictures_per_shard=3)
+    convert_scar(
+        write_scar(folder / "scar", train=[1, 2, 3, 1, 2, 1, 2, 1, 1, 2, 2, 2], val=[1, 2, 3, 1, 2, 1, 3]),
+        folder / "out",
+        images_per_shard=3,
+    )
     return folder / "out"
 
 
@@ -55,82 +77,90 @@ def rankings(shards: Path) -> ShardFolder:
     return ShardFolder.open(shards / "SCaR_eval_mini_val", "val")
 
 
-def training_batches(pairs: ShardFolder, place: Place, *, batch_size: int = 4, steps: int = 10, seed: int = 0, epoch: int = 0) -> list[list[Sample]]:
-    stream = TrainingStream(
-        pairs,
-        SCaRDataModule.to_sample,
-        list,
-        batch_size=batch_size,
-        steps=steps,
-        seed=seed,
-        options=OPTIONS,
-        rank=place.rank,
-        world=place.world,
-        max_bad_samples=9,
-        max_consecutive_bad=9,
-    )
-    return list(stream.samples(place, epoch, log()))
+def training_batches(
+    pairs: ShardFolder, reader: ReaderInfo, *, batch_size: int = 4, steps: int = 10, seed: int = 0, epoch: int = 0
+) -> list[list[Sample]]:
+    stream = TrainingStream(source_of(pairs, seed=seed), list, batch_size=batch_size, steps=steps, reader=reader)
+    return list(stream.samples(reader, epoch, log()))
 
 
 def keys(batches: list[list[Sample]]) -> list[list[str]]:
     return [[sample.key for sample in batch] for batch in batches]
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 1), (1, 3), (2, 2), (3, 5)])
-def test_every_rank_has_the_same_number_of_full_batches(pairs: ShardFolder, world: int, workers: int) -> None:
-    for rank in range(world):
-        batches = [batch for worker in range(workers) for batch in training_batches(pairs, Place(rank, world, worker, workers), steps=4)]
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 1), (1, 3), (2, 2), (3, 5)])
+def test_every_rank_has_the_same_number_of_full_batches(pairs: ShardFolder, world_size: int, workers: int) -> None:
+    for rank in range(world_size):
+        batches = [
+            batch
+            for worker in range(workers)
+            for batch in training_batches(pairs, ReaderInfo(rank, world_size, worker, workers), steps=4)
+        ]
         assert [len(batch) for batch in batches] == [4] * 4
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20])
 def test_no_sample_is_twice_in_a_batch(pairs: ShardFolder, batch_size: int) -> None:
-    for batch in keys(training_batches(pairs, Place(), batch_size=batch_size)):
+    for batch in keys(training_batches(pairs, ReaderInfo(), batch_size=batch_size)):
         assert len(set(batch)) == batch_size
 
 
-def test_the_stream_depends_on_seed_epoch_and_place_alone(pairs: ShardFolder) -> None:
-    def stream(place: Place = Place(0, 2, 1, 2), **options: int) -> list[Any]:  # noqa: B008
-        return [(sample.key, [n.text for n in sample.negatives]) for batch in training_batches(pairs, place, **options) for sample in batch]
+def test_the_stream_depends_on_seed_epoch_and_reader_alone(pairs: ShardFolder) -> None:
+    def stream(reader: ReaderInfo = ReaderInfo(0, 2, 1, 2), **options: int) -> list[Any]:  # noqa: B008
+        return [
+            (sample.key, [n.text for n in sample.negatives])
+            for batch in training_batches(pairs, reader, **options)
+            for sample in batch
+        ]
 
     assert stream() == stream()
-    others = [stream(seed=1), stream(epoch=1), stream(Place(1, 2, 1, 2)), stream(Place(0, 2, 0, 2)), stream(Place(0, 1, 1, 2))]
+    others = [
+        stream(seed=1),
+        stream(epoch=1),
+        stream(ReaderInfo(1, 2, 1, 2)),
+        stream(ReaderInfo(0, 2, 0, 2)),
+        stream(ReaderInfo(0, 1, 1, 2)),
+    ]
     assert len({str(other) for other in [stream(), *others]}) == 6
 
 
 def test_seeds_are_those_of_recorded_results() -> None:
     assert derive_seed(0, "scar") == 12182019156069
-    assert derive_reader_seed(0, 0, Place()) == 55065384524336
-    assert derive_reader_seed(3, 1, Place(1, 2, 0, 2)) == 182522917851112
-    assert derive_reader_seed(3, 1, Place(1, 2, 0, 2), 7) == 204788388953082
+    assert derive_reader_seed(0, 0, ReaderInfo()) == 55065384524336
+    assert derive_reader_seed(3, 1, ReaderInfo(1, 2, 0, 2)) == 182522917851112
+    assert derive_reader_seed(3, 1, ReaderInfo(1, 2, 0, 2), 7) == 204788388953082
 
 
 def test_readers_divide_one_sequence_of_shards(pairs: ShardFolder) -> None:
     """Together, two readers see just the draws that one alone would see."""
 
-    def first_shards(place: Place, count: int) -> list[str]:
+    def first_shards(reader: ReaderInfo, count: int) -> list[str]:
         seen: list[str] = []
-        options = {**OPTIONS, "shuffle_buffer": 1, "sample_buffer": 1}
-        for sample in training_samples(pairs, SCaRDataModule.to_sample, log(), place, seed=3, epoch=1, **options):
-            picture = sample.query.image_keys[0]
-            if picture not in seen[-1:]:
-                seen.append(picture)
-            if len(seen) == 3 * count:  # three pictures a shard
+        unshuffled = SamplingOptions(num_negatives=2, shuffle_buffer=1, sample_buffer=1)
+        for sample in training_samples(source_of(pairs, unshuffled, seed=3), log(), reader, epoch=1):
+            image = sample.query.image_keys[0]
+            if image not in seen[-1:]:
+                seen.append(image)
+            if len(seen) == 3 * count:  # three images a shard
                 return seen
         raise AssertionError
 
-    alone, even, odd = first_shards(Place(), 6), first_shards(Place(0, 2), 3), first_shards(Place(0, 1, 1, 2), 3)
+    alone, even, odd = (
+        first_shards(ReaderInfo(), 6),
+        first_shards(ReaderInfo(0, 2), 3),
+        first_shards(ReaderInfo(0, 1, 1, 2), 3),
+    )
     assert Counter(alone) == Counter(even + odd)
 
 
 def test_every_row_comes_in_the_long_run(pairs: ShardFolder) -> None:
-    seen = {key for batch in keys(training_batches(pairs, Place(), steps=60)) for key in batch}
+    seen = {key for batch in keys(training_batches(pairs, ReaderInfo(), steps=60)) for key in batch}
     assert seen == {f"SCAR_mini/{row}" for row in range(20)}
 
 
 def test_negatives_are_drawn_anew_and_never_twice(pairs: ShardFolder) -> None:
     drawn = {}
-    for batch in training_batches(pairs, Place(), steps=40):
+    for batch in training_batches(pairs, ReaderInfo(), steps=40):
         for sample in batch:
             texts = [negative.text for negative in sample.negatives]
             assert len(set(texts)) == 2
@@ -138,40 +168,47 @@ def test_negatives_are_drawn_anew_and_never_twice(pairs: ShardFolder) -> None:
     assert max(len(found) for found in drawn.values()) > 3
 
 
-def test_rows_of_a_picture_share_its_tensor(pairs: ShardFolder) -> None:
-    options = {**OPTIONS, "sample_buffer": 1}
-    stream = training_samples(pairs, SCaRDataModule.to_sample, log(), Place(), seed=0, epoch=0, **options)
-    first, second = next((a, b) for a, b in zip(stream, stream, strict=False) if a.query.image_keys == b.query.image_keys)
+def test_rows_of_an_image_share_its_tensor(pairs: ShardFolder) -> None:
+    stream = training_samples(source_of(pairs, replace(SAMPLING, sample_buffer=1)), log(), ReaderInfo(), epoch=0)
+    first, second = next(
+        (a, b) for a, b in zip(stream, stream, strict=False) if a.query.image_keys == b.query.image_keys
+    )
     assert first.key != second.key and first.query.images[0] is second.query.images[0]
 
 
 @pytest.fixture
 def several(tmp_path: Path) -> ShardFolder:
-    """Records of three pictures, of none, and of one, with a row each."""
+    """Records of three images, of none, and of one, with a row each."""
     with ShardWriter(tmp_path / "several", 2) as writer:
         for index, count in enumerate((3, 0, 1)):
-            writer.add([(jpeg(10 * index + number), "jpg") for number in range(count)], f"record {index}", [{"row": index}])
+            writer.add(
+                [(jpeg(10 * index + number), "jpg") for number in range(count)], f"record {index}", [{"row": index}]
+            )
             writer.group_done()
-        writer.finish(name="several", kind="pairs", task="t", meta_task="t", licence="none")
+        writer.write_manifest(name="several", kind="pairs", task="t", meta_task="t", licence="none")
     return ShardFolder.open(tmp_path / "several", "train")
 
 
 def read_all(folder: ShardFolder, skips: SkipLog) -> dict[str, tuple[str, ...]]:
-    """The content keys of the pictures beside each row."""
+    """The content keys of the images beside each row."""
 
-    def to_sample(row: Any, pictures: Any) -> Sample:
-        shown = EmbeddingInput("q", tuple(p.image for p in pictures), image_keys=tuple(p.content_key for p in pictures))
+    def to_sample(row: Any, images: Any) -> Sample:
+        shown = EmbeddingInput("q", tuple(p.image for p in images), image_keys=tuple(p.content_key for p in images))
         return Sample(row.key, row.task, shown, EmbeddingInput("t"))
 
     records = read_shards([{"url": str(path)} for path in folder.paths], folder, skips)
-    return {s.key: s.query.image_keys for record in records for _, s in record_samples(record, to_sample, skips, 10_000)}
+    return {
+        s.key: s.query.image_keys for record in records for _, s in record_samples(record, to_sample, skips, 10_000)
+    }
 
 
-def test_a_record_may_hold_several_pictures_or_none(several: ShardFolder) -> None:
+def test_a_record_may_hold_several_images_or_none(several: ShardFolder) -> None:
     with tarfile.open(several.paths[0]) as tar:
         names = {info.name for info in tar}
     assert names == {"000000000.jpg", "000000000.1.jpg", "000000000.2.jpg", "000000000.json", "000000001.json"}
-    expected = [[content_key(jpeg(10 * index + number)) for number in range(count)] for index, count in enumerate((3, 0, 1))]
+    expected = [
+        [content_key(jpeg(10 * index + number)) for number in range(count)] for index, count in enumerate((3, 0, 1))
+    ]
     skips = log()
     assert read_all(several, skips) == {f"several/{index}": tuple(keys) for index, keys in enumerate(expected)}
     assert not skips.problems
@@ -180,12 +217,14 @@ def test_a_record_may_hold_several_pictures_or_none(several: ShardFolder) -> Non
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda record: record.update({"2.jpg": record["2.jpg"][:200]}), "damaged picture"),
-        (lambda record: record.pop("1.jpg"), r"found 2.jpg, jpg, json, expected 3 pictures \(jpg"),
-        (lambda record: record.update({"1.png": record["1.jpg"]}), "expected 3 pictures"),
+        (lambda record: record.update({"2.jpg": record["2.jpg"][:200]}), "damaged image"),
+        (lambda record: record.pop("1.jpg"), r"found 2.jpg, jpg, json, expected 3 images \(jpg"),
+        (lambda record: record.update({"1.png": record["1.jpg"]}), "expected 3 images"),
     ],
 )
-def test_a_record_is_bad_if_one_of_its_pictures_is(several: ShardFolder, change: Callable[[dict[str, bytes]], None], problem: str) -> None:
+def test_a_record_is_bad_if_one_of_its_images_is(
+    several: ShardFolder, change: Callable[[dict[str, bytes]], None], problem: str
+) -> None:
     spoil(several.path, "000000000", change)
     skips = log()
     assert set(read_all(several, skips)) == {"several/1", "several/2"}
@@ -193,13 +232,21 @@ def test_a_record_is_bad_if_one_of_its_pictures_is(several: ShardFolder, change:
     assert key.startswith("several/000000000") and re.search(problem, found), found
 
 
-def test_pictures_are_decoded_where_a_row_shows_them_and_once_for_all(several: ShardFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_decoded_where_a_row_shows_them_and_once_for_all(
+    several: ShardFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded: list[bytes] = []
-    monkeypatch.setattr("virtue_pl.data.records.decode", lambda data, *more: decoded.append(data) or decode(data, *more))
-    spoil(several.path, "000000000", lambda record: record.update({"2.jpg": record["2.jpg"][:200], "1.jpg": record["jpg"]}))
+    monkeypatch.setattr(
+        "virtue_pl.data.shards.records.decode", lambda data, *more: decoded.append(data) or decode(data, *more)
+    )
+    spoil(
+        several.path,
+        "000000000",
+        lambda record: record.update({"2.jpg": record["2.jpg"][:200], "1.jpg": record["jpg"]}),
+    )
 
-    def second(row: Any, pictures: Any) -> Sample:
-        shown = pictures[:2] if row.key == "several/0" else pictures
+    def second(row: Any, images: Any) -> Sample:
+        shown = images[:2] if row.key == "several/0" else images
         return Sample(row.key, row.task, EmbeddingInput("q", tuple(p.image for p in shown)), EmbeddingInput("t"))
 
     skips = log()
@@ -211,8 +258,8 @@ def test_pictures_are_decoded_where_a_row_shows_them_and_once_for_all(several: S
     assert first is again and len(decoded) == 2
 
 
-def test_a_row_that_wants_a_picture_says_so(several: ShardFolder) -> None:
-    with pytest.raises(DataError, match="several/1: it has no picture"):
+def test_a_row_that_wants_an_image_says_so(several: ShardFolder) -> None:
+    with pytest.raises(DataError, match="several/1: it has no image"):
         SCaRDataModule.to_sample(Row("several/1", "t", {}), ())
 
 
@@ -237,43 +284,59 @@ def test_fewer_samples_than_a_batch_is_one_error() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-@pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 1), (1, 2), (3, 2), (2, 4), (5, 3), (20, 2)])
-def test_every_evaluation_row_comes_exactly_once(rankings: ShardFolder, world: int, workers: int, batch_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 1), (1, 2), (3, 2), (2, 4), (5, 3), (20, 2)])
+def test_every_evaluation_row_comes_exactly_once(
+    rankings: ShardFolder, world_size: int, workers: int, batch_size: int
+) -> None:
     seen: list[str] = []
     counts = []
-    for rank in range(world):
-        share = share_of(rankings, batch_size, rank, world)
+    for rank in range(world_size):
+        share = share_of(rankings, batch_size, ReaderInfo(rank, world_size))
         counts.append(share.num_batches)
         per_worker = []
         for worker in range(workers):
-            place = Place(rank, world, worker, workers)
-            per_worker.append(list(ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), place, offset=0, max_pixels=10_000)))
+            reader = ReaderInfo(rank, world_size, worker, workers)
+            per_worker.append(
+                list(
+                    ranking_batches(
+                        rankings, share, SCaRDataModule.to_sample, log(), reader, offset=0, max_pixels=10_000
+                    )
+                )
+            )
         batches = [per_worker[batch % workers][batch // workers] for batch in range(share.num_batches)]
         assert all(1 <= len(batch) <= batch_size for batch in batches)
         seen += [sample.key for batch in batches for sample in batch]
     assert sorted(seen) == sorted(f"SCaR_eval_mini_val/{row}" for row in range(13))
-    assert seen == [row.key for record in read_shards([{"url": str(path)} for path in rankings.paths], rankings, log()) for row in record.rows]
-    if world <= 2 and batch_size > 1:
+    assert seen == [
+        row.key
+        for record in read_shards([{"url": str(path)} for path in rankings.paths], rankings, log())
+        for row in record.rows
+    ]
+    if world_size <= 2 and batch_size > 1:
         assert len(set(counts)) == 1
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_only_the_first_pictures_where_fewer_rows_are_asked_for(rankings: ShardFolder, world: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_only_the_first_images_where_fewer_rows_are_asked_for(rankings: ShardFolder, world_size: int) -> None:
     records = [record.rows for record in read_shards([{"url": str(path)} for path in rankings.paths], rankings, log())]
     limit = len(records[0]) + len(records[1]) + len(records[2]) - 1
     seen: list[str] = []
-    for rank in range(world):
-        share = share_of(rankings, 2, rank, world, limit)
-        batches = ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), Place(rank, world), offset=0, max_pixels=10_000)
+    for rank in range(world_size):
+        share = share_of(rankings, 2, ReaderInfo(rank, world_size), limit)
+        batches = ranking_batches(
+            rankings, share, SCaRDataModule.to_sample, log(), ReaderInfo(rank, world_size), offset=0, max_pixels=10_000
+        )
         seen += [sample.key for batch in batches for sample in batch]
     assert seen == [row.key for rows in records[:2] for row in rows]
 
 
-def test_a_picture_stays_on_one_rank(rankings: ShardFolder) -> None:
+def test_an_image_stays_on_one_rank(rankings: ShardFolder) -> None:
     owners: dict[str, set[int]] = {}
     for rank in range(3):
-        share = share_of(rankings, 2, rank, 3)
-        for batch in ranking_batches(rankings, share, SCaRDataModule.to_sample, log(), Place(rank, 3), offset=0, max_pixels=10_000):
+        share = share_of(rankings, 2, ReaderInfo(rank, 3))
+        for batch in ranking_batches(
+            rankings, share, SCaRDataModule.to_sample, log(), ReaderInfo(rank, 3), offset=0, max_pixels=10_000
+        ):
             for sample in batch:
                 owners.setdefault(sample.query.image_keys[0], set()).add(rank)
     assert len(owners) == 7 and all(len(ranks) == 1 for ranks in owners.values())
@@ -282,13 +345,15 @@ def test_a_picture_stays_on_one_rank(rankings: ShardFolder) -> None:
 def test_a_worker_decodes_only_what_is_its_own(rankings: ShardFolder) -> None:
     decoded: list[str] = []
 
-    def to_sample(row: Any, pictures: Any) -> Any:
+    def to_sample(row: Any, images: Any) -> Any:
         decoded.append(row.key)
-        return SCaRDataModule.to_sample(row, pictures)
+        return SCaRDataModule.to_sample(row, images)
 
-    share = share_of(rankings, 2, 0, 1)
-    list(ranking_batches(rankings, share, to_sample, log(), Place(0, 1, 1, 3), offset=0, max_pixels=10_000))
-    assert len(decoded) == sum(len(range(share.bounds[batch], share.bounds[batch + 1])) for batch in range(1, share.num_batches, 3))
+    share = share_of(rankings, 2, ReaderInfo())
+    list(ranking_batches(rankings, share, to_sample, log(), ReaderInfo(0, 1, 1, 3), offset=0, max_pixels=10_000))
+    assert len(decoded) == sum(
+        len(range(share.bounds[batch], share.bounds[batch + 1])) for batch in range(1, share.num_batches, 3)
+    )
 
 
 def spoil(folder: Path, name: str, change: Callable[[dict[str, bytes]], None]) -> None:
@@ -301,7 +366,10 @@ def spoil(folder: Path, name: str, change: Callable[[dict[str, bytes]], None]) -
             change(record)
             kept = {file: data for file, data in files.items() if not file.startswith(f"{name}.")}
             with tarfile.open(path, "w") as tar:
-                for file, data in {**kept, **{f"{name}.{extension}": data for extension, data in record.items()}}.items():
+                for file, data in {
+                    **kept,
+                    **{f"{name}.{extension}": data for extension, data in record.items()},
+                }.items():
                     info = tarfile.TarInfo(file)
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
@@ -322,25 +390,41 @@ def spoil_row(**change: Any) -> Callable[[dict[str, bytes]], None]:
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], None], str, int]] = {
-    "no picture": (lambda record: record.pop("jpg"), "found json, expected 1 picture \\(jpg", 2),  # type: ignore[dict-item, return-value]
+    "no image": (lambda record: record.pop("jpg"), "found json, expected 1 image \\(jpg", 2),  # type: ignore[dict-item, return-value]
     "no json": (lambda record: record.pop("json"), "found jpg, expected one json", 2),  # type: ignore[dict-item, return-value]
     "json damaged": (lambda record: record.update(json=b"{"), "its json is damaged", 2),
-    "json without rows": (lambda record: record.update(json=b'{"image": "x"}'), "lacks a field: KeyError\\('rows'\\)", 2),
-    "picture damaged": (lambda record: record.update(jpg=record["jpg"][:200]), "damaged picture", 2),
-    "picture empty": (lambda record: record.update(jpg=b""), "damaged picture: 0 bytes", 2),
-    "picture too large": (lambda record: record.update(jpg=jpeg(1, (200, 100))), "200x100 pixels, more than max_pixels = 10000", 2),
+    "json without rows": (
+        lambda record: record.update(json=b'{"image": "x"}'),
+        "lacks a field: KeyError\\('rows'\\)",
+        2,
+    ),
+    "image damaged": (lambda record: record.update(jpg=record["jpg"][:200]), "damaged image", 2),
+    "image empty": (lambda record: record.update(jpg=b""), "damaged image: 0 bytes", 2),
+    "image too large": (
+        lambda record: record.update(jpg=jpeg(1, (200, 100))),
+        "200x100 pixels, more than max_pixels = 10000",
+        2,
+    ),
     "field missing": (spoil_row(box="DROP"), "field 'box' is missing, found row, query", 1),
     "caption missing": (spoil_row(target=""), "field 'target' is '', expected a text", 1),
     "negatives no list": (spoil_row(negatives="a"), "field 'negatives' is 'a', expected a list of texts", 1),
-    "box outside": (spoil_row(box=[1, 2, 30, 7]), "lies outside the picture of 16x12 pixels", 1),
+    "box outside": (spoil_row(box=[1, 2, 30, 7]), "lies outside the image of 16x12 pixels", 1),
     "box of no area": (spoil_row(box=[5, 2, 5, 7]), "has no area", 1),
     "box of nan": (spoil_row(box=[float("nan"), 2, 5, 7]), "lies outside", 1),
     "box of three": (spoil_row(box=[1, 2, 3]), "expected four numbers", 1),
     "box of words": (spoil_row(box=["a", 2, 3, 4]), "expected four numbers", 1),
     "mask empty": (spoil_row(mask={"size": [12, 16], "counts": [192]}), "a mask is empty", 1),
-    "mask of another size": (spoil_row(mask={"size": [3, 3], "counts": [4, 5]}), "mask of size \\[3, 3\\], expected", 1),
+    "mask of another size": (
+        spoil_row(mask={"size": [3, 3], "counts": [4, 5]}),
+        "mask of size \\[3, 3\\], expected",
+        1,
+    ),
     "mask of other lengths": (spoil_row(mask={"size": [12, 16], "counts": [100, 93]}), "do not add up to 12 x 16", 1),
-    "mask of negative lengths": (spoil_row(mask={"size": [12, 16], "counts": [-1, 193]}), "do not add up to 12 x 16", 1),
+    "mask of negative lengths": (
+        spoil_row(mask={"size": [12, 16], "counts": [-1, 193]}),
+        "do not add up to 12 x 16",
+        1,
+    ),
     "mask no mask": (spoil_row(mask="all"), "mask of size all, expected", 1),
 }
 
@@ -362,19 +446,21 @@ def test_bad_samples_are_named_skipped_and_counted(tmp_path: Path, fault: str) -
 
 def training_batches_of(path: Path, skips: SkipLog, batch_size: int) -> list[list[Sample]]:
     folder = ShardFolder.open(path, "train")
-    stream = training_samples(folder, SCaRDataModule.to_sample, skips, Place(), seed=0, epoch=0, **{**OPTIONS, "num_negatives": 0})
+    stream = training_samples(source_of(folder, replace(SAMPLING, num_negatives=0)), skips, ReaderInfo(), epoch=0)
     batches = distinct_batches(stream, [batch_size] * 1000, patience=1000)
     return [next(batches) for _ in range(3)]
 
 
 @pytest.mark.parametrize("length", [0, 700, 5000])
 def test_a_truncated_tar_is_read_as_far_as_it_goes(tmp_path: Path, length: int) -> None:
-    convert_scar(write_scar(tmp_path / "scar", train=[1] * 6), tmp_path / "out", pictures_per_shard=3)
+    convert_scar(write_scar(tmp_path / "scar", train=[1] * 6), tmp_path / "out", images_per_shard=3)
     shard = tmp_path / "out/SCAR_mini/shard-000001.tar"
     shard.write_bytes(shard.read_bytes()[:length])
     skips = log()
     batches = training_batches_of(tmp_path / "out/SCAR_mini", skips, 3)
-    assert {sample.key for batch in batches for sample in batch} >= {row.key for row in rows_of_shard(tmp_path / "out/SCAR_mini", 0)}
+    assert {sample.key for batch in batches for sample in batch} >= {
+        row.key for row in rows_of_shard(tmp_path / "out/SCAR_mini", 0)
+    }
     assert skips.problems["SCAR_mini/shard-000001.tar"].startswith("damaged tar: ")
 
 
@@ -387,27 +473,33 @@ def test_tars_without_records_stop_the_run_instead_of_turning_for_ever(tmp_path:
     convert_scar(write_scar(tmp_path / "scar"), tmp_path / "out")
     with tarfile.open(tmp_path / "out/SCAR_mini/shard-000000.tar", "w"):
         pass
-    with pytest.raises(VirtueError, match=r"shard-000000.tar: the tar holds no record.*: 21 in a row, more than max_consecutive_bad = 20"):
-        training_batches_of(tmp_path / "out/SCAR_mini", SkipLog(100, 20), 2)
+    with pytest.raises(
+        VirtueError,
+        match=r"shard-000000.tar: the tar holds no record.*: 21 in a row, more than max_consecutive_bad = 20",
+    ):
+        training_batches_of(tmp_path / "out/SCAR_mini", log(100, 20), 2)
 
 
 def test_the_limit_names_the_first_bad_samples(tmp_path: Path) -> None:
     convert_scar(write_scar(tmp_path / "scar", train=[1] * 12), tmp_path / "out")
     for number in range(8):
         spoil(tmp_path / "out/SCAR_mini", f"{number:09d}", spoil_row(box="DROP"))
-    with pytest.raises(VirtueError, match=r"^7 bad samples \(SCAR_mini/\d+: field 'box' is missing.*; and 2 more\): more than max_bad_samples = 6") as caught:
-        training_batches_of(tmp_path / "out/SCAR_mini", SkipLog(6, 100), 4)
+    with pytest.raises(
+        VirtueError,
+        match=r"^7 bad samples \(SCAR_mini/\d+: field 'box' is missing.*; and 2 more\): more than max_bad_samples = 6",
+    ) as caught:
+        training_batches_of(tmp_path / "out/SCAR_mini", log(6, 100), 4)
     assert "\n" not in str(caught.value)
-    skips = SkipLog(8, 100)
+    skips = log(8, 100)
     assert len(training_batches_of(tmp_path / "out/SCAR_mini", skips, 4)) == 3 and len(skips.problems) == 8
 
 
 def test_programming_errors_are_not_taken_for_bad_samples(pairs: ShardFolder) -> None:
-    def broken(row: Any, pictures: Any) -> Any:
+    def broken(row: Any, images: Any) -> Any:
         raise NameError("to_sample has a bug")
 
     with pytest.raises(NameError, match="to_sample has a bug"):
-        next(training_samples(pairs, broken, log(), Place(), seed=0, epoch=0, **OPTIONS))
+        next(training_samples(source_of(pairs, to_sample=broken), log(), ReaderInfo(), epoch=0))
 
 
 def test_webdataset_opens_and_unpickles_nothing(tmp_path: Path) -> None:
@@ -429,5 +521,5 @@ def test_a_pickle_in_a_shard_is_never_decoded(tmp_path: Path) -> None:
 
 def test_security_holds_where_webdataset_was_imported_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wds.utils, "enforce_security", False)
-    importlib.reload(secure_webdataset)
+    importlib.reload(webdataset)
     assert wds.utils.enforce_security

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from virtue_pl.evaluation.bootstrap import Hits, aligned, difference, interval, mean_interval
+from virtue_pl.evaluation.statistics.bootstrap import Hits, align_hits, difference, interval, mean_interval
 from virtue_pl.types import VirtueError
 
 
@@ -46,7 +46,9 @@ def test_queries_are_paired() -> None:
 
 
 def test_modes_of_the_same_trainings_share_what_sets_the_trainings_apart() -> None:
-    """Three trainings right in a fifth, a half and four fifths of the queries; in the second mode each misses the same five more."""
+    """Three trainings right in a fifth, a half and four fifths of the queries; in the second mode each misses the same
+    five more.
+    """
     first = np.arange(500)[None] < np.array([[100], [250], [400]])
     second = first & (np.arange(500) >= 5)
     same, apart = difference(first, second, same_trainings=True), difference(first, second)
@@ -79,14 +81,14 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
 
 
 def test_runs_meet_at_the_queries_that_all_have_ranked() -> None:
-    first, second = aligned([{"a": 0, "b": 1, "c": 0}, {"c": 3, "b": 0, "a": 0}], [{"b": 0, "c": 0, "d": 0}])
+    first, second = align_hits([{"a": 0, "b": 1, "c": 0}, {"c": 3, "b": 0, "a": 0}], [{"b": 0, "c": 0, "d": 0}])
     assert first.tolist() == [[False, True], [True, False]] and second.tolist() == [[True, True]]
     with pytest.raises(VirtueError, match="ranked 1, 1 samples and share no key"):
-        aligned([{"a": 0}], [{"b": 0}])
+        align_hits([{"a": 0}], [{"b": 0}])
 
 
 def test_a_mean_over_tasks_is_surer_than_its_tasks() -> None:
-    """Four tasks of equal share: the interval of their mean is half as wide; a task that is always right adds no doubt."""
+    """Four tasks of equal share: the interval of their mean is half as wide; a task always right adds no doubt."""
     generator = np.random.default_rng(2)
     tasks = [generator.permuted(np.arange(200) < 100)[None] for _ in range(4)]
     alone, together = interval(tasks[0]), mean_interval(tasks)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from virtue_pl.evaluation.compare import ComparedRun, chance_of, compare, mean_shares, read_run
-from virtue_pl.evaluation.comparison_tables import markdown_comparison, rich_comparison
+from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
+from virtue_pl.evaluation.statistics.compare import ComparedRun, compare, mean_shares, read_chance, read_run
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError
 
@@ -51,7 +51,9 @@ def test_modes_of_the_same_trainings_are_told_apart_where_trainings_are_not_alik
 
 
 def test_a_mean_is_over_tasks_and_of_runs_that_have_them_all() -> None:
-    both = ComparedRun("both", (RankRows([*training(50, task="mmeb/a"), *training(100, task="mmeb/b")]),), "box", "both")
+    both = ComparedRun(
+        "both", (RankRows([*training(50, task="mmeb/a"), *training(100, task="mmeb/b")]),), "box", "both"
+    )
     shares = compare([both, ComparedRun("one", (training(10, task="mmeb/a"),), "box", "one")]).shares
     assert mean_shares(shares, "mmeb/") == {"both": pytest.approx(0.375)}
     assert mean_shares(shares, "scar/") == {}
@@ -85,29 +87,42 @@ def test_differences_to_several_runs_name_the_run() -> None:
 
 
 def test_all_tasks_stand_in_one_table_with_the_mean_of_each_benchmark() -> None:
-    both = ComparedRun("both", (RankRows([*training(50, task="mmeb/a"), *training(100, task="mmeb/b"), *training(20)]),), "box", "both")
+    both = ComparedRun(
+        "both", (RankRows([*training(50, task="mmeb/a"), *training(100, task="mmeb/b"), *training(20)]),), "box", "both"
+    )
     found = compare([both, ComparedRun("one", (training(100, task="mmeb/a"),), "box", "one")])
     assert found.means.keys() == {"mmeb"} and found.means["mmeb"].keys() == {"both"}
     assert json.loads(json.dumps(found.as_json()))["means"]["mmeb"]["both"]["mean"] == pytest.approx(0.375)
     title, _, header, _, first, second, *_ = markdown_comparison(found).splitlines()
     assert title == "### All tasks" and header == "| run | a | b | mean mmeb | seen |"
-    assert first.startswith("| both | 25.0 (") and "| **37.5 (" in first and second.startswith("| one | **50.0 (") and second.endswith("|  |  |  |")
+    assert (
+        first.startswith("| both | 25.0 (")
+        and "| **37.5 (" in first
+        and second.startswith("| one | **50.0 (")
+        and second.endswith("|  |  |  |")
+    )
 
 
 def test_runs_stand_in_the_order_they_were_given() -> None:
     """Whichever tasks each of them has, and whichever task comes first."""
-    runs = [ComparedRun(name, (training(50, task=task),), "box", name) for name, task in (("z", "scar/b"), ("m", "scar/c"), ("a", "scar/a"), ("b", "scar/b"))]
+    runs = [
+        ComparedRun(name, (training(50, task=task),), "box", name)
+        for name, task in (("z", "scar/b"), ("m", "scar/c"), ("a", "scar/a"), ("b", "scar/b"))
+    ]
     lines = markdown_comparison(compare(runs)).splitlines()
     assert lines[0] == "### All tasks" and [line.split(" | ")[0] for line in lines[4:8]] == ["| z", "| m", "| a", "| b"]
 
 
 def test_a_task_ranked_in_another_mode_alone_counts_where_that_is_wanted() -> None:
-    """Queries with a region are asked with a box, those without by their picture."""
+    """Queries with a region are asked with a box, those without by their image."""
     rows = RankRows([*training(50), *training(80, "set_blind"), *training(100, "no_prompt", "mmeb/a")])
     assert compare([ComparedRun("run", (rows,), "box", "run")]).shares.keys() == {"scar/seen"}
-    assert compare([ComparedRun("run", (rows,), "box", "run", others=True)]).shares["mmeb/a"]["run"]["hit@1"].mean == 0.5
+    assert (
+        compare([ComparedRun("run", (rows,), "box", "run", use_only_mode=True)]).shares["mmeb/a"]["run"]["hit@1"].mean
+        == 0.5
+    )
     unclear = RankRows([*rows, *training(10, "blind", "mmeb/a")])
-    assert compare([ComparedRun("run", (unclear,), "box", "run", others=True)]).shares.keys() == {"scar/seen"}
+    assert compare([ComparedRun("run", (unclear,), "box", "run", use_only_mode=True)]).shares.keys() == {"scar/seen"}
 
 
 def test_the_terminal_shows_intervals_below_the_figures() -> None:
@@ -128,6 +143,6 @@ def test_seeds_in_folders_are_one_run(tmp_path: Path) -> None:
         (folder / "report.json").write_text(json.dumps({"chance": {"t": {"hit@1": 0.1}}}))
     assert [len(training) for training in read_run(tmp_path / "run")] == [1, 1]
     assert len(read_run(tmp_path / "run" / "seed_0")) == 1
-    assert chance_of([tmp_path / "run"]) == {"t": {"hit@1": 0.1}}
+    assert read_chance([tmp_path / "run"]) == {"t": {"hit@1": 0.1}}
     with pytest.raises(VirtueError, match=r"holds no predictions\.jsonl"):
         read_run(tmp_path)

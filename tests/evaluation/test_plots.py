@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from virtue_pl.evaluation import plots
-from virtue_pl.evaluation.bootstrap import Estimate
-from virtue_pl.evaluation.compare import Comparison
-from virtue_pl.evaluation.curves import read_curve
+from virtue_pl.evaluation.reports import plots
+from virtue_pl.evaluation.reports.curves import read_curve
+from virtue_pl.evaluation.statistics.bootstrap import Estimate
+from virtue_pl.evaluation.statistics.compare import Comparison
 from virtue_pl.types import VirtueError
 
 
@@ -19,7 +19,11 @@ def estimates(**means: float) -> dict[str, dict[str, Estimate]]:
     return {name: {"hit@1": Estimate(mean, mean - 0.05, mean + 0.05, 100, 1)} for name, mean in means.items()}
 
 
-SHARES = {"scar/seen": estimates(virtue=0.45, crop=0.2), "scar/held_out": estimates(virtue=0.3), "cars": estimates(other=0.9)}
+SHARES = {
+    "scar/seen": estimates(virtue=0.45, crop=0.2),
+    "scar/held_out": estimates(virtue=0.3),
+    "cars": estimates(other=0.9),
+}
 FOUND = Comparison(("virtue", "crop", "other"), SHARES, {}, {}, {})
 CHANCE = {"scar/seen": {"hit@1": 0.1}, "scar/held_out": {"hit@1": 0.1}}
 
@@ -44,7 +48,9 @@ def test_bars_say_what_they_are(tmp_path: Path, drawn: list[Figure]) -> None:
 
 
 def test_a_number_is_an_axis(tmp_path: Path, drawn: list[Figure]) -> None:
-    plots.plot_against_number(FOUND, {"crop": 4, "virtue": 16}, ["scar/seen"], CHANCE, tmp_path / "numbers.png", "tokens")
+    plots.plot_against_number(
+        FOUND, {"crop": 4, "virtue": 16}, ["scar/seen"], CHANCE, tmp_path / "numbers.png", "tokens"
+    )
     axes = drawn[0].axes[0]
     assert axes.get_xlabel() == "tokens" and list(axes.get_xticks()) == [4, 16]
     assert axes.lines[0].get_xydata().tolist() == [[4, pytest.approx(20)], [16, pytest.approx(45)]]

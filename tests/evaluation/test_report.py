@@ -12,18 +12,36 @@ import pytest
 import torch
 from rich.console import Console
 
-from virtue_pl.evaluation.predictions import predictions, read_predictions
-from virtue_pl.evaluation.report import chance, context, merge, select, summarise, write_json
-from virtue_pl.evaluation.tables import Grid, TerminalTable, markdown, rich_tables
+from virtue_pl.evaluation.reports.tables import Grid, TerminalTable, markdown, rich_tables
+from virtue_pl.evaluation.retrieval.predictions import predictions, read_predictions
+from virtue_pl.evaluation.statistics.summary import chance, context, merge, select, summarise, write_json
 from virtue_pl.metrics.ranking import RankRow, RankRows
-from virtue_pl.types import EmbeddingInput, EncoderBatch, Pictures, PromptBatch, RankingBatch, RankingOutput, RankingSample, VirtueError
+from virtue_pl.types import (
+    EmbeddingInput,
+    EncoderBatch,
+    ImageBatch,
+    PromptBatch,
+    RankingBatch,
+    RankingOutput,
+    RankingSample,
+    VirtueError,
+)
 
 
-def rows(mode: str, ranks: list[int], ranking: str = "hit@1", candidates: int = 10, task: str = "test_seen") -> list[RankRow]:
+def rows(
+    mode: str, ranks: list[int], ranking: str = "hit@1", candidates: int = 10, task: str = "test_seen"
+) -> list[RankRow]:
     return [RankRow(task, mode, ranking, f"key-{number}", rank, candidates) for number, rank in enumerate(ranks)]
 
 
-TABLE = RankRows([*rows("box", [0, 0, 0, 3]), *rows("box", [0, 1, 0, 0], "object", 4), *rows("blind", [0, 2, 9, 9]), *rows("blind", [1, 1, 1, 1], "object", 4)])
+TABLE = RankRows(
+    [
+        *rows("box", [0, 0, 0, 3]),
+        *rows("box", [0, 1, 0, 0], "object", 4),
+        *rows("blind", [0, 2, 9, 9]),
+        *rows("blind", [1, 1, 1, 1], "object", 4),
+    ]
+)
 
 
 def test_a_summary_counts_who_came_first() -> None:
@@ -33,7 +51,13 @@ def test_a_summary_counts_who_came_first() -> None:
 
 
 def test_chance_is_the_mean_of_one_over_the_length() -> None:
-    mixed = RankRows([RankRow("task", "box", "hit@1", "a", 0, 10), RankRow("task", "box", "hit@1", "b", 0, 5), RankRow("task", "blind", "hit@1", "b", 1, 5)])
+    mixed = RankRows(
+        [
+            RankRow("task", "box", "hit@1", "a", 0, 10),
+            RankRow("task", "box", "hit@1", "b", 0, 5),
+            RankRow("task", "blind", "hit@1", "b", 1, 5),
+        ]
+    )
     assert chance(mixed) == {"task": {"hit@1": pytest.approx(0.15)}}
     assert chance(TABLE) == {"test_seen": {"hit@1": pytest.approx(0.1), "object": 0.25}}
 
@@ -72,7 +96,11 @@ def test_the_terminal_shows_a_table_for_each_task() -> None:
 @pytest.mark.parametrize("width", [30, 50, 80, 200])
 def test_a_terminal_that_is_narrow_loses_no_figure(width: int) -> None:
     """Columns that do not fit stand in further blocks, each behind the rows' names."""
-    cells = Grid(["a set's name", *(f"metric_{number}" for number in range(12))], [["SCaR_RefCOCO_plus", *(f"{number}.25" for number in range(12))]], set())
+    cells = Grid(
+        ["a set's name", *(f"metric_{number}" for number in range(12))],
+        [["SCaR_RefCOCO_plus", *(f"{number}.25" for number in range(12))]],
+        set(),
+    )
     console = Console(file=io.StringIO(), width=width)
     console.print(TerminalTable("title " * 20, cells))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -82,7 +110,11 @@ def test_a_terminal_that_is_narrow_loses_no_figure(width: int) -> None:
 
 
 def test_a_report_survives_the_disk(tmp_path: Path) -> None:
-    report: dict[str, Any] = {"results": summarise(TABLE), "chance": chance(TABLE), "context": context({"model": {"dim": 8}}, seed=7, data_fingerprint="abc")}
+    report: dict[str, Any] = {
+        "results": summarise(TABLE),
+        "chance": chance(TABLE),
+        "context": context({"model": {"dim": 8}}, seed=7, data_fingerprint="abc"),
+    }
     path = write_json(tmp_path / "deep" / "report.json", report)
     assert json.loads(path.read_text()) == report
     assert [file.name for file in path.parent.iterdir()] == ["report.json"]
@@ -94,7 +126,13 @@ def test_a_report_survives_the_disk(tmp_path: Path) -> None:
 
 def batch_of(samples: tuple[RankingSample, ...], modes: tuple[str, ...]) -> RankingBatch:
     nothing = torch.zeros(0, dtype=torch.long)
-    empty = EncoderBatch(torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.long), Pictures(), PromptBatch((), nothing), nothing)
+    empty = EncoderBatch(
+        torch.zeros(0, 0, dtype=torch.long),
+        torch.zeros(0, 0, dtype=torch.long),
+        ImageBatch(),
+        PromptBatch((), nothing),
+        nothing,
+    )
     return RankingBatch(samples, modes, empty, empty, tuple(tuple(range(len(sample.candidates))) for sample in samples))
 
 
@@ -104,11 +142,22 @@ def test_predictions_give_their_ranks_back(tmp_path: Path) -> None:
         RankingSample("a", "seen", EmbeddingInput(), captions, {"hit@1": (1, 0, 2), "object": (1, 2)}),
         RankingSample("b", "seen", EmbeddingInput(), captions[:2], {"hit@1": (0, 1)}),
     )
-    scores = (torch.tensor([0.5, 0.5, 0.1]), torch.tensor([0.2, 0.1]), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.1, 0.2]))
+    scores = (
+        torch.tensor([0.5, 0.5, 0.1]),
+        torch.tensor([0.2, 0.1]),
+        torch.tensor([0.1, 0.2, 0.3]),
+        torch.tensor([0.1, 0.2]),
+    )
     lines = list(predictions(batch_of(samples, ("box", "blind")), RankingOutput(scores)))
     assert lines[0] == {
-        "task": "seen", "key": "a", "mode": "box", "gold": 1, "ranking": [0, 1, 2], "scores": [0.5, 0.5, 0.1], "ranks": {"hit@1": [1, 3], "object": [0, 2]},
-    }  # fmt: skip
+        "task": "seen",
+        "key": "a",
+        "mode": "box",
+        "gold": 1,
+        "ranking": [0, 1, 2],
+        "scores": [0.5, 0.5, 0.1],
+        "ranks": {"hit@1": [1, 3], "object": [0, 2]},
+    }
     file = tmp_path / "predictions.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     read = read_predictions(file)

@@ -1,4 +1,4 @@
-"""Ranking whole sets, against a literal loop: candidates that queries share or not, ties, cut lists, and guesses."""
+"""Ranking whole sets, against a literal loop: candidates that queries share or not, ties, cut lists, and baselines."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from virtue_pl.evaluation import candidate_scores, set_ranking
-from virtue_pl.evaluation.candidate_scores import best_first, cosines
-from virtue_pl.evaluation.failures import score
-from virtue_pl.evaluation.set_ranking import Guess, SetRanking
+from virtue_pl.evaluation.reports.failures import score
+from virtue_pl.evaluation.retrieval import candidate_scores, set_ranking
+from virtue_pl.evaluation.retrieval.candidate_scores import cosines, rank_by_score
+from virtue_pl.evaluation.retrieval.set_ranking import SetRanking
+from virtue_pl.evaluation.settings import Baseline
 from virtue_pl.metrics.ranking import RankRows, RankTable, set_blind_ranks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample, SetDescription
@@ -29,21 +30,28 @@ def embedded(count: int, seed: int = 0) -> Float[Tensor, "inputs dim"]:
     return normalize(torch.randn(count, DIM, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def ranked_set(candidates: Sequence[Int[Tensor, " candidates"]], rankings: Rankings | None = None, benchmark: str = "mmeb") -> RankedSet:
+def ranked_set(
+    candidates: Sequence[Int[Tensor, " candidates"]], rankings: Rankings | None = None, benchmark: str = "mmeb"
+) -> RankedSet:
     """Queries are the first inputs."""
     named = rankings or [{"hit@1": tuple(range(len(found)))} for found in candidates]
     rows = tuple(
-        EvaluationRow("quiz", row, "", "", "", None, None, None, (EmbeddingInput("a caption"),) * len(found), named[row])
+        EvaluationRow(
+            "quiz", row, "", "", "", None, None, None, (EmbeddingInput("a caption"),) * len(found), named[row]
+        )
         for row, found in enumerate(candidates)
     )
     return RankedSet(SetDescription("quiz", benchmark), rows, torch.arange(len(rows)), tuple(candidates))
 
 
 def lines_of(
-    ranked: RankedSet, embeddings: Float[Tensor, "inputs dim"], guess: Guess | None = None, full_lists: int = 10_000
+    ranked: RankedSet,
+    embeddings: Float[Tensor, "inputs dim"],
+    baseline: Baseline | None = None,
+    full_lists: int = 10_000,
 ) -> tuple[list[dict[str, Any]], RankRows, dict[str, float]]:
     metrics, table = RetrievalMetrics(["quiz"]), RankTable()
-    ranking = SetRanking(ranked, "box", guess, embeddings, full_lists)
+    ranking = SetRanking(ranked, "box", baseline, embeddings, full_lists)
     found = [line for lines in ranking.rank(0, range(len(ranked.rows)), metrics, table) for line in lines]
     return found, table.compute(), metrics.compute()["quiz"]
 
@@ -55,7 +63,9 @@ def pool_lists(rows: int, pool: int, lengths: Sequence[int], seed: int = 1) -> l
 
 
 @pytest.mark.parametrize(
-    "candidates", [pool_lists(7, 30, [30]), pool_lists(7, 30, [30, 12, 1]), pool_lists(7, 400, [5, 3])], ids=["one pool", "lengths", "own"]
+    "candidates",
+    [pool_lists(7, 30, [30]), pool_lists(7, 30, [30, 12, 1]), pool_lists(7, 400, [5, 3])],
+    ids=["one pool", "lengths", "own"],
 )
 def test_rows_are_ranked_as_a_literal_loop_ranks_them(candidates):
     embeddings = embedded(7 + 400)
@@ -65,7 +75,10 @@ def test_rows_are_ranked_as_a_literal_loop_ranks_them(candidates):
         rank = sum(other >= scores[0] for other in scores[1:])
         assert line["scores"] == pytest.approx(scores, abs=1e-7)
         assert line["ranking"] == sorted(range(len(scores)), key=lambda place: -scores[place])
-        assert line["ranks"] == {"hit@1": [rank, len(scores)]} and ranks.ranks("mmeb/quiz", "no_prompt", "hit@1")[f"quiz/{row}"] == rank
+        assert (
+            line["ranks"] == {"hit@1": [rank, len(scores)]}
+            and ranks.ranks("mmeb/quiz", "no_prompt", "hit@1")[f"quiz/{row}"] == rank
+        )
     assert metrics["hit@1"] == pytest.approx(sum(line["ranking"][0] == 0 for line in lines) / 7) and metrics["n"] == 7
 
 
@@ -79,7 +92,9 @@ def test_one_pool_and_lists_of_ones_own_are_scored_alike(monkeypatch):
     monkeypatch.setattr(candidate_scores, "SHARED", 0)
     apart = cosines(embeddings[:9], candidates, embeddings)
     alone = [cosines(embeddings[[row]], [candidates[row]], embeddings)[0] for row in range(9)]
-    assert all(torch.equal(one, other) for found in (in_parts, apart, alone) for one, other in zip(shared, found, strict=True))
+    assert all(
+        torch.equal(one, other) for found in (in_parts, apart, alone) for one, other in zip(shared, found, strict=True)
+    )
 
 
 @pytest.mark.parametrize("numbers_at_once", [1, 120, 10**9])
@@ -92,9 +107,15 @@ def test_what_is_ranked_at_once_changes_nothing(monkeypatch, numbers_at_once):
 
 @pytest.mark.parametrize(("rows", "pool", "length"), [(5, 37, 37), (5, 300, 9), (1, 13, 13)])
 def test_a_model_that_embeds_everything_alike_is_never_right(rows, pool, length):
-    """The right candidate stands first in each list and comes last of its equals, of a shared pool and of lists of one's own."""
-    lines, _, metrics = lines_of(ranked_set(pool_lists(rows, pool, [length])), embedded(1).expand(rows + pool, DIM).contiguous())
-    assert all(line["ranks"]["hit@1"] == [length - 1, length] and line["ranking"] == [*range(1, length), 0] for line in lines)
+    """The right candidate stands first in each list and comes last of its equals, of a shared pool and of lists of
+    one's own.
+    """
+    lines, _, metrics = lines_of(
+        ranked_set(pool_lists(rows, pool, [length])), embedded(1).expand(rows + pool, DIM).contiguous()
+    )
+    assert all(
+        line["ranks"]["hit@1"] == [length - 1, length] and line["ranking"] == [*range(1, length), 0] for line in lines
+    )
     assert metrics["hit@1"] == 0
 
 
@@ -106,16 +127,18 @@ def test_ties_with_the_right_candidate_count_against_it():
 
 
 @pytest.mark.parametrize("count", [None, 1, 4, 9, 40])
-def test_best_first_is_a_stable_sort_with_the_right_one_last_of_its_equals(count):
+def test_rank_by_score_is_a_stable_sort_with_the_right_one_last_of_its_equals(count):
     generator = np.random.default_rng(3)
-    scores = generator.choice(np.array([-1.0, -0.25, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0], dtype=np.float32), size=(50, 9))
-    for row, found in zip(scores.tolist(), best_first(torch.from_numpy(scores), count).tolist(), strict=True):
+    scores = generator.choice(
+        np.array([-1.0, -0.25, -1e-30, -0.0, 0.0, 1e-30, 0.5, 1.0], dtype=np.float32), size=(50, 9)
+    )
+    for row, found in zip(scores.tolist(), rank_by_score(torch.from_numpy(scores), count).tolist(), strict=True):
         assert found == sorted(range(9), key=lambda place: (-row[place], place == 0, place))[:count]
 
 
 def test_long_lists_are_cut_and_their_ranks_are_not(monkeypatch):
     """Lists of up to 20 are whole, whatever stands beside them."""
-    monkeypatch.setattr(candidate_scores, "KEPT", 6)
+    monkeypatch.setattr(candidate_scores, "MAX_LISTED", 6)
     embeddings, ranked = embedded(8 + 40), ranked_set(pool_lists(8, 40, [40, 20]))
     whole, cut = lines_of(ranked, embeddings)[0], lines_of(ranked, embeddings, full_lists=20)[0]
     for row, (line, short) in enumerate(zip(whole, cut, strict=True)):
@@ -124,14 +147,21 @@ def test_long_lists_are_cut_and_their_ranks_are_not(monkeypatch):
             assert short == line
             continue
         assert "scores" not in short and short["ranking"] == line["ranking"][:6]
-        assert short["ranking_scores"] == [line["scores"][place] for place in short["ranking"]] and short["gold_score"] == line["scores"][0]
-        assert [score(short, place) for place in (*short["ranking"], 0)] == [score(line, place) for place in (*short["ranking"], 0)]
+        assert (
+            short["ranking_scores"] == [line["scores"][place] for place in short["ranking"]]
+            and short["gold_score"] == line["scores"][0]
+        )
+        assert [score(short, place) for place in (*short["ranking"], 0)] == [
+            score(line, place) for place in (*short["ranking"], 0)
+        ]
     assert json.loads(json.dumps(cut)) == cut
 
 
-@pytest.mark.parametrize("guess", [None, "set_blind"])
-def test_set_blind_guesses_within_each_ranking(guess):
-    """Rows of several lists, as SCaR-mini has them: each candidate is near or far from the others of the list, not of all that the row names."""
+@pytest.mark.parametrize("baseline", [None, "set_blind"])
+def test_set_blind_ranks_within_each_ranking(baseline):
+    """Rows of several lists, as SCaR-mini has them: each candidate is near or far from the others of the list, not of
+    all that the row names.
+    """
     rankings = [
         {"hit@1": (0, 1, 2, 3), "hit@1_published": (0, 4, 5, 6, 7), "object": (0, 1, 4), "relation": (0, 5)},
         {"hit@1": (0, 2, 1), "hit@1_published": (0, 3, 4, 5), "object": (0, 5, 4, 3)},
@@ -140,17 +170,27 @@ def test_set_blind_guesses_within_each_ranking(guess):
     embeddings, candidates = embedded(3 + 30, seed=5), pool_lists(3, 30, [8, 6, 8])
     ranked = ranked_set(candidates, rankings, "scar_mini")
     samples = [
-        RankingSample(f"quiz/{row}", "scar_mini/quiz", EmbeddingInput(), (EmbeddingInput("a caption"),) * len(found), rankings[row])
+        RankingSample(
+            f"quiz/{row}",
+            "scar_mini/quiz",
+            EmbeddingInput(),
+            (EmbeddingInput("a caption"),) * len(found),
+            rankings[row],
+        )
         for row, found in enumerate(candidates)
     ]
     expected = set_blind_ranks(samples, [embeddings[numbers] for numbers in candidates])
-    lines, ranks, metrics = lines_of(ranked, embeddings, guess)
-    of_all = {(key, name): rank for key, name, rank in zip(expected.keys, expected.rankings, expected.ranks.tolist(), strict=True)}
+    lines, ranks, metrics = lines_of(ranked, embeddings, baseline)
+    of_all = {
+        (key, name): rank
+        for key, name, rank in zip(expected.keys, expected.rankings, expected.ranks.tolist(), strict=True)
+    }
     assert {(row.key, row.ranking): row.rank for row in ranks if row.mode == "set_blind"} == of_all
-    if guess == "set_blind":
+    if baseline == "set_blind":
         assert {row.mode for row in ranks} == {"set_blind"}
         assert [line["ranks"] for line in lines] == [
-            {name: [of_all[f"quiz/{row}", name], len(places)] for name, places in named.items()} for row, named in enumerate(rankings)
+            {name: [of_all[f"quiz/{row}", name], len(places)] for name, places in named.items()}
+            for row, named in enumerate(rankings)
         ]
         assert metrics["hit@1"] == sum(of_all[f"quiz/{row}", "hit@1"] == 0 for row in range(3)) / 3
     for row, named in enumerate(rankings):

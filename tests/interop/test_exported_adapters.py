@@ -10,18 +10,20 @@ import torch
 
 from tiny_release import release, run_checkpoint
 from tiny_vlms import save_smolvlm
-from virtue_pl.adapters import adapted
-from virtue_pl.cli import export as command
+from virtue_pl.adapters.lora import adapted
+from virtue_pl.checkpoints.export import export
+from virtue_pl.checkpoints.keys import same_tensors
+from virtue_pl.checkpoints.pretrained import from_pretrained, read_release
+from virtue_pl.checkpoints.published import part
+from virtue_pl.cli.commands import export as command
 from virtue_pl.embedder import Embedder
-from virtue_pl.interop.export import export
-from virtue_pl.interop.keys import same_tensors
-from virtue_pl.interop.pretrained import from_pretrained, read_release
-from virtue_pl.interop.published import part
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 
 def adapter(dora: bool) -> dict[str, Any]:
-    return part("virtue_pl.adapters.LoRA", rank=2, alpha=6, dropout=0.1, targets=["q_proj", "down_proj"], module=None, dora=dora)
+    return part(
+        "virtue_pl.adapters.LoRA", rank=2, alpha=6, dropout=0.1, targets=["q_proj", "down_proj"], module=None, dora=dora
+    )
 
 
 def virtue(dora: bool, folder: Path) -> dict[str, Any]:
@@ -33,21 +35,21 @@ def virtue(dora: bool, folder: Path) -> dict[str, Any]:
 
 
 def smolvlm(dora: bool, folder: Path) -> dict[str, Any]:
-    backbone = part("virtue_pl.backbones.smolvlm.SmolVLMBackbone", vlm_model=str(save_smolvlm(folder / "smolvlm")))
-    pooling = part("virtue_pl.pooling.LastTokenPooling")
-    return part("virtue_pl.parts.fusion_head.VLMFusionHead", backbone=backbone, pooling=pooling, adapter=adapter(dora))
+    backbone = part("virtue_pl.backbones.SmolVLMBackbone", vlm_model=str(save_smolvlm(folder / "smolvlm")))
+    pooling = part("virtue_pl.backbones.LastTokenPooling")
+    return part("virtue_pl.models.VLMFusionHead", backbone=backbone, pooling=pooling, adapter=adapter(dora))
 
 
 def shown() -> list[EmbeddingInput]:
-    picture = torch.randint(0, 256, (3, 60, 90), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, 60, 90), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     box = VisualPrompt.from_pixels(boxes=[[5, 5, 40, 50]], size=(60, 90))
-    return [EmbeddingInput("a cat"), EmbeddingInput("what is it", (picture,), box)]
+    return [EmbeddingInput("a cat"), EmbeddingInput("what is it", (image,), box)]
 
 
 def embeddings(folder: Path) -> torch.Tensor:
     model = from_pretrained(folder)
     with torch.no_grad():
-        return model.encode(model.preprocess.encoder_batch(shown()))
+        return model.encode(model.collator.encoder_batch(shown()))
 
 
 @pytest.mark.parametrize("dora", [True, False], ids=["dora", "lora"])
@@ -72,9 +74,16 @@ def test_adapters_come_through_bit_for_bit_and_merged_they_embed_alike(build, do
 
 def test_the_published_layout_holds_none_and_says_so(tmp_path):
     checkpoint = run_checkpoint(tmp_path / "run", virtue(True, tmp_path))
-    with pytest.raises(VirtueError, match=r"last\.ckpt has adapters, expected none in the published layout: add `--merge-adapters`"):
+    with pytest.raises(
+        VirtueError, match=r"last\.ckpt has adapters, expected none in the published layout: add `--merge-adapters`"
+    ):
         command.main([str(checkpoint), "--out", str(tmp_path / "published"), "--layout", "published"])
     assert not (tmp_path / "published").exists()
-    assert command.main([str(checkpoint), "--out", str(tmp_path / "published"), "--layout", "published", "--merge-adapters"]) == 0
+    assert (
+        command.main(
+            [str(checkpoint), "--out", str(tmp_path / "published"), "--layout", "published", "--merge-adapters"]
+        )
+        == 0
+    )
     merged = read_release(tmp_path / "published").tensors
     assert merged.keys() == release().tensors.keys()

@@ -7,9 +7,9 @@ import torch
 from safetensors import safe_open
 
 from recorded import GOLDEN
-from virtue_pl.backbones.sam2 import Sam2Backbone, Sam2PromptEncoder
-from virtue_pl.backbones.sam2_weights import rename
-from virtue_pl.interop import keys
+from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone, Sam2PromptEncoder
+from virtue_pl.backbones.segmentation.sam2_weights import rename
+from virtue_pl.checkpoints import keys
 
 
 def sam2_names(width: int, blocks: tuple[int, ...], global_attention: tuple[int, ...]) -> list[str]:
@@ -20,7 +20,8 @@ def sam2_names(width: int, blocks: tuple[int, ...], global_attention: tuple[int,
 
 
 @pytest.mark.parametrize(
-    ("width", "blocks", "attention"), [(96, (1, 2, 7, 2), (5, 7, 9)), (112, (2, 3, 16, 3), (12, 16, 20)), (144, (2, 6, 36, 4), (23, 33, 43))]
+    ("width", "blocks", "attention"),
+    [(96, (1, 2, 7, 2), (5, 7, 9)), (112, (2, 3, 16, 3), (12, 16, 20)), (144, (2, 6, 36, 4), (23, 33, 43))],
 )
 def test_sam2_has_its_own_names_and_comes_back(width, blocks, attention):
     names = [name for name in sam2_names(width, blocks, attention) if not name.endswith("point_embed.weight")]
@@ -39,9 +40,15 @@ def test_sam2_has_its_own_names_and_comes_back(width, blocks, attention):
         ("vision_encoder.neck.convs.3.weight", "image_encoder.neck.convs.3.conv.weight"),
         ("mask_decoder.iou_prediction_head.layers.0.weight", "sam_mask_decoder.iou_prediction_head.layers.1.weight"),
         ("mask_decoder.iou_prediction_head.proj_out.weight", "sam_mask_decoder.iou_prediction_head.layers.2.weight"),
-        ("mask_decoder.transformer.layers.0.self_attn.o_proj.bias", "sam_mask_decoder.transformer.layers.0.self_attn.out_proj.bias"),
+        (
+            "mask_decoder.transformer.layers.0.self_attn.o_proj.bias",
+            "sam_mask_decoder.transformer.layers.0.self_attn.out_proj.bias",
+        ),
         ("mask_decoder.transformer.layer_norm_final_attn.bias", "sam_mask_decoder.transformer.norm_final_attn.bias"),
-        ("prompt_encoder.shared_embedding.positional_embedding", "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+        (
+            "prompt_encoder.shared_embedding.positional_embedding",
+            "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        ),
         ("prompt_encoder.mask_embed.layer_norm2.weight", "sam_prompt_encoder.mask_downscaling.4.weight"),
     ],
 )
@@ -78,13 +85,22 @@ def test_names_of_both_generations_and_of_a_training_run(name, ours):
 @pytest.mark.parametrize("kind", ["lora_A", "lora_B", "lora_magnitude_vector"])
 @pytest.mark.parametrize("suffix", ["", ".weight", ".default.weight", ".default"])
 @pytest.mark.parametrize(
-    "prefix", ["base_model.model.model.", "encoder.base_model.model.model.", "base_model.model.model.language_model.", "base_model.model.language_model."]
+    "prefix",
+    [
+        "base_model.model.model.",
+        "encoder.base_model.model.model.",
+        "base_model.model.model.language_model.",
+        "base_model.model.language_model.",
+    ],
 )
 def test_adapters_by_every_name_that_peft_gives_them(prefix, kind, suffix):
     found = keys.adapter_name(f"{prefix}layers.1.self_attn.q_proj.{kind}{suffix}")
     assert found == (f"{keys.LANGUAGE}layers.1.self_attn.q_proj", kind)
 
 
-@pytest.mark.parametrize("name", ["base_model.model.model.layers.1.self_attn.q_proj.weight", "sam2_reducer.weight", "other.q_proj.lora_A.weight"])
+@pytest.mark.parametrize(
+    "name",
+    ["base_model.model.model.layers.1.self_attn.q_proj.weight", "sam2_reducer.weight", "other.q_proj.lora_A.weight"],
+)
 def test_what_is_no_adapter_of_the_model(name):
     assert keys.adapter_name(name) is None

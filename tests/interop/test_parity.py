@@ -12,14 +12,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tiny_release import DIM, published, quickstart_spec, run_checkpoint
-from virtue_pl.cli import export, parity
-from virtue_pl.interop.evaluation_rows import read_evaluations
-from virtue_pl.interop.golden import read_cases
-from virtue_pl.interop.gradients import contrastive_step, pairs, trained, with_adapters
-from virtue_pl.interop.keys import LANGUAGE, adapter_name
-from virtue_pl.interop.observe import observe
-from virtue_pl.interop.pretrained import from_pretrained
-from virtue_pl.prompts import grid_points
+from virtue_pl.checkpoints.keys import LANGUAGE, adapter_name
+from virtue_pl.checkpoints.pretrained import from_pretrained
+from virtue_pl.cli.commands import export, parity
+from virtue_pl.parity.evaluation_rows import read_evaluations
+from virtue_pl.parity.golden import read_cases
+from virtue_pl.parity.gradients import contrastive_step, pairs, trained, with_adapters
+from virtue_pl.parity.hooks import observe
+from virtue_pl.preprocessing.prompts import grid_points
 from virtue_pl.types import VirtueError
 
 
@@ -67,7 +67,9 @@ def test_a_recording_of_a_published_model_is_matched(golden, capsys):
 def test_what_differs_is_said(copy, capsys, name, difference, code):
     change(copy / "golden_forward.safetensors", name, difference)
     assert parity.main([str(copy)]) == code
-    assert ("the first that does not: " + ", ".join(name.split("/")) in " ".join(capsys.readouterr().out.split())) == bool(code)
+    assert (
+        "the first that does not: " + ", ".join(name.split("/")) in " ".join(capsys.readouterr().out.split())
+    ) == bool(code)
 
 
 def test_other_weights_or_another_grid_differ(copy, tmp_path):
@@ -82,10 +84,14 @@ def test_other_weights_or_another_grid_differ(copy, tmp_path):
 def test_cases_point_in_every_way_of_the_format(golden):
     cases = {case.name: case.items for case in read_cases(golden)}
     assert torch.equal(cases["image_grid5"][0].prompt.points, grid_points(5).points)
-    torch.testing.assert_close(cases["image_bbox"][0].prompt.boxes * 1024, torch.tensor([[153.6, 292.5, 921.6, 877.75]]))
+    torch.testing.assert_close(
+        cases["image_bbox"][0].prompt.boxes * 1024, torch.tensor([[153.6, 292.5, 921.6, 877.75]])
+    )
     torch.testing.assert_close(cases["image_point"][0].prompt.points * 1024, torch.tensor([[614.4, 731.5]]))
     assert cases["image_point"][0].prompt.point_labels.tolist() == [1]
-    assert [bool(row.images) for row in cases["mixed_batch3"]] == [True, False, True] and cases["mixed_batch3"][0].prompt.is_empty
+    assert [bool(row.images) for row in cases["mixed_batch3"]] == [True, False, True] and cases["mixed_batch3"][
+        0
+    ].prompt.is_empty
 
 
 def test_cases_that_record_a_defect_are_left_out(copy):
@@ -97,12 +103,18 @@ def test_cases_that_record_a_defect_are_left_out(copy):
     assert parity.main([str(copy)]) == 0
 
 
-def test_a_box_on_a_row_without_a_picture_is_one_line(copy):
+def test_a_box_on_a_row_without_an_image_is_one_line(copy):
     path = copy / "golden_forward.json"
     content = json.loads(path.read_text())
     content["cases"]["text_only_1"]["bboxes"] = [[1, 2, 300, 400]]
     path.write_text(json.dumps(content))
-    with pytest.raises(VirtueError, match=r"golden_forward.json: text_only_1 points at row 0, which has no picture, expected one in its `images`, or null"):
+    with pytest.raises(
+        VirtueError,
+        match=(
+            r"golden_forward.json: text_only_1 points at row 0, which has no image, expected one in its `images`, or"
+            r" null"
+        ),
+    ):
         parity.main([str(copy)])
 
 
@@ -163,11 +175,15 @@ def record_gradients(folder: Path) -> None:
             module = f"{LANGUAGE}layers.{layer}.self_attn.q_proj"
             weight = model.get_submodule(module).weight
             b = torch.zeros(64, 2) if values == "init" else torch.randn(64, 2) * 0.1
-            modules[module] = {"lora_A": torch.randn(2, 64), "lora_B": b, "lora_magnitude_vector": weight.detach().norm(dim=1)}
+            modules[module] = {
+                "lora_A": torch.randn(2, 64),
+                "lora_B": b,
+                "lora_magnitude_vector": weight.detach().norm(dim=1),
+            }
         with with_adapters(model, modules, 2.0) as adapters:
-            from virtue_pl.gradient_cache import PlainStep
+            from virtue_pl.engine.gradient_cache import FullBatch
 
-            step = contrastive_step(model, PlainStep(), pairs(folder, case), 0.05, trained(model, adapters))
+            step = contrastive_step(model, FullBatch(), pairs(folder, case), 0.05, trained(model, adapters))
         content[values] = {"rowwise": {"loss": step.pop("loss").item()}}
         for name in ("qry", "tgt"):
             tensors[f"reps_{values}_rowwise/{name}"] = step.pop(name)
@@ -175,11 +191,15 @@ def record_gradients(folder: Path) -> None:
             published_module = f"encoder.base_model.model.model.{module.removeprefix(LANGUAGE)}"
             for kind, part in parts.items():
                 tensors[f"adapter_{values}/{published_module}.{kind}.default.weight"] = part
-                tensors[f"grad_{values}_rowwise/{published_module}.{kind}.default.weight"] = step.pop(f"{module}.{kind}")
+                tensors[f"grad_{values}_rowwise/{published_module}.{kind}.default.weight"] = step.pop(
+                    f"{module}.{kind}"
+                )
         for name in ("reduce", "project.0", "project.2"):
             theirs = name.replace("reduce", "sam2_reducer").replace("project", "sam2vlm_layer")
             for kind in ("weight", "bias"):
-                tensors[f"grad_{values}_rowwise/segmentation_model.{theirs}.{kind}"] = step.pop(f"connector.{name}.{kind}")
+                tensors[f"grad_{values}_rowwise/segmentation_model.{theirs}.{kind}"] = step.pop(
+                    f"connector.{name}.{kind}"
+                )
         assert not step
     save_file(tensors, folder / "golden_grads.safetensors")
     (folder / "golden_grads.json").write_text(json.dumps(content))
@@ -201,10 +221,14 @@ def test_adapters_are_gone_after_the_step(golden):
     model = from_pretrained(golden / "model")
     module = f"{LANGUAGE}layers.0.self_attn.q_proj"
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with with_adapters(model, {module: {"lora_A": torch.randn(2, DIM), "lora_B": torch.randn(DIM, 2)}}, 2.0) as adapters:
+    with with_adapters(
+        model, {module: {"lora_A": torch.randn(2, DIM), "lora_B": torch.randn(DIM, 2)}}, 2.0
+    ) as adapters:
         assert sorted(adapters) == [f"{module}.lora_A", f"{module}.lora_B"]
         assert (model.get_submodule(module).weight - before[f"{module}.weight"]).abs().max() > 0.1
-    assert model.state_dict().keys() == before.keys() and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.state_dict().keys() == before.keys() and all(
+        torch.equal(value, before[name]) for name, value in model.state_dict().items()
+    )
 
 
 def record_evaluation(folder: Path) -> None:
@@ -214,11 +238,16 @@ def record_evaluation(folder: Path) -> None:
     (folder / "scar" / "data").mkdir(parents=True)
     (folder / "scar" / "images").mkdir()
     Image.effect_noise((80, 50), 60).convert("RGB").save(folder / "scar" / "images" / "photo.png")
-    parquet.write_table(pa.table({"qry_image_path": ["photo.png"]}), folder / "scar" / "data" / "SCaR_eval_Tiny.parquet")
+    parquet.write_table(
+        pa.table({"qry_image_path": ["photo.png"]}), folder / "scar" / "data" / "SCaR_eval_Tiny.parquet"
+    )
     query = {"query_text": "<|image_pad|> \nwhat is it", "sam_box": [10, 10, 40.5, 30]}
     dataset = {"queries": [query], "cand_texts": ["a cat", "a dog"], "cand_names": ["a cat", "a dog"]}
     (folder / "scar_native.json").write_text(json.dumps({"settings": {}, "datasets": {"SCaR_Tiny": dataset}}))
-    save_file({"SCaR_Tiny/qry": torch.zeros(1, DIM), "SCaR_Tiny/cand": torch.zeros(2, DIM)}, folder / "scar_native.safetensors")
+    save_file(
+        {"SCaR_Tiny/qry": torch.zeros(1, DIM), "SCaR_Tiny/cand": torch.zeros(2, DIM)},
+        folder / "scar_native.safetensors",
+    )
     model = from_pretrained(folder / "model")
     queries, candidates = read_evaluations(folder)
     embedded = [torch.cat([observe(model, [row])["embedding"] for row in case.items]) for case in (queries, candidates)]
@@ -236,7 +265,7 @@ def test_rows_of_an_evaluation_are_matched(copy, capsys):
     assert parity.main([str(copy)]) == 1
 
 
-def test_an_evaluation_that_squashes_pictures(copy):
+def test_an_evaluation_that_resizes_images_to_squares(copy):
     record_evaluation(copy)
     content = json.loads((copy / "scar_native.json").read_text())
     content["settings"] = {"resize_use_processor": False, "image_resolution": "high"}

@@ -1,6 +1,7 @@
-"""Cases of other kinds than the recorded ones, worked out with transformers' own models and put together by hand, through `virtue-pl parity`.
+"""Cases of other kinds than the recorded ones, worked out with transformers' own models and put together by hand,
+through `virtue-pl parity`.
 
-Other sizes, another tokenizer, pictures of extreme shapes, grids of other sides.
+Other sizes, another tokenizer, images of extreme shapes, grids of other sides.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from transformers.models.sam2 import modeling_sam2
 from recorded import GOLDEN
 from tiny_release import SIZES
 from tiny_vlms import save_qwen2_vl
-from virtue_pl.backbones.sam2_weights import read_sam2
-from virtue_pl.cli import parity
-from virtue_pl.interop.published import published_spec
-from virtue_pl.interop.release import OWN_CLASSES, Release, instantiate
-from virtue_pl.interop.write_published import SAM_NAME, write_published
+from virtue_pl.backbones.segmentation.sam2_weights import read_sam2
+from virtue_pl.checkpoints.published import published_spec
+from virtue_pl.checkpoints.release import OWN_CLASSES, CheckpointSpec, instantiate
+from virtue_pl.checkpoints.write_published import SAM_NAME, write_published
+from virtue_pl.cli.commands import parity
 
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -62,7 +63,9 @@ POINTED: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "grid_of_2": ((60, 120), {"points_per_side": 2}),
     "tiny": ((3, 4), {"bboxes": [[0.0, 0.0, 1024.0, 1024.0]]}),
 }
-"""Height and width of a picture, and what points at it. Where one grows across and shrinks down, the order of Pillow's passes may show: `resize_bicubic`."""
+"""Height and width of an image, and what points at it. Where one grows across and shrinks down, the order of Pillow's
+passes may show: `resize_bicubic`.
+"""
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))
@@ -74,7 +77,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model = instantiate(spec, vlm, (OWN_CLASSES,))
     for parameter in model.prompt_encoder.parameters():
         parameter.data.normal_(std=0.3)
-    write_published(Release(vlm, spec, dict(model.state_dict())), root / "model", "random")
+    write_published(CheckpointSpec(vlm, spec, dict(model.state_dict())), root / "model", "random")
     record(root, Oracle(root / "model", {**SIZES, **kind.sizes}, kind.side))
     return root
 
@@ -90,26 +93,32 @@ class Oracle:
         self.vlm: Any = full.eval().model
         assert torch.equal(self.vlm.language_model.norm.weight, tensors["model.norm.weight"])
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.pictures = Qwen2VLImageProcessorPil.from_pretrained(folder, min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28)
+        self.images = Qwen2VLImageProcessorPil.from_pretrained(
+            folder, min_pixels=4 * 28 * 28, max_pixels=1280 * 28 * 28
+        )
         self.connector = torch.load(folder / "sam2_reducer_and_vlm_layer.pth", weights_only=True)
         self.sam, self.canvas, self.side = stock_sam2(folder, sizes), sizes["image_size"], side
 
-    def row(self, text: str, picture: Image.Image, pointed: dict[str, Any]) -> dict[str, torch.Tensor]:
-        prepared = self.pictures(images=[picture], return_tensors="pt")
+    def row(self, text: str, image: Image.Image, pointed: dict[str, Any]) -> dict[str, torch.Tensor]:
+        prepared = self.images(images=[image], return_tensors="pt")
         vision = self.vlm.get_image_features(**prepared).pooler_output[0]
-        image = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        ids = torch.tensor([[image] * len(vision) + self.tokenizer(text, add_special_tokens=False)["input_ids"]])
+        image_token_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        ids = torch.tensor(
+            [[image_token_id] * len(vision) + self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        )
         words = self.vlm.language_model.embed_tokens(ids)
         words[0, : len(vision)] = vision
-        segments = self.segment_tokens(picture, prepared["image_grid_thw"][0].tolist(), pointed)
+        segments = self.segment_tokens(image, prepared["image_grid_thw"][0].tolist(), pointed)
         count = segments.shape[1]
         positions = torch.cat([torch.zeros(count, dtype=torch.long), count + torch.arange(ids.shape[1])])
         sequence = torch.cat([segments, words], dim=1)
-        output = self.vlm.language_model(inputs_embeds=sequence, position_ids=positions.expand(3, 1, -1), use_cache=False)
+        output = self.vlm.language_model(
+            inputs_embeds=sequence, position_ids=positions.expand(3, 1, -1), use_cache=False
+        )
         return {"seg_tokens": segments, "embedding": functional.normalize(output.last_hidden_state[:, -1], dim=-1)}
 
-    def segment_tokens(self, picture: Image.Image, grid: list[int], pointed: dict[str, Any]) -> torch.Tensor:
-        resized = picture.resize((14 * grid[2], 14 * grid[1]), Image.Resampling.BICUBIC)
+    def segment_tokens(self, image: Image.Image, grid: list[int], pointed: dict[str, Any]) -> torch.Tensor:
+        resized = image.resize((14 * grid[2], 14 * grid[1]), Image.Resampling.BICUBIC)
         pixels = transforms.normalize(torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255, *CLIP)
         pixels = transforms.normalize(transforms.resize(pixels, [self.canvas, self.canvas], antialias=True), *IMAGENET)
         level = self.sam.vision_encoder(pixels[None]).fpn_hidden_states[-1]
@@ -122,9 +131,16 @@ class Oracle:
         positions = self.sam.get_image_wide_positional_embeddings()
         _, keys = decoder.transformer(queries, level + dense, positions, attention_similarity=None)
         embedding = keys[:, 0].transpose(1, 2).reshape(level.shape)
-        reduced = functional.conv2d(embedding, self.connector["sam2_reducer"]["weight"], self.connector["sam2_reducer"]["bias"], stride=STRIDE)
-        first, second = ((self.connector["sam2vlm_layer"][f"{layer}.weight"], self.connector["sam2vlm_layer"][f"{layer}.bias"]) for layer in (0, 2))
-        return functional.linear(functional.gelu(functional.linear(reduced.flatten(2).transpose(1, 2), *first)), *second)
+        reduced = functional.conv2d(
+            embedding, self.connector["sam2_reducer"]["weight"], self.connector["sam2_reducer"]["bias"], stride=STRIDE
+        )
+        first, second = (
+            (self.connector["sam2vlm_layer"][f"{layer}.weight"], self.connector["sam2vlm_layer"][f"{layer}.bias"])
+            for layer in (0, 2)
+        )
+        return functional.linear(
+            functional.gelu(functional.linear(reduced.flatten(2).transpose(1, 2), *first)), *second
+        )
 
     def points(self, pointed: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """On a canvas of 1024 pixels; the stock encoder adds the padding point. A box is its corners."""
@@ -133,7 +149,9 @@ class Oracle:
         if "point" in pointed:
             return torch.tensor([pointed["point"]]), torch.tensor([1])
         side = pointed.get("points_per_side", self.side)
-        places = [[(column + 0.5) / side * 1024, (row + 0.5) / side * 1024] for row in range(side) for column in range(side)]
+        places = [
+            [(column + 0.5) / side * 1024, (row + 0.5) / side * 1024] for row in range(side) for column in range(side)
+        ]
         return torch.tensor(places), torch.ones(side * side, dtype=torch.long)
 
 
@@ -158,13 +176,18 @@ def stock_sam2(folder: Path, sizes: dict[str, Any]) -> Any:
         backbone_feature_sizes=[[canvas // step] * 2 for step in (4, 8, 16)],
         fpn_hidden_size=dim,
     )
-    prompts, decoder = Sam2PromptEncoderConfig(hidden_size=dim, image_size=canvas), Sam2MaskDecoderConfig(hidden_size=dim)
+    prompts, decoder = (
+        Sam2PromptEncoderConfig(hidden_size=dim, image_size=canvas),
+        Sam2MaskDecoderConfig(hidden_size=dim),
+    )
     config = modeling_sam2.Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
     model = Sam2Model(config).eval()
     state = read_sam2(str(folder / f"{SAM_NAME}.pt"))
     missing, surplus = model.load_state_dict(state, strict=False)
     assert missing == ["shared_image_embedding.positional_embedding"] and not surplus
-    model.shared_image_embedding.positional_embedding.copy_(state["prompt_encoder.shared_embedding.positional_embedding"])
+    model.shared_image_embedding.positional_embedding.copy_(
+        state["prompt_encoder.shared_embedding.positional_embedding"]
+    )
     return model
 
 
@@ -174,21 +197,25 @@ def record(folder: Path, oracle: Oracle) -> None:
     (folder / "images").mkdir()
     cases, tensors = {}, {}
     for number, (name, (size, pointed)) in enumerate(POINTED.items()):
-        picture = Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8))
-        picture.save(folder / "images" / f"{name}.png")
+        image = Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8))
+        image.save(folder / "images" / f"{name}.png")
         text = f"\nWhat is it, the {number}th thing?"
         cases[name] = {"texts": [f"<|image_pad|>{text}"], "images": [f"images/{name}.png"], "compare": True, **pointed}
-        tensors |= {f"{name}/{key}": value.contiguous() for key, value in oracle.row(text, picture, pointed).items()}
+        tensors |= {f"{name}/{key}": value.contiguous() for key, value in oracle.row(text, image, pointed).items()}
     save_file(tensors, folder / "golden_forward.safetensors")
     (folder / "golden_forward.json").write_text(json.dumps({"cases": cases}))
 
 
 def test_cases_of_every_kind_are_the_stock_models(folder, capsys):
     assert parity.main([str(folder)]) == 0
-    assert f"{2 * len(POINTED)} of {2 * len(POINTED)} judged comparisons hold" in " ".join(capsys.readouterr().out.split())
+    assert f"{2 * len(POINTED)} of {2 * len(POINTED)} judged comparisons hold" in " ".join(
+        capsys.readouterr().out.split()
+    )
     found = load_file(folder / "golden_forward.safetensors")
     embeddings = torch.cat([found[f"{name}/embedding"] for name in POINTED])
-    assert (torch.cdist(embeddings, embeddings) + torch.eye(len(POINTED))).min() > 1e-2, "the cases are alike, so that equality says nothing"
+    assert (torch.cdist(embeddings, embeddings) + torch.eye(len(POINTED))).min() > 1e-2, (
+        "the cases are alike, so that equality says nothing"
+    )
 
 
 def test_a_grid_of_another_side_is_not(folder):

@@ -1,6 +1,7 @@
 """Every vision-language backbone with every segmentation model learns eight pairs by heart.
 
-A segmentation model joins by a layer in `segmentation/`, a vision-language backbone by a line of `tiny_vlms.TINY`. One pair of each is
+A segmentation model joins by a layer in `segmentation/`, a vision-language backbone by a line of `tiny_vlms.TINY`. One
+pair of each is
 tested always, all others where the marker `matrix` is asked for (`make test-matrix`).
 """
 
@@ -16,9 +17,9 @@ import torch
 
 from tiny_vlms import TINY
 from virtue_pl.cli.lightning import VirtueCLI
-from virtue_pl.parts.fusion_head import VLMFusionHead
+from virtue_pl.models.fusion_head import VLMFusionHead
+from virtue_pl.models.virtue import Virtue
 from virtue_pl.types import EmbeddingInput, EncoderBatch, PairBatch, Region, Sample
-from virtue_pl.virtue import Virtue
 
 HERE = Path(__file__).parent
 BACKBONES = sorted(TINY)
@@ -28,7 +29,10 @@ STEPS = 80
 
 def pairs() -> list:
     """All of them; the marker is on those that do not bring a backbone or a segmentation model for the first time."""
-    always = {(BACKBONES[index % len(BACKBONES)], SEGMENTATION[index % len(SEGMENTATION)]) for index in range(max(len(BACKBONES), len(SEGMENTATION)))}
+    always = {
+        (BACKBONES[index % len(BACKBONES)], SEGMENTATION[index % len(SEGMENTATION)])
+        for index in range(max(len(BACKBONES), len(SEGMENTATION)))
+    }
     every = [(backbone, segmentation) for backbone in BACKBONES for segmentation in SEGMENTATION]
     marks = {pair: () if pair in always else (pytest.mark.matrix,) for pair in every}
     return [pytest.param(*pair, marks=marks[pair], id=f"{pair[0].rpartition('.')[2]}-{pair[1]}") for pair in every]
@@ -47,23 +51,40 @@ def build(backbone: str, segmentation: str, folder: Path) -> Virtue | VLMFusionH
 
 
 def enlarge(part: torch.nn.Module) -> None:
-    """Random weights under which a prompt moves the features about as much as a picture does; the networks' own are too small for that."""
+    """Random weights under which a prompt moves the features about as much as an image does; the networks' own are too
+    small for that.
+    """
     for weights in (parameter for parameter in part.parameters() if parameter.ndim > 1):
         torch.nn.init.normal_(weights, std=weights[0].numel() ** -0.5)
 
 
 def samples() -> list[Sample]:
-    """Two boxes in each of four pictures; the text does not say which."""
-    pictures = [torch.randint(0, 256, (3, 60, 64), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8) for seed in range(4)]
+    """Two boxes in each of four images; the text does not say which."""
+    images = [
+        torch.randint(0, 256, (3, 60, 64), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        for seed in range(4)
+    ]
     boxes = [torch.tensor([0.05, 0.05, 0.4, 0.4]), torch.tensor([0.5, 0.4, 0.95, 0.9])]
-    names = ["a red fox", "two cups", "the sea", "an old house", "green apples", "his left hand", "a wheel", "some bread"]
-    queries = [EmbeddingInput("what is it?", (image,), image_keys=(str(index),)) for index, image in enumerate(pictures)]
-    return [Sample(name, "t", queries[index // 2], EmbeddingInput(name), (), Region(boxes[index % 2])) for index, name in enumerate(names)]
+    names = [
+        "a red fox",
+        "two cups",
+        "the sea",
+        "an old house",
+        "green apples",
+        "his left hand",
+        "a wheel",
+        "some bread",
+    ]
+    queries = [EmbeddingInput("what is it?", (image,), image_keys=(str(index),)) for index, image in enumerate(images)]
+    return [
+        Sample(name, "t", queries[index // 2], EmbeddingInput(name), (), Region(boxes[index % 2]))
+        for index, name in enumerate(names)
+    ]
 
 
 def with_stored_features(model: Virtue | VLMFusionHead, rows: EncoderBatch) -> EncoderBatch:
     """What is frozen is encoded once."""
-    return replace(rows, pictures=replace(rows.pictures, features=model.picture_features(rows.pictures)))
+    return replace(rows, images=replace(rows.images, features=model.image_features(rows.images)))
 
 
 @pytest.mark.parametrize(("backbone", "segmentation"), pairs())
@@ -75,7 +96,7 @@ def test_eight_pairs_are_learned_by_heart(backbone: str, segmentation: str, vlm_
         for part in (model.segmentation, model.prompt_encoder):
             enlarge(part)
     assert type(head.backbone).__name__ == backbone.rpartition(".")[2]
-    batch: PairBatch = model.preprocess.train(samples())
+    batch: PairBatch = model.collator.collate_train(samples())
     batch = replace(batch, queries=with_stored_features(model, batch.queries))
     learning = [parameter for parameter in head.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW([{"params": faster, "lr": 3e-3}, {"params": learning, "lr": 1e-3}], weight_decay=0)

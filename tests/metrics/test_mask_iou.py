@@ -48,7 +48,10 @@ def test_states_of_ranks_add_up():
     ranks[1].update(logits[1:], targets[1:])
     together = MaskIoU()
     together.update(logits, targets)
-    merged = MaskIoU(dist_sync_fn=lambda state, group: [getattr(rank, name_of(ranks[0], state)) for rank in ranks], distributed_available_fn=lambda: True)
+    merged = MaskIoU(
+        dist_sync_fn=lambda state, group: [getattr(rank, name_of(ranks[0], state)) for rank in ranks],
+        distributed_available_fn=lambda: True,
+    )
     merged.total, merged.count, merged._update_count = ranks[0].total, ranks[0].count, 1
     torch.testing.assert_close(merged.compute(), together.compute())
 

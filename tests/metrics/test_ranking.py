@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from virtue_pl.metrics.rank_metrics import HitRate, RankTable
 from virtue_pl.metrics.ranking import (
-    HitRate,
     RankRow,
     RankRows,
-    RankTable,
     gold_ranks,
     pad_lists,
     rank_candidates,
@@ -93,14 +92,21 @@ def test_set_blind_scores_are_cosines_to_the_mean_of_the_others() -> None:
 
 
 def sample(key: str, count: int, rankings: dict[str, tuple[int, ...]], task: str = "seen") -> RankingSample:
-    return RankingSample(key, task, EmbeddingInput(), tuple(EmbeddingInput(f"caption {i}") for i in range(count)), rankings)
+    return RankingSample(
+        key, task, EmbeddingInput(), tuple(EmbeddingInput(f"caption {i}") for i in range(count)), rankings
+    )
 
 
 def scored(number: int, key_prefix: str = "sample") -> tuple[list[RankingSample], list[Tensor]]:
     generator = torch.Generator().manual_seed(number)
     counts = [3 + i % 3 for i in range(number)]
     samples = [
-        sample(f"{key_prefix}-{i}", count, {"hit@1": tuple(range(count)), "object": (0, count - 1)}, task=("seen", "held_out")[i % 2])
+        sample(
+            f"{key_prefix}-{i}",
+            count,
+            {"hit@1": tuple(range(count)), "object": (0, count - 1)},
+            task=("seen", "held_out")[i % 2],
+        )
         for i, count in enumerate(counts)
     ]
     return samples, [torch.randn(count, generator=generator) for count in counts]
@@ -109,7 +115,11 @@ def scored(number: int, key_prefix: str = "sample") -> tuple[list[RankingSample]
 def test_every_ranking_of_every_sample_is_ranked_by_its_own_list() -> None:
     samples, scores = scored(7)
     ranked = sample_ranks(samples, scores)
-    literal = [literal_rank([row[i].item() for i in items], 0) for one, row in zip(samples, scores, strict=True) for items in one.rankings.values()]
+    literal = [
+        literal_rank([row[i].item() for i in items], 0)
+        for one, row in zip(samples, scores, strict=True)
+        for items in one.rankings.values()
+    ]
     assert ranked.ranks.tolist() == literal
     assert ranked.of("object").tolist() == literal[1::2]
     assert (ranked.keys[2], ranked.tasks[2], ranked.candidates[2:4]) == ("sample-1", "held_out", (4, 2))
@@ -120,7 +130,9 @@ def test_set_blind_ranks_look_at_each_list_alone() -> None:
     generator = torch.Generator().manual_seed(1)
     embeddings = [torch.randn(len(one.candidates), 6, generator=generator) for one in samples]
     expected = [
-        literal_rank(set_blind_scores(rows[list(items)]).tolist(), 0) for one, rows in zip(samples, embeddings, strict=True) for items in one.rankings.values()
+        literal_rank(set_blind_scores(rows[list(items)]).tolist(), 0)
+        for one, rows in zip(samples, embeddings, strict=True)
+        for items in one.rankings.values()
     ]
     assert set_blind_ranks(samples, embeddings).ranks.tolist() == expected
 
@@ -132,12 +144,18 @@ def test_no_sample_gives_no_rank() -> None:
 
 def test_scores_for_another_number_of_candidates_are_refused() -> None:
     samples, scores = scored(2)
-    with pytest.raises(VirtueError, match=r"2 samples are scored on \[3, 3\] candidates, expected 2 samples with \[3, 4\]"):
+    with pytest.raises(
+        VirtueError, match=r"2 samples are scored on \[3, 3\] candidates, expected 2 samples with \[3, 4\]"
+    ):
         sample_ranks(samples, [scores[0], scores[0]])
 
 
 def test_rows_are_sorted_and_a_sample_counts_once_by_its_worst_rank() -> None:
-    rows = [RankRow("b", "box", "hit@1", "1", 2, 10), RankRow("a", "box", "hit@1", "2", 0, 10), RankRow("b", "box", "hit@1", "1", 0, 10)]
+    rows = [
+        RankRow("b", "box", "hit@1", "1", 2, 10),
+        RankRow("a", "box", "hit@1", "2", 0, 10),
+        RankRow("b", "box", "hit@1", "1", 0, 10),
+    ]
     table = RankRows(rows)
     assert [(row.task, row.rank) for row in table] == [("a", 0), ("b", 2)]
     assert table.ranks("b", "box", "hit@1") == {"1": 2}
@@ -156,13 +174,19 @@ def test_a_table_is_emptied_by_reset() -> None:
     table, rate = RankTable(), HitRate(k=2)
     fill(table, rate, *scored(5))
     assert len(table.compute()) == 10
-    assert rate.compute().item() == pytest.approx(sum(row.rank < 2 for row in table.compute() if row.ranking == "hit@1") / 5)
+    assert rate.compute().item() == pytest.approx(
+        sum(row.rank < 2 for row in table.compute() if row.ranking == "hit@1") / 5
+    )
     table.reset()
     assert len(table.compute()) == 0
     assert HitRate().compute().item() == 0
 
 
-SHARES = {"uneven, with one sample twice": ((0, 5), (4, 7)), "one process has nothing": ((0, 7), (7, 7)), "none has anything": ((0, 0), (0, 0))}
+SHARES = {
+    "uneven, with one sample twice": ((0, 5), (4, 7)),
+    "one process has nothing": ((0, 7), (7, 7)),
+    "none has anything": ((0, 0), (0, 0)),
+}
 
 
 def process(rank: int, folder: str) -> None:

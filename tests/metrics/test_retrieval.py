@@ -1,4 +1,6 @@
-"""Retrieval metrics: as recorded from the published implementation, as pytrec_eval and a literal loop have them, over any processes."""
+"""Retrieval metrics: as recorded from the published implementation, as pytrec_eval and a literal loop have them, over
+any processes.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def found_metrics(prediction: list[str], labels: set[str]) -> dict[str, float]:
 def test_it_gives_the_recorded_metrics(number):
     prediction, labels, graded, expected = cases()[number]
     found = found_metrics(prediction, labels)
-    compared = {name.replace("ndcg_linear", "ndcg"): value for name, value in expected.items() if "exponential" not in name}
+    compared = {
+        name.replace("ndcg_linear", "ndcg"): value for name, value in expected.items() if "exponential" not in name
+    }
     assert compared.keys() >= found.keys()
     for name, value in found.items():
         if not (graded and name.startswith("ndcg")):
@@ -50,7 +54,13 @@ def literal(relevance: list[bool], total: int, k: int) -> dict[str, float]:
     ideal = sum(1 / math.log2(place + 2) for place in range(min(k, total)))
     precisions = [sum(top[: place + 1]) / (place + 1) for place, hit in enumerate(top) if hit]
     first = next((1 / (place + 1) for place, hit in enumerate(top) if hit), 0.0)
-    return {f"hit@{k}": float(hits > 0), f"recall@{k}": hits / total, f"ndcg@{k}": gain / ideal, f"map@{k}": sum(precisions) / min(k, total), f"mrr@{k}": first}
+    return {
+        f"hit@{k}": float(hits > 0),
+        f"recall@{k}": hits / total,
+        f"ndcg@{k}": gain / ideal,
+        f"map@{k}": sum(precisions) / min(k, total),
+        f"mrr@{k}": first,
+    }
 
 
 @pytest.mark.parametrize("candidates", [1, 3, 10, 40])
@@ -60,17 +70,25 @@ def test_it_gives_what_a_literal_loop_and_pytrec_eval_give(candidates):
     unranked = torch.randint(0, 3, (25,), generator=generator)
     total = (relevant.sum(dim=1) + unranked).clamp(min=1)
     found = [dict(zip(metric_names(), row, strict=True)) for row in retrieval_metrics(relevant, total).tolist()]
-    truth = {str(q): {f"d{place}": 1 for place, hit in enumerate(row) if hit} for q, row in enumerate(relevant.tolist())}
+    truth = {
+        str(q): {f"d{place}": 1 for place, hit in enumerate(row) if hit} for q, row in enumerate(relevant.tolist())
+    }
     for q, of_query in truth.items():
         of_query |= {f"unranked{number}": 1 for number in range(int(total[int(q)]) - len(of_query))}
     run = {str(q): {f"d{place}": float(candidates - place) for place in range(candidates)} for q in range(25)}
-    judged = pytrec_eval.RelevanceEvaluator(truth, {"P_1", "P_5", "P_10", "recall_1", "recall_5", "recall_10", "ndcg_cut_1", "ndcg_cut_5", "ndcg_cut_10"})
+    judged = pytrec_eval.RelevanceEvaluator(
+        truth, {"P_1", "P_5", "P_10", "recall_1", "recall_5", "recall_10", "ndcg_cut_1", "ndcg_cut_5", "ndcg_cut_10"}
+    )
     outside = judged.evaluate(run)
     for q, row in enumerate(relevant.tolist()):
         for k in (1, 5, 10):
             for name, value in literal(row, int(total[q]), k).items():
                 assert found[q][name] == pytest.approx(value, abs=ROUNDING), name
-            for ours, theirs in ((f"precision@{k}", f"P_{k}"), (f"recall@{k}", f"recall_{k}"), (f"ndcg@{k}", f"ndcg_cut_{k}")):
+            for ours, theirs in (
+                (f"precision@{k}", f"P_{k}"),
+                (f"recall@{k}", f"recall_{k}"),
+                (f"ndcg@{k}", f"ndcg_cut_{k}"),
+            ):
                 assert found[q][ours] == pytest.approx(outside[str(q)][theirs], abs=1e-9), ours
 
 
@@ -82,7 +100,10 @@ def test_ranks_are_a_short_way_to_one_right_candidate():
     scores = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
     gold = torch.arange(30) % 12
     order = rank_candidates(scores, gold)
-    torch.testing.assert_close(metrics_of_ranks(gold_ranks(scores, None, gold)), retrieval_metrics(order == gold[:, None], torch.ones(30, dtype=torch.long)))
+    torch.testing.assert_close(
+        metrics_of_ranks(gold_ranks(scores, None, gold)),
+        retrieval_metrics(order == gold[:, None], torch.ones(30, dtype=torch.long)),
+    )
 
 
 @pytest.mark.parametrize("gold", [0, 3, 6])
@@ -110,7 +131,9 @@ def test_sums_of_processes_are_the_whole():
     joined = RetrievalMetrics(["a", "b"])
     joined.update(0, ranks[:0])
     joined.sums, joined.counts = sum(part.sums for part in parts), sum(part.counts for part in parts)
-    assert list(joined.compute()) == list(whole.compute()) == ["b"] and joined.compute()["b"] == pytest.approx(whole.compute()["b"], abs=ROUNDING)
+    assert list(joined.compute()) == list(whole.compute()) == ["b"] and joined.compute()["b"] == pytest.approx(
+        whole.compute()["b"], abs=ROUNDING
+    )
     assert whole.compute()["b"]["hit@1"] == 0.4 and whole.compute()["b"]["n"] == 5
 
 

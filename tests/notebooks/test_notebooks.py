@@ -54,7 +54,9 @@ def test_outputs_are_stripped(path: Path) -> None:
 def test_it_runs_and_answers(path: Path, folder: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     place = next(number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SETTINGS.format(tests=str(ROOT / "tests"), folder=str(folder))))
+    notebook.cells.insert(
+        place + 1, nbformat.v4.new_code_cell(SETTINGS.format(tests=str(ROOT / "tests"), folder=str(folder)))
+    )
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1

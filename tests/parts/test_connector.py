@@ -3,13 +3,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.parts.connector import Connector, ConvolutionConnector, MaskConnector, direction_cones, mask_statistics, mask_weights, shorten
+from virtue_pl.models.connector import (
+    Connector,
+    ConvolutionConnector,
+    MaskConnector,
+    direction_cones,
+    mask_statistics,
+    mask_weights,
+    shorten,
+)
 from virtue_pl.types import FeatureWidths, SegmentFeatures
 
 
 def features(prompts: int = 3) -> SegmentFeatures:
     torch.manual_seed(0)
-    return SegmentFeatures(torch.randn(prompts, 8, 8, 8), torch.randn(prompts, 12, 4, 4), 5 * torch.randn(prompts, 16, 16), torch.randn(8, 8, 8))
+    return SegmentFeatures(
+        torch.randn(prompts, 8, 8, 8),
+        torch.randn(prompts, 12, 4, 4),
+        5 * torch.randn(prompts, 16, 16),
+        torch.randn(8, 8, 8),
+    )
 
 
 @pytest.mark.parametrize(
@@ -26,7 +39,9 @@ def test_shapes_and_gradients(connector: Connector, tokens: int) -> None:
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     connector, all_rows = MaskConnector(FeatureWidths(8, 12), 10), features()
-    alone = SegmentFeatures(all_rows.embedding[1:2], all_rows.image[1:2], all_rows.mask_logits[1:2], all_rows.image_positions)
+    alone = SegmentFeatures(
+        all_rows.embedding[1:2], all_rows.image[1:2], all_rows.mask_logits[1:2], all_rows.image_positions
+    )
     assert torch.allclose(connector(all_rows).tokens[1:2], connector(alone).tokens, atol=1e-6)
 
 
@@ -34,7 +49,9 @@ def test_the_paper_connector_gives_256_tokens_row_by_row() -> None:
     connector = ConvolutionConnector(FeatureWidths(4, 1), 6)
     embedding = torch.zeros(1, 4, 64, 64)
     embedding[:, :, 0, 60] = 1.0
-    tokens = connector(SegmentFeatures(embedding, torch.zeros(1, 1, 1, 1), torch.zeros(1, 4, 4), torch.zeros(4, 64, 64))).tokens
+    tokens = connector(
+        SegmentFeatures(embedding, torch.zeros(1, 1, 1, 1), torch.zeros(1, 4, 4), torch.zeros(4, 64, 64))
+    ).tokens
     changed = (tokens - tokens[:, -1:]).abs().sum(dim=-1) > 1e-6
     assert tokens.shape == (1, 256, 6)
     assert changed.nonzero().tolist() == [[0, 15]]

@@ -5,21 +5,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from virtue_pl.backbones.dense_hints import DenseHints
-from virtue_pl.parts.connector import MaskConnector, pool
-from virtue_pl.parts.roi_connector import RoiConnector
+from virtue_pl.backbones.segmentation.dense_hints import DenseHints
+from virtue_pl.models.connector import MaskConnector, pool
+from virtue_pl.models.roi_connector import RoiConnector
 from virtue_pl.types import FeatureWidths, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt
 
 WIDTHS = FeatureWidths(8, 12)
 
 
 def features(*boxes: list[float]) -> SegmentFeatures:
-    """Of a 32x32 picture on 4x4 places, with the given boxes in pixels as prompts."""
+    """Of a 32x32 image on 4x4 places, with the given boxes in pixels as prompts."""
     prompts = [VisualPrompt.from_pixels(boxes=[box], size=(32, 32)) for box in boxes]
     dense, drawn = DenseHints(8, map_size=16)(prompts, torch.device("cpu"))
     count, nothing = len(boxes), torch.zeros(0)
     focus = PromptTokens(nothing, nothing, dense, torch.zeros(8, 4, 4), nothing, drawn).focus
-    return SegmentFeatures(torch.randn(count, 8, 4, 4), torch.randn(count, 12, 4, 4), torch.randn(count, 16, 16), torch.randn(8, 4, 4), focus)
+    return SegmentFeatures(
+        torch.randn(count, 8, 4, 4),
+        torch.randn(count, 12, 4, 4),
+        torch.randn(count, 16, 16),
+        torch.randn(8, 4, 4),
+        focus,
+    )
 
 
 def test_a_place_weighs_what_the_box_covers_of_it() -> None:

@@ -5,9 +5,9 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from virtue_pl.backbones.timm_sam import TimmSamPromptEncoder
-from virtue_pl.optimization import Optimization
-from virtue_pl.parts.visual_prompt_encoder import VisualPromptEncoder
+from virtue_pl.backbones.segmentation.timm_sam import TimmSamPromptEncoder
+from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.models.visual_prompt_encoder import VisualPromptEncoder
 from virtue_pl.types import EmbeddingInput, PromptBatch, RankingSample, Region, Sample, VirtueError, VisualPrompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
@@ -29,7 +29,7 @@ def regions(number: int) -> list[Region]:
 
 
 def samples(number: int) -> list[Sample]:
-    item = EmbeddingInput(images=(torch.zeros(3, 8, 8, dtype=torch.uint8),), image_keys=("picture",))
+    item = EmbeddingInput(images=(torch.zeros(3, 8, 8, dtype=torch.uint8),), image_keys=("image",))
     return [Sample(str(i), "shapes", item, item, region=region) for i, region in enumerate(regions(number))]
 
 
@@ -40,10 +40,16 @@ def rankings(number: int) -> list[RankingSample]:
 def test_alone_it_learns_to_recover_boxes():
     """Three seconds of it; a minute reaches more than 0.9 (an untrained head: 0.1)."""
     model = trainable()
-    train = DataLoader(samples(3200), batch_size=32, collate_fn=model.preprocess.train)
-    test = DataLoader(rankings(200), batch_size=100, collate_fn=model.preprocess.evaluate)
+    train = DataLoader(samples(3200), batch_size=32, collate_fn=model.collator.collate_train)
+    test = DataLoader(rankings(200), batch_size=100, collate_fn=model.collator.collate_eval)
     trainer = Trainer(
-        accelerator="cpu", max_steps=100, max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        accelerator="cpu",
+        max_steps=100,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     trainer.fit(model, train)
     (result,) = trainer.test(model, test, verbose=False)
@@ -53,12 +59,12 @@ def test_alone_it_learns_to_recover_boxes():
 def test_composed_it_has_no_head():
     assert all(name.startswith("encoder.") for name in part().state_dict())
     with pytest.raises(VirtueError, match="give it `optimization`"):
-        part().recover_boxes(trainable().preprocess.train(samples(2)))
+        part().recover_boxes(trainable().collator.collate_train(samples(2)))
 
 
 def test_boxes_are_valid_whatever_the_tokens():
     model = trainable()
-    boxes = model.recover_boxes(model.preprocess.train(samples(50)))
+    boxes = model.recover_boxes(model.collator.collate_train(samples(50)))
     assert (boxes[:, :2] <= boxes[:, 2:]).all() and (0 <= boxes).all() and (boxes <= 1).all()
 
 

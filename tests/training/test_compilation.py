@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tiny_virtue import pairs, tiny_virtue
-from virtue_pl.adapters import LoRA
-from virtue_pl.gradient_cache import GradientCache
-from virtue_pl.training.compilation import CompileRegions
+from virtue_pl.adapters.lora import LoRA
+from virtue_pl.callbacks.compilation import CompileRegions
+from virtue_pl.engine.gradient_cache import GradientCache
+from virtue_pl.models.virtue import Virtue
 from virtue_pl.types import VirtueError
-from virtue_pl.virtue import Virtue
 
 LAYERS = "fusion.backbone.model.language_model.layers"
 
@@ -30,7 +30,8 @@ def step(model: Virtue) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own look at a layer's inputs
+# torch's own look at a layer's inputs
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_layers_give_the_same_numbers_under_the_same_names() -> None:
     model = tiny_virtue(adapter=LoRA(dropout=0.0))
     model.gradient_cache = GradientCache(3)
@@ -47,7 +48,10 @@ def test_compiled_layers_give_the_same_numbers_under_the_same_names() -> None:
 
 @pytest.mark.parametrize(
     ("region", "told"),
-    [("fusion.trunk", "there is no fusion.trunk: fusion has .*backbone"), ("encoder", "there is no encoder: Virtue has .*segmentation")],
+    [
+        ("fusion.trunk", "there is no fusion.trunk: fusion has .*backbone"),
+        ("encoder", "there is no encoder: Virtue has .*segmentation"),
+    ],
 )
 def test_a_region_that_is_not_there_is_refused(region: str, told: str) -> None:
     with pytest.raises(VirtueError, match=told):

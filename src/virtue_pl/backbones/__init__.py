@@ -1,1 +1,5 @@
-"""The networks that parts are built from: segmentation models and vision-language models."""
+"""The networks underneath: vision-language models and promptable segmentation models."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

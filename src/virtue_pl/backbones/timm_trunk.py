@@ -1,4 +1,4 @@
-"""A frozen timm backbone that turns uint8 pictures into a pyramid of features."""
+"""A frozen timm backbone that turns uint8 images into a pyramid of features."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class TimmTrunk(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, pixels: Shaped[Tensor, "pictures 3 height width"]) -> tuple[Float[Tensor, "pictures channels rows columns"], ...]:
+    def forward(
+        self, pixels: Shaped[Tensor, "images 3 height width"]
+    ) -> tuple[Float[Tensor, "images channels rows columns"], ...]:
         normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
         weights = next(self.network.parameters())
         maps = self.network(normalised.to(weights.dtype).contiguous(memory_format=torch.channels_last))
@@ -55,18 +57,28 @@ class TimmTrunk(nn.Module):
 def load_trunk_weights(network: nn.Module, path: str | Path) -> None:
     """Fills a `features_only` network from the file of the whole model; the classifier's head is left over."""
     if not Path(path).is_file():
-        raise VirtueError(f"backbone weights {path} are not there: run `virtue-pl fetch weights`, or set `weights: null` for random ones")
+        raise VirtueError(
+            f"backbone weights {path} are not there: run `virtue-pl fetch weights`, or set `weights: null` for random"
+            " ones"
+        )
     state = load_file(path)
     missing = [name for name in network.state_dict() if name not in state]
     if missing:
-        raise VirtueError(f"{path} lacks {len(missing)} tensors of the backbone, e.g. {missing[0]}: it is of another model, change `weights` or `name`")
+        raise VirtueError(
+            f"{path} lacks {len(missing)} tensors of the backbone, e.g. {missing[0]}: it is of another model, change"
+            " `weights` or `name`"
+        )
     network.load_state_dict({name: state[name] for name in network.state_dict()})
 
 
 def levels_from(trunk: str, finest_stride: int) -> tuple[int, ...]:
-    """timm's indices of the trunk's feature maps that are no finer than `finest_stride`. Raises VirtueError for an unknown trunk."""
+    """timm's indices of the trunk's feature maps that are no finer than `finest_stride`. Raises VirtueError for an
+    unknown trunk.
+    """
     if not timm.is_model(trunk):
         raise VirtueError(f"trunk: timm has no model {trunk!r}, expected one of `timm.list_models()`")
     with torch.device("meta"):
         info: Any = timm.create_model(trunk, features_only=True).feature_info
-    return tuple(index for index, stride in zip(info.out_indices, info.reduction(), strict=True) if stride >= finest_stride)
+    return tuple(
+        index for index, stride in zip(info.out_indices, info.reduction(), strict=True) if stride >= finest_stride
+    )

@@ -1,1 +1,1 @@
-"""The commands: they join data to models."""
+"""The command line: dispatch, errors, and one module a command in `cli.commands`."""

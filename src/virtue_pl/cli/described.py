@@ -1,4 +1,6 @@
-"""A run's model built from its sizes alone, on the meta device: no weights are read, no hub is asked, and hardly any memory is taken."""
+"""A run's model built from its sizes alone, on the meta device: no weights are read, no hub is asked, and hardly any
+memory is taken.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ SIZES = "vlm_sizes"
 
 
 class DescribedCLI(VirtueCLI):
-    """`VirtueCLI`, but where `shared.vlm_sizes` is given, the model is described only, and the data is not connected to it.
+    """`VirtueCLI`, but where `shared.vlm_sizes` is given, the model is described only, and the data is not connected to
+    it.
 
     unread: the weights that a run would read, by their options.
     """
@@ -71,7 +74,9 @@ def name_vlm(config: Any, folder: Path) -> None:
 
 @contextmanager
 def description(sizes: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder that describes a Qwen2-VL of these sizes: its config, a tokenizer of single bytes, its picture processor, and no weights."""
+    """A folder that describes a Qwen2-VL of these sizes: its config, a tokenizer of single bytes, its image processor,
+    and no weights.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor
 
@@ -80,7 +85,10 @@ def description(sizes: Mapping[str, Any]) -> Iterator[Path]:
         (folder / "config.json").write_text(json.dumps(sizes))
         symbols = {symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
         tokenizer = Tokenizer(models.BPE(vocab=symbols, merges=[]))
-        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        tokenizer.pre_tokenizer, tokenizer.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="!").save_pretrained(folder)
         Qwen2VLImageProcessor().save_pretrained(folder)
         yield folder

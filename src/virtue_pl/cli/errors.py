@@ -1,4 +1,6 @@
-"""jsonargparse's long answers as one line: which key, what was found, what was expected, and the closest name there is."""
+"""jsonargparse's long answers as one line: which key, what was found, what was expected, and the closest name
+there is.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING
 
 from virtue_pl.types import VirtueError
+
+if TYPE_CHECKING:
+    from omegaconf.errors import OmegaConfBaseException
 
 
 class UsageError(VirtueError):
@@ -20,7 +24,9 @@ class UsageError(VirtueError):
 
 @dataclass(frozen=True)
 class Finding:
-    """The innermost complaint of a nested message: its keys from the root, the class they are arguments of, and the value given."""
+    """The innermost complaint of a nested message: its keys from the root, the class they are arguments of, and the
+    value given.
+    """
 
     keys: tuple[str, ...]
     class_path: str | None
@@ -61,7 +67,12 @@ def innermost(message: str) -> Finding:
             text = rest
         if depth > best_depth:
             best, best_depth, given = _finding(path, text), depth, ""
-        elif depth == best_depth and text.startswith("Expected a ") and best.problem.startswith("Expected a ") and best.keys == _finding(path, text).keys:
+        elif (
+            depth == best_depth
+            and text.startswith("Expected a ")
+            and best.problem.startswith("Expected a ")
+            and best.keys == _finding(path, text).keys
+        ):
             expected, got, value = best.problem.partition(". Got value: ")
             best = Finding(best.keys, best.class_path, f"{expected} or {text.removeprefix('Expected a ')}{got}{value}")
     if not path and not best.keys:
@@ -100,7 +111,10 @@ def _unknown_options(match: re.Match[str], found: Finding, options: tuple[str, .
 
 
 def _unknown_class(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
-    return f"module {match['module']} has no {match['name']!r}{_closest(match['name'], dir(import_module(match['module'])))}"
+    return (
+        f"module {match['module']} has no"
+        f" {match['name']!r}{_closest(match['name'], dir(import_module(match['module'])))}"
+    )
 
 
 def _unknown_module(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
@@ -136,7 +150,10 @@ def _missing(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> 
 
 _ANSWERS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], Finding, tuple[str, ...]], str]], ...] = (
     (
-        re.compile(r"expects a function or a callable class: (?P<problem>.+?)\.? Got value: (?:Namespace\(class_path='(?P<class_path>[^']+)')?"),
+        re.compile(
+            r"expects a function or a callable class: (?P<problem>.+?)\.? Got value:"
+            r" (?:Namespace\(class_path='(?P<class_path>[^']+)')?"
+        ),
         _callable,
     ),
     (re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<name>[^']+)'"), _unknown_key),

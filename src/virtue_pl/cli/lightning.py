@@ -12,7 +12,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -23,13 +23,19 @@ from virtue_pl.cli.run_checks import check_run
 from virtue_pl.types import VirtueError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no report of a checkpoint's unused head
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 still calls the names that jsonargparse 5 will drop
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+# Lightning 2.6 still calls the names that jsonargparse 5 will drop
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+    lambda record: "litlogger" not in record.getMessage()
+)
 STOPPED_BY_SIGTERM = 143
 
 
 class LayeredConfig(ActionConfigFile):
-    """`--config`: a file is laid over those before it. `shared` is merged entry by entry, though it is a plain mapping."""
+    """`--config`: a file is laid over those before it. `shared` is merged entry by entry, though it is a plain
+    mapping.
+    """
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         before = dict(cfg.get("shared") or {})
@@ -58,18 +64,26 @@ class SaveRunConfig(SaveConfigCallback):
 class VirtueCLI(LightningCLI):
     """The parser and the objects of one command.
 
-    There is no sub-command level in the config, so that `${shared.name}` means the same in every file and a saved config.yaml
+    There is no sub-command level in the config, so that `${shared.name}` means the same in every file and a saved
+    config.yaml
     serves every command. Interpolation comes last, after all layers and overrides (parser mode `omegaconf+`).
     """
 
     def __init__(self, command: str, arguments: list[str], program: str | None = None) -> None:
         self.command = command
+        if any("help" in argument for argument in arguments):  # it reads every class's source, which takes seconds
+            set_parsing_settings(docstring_parse_attribute_docstrings=True)
         super().__init__(
             LightningModule,
             None,
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"config_filename": "config.yaml" if command == "fit" else f"config_{command}.yaml"},
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False, "prog": program or f"virtue-pl {command}"},
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+                "prog": program or f"virtue-pl {command}",
+            },
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=arguments,
@@ -79,11 +93,18 @@ class VirtueCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = LightningArgumentParser(**kwargs)
-        parser.add_argument("-c", "--config", action=LayeredConfig, help="A YAML file; several are laid over each other, left to right.")
+        parser.add_argument(
+            "-c", "--config", action=LayeredConfig, help="A YAML file; several are laid over each other, left to right."
+        )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--shared", type=dict[str, Any], default={}, help="What several parts need, stated once; they say ${shared.NAME}.")
+        parser.add_argument(
+            "--shared",
+            type=dict[str, Any],
+            default={},
+            help="What several parts need, stated once; they say ${shared.NAME}.",
+        )
         skip: set[str | int] = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
         self.method_arguments = parser.add_method_arguments(Trainer, self.command, skip=skip)
         parser.set_defaults(weights_only=True)
@@ -100,7 +121,8 @@ class VirtueCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except ValueError as error:  # jsonargparse puts what a constructor of an optional part says into a report on types
+        # jsonargparse puts what a constructor of an optional part says into a report on types
+        except ValueError as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, VirtueError):
                 cause = cause.__cause__
@@ -114,7 +136,7 @@ class VirtueCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         if self.datamodule is not None:
-            self.datamodule.connect(self.model.preprocess)
+            self.datamodule.connect(self.model.collator)
         if self.command == "fit":
             check_run(self.model, self.datamodule, self.trainer)
 
@@ -128,7 +150,9 @@ def parser_keys(parser: Any) -> list[str]:
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Raises VirtueError at once for a checkpoint that is not there, which Lightning would say only after setting up the data."""
+    """Raises VirtueError at once for a checkpoint that is not there, which Lightning would say only after setting up
+    the data.
+    """
     named = path is None or path in ("last", "best", "hpc") or path.startswith("registry") or "://" in path
     if not named and not Path(str(path)).is_file():
         raise VirtueError(f"ckpt_path: {path} is not there; expected a checkpoint file, `last` or `best`")
@@ -142,7 +166,10 @@ def one_line_errors(command: str) -> Iterator[None]:
     except MisconfigurationException as error:
         raise VirtueError(f"{command}: {' '.join(str(error).split())}") from error
     except UnpicklingError as error:
-        raise VirtueError(f"{command}: the checkpoint holds more than tensors and plain values; only `--weights_only false` would run what is in it") from error
+        raise VirtueError(
+            f"{command}: the checkpoint holds more than tensors and plain values; only `--weights_only false` would run"
+            " what is in it"
+        ) from error
 
 
 def main(argv: list[str]) -> int:
@@ -152,6 +179,9 @@ def main(argv: list[str]) -> int:
         with one_line_errors(command):
             VirtueCLI(command, arguments).run()
     except SIGTERMException:
-        print(f"virtue-pl: {command} was stopped by SIGTERM; `--ckpt_path last` goes on from the last checkpoint", file=sys.stderr)
+        print(
+            f"virtue-pl: {command} was stopped by SIGTERM; `--ckpt_path last` goes on from the last checkpoint",
+            file=sys.stderr,
+        )
         return STOPPED_BY_SIGTERM
     return 0

@@ -23,36 +23,48 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, dict[str, Command]] = {
     "start here": {
-        "quickstart": Command("virtue_pl.cli.quickstart", "fetch pictures, write scenes, train, and print what a visual prompt is worth"),
+        "quickstart": Command(
+            "virtue_pl.cli.commands.quickstart",
+            "fetch images, write scenes, train, and print what a visual prompt is worth",
+        ),
     },
     "data": {
-        "fetch": Command("virtue_pl.cli.fetch", "download pictures and weights, checked against their checksums"),
-        "scenes": Command("virtue_pl.cli.scenes", "compose pictures with exact masks, boxes and captions"),
-        "shards": Command("virtue_pl.cli.shards", "turn a dataset into webdataset shards with a manifest"),
-        "doctor": Command("virtue_pl.cli.doctor", "look for what is wrong with shards or a dataset's folders"),
+        "fetch": Command(
+            "virtue_pl.cli.commands.fetch", "download images and weights, checked against their checksums"
+        ),
+        "scenes": Command("virtue_pl.cli.commands.scenes", "compose images with exact masks, boxes and captions"),
+        "shards": Command("virtue_pl.cli.commands.shards", "turn a dataset into webdataset shards with a manifest"),
+        "doctor": Command("virtue_pl.cli.commands.doctor", "look for what is wrong with shards or a dataset's folders"),
     },
     "runs, configured by --config FILE and dotted overrides": {
-        "check": Command("virtue_pl.cli.check", "build what `fit` would need, and say what would happen"),
+        "check": Command("virtue_pl.cli.commands.check", "build what `fit` would need, and say what would happen"),
         "fit": Command("virtue_pl.cli.lightning", "train the model, or one of its parts", ("fit",)),
         "validate": Command("virtue_pl.cli.lightning", "one pass over the validation data", ("validate",)),
         "test": Command("virtue_pl.cli.lightning", "the test sets, and their report", ("test",)),
         "predict": Command("virtue_pl.cli.lightning", "outputs for given inputs", ("predict",)),
     },
     "models": {
-        "export": Command("virtue_pl.cli.export", "a checkpoint or a release as a folder with its model card"),
-        "parity": Command("virtue_pl.cli.parity", "a model against recorded outputs, to the last digits"),
+        "export": Command("virtue_pl.cli.commands.export", "a checkpoint or a release as a folder with its model card"),
+        "parity": Command("virtue_pl.cli.commands.parity", "a model against recorded outputs, to the last digits"),
     },
     "results": {
-        "eval": Command("virtue_pl.cli.evaluate", "a model on the sets of SCaR and MMEB, with a report"),
-        "ablations": Command("virtue_pl.cli.ablations", "train the arms of a study, compare and plot them"),
-        "robustness": Command("virtue_pl.cli.robustness", "what imprecise boxes, clicks and masks cost a model"),
-        "compare": Command("virtue_pl.cli.compare", "tested runs side by side, with intervals and paired differences"),
+        "eval": Command("virtue_pl.cli.commands.evaluate", "a model on the sets of SCaR and MMEB, with a report"),
+        "ablations": Command(
+            "virtue_pl.cli.commands.ablations", "train the variants of a study, compare and plot them"
+        ),
+        "robustness": Command(
+            "virtue_pl.cli.commands.robustness", "what imprecise boxes, clicks and masks cost a model"
+        ),
+        "compare": Command(
+            "virtue_pl.cli.commands.compare", "tested runs side by side, with intervals and paired differences"
+        ),
     },
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns its exit code: 0, 1 for what a user can mend, 2 for what was typed wrong, 130 and 143 for signals.
+    """Runs one command. Returns its exit code: 0, 1 for what a user can mend, 2 for what was typed wrong, 130 and 143
+    for signals.
 
     A mistake is one line on stderr; with VIRTUE_DEBUG=1 it is a traceback.
     """
@@ -86,7 +98,11 @@ def run(arguments: list[str]) -> int:
     commands = {name: command for group in COMMANDS.values() for name, command in group.items()}
     if name not in commands:
         closest = get_close_matches(name, commands, 1)
-        return tell(f"there is no command {name!r}; " + (f"did you mean {closest[0]!r}?" if closest else "see virtue-pl --help"), 2)
+        return tell(
+            f"there is no command {name!r}; "
+            + (f"did you mean {closest[0]!r}?" if closest else "see virtue-pl --help"),
+            2,
+        )
     command = commands[name]
     keep_freed_memory()  # here, so that whatever the command starts has it, too: data workers are forked
     return int(import_module(command.module).main([*command.prefix, *rest]))
@@ -94,7 +110,7 @@ def run(arguments: list[str]) -> int:
 
 def overview() -> str:
     """The one page of help for all commands."""
-    lines = ["usage: virtue-pl COMMAND [OPTIONS]", "", "Embeddings of pictures, texts and visual prompts.", ""]
+    lines = ["usage: virtue-pl COMMAND [OPTIONS]", "", "Embeddings of images, texts and visual prompts.", ""]
     for title, group in COMMANDS.items():
         lines += [f"{title}:", *(f"  {name:<12}{command.help}" for name, command in group.items()), ""]
     return "\n".join([*lines, "virtue-pl COMMAND --help says more; virtue-pl --version says which one this is."])

@@ -17,21 +17,29 @@ NO_THREAD_CACHES = "glibc.malloc.tcache_count=0"
 def keep_freed_memory() -> bool:
     """Asks glibc to keep what is freed for the next tensor; does nothing elsewhere. Returns whether it was done.
 
-    By default every tensor of more than a few megabytes is mapped anew and its pages are cleared, step after step, which takes half
-    of the time of a frozen network on a CPU. One arena serves all threads, so that the backward pass reuses what the forward pass freed.
+    By default every tensor of more than a few megabytes is mapped anew and its pages are cleared, step after step,
+    which takes half
+    of the time of a frozen network on a CPU. One arena serves all threads, so that the backward pass reuses what the
+    forward pass freed.
     What is freed is joined with its free neighbours at once, however small (see `join_freed_memory`).
     """
     if not glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(option, value) == 1 for option, value in ((M_MMAP_THRESHOLD, NEVER), (M_TRIM_THRESHOLD, NEVER), (M_ARENA_MAX, 1), (M_MXFAST, 0)))
+    return all(
+        mallopt(option, value) == 1
+        for option, value in ((M_MMAP_THRESHOLD, NEVER), (M_TRIM_THRESHOLD, NEVER), (M_ARENA_MAX, 1), (M_MXFAST, 0))
+    )
 
 
 def join_freed_memory() -> None:
-    """Starts this command anew, once, with glibc's caches of small pieces off, which only the environment of a new process can say.
+    """Starts this command anew, once, with glibc's caches of small pieces off, which only the environment of a new
+    process can say.
 
-    torch asks for aligned memory, and glibc cuts a few bytes from each tensor's two ends for it. Pieces in a cache do not join the
-    space of the freed tensor between them, so that the next tensor of that size does not fit there: the heap of a training step grew to
+    torch asks for aligned memory, and glibc cuts a few bytes from each tensor's two ends for it. Pieces in a cache do
+    not join the
+    space of the freed tensor between them, so that the next tensor of that size does not fit there: the heap of a
+    training step grew to
     three times what was in use. Nothing is done where glibc is not the allocator, or its settings were chosen already.
     """
     if glibc() and TUNABLES not in os.environ and not os.environ.get("LD_PRELOAD"):

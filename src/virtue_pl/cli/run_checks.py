@@ -15,17 +15,26 @@ def check_run(model: LightningModule, data: Any, trainer: Trainer) -> None:
     hard = most_negatives(data)
     if loss is not None and hard == 0:
         if loss.needs_negatives:
-            raise VirtueError(f"{loss.needs_negatives}, but the data gives no hard negatives: set it to 0, or the data's num_negatives to at least 1")
+            raise VirtueError(
+                f"{loss.needs_negatives}, but the data gives no hard negatives: set it to 0, or the data's"
+                " num_negatives to at least 1"
+            )
         if batch_size is not None and batch_size * trainer.world_size == 1:
-            raise VirtueError("data.batch_size is 1 on one rank without hard negatives: a query has only its target, and nothing is learned; raise it")
+            raise VirtueError(
+                "data.batch_size is 1 on one rank without hard negatives: a query has only its target, and nothing is"
+                " learned; raise it"
+            )
     if trainer.gradient_clip_val and not model.automatic_optimization:
         raise VirtueError(
-            f"trainer.gradient_clip_val is {trainer.gradient_clip_val:g}, but {type(model).__name__} optimizes by itself: leave it out, and clip there"
+            f"trainer.gradient_clip_val is {trainer.gradient_clip_val:g}, but {type(model).__name__} optimizes by"
+            " itself: leave it out, and clip there"
         )
 
 
 def most_negatives(data: Any) -> int | None:
-    """Hard negatives of a query in the data module, in a mixture of the part that has most; None where it does not say."""
+    """Hard negatives of a query in the data module, in a mixture of the part that has most; None where it does
+    not say.
+    """
     parts = getattr(data, "parts", None)
     if isinstance(parts, dict):
         counts = [most_negatives(part) for part in parts.values()]

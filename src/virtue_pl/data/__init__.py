@@ -1,1 +1,5 @@
-"""What streams: formats, shards and scenes."""
+"""Data from files to batches; its sub-packages in the order in which a row passes them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

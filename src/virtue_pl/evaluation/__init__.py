@@ -1,1 +1,5 @@
-"""What a test found: tables, reports, comparisons. Knows ranks and samples, never where they were streamed from."""
+"""Evaluation of embeddings: retrieval, statistics, probes, reports."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

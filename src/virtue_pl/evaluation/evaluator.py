@@ -1,11 +1,11 @@
-"""The root of an evaluation: embeds what is not yet known, ranks every query, and leaves a report."""
+"""The root of an evaluation: embeds what is not stored yet, ranks every query, and leaves a report."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import UInt8
@@ -14,51 +14,69 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.embedder import Embedder
-from virtue_pl.evaluation.candidate_scores import FULL_LISTS
-from virtue_pl.evaluation.embedding_store import ModelStore
-from virtue_pl.evaluation.evaluation_report import EvaluationReport
-from virtue_pl.evaluation.measurements import Measurements, check_regions, cost_of, robustness_of
-from virtue_pl.evaluation.query_encoder import QueryEncoder, Stream, finite_rows
-from virtue_pl.evaluation.query_preparation import Asking, EvaluationPreprocess
-from virtue_pl.evaluation.set_ranking import Guess, SetRanking
-from virtue_pl.frozen_features import network_fingerprint
-from virtue_pl.interop.pretrained import from_pretrained
-from virtue_pl.metrics.ranking import RankTable, SampleRanks
+from virtue_pl.evaluation.probes.measurements import Measurements, check_regions, cost_of, robustness_of
+from virtue_pl.evaluation.reports.evaluation_report import EvaluationReport
+from virtue_pl.evaluation.retrieval.embedding_store import ModelStore
+from virtue_pl.evaluation.retrieval.query_collator import EvaluationCollator
+from virtue_pl.evaluation.retrieval.query_encoder import QueryEncoder, check_finite
+from virtue_pl.evaluation.retrieval.set_ranking import SetRanking
+from virtue_pl.evaluation.settings import EncodingOptions, LoadingOptions, QueryFormat, ReportOptions
+from virtue_pl.features.frozen import network_fingerprint
+from virtue_pl.metrics.rank_metrics import RankTable
+from virtue_pl.metrics.ranking import SampleRanks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
-from virtue_pl.parts.embedding_model import EmbeddingModel
-from virtue_pl.parts.preprocess import ContrastivePreprocess
-from virtue_pl.recipes import Recipe, ReferenceRecipe
+from virtue_pl.models.embedding_model import EmbeddingModel
+from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
 from virtue_pl.types import EmbeddingInput, EncoderBatch, EvaluationRow, InputBatch, RankedSet, VirtueError
 
 NO_RANKS = SampleRanks((), (), (), (), torch.zeros(0, dtype=torch.long))
-"""What a process adds that has no row of a set: torchmetrics warns of a metric that saw nothing."""
+"""The entries of a process that has no row of a set: torchmetrics warns of a metric that saw nothing."""
 
 
 class Plan(Protocol):
-    """What is embedded, and what of it is ranked."""
+    """The inputs that are embedded, and the sets that are ranked.
+
+    Example:
+        >>> number_of_sets = len(plan.sets)
+    """
 
     sets: tuple[RankedSet, ...]
     keys: tuple[str, ...]
     total: int
-    total_pictures: int
+    total_images: int
     missing: Mapping[str, str]
 
     @property
-    def pictures(self) -> int: ...
+    def images(self) -> int:
+        """Number of distinct images."""
+        ...
 
 
 class Library(Protocol):
-    """Pictures by their key."""
+    """Decoded images by their content key, as they were found and as the model is to see them.
 
-    def picture(self, key: str) -> UInt8[Tensor, "3 height width"]: ...
+    Example:
+        >>> library.pixels(key).shape  # (3, height, width)
+    """
 
-    def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]: ...
+    def image(self, key: str) -> UInt8[Tensor, "3 height width"]:
+        """Return the decoded image as it was found."""
+        ...
+
+    def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]:
+        """Return the decoded image as the model is to see it."""
+        ...
 
 
 @runtime_checkable
 class EvaluationData(Protocol):
-    """A DataModule that knows what an evaluation embeds and ranks."""
+    """A DataModule with the plan of an evaluation and its images.
+
+    Example:
+        >>> isinstance(EvaluationDataModule("data/scar", ["scar"]), EvaluationData)
+    """
 
     plan: Any
     library: Any
@@ -67,197 +85,221 @@ class EvaluationData(Protocol):
 class Evaluator(LightningModule):
     """A model under test; its data is an `EvaluationDataModule`.
 
+    Raises VirtueError where robustness is asked of a baseline.
+
     Args:
         model: folder or hub name of an exported or published model, or a run's checkpoint (.ckpt).
         out: folder of the report.
-        store: folder of embeddings by content; by default `embeddings` beside `out`.
-        recipe: None for the one that the weights were trained with; "reference" or "virtue" to insist on it; or an object.
-        mode: how regions are pointed at: box, point, mask, no_prompt (the picture alone) or blind (the text alone).
-        stream: see `QueryEncoder`.
-        show: a recipe that changes a query's picture first, as `CropRecipe` and `MarkerRecipe`; the model's own recipe does the rest.
-        words: whether a region is told in words, too, as the recipe does it.
-        guess: rank without the model's opinion of the query: "set_blind" by each candidate's nearness to the others, "random" by chance.
-        prompt_frame: "canvas" or "pixels", see `Asking`; by default "pixels" with the reference recipe, as the published evaluation on SCaR.
-        chunk_size: rows encoded at once.
-        cost: measure the model's latency, throughput and memory, too.
-        robustness: of each set with regions, so many queries are ranked with imprecise prompts, too; 0: none.
-        full_lists: queries with more candidates have only the best ones in predictions.jsonl, see `listings`; their ranks are of all.
-        sam_checkpoint, base, dtype, allow_classes: see `from_pretrained`.
+        query_format: how queries are put to the model.
+        loading: how the weights are loaded.
+        encoding: how inputs are embedded, and where embeddings are stored.
+        reporting: what is measured beside the ranking, and what is written.
+
+    Example:
+        >>> data = EvaluationDataModule("data/scar", ["scar"])
+        >>> evaluator = Evaluator("runs/mini", "runs/eval/no_stream", QueryFormat(stream="none"))
+        >>> data.connect(evaluator.collator)
+        >>> Trainer(logger=False).test(evaluator, datamodule=data)
     """
 
     def __init__(
         self,
         model: str | Path,
         out: str | Path,
-        store: str | Path | None = None,
-        recipe: Recipe | str | None = None,
-        mode: str = "box",
-        stream: Stream = "whole",
-        show: Recipe | None = None,
-        words: bool = True,
-        guess: Guess | None = None,
-        prompt_frame: Literal["canvas", "pixels"] | None = None,
-        chunk_size: int = 8,
-        cost: bool = False,
-        robustness: int = 0,
-        full_lists: int = FULL_LISTS,
-        sam_checkpoint: str | None = None,
-        base: str | None = None,
-        dtype: str = "float32",
-        allow_classes: Sequence[str] = (),
+        query_format: QueryFormat = QueryFormat(),  # noqa: B008  # frozen, as the others
+        loading: LoadingOptions = LoadingOptions(),  # noqa: B008
+        encoding: EncodingOptions = EncodingOptions(),  # noqa: B008
+        reporting: ReportOptions = ReportOptions(),  # noqa: B008
     ) -> None:
         super().__init__()
+        check_robustness(query_format, reporting)
         self.source = model
         self.out = Path(out)
-        self.store_folder = Path(store) if store is not None else self.out.parent / "embeddings"
-        self.recipe = recipe
-        self.mode = mode
-        self.stream: Stream = stream
-        self.show = show
-        self.words = words
-        self.guess = guess
-        self.prompt_frame = prompt_frame
-        self.chunk_size = chunk_size
-        self.cost = cost
-        self.robustness = robustness
-        self.full_lists = full_lists
-        if robustness and (stream != "whole" or show is not None or guess is not None):
-            raise VirtueError("robustness is measured of the whole model, not of a baseline: leave it out, or stream, show and guess")
-        self.loading: dict[str, Any] = {"sam_checkpoint": sam_checkpoint, "base": base, "dtype": dtype, "allow_classes": tuple(allow_classes)}
-        Asking(mode)
+        self.query_format = query_format
+        self.loading = loading
+        self.encoding = encoding
+        self.reporting = reporting
         self.embedder: EmbeddingModel | None = None
-        self.preprocess = LatePreprocess(self)
+        self.collator = DeferredPreprocess(self)
         self.report: EvaluationReport
 
     def configure_model(self) -> None:
-        """Loads the weights, once, when they are wanted."""
+        """Load the weights, once, when they are wanted."""
         if self.embedder is None:
-            self.embedder = from_pretrained(self.source, recipe=self.recipe, **self.loading)
+            self.embedder = from_pretrained(self.source, **vars(self.loading))
             self.embedder.requires_grad_(False)
-            own = self.embedder.preprocess
-            if not isinstance(own, ContrastivePreprocess):
-                raise VirtueError(f"{self.source}: {type(self.embedder).__name__} prepares no queries, expected a model that embeds")
-            reference = isinstance(own.recipe, ReferenceRecipe)
-            asking = Asking(self.mode, self.words, self.prompt_frame or ("pixels" if reference else "canvas"), self.show)
-            self.encoder = QueryEncoder(self.embedder, self.stream, self.chunk_size)
-            self.preparation = EvaluationPreprocess(own, asking, segmented=self.stream == "whole")
-            self.store = ModelStore(self.store_folder, *self.fingerprints())
+            own = self.embedder.collator
+            if not isinstance(own, ContrastiveCollator):
+                found = type(self.embedder).__name__
+                raise VirtueError(f"{self.source}: {found} prepares no queries, expected a model that embeds")
+            self.encoder = QueryEncoder(self.embedder, self.query_format.stream, self.encoding.chunk_size)
+            self.preparation = EvaluationCollator(own, self.query_format)
+            folder = self.encoding.store
+            self.store = ModelStore(self.out.parent / "embeddings" if folder is None else folder, *self.fingerprints())
 
     def fingerprints(self) -> tuple[str, str]:
-        """Of the weights, and of all else that the embeddings of texts, and of inputs with pictures, depend on beside the input."""
+        """Return hashes of all that embeddings depend on beside the input: those of texts, and those of inputs with
+        images.
+        """
         assert self.embedder is not None
         precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
-        same = f"{network_fingerprint(self.embedder)} {precision} {self.loading['dtype']}"
-        how = [self.preparation.text_identity(), [self.stream, *self.preparation.identity()]]
-        texts, pictured = (hashlib.sha256(f"{same} {each}".encode()).hexdigest() for each in how)
-        return texts, pictured
+        same = f"{network_fingerprint(self.embedder)} {precision} {self.loading.dtype}"
+        how = [self.preparation.text_identity(), [self.query_format.stream, *self.preparation.identity()]]
+        texts, imaged = (hashlib.sha256(f"{same} {each}".encode()).hexdigest() for each in how)
+        return texts, imaged
 
     def __contains__(self, key: str) -> bool:
-        """Whether an input's embedding is known, or not asked for."""
-        return self.guess == "random" or key in self.store
+        """Whether an input's embedding is stored, or not needed."""
+        return self.query_format.baseline == "random" or key in self.store
 
     def query(self, row: EvaluationRow) -> EmbeddingInput:
-        """A guess needs no query: a candidate stands in for it."""
-        return self.preparation.query(row) if self.guess is None else row.candidates[0]
+        """Return the row's query; a candidate in its place where a baseline looks at no query."""
+        return self.preparation.query(row) if self.query_format.baseline is None else row.candidates[0]
 
     def setup(self, stage: str) -> None:
+        """Load the model, and open the report. Raises VirtueError for another stage than "test"."""
         if stage != "test":
             raise VirtueError(f"Evaluator only tests, but was asked to {stage}: use `lightning test`")
         self.configure_model()
         self.report = EvaluationReport(self.out)
 
     def on_test_start(self) -> None:
-        if self.robustness:
+        """Raise VirtueError at once where robustness is wanted and no query has a region."""
+        if self.reporting.robustness:
             check_regions(self._data().plan.sets)
 
     def test_step(self, batch: InputBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed and store a batch. Raises SIGTERMException behind the batch in which SIGTERM came."""
         if batch.inputs is None:
             return
         embeddings = self.encoder.encode(batch.inputs)
-        finite_rows(embeddings, batch.sources)
-        self.store.add(batch.keys, embeddings, pictured=len(batch.inputs.pictures) > 0)
+        check_finite(embeddings, batch.sources)
+        self.store.add(batch.keys, embeddings, imaged=len(batch.inputs.images) > 0)
         if self.trainer.received_sigterm:
             raise SIGTERMException
 
     def configure_callbacks(self) -> list[Callback]:
-        return [KeepEmbeddings()]
+        """Return the callback that stores embeddings of a run that is stopped."""
+        return [FlushEmbeddings()]
 
     def on_test_epoch_end(self) -> None:
+        """Rank this process's rows of every set, and collect metrics and ranks of all processes."""
         self.store.flush()
         self.trainer.strategy.barrier("embedded")
         self.store.refresh()
         plan = self._data().plan
-        embeddings = self.store.get(plan.keys if self.guess != "random" else ())
+        query_format = self.query_format
+        embeddings = self.store.get(plan.keys if query_format.baseline != "random" else ())
         metrics = RetrievalMetrics([ranked.about.name for ranked in plan.sets]).to(self.device)
         table = RankTable().to(self.device)
-        table.update(self.mode, NO_RANKS)
+        table.update(query_format.mode, NO_RANKS)
         with self.report.lines(self.global_rank) as write:
             for number, ranked in enumerate(plan.sets):
                 metrics.update(number, NO_RANKS.ranks)
-                mine = in_order(ranked.rows)[self.global_rank :: self.trainer.world_size]
-                for lines in SetRanking(ranked, self.mode, self.guess, embeddings, self.full_lists).rank(number, mine, metrics, table):
+                mine = file_order(ranked.rows)[self.global_rank :: self.trainer.world_size]
+                ranking = SetRanking(
+                    ranked, query_format.mode, query_format.baseline, embeddings, self.reporting.full_lists
+                )
+                for lines in ranking.rank(number, mine, metrics, table):
                     write(lines)
         self.found, self.ranks = metrics.compute(), table.compute()
-        self.encoded = int(self.trainer.strategy.reduce(torch.tensor(self.store.added, device=self.device), reduce_op="sum"))
+        self.encoded = int(
+            self.trainer.strategy.reduce(torch.tensor(self.store.added, device=self.device), reduce_op="sum")
+        )
         self.trainer.strategy.barrier("ranked")
 
     def on_test_end(self) -> None:
+        """Measure what is asked for, and write the report, in the first process."""
         if self.trainer.is_global_zero:
             data = self._data()
-            settings = {
-                "model": str(self.source),
-                "recipe": type(self.preparation.preprocess.recipe).__name__,
-                "mode": self.mode,
-                "stream": self.stream,
-                "show": None if self.show is None else type(self.show).__name__,
-                "words": self.words,
-                "guess": self.guess,
-                "prompt_frame": self.preparation.asking.frame,
-                "store": str(self.store.pictured.folder),
-            }
             measured = self.measure(data)
-            self.report.write(self.found, self.ranks, data.plan, data.library, settings, self.encoded, self.trainer.world_size, measured)
+            world_size = self.trainer.world_size
+            self.report.write(
+                self.found, self.ranks, data.plan, data.library, self.settings(), self.encoded, world_size, measured
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the report says of the evaluation's settings."""
+        query_format = self.query_format
+        return {
+            "model": str(self.source),
+            "recipe": type(self.preparation.collator.formatter).__name__,
+            "mode": query_format.mode,
+            "stream": query_format.stream,
+            "show": None if query_format.image_transform is None else type(query_format.image_transform).__name__,
+            "words": query_format.describe_region,
+            "guess": query_format.baseline,
+            "prompt_frame": self.preparation.frame,
+            "store": str(self.store.imaged.folder),
+        }
 
     def measure(self, data: EvaluationData) -> Measurements:
-        """What was asked for beside the ranking."""
-        if not (self.cost or self.robustness):
+        """Measure what was asked for beside the ranking."""
+        cost, rows = self.reporting.cost, self.reporting.robustness
+        if not (cost or rows):
             return Measurements()
         assert self.embedder is not None
         embedder, sets, library = Embedder(self.embedder, self.device), data.plan.sets, data.library
-        cost = cost_of(embedder, sets, library) if self.cost else None
-        return Measurements(cost, robustness_of(embedder, sets, library, self.robustness) if self.robustness else None)
+        return Measurements(
+            cost_of(embedder, sets, library) if cost else None,
+            robustness_of(embedder, sets, library, rows) if rows else None,
+        )
 
     def _data(self) -> EvaluationData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, EvaluationData):
-            raise VirtueError(f"Evaluator was given {type(data).__name__}, expected an EvaluationDataModule: set `data`")
+            raise VirtueError(
+                f"Evaluator was given {type(data).__name__}, expected an EvaluationDataModule: set `data`"
+            )
         return data
 
 
-def in_order(rows: Sequence[EvaluationRow]) -> list[int]:
-    """The places of a set's rows, as its file has them."""
-    return sorted(range(len(rows)), key=lambda place: rows[place].row)
+def check_robustness(query_format: QueryFormat, reporting: ReportOptions) -> None:
+    """Raise VirtueError where robustness is asked of a baseline."""
+    whole = query_format.stream == "whole" and query_format.image_transform is None and query_format.baseline is None
+    if reporting.robustness and not whole:
+        raise VirtueError(
+            "robustness is measured of the whole model, not of a baseline: leave it out, or stream, image_transform and"
+            " baseline"
+        )
 
 
-class KeepEmbeddings(Callback):
-    """What is embedded is kept, whatever stops the run."""
+def file_order(rows: Sequence[EvaluationRow]) -> list[int]:
+    """Return the indices of a set's rows in the order of its file."""
+    return sorted(range(len(rows)), key=lambda index: rows[index].row)
+
+
+class FlushEmbeddings(Callback):
+    """Write what is embedded to disk, whatever stops the run.
+
+    Example:
+        >>> Trainer(callbacks=[FlushEmbeddings()]).test(evaluator, datamodule=data)
+    """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the embeddings that are in memory."""
         if isinstance(pl_module, Evaluator) and pl_module.embedder is not None:
             pl_module.store.flush()
 
 
-class LatePreprocess:
-    """An evaluator's preprocess, for data that is connected before weights are loaded."""
+class DeferredPreprocess:
+    """An evaluator's collator, for data that is connected before weights are loaded.
+
+    Example:
+        >>> data.connect(DeferredPreprocess(Evaluator("runs/mini", "runs/eval")))
+    """
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
 
     def query(self, row: EvaluationRow) -> EmbeddingInput:
+        """Return what is embedded of a row."""
         return self.evaluator.query(row)
 
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
+        """Return the batch of the inputs."""
         return self.evaluator.preparation.encoder_batch(items)
 
     def unknown(self, keys: Sequence[str]) -> list[str]:
+        """Return the keys whose embeddings are needed and not stored."""
         return [key for key in keys if key not in self.evaluator]

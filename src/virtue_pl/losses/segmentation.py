@@ -1,6 +1,7 @@
 """Mask losses for promptable segmentation.
 
-One value a mask, so that the caller can weigh masks of different prompts; targets may be soft (a pixel's covered share).
+One value a mask, so that the caller can weigh masks of different prompts; targets may be soft (a pixel's covered
+share).
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 
-def focal_loss(logits: Float[Tensor, "masks height width"], targets: Float[Tensor, "masks height width"], gamma: float = 2.0) -> Float[Tensor, " masks"]:
+def focal_loss(
+    logits: Float[Tensor, "masks height width"], targets: Float[Tensor, "masks height width"], gamma: float = 2.0
+) -> Float[Tensor, " masks"]:
     """Cross-entropy in which pixels that are already right count little: the mean of |y - p|^gamma CE(p, y).
 
-    Lin et al. 2017, "Focal loss for dense object detection", eq. 4, without the class weight alpha (a prompted object is not
-    rare the way a detector's foreground is). |y - p| is 1 - p_t for y in {0, 1}, and goes on meaning "how wrong" for soft targets.
+    Lin et al. 2017, "Focal loss for dense object detection", eq. 4, without the class weight alpha (a prompted object
+    is not
+    rare the way a detector's foreground is). |y - p| is 1 - p_t for y in {0, 1}, and goes on meaning "how wrong" for
+    soft targets.
     gamma = 0 is plain cross-entropy.
     """
     wrongness = (targets - logits.sigmoid()).abs()
@@ -22,7 +27,9 @@ def focal_loss(logits: Float[Tensor, "masks height width"], targets: Float[Tenso
     return (wrongness**gamma * cross_entropy).flatten(1).mean(dim=1)
 
 
-def dice_loss(logits: Float[Tensor, "masks height width"], targets: Float[Tensor, "masks height width"]) -> Float[Tensor, " masks"]:
+def dice_loss(
+    logits: Float[Tensor, "masks height width"], targets: Float[Tensor, "masks height width"]
+) -> Float[Tensor, " masks"]:
     """One minus the Dice overlap (2 |A and B| + 1) / (|A| + |B| + 1) of the predicted and the true mask.
 
     Milletari et al. 2016, "V-Net", with plain sums in the denominator; the one keeps empty masks defined.

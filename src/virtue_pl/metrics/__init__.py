@@ -1,1 +1,5 @@
-"""What evaluation counts, with state that sums over ranks."""
+"""Metrics whose state sums over ranks."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -11,7 +11,9 @@ from torch.nn.functional import interpolate
 from torchmetrics import Metric
 
 
-def mask_iou(predicted: Bool[Tensor, "masks height width"], targets: Bool[Tensor, "masks height width"]) -> Float[Tensor, " masks"]:
+def mask_iou(
+    predicted: Bool[Tensor, "masks height width"], targets: Bool[Tensor, "masks height width"]
+) -> Float[Tensor, " masks"]:
     """Intersection over union of each pair of masks; 1 for two empty ones."""
     intersection = (predicted & targets).flatten(1).sum(dim=1)
     union = (predicted | targets).flatten(1).sum(dim=1)
@@ -19,9 +21,11 @@ def mask_iou(predicted: Bool[Tensor, "masks height width"], targets: Bool[Tensor
 
 
 class MaskIoU(Metric):
-    """The mean IoU of predicted masks with the exact ones over all ranks, every mask counting the same whatever its size.
+    """The mean IoU of predicted masks with the exact ones over all ranks, every mask counting the same whatever its
+    size.
 
-    Logits of another resolution than the targets' are brought to it bilinearly and cut at 0: it is the full-size mask's IoU.
+    Logits of another resolution than the targets' are brought to it bilinearly and cut at 0: it is the full-size mask's
+    IoU.
     NaN before the first mask.
     """
 

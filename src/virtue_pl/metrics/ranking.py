@@ -1,4 +1,5 @@
-"""Ranks of the right candidate: one vectorised kernel, and the metrics that carry ranks across processes.
+"""Ranks of the right candidate: one vectorised kernel, and tables of ranks (`rank_metrics` carries them across
+processes).
 
 A rank counts from 0. A candidate that scores as high as the right one stands before it, so a model that
 scores everything alike is right never, and no place in a list is favoured.
@@ -6,26 +7,23 @@ scores everything alike is right never, and no place in a list is favoured.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torch.nn.utils.rnn import pad_sequence
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from virtue_pl.types import RankingSample, VirtueError
 
 
 def gold_ranks(
-    scores: Float[Tensor, "queries candidates"], valid: Bool[Tensor, "queries candidates"] | None, gold: Int[Tensor, " queries"]
+    scores: Float[Tensor, "queries candidates"],
+    valid: Bool[Tensor, "queries candidates"] | None,
+    gold: Int[Tensor, " queries"],
 ) -> Int[Tensor, " queries"]:
     """How many other candidates score at least as high as the right one.
 
@@ -37,15 +35,19 @@ def gold_ranks(
     if broken.any():
         rows = broken.nonzero().flatten().tolist()
         raise VirtueError(
-            f"scores of {len(rows)} of {len(scores)} queries are not numbers (first: row {rows[0]}), expected finite embeddings: "
-            "the training diverged, lower `optimization.lr` and test an earlier checkpoint"
+            f"scores of {len(rows)} of {len(scores)} queries are not numbers (first: row {rows[0]}), expected finite"
+            " embeddings: the training diverged, lower `optimization.lr` and test an earlier checkpoint"
         )
     others = real.scatter(1, gold[:, None], False)
     return ((scores >= scores.gather(1, gold[:, None])) & others).sum(dim=1)
 
 
-def rank_candidates(scores: Float[Tensor, "queries candidates"], gold: Int[Tensor, " queries"] | None = None) -> Int[Tensor, "queries candidates"]:
-    """Candidates from best to worst; equal ones keep their order, but the right one (`gold`) comes last of its equals."""
+def rank_candidates(
+    scores: Float[Tensor, "queries candidates"], gold: Int[Tensor, " queries"] | None = None
+) -> Int[Tensor, "queries candidates"]:
+    """Candidates from best to worst; equal ones keep their order, but the right one (`gold`) comes last of its
+    equals.
+    """
     if gold is None:
         return scores.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(scores.shape[1] - 1, device=scores.device)
@@ -59,7 +61,9 @@ def pad_lists(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "lists longes
     distinct = {id(items): items for items in lists}  # many queries may share one list
     numbers = {identity: number for number, identity in enumerate(distinct)}
     longest = max(map(len, lists), default=0)
-    table = torch.tensor([[*items, *[-1] * (longest - len(items))] for items in distinct.values()], dtype=torch.long).reshape(len(distinct), longest)
+    table = torch.tensor(
+        [[*items, *[-1] * (longest - len(items))] for items in distinct.values()], dtype=torch.long
+    ).reshape(len(distinct), longest)
     indices = table[[numbers[id(items)] for items in lists]]
     return indices.clamp(min=0), indices >= 0
 
@@ -67,7 +71,7 @@ def pad_lists(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "lists longes
 def set_blind_scores(
     candidates: Float[Tensor, "*lists candidates dim"], valid: Bool[Tensor, "*lists candidates"] | None = None
 ) -> Float[Tensor, "*lists candidates"]:
-    """Each candidate's cosine to the mean of the others of its list: a guess that has seen neither picture nor query.
+    """Each candidate's cosine to the mean of the others of its list: a guess that has seen neither image nor query.
 
     Above chance, it shows a set whose wrong candidates were all derived from the right one.
     """
@@ -99,24 +103,36 @@ class _Lists(NamedTuple):
 
 
 def sample_ranks(samples: Sequence[RankingSample], scores: Sequence[Float[Tensor, " candidates"]]) -> SampleRanks:
-    """The right candidate's rank in each ranking of each sample, from the scores of each sample's candidates in its order."""
+    """The right candidate's rank in each ranking of each sample, from the scores of each sample's candidates in its
+    order.
+    """
     table = _stack(samples, scores)
     lists = _lists(samples, table.device)
-    return _entries(samples, gold_ranks(table[lists.samples].gather(1, lists.indices), lists.valid, torch.zeros_like(lists.samples)))
+    return _entries(
+        samples, gold_ranks(table[lists.samples].gather(1, lists.indices), lists.valid, torch.zeros_like(lists.samples))
+    )
 
 
-def set_blind_ranks(samples: Sequence[RankingSample], candidates: Sequence[Float[Tensor, "candidates dim"]]) -> SampleRanks:
-    """As `sample_ranks`, by `set_blind_scores` within each ranking's own list; `candidates` are each sample's embeddings."""
+def set_blind_ranks(
+    samples: Sequence[RankingSample], candidates: Sequence[Float[Tensor, "candidates dim"]]
+) -> SampleRanks:
+    """As `sample_ranks`, by `set_blind_scores` within each ranking's own list; `candidates` are each sample's
+    embeddings.
+    """
     table = _stack(samples, candidates)
     lists = _lists(samples, table.device)
     scores = set_blind_scores(table[lists.samples[:, None], lists.indices], lists.valid)
     return _entries(samples, gold_ranks(scores, lists.valid, torch.zeros_like(lists.samples)))
 
 
-def _stack(samples: Sequence[RankingSample], rows: Sequence[Float[Tensor, "candidates ..."]]) -> Float[Tensor, "samples longest ..."]:
+def _stack(
+    samples: Sequence[RankingSample], rows: Sequence[Float[Tensor, "candidates ..."]]
+) -> Float[Tensor, "samples longest ..."]:
     found, expected = [len(row) for row in rows], [len(sample.candidates) for sample in samples]
     if found != expected:
-        raise VirtueError(f"{len(found)} samples are scored on {found} candidates, expected {len(expected)} samples with {expected}")
+        raise VirtueError(
+            f"{len(found)} samples are scored on {found} candidates, expected {len(expected)} samples with {expected}"
+        )
     return pad_sequence(list(rows), batch_first=True) if rows else torch.zeros(0, 0)
 
 
@@ -150,7 +166,9 @@ class RankRow(NamedTuple):
 
 @final
 class RankRows:
-    """Rows sorted by task, mode, ranking and key, whatever order they came in; of rows that agree in these, the worst rank stays."""
+    """Rows sorted by task, mode, ranking and key, whatever order they came in; of rows that agree in these, the worst
+    rank stays.
+    """
 
     def __init__(self, rows: Iterable[RankRow]) -> None:
         self.rows = list({row[:4]: row for row in sorted(rows)}.values())
@@ -168,78 +186,3 @@ class RankRows:
     def ranks(self, task: str, mode: str, ranking: str) -> dict[str, int]:
         """Rank by sample key."""
         return {row.key: row.rank for row in self.rows if row[:3] == (task, mode, ranking)}
-
-
-@final
-class RankTable(Metric):
-    """Collects ranks over batches and processes; `compute()` is the same table however the samples were dealt out.
-
-    Rows are int64 (task, mode, ranking, key, rank, candidates), the first four as hashes of names, which travel beside them.
-    A process may have seen nothing. `compute` is a collective: every process must call it.
-    """
-
-    full_state_update = False
-    rows: list[Int[Tensor, "entries 6"]]
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(dist_sync_fn=self._gather, **kwargs)
-        self.names: dict[int, str] = {}
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
-
-    def update(self, mode: str, ranked: SampleRanks) -> None:
-        """Adds what `sample_ranks` or `set_blind_ranks` found in the given mode."""
-        hashes = {name: self._hash(name) for name in {mode, *ranked.tasks, *ranked.rankings, *ranked.keys}}
-        columns = [
-            [hashes[task] for task in ranked.tasks],
-            [hashes[mode]] * len(ranked.tasks),
-            [hashes[ranking] for ranking in ranked.rankings],
-            [hashes[key] for key in ranked.keys],
-            ranked.ranks.tolist(),
-            ranked.candidates,
-        ]
-        self.rows.append(torch.tensor(columns, dtype=torch.long, device=self.device).T.contiguous())
-
-    def compute(self) -> RankRows:
-        rows: list[list[int]] = dim_zero_cat(self.rows).tolist() if len(self.rows) else []
-        return RankRows(
-            RankRow(self.names[task], self.names[mode], self.names[ranking], self.names[key], rank, candidates)
-            for task, mode, ranking, key, rank, candidates in rows
-        )
-
-    def _hash(self, name: str) -> int:
-        number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-        if self.names.setdefault(number, name) != name:
-            raise VirtueError(f"the names {name!r} and {self.names[number]!r} have the same hash: rename one of them")
-        return number
-
-    def _gather(self, rows: Tensor, group: Any = None) -> list[Int[Tensor, "entries 6"]]:
-        # torchmetrics stands in a float tensor of no dimension for a process without rows.
-        spelled = torch.frombuffer(bytearray(json.dumps(list(self.names.values())).encode()), dtype=torch.uint8).to(rows.device)
-        names: list[UInt8[Tensor, " bytes"]] = gather_all_tensors(spelled, group)
-        for part in names:
-            for name in json.loads(bytes(part.tolist())):
-                self._hash(name)
-        return gather_all_tensors(rows.long().reshape(-1, 6), group)
-
-
-@final
-class HitRate(Metric):
-    """The share of queries whose right candidate is among the first `k`; 0 before any query."""
-
-    higher_is_better = True
-    full_state_update = False
-    hits: Int[Tensor, ""]
-    total: Int[Tensor, ""]
-
-    def __init__(self, k: int = 1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.k = k
-        self.add_state("hits", default=torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, ranks: Int[Tensor, " queries"]) -> None:
-        self.hits += (ranks < self.k).sum()
-        self.total += len(ranks)
-
-    def compute(self) -> Float[Tensor, ""]:
-        return self.hits / self.total.clamp(min=1)

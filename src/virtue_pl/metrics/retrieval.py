@@ -1,6 +1,7 @@
 """The published retrieval metrics at several depths, of all queries at once, and their means across processes.
 
-A query's metrics follow from which places of its ranking are relevant, and from how many relevant items there are, ranked or not.
+A query's metrics follow from which places of its ranking are relevant, and from how many relevant items there are,
+ranked or not.
 """
 
 from __future__ import annotations
@@ -29,14 +30,24 @@ def retrieval_metrics(
 ) -> Float[Tensor, "queries metrics"]:
     """Every metric of every query, in float64, columns as `metric_names` says.
 
-    relevant: from the best place to the worst; a place that is not there is not relevant. num_relevant: those that are not ranked count, too.
-    Relevance is yes or no, so nDCG's gain is 1. Precision divides by k, even where fewer are ranked; MAP by min(k, number of relevant),
+    relevant: from the best place to the worst; a place that is not there is not relevant. num_relevant: those that are
+    not ranked count, too.
+    Relevance is yes or no, so nDCG's gain is 1. Precision divides by k, even where fewer are ranked; MAP by min(k,
+    number of relevant),
     as the published evaluation does. A query without anything relevant has 0 everywhere.
     """
     places = torch.arange(max(max(depths), relevant.shape[1]), device=relevant.device, dtype=torch.float64)
-    gains = relevant.new_zeros(len(relevant), len(places)).index_copy(1, torch.arange(relevant.shape[1], device=relevant.device), relevant).double()
+    gains = (
+        relevant.new_zeros(len(relevant), len(places))
+        .index_copy(1, torch.arange(relevant.shape[1], device=relevant.device), relevant)
+        .double()
+    )
     found, discount = gains.cumsum(dim=1), 1 / torch.log2(places + 2)
-    gained, precise, first = (gains * discount).cumsum(dim=1), (gains * found / (places + 1)).cumsum(dim=1), (gains / (places + 1)).cummax(dim=1).values
+    gained, precise, first = (
+        (gains * discount).cumsum(dim=1),
+        (gains * found / (places + 1)).cumsum(dim=1),
+        (gains / (places + 1)).cummax(dim=1).values,
+    )
     ideal, total = discount.cumsum(dim=0), num_relevant.double()
     columns = []
     for depth in depths:
@@ -48,7 +59,9 @@ def retrieval_metrics(
     return torch.stack(columns, dim=1)
 
 
-def metrics_of_ranks(ranks: Int[Tensor, " queries"], depths: Sequence[int] = DEPTHS) -> Float[Tensor, "queries metrics"]:
+def metrics_of_ranks(
+    ranks: Int[Tensor, " queries"], depths: Sequence[int] = DEPTHS
+) -> Float[Tensor, "queries metrics"]:
     """As `retrieval_metrics`, of queries with one right candidate each, whose rank (from 0) is given."""
     places = torch.arange(max(depths), device=ranks.device)
     return retrieval_metrics(ranks[:, None] == places, torch.ones_like(ranks), depths)
@@ -73,7 +86,11 @@ class RetrievalMetrics(Metric):
         self.sets = tuple(sets)
         self.depths = tuple(depths)
         self.set_dtype(torch.float64)
-        self.add_state("sums", default=torch.zeros(len(self.sets), len(metric_names(depths)), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state(
+            "sums",
+            default=torch.zeros(len(self.sets), len(metric_names(depths)), dtype=torch.float64),
+            dist_reduce_fx="sum",
+        )
         self.add_state("counts", default=torch.zeros(len(self.sets), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, number: int, ranks: Int[Tensor, " queries"]) -> None:

@@ -1,4 +1,6 @@
-"""Composed scenes in SCaR's own format: cut-out photographs on named backgrounds, with exact masks and balanced captions."""
+"""Composed scenes in SCaR's own format: cut-out photographs on named backgrounds, with exact masks and balanced
+captions.
+"""
 
 from virtue_pl.data.scenes.config import SceneConfig
 from virtue_pl.data.scenes.writer import write_scenes

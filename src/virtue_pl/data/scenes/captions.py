@@ -1,4 +1,4 @@
-"""Captions of a target in its scene: the true one, and those that are false of this picture and this box."""
+"""Captions of a target in its scene: the true one, and those that are false of this image and this box."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from virtue_pl.data.scenes.layout import RELATIONS
-from virtue_pl.data.scenes.library import Place, Thing
+from virtue_pl.data.scenes.library import Background, Thing
 
 TEMPLATES = (
     "{object} {relation} {reference}, {phrase}",
@@ -21,7 +21,7 @@ TEMPLATES = (
 
 PUBLISHED_KINDS = ("gold", *["object"] * 3, *["relation"] * 3, *["scene"] * 3)
 
-Named = TypeVar("Named", Thing, Place)
+Named = TypeVar("Named", Thing, Background)
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,14 @@ class Claim:
     thing: Thing
     relation: str
     reference: Thing
-    place: Place
+    place: Background
 
     def sentence(self, template: str) -> str:
         return template.format(
-            object=with_article(self.thing.name), relation=self.relation, reference=with_article(self.reference.name), phrase=self.place.phrase
+            object=with_article(self.thing.name),
+            relation=self.relation,
+            reference=with_article(self.reference.name),
+            phrase=self.place.phrase,
         )
 
 
@@ -44,12 +47,12 @@ class Vocabulary:
     """What swaps are drawn from: `things` to take the target's part, every scene phrase."""
 
     things: Sequence[Thing]
-    places: Sequence[Place]
+    places: Sequence[Background]
 
 
 @dataclass(frozen=True, eq=False)
 class Situation:
-    """A true claim, and what else is in the picture (the reference left out)."""
+    """A true claim, and what else is in the image (the reference left out)."""
 
     gold: Claim
     others: Sequence[Thing]
@@ -60,29 +63,38 @@ def with_article(name: str) -> str:
 
 
 def balanced(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Ten claims, the true one first: the eight corners of object x relation x scene, and two made from any of the corners.
+    """Ten claims, the true one first: the eight corners of object x relation x scene, and two made from any of the
+    corners.
 
-    Nothing in the set depends on which corner is true, so whoever sees only the captions is right at most once in eight.
+    Nothing in the set depends on which corner is true, so whoever sees only the captions is right at most once in
+    eight.
     Every false claim has an element that is false by itself.
     """
     gold = situation.gold
     things = [gold.thing, *_other_things(rng, situation, vocabulary, 2)]
     relations = [gold.relation, *_other_relations(rng, gold.relation)]
     places = [gold.place, *distinct_kinds(rng, vocabulary.places, [gold.place], 2)]
-    corners = [Claim(thing, relation, gold.reference, place) for thing, relation, place in product(things[:2], relations[:2], places[:2])]
+    corners = [
+        Claim(thing, relation, gold.reference, place)
+        for thing, relation, place in product(things[:2], relations[:2], places[:2])
+    ]
     changes = [{"thing": things[2]}, {"relation": relations[2]}, {"place": places[2]}]
     extras = [replace(corners[rng.integers(8)], **changes[change]) for change in rng.permutation(3)[:2]]
     return [corners[0], *_shuffled(rng, [*corners[1:], *extras])]
 
 
 def published(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Ten claims in the published benchmark's form, in the order of `PUBLISHED_KINDS`: three swaps of each single element.
+    """Ten claims in the published benchmark's form, in the order of `PUBLISHED_KINDS`: three swaps of each single
+    element.
 
-    The first object swap is in the picture, the other two are not.
+    The first object swap is in the image, the other two are not.
     """
     gold = situation.gold
     present = _choose(rng, _candidates(situation, vocabulary), 1)
-    things = [*present, *distinct_kinds(rng, vocabulary.things, [gold.thing, gold.reference, *situation.others], 3 - len(present))]
+    things = [
+        *present,
+        *distinct_kinds(rng, vocabulary.things, [gold.thing, gold.reference, *situation.others], 3 - len(present)),
+    ]
     return [
         gold,
         *(replace(gold, thing=thing) for thing in things),
@@ -92,25 +104,38 @@ def published(rng: np.random.Generator, situation: Situation, vocabulary: Vocabu
 
 
 def hard_negatives(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Ten false claims for training: the seven false corners of `balanced`, the two other relations, one more object."""
+    """Ten false claims for training: the seven false corners of `balanced`, the two other relations, one more
+    object.
+    """
     gold = situation.gold
     things = [gold.thing, *_other_things(rng, situation, vocabulary, 2)]
     relations = [gold.relation, *_other_relations(rng, gold.relation)]
     places = [gold.place, *distinct_kinds(rng, vocabulary.places, [gold.place], 1)]
-    corners = [Claim(thing, relation, gold.reference, place) for thing, relation, place in product(things[:2], relations[:2], places)]
+    corners = [
+        Claim(thing, relation, gold.reference, place)
+        for thing, relation, place in product(things[:2], relations[:2], places)
+    ]
     singles = [replace(gold, relation=relation) for relation in relations[2:]]
     return _shuffled(rng, [*corners[1:], *singles, replace(gold, thing=things[2])])
 
 
 def _candidates(situation: Situation, vocabulary: Vocabulary) -> list[Thing]:
-    """Things in the picture that may take the target's part."""
+    """Things in the image that may take the target's part."""
     return [thing for thing in situation.others if thing in vocabulary.things]
 
 
 def _other_things(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary, count: int) -> list[Thing]:
-    """Things that are not the target, first those in the picture."""
+    """Things that are not the target, first those in the image."""
     present = _choose(rng, _candidates(situation, vocabulary), count)
-    return [*present, *distinct_kinds(rng, vocabulary.things, [situation.gold.thing, situation.gold.reference, *situation.others], count - len(present))]
+    return [
+        *present,
+        *distinct_kinds(
+            rng,
+            vocabulary.things,
+            [situation.gold.thing, situation.gold.reference, *situation.others],
+            count - len(present),
+        ),
+    ]
 
 
 def _other_relations(rng: np.random.Generator, relation: str) -> list[str]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 LICENCES = {
-    "tuxpaint-stamps-default": "GPL-2 as a whole; some pictures CC-BY-SA or GFDL, as their .txt files say",
+    "tuxpaint-stamps-default": "GPL-2 as a whole; some images CC-BY-SA or GFDL, as their .txt files say",
     "mate-backgrounds": "GPL-2+",
     "plasma-workspace-wallpapers": "GPL-2+",
     "scikit-image": "free, mostly public domain or CC0; see its data/README.txt",
 }
-"""Packages that carry the pictures, with their licences."""
+"""Packages that carry the images, with their licences."""
 
 DEBIAN_PACKAGES = ("tuxpaint-stamps-default", "mate-backgrounds", "plasma-workspace-wallpapers")
 
@@ -22,7 +22,7 @@ DEBIAN_PACKAGES = ("tuxpaint-stamps-default", "mate-backgrounds", "plasma-worksp
 class ObjectEntry:
     """One cut-out photograph.
 
-    name: a noun phrase with no article; pictures of one name share it and its split.
+    name: a noun phrase with no article; images of one name share it and its split.
     kind: names of one kind could be said of one another, so they never meet in a scene or as each other's swap.
     split: `train` or `held_out`. path: inside the package. sha256: of the file's content.
     """
@@ -59,7 +59,7 @@ def backgrounds() -> tuple[BackgroundEntry, ...]:
 
 
 def checksums() -> dict[str, str]:
-    """SHA-256 of every listed picture's content, by path."""
+    """SHA-256 of every listed image's content, by path."""
     return {entry.path: entry.sha256 for entries in (objects(), backgrounds()) for entry in entries}
 
 

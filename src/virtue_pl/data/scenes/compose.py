@@ -1,4 +1,4 @@
-"""One scene: its things, where they stand, the picture with exact masks, and its samples."""
+"""One scene: its things, where they stand, the image with exact masks, and its samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from virtue_pl.data.scenes.captions import TEMPLATES, Claim, Situation, Vocabulary, balanced, hard_negatives, published
 from virtue_pl.data.scenes.layout import Layout, draw_layout, relation_between
-from virtue_pl.data.scenes.library import HELD_OUT, TEST, TRAIN, Photograph, Place, SceneLibrary, Thing
+from virtue_pl.data.scenes.library import HELD_OUT, TEST, TRAIN, Background, Photograph, SceneLibrary, Thing
 from virtue_pl.data.scenes.staging import Region, crop_background, draw_cutout, paste, stands_out, visible_regions
 from virtue_pl.types import VirtueError
 
@@ -32,7 +32,7 @@ class SceneSample:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    picture: Image.Image
+    image: Image.Image
     photograph: Photograph
     samples: tuple[SceneSample, ...]
 
@@ -43,7 +43,7 @@ class Cast:
 
     targets: Sequence[Thing]
     rest: Sequence[Thing]
-    places: Sequence[Place]
+    places: Sequence[Background]
     photographs: str
 
     @classmethod
@@ -65,13 +65,17 @@ def compose(rng: np.random.Generator, cast: Cast, side: int, training: bool) -> 
         place = cast.places[int(rng.integers(len(cast.places)))]
         photographs = place.shown_in(cast.photographs)
         photograph = photographs[int(rng.integers(len(photographs)))]
-        background = crop_background(rng, photograph.picture, side)
-        picture, owners = paste(rng, background, cutouts, layout.boxes)
+        background = crop_background(rng, photograph.image, side)
+        image, owners = paste(rng, background, cutouts, layout.boxes)
         regions = visible_regions(owners, cutouts[: len(layout.boxes)])
-        if regions is None or not _relations_hold(regions, layout) or not all(stands_out(picture, background, region) for region in regions[:2]):
+        if (
+            regions is None
+            or not _relations_hold(regions, layout)
+            or not all(stands_out(image, background, region) for region in regions[:2])
+        ):
             continue
         samples = _samples(rng, things[: len(layout.boxes)], layout, regions, place, cast, training)
-        return Scene(picture, photograph, samples)
+        return Scene(image, photograph, samples)
     raise VirtueError(f"no scene of {side} pixels fits the things drawn in {ATTEMPTS} attempts: choose another --size")
 
 
@@ -93,7 +97,13 @@ def _relations_hold(regions: Sequence[Region], layout: Layout) -> bool:
 
 
 def _samples(
-    rng: np.random.Generator, things: Sequence[Thing], layout: Layout, regions: Sequence[Region], place: Place, cast: Cast, training: bool
+    rng: np.random.Generator,
+    things: Sequence[Thing],
+    layout: Layout,
+    regions: Sequence[Region],
+    place: Background,
+    cast: Cast,
+    training: bool,
 ) -> tuple[SceneSample, ...]:
     vocabulary = Vocabulary(cast.targets, cast.places)
     samples = []
@@ -105,7 +115,9 @@ def _samples(
     return tuple(samples)
 
 
-def _sample(rng: np.random.Generator, situation: Situation, region: Region, vocabulary: Vocabulary, training: bool) -> SceneSample:
+def _sample(
+    rng: np.random.Generator, situation: Situation, region: Region, vocabulary: Vocabulary, training: bool
+) -> SceneSample:
     template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
 
     def sentences(claims: Sequence[Claim]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class SceneConfig:
     test: int = 700
     """Samples in each of `test_seen` and `test_held_out`."""
     size: int = 256
-    """Side of the square pictures, in pixels."""
+    """Side of the square images, in pixels."""
     mmeb_train: int = 0
     """Training rows of each task of MMEB-mini; 0 writes none."""
     mmeb_test: int = 0
@@ -32,7 +32,7 @@ class SceneConfig:
     seed: int = 0
     """Scene i of a split depends on nothing but the seed, the split and i."""
     cache: str = "data/cache"
-    """Where fetched pictures lie; it does not change the scenes."""
+    """Where fetched images lie; it does not change the scenes."""
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
@@ -44,7 +44,7 @@ class SceneConfig:
             raise VirtueError(f"size {self.size}, expected 128 to 2048 pixels")
 
     @property
-    def pictures(self) -> Path:
+    def images(self) -> Path:
         return Path(self.cache) / "pictures"
 
     def samples(self, split: str) -> int:

@@ -1,7 +1,10 @@
-"""Where things stand: two targets, a reference for each, and bystanders, so that a target's box says nothing about its relation.
+"""Where things stand: two targets, a reference for each, and bystanders, so that a target's box says nothing about its
+relation.
 
-Both targets are placed first. Then references are sought for *every one* of the sixteen pairs of relations; if one pair finds no
-room, the targets move. Only when all sixteen are there is one of them drawn, so each target's relation is uniform given both
+Both targets are placed first. Then references are sought for *every one* of the sixteen pairs of relations; if one pair
+finds no
+room, the targets move. Only when all sixteen are there is one of them drawn, so each target's relation is uniform given
+both
 targets' boxes, exactly. Pixels, origin top-left, boxes as x, y, width, height.
 """
 
@@ -76,10 +79,15 @@ def scatter(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side
 
 
 def quarters(rng: np.random.Generator, sizes: Sequence[tuple[float, float]], side: int) -> tuple[Box, ...]:
-    """Four boxes, each within its quarter of the picture, in the order of `QUARTERS`."""
+    """Four boxes, each within its quarter of the image, in the order of `QUARTERS`."""
     half = side / 2
     return tuple(
-        Box(half * (place % 2) + rng.uniform(0, half - width), half * (place // 2) + rng.uniform(0, half - height), width, height)
+        Box(
+            half * (place % 2) + rng.uniform(0, half - width),
+            half * (place // 2) + rng.uniform(0, half - height),
+            width,
+            height,
+        )
         for place, (width, height) in enumerate(sizes)
     )
 
@@ -98,29 +106,43 @@ def _place_targets(
     for (width, height), (beside, over) in zip(sizes, references, strict=True):
         if width + 2 * beside > side or height + 2 * over > side:
             return None
-        boxes.append(Box(rng.uniform(beside, side - beside - width), rng.uniform(over, side - over - height), width, height))
+        boxes.append(
+            Box(rng.uniform(beside, side - beside - width), rng.uniform(over, side - over - height), width, height)
+        )
     first, second = boxes
     return (first, second) if _apart(first, _array([second]))[0] else None
 
 
-def _all_pairs(rng: np.random.Generator, targets: tuple[Box, Box], sizes: Sequence[tuple[float, float]], side: int) -> list[tuple[Box, Box]] | None:
-    """References for each of the sixteen pairs of relations (the second target's changes fastest), or None if one has no room."""
+def _all_pairs(
+    rng: np.random.Generator, targets: tuple[Box, Box], sizes: Sequence[tuple[float, float]], side: int
+) -> list[tuple[Box, Box]] | None:
+    """References for each of the sixteen pairs of relations (the second target's changes fastest), or None if one has
+    no room.
+    """
     options: list[list[Float[np.ndarray, "places 4"]]] = []
     for target, size in zip(targets, sizes, strict=True):
         places = _free(_grid(rng, size, side), targets)
         options.append([places[_holds(target, places, relation)] for relation in RELATIONS])
         if not all(len(option) for option in options[-1]):
             return None
-    return _pair_up(*(np.stack([places[rng.integers(len(places), size=PAIR_TRIES)] for places in option]) for option in options))
+    return _pair_up(
+        *(np.stack([places[rng.integers(len(places), size=PAIR_TRIES)] for places in option]) for option in options)
+    )
 
 
-def _pair_up(first: Float[np.ndarray, "4 tries 4"], second: Float[np.ndarray, "4 tries 4"]) -> list[tuple[Box, Box]] | None:
+def _pair_up(
+    first: Float[np.ndarray, "4 tries 4"], second: Float[np.ndarray, "4 tries 4"]
+) -> list[tuple[Box, Box]] | None:
     """For every pair of relations the first try in which both references have room."""
     apart = _separate(first[:, None], second[None])
     if not apart.any(axis=-1).all():
         return None
     tries = apart.argmax(axis=-1)
-    return [(Box(*first[i, tries[i, j]].tolist()), Box(*second[j, tries[i, j]].tolist())) for i in range(4) for j in range(4)]
+    return [
+        (Box(*first[i, tries[i, j]].tolist()), Box(*second[j, tries[i, j]].tolist()))
+        for i in range(4)
+        for j in range(4)
+    ]
 
 
 def _bystander(rng: np.random.Generator, boxes: Sequence[Box], size: tuple[float, float], side: int) -> list[Box]:
@@ -129,7 +151,7 @@ def _bystander(rng: np.random.Generator, boxes: Sequence[Box], size: tuple[float
 
 
 def _grid(rng: np.random.Generator, size: tuple[float, float], side: int) -> Float[np.ndarray, "places 4"]:
-    """Random places for a box of `size`, spread evenly over the picture."""
+    """Random places for a box of `size`, spread evenly over the image."""
     width, height = size
     steps = (np.arange(GRID) + rng.random()) / GRID
     x, y = np.meshgrid(steps * (side - width), (np.arange(GRID) + rng.random()) / GRID * (side - height))
@@ -155,14 +177,24 @@ def _separate(ours: Float[np.ndarray, "*n 4"], theirs: Float[np.ndarray, "*n 4"]
     corner = np.maximum(ours[..., :2], theirs[..., :2])
     opposite = np.minimum(ours[..., :2] + ours[..., 2:], theirs[..., :2] + theirs[..., 2:])
     common = np.maximum(opposite - corner, 0)
-    return common[..., 0] * common[..., 1] <= OVERLAP * np.minimum(ours[..., 2] * ours[..., 3], theirs[..., 2] * theirs[..., 3])
+    return common[..., 0] * common[..., 1] <= OVERLAP * np.minimum(
+        ours[..., 2] * ours[..., 3], theirs[..., 2] * theirs[..., 3]
+    )
 
 
 def _holds(target: Box, references: Float[np.ndarray, "places 4"], relation: str) -> Bool[np.ndarray, " places"]:
     """Whether the target is clearly `relation` each reference."""
     box = np.asarray(target, dtype=float)
     centres = references[:, :2] + references[:, 2:] / 2 - (box[:2] + box[2:] / 2)
-    axis, sign = (0, 1) if relation == "to the left of" else (0, -1) if relation == "to the right of" else (1, 1) if relation == "above" else (1, -1)
+    axis, sign = (
+        (0, 1)
+        if relation == "to the left of"
+        else (0, -1)
+        if relation == "to the right of"
+        else (1, 1)
+        if relation == "above"
+        else (1, -1)
+    )
     along, across = sign * centres[:, axis], np.abs(centres[:, 1 - axis])
     touching = (references[:, 2 + axis] + box[2 + axis]) / 2
     slack = 0.1 * np.minimum(references[:, 2 + axis], box[2 + axis])

@@ -11,14 +11,15 @@ from virtue_pl.types import VirtueError
 
 TRAIN, HELD_OUT, TEST = "train", "held_out", "test"
 LONGEST = 0.40
-"""Longest side of a thing, as part of the picture's side."""
+"""Longest side of a thing, as part of the image's side."""
 
 
 @dataclass(frozen=True, eq=False)
 class Thing:
     """An object that can be named: all its cut-outs, RGBA, each trimmed to its opaque part.
 
-    Two things of one kind never meet in a scene, nor as each other's swap. category: what one asks for, as in "what animal is it".
+    Two things of one kind never meet in a scene, nor as each other's swap. category: what one asks for, as in "what
+    animal is it".
     """
 
     name: str
@@ -30,15 +31,15 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Photograph:
-    """A background picture, RGB; `split` is `train`, or `test` if training never shows it."""
+    """A background image, RGB; `split` is `train`, or `test` if training never shows it."""
 
     name: str
     split: str
-    picture: Image.Image
+    image: Image.Image
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Background:
     """A scene phrase and its photographs."""
 
     phrase: str
@@ -52,10 +53,10 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class SceneLibrary:
-    """Everything that may appear; `missing` are listed pictures that are not there."""
+    """Everything that may appear; `missing` are listed images that are not there."""
 
     things: Sequence[Thing]
-    places: Sequence[Place]
+    places: Sequence[Background]
     licences: dict[str, str] = field(default_factory=dict)
     missing: Sequence[str] = ()
 
@@ -67,9 +68,15 @@ class SceneLibrary:
         for split in (TRAIN, HELD_OUT):
             kinds = len({thing.kind for thing in self.of_split(split)})
             if kinds < 10:
-                raise VirtueError(f"found {kinds} kinds of {split} objects, expected 10 or more: run `virtue-pl fetch pictures`, or use --source shapes")
+                raise VirtueError(
+                    f"found {kinds} kinds of {split} objects, expected 10 or more: run `virtue-pl fetch images`, or use"
+                    " --source shapes"
+                )
         if len({place.kind for place in self.places}) < 5:
-            raise VirtueError(f"found {len(self.places)} backgrounds, expected 5 or more: run `virtue-pl fetch pictures`, or use --source shapes")
+            raise VirtueError(
+                f"found {len(self.places)} backgrounds, expected 5 or more: run `virtue-pl fetch images`, or use"
+                " --source shapes"
+            )
         return self
 
 

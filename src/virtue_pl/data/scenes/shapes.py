@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
-from virtue_pl.data.scenes.library import HELD_OUT, TEST, TRAIN, Photograph, Place, SceneLibrary, Thing, trim
+from virtue_pl.data.scenes.library import HELD_OUT, TEST, TRAIN, Background, Photograph, SceneLibrary, Thing, trim
 
 SIDE = 160
 GROUND_SIDE = 384
@@ -35,12 +35,18 @@ PALETTES = {
 def draw_shapes() -> SceneLibrary:
     """56 shapes, a quarter of them held out (every colour and every form is seen in training), on 8 grounds."""
     things = [
-        Thing(f"{colour} {shape}", f"{colour} {shape}", HELD_OUT if (row + column) % 4 == 0 else TRAIN, (_shape(shape, COLOURS[colour]),), shape)
+        Thing(
+            f"{colour} {shape}",
+            f"{colour} {shape}",
+            HELD_OUT if (row + column) % 4 == 0 else TRAIN,
+            (_shape(shape, COLOURS[colour]),),
+            shape,
+        )
         for row, colour in enumerate(COLOURS)
         for column, shape in enumerate(SHAPES)
     ]
     places = [
-        Place(
+        Background(
             f"on a {pattern} ground",
             pattern,
             tuple(
@@ -84,7 +90,10 @@ def _draw(shape: str, draw: ImageDraw.ImageDraw, side: float) -> None:
 def _star(side: float) -> list[tuple[float, float]]:
     radii = [side / 2 if corner % 2 == 0 else side / 5 for corner in range(10)]
     angles = [math.pi * corner / 5 - math.pi / 2 for corner in range(10)]
-    return [(side / 2 + radius * math.cos(angle), side / 2 + radius * math.sin(angle)) for radius, angle in zip(radii, angles, strict=True)]
+    return [
+        (side / 2 + radius * math.cos(angle), side / 2 + radius * math.sin(angle))
+        for radius, angle in zip(radii, angles, strict=True)
+    ]
 
 
 def _ground(pattern: str, colour: Sequence[int]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Cut-outs on a background: the picture, and each one's exact mask."""
+"""Cut-outs on a background: the image, and each one's exact mask."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from virtue_pl.data.scenes.layout import Box
 from virtue_pl.data.scenes.library import LONGEST, Thing
 
 SIZES = (0.16, 0.27)
-"""A thing's size as parts of the picture's side: square root of its box's area. Its longest side is limited by `library.LONGEST`."""
+"""A thing's size as parts of the image's side: square root of its box's area. Its longest side is limited by
+`library.LONGEST`.
+"""
 VISIBLE = 0.8
 """Least visible part of every thing."""
 CONTRAST = 20
@@ -33,7 +35,11 @@ def draw_cutout(rng: np.random.Generator, thing: Thing, side: int, sizes: tuple[
     cutout = thing.cutouts[int(rng.integers(len(thing.cutouts)))]
     wanted = side * rng.uniform(*sizes)
     scale = min(wanted / (cutout.width * cutout.height) ** 0.5, side * LONGEST / max(cutout.size))
-    sized = cutout.resize((max(4, round(cutout.width * scale)), max(4, round(cutout.height * scale))), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    sized = cutout.resize(
+        (max(4, round(cutout.width * scale)), max(4, round(cutout.height * scale))),
+        Image.Resampling.BICUBIC,
+        reducing_gap=2.0,
+    )
     if rng.random() < 0.5:
         sized = sized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return _jitter(rng, sized)
@@ -50,22 +56,22 @@ def crop_background(rng: np.random.Generator, background: Image.Image, side: int
     """A random square of the photograph, at least three fifths of its shorter side."""
     extent = rng.uniform(0.6, 1.0) * min(background.size)
     x, y = rng.uniform(0, background.width - extent), rng.uniform(0, background.height - extent)
-    picture = background.resize((side, side), Image.Resampling.BILINEAR, box=(x, y, x + extent, y + extent))
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture
+    image = background.resize((side, side), Image.Resampling.BILINEAR, box=(x, y, x + extent, y + extent))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
 def paste(
     rng: np.random.Generator, background: Image.Image, cutouts: Sequence[Image.Image], boxes: Sequence[Box]
 ) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
     """The background with things on it in random order, and whose each pixel is (0: background; i + 1: thing i)."""
-    picture = background.copy()
-    owners = np.zeros((picture.height, picture.width), dtype=np.uint8)
+    image = background.copy()
+    owners = np.zeros((image.height, image.width), dtype=np.uint8)
     for index in rng.permutation(len(boxes)):
         cutout, (x, y) = cutouts[index], _corner(boxes[index])
-        picture.paste(cutout, (x, y), cutout)
+        image.paste(cutout, (x, y), cutout)
         view = owners[y : y + cutout.height, x : x + cutout.width]
         view[_opaque(cutout)[: view.shape[0], : view.shape[1]]] = index + 1
-    return picture, owners
+    return image, owners
 
 
 def _corner(box: Box) -> tuple[int, int]:
@@ -92,9 +98,9 @@ def _bounds(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]
     return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
 
 
-def stands_out(picture: Image.Image, background: Image.Image, region: Region) -> bool:
+def stands_out(image: Image.Image, background: Image.Image, region: Region) -> bool:
     """Whether the region can be told from the background; that depends on its place, never on its relation."""
     x, y, width, height = region.box
     box = (x, y, x + width, y + height)
-    difference = np.abs(np.asarray(picture.crop(box), dtype=np.int16) - np.asarray(background.crop(box), dtype=np.int16))
+    difference = np.abs(np.asarray(image.crop(box), dtype=np.int16) - np.asarray(background.crop(box), dtype=np.int16))
     return float(difference[region.mask[y : y + height, x : x + width]].mean()) >= CONTRAST

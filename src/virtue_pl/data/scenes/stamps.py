@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from virtue_pl.data.scenes import catalogue
-from virtue_pl.data.scenes.library import LONGEST, Photograph, Place, SceneLibrary, Thing, trim
+from virtue_pl.data.scenes.library import LONGEST, Background, Photograph, SceneLibrary, Thing, trim
 from virtue_pl.types import VirtueError
 
 CUTOUT_SCALE, BACKGROUND_SCALE = 1.25 * LONGEST, 1.7
-"""Pictures are kept no larger than scenes need, as parts of a scene's side: a cut-out's longest side, a background's shortest."""
+"""ImageBatch are kept no larger than scenes need, as parts of a scene's side: a cut-out's longest side, a background's
+shortest.
+"""
 
 Entry = TypeVar("Entry", catalogue.ObjectEntry, catalogue.BackgroundEntry)
 
@@ -22,21 +24,33 @@ Entry = TypeVar("Entry", catalogue.ObjectEntry, catalogue.BackgroundEntry)
 def stamp_contents(folder: Path) -> list[str]:
     """What `load_stamps` would load, with names and checksums. Raises VirtueError where nothing was fetched."""
     if not folder.is_dir():
-        raise VirtueError(f"no pictures in {folder}: run `virtue-pl fetch pictures`, change --cache, or use --source shapes")
+        raise VirtueError(
+            f"no images in {folder}: run `virtue-pl fetch images`, change --cache, or use --source shapes"
+        )
     things, photographs = _present(folder, catalogue.objects())[0], _present(folder, catalogue.backgrounds())[0]
     return ["|".join(astuple(entry)) for entry in things] + ["|".join(astuple(entry)) for entry in photographs]
 
 
 def load_stamps(folder: Path, side: int) -> SceneLibrary:
-    """The catalogue's pictures that `fetch_pictures` left in `folder`, at the size that scenes of `side` pixels need."""
+    """The catalogue's images that `fetch_images` left in `folder`, at the size that scenes of `side` pixels need."""
     found, missing = _present(folder, catalogue.objects())
     photographs, missing_photographs = _present(folder, catalogue.backgrounds())
     things = [
-        Thing(name, entries[0].kind, entries[0].split, tuple(_cutout(folder / entry.path, side) for entry in entries), entries[0].category)
+        Thing(
+            name,
+            entries[0].kind,
+            entries[0].split,
+            tuple(_cutout(folder / entry.path, side) for entry in entries),
+            entries[0].category,
+        )
         for name, entries in _grouped(found, lambda entry: entry.name).items()
     ]
     places = [
-        Place(phrase, entries[0].kind, tuple(Photograph(entry.path, entry.split, _background(folder / entry.path, side)) for entry in entries))
+        Background(
+            phrase,
+            entries[0].kind,
+            tuple(Photograph(entry.path, entry.split, _background(folder / entry.path, side)) for entry in entries),
+        )
         for phrase, entries in _grouped(photographs, lambda entry: entry.phrase).items()
     ]
     return SceneLibrary(things, places, catalogue.LICENCES, [*missing, *missing_photographs]).check()
@@ -61,8 +75,8 @@ def _grouped(entries: Iterable[Entry], key: Callable[[Any], str]) -> dict[str, l
 
 
 def _cutout(path: Path, side: int) -> Image.Image:
-    with Image.open(path) as picture:
-        cutout = trim(picture.convert("RGBA"))
+    with Image.open(path) as image:
+        cutout = trim(image.convert("RGBA"))
     longest = round(CUTOUT_SCALE * side)
     cutout.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return cutout
@@ -70,10 +84,10 @@ def _cutout(path: Path, side: int) -> Image.Image:
 
 def _background(path: Path, side: int) -> Image.Image:
     shortest = round(BACKGROUND_SCALE * side)
-    with Image.open(path) as picture:
-        picture.draft("RGB", (2 * shortest, 2 * shortest))
-        scale = shortest / min(picture.size)
-        background = picture.convert("RGB")
+    with Image.open(path) as image:
+        image.draft("RGB", (2 * shortest, 2 * shortest))
+        scale = shortest / min(image.size)
+        background = image.convert("RGB")
     if scale >= 1:
         return background
     return background.resize((round(background.width * scale), round(background.height * scale)), Image.Resampling.BOX)

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from virtue_pl.data.atomic import read_json, replacing, write_json
+from virtue_pl.data.io.atomic import read_json, replacing, write_json
 from virtue_pl.data.scenes.config import SPLITS, SceneConfig
 from virtue_pl.data.scenes.library import SceneLibrary
 from virtue_pl.data.scenes.mmeb import NOTES, TASKS
 from virtue_pl.data.scenes.shapes import draw_shapes
-from virtue_pl.data.scenes.sheets import Sheet, sheets_of
 from virtue_pl.data.scenes.stamps import load_stamps, stamp_contents
+from virtue_pl.data.scenes.tables.sheets import Sheet, sheets_of
 from virtue_pl.types import VirtueError
 
 FORMAT = 1
@@ -47,11 +47,12 @@ class Block:
 
 
 def load_library(config: SceneConfig) -> SceneLibrary:
-    return draw_shapes() if config.source == "shapes" else load_stamps(config.pictures, config.size)
+    return draw_shapes() if config.source == "shapes" else load_stamps(config.images, config.size)
 
 
 def write_scenes(config: SceneConfig, out: str | Path, workers: int = 1) -> dict[str, Any]:
-    """Writes what `config` asks for into `out`, going on where an earlier call was stopped. Returns what `scenes.json` says.
+    """Writes what `config` asks for into `out`, going on where an earlier call was stopped. Returns what `scenes.json`
+    says.
 
     Raises VirtueError for a folder that holds something else, or scenes of other settings.
     """
@@ -79,15 +80,18 @@ def settings_of(config: SceneConfig) -> dict[str, Any]:
 
 
 def fingerprint(config: SceneConfig) -> str:
-    """Equal for equal scenes: of the settings and of the pictures' content."""
-    contents = [] if config.source == "shapes" else stamp_contents(config.pictures)
+    """Equal for equal scenes: of the settings and of the images' content."""
+    contents = [] if config.source == "shapes" else stamp_contents(config.images)
     return hashlib.sha256(json.dumps([FORMAT, settings_of(config), contents], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _blocks(sheet: Sheet) -> list[Block]:
     each = sheet.rows_per_drawing
     size = max(1, 2 * BLOCK // each)
-    return [Block(sheet, start, min(start + size, sheet.drawings), min(size * each, sheet.rows - start * each)) for start in range(0, sheet.drawings, size)]
+    return [
+        Block(sheet, start, min(start + size, sheet.drawings), min(size * each, sheet.rows - start * each))
+        for start in range(0, sheet.drawings, size)
+    ]
 
 
 def _describe(config: SceneConfig, library: SceneLibrary) -> dict[str, Any]:
@@ -96,15 +100,25 @@ def _describe(config: SceneConfig, library: SceneLibrary) -> dict[str, Any]:
         "objects": {split: len(library.of_split(split)) for split in ("train", "held_out")},
         "missing_pictures": list(library.missing),
         "backgrounds": [
-            {"phrase": place.phrase, "photograph": photograph.name, "split": photograph.split} for place in library.places for photograph in place.photographs
+            {"phrase": place.phrase, "photograph": photograph.name, "split": photograph.split}
+            for place in library.places
+            for photograph in place.photographs
         ],
         "licences": library.licences,
         "notes": [
-            "Composed scenes with templated captions: numbers on them cannot be compared with numbers on the published SCaR.",
-            "A phrase with a test photograph is tested on that photograph alone; a phrase without one is tested on other random crops of its "
-            "training photographs. The column background_in_train tells the rows apart.",
-            "val and test_seen show objects of training: the same cut-outs at other sizes, mirrored, elsewhere. "
-            "In test_held_out the targets and the swaps for them are held out; references and bystanders are objects of training.",
+            (
+                "Composed scenes with templated captions: numbers on them cannot be compared with numbers on the"
+                " published SCaR."
+            ),
+            (
+                "A phrase with a test photograph is tested on that photograph alone; a phrase without one is tested on"
+                " other random crops of its training photographs. The column background_in_train tells the rows apart."
+            ),
+            (
+                "val and test_seen show objects of training: the same cut-outs at other sizes, mirrored, elsewhere. In"
+                " test_held_out the targets and the swaps for them are held out; references and bystanders are objects"
+                " of training."
+            ),
         ],
     }
     return {**found, "mmeb": _describe_mmeb(config)} if config.mmeb_train or config.mmeb_test else found
@@ -112,7 +126,10 @@ def _describe(config: SceneConfig, library: SceneLibrary) -> dict[str, Any]:
 
 def _describe_mmeb(config: SceneConfig) -> dict[str, Any]:
     rows = {"train": config.mmeb_train, "test": config.mmeb_test}
-    return {"tasks": {task.name: {"meta_task": task.meta_task, "about": task.about, "rows": rows} for task in TASKS}, "notes": list(NOTES)}
+    return {
+        "tasks": {task.name: {"meta_task": task.meta_task, "about": task.about, "rows": rows} for task in TASKS},
+        "notes": list(NOTES),
+    }
 
 
 def _begin(out: Path, config: SceneConfig, identity: str) -> dict[str, Any]:
@@ -121,7 +138,9 @@ def _begin(out: Path, config: SceneConfig, identity: str) -> dict[str, Any]:
     if path.exists():
         found = read_json(path)
         if found["fingerprint"] != identity:
-            raise VirtueError(f"{out} holds other scenes ({_difference(found['config'], wanted)}): choose another --out, or delete it")
+            raise VirtueError(
+                f"{out} holds other scenes ({_difference(found['config'], wanted)}): choose another --out, or delete it"
+            )
         return found
     if out.exists() and any(out.iterdir()):
         raise VirtueError(f"{out} is not empty and holds no scenes.json: choose another --out")
@@ -132,9 +151,10 @@ def _begin(out: Path, config: SceneConfig, identity: str) -> dict[str, Any]:
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    pairs = {name: (found.get(name, 0), wanted.get(name, 0)) for name in {**wanted, **found}}  # counts of MMEB-mini are left out where they are 0
+    # counts of MMEB-mini are left out where they are 0
+    pairs = {name: (found.get(name, 0), wanted.get(name, 0)) for name in {**wanted, **found}}
     changed = [f"{name} {before}, wanted {value}" for name, (before, value) in pairs.items() if before != value]
-    return "; ".join(changed) or "made from other pictures or by another version"
+    return "; ".join(changed) or "made from other images or by another version"
 
 
 def _write_blocks(blocks: list[Block], config: SceneConfig, library: SceneLibrary, out: Path, workers: int) -> None:
@@ -142,7 +162,7 @@ def _write_blocks(blocks: list[Block], config: SceneConfig, library: SceneLibrar
         return
     for sheet in {block.sheet.name: block.sheet for block in blocks}.values():
         (out / PARTS / sheet.name).mkdir(parents=True, exist_ok=True)
-        (out / sheet.pictures).mkdir(parents=True, exist_ok=True)
+        (out / sheet.images).mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("scenes"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("scenes", total=sum(block.stop - block.start for block in blocks))
@@ -151,7 +171,7 @@ def _write_blocks(blocks: list[Block], config: SceneConfig, library: SceneLibrar
 
 
 def _run(blocks: list[Block], config: SceneConfig, library: SceneLibrary, out: Path, workers: int) -> Iterator[Block]:
-    """Writes the blocks, yielding each when it is done. Workers inherit the library's pictures by forking."""
+    """Writes the blocks, yielding each when it is done. Workers inherit the library's images by forking."""
     if workers <= 1 or len(blocks) <= 1:
         for block in blocks:
             write_block(block, config, library, out)
@@ -183,7 +203,7 @@ def _write_inherited(block: Block) -> Block:
 
 
 def write_block(block: Block, config: SceneConfig, library: SceneLibrary, out: Path) -> None:
-    """The block's pictures, then its rows; drawing i is the same in whatever block and process it is written."""
+    """The block's images, then its rows; drawing i is the same in whatever block and process it is written."""
     sheet = block.sheet
     rows = [row for index in range(block.start, block.stop) for row in sheet.write(index, config, library, out)]
     table = pa.Table.from_pylist(rows[: block.rows], schema=sheet.schema)

@@ -1,0 +1,5 @@
+"""Low-rank adapters of the language model, and dropout."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

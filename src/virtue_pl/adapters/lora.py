@@ -1,0 +1,109 @@
+"""Adapters on the language model: LoRA and DoRA, through peft."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from virtue_pl.backbones.vlm.base import VLMBackbone
+from virtue_pl.types import VirtueError
+
+
+class LoRA:
+    """Low-rank updates of some linear maps of the language model, which alone are trained of it; `dora` learns each
+    map's length apart.
+
+    Sources: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353). The defaults are the paper's. `q_proj` and its like also
+    name modules of SAM and
+    of a vision tower, so that only what lies in the language model is looked through.
+
+    Args:
+        rank: of an update.
+        alpha: an update is multiplied by `alpha / rank`.
+        dropout: of an update's input, in training.
+        targets: last names of the linear maps, each of which there must be.
+        module: what is looked through instead, by its name in the backbone; None for the backbone's own
+            `language_model`.
+        dora: DoRA instead of LoRA.
+        exact_dropout: drop as peft does, for twice the work: DoRA's dropout then reaches the weight itself too
+            (`folded_dora`), and the places
+            are those that torch draws (`quick_dropout`).
+    """
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: int = 64,
+        dropout: float = 0.1,
+        targets: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj"),
+        module: str | None = None,
+        dora: bool = True,
+        exact_dropout: bool = False,
+    ) -> None:
+        from peft import LoraConfig
+
+        if rank < 1:
+            raise VirtueError(f"adapter.rank is {rank}, expected at least 1 (the paper: 8)")
+        self.targets = tuple(targets)
+        self.module = module
+        self.exact_dropout = exact_dropout
+        self.config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=list(targets),
+            use_dora=dora,
+            init_lora_weights="gaussian",
+        )
+
+    def adapt(self, backbone: VLMBackbone) -> None:
+        """Puts adapters around the targets in place, freezes the rest of the language model, and keeps the adapters in
+        float32.
+
+        Raises VirtueError where there is no such module, or one of the targets is not in it.
+        """
+        from peft import inject_adapter_in_model
+
+        from virtue_pl.adapters.dora import fold
+
+        language_model = self.language_model(backbone)
+        names = {
+            name.rpartition(".")[2] for name, module in language_model.named_modules() if isinstance(module, nn.Linear)
+        }
+        missing = [target for target in self.targets if target not in names]
+        if missing:
+            place = self.module or f"the language model of {type(backbone).__name__}"
+            raise VirtueError(
+                f"adapter.targets: there is no linear map {missing[0]!r} in {place}, expected some of"
+                f" {', '.join(sorted(names))}"
+            )
+        language_model.requires_grad_(False)
+        inject_adapter_in_model(self.config, language_model)
+        if not self.exact_dropout:
+            fold(language_model)
+        for parameter in language_model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.float32)
+
+    def language_model(self, backbone: VLMBackbone) -> nn.Module:
+        if self.module is None:
+            return backbone.language_model
+        try:
+            return backbone.get_submodule(self.module)
+        except AttributeError as error:
+            tops = ", ".join(name for name, _ in backbone.named_children())
+            raise VirtueError(
+                f"adapter.module: {type(backbone).__name__} has no {self.module!r}, expected a module under {tops}, or"
+                " null"
+            ) from error
+
+
+def adapted(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that adapters are around, and their names from `root`."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in root.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield name, root.get_submodule(name)

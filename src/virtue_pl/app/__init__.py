@@ -1,1 +1,0 @@
-"""Commands that join data to models."""

@@ -1,0 +1,45 @@
+"""A checkpoint of the last step, or of the one at which the run was told to stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from virtue_pl.types import VirtueError
+
+
+class LastCheckpoint(Callback):
+    """Saves `last.ckpt` beside the run's checkpoints when training ends, or when SIGTERM stops it, after the step that
+    was under way.
+
+    `ModelCheckpoint(every_n_train_steps=...)` leaves out the steps behind the last multiple. Lightning raises
+    SIGTERMException at the
+    end of a step; its own `save_on_exception=True` would save after any error too, and so replace the last good
+    checkpoint by
+    one of a diverged model.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
+            raise VirtueError(
+                "LastCheckpoint found no ModelCheckpoint to save beside: set `trainer.enable_checkpointing` to true"
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
+            self.save(trainer)
+
+    @staticmethod
+    def save(trainer: Trainer) -> None:
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
+            trainer.save_checkpoint(
+                Path(checkpoint.dirpath) / (checkpoint.CHECKPOINT_NAME_LAST + checkpoint.FILE_EXTENSION)
+            )

@@ -1,0 +1,152 @@
+"""After a test: the table in the terminal, and report.json, report.md and predictions.jsonl on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import SaveConfigCallback
+from rich.console import Console
+
+from virtue_pl.evaluation.reports.tables import markdown, rich_tables
+from virtue_pl.evaluation.retrieval.predictions import predictions
+from virtue_pl.evaluation.statistics.summary import chance, context, summarise, write_json, write_text
+from virtue_pl.metrics.rank_metrics import RankTable
+from virtue_pl.metrics.ranking import RankRows
+from virtue_pl.types import RankingBatch, RankingOutput
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A DataModule that knows a checksum of the data it streams."""
+
+    def fingerprint(self) -> str: ...
+
+
+class RankingReport(Callback):
+    """Prints and writes what a test found.
+
+    The table comes from the module's `rank_table` (a `RankTable` that its `test_step` fills), emptied before and read
+    after
+    the test; the predictions from the `RankingOutput` that `test_step` returns for a `RankingBatch`. A module without a
+    rank table, such as a part that is tested alone, leaves its logged metrics in the same files, and no predictions.
+    `report.json` holds `results`, `chance`, `metrics`, `seconds` and `context`.
+
+    Args:
+        out: the folder to write into; by default the run's own log folder.
+    """
+
+    def __init__(self, out: str | None = None) -> None:
+        self.out = out
+        self._folder = Path()
+        self._rows = RankRows([])
+        self._started = 0.0
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        table = rank_table(pl_module)
+        if table is not None:
+            table.reset()
+        self._rows = RankRows([])
+        self._folder = Path(self.out or trainer.log_dir or trainer.default_root_dir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._part(trainer.global_rank).write_text("")
+        self._started = time.perf_counter()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if isinstance(batch, RankingBatch) and isinstance(outputs, RankingOutput):
+            with self._part(trainer.global_rank).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in predictions(batch, outputs))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        table = rank_table(pl_module)
+        if table is not None:
+            self._rows = table.compute()
+        trainer.strategy.barrier("predictions")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        results, chance_levels = summarise(self._rows), chance(self._rows)
+        metrics = {name: finite(value.item()) for name, value in sorted(trainer.callback_metrics.items())}
+        report = {
+            "results": results,
+            "chance": chance_levels,
+            "metrics": metrics,
+            "seconds": {"test": round(time.perf_counter() - self._started, 2)},
+            "context": run_context(trainer),
+        }
+        write_json(self._folder / "report.json", report)
+        write_text(
+            self._folder / "report.md",
+            "\n".join(
+                [markdown(results, chance_levels), *(f"- {name}: {value}" for name, value in metrics.items()), ""]
+            ),
+        )
+        self._join_predictions(trainer.world_size)
+        console = Console()
+        for table in rich_tables(results, chance_levels):
+            console.print(table)
+        console.print(f"report: {self._folder / 'report.json'}", soft_wrap=True, highlight=False, markup=False)
+
+    def _part(self, rank: int) -> Path:
+        return self._folder / f".predictions.{rank}.part"
+
+    def _join_predictions(self, world_size: int) -> None:
+        """One file of all processes' lines, sorted, each query once whoever saw it; none if nothing was ranked."""
+        parts = [self._part(rank) for rank in range(world_size)]
+        lines = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+        found = {(line["task"], line["key"], line["mode"]): line for line in lines}
+        if found:
+            write_text(
+                self._folder / "predictions.jsonl",
+                "".join(json.dumps(found[name], ensure_ascii=False) + "\n" for name in sorted(found)),
+            )
+        for part in parts:
+            part.unlink()
+
+
+def rank_table(pl_module: LightningModule) -> RankTable | None:
+    """The module's table of ranks, if it ranks."""
+    table = getattr(pl_module, "rank_table", None)
+    return table if isinstance(table, RankTable) else None
+
+
+def finite(value: float) -> float | None:
+    """`value`, or None for what JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def run_context(trainer: Trainer) -> dict[str, Any]:
+    """`evaluation.report.context` of a run: its resolved settings where the command line made it, its seed, its
+    data.
+    """
+    config = resolved_config(trainer)
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    return context(
+        config, int(seed) if seed is not None else None, data.fingerprint() if isinstance(data, Fingerprinted) else None
+    )
+
+
+def resolved_config(trainer: Trainer) -> Mapping[str, Any] | None:
+    """The settings of the run as LightningCLI parsed them; None for a trainer that Python built."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SaveConfigCallback):
+            return yaml.safe_load(callback.parser.dump(callback.config, skip_unset=False))
+    return None

@@ -1,0 +1,156 @@
+"""The SAM 2.1 checkpoint that a published release names: where it is, and its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from virtue_pl.checkpoints.keys import sam2_from_published
+from virtue_pl.checkpoints.tensor_files import load_pickled
+from virtue_pl.types import VirtueError
+
+BASE_PLUS = {
+    "width": 112,
+    "num_heads": 2,
+    "blocks": [2, 3, 16, 3],
+    "global_attention": [12, 16, 20],
+    "windows": [8, 4, 14, 7],
+    "position_grid": [14, 14],
+    "embed_dim": 256,
+    "image_size": 1024,
+}
+"""`Sam2Backbone`'s sizes of SAM 2.1 hiera-base-plus, and what a configuration file does not name."""
+RELEASED: dict[str, dict[str, Any]] = {
+    "sam2.1_hiera_t": {
+        "width": 96,
+        "num_heads": 1,
+        "blocks": [1, 2, 7, 2],
+        "global_attention": [5, 7, 9],
+        "position_grid": [7, 7],
+    },
+    "sam2.1_hiera_s": {
+        "width": 96,
+        "num_heads": 1,
+        "blocks": [1, 2, 11, 2],
+        "global_attention": [7, 10, 13],
+        "position_grid": [7, 7],
+    },
+    "sam2.1_hiera_b+": {},
+    "sam2.1_hiera_l": {
+        "width": 144,
+        "blocks": [2, 6, 36, 4],
+        "global_attention": [23, 33, 43],
+        "windows": [8, 4, 16, 8],
+        "position_grid": [7, 7],
+    },
+}
+"""By the name of their configuration file, where they differ from base-plus (SAM 2's own `configs/sam2.1`)."""
+TRUNK_FIELDS = {
+    "embed_dim": "width",
+    "num_heads": "num_heads",
+    "stages": "blocks",
+    "global_att_blocks": "global_attention",
+    "window_spec": "windows",
+    "window_pos_embed_bkg_spatial_size": "position_grid",
+}
+"""Of a configuration file's `model.image_encoder.trunk`."""
+
+
+def find_checkpoint(folder: Path, settings: Mapping[str, Any], given: str | Path | None) -> Path:
+    """SAM's checkpoint: the file `given` (or in the folder `given`), or what `virtue_sam` names, beside the release's
+    folder or in it.
+    """
+    named = PurePosixPath(str(settings.get("checkpoint", "")))
+    places = (
+        [Path(given), Path(given) / named.name]
+        if given is not None
+        else [*near(folder, named), *near(folder, PurePosixPath(named.name))]
+    )
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(place) for place in places) or "nowhere, since it names none"
+    raise VirtueError(
+        f"{folder / 'config.json'}: SAM's checkpoint {named} is not there (looked for {looked}): give the file by"
+        " `--sam-checkpoint`"
+    )
+
+
+def near(folder: Path, named: PurePosixPath) -> Iterator[Path]:
+    """Where a file of that name may be: beside the folder, or in it; never elsewhere."""
+    for root in (folder.resolve().parent, folder.resolve()):
+        path = (root / named).resolve()
+        if path.is_relative_to(root):
+            yield path
+
+
+def read_sizes(folder: Path, settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """`Sam2Backbone`'s sizes by the configuration file that `virtue_sam` names; a released one is known by its name
+    alone.
+    """
+    named = PurePosixPath(str(settings.get("config_path", "")))
+    roots = (folder.resolve().parent, folder.resolve(), folder.resolve().parent / "sam2", checkpoint.resolve().parent)
+    for path in (place for root in roots for place in (root / named, root / named.name)):
+        if path.is_file() and any(path.resolve().is_relative_to(root) for root in roots):
+            return {**BASE_PLUS, **sizes_in(path)}
+    if named.stem in RELEASED:
+        return {**BASE_PLUS, **RELEASED[named.stem]}
+    known = ", ".join(f"{name}.yaml" for name in RELEASED)
+    raise VirtueError(
+        f"{folder / 'config.json'}: SAM's config_path {named} is not there, expected that file beside {checkpoint}, or"
+        f" one of {known}"
+    )
+
+
+def sizes_in(path: Path) -> dict[str, Any]:
+    """What a SAM 2.1 configuration file says of the sizes."""
+    try:
+        model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+        trunk = model["image_encoder"]["trunk"]
+        found = {ours: trunk[theirs] for theirs, ours in TRUNK_FIELDS.items() if theirs in trunk}
+        found |= {"embed_dim": model["image_encoder"].get("neck", {}).get("d_model", BASE_PLUS["embed_dim"])}
+        return found | {"image_size": model.get("image_size", BASE_PLUS["image_size"])}
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise VirtueError(
+            f"{path} is no configuration file of SAM 2.1, expected model.image_encoder.trunk with its sizes: {error}"
+        ) from error
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The checkpoint's tensors under this package's names, and those that no embedding needs under their own."""
+    state = load_pickled(path)
+    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
+        raise VirtueError(
+            f"{path} has no entry 'model', expected an original SAM 2.1 checkpoint: name it by `--sam-checkpoint`"
+        )
+    return sam2_from_published(state["model"])
+
+
+def check_sizes(
+    tensors: Mapping[str, Tensor], checkpoint: Path, sizes: Mapping[str, Any], connector_width: int
+) -> None:
+    """Raises VirtueError where the checkpoint is of another size than the release says, or than its connector reads."""
+    trunk = "segmentation.backbone.vision_encoder.backbone."
+    numbers = {
+        int(name.removeprefix(f"{trunk}blocks.").split(".")[0])
+        for name in tensors
+        if name.startswith(f"{trunk}blocks.")
+    }
+    width, dim = tensors.get(f"{trunk}pos_embed"), tensors.get("prompt_encoder.encoder.encoder.no_mask_embed.weight")
+    found = (None if width is None else width.shape[1], len(numbers), None if dim is None else dim.shape[1])
+    expected = (sizes["width"], sum(sizes["blocks"]), sizes["embed_dim"])
+    if found != expected:
+        said = [f"width {w}, {b} blocks, embed_dim {d}" for w, b, d in (found, expected)]
+        raise VirtueError(
+            f"{checkpoint} is a SAM 2.1 of {said[0]}, expected {said[1]} as the release's config_path says: change"
+            " `--sam-checkpoint`"
+        )
+    if connector_width != sizes["embed_dim"]:
+        raise VirtueError(
+            f"{checkpoint} has embed_dim {sizes['embed_dim']}, expected {connector_width}, which the connector reads:"
+            " change `--sam-checkpoint`"
+        )

@@ -1,0 +1,153 @@
+"""Writing the published layout: what the published implementation, and `read_published`, read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from virtue_pl.checkpoints.folder import copy_description, described, new_folder, save_tensors, without_weights
+from virtue_pl.checkpoints.keys import HEAD, LANGUAGE, VISION, sam2_to_published, to_published
+from virtue_pl.checkpoints.model_card import CARD, model_card
+from virtue_pl.checkpoints.published import (
+    CONNECTOR_FILE,
+    OURS,
+    SETTINGS,
+    connector_parts,
+    log_temperature,
+    published_spec,
+)
+from virtue_pl.checkpoints.release import CheckpointSpec
+from virtue_pl.checkpoints.sam2_release import BASE_PLUS, TRUNK_FIELDS
+from virtue_pl.types import VirtueError
+
+SAM_NAME = "sam2.1_hiera"
+CLASSES = {
+    "fusion.backbone": "virtue_pl.backbones.Qwen2VLBackbone",
+    "segmentation.backbone": "virtue_pl.backbones.Sam2Backbone",
+    "prompt_encoder.encoder": "virtue_pl.backbones.Sam2PromptEncoder",
+    "connector": "virtue_pl.models.ConvolutionConnector",
+}
+"""What the published layout can hold."""
+
+
+def write_published(release: CheckpointSpec, target: Path, source: str, license: str | None = None) -> None:
+    """Writes a release in the published layout, SAM's checkpoint inside it. Raises VirtueError for parts that the
+    layout cannot hold.
+    """
+    for place, expected in CLASSES.items():
+        check_class(release.spec, place, expected)
+    with new_folder(target) as folder:
+        language = described(str(argument(release.spec, "fusion.backbone.vlm_model")), release.folder)
+        if language is None:
+            raise VirtueError(
+                f"{release.folder}: vlm_model is no folder or name of the hub, expected one that describes a Qwen2-VL"
+            )
+        copy_description(language, folder)
+        write_config(release, folder)
+        save_tensors(language_tensors(release), folder / "model.safetensors")
+        torch.save(
+            {group: dict(tensors) for group, tensors in connector_parts(release.tensors).items()},
+            folder / CONNECTOR_FILE,
+        )
+        memory = {name: tensor for name, tensor in release.left_out.items() if name != HEAD}
+        torch.save({"model": {**sam2_to_published(release.tensors), **memory}}, folder / f"{SAM_NAME}.pt")
+        write_sam_sizes(release, folder / f"{SAM_NAME}.yaml")
+        count = sum(tensor.numel() for tensor in release.tensors.values())
+        (folder / CARD).write_text(
+            model_card(without_weights(release.spec), source, count, license or release.license), encoding="utf-8"
+        )
+
+
+def argument(spec: Mapping[str, Any], place: str) -> Any:
+    """A value at a dotted place of a spec; None where it is not stated."""
+    found: Any = spec
+    for name in place.split("."):
+        found = (found.get("init_args") or {}).get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+def check_class(spec: Mapping[str, Any], place: str, expected: str) -> None:
+    part = argument(spec, place)
+    found = part.get("class_path") if isinstance(part, Mapping) else part
+    if found != expected:
+        names = [str(name).rpartition(".")[2] for name in (found, expected)]
+        raise VirtueError(
+            f"{place} is {names[0]}, expected {names[1]}: the published layout holds no other; leave out `--layout"
+            " published`"
+        )
+
+
+def language_tensors(release: CheckpointSpec) -> dict[str, Tensor]:
+    """A Qwen2-VL's tensors under the published names, with its head where it is known."""
+    found = {
+        str(to_published(name)): tensor
+        for name, tensor in release.tensors.items()
+        if name.startswith((LANGUAGE, VISION))
+    }
+    return found | {name: tensor for name, tensor in release.left_out.items() if name == HEAD}
+
+
+def write_config(release: CheckpointSpec, folder: Path) -> None:
+    """config.json: the language model's, with the segmentation stream and what this package alone knows."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    side = argument(release.spec, "prompt_encoder.encoder.grid_side") or 3
+    before = config.get(SETTINGS) or {}
+    config[SETTINGS] = {
+        "feature_levels": 2,
+        **before,
+        "enabled": True,
+        "config_path": f"./{SAM_NAME}.yaml",
+        "checkpoint": f"{SAM_NAME}.pt",
+        "points_per_side": side,
+    }
+    ours = own_settings(release, config)
+    config = {name: value for name, value in config.items() if name != OURS} | ({OURS: ours} if ours else {})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def own_settings(release: CheckpointSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the published layout does not say, where it differs from what such a folder means: the input formatter, a
+    learned temperature.
+    """
+    stride = argument(release.spec, "connector.stride") or 4
+    plain = {name: value for name, value in config.items() if name != OURS}
+    usual = published_spec(folder=release.folder, config=plain, sizes=sam_sizes(release.spec), stride=stride)[
+        "init_args"
+    ]["formatter"]
+    formatter = argument(release.spec, "formatter") or {
+        "class_path": "virtue_pl.preprocessing.VirtueFormatter",
+        "init_args": {},
+    }
+    found: dict[str, Any] = {} if formatter == usual else {"formatter": formatter}
+    temperature = release.tensors["loss.log_temperature"]
+    return (
+        found if torch.equal(temperature, log_temperature(plain)) else found | {"log_temperature": temperature.item()}
+    )
+
+
+def sam_sizes(spec: Mapping[str, Any]) -> dict[str, Any]:
+    stated = argument(spec, "segmentation.backbone").get("init_args") or {}
+    return {name: stated.get(name, usual) for name, usual in BASE_PLUS.items()}
+
+
+def write_sam_sizes(release: CheckpointSpec, path: Path) -> None:
+    """SAM's sizes, in the field names of a SAM 2.1 configuration file."""
+    sizes = sam_sizes(release.spec)
+    trunk = {theirs: list_or_number(sizes[ours]) for theirs, ours in TRUNK_FIELDS.items()}
+    neck = {
+        "d_model": sizes["embed_dim"],
+        "backbone_channel_list": [sizes["width"] * 2**stage for stage in (3, 2, 1, 0)],
+        "fpn_top_down_levels": [2, 3],
+    }
+    model = {"image_encoder": {"trunk": trunk, "neck": neck}, "image_size": sizes["image_size"]}
+    path.write_text(yaml.safe_dump({"model": model}, sort_keys=False), encoding="utf-8")
+
+
+def list_or_number(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,38 @@
+"""`virtue-pl ablations`: a study from its plan."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Does what is left of the plan, and prints the tables."""
+    arguments = _parser().parse_args(argv)
+    # threads that spin while they wait make everything crawl beside another program
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from rich.console import Console
+
+    from virtue_pl.cli import lightning
+    from virtue_pl.pipelines.ablations import AblationPlan, Ablations
+
+    Ablations(AblationPlan.read(arguments.plan), arguments.out, lightning.main, Console())(arguments.variants)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="virtue-pl ablations",
+        description=(
+            "Trains and tests the variants of a study, on what the quickstart left, and writes tables with intervals,"
+            " paired differences and plots."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--plan", default="configs/studies/ablations.yaml", help="variants, seeds, rows of the tables")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="runs, report and plots")
+    parser.add_argument(
+        "--variants", nargs="+", metavar="VARIANT", default=[], help="do and report only these, instead of all"
+    )
+    return parser

@@ -1,0 +1,54 @@
+"""`virtue-pl check`: everything that `fit` would need is built, nothing is trained, and what would happen is
+printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def main(argv: list[str]) -> int:
+    """`argv` as for fit. Returns 1 with a line for what is missing; what cannot be built or found raises VirtueError.
+
+    A model whose sizes are stated (`shared.vlm_sizes`) is built by them, without its weights; then its data, too, may
+    be elsewhere.
+    """
+    # for --help alone: the options are those of fit, which the parser of fit reads below
+    _parser().parse_known_args(argv)
+    from rich.console import Console
+
+    from virtue_pl.cli.described import DescribedCLI
+    from virtue_pl.cli.lightning import one_line_errors
+    from virtue_pl.cli.run_summary import adapter_tables, facts_table, parts_table, run_facts, show_data, show_described
+
+    with one_line_errors("check"):
+        cli = DescribedCLI("fit", argv, program="virtue-pl check")
+        console = Console()
+        console.print(parts_table(cli.model))
+        for table in adapter_tables(cli.model):
+            console.print(table)
+        show = show_described if cli.is_described else show_data
+        problem = show(console, cli.trainer, cli.model, cli.datamodule)
+        if cli.unread:
+            console.print(facts_table("not read: the model is built on the meta device", cli.unread.items()))
+        console.print(facts_table("run", run_facts(cli.trainer, cli.config)))
+    if problem:
+        print(f"virtue-pl: check: {problem}", file=sys.stderr)
+    return 1 if problem else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog="virtue-pl check",
+        usage="virtue-pl check [-h] -c FILE [-c FILE ...] [--NAME VALUE ...]",
+        description=(
+            "Builds everything that `virtue-pl fit` would need, trains nothing, writes nothing, and prints what would"
+            " happen: parameters, data, steps, checkpoints."
+        ),
+        epilog=(
+            "Takes what fit takes: -c/--config FILE, of which several are laid over each other, and dotted overrides,"
+            " as --trainer.max_steps 100 or --shared.NAME VALUE. `virtue-pl fit --help` lists them."
+        ),
+        allow_abbrev=False,
+    )

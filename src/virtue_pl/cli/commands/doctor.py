@@ -1,0 +1,141 @@
+"""`virtue-pl doctor`: what is wrong with shards or official folders, before a training finds out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from virtue_pl.cli.commands.shards import positive, show_progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from virtue_pl.data.doctor.checks import Checkup
+
+
+def main(argv: list[str]) -> int:
+    """Returns 1 where errors were found (with --strict also warnings), else 0."""
+    arguments = parser().parse_args(argv)
+    from rich.console import Console
+
+    from virtue_pl.data.conversion.source_file import silent
+    from virtue_pl.data.doctor.checks import count_words
+    from virtue_pl.data.doctor.contact_sheet import ContactSheet
+    from virtue_pl.data.doctor.examine import as_json, errors, examine
+    from virtue_pl.data.io.atomic import write_json
+
+    sheet = ContactSheet()
+    count = tokenizer(arguments.tokenizer) if arguments.tokenizer else count_words
+    options = {"max_pixels": arguments.max_pixels, "count_tokens": count, "show": sheet.show}
+    progress = silent if arguments.json == "-" else show_progress
+    checkups = examine(
+        [Path(path) for path in arguments.paths], arguments.train_split, progress, arguments.workers, **options
+    )
+    if arguments.json == "-":
+        print(json.dumps(as_json(checkups), indent=1, ensure_ascii=False))
+    elif arguments.json:
+        write_json(Path(arguments.json), as_json(checkups))
+    if arguments.sheet:
+        sheet.save(Path(arguments.sheet))
+    console = Console(stderr=arguments.json == "-")
+    console.print(problems_table(checkups))
+    console.print(histograms_table(checkups))
+    found = sum(len(checkup.findings) for checkup in checkups)
+    print(f"{errors(checkups)} errors, {found - errors(checkups)} warnings in {len(checkups)} folders", file=sys.stderr)
+    return int((found if arguments.strict else errors(checkups)) > 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    about = (
+        "Look at every image and row of shards or official folders, and say what is wrong. Exit code 1 if there are"
+        " errors."
+    )
+    found = argparse.ArgumentParser(prog="virtue-pl doctor", description=about, allow_abbrev=False)
+    found.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="folder of shards, of several such folders, or of an official layout; leaks are sought among all",
+    )
+    found.add_argument("--json", metavar="FILE", help="write the findings there; - for standard output")
+    found.add_argument("--sheet", metavar="PNG", help="write a contact sheet of the worst")
+    found.add_argument("--strict", action="store_true", help="warnings count as errors")
+    found.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="a Hugging Face tokenizer to measure texts with (default: words and marks are counted)",
+    )
+    found.add_argument(
+        "--train-split", default="original", help="of MMEB-train: original (default) or diverse_instruction"
+    )
+    found.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        help="processes that decode images, whose number changes nothing else (default 1)",
+    )
+    found.add_argument(
+        "--max-pixels", type=int, default=25_000_000, help="larger images are errors (default 25,000,000)"
+    )
+    return found
+
+
+def tokenizer(folder: str) -> Callable[[str], int]:
+    from transformers import AutoTokenizer
+
+    from virtue_pl.types import VirtueError
+
+    if not Path(folder).is_dir():
+        raise VirtueError(f"--tokenizer {folder}: there is no such folder")
+    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return lambda text: len(loaded(text, add_special_tokens=False)["input_ids"])
+
+
+def problems_table(checkups: Sequence[Checkup]) -> Table:
+    """A line for every kind of problem of a folder, with the first of them."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    table = Table(
+        "folder",
+        Column("rows", justify="right"),
+        "problem",
+        Column("count", justify="right"),
+        Column("first", overflow="fold"),
+        title="problems",
+    )
+    for checkup in checkups:
+        kinds = list(dict.fromkeys(finding.kind for finding in checkup.findings))
+        for kind in kinds:
+            found = [finding for finding in checkup.findings if finding.kind == kind]
+            style = "yellow" if found[0].is_warning else "red"
+            first = escape(" ".join(filter(None, (found[0].key, found[0].image, found[0].detail))))
+            table.add_row(
+                escape(checkup.name), f"{checkup.rows:,}", f"[{style}]{escape(kind)}[/]", f"{len(found):,}", first
+            )
+        if not kinds:
+            table.add_row(escape(checkup.name), f"{checkup.rows:,}", "[green]none[/]", "0", "")
+    return table
+
+
+def histograms_table(checkups: Sequence[Checkup]) -> Table:
+    """How many images have a shorter side, and texts a number of tokens, of 2^n to 2^(n+1) - 1."""
+    from collections import Counter
+
+    from rich.table import Column, Table
+
+    sizes: Counter[int] = sum((checkup.sizes for checkup in checkups), Counter())
+    lengths: Counter[int] = sum((checkup.lengths for checkup in checkups), Counter())
+    table = Table(
+        *(Column(name, justify="right") for name in ("from", "images by shorter side", "texts by tokens")),
+        title="sizes",
+    )
+    for start in sorted({*sizes, *lengths}):
+        table.add_row(
+            f"{start:,}", f"{sizes[start]:,}" if sizes[start] else "", f"{lengths[start]:,}" if lengths[start] else ""
+        )
+    return table

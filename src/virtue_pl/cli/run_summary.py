@@ -1,0 +1,210 @@
+"""What `check` tells of a run: its parts and adapters, its data, how far training on it goes, and where checkpoints
+lie.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.table import Column, Table
+from torch import nn
+
+from virtue_pl.adapters.lora import adapted
+from virtue_pl.engine.gradient_cache import FullBatch
+from virtue_pl.types import VirtueError
+
+
+class Plan(NamedTuple):
+    """How long a run is. `batches` are one rank's; `steps` counts optimizer steps and is None where the run has
+    no end.
+    """
+
+    batches: int
+    samples_per_epoch: int
+    steps: int | None
+
+
+def show_data(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:
+    """Prints what the data module finds and how long training on it would take. Returns what is missing."""
+    if data is None:
+        return "data: none is configured, so there is nothing to train on"
+    data.trainer = trainer  # as `fit` does first: ranks and epochs come from it
+    data.setup("fit")
+    console.print(sources_table(data.describe()))
+    plan = plan_run(trainer, len(data.train_dataloader()), data.batch_size)
+    console.print(facts_table("training", training_facts(trainer, model, plan, data.batch_size)))
+    return (
+        "data: the training data is smaller than one batch; change data.init_args.batch_size"
+        if plan.batches == 0
+        else None
+    )
+
+
+def show_described(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:
+    """As `show_data`, for data that is not connected to a model and need not be there. What is not there is told, and
+    is no problem.
+    """
+    try:
+        data.trainer = trainer
+        data.setup("fit")
+        console.print(sources_table(data.describe()))
+        plan = plan_run(trainer, data.steps, data.batch_size)
+        console.print(facts_table("training", training_facts(trainer, model, plan, data.batch_size)))
+    except VirtueError as error:
+        plan = plan_run(trainer, data.steps_per_epoch or 0, data.batch_size)
+        console.print(
+            facts_table("training", [("data", str(error)), *training_facts(trainer, model, plan, data.batch_size)])
+        )
+    return None
+
+
+def plan_run(trainer: Trainer, batches: int, batch_size: int) -> Plan:
+    """How far `batches` batches an epoch, of `batch_size` samples a rank, go under the trainer's limits."""
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    epoch_steps = math.ceil(batches / trainer.accumulate_grad_batches)
+    ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        ends.append(trainer.max_epochs * epoch_steps)
+    return Plan(batches, batches * batch_size * trainer.world_size, min(ends) if ends else None)
+
+
+def training_facts(trainer: Trainer, model: LightningModule, plan: Plan, batch_size: int) -> Iterable[tuple[str, str]]:
+    yield "samples per epoch", f"{plan.samples_per_epoch:,} in {plan.batches:,} batches a rank"
+    yield (
+        "optimizer steps",
+        "without end (max_steps and max_epochs are -1)" if plan.steps is None else f"{plan.steps:,}",
+    )
+    yield "global batch", f"{batch_size * trainer.world_size:,} = {batch_size} x {trainer.world_size} ranks"
+    if trainer.accumulate_grad_batches > 1:
+        yield "accumulation", f"{trainer.accumulate_grad_batches} batches a step; negatives come from one batch only"
+    yield "chunks", (getattr(model, "gradient_cache", None) or FullBatch()).describe(batch_size)
+
+
+def parts_table(model: LightningModule) -> Table:
+    """Trainable and frozen parameters of the root's children, and of the root."""
+    table = Table("part", "class", "trainable", "frozen", title="parts")
+    for name, part in model.named_children():
+        table.add_row(name, type(part).__name__, *counts(part))
+    table.add_section()
+    table.add_row("all", type(model).__name__, *counts(model))
+    return right_aligned(table, 2, 3)
+
+
+def adapter_tables(model: LightningModule) -> Iterable[Table]:
+    """Which modules adapters are around: one row for those of the same name in every layer. Nothing where there are
+    none.
+    """
+    layers: dict[str, list[nn.Module]] = {}
+    for name, module in adapted(model):
+        layers.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(module)
+    if layers:
+        table = Table(Column("modules", overflow="fold"), "adapter", "number", "trainable", title="adapters")
+        for name, modules in layers.items():
+            kind = (
+                "DoRA"
+                if any("lora_magnitude_vector" in parameter for parameter, _ in modules[0].named_parameters())
+                else "LoRA"
+            )
+            table.add_row(
+                name,
+                kind,
+                f"{len(modules):,}",
+                f"{sum(int(counts(module)[0].replace(',', '')) for module in modules):,}",
+            )
+        yield right_aligned(table, 2, 3)
+
+
+def counts(module: nn.Module) -> tuple[str, str]:
+    trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return f"{trainable:,}", f"{sum(parameter.numel() for parameter in module.parameters()) - trainable:,}"
+
+
+def run_facts(trainer: Trainer, config: Any) -> Iterable[tuple[str, str]]:
+    yield (
+        "devices",
+        (
+            f"{trainer.world_size} x {type(trainer.accelerator).__name__}, {type(trainer.strategy).__name__}, precision"
+            f" {trainer.precision}"
+        ),
+    )
+    yield "folder", str(trainer.default_root_dir)
+    for logger in trainer.loggers:
+        yield (
+            "logger",
+            f"{type(logger).__name__} in {logger.log_dir if logger.log_dir is not None else logger.save_dir}",
+        )
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            yield "checkpoints", describe_checkpoints(callback)
+    yield "starts from", str(config.get("ckpt_path") or "the beginning")
+    yield "seed", str(config.get("seed_everything"))
+
+
+def describe_checkpoints(callback: ModelCheckpoint) -> str:
+    kept = "the last" if callback.monitor is None else f"the best {callback.save_top_k} by {callback.monitor}"
+    goes_on = (
+        "--ckpt_path last goes on from there"
+        if callback.save_last
+        else "no last one (save_last), so a stopped run cannot go on"
+    )
+    return f"{callback.dirpath or 'in the logger folder'}; {kept}; {goes_on}"
+
+
+def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> Table:
+    table = Table(title=title, show_header=False)
+    for name, value in facts:
+        table.add_row(name, value)
+    return table
+
+
+SIDE_BY_SIDE = 5
+"""As many sources stand in columns, with all that is known of each; more of them stand in rows, with what can be
+counted.
+"""
+
+
+def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
+    """What `describe()` says of few sources: one column a source, headed by its first entry; one row an entry."""
+    if len(sources) > SIDE_BY_SIDE:
+        return counts_table(sources)
+    names = list(dict.fromkeys(name for source in sources for name in source))
+    table = Table(names[0], *(cell(source[names[0]]) for source in sources), title="data")
+    for name in names[1:]:
+        table.add_row(name.replace("_", " "), *(cell(source.get(name)) for source in sources))
+    return right_aligned(table, *range(1, len(sources) + 1))
+
+
+def counts_table(sources: Sequence[Mapping[str, Any]]) -> Table:
+    """What `describe()` says of many sources: one row a source, its first entry and its numbers."""
+    first = next(iter(sources[0]))
+    numbers = list(
+        dict.fromkeys(name for source in sources for name, value in source.items() if isinstance(value, int | float))
+    )
+    table = Table(Column(first, overflow="fold"), *(name.replace("_", " ") for name in numbers), title="data")
+    for source in sources:
+        table.add_row(str(source[first]), *(cell(source.get(name)) for name in numbers))
+    return right_aligned(table, *range(1, len(numbers) + 1))
+
+
+def cell(value: Any) -> str:
+    """A number with its thousands apart; a checksum or a long text by its beginning; a path whole."""
+    if value is None:
+        return ""
+    text = f"{value:,}" if isinstance(value, int | float) else str(value)
+    if " " in text:
+        return text if len(text) <= 40 else f"{text[:37]}..."
+    return text if len(text) < 64 or "/" in text else f"{text[:12]}..."
+
+
+def right_aligned(table: Table, *columns: int) -> Table:
+    for number in columns:
+        table.columns[number].justify = "right"
+        table.columns[number].overflow = "fold"
+    return table

@@ -1,0 +1,13 @@
+from .datamodules.benchmark import BenchmarkDataModule as BenchmarkDataModule
+from .datamodules.embeddings import EmbeddingDataModule as EmbeddingDataModule
+from .datamodules.evaluation import EvaluationDataModule as EvaluationDataModule
+from .datamodules.mixture import MixedDataModule as MixedDataModule
+from .datamodules.mmeb import MMEBDataModule as MMEBDataModule
+from .datamodules.pairs import PairDataModule as PairDataModule
+from .datamodules.scar import PublishedSCaRDataModule as PublishedSCaRDataModule
+from .datamodules.scar import SCaRDataModule as SCaRDataModule
+from .datamodules.shards import ShardDataModule as ShardDataModule
+from .eval_sets.options import EvaluationDataOptions as EvaluationDataOptions
+from .io.cache import CacheOptions as CacheOptions
+from .streaming.options import ReaderOptions as ReaderOptions
+from .streaming.options import SamplingOptions as SamplingOptions

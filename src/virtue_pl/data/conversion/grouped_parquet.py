@@ -1,0 +1,86 @@
+"""Rows of a parquet file grouped by a key, the groups in seeded random order, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from virtue_pl.types import VirtueError
+
+Group = list[tuple[int, dict[str, Any]]]
+
+
+def column_names(path: Path) -> list[str]:
+    """Raises VirtueError where the file is no parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        raise VirtueError(f"{path} is no parquet file: {error}") from error
+
+
+def num_rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(path).num_rows)
+
+
+def grouped_rows(
+    path: Path,
+    columns: Sequence[str],
+    by: Sequence[str],
+    seed: int,
+    rows_per_pass: int = 50_000,
+    key: Callable[..., str] = str,
+) -> Iterator[Group]:
+    """Lists of (row number, row) that share the `key` of their values in the columns `by`, which are among `columns`.
+
+    Groups are ordered by a seeded hash of that key. Only the hashes (8 bytes a row) and about `rows_per_pass` rows
+    are held at a time: the file is read through once for each such part of the order.
+    """
+    hashes = _hashes(path, by, seed, key)
+    limits = [*np.unique(np.sort(hashes)[::rows_per_pass]).tolist(), 2**64]
+    for low, end in pairwise(limits):
+        found = _rows_between(path, columns, hashes, low, end)
+        keyed = sorted(
+            ((digest, key(*(row[name] for name in by)), number, row) for digest, number, row in found),
+            key=lambda item: item[:3],
+        )
+        for _, group in groupby(keyed, key=lambda item: item[:2]):
+            yield [(number, row) for _, _, number, row in group]
+
+
+def _hashes(path: Path, by: Sequence[str], seed: int, key: Callable[..., str]) -> np.ndarray:
+    import pyarrow.parquet as pq
+
+    salt = str(seed).encode()[:64]
+    parts = [np.zeros(0, dtype=np.uint64)]
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=list(by)):
+            values = zip(*(batch.column(name).to_pylist() for name in by), strict=True)
+            digests = (hashlib.blake2b(key(*row).encode(), digest_size=8, key=salt).digest() for row in values)
+            parts.append(np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64))
+    return np.concatenate(parts)
+
+
+def _rows_between(
+    path: Path, columns: Sequence[str], hashes: np.ndarray, low: int, end: int
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    start = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=8192, columns=list(columns)):
+            part = hashes[start : start + len(batch)]
+            chosen = np.flatnonzero((part >= np.uint64(low)) & (part <= np.uint64(end - 1)))
+            for index, row in zip(chosen.tolist(), batch.take(pa.array(chosen)).to_pylist(), strict=True):
+                yield int(part[index]), start + index, row
+            start += len(batch)

@@ -1,0 +1,1 @@
+"""LightningDataModules: what YAML names under `data:`."""

@@ -1,0 +1,185 @@
+"""The data of an evaluation: any sets of MMEB and SCaR, from shards or official folders, as distinct inputs to
+embed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from virtue_pl.data.eval_sets.files import asked_for, find_set, missing_sets
+from virtue_pl.data.eval_sets.images import ImageLibrary
+from virtue_pl.data.eval_sets.options import EvaluationDataOptions
+from virtue_pl.data.eval_sets.plan import EvaluationPlan, make_plan
+from virtue_pl.data.eval_sets.rows import RowReader
+from virtue_pl.data.eval_sets.shards import shard_rows
+from virtue_pl.data.streaming.options import check_counts
+from virtue_pl.data.streaming.pipeline import ReaderInfo
+from virtue_pl.preprocessing.images import MAX_PIXELS
+from virtue_pl.types import DataError, EvaluationRow, InputBatch, InputCollator, SetDescription, VirtueError
+
+
+class EvaluationDataModule(LightningDataModule):
+    """Evaluation sets by name. Whatever occurs twice, in a set or in several, is embedded once.
+
+    Args:
+        root: a folder of folders of shards, or an official one: parquet files in it, in `data/`, `instruct/SET` or
+            `v1/SET`, images in `images/`.
+        sets: "scar", "mmeb", "scar_mini", "mmeb_mini" or names of their sets.
+        options: which rows are read, and how.
+        max_pixels: larger images are refused.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        sets: list[str],
+        options: EvaluationDataOptions = EvaluationDataOptions(),  # noqa: B008  # frozen
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__()
+        check_counts({"limit": options.limit, "batch_size": options.batch_size, "max_pixels": max_pixels})
+        check_counts({"resize_to_square": options.resize_to_square})
+        check_counts({"num_workers": options.num_workers}, minimum=0)
+        self.root = Path(root)
+        self.sets = list(sets)
+        self.options = options
+        self.library = ImageLibrary(options.resize_to_square, max_pixels)
+        self._collator: InputCollator | None = None
+
+    def connect(self, collator: InputCollator) -> None:
+        """Takes what data must learn from the model."""
+        self._collator = collator
+
+    @cached_property
+    def plan(self) -> EvaluationPlan:
+        """Every set's rows and the distinct inputs among them. Raises VirtueError for missing files and for a row that
+        cannot be ranked.
+        """
+        query = self._connected().query
+        found, missing = self.read_sets()
+        return make_plan(found, query, self.library.sizes, missing, self.options.batch_size)
+
+    def _connected(self) -> InputCollator:
+        if self._collator is None:
+            raise VirtueError(
+                "EvaluationDataModule is not connected to a model: call connect(model.collator) before asking it for"
+                " batches"
+            )
+        return self._collator
+
+    def read_sets(self) -> tuple[dict[SetDescription, list[EvaluationRow]], dict[str, str]]:
+        """The rows of every set that is there, and why others are not."""
+        if not self.root.is_dir():
+            raise VirtueError(f"--data {self.root}: there is no such folder")
+        options, images = self.options, [Path(folder) for folder in self.options.images]
+        files = {about: find_set(self.root, about, options.form, images) for about in asked_for(self.sets)}
+        missing = {about.name: "no files" for about, place in files.items() if place is None}
+        if len(missing) == len(files) or (missing and not options.allow_missing):
+            hint = "" if len(missing) == len(files) else "; give --allow-missing to evaluate the others"
+            raise VirtueError(missing_sets(self.root, missing) + hint)
+        reader = RowReader(self.library)
+        found = {}
+        for about, place in files.items():
+            if place is None:
+                continue
+            try:
+                rows = (
+                    list(reader.read(place, options.limit))
+                    if place.shards is None
+                    else shard_rows(place, reader, options.limit)
+                )
+            except DataError as error:
+                if not (options.allow_missing and error.problem.startswith("missing image")):
+                    raise
+                missing[about.name] = str(error)
+                continue
+            if not rows:
+                raise VirtueError(f"{about.name} has no rows, expected queries to rank")
+            found[about] = rows
+        return found, missing
+
+    def test_dataloader(self) -> PlannedLoader:
+        trainer = self.trainer
+        reader = ReaderInfo() if trainer is None else ReaderInfo(trainer.global_rank, trainer.world_size)
+        return PlannedLoader(
+            PlannedBatches(self.plan, self.library, self._connected(), reader), self.options.num_workers
+        )
+
+    def fingerprint(self) -> str:
+        return self.plan.fingerprint()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What would be read, one entry a set."""
+        found, missing = self.read_sets()
+        there = [
+            {"split": f"test/{about.name}", "path": str(self.root), "rows": len(rows), "task": about.meta_task}
+            for about, rows in found.items()
+        ]
+        return [
+            *there,
+            *(
+                {"split": f"test/{name}", "path": str(self.root), "rows": 0, "task": reason}
+                for name, reason in missing.items()
+            ),
+        ]
+
+
+class PlannedBatches(IterableDataset[InputBatch]):
+    """This process's batches of a plan: every `world_size`-th, and as many as any process has, so that none waits for
+    another; the last may be empty.
+
+    What is embedded already is left out of its batch.
+    """
+
+    def __init__(
+        self, plan: EvaluationPlan, library: ImageLibrary, collator: InputCollator, reader: ReaderInfo
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        self.library = library
+        self.collator = collator
+        mine = plan.batches[reader.rank :: reader.world_size]
+        most = max(1, -(-len(plan.batches) // reader.world_size))
+        self.batches: Sequence[tuple[int, ...]] = [*mine, *[()] * (most - len(mine))]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[InputBatch]:
+        info = get_worker_info()
+        for numbers in self.batches if info is None else self.batches[info.id :: info.num_workers]:
+            yield self.batch(numbers)
+
+    def batch(self, numbers: Sequence[int]) -> InputBatch:
+        unknown = set(self.collator.unknown([self.plan.keys[number] for number in numbers]))
+        numbers = [number for number in numbers if self.plan.keys[number] in unknown]
+        if not numbers:
+            return InputBatch((), (), None)
+        wanted = [self.plan.inputs[number] for number in numbers]
+        pixels = {key: self.library.pixels(key) for item in wanted for key in item.image_keys}
+        shown = [replace(item, images=tuple(pixels[key] for key in item.image_keys)) for item in wanted]
+        keys = tuple(self.plan.keys[number] for number in numbers)
+        return InputBatch(
+            keys, tuple(self.plan.sources[number] for number in numbers), self.collator.encoder_batch(shown)
+        )
+
+
+class PlannedLoader:
+    """What the trainer iterates; it has a length, and no sampler that a trainer would replace."""
+
+    def __init__(self, batches: PlannedBatches, num_workers: int) -> None:
+        self.batches = batches
+        self.num_workers = num_workers
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[InputBatch]:
+        return iter(DataLoader(self.batches, batch_size=None, num_workers=self.num_workers))

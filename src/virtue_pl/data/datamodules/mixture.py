@@ -1,0 +1,261 @@
+"""Several datasets as one: batches made of blocks, each from one dataset, and evaluation of all."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from virtue_pl.data.datamodules.base import StreamingDataModule
+from virtue_pl.data.datamodules.shards import ShardDataModule, describe_folder
+from virtue_pl.data.shards.manifest import ShardFolder
+from virtue_pl.data.streaming.loader import BatchStream, StreamLoader, collate_batches
+from virtue_pl.data.streaming.options import ReaderOptions, check_counts
+from virtue_pl.data.streaming.pipeline import (
+    ReaderInfo,
+    SkipLog,
+    TrainingSource,
+    derive_seed,
+    distinct_batches,
+    training_samples,
+)
+from virtue_pl.types import Collator, Sample, VirtueError
+
+
+class MixedDataModule(StreamingDataModule):
+    """Trains on several datasets at once, as the paper does on MMEB and SCaR, and evaluates on all of them.
+
+    A training batch is made of blocks of samples of one dataset, so that a query's negatives in the batch are mostly of
+    its own kind.
+    Which dataset a block is of is drawn by weight, alike on every rank. A part's own `batch_size`,
+    `sampling.steps_per_epoch` and `reader` count only where it is used alone, but for the images' sizes in `reader`.
+
+    Args:
+        parts: the datasets by name, each as it would be alone; one without `train` is only evaluated.
+        weights: how often blocks of a part are drawn, relative to each other; default alike, 0 leaves a part out.
+        batch_size: training samples a step and rank.
+        block_size: samples of a block, which divides `batch_size` (the paper: 64 of 1024).
+        steps_per_epoch: default as many as go into the rows of all trained parts once.
+        features, predict, eval_batch_size: of every part, where they are given here.
+        reader: how records are read; the images' sizes are each part's own.
+
+    Example:
+        >>> from virtue_pl.data.datamodules.scar import SCaRDataModule
+        >>> parts = {"scar": SCaRDataModule("shards/SCAR_mini"), "more": SCaRDataModule("shards/SCAR_more")}
+        >>> MixedDataModule(parts, {"scar": 3.0, "more": 1.0}, batch_size=64, block_size=16).weights
+        {'scar': 3.0, 'more': 1.0}
+    """
+
+    def __init__(
+        self,
+        parts: dict[str, ShardDataModule],
+        weights: dict[str, float] | None = None,
+        batch_size: int = 32,
+        block_size: int = 8,
+        steps_per_epoch: int | None = None,
+        features: str | None = None,
+        predict: Literal["pairs", "images"] | None = None,
+        eval_batch_size: int | None = None,
+        reader: ReaderOptions = ReaderOptions(),
+    ) -> None:
+        super().__init__(batch_size, reader)
+        check_counts({"block_size": block_size, "steps_per_epoch": steps_per_epoch, "eval_batch_size": eval_batch_size})
+        if batch_size % block_size:
+            raise VirtueError(f"batch_size is {batch_size}, expected a multiple of block_size = {block_size}")
+        self.parts = dict(parts)
+        self.weights = weights_of(self.parts, weights)
+        self.block_size = block_size
+        self.steps_per_epoch = steps_per_epoch
+        self.predict = predict or "pairs"
+        for part in self.parts.values():
+            part.features = features or part.features
+            part.predict = predict or part.predict
+            part.eval_batch_size = eval_batch_size or part.eval_batch_size
+
+    def connect(self, collator: Collator) -> None:
+        super().connect(collator)
+        for part in self.parts.values():
+            part.connect(collator)
+
+    @property
+    def steps(self) -> int:
+        """Training steps of an epoch, on every rank. Raises VirtueError where the rows make no batch."""
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch
+        rows = sum(self.parts[name].train_folder.manifest.rows for name in self.weights)
+        needed = self.batch_size * self.world_size
+        if rows < needed:
+            few = (
+                f"the {rows} rows of {', '.join(self.weights)} are fewer than one batch of {needed} (over"
+                f" {self.world_size} ranks)"
+            )
+            raise VirtueError(f"{few}: lower batch_size")
+        return rows // needed
+
+    def train_dataloader(self) -> StreamLoader:
+        if not self.weights:
+            raise VirtueError("no part has training shards and a weight above 0: set `train` of some of the parts")
+        seed = self.reader.seed
+        trained = {name: part for name, part in self._placed().items() if name in self.weights}
+        sources = {name: part.training_source(derive_seed(seed, name)) for name, part in trained.items()}
+        stream = MixedStream(
+            sources,
+            self.weights,
+            self._connected().collate_train,
+            blocks=self.batch_size // self.block_size,
+            block_size=self.block_size,
+            steps=self.steps,
+            seed=seed,
+            reader=self.reader_info(),
+        )
+        return self._loader(stream)
+
+    def val_dataloader(self) -> StreamLoader | list[Any]:
+        loaders = [part.val_dataloader() for part in self._placed().values() if part.val]
+        return self._joined(loaders) if loaders else []
+
+    def test_dataloader(self) -> StreamLoader:
+        if not any(part.test for part in self.parts.values()):
+            raise VirtueError("no part has `test`: give some of them folders of evaluation shards by name")
+        return self._joined([part.test_dataloader() for part in self._placed().values() if part.test])
+
+    def predict_dataloader(self) -> StreamLoader:
+        """The training samples of one epoch, or every image of every part, for what is stored of them (`predict`)."""
+        if self.predict == "pairs":
+            return self.train_dataloader()
+        return self._joined([part.predict_dataloader() for part in self._placed().values()])
+
+    def fingerprint(self) -> str:
+        """Changes where any byte of any shard does."""
+        return hashlib.sha256(
+            "".join(f"{name}={part.fingerprint()}\n" for name, part in self.parts.items()).encode()
+        ).hexdigest()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """As a part's, one entry a folder of a part; the samples of an epoch are those that its weight promises."""
+        return [
+            {"split": f"{name}/{split}", "path": str(folder.path), **self._describe(name, split, folder)}
+            for name, part in self.parts.items()
+            for split, folder in part.folders().items()
+        ]
+
+    def _describe(self, name: str, split: str, folder: ShardFolder) -> dict[str, Any]:
+        rows = folder.manifest.rows
+        if split != "train":
+            return describe_folder(folder, rows, -(-rows // (self.parts[name].eval_batch_size * self.world_size)))
+        share = self.weights.get(name, 0.0) / sum(self.weights.values()) if self.weights else 0.0
+        samples = round(share * self.steps * self.batch_size * self.world_size)
+        return {**describe_folder(folder, samples, self.steps), "weight": round(share, 3)}
+
+    def _placed(self) -> dict[str, ShardDataModule]:
+        """The parts, which know this module's trainer from then on."""
+        for part in self.parts.values():
+            part.trainer = self.trainer
+        return self.parts
+
+    def _joined(self, loaders: Sequence[Any]) -> StreamLoader:
+        return self._loader(JoinedStream([loader.stream for loader in loaders], self.reader_info()))
+
+
+def weights_of(parts: Mapping[str, ShardDataModule], weights: Mapping[str, float] | None) -> dict[str, float]:
+    """The weight of every part that is trained on. Raises VirtueError for a name that is no part's, and for weights
+    that cannot be.
+    """
+    trained = [name for name, part in parts.items() if part.train is not None]
+    if weights is None:
+        return dict.fromkeys(trained, 1.0)
+    for name, weight in weights.items():
+        if name not in trained:
+            raise VirtueError(
+                f"weights: {name!r} is no part with training shards, expected some of {', '.join(trained)}"
+            )
+        if not 0 <= weight < float("inf"):
+            raise VirtueError(f"weights: {name} has {weight}, expected 0 or more")
+    missing = [name for name in trained if name not in weights]
+    if missing:
+        raise VirtueError(
+            f"weights: {', '.join(missing)} have none: give one to every part with training shards, 0 to leave it out"
+        )
+    return {name: weights[name] for name in trained if weights[name]}
+
+
+class MixedStream(BatchStream):
+    """`steps` training batches a rank and epoch, each of `blocks` blocks.
+
+    Which datasets a step's blocks are of depends on seed, epoch and step alone: every rank has as many hard negatives.
+    No sample is twice in a batch.
+
+    Args:
+        sources: each dataset, with a seed of its own.
+        seed: of which datasets a step's blocks are of.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, TrainingSource],
+        weights: Mapping[str, float],
+        collate: Callable[[Sequence[Sample]], Any],
+        *,
+        blocks: int,
+        block_size: int,
+        steps: int,
+        seed: int,
+        reader: ReaderInfo,
+    ) -> None:
+        super().__init__(reader)
+        self.sources = dict(sources)
+        self.weights = dict(weights)
+        self.collate = collate
+        self.blocks = blocks
+        self.block_size = block_size
+        self.steps = steps
+        self.seed = seed
+
+    @property
+    def num_batches(self) -> int:
+        return self.steps
+
+    def sizes(self, epoch: int, step: int) -> dict[str, int]:
+        """How many samples of each dataset are in a batch, in its order."""
+        generator = random.Random(derive_seed(self.seed, epoch, step))
+        drawn = Counter(generator.choices(list(self.weights), list(self.weights.values()), k=self.blocks))
+        return {name: drawn[name] * self.block_size for name in self.weights if drawn[name]}
+
+    def samples(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
+        """This worker's batches of samples, before they are collated."""
+        batches = {name: self._batches_of(name, reader, epoch, log) for name in self.sources}
+        for step in range(reader.worker, self.steps, reader.num_workers):
+            yield [sample for name in self.sizes(epoch, step) for sample in next(batches[name])]
+
+    def _batches_of(self, name: str, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
+        source = self.sources[name]
+        stream = training_samples(source, log, reader, epoch)
+        found = (self.sizes(epoch, step) for step in range(reader.worker, self.steps, reader.num_workers))
+        return distinct_batches(
+            stream, (sizes[name] for sizes in found if name in sizes), patience=20 * source.folder.manifest.rows
+        )
+
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        return collate_batches(self.samples(reader, epoch, log), self.collate, self.seed, epoch, reader)
+
+
+class JoinedStream(BatchStream):
+    """The batches of several streams, one after the other, dealt to data workers in one turn."""
+
+    def __init__(self, streams: Sequence[BatchStream], reader: ReaderInfo) -> None:
+        super().__init__(reader)
+        self.streams = tuple(streams)
+
+    @property
+    def num_batches(self) -> int:
+        return sum(stream.num_batches for stream in self.streams)
+
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        offset = 0
+        for stream in self.streams:
+            worker = (reader.worker - offset) % reader.num_workers
+            yield from stream.batches(replace(reader, worker=worker), epoch, log)
+            offset += stream.num_batches

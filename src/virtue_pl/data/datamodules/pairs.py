@@ -1,0 +1,23 @@
+"""People's own pairs, as the shards hold them, to samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from virtue_pl.data.datamodules.mmeb import MMEBDataModule
+from virtue_pl.data.shards.records import RecordImage, Row, read_region
+from virtue_pl.types import RankingSample, Sample
+
+
+class PairDataModule(MMEBDataModule):
+    """Pairs and rankings of texts, images or both (`virtue-pl shards pairs`); a query may mean a region of its
+    image.
+    """
+
+    @staticmethod
+    def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
+        sample = MMEBDataModule.to_sample(row, images)
+        if row.fields.get("box") is None:
+            return sample
+        return replace(sample, region=read_region(row, images[row["query"][1]].size))

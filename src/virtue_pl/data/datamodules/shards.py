@@ -1,0 +1,273 @@
+"""The DataModule over folders of shards; a dataset adds one method, `to_sample`."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from virtue_pl.data.datamodules.base import StreamingDataModule
+from virtue_pl.data.io.cache import CacheOptions
+from virtue_pl.data.shards.manifest import ShardFolder
+from virtue_pl.data.shards.records import RecordImage, Row
+from virtue_pl.data.streaming.image_stream import ImageStream
+from virtue_pl.data.streaming.loader import RankingStream, StreamLoader, TrainingStream
+from virtue_pl.data.streaming.options import ReaderOptions, SamplingOptions, check_counts
+from virtue_pl.data.streaming.pipeline import TrainingSource
+from virtue_pl.features.store import INDEX, FeatureIndex, StoredFeatures
+from virtue_pl.types import Collator, RankingSample, Sample, VirtueError
+
+
+class ShardDataModule(StreamingDataModule, ABC):
+    """Streams samples from folders of shards, as `virtue-pl shards` writes them.
+
+    Training is a seeded stream with equally many steps on every rank, no sample twice in a batch. Evaluation takes
+    every sample exactly once, all folders in one loader; `RankingSample.task` is "TASK/NAME" by the names given here.
+
+    Args:
+        train: folder of training shards, or its URL (any that fsspec knows); None where nothing is trained.
+        val: folder, or folders by name, to validate on; one without a name is called "val".
+        test: folders by name to test on.
+        batch_size: training samples a step and rank.
+        eval_batch_size: evaluation samples a batch; default `batch_size`.
+        test_rows: of each folder of `test` only its first images, as many as have at most so many rows; default all.
+        features: name of the folder, inside each folder of shards, with what is stored of the images by
+            configs/overlays/features/store_features.yaml: frozen networks then see only images that are new, such as a
+            crop or a
+            mirrored one. With `predict: images`, where it will be.
+        predict: what a prediction is of, "pairs" (the training samples of one epoch) or "images" (each of all folders
+            once,
+            `eval_batch_size` records a batch; of those in `test` the first shards with `test_rows` rows).
+        sampling: how training samples are drawn.
+        reader: how records are read.
+        cache: copies of shards that a URL names.
+
+    Example:
+        >>> from virtue_pl.data.datamodules.scar import SCaRDataModule
+        >>> sampling, reader = SamplingOptions(num_negatives=4), ReaderOptions(num_workers=2)
+        >>> SCaRDataModule("shards/SCAR_mini", val="shards/SCaR_eval_mini_val", sampling=sampling, reader=reader).num_negatives
+        4
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: str | dict[str, str] | None = None,
+        test: dict[str, str] | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        test_rows: int | None = None,
+        features: str | None = None,
+        predict: Literal["pairs", "images"] = "pairs",
+        sampling: SamplingOptions = SamplingOptions(),
+        reader: ReaderOptions = ReaderOptions(),
+        cache: CacheOptions = CacheOptions(),
+    ) -> None:
+        super().__init__(batch_size, reader)
+        check_counts({"eval_batch_size": eval_batch_size, "test_rows": test_rows})
+        self.train = train
+        self.val = {"val": val} if isinstance(val, str) else dict(val or {})
+        self.test = dict(test or {})
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.test_rows = test_rows
+        self.features = features
+        self.predict = predict
+        self.sampling = sampling
+        self.cache = cache
+
+    @property
+    def num_negatives(self) -> int:
+        """Hard negatives of a training sample."""
+        return self.sampling.num_negatives
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Training steps of an epoch as they were asked for; None for as many as go into the rows once."""
+        return self.sampling.steps_per_epoch
+
+    @staticmethod
+    @abstractmethod
+    def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
+        """What one row means in this dataset, beside its record's images. Raises DataError for a row that means
+        nothing.
+        """
+
+    def connect(self, collator: Collator) -> None:
+        """As any. Raises VirtueError for stored features that another network than the model's made."""
+        super().connect(collator)
+        if self.features is not None and self.predict == "pairs":
+            paths = [*([] if self.train is None else [self.train]), *self.val.values(), *self.test.values()]
+            for folder in (Path(path) / self.features for path in paths):
+                if (folder / INDEX).is_file():
+                    FeatureIndex.read(folder).check(folder, collator.fingerprints)
+
+    @cached_property
+    def train_folder(self) -> ShardFolder:
+        if self.train is None:
+            raise VirtueError("train is not set: give the folder of training shards")
+        folder = ShardFolder.open(self.train, "train", self.cache)
+        if folder.manifest.kind != "pairs":
+            raise VirtueError(f"train: {self.train} holds {folder.manifest.kind}, expected pairs (training shards)")
+        if folder.manifest.negatives[0] < self.num_negatives:
+            raise VirtueError(
+                f"num_negatives is {self.num_negatives}, but rows of {self.train} have as few as"
+                f" {folder.manifest.negatives[0]}"
+            )
+        return self._read(folder, None).first(self.sampling.train_rows)
+
+    @cached_property
+    def val_folders(self) -> dict[str, ShardFolder]:
+        folders = _ranking_folders(self.val, "val", self.cache)
+        return {name: self._read(folder, None) for name, folder in folders.items()}
+
+    @cached_property
+    def test_folders(self) -> dict[str, ShardFolder]:
+        folders = _ranking_folders(self.test, "test", self.cache)
+        return {name: self._read(folder, self.test_rows) for name, folder in folders.items()}
+
+    @property
+    def steps(self) -> int:
+        """Training steps of an epoch, on every rank. Raises VirtueError where the rows make no batch."""
+        rows, steps = self.train_folder.manifest.rows, self.sampling.steps_per_epoch
+        needed = self.batch_size * (self.world_size if steps is None else 1)
+        if rows < needed:
+            few = f"{rows} rows in {self.train} are fewer than one batch of {needed} (over {self.world_size} ranks)"
+            raise VirtueError(f"train: {few}: lower batch_size")
+        return rows // needed if steps is None else steps
+
+    def training_source(self, seed: int) -> TrainingSource:
+        """Return what this dataset's training samples come from, drawn with `seed`."""
+        return TrainingSource(self.train_folder, self.to_sample, self.sampling, seed, self.reader.max_pixels)
+
+    def train_dataloader(self) -> StreamLoader:
+        source, collate = self.training_source(self.reader.seed), self._connected().collate_train
+        options: dict[str, Any] = {"batch_size": self.batch_size, "steps": self.steps, "reader": self.reader_info()}
+        return self._loader(TrainingStream(source, collate, **options))
+
+    def val_dataloader(self) -> StreamLoader | list[Any]:
+        return self._ranking_loader(self.val_folders) if self.val else []
+
+    def test_dataloader(self) -> StreamLoader:
+        if not self.test:
+            raise VirtueError("test is not set: give the folders of evaluation shards by name")
+        return self._ranking_loader(self.test_folders, self.test_rows)
+
+    def predict_dataloader(self) -> StreamLoader:
+        """The training samples of one epoch, or every image, for what is stored of them (`predict`)."""
+        if self.predict == "pairs":
+            return self.train_dataloader()
+        collator = self._connected()
+        limits = {f"test/{name}": self.test_rows for name in self.test}
+        folders = {
+            folder.path.resolve(): (folder, limits.get(split)) for split, folder in reversed(self.folders().items())
+        }
+        shards = [
+            (folder, shard) for folder, rows in reversed(folders.values()) for shard in folder.shards_within(rows)
+        ]
+        stream = ImageStream(
+            shards,
+            collator.collate_images,
+            batch_size=self.eval_batch_size,
+            features=self.features,
+            fingerprints=collator.fingerprints,
+            max_pixels=self.reader.max_pixels,
+            reader=self.reader_info(),
+        )
+        return self._loader(stream)
+
+    def fingerprint(self) -> str:
+        """Changes where any byte of any shard does."""
+        folders = self.folders()
+        return hashlib.sha256(
+            "".join(f"{split}={folder.manifest.fingerprint}\n" for split, folder in folders.items()).encode()
+        ).hexdigest()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What would be read, one entry a folder: split, path, task, licence, counts, samples and steps of an epoch,
+        fingerprint.
+        """
+        return [
+            {"split": split, "path": str(folder.path), **self._describe(split, folder)}
+            for split, folder in self.folders().items()
+        ]
+
+    def _read(self, folder: ShardFolder, rows: int | None) -> ShardFolder:
+        """The folder as its images are to be read: at which size, and with what is stored of them
+        (`_with_features`).
+        """
+        side = self.reader.resize_to_square
+        if side is not None and self.features is not None:
+            found = f"resize_to_square is {side}, but features are of images at their own size"
+            raise VirtueError(f"{found}: leave resize_to_square or features out")
+        return replace(self._with_features(folder, rows), resize_to_square=side)
+
+    def _with_features(self, folder: ShardFolder, rows: int | None) -> ShardFolder:
+        """The folder with its stored features, if they are to be read; they must cover the shards with its first `rows`
+        rows.
+        """
+        if self.features is None or self.predict == "images" or self._collator is None:
+            return folder
+        path, manifest = folder.path / self.features, folder.manifest
+        index = FeatureIndex.read(path)
+        streams = index.check(path, self._collator.fingerprints)
+        index.check_shards(path, manifest.fingerprint, [shard.name for shard in folder.shards_within(rows)])
+        return replace(folder, features=StoredFeatures(path, streams))
+
+    def folders(self) -> dict[str, ShardFolder]:
+        """Every folder that is set, by its split: "train", "val/NAME", "test/NAME"."""
+        train = {} if self.train is None else {"train": self.train_folder}
+        return (
+            train
+            | {f"val/{n}": f for n, f in self.val_folders.items()}
+            | {f"test/{n}": f for n, f in self.test_folders.items()}
+        )
+
+    def _describe(self, split: str, folder: ShardFolder) -> dict[str, Any]:
+        if split == "train":
+            return describe_folder(folder, self.steps * self.batch_size * self.world_size, self.steps)
+        rows = folder.manifest.rows
+        return describe_folder(folder, rows, -(-rows // (self.eval_batch_size * self.world_size)))
+
+    def _ranking_loader(self, folders: Mapping[str, ShardFolder], rows: int | None = None) -> StreamLoader:
+        stream = RankingStream(
+            folders,
+            self.to_sample,
+            self._connected().collate_eval,
+            batch_size=self.eval_batch_size,
+            rows=rows,
+            max_pixels=self.reader.max_pixels,
+            reader=self.reader_info(),
+        )
+        return self._loader(stream)
+
+
+def describe_folder(folder: ShardFolder, samples: int, steps: int) -> dict[str, Any]:
+    """What is in a folder, with the samples and steps that an epoch takes from it."""
+    manifest = folder.manifest
+    return {
+        "task": manifest.task,
+        "licence": manifest.licence,
+        "shards": len(manifest.shards),
+        "images": manifest.images,
+        "rows": manifest.rows,
+        "samples_per_epoch": samples,
+        "steps": steps,
+        "skipped_when_written": sum(manifest.skipped.values()),
+        "fingerprint": manifest.fingerprint[:12],
+    }
+
+
+def _ranking_folders(paths: Mapping[str, str], option: str, cache: CacheOptions) -> dict[str, ShardFolder]:
+    folders = {name: ShardFolder.open(path, f"{option}.{name}", cache) for name, path in paths.items()}
+    for name, folder in folders.items():
+        if folder.manifest.kind != "rankings":
+            raise VirtueError(
+                f"{option}.{name}: {folder.path} holds {folder.manifest.kind}, expected rankings (evaluation shards)"
+            )
+        if not folder.manifest.rows:
+            raise VirtueError(f"{option}.{name}: {folder.path} holds no rows")
+    return folders

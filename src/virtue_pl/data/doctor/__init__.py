@@ -1,0 +1,1 @@
+"""Checks of datasets before a training finds out."""

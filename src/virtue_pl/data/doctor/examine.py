@@ -1,0 +1,252 @@
+"""Looks at shards or official folders before a training does, and says what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from virtue_pl.data.conversion import mmeb, pairs, scar
+from virtue_pl.data.conversion.grouped_parquet import Group
+from virtue_pl.data.conversion.source_file import Progress, SourceFile, silent
+from virtue_pl.data.doctor.checks import Box, Checkup, Finding, Shown
+from virtue_pl.data.doctor.image_hashes import look_alike
+from virtue_pl.data.doctor.images import looking
+from virtue_pl.data.io.archives import is_apple_double
+from virtue_pl.data.io.atomic import sha256
+from virtue_pl.data.shards.manifest import MANIFEST, ShardFolder
+from virtue_pl.data.shards.records import read_record
+from virtue_pl.data.streaming.options import BadSampleLimits
+from virtue_pl.data.streaming.pipeline import SkipLog, read_tar
+from virtue_pl.preprocessing.images import decode
+from virtue_pl.types import DataError, VirtueError
+
+_NO_LIMITS = BadSampleLimits(2**62, 2**62)
+IMAGE_COLUMNS = ("qry_image_path", "qry_img_path", "query_image")
+
+
+def examine(
+    paths: Sequence[Path], train_split: str = "original", progress: Progress = silent, workers: int = 1, **options: Any
+) -> list[Checkup]:
+    """A check-up of every folder of shards and every official file below `paths`; leaks between them are findings of
+    the evaluated one.
+
+    Args:
+        train_split: of MMEB-train.
+        workers: processes that decode images; what is found is the same for any number.
+        options: of every `Checkup`: max_pixels, count_tokens, show.
+    """
+    found: list[Checkup] = []
+    with TemporaryDirectory(prefix="virtue-pl-") as tables, looking(workers) as look:
+        options = {**options, "look": look, "ahead": 0 if workers == 1 else 4 * workers}
+        for path in paths:
+            for source in sources(path, train_split, Path(tables)):
+                found.append(
+                    of_shards(source, progress, options)
+                    if isinstance(source, ShardFolder)
+                    else of_file(source, progress, options)
+                )
+            found += leftovers(path, options)
+    find_leaks(found)
+    return found
+
+
+def sources(path: Path, train_split: str, tables: Path) -> Iterator[ShardFolder | SourceFile]:
+    """What is below a path: folders of shards, or else the files of an official layout. Raises VirtueError where there
+    is neither.
+    """
+    if not path.is_dir():
+        raise VirtueError(f"{path} is no folder, expected one of shards, or with MMEB-train/, SCaR-train/ or *.jsonl")
+    folders = (
+        [path]
+        if (path / MANIFEST).is_file()
+        else sorted(folder.parent for folder in path.glob(f"*/{MANIFEST}") if not folder.parent.name.startswith("."))
+    )
+    if folders:
+        yield from (ShardFolder.open(folder, "PATH") for folder in folders)
+        return
+    names = {child.name.lower() for child in path.iterdir()}
+    benchmarks = (
+        (mmeb.LAYOUT, lambda: mmeb.find_files(path, train_split)),
+        (scar.LAYOUT, lambda: scar.find_files(path)),
+    )
+    official = [find for layout, find in benchmarks if names & {folder.lower() for folder, _, _ in layout}]
+    for find in official:
+        yield from find()
+    if not official:
+        yield from pairs.find_files(path, tables)
+
+
+def of_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) -> Checkup:
+    """Every record of every shard, and whether the shards are those that were written."""
+    manifest = folder.manifest
+    checkup = Checkup(manifest.name, manifest.kind, **options)
+    checkup.again = partial(shard_image, folder, max_pixels=checkup.max_pixels)
+    log = SkipLog(_NO_LIMITS)
+    with progress(manifest.name, manifest.rows) as advance:
+        for shard, path in zip(manifest.shards, folder.paths, strict=True):
+            if sha256(path) != shard.sha256:
+                checkup.find(
+                    Finding(
+                        "shard changed",
+                        f"{manifest.name}/{shard.name}",
+                        f"{path} has another checksum than its manifest says",
+                    )
+                )
+            for members in read_tar(str(path), manifest.name, log):
+                try:
+                    record = read_record(members, manifest.name, manifest.task)
+                except DataError as error:
+                    log.skip(error)
+                    continue
+                checkup.add(
+                    [(data, "") for data in record.data], path_of(record.key), [row.fields for row in record.rows]
+                )
+                advance(len(record.rows))
+    for key, problem in log.drain():
+        kind = problem.partition(":")[0]
+        checkup.find(
+            Finding(kind if kind in ("damaged tar", "the tar holds no record") else "damaged record", key, problem)
+        )
+    checkup.settle()
+    return checkup
+
+
+def of_file(file: SourceFile, progress: Progress, options: dict[str, Any]) -> Checkup:
+    """Every row of an official file, as the converter would read it, and every image."""
+    file.columns()
+    checkup = Checkup(file.name, file.kind, **options)
+    checkup.again = partial(file_image, file, max_pixels=checkup.max_pixels)
+    with progress(file.name, file.num_rows()) as advance:
+        for group in file.groups(0):
+            checkup.complete = partial(replace_first_image, file, group, checkup.max_pixels)
+            file.write_record(group, checkup, checkup.max_pixels)
+            advance(len(group))
+        checkup.settle()
+    return checkup
+
+
+def replace_first_image(
+    file: SourceFile, group: Group, max_pixels: int, finding: Finding, image: Shown, box: Box
+) -> tuple[Finding, Shown, Box]:
+    """A finding with the path of its row's image, what gives the image, and the row's box (xyxy)."""
+    row = next((row for number, row in group if finding.key == f"{file.name}/{number}"), None)
+    if image is not None or row is None:
+        return finding, image, box
+    path = next((row[name] for name in IMAGE_COLUMNS if row.get(name)), "")
+    if row.get("bbox") is not None and len(row["bbox"]) == 4 and None not in row["bbox"]:
+        x, y, width, height = row["bbox"]
+        box = [x, y, x + width, y + height]
+    return replace(finding, image=path), partial(file_image, file, path, max_pixels), box
+
+
+def file_image(file: SourceFile, path: str, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
+    """The image, if there is one that can be decoded."""
+    try:
+        return decode(file.images.read(path, ""), "", max_pixels)
+    except DataError:
+        return None
+
+
+def shard_image(folder: ShardFolder, path: str, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
+    """The image of this path ("PATH, image 1": the second of its record), if it can be decoded."""
+    name = folder.manifest.name
+    for shard in folder.paths:
+        for members in read_tar(str(shard), name, SkipLog(_NO_LIMITS)):
+            try:
+                record = read_record(members, name, folder.manifest.task)
+                if path_of(record.key) == path.partition(", image ")[0]:
+                    return decode(record.data[int(path.partition(", image ")[2] or 0)], record.key, max_pixels)
+            except DataError:
+                continue
+    return None
+
+
+def path_of(key: str) -> str:
+    """The path in "RECORD (PATH)"."""
+    return key.partition(" (")[2].removesuffix(")")
+
+
+def leftovers(path: Path, options: dict[str, Any]) -> list[Checkup]:
+    """AppleDouble files and half-written shards below a path; empty where there are none."""
+    checkup = Checkup(path.name, "files", **options)
+    for folder, folders, files in os.walk(path):
+        for name in folders:
+            if name.startswith(".") and name.endswith(".partial"):
+                checkup.find(
+                    Finding(
+                        "half-written shards",
+                        f"{folder}/{name}",
+                        "`virtue-pl shards` was stopped: run it again to go on, or remove the folder",
+                    )
+                )
+        for name in files:
+            if is_apple_double(name):
+                checkup.find(
+                    Finding(
+                        "AppleDouble leftover beside the images", f"{folder}/{name}", "macOS left it there: remove it"
+                    )
+                )
+    checkup.settle()
+    return [checkup] if checkup.findings else []
+
+
+def find_leaks(checkups: Sequence[Checkup]) -> None:
+    """ImageBatch of evaluation that training has, the same bytes or alike."""
+    trained = [checkup for checkup in checkups if checkup.kind == "pairs"]
+    exact = {key: name for checkup in trained for key, name in checkup.exact.items()}
+    near = {value: name for checkup in trained for name, value in checkup.near.items()}
+    for checkup in checkups:
+        if checkup.kind != "rankings":
+            continue
+        leaked = {name: exact[key] for key, name in checkup.exact.items() if key in exact}
+        for name, other in leaked.items():
+            tell_leak(checkup, "image of the training data", name, f"its bytes are those of {other}")
+        for name, value in look_alike(
+            near, {name: value for name, value in checkup.near.items() if name not in leaked}
+        ):
+            tell_leak(checkup, "looks like a training image", name, f"it looks like {near[value]}")
+        checkup.settle()
+
+
+def tell_leak(checkup: Checkup, kind: str, name: str, detail: str) -> None:
+    path = path_of(name)
+    checkup.find(Finding(kind, name, detail, path), partial(checkup.again, path))
+
+
+def errors(checkups: Sequence[Checkup]) -> int:
+    return sum(not finding.is_warning for checkup in checkups for finding in checkup.findings)
+
+
+def as_json(checkups: Sequence[Checkup], named: int = 100) -> dict[str, Any]:
+    """What was found, counted; of each kind of problem in a folder the first `named`."""
+    return {
+        "errors": errors(checkups),
+        "findings": sum(len(checkup.findings) for checkup in checkups),
+        "folders": [_folder(c, named) for c in checkups],
+    }
+
+
+def _folder(checkup: Checkup, named: int) -> dict[str, Any]:
+    problems: dict[str, Any] = {}
+    for finding in checkup.findings:
+        entry = problems.setdefault(finding.kind, {"count": 0, "warning": finding.is_warning, "first": []})
+        entry["count"] += 1
+        if len(entry["first"]) < named:
+            entry["first"].append({"key": finding.key, "image": finding.image, "detail": finding.detail})
+    return {
+        "name": checkup.name,
+        "kind": checkup.kind,
+        "rows": checkup.rows,
+        "pictures": checkup.images,
+        "problems": problems,
+        "shorter_sides": {str(size): count for size, count in sorted(checkup.sizes.items())},
+        "token_lengths": {str(length): count for length, count in sorted(checkup.lengths.items())},
+    }

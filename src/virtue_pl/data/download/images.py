@@ -1,0 +1,136 @@
+"""Fetches the images that package registries carry, checks them by content and keeps them in a cache.
+
+Debian packages are downloaded and unpacked without root and never installed; weights are fetched by
+`virtue_pl.data.download.weights`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+
+from virtue_pl.data.download.weights import fetch_weights
+from virtue_pl.data.io.atomic import matches, read_json, replacing, write_json
+from virtue_pl.data.scenes import catalogue
+from virtue_pl.types import VirtueError
+
+__all__ = ["AptListsMissing", "AptMissing", "DownloadReport", "ImagesUnavailable", "fetch_images", "fetch_weights"]
+
+
+class ImagesUnavailable(VirtueError):
+    """The photographs cannot be had here; scenes of drawn shapes can."""
+
+
+class AptMissing(ImagesUnavailable):
+    """This machine has no apt."""
+
+
+class AptListsMissing(ImagesUnavailable):
+    """apt is there, but does not know its packages yet."""
+
+
+@dataclass
+class DownloadReport:
+    """What became of the catalogue's images."""
+
+    present: int = 0
+    fetched: list[str] = field(default_factory=list)
+    """Packages that had to be fetched."""
+    missing: list[str] = field(default_factory=list)
+    """ImageBatch that this release's packages lack, or hold with another content: left out of the scenes."""
+
+
+def fetch_images(cache: str | Path, console: Console | None = None) -> DownloadReport:
+    """All the catalogue's images into `cache`/images; what is there and right is kept.
+
+    Raises AptMissing or AptListsMissing, both ImagesUnavailable, where Debian's packages cannot be had.
+    """
+    console = console or Console(stderr=True)
+    folder = Path(cache) / "pictures"
+    manifest = read_json(folder / "pictures.json")
+    wanted = catalogue.checksums()
+    report = DownloadReport()
+    _copy_samples(folder, wanted)
+    for package, paths in _debian_paths().items():
+        lacking = [path for path in paths if not matches(folder / path, wanted[path])]
+        if lacking and set(lacking) != set(manifest.get("missing", {}).get(package, ())):
+            with console.status(f"fetching {package}"):
+                _fetch_debian(package, lacking, wanted, folder)
+            report.fetched.append(package)
+    report.missing = [path for path, checksum in wanted.items() if not matches(folder / path, checksum)]
+    report.present = len(wanted) - len(report.missing)
+    missing = {
+        package: [path for path in paths if path in report.missing] for package, paths in _debian_paths().items()
+    }
+    write_json(
+        folder / "pictures.json",
+        {"licences": catalogue.LICENCES, "present": report.present, "missing": missing, "sha256": wanted},
+    )
+    return report
+
+
+def _debian_paths() -> dict[str, list[str]]:
+    """The catalogue's images by the Debian package that carries them."""
+    paths: dict[str, list[str]] = {"tuxpaint-stamps-default": [entry.path for entry in catalogue.objects()]}
+    for entry in catalogue.backgrounds():
+        if entry.package in catalogue.DEBIAN_PACKAGES:
+            paths.setdefault(entry.package, []).append(entry.path)
+    return paths
+
+
+def _copy_samples(folder: Path, wanted: Mapping[str, str]) -> None:
+    """scikit-image's photographs, from where it is installed."""
+    for entry in catalogue.backgrounds():
+        if entry.package == "scikit-image" and not matches(folder / entry.path, entry.sha256):
+            source = files("skimage").joinpath(*Path(entry.path).parts[1:])
+            if source.is_file():
+                _keep(source.read_bytes(), folder / entry.path, wanted[entry.path])
+
+
+def _fetch_debian(package: str, paths: Iterable[str], wanted: Mapping[str, str], folder: Path) -> None:
+    """Downloads and unpacks a Debian package without root, and keeps those of `paths` whose content is as wanted."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise AptMissing("this machine has no apt-get and dpkg-deb, which fetch the photographs: use --source shapes")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        workplace = Path(name)
+        done = subprocess.run(
+            ["apt-get", "download", package],
+            cwd=workplace,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        if done.returncode:
+            raise apt_error(package, done.stderr)
+        archive = next(workplace.glob("*.deb"))
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(workplace / "unpacked")], check=True, capture_output=True)
+        for path in paths:
+            source = workplace / "unpacked" / path
+            if source.is_file() and not source.is_symlink():
+                _keep(source.read_bytes(), folder / path, wanted[path])
+
+
+def apt_error(package: str, output: str) -> ImagesUnavailable:
+    """What apt's refusal means, and the one command that helps."""
+    if re.search(r"Unable to locate package|No candidate|Can't select|Can't find a source", output):
+        return AptListsMissing(f"apt does not know {package}: run `sudo apt-get update`, or use --source shapes")
+    last = (output.strip().splitlines() or ["no message"])[-1]
+    return ImagesUnavailable(f"apt-get download {package} failed ({last}): try again, or use --source shapes")
+
+
+def _keep(content: bytes, path: Path, checksum: str) -> None:
+    """Writes `content`, if it is what the checksum says."""
+    if hashlib.sha256(content).hexdigest() == checksum:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)

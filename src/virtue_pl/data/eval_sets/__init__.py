@@ -1,0 +1,1 @@
+"""Evaluation sets: files to rows to distinct inputs."""

@@ -1,0 +1,155 @@
+"""Rows of SCaR's parquet files to rows of shards, each checked. A DataError's words before ":" are the reason it is
+left out for.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from virtue_pl.types import DataError
+
+BOX_SLACK = 1.0
+"""Pixels that a box may reach out of its image (annotations round); such a box is clipped."""
+
+
+def pair_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
+    """A training row; boxes become xyxy pixels, masks run lengths. `size` = (height, width)."""
+    target = _caption(row["pos_text"], key)
+    found = row.get("neg_text")
+    negatives = [text for text in ([found] if isinstance(found, str) else found or []) if text]
+    if target in negatives:
+        raise DataError(key, f"gold repeated among negatives: {target!r}")
+    return {**_region(row, row["qry"], key, number, size), "target": target, "negatives": negatives}
+
+
+def ranking_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
+    """An evaluation row; its candidates are the captions of all forms, each once, the right one first.
+
+    `tgt_text` is ranked as "hit@1", `tgt_text_FORM` as "hit@1_FORM"; with `tgt_kinds_FORM`, each kind of distractor
+    under its own name.
+    """
+    gold = _caption((row["tgt_text"] or [""])[0], key)
+    places: dict[str, int] = {}
+    rankings: dict[str, list[int]] = {}
+    for column in form_columns(row):
+        form = column.removeprefix("tgt_text")
+        captions = _form(row[column], gold, column, key)
+        rankings[f"hit@1{form}"] = indices = [places.setdefault(caption, len(places)) for caption in captions]
+        rankings |= _by_kind(indices, row.get(f"tgt_kinds{form}"), form, key)
+    return {**_region(row, row["qry_text"], key, number, size), "candidates": list(places), "rankings": rankings}
+
+
+def form_columns(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """The columns that hold captions to rank, the main one first."""
+    return sorted(name for name in names if name == "tgt_text" or name.startswith("tgt_text_"))
+
+
+def _form(captions: Sequence[str] | None, gold: str, column: str, key: str) -> list[str]:
+    if not captions or len(captions) < 2 or not all(captions):
+        raise DataError(key, f"missing caption: {column} holds {captions!r}, expected two captions or more")
+    if captions[0] != gold:
+        raise DataError(key, f"another gold caption: {column} starts with {captions[0]!r}, tgt_text with {gold!r}")
+    if gold in captions[1:]:
+        raise DataError(key, f"gold repeated among distractors: {gold!r} in {column}")
+    return list(captions)
+
+
+def _by_kind(indices: Sequence[int], kinds: Sequence[str] | None, form: str, key: str) -> dict[str, list[int]]:
+    if not kinds or not form:
+        return {}
+    if len(kinds) != len(indices):
+        raise DataError(key, f"kinds do not match: {len(kinds)} kinds for {len(indices)} captions of tgt_text{form}")
+    names = dict.fromkeys(kinds[1:])
+    return {
+        name: [indices[0], *(index for index, kind in zip(indices[1:], kinds[1:], strict=True) if kind == name)]
+        for name in names
+    }
+
+
+def _caption(text: str | None, key: str) -> str:
+    if not text:
+        raise DataError(key, "missing caption: the right one is empty")
+    return text
+
+
+def _region(row: Mapping[str, Any], query: str | None, key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
+    if not query:
+        raise DataError(key, "missing query: its text is empty")
+    box, mask = xyxy(row["bbox"], key, size), run_lengths(row.get("segmentation"), key, size)
+    return {"row": number, "query": query, "box": box, "mask": mask, "category": row.get("category")}
+
+
+def xyxy(box: Sequence[float] | None, key: str, size: tuple[int, int]) -> list[float]:
+    """COCO's [x, y, width, height] in pixels as [x1, y1, x2, y2], clipped to the image by at most `BOX_SLACK`."""
+    if box is None or len(box) != 4 or any(value is None for value in box):
+        raise DataError(key, f"no box: found {box}, expected [x, y, width, height] in pixels")
+    (x, y, box_width, box_height), (height, width) = box, size
+    corners = [x, y, x + box_width, y + box_height]
+    clipped = [min(max(value, 0), limit) for value, limit in zip(corners, (width, height, width, height), strict=True)]
+    if not all(abs(value - inside) <= BOX_SLACK for value, inside in zip(corners, clipped, strict=True)):
+        raise DataError(key, f"box outside the image: {list(box)} in {width}x{height} pixels")
+    if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
+        raise DataError(key, f"box without area: {list(box)}")
+    return clipped
+
+
+def run_lengths(segmentation: Any, key: str, size: tuple[int, int]) -> dict[str, Any] | None:
+    """COCO's RLE (compressed or not), polygons or a mask of 0 and 1 as uncompressed RLE, which needs no library to
+    read; None where there is none.
+
+    Any of them may be written as JSON.
+    """
+    if segmentation is None or segmentation == "":
+        return None
+    try:
+        mask = decode_segmentation(json.loads(segmentation) if isinstance(segmentation, str) else segmentation, size)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise DataError(key, f"damaged mask: {error}") from error
+    if mask.shape != size:
+        raise DataError(key, f"mask of another size: {list(mask.shape)}, the image has {list(size)} (height, width)")
+    if not mask.any():
+        raise DataError(key, "empty mask: no pixel is inside")
+    pixels = mask.T.reshape(-1)
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    bounds = [0, 0] if pixels[0] else [0]
+    return {"size": list(size), "counts": np.diff(np.concatenate([bounds, changes, [len(pixels)]])).tolist()}
+
+
+def is_drawn(segmentation: Any, size: tuple[int, int]) -> bool:
+    """Whether it is a mask as such, `height` rows of `width` zeros and ones."""
+    height, width = size
+    if (
+        isinstance(segmentation, Mapping)
+        or len(segmentation) != height
+        or any(len(row) != width for row in segmentation)
+    ):
+        return False
+    return bool(np.isin(np.asarray(segmentation), (0, 1)).all())
+
+
+def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    """The mask, by pycocotools where it is encoded; polygons are drawn at `size` = (height, width)."""
+    from pycocotools import mask as coco
+
+    if not segmentation:
+        return np.zeros(size, dtype=bool)
+    if is_drawn(segmentation, size):
+        return np.asarray(segmentation, dtype=bool)
+    if not isinstance(segmentation, Mapping):
+        encoded = coco.merge(coco.frPyObjects([list(polygon) for polygon in segmentation], *size))
+    elif isinstance(segmentation["counts"], list):
+        encoded = coco.frPyObjects(
+            {"size": list(segmentation["size"]), "counts": segmentation["counts"]}, *segmentation["size"]
+        )
+    else:
+        counts = segmentation["counts"]
+        encoded = {"size": list(segmentation["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with numpy 2.4
+        return coco.decode(encoded).astype(bool)

@@ -1,0 +1,1 @@
+"""Scenes and tasks as rows of parquet files."""

@@ -1,0 +1,1 @@
+"""Folders of webdataset shards: records, manifest, writer."""

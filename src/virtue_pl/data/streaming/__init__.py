@@ -1,0 +1,1 @@
+"""Shards to batches, for each rank and worker."""

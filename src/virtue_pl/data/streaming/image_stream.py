@@ -1,0 +1,93 @@
+"""ImageBatch alone, shard by shard, for what is computed once of each and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from virtue_pl.data.shards.manifest import Shard, ShardFolder
+from virtue_pl.data.shards.records import Record, RecordImage
+from virtue_pl.data.streaming.loader import BatchStream
+from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog, read_shards
+from virtue_pl.features.store import Making, features_path, is_stored
+from virtue_pl.types import DataError, ImageBatch, ShardImageBatch
+
+
+class ImageStream(BatchStream):
+    """Every distinct image of every shard once, over all ranks and workers, each of which has whole shards.
+
+    A batch holds the images of up to `batch_size` records of one shard. Raises VirtueError for stored features that
+    were made otherwise.
+
+    Args:
+        shards: the shards to read, in order.
+        collate: `Collator.images`.
+        features: name of the folder of stored features in each folder of shards: a shard that is there is passed over;
+            None reads all.
+        fingerprints: by stream, of what the features depend on.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[tuple[ShardFolder, Shard]],
+        collate: Callable[[Sequence[UInt8[Tensor, "3 height width"]]], ImageBatch],
+        *,
+        batch_size: int,
+        features: str | None,
+        fingerprints: Mapping[str, str],
+        max_pixels: int,
+        reader: ReaderInfo,
+    ) -> None:
+        super().__init__(reader)
+        self.collate = collate
+        self.batch_size = batch_size
+        self.max_pixels = max_pixels
+        mine = list(shards[reader.rank :: reader.world_size])
+        self.shards = [
+            (folder, shard, features is not None and self.stored(folder, shard, features, fingerprints))
+            for folder, shard in mine
+        ]
+
+    def stored(self, folder: ShardFolder, shard: Shard, features: str, fingerprints: Mapping[str, str]) -> bool:
+        """Whether a run before this one stored the shard's features."""
+        return is_stored(
+            features_path(folder.path / features, shard.name), Making(None, fingerprints, folder.manifest.fingerprint)
+        )
+
+    @property
+    def num_batches(self) -> int:
+        return sum(self.batches_of(shard, stored) for _, shard, stored in self.shards)
+
+    def batches_of(self, shard: Shard, stored: bool) -> int:
+        return 1 if stored else max(1, -(-shard.images // self.batch_size))
+
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        for folder, shard, stored in self.shards[reader.worker :: reader.num_workers]:
+            records = iter(()) if stored else read_shards([{"url": str(folder.path / shard.name)}], folder, log)
+            seen: set[str] = set()
+            count = self.batches_of(shard, stored)
+            for number in range(count):
+                images = list(self.distinct(islice(records, self.batch_size), seen, log))
+                keys = tuple(image.content_key for image in images)
+                prepared = self.collate([image.image for image in images])
+                yield ShardImageBatch(
+                    str(folder.path), folder.manifest.fingerprint, shard.name, keys, prepared, number == count - 1
+                )
+
+    def distinct(self, records: Iterable[Record], seen: set[str], log: SkipLog) -> Iterator[RecordImage]:
+        """The records' images that are not in `seen`, which they then are, decoded; bad ones are named and skipped."""
+        for image in chain.from_iterable(record.images(self.max_pixels) for record in records):
+            if image.content_key in seen:
+                continue
+            seen.add(image.content_key)
+            try:
+                image.image  # noqa: B018  # decoded here, where a bad one can be skipped
+            except DataError as error:
+                log.skip(error)
+            else:
+                log.good()
+                yield image

@@ -1,0 +1,230 @@
+"""Loaders with a true length over streams that each data worker reads for itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from virtue_pl.data.shards.manifest import ShardFolder
+from virtue_pl.data.streaming.partition import ranking_batches, share_of
+from virtue_pl.data.streaming.pipeline import (
+    ReaderInfo,
+    SkipLog,
+    ToSample,
+    TrainingSource,
+    derive_reader_seed,
+    distinct_batches,
+    training_samples,
+)
+from virtue_pl.types import RankingSample, Sample, TensorDataclass, VirtueError
+
+
+@dataclass(frozen=True, eq=False)
+class Delivery(TensorDataclass):
+    """What a worker hands over: a batch if there is one, what it skipped since its last delivery, and why it stopped if
+    it did.
+    """
+
+    batch: Any = None
+    skipped: tuple[tuple[str, str], ...] = ()
+    error: str | None = None
+
+
+class BatchStream(IterableDataset[Delivery], ABC):
+    """Batches of one epoch, dealt to data workers in turn: worker w of W has batches w, w + W, ...
+
+    `epoch` is shared memory, since workers that live on keep their own copy of everything else.
+
+    Args:
+        reader: the rank that is read for, and its limits of bad samples; its data workers are told apart where they
+            run.
+    """
+
+    def __init__(self, reader: ReaderInfo) -> None:
+        super().__init__()
+        self.reader = reader
+        self.log = SkipLog(reader.limits)
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    @property
+    @abstractmethod
+    def num_batches(self) -> int:
+        """Batches of this rank's epoch, over all its workers."""
+
+    @abstractmethod
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        """This worker's batches, ready for the model; None for one that bad samples left empty."""
+
+    def __iter__(self) -> Iterator[Delivery]:
+        info = get_worker_info()
+        reader = self.reader if info is None else self.reader.in_worker(info.id, info.num_workers)
+        try:
+            for batch in self.batches(reader, int(self.epoch), self.log):
+                yield Delivery(batch, self.log.drain())
+        except VirtueError as error:
+            yield Delivery(skipped=self.log.drain(), error=str(error))
+        else:
+            yield Delivery(skipped=self.log.drain())
+
+
+class TrainingStream(BatchStream):
+    """`steps` training batches a rank and epoch; what is random depends on seed, epoch, rank, world size and workers
+    alone.
+
+    Args:
+        source: the dataset, and how its samples are drawn.
+        collate: `Collator.collate_train`; torch's generator is seeded anew for each of its calls.
+    """
+
+    def __init__(
+        self,
+        source: TrainingSource,
+        collate: Callable[[Sequence[Sample]], Any],
+        *,
+        batch_size: int,
+        steps: int,
+        reader: ReaderInfo,
+    ) -> None:
+        super().__init__(reader)
+        self.source = source
+        self.collate = collate
+        self.batch_size = batch_size
+        self.steps = steps
+
+    @property
+    def num_batches(self) -> int:
+        return self.steps
+
+    def samples(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
+        """This worker's batches of samples, before they are collated."""
+        stream = training_samples(self.source, log, reader, epoch)
+        sizes = [self.batch_size] * len(range(reader.worker, self.steps, reader.num_workers))
+        return distinct_batches(stream, sizes, patience=20 * self.source.folder.manifest.rows)
+
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        return collate_batches(self.samples(reader, epoch, log), self.collate, self.source.seed, epoch, reader)
+
+
+def collate_batches(
+    batches: Iterable[list[Sample]],
+    collate: Callable[[Sequence[Sample]], Any],
+    seed: int,
+    epoch: int,
+    reader: ReaderInfo,
+) -> Iterator[Any]:
+    """Yield each batch as `collate` makes it, for which torch's generator is seeded by the batch's number here and the
+    other arguments.
+    """
+    for step, samples in enumerate(batches):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_reader_seed(seed, epoch, reader, step))
+            batch = collate(samples)
+        yield batch
+
+
+class RankingStream(BatchStream):
+    """Every evaluation sample of the named folders once, over all ranks and workers; a batch is of one folder.
+
+    Args:
+        collate: `Collator.collate_eval`.
+        rows: of each folder only its first images, as many as have at most so many rows; None for all.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, ShardFolder],
+        to_sample: ToSample,
+        collate: Callable[[Sequence[RankingSample]], Any],
+        *,
+        batch_size: int,
+        rows: int | None = None,
+        max_pixels: int,
+        reader: ReaderInfo,
+    ) -> None:
+        super().__init__(reader)
+        self.folders = dict(folders)
+        self.shares = {name: share_of(folder, batch_size, reader, rows) for name, folder in folders.items()}
+        self.to_sample = to_sample
+        self.collate = collate
+        self.max_pixels = max_pixels
+
+    @property
+    def num_batches(self) -> int:
+        return sum(share.num_batches for share in self.shares.values())
+
+    def samples(self, reader: ReaderInfo, log: SkipLog) -> Iterator[list[RankingSample]]:
+        """This worker's batches of samples, before they are collated."""
+        offset = 0
+        for name, folder in self.folders.items():
+            share = self.shares[name]
+            options = {"offset": offset, "max_pixels": self.max_pixels}
+            for samples in ranking_batches(folder, share, self.to_sample, log, reader, **options):
+                yield [replace(sample, task=f"{sample.task}/{name}") for sample in samples]
+            offset += share.num_batches
+
+    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        return (self.collate(samples) if samples else None for samples in self.samples(reader, log))
+
+
+class StreamLoader:
+    """What the trainer iterates: as many batches as `len` says (fewer only where bad samples empty an evaluation
+    batch).
+
+    Its state is how many batches of the pass were taken. A run that is resumed within an epoch reads those again,
+    passes them over,
+    and goes on with the batch that it would have had.
+
+    Args:
+        stream: what to read.
+        num_workers: data workers; 0 reads in this process.
+        epoch: asked at the start of every pass.
+        skipped: where the keys and problems of skipped samples are written, as they become known here.
+    """
+
+    def __init__(
+        self, stream: BatchStream, num_workers: int, epoch: Callable[[], int], skipped: dict[str, str]
+    ) -> None:
+        self.stream = stream
+        self.epoch = epoch
+        self.skipped = skipped
+        self.taken = 0
+        self._resume_at = 0
+        self._loader = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # else every pass would take a number from the process's own generator
+        )
+
+    def __len__(self) -> int:
+        return self.stream.num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        self.stream.epoch.fill_(self.epoch())
+        first, self._resume_at = self._resume_at, 0
+        batches = enumerate(delivery.batch for delivery in self.deliveries() if delivery.batch is not None)
+        for number, batch in batches:
+            if number >= first:
+                self.taken = number + 1
+                yield batch
+
+    def deliveries(self) -> Iterator[Delivery]:
+        for delivery in self._loader:
+            self.skipped.update(delivery.skipped)
+            if delivery.error is not None:
+                raise VirtueError(delivery.error)
+            yield delivery
+
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """The next pass goes on behind the batches that were taken; one that was whole begins anew."""
+        self._resume_at = state_dict["taken"] % len(self)

@@ -1,0 +1,99 @@
+"""Options that travel together, from YAML to the streams: how data is read, and how training samples are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from virtue_pl.preprocessing.images import MAX_PIXELS
+from virtue_pl.types import VirtueError
+
+
+def check_counts(counts: Mapping[str, int | None], minimum: int = 1) -> None:
+    """Raise VirtueError for an option below `minimum`; None is an option that is not given."""
+    for option, value in counts.items():
+        if value is not None and value < minimum:
+            raise VirtueError(f"{option} is {value}, expected {minimum} or more")
+
+
+@dataclass(frozen=True)
+class BadSampleLimits:
+    """How many samples may be bad before it is no accident any more and the run stops.
+
+    Example:
+        >>> BadSampleLimits(max_bad_samples=10)
+        BadSampleLimits(max_bad_samples=10, max_consecutive_bad=20)
+    """
+
+    max_bad_samples: int = 100
+    """How many different bad samples each worker skips before the run stops."""
+    max_consecutive_bad: int = 20
+    """The same for bad samples in a row."""
+
+    def __post_init__(self) -> None:
+        check_counts(
+            {"max_bad_samples": self.max_bad_samples, "max_consecutive_bad": self.max_consecutive_bad}, minimum=0
+        )
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """How records are read, for training and evaluation alike.
+
+    Example:
+        >>> ReaderOptions(num_workers=2).limits
+        BadSampleLimits(max_bad_samples=100, max_consecutive_bad=20)
+    """
+
+    num_workers: int = 0
+    """Data workers a rank; 0 reads in the training process."""
+    seed: int = 0
+    """Of the training stream."""
+    max_bad_samples: int = BadSampleLimits.max_bad_samples
+    """How many different bad samples each worker skips before the run stops."""
+    max_consecutive_bad: int = BadSampleLimits.max_consecutive_bad
+    """The same for bad samples in a row."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images count as bad."""
+    resize_to_square: int | None = None
+    """Every image is stretched to a square of so many pixels a side, as the published evaluation does (1344), before
+    anything else sees
+    it; default none, the image's own size. How many pixels the vision tower reads is the backbone's to say."""
+
+    def __post_init__(self) -> None:
+        check_counts({"max_pixels": self.max_pixels, "resize_to_square": self.resize_to_square})
+        check_counts({"num_workers": self.num_workers}, minimum=0)
+        _ = self.limits
+
+    @property
+    def limits(self) -> BadSampleLimits:
+        """The limits of bad samples alone. Raises VirtueError for one below 0."""
+        return BadSampleLimits(self.max_bad_samples, self.max_consecutive_bad)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How training samples are drawn from one dataset.
+
+    Example:
+        >>> SamplingOptions(num_negatives=4, sample_buffer=1).shuffle_buffer
+        1000
+    """
+
+    num_negatives: int = 0
+    """Hard negatives of a sample, drawn anew each time it is seen."""
+    train_rows: int | None = None
+    """Only the first images of `train`, as many as have at most so many rows; default all."""
+    steps_per_epoch: int | None = None
+    """Default as many as go into the rows once."""
+    shuffle_buffer: int = 1000
+    """Images, still compressed, that each worker shuffles among."""
+    sample_buffer: int = 256
+    """Samples, with decoded images, that each worker shuffles among; 1 keeps the rows of an image in one batch, where
+    it is encoded once
+    and they are each other's negatives."""
+
+    def __post_init__(self) -> None:
+        check_counts({"train_rows": self.train_rows, "steps_per_epoch": self.steps_per_epoch})
+        check_counts({"shuffle_buffer": self.shuffle_buffer, "sample_buffer": self.sample_buffer})
+        check_counts({"num_negatives": self.num_negatives}, minimum=0)

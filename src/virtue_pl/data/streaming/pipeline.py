@@ -1,0 +1,291 @@
+"""Shards to samples: the stages of the stream, as plain generators, and what they do with bad input."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from virtue_pl.data.shards.manifest import ShardFolder
+from virtue_pl.data.shards.records import Record, RecordImage, Row, nothing_stored, read_record
+from virtue_pl.data.shards.webdataset import wds
+from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
+from virtue_pl.types import DataError, RankingSample, Sample, VirtueError
+
+ToSample = Callable[[Row, Sequence[RecordImage]], Sample | RankingSample]
+
+
+class SkipLog:
+    """What was skipped, by key, and the limits after which it is no accident any more.
+
+    A bad sample that comes again (the next epoch) counts once.
+
+    Args:
+        limits: as many bad samples are passed over; one more stops the run.
+
+    Example:
+        >>> log = SkipLog(BadSampleLimits(max_bad_samples=1))
+        >>> log.skip(DataError("set/7", "damaged image"))
+        >>> skip_summary(log.problems)
+        '1 bad samples (set/7: damaged image)'
+    """
+
+    def __init__(self, limits: BadSampleLimits) -> None:
+        self.limits = limits
+        self.problems: dict[str, str] = {}
+        self.consecutive = 0
+        self._new: list[tuple[str, str]] = []
+
+    def skip(self, error: DataError) -> None:
+        """Count `error`. Raises VirtueError, naming the first bad samples, where a limit is passed."""
+        most, most_in_a_row = self.limits.max_bad_samples, self.limits.max_consecutive_bad
+        self.consecutive += 1
+        if error.key not in self.problems:
+            self.problems[error.key] = error.problem
+            self._new.append((error.key, error.problem))
+        if len(self.problems) > most:
+            raise VirtueError(f"{skip_summary(self.problems)}: more than max_bad_samples = {most}")
+        if self.consecutive > most_in_a_row:
+            found = f"{skip_summary(self.problems)}: {self.consecutive} in a row"
+            raise VirtueError(f"{found}, more than max_consecutive_bad = {most_in_a_row}")
+
+    def good(self) -> None:
+        self.consecutive = 0
+
+    def drain(self) -> tuple[tuple[str, str], ...]:
+        """Keys and problems since the last call."""
+        new, self._new = tuple(self._new), []
+        return new
+
+
+def skip_summary(problems: Mapping[str, str], named: int = 5) -> str:
+    """One line: how many samples were bad, and the first of them with their problems."""
+    if not problems:
+        return "no bad samples"
+    first = "; ".join(f"{key}: {problem}" for key, problem in islice(problems.items(), named))
+    more = f"; and {len(problems) - named} more" if len(problems) > named else ""
+    return f"{len(problems)} bad samples ({first}{more})"
+
+
+@dataclass(frozen=True)
+class ReaderInfo:
+    """Which of the parallel readers this is, and how much bad input it passes over.
+
+    Example:
+        >>> ReaderInfo(rank=1, world_size=2).in_worker(0, 4).reader_id
+        4
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    """How many ranks there are."""
+    worker: int = 0
+    """Of the rank's data workers, from 0; 0 also where the rank's own process reads."""
+    num_workers: int = 1
+    """How many processes read for the rank: at least 1."""
+    limits: BadSampleLimits = field(default_factory=BadSampleLimits)
+
+    @property
+    def reader_id(self) -> int:
+        """Number of this reader among those of all ranks."""
+        return self.rank * self.num_workers + self.worker
+
+    @property
+    def num_readers(self) -> int:
+        """Readers of all ranks."""
+        return self.world_size * self.num_workers
+
+    def in_worker(self, worker: int, num_workers: int) -> ReaderInfo:
+        """Return the same rank's reader in one of its data workers."""
+        return replace(self, worker=worker, num_workers=num_workers)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """One seed from several plain values, the same in every process and far from its neighbours'.
+
+    Only numbers and strings: what is hashed is their text, and a class's own would change with its name.
+    """
+    return hash_seed(repr(parts))
+
+
+def derive_reader_seed(seed: int, epoch: int, reader: ReaderInfo, *further: int) -> int:
+    """One seed for a reader in an epoch, and for a batch of it where `further` numbers one.
+
+    The text that is hashed is fixed: other words in it would be another shuffle.
+    """
+    ranks = f"rank={reader.rank}, world={reader.world_size}"
+    text = f"Place({ranks}, worker={reader.worker}, workers={reader.num_workers})"
+    return hash_seed(f"({', '.join([str(seed), str(epoch), text, *map(str, further)])})")
+
+
+def hash_seed(text: str) -> int:
+    """48 bits of a text's hash, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+
+
+def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: SkipLog) -> Iterator[Record]:
+    """Every record of the shards (`{"url": path}`), in order. What cannot be read is named and skipped: the rest of a
+    tar, or one record.
+
+    Raises VirtueError for a shard that lies elsewhere and cannot be had: that is no bad sample.
+    """
+    end = folder.manifest.images
+    for shard in shards:
+        name = shard["url"].rpartition("/")[2]
+        stored = nothing_stored if folder.features is None else partial(folder.features.of, name)
+        with folder.reading(name) as path:
+            for members in read_tar(str(path), folder.manifest.name, log):
+                try:
+                    record = read_record(members, folder.manifest.name, folder.manifest.task)
+                    if record.index < end:
+                        yield replace(record, stored=stored, resize_to_square=folder.resize_to_square)
+                except DataError as error:
+                    log.skip(error)
+
+
+def read_tar(path: str, name: str, log: SkipLog) -> Iterator[dict[str, Any]]:
+    """The records of one tar, grouped by webdataset, up to where it is damaged."""
+    errors: list[Exception] = []
+
+    def stop(error: Exception) -> bool:
+        if not isinstance(error, tarfile.TarError | OSError | EOFError | ValueError):
+            raise error
+        errors.append(error)
+        return False
+
+    found = False
+    with open(path, "rb") as stream:
+        files = wds.tariterators.tar_file_expander([{"url": path, "stream": stream}], handler=stop)
+        for members in wds.tariterators.group_by_keys(files, handler=stop):
+            found = True
+            yield members
+    key = f"{name}/{path.rpartition('/')[2]}"
+    if errors:
+        log.skip(DataError(key, f"damaged tar: {str(errors[0].args[0]).partition(' @ ')[0]}"))
+    elif not found:
+        log.skip(DataError(key, "the tar holds no record"))
+
+
+def record_samples(
+    record: Record, to_sample: ToSample, log: SkipLog, max_pixels: int, wanted: Callable[[int], bool] | None = None
+) -> Iterator[tuple[int, Sample | RankingSample]]:
+    """Yield the record's samples, each with its row's position in it; `wanted` chooses rows. All share the images,
+    decoded once.
+
+    An image that is bad takes the rows that show it with it; it counts once.
+    """
+    images = record.images(max_pixels)
+    bad: set[str] = set()
+    for position, row in enumerate(record.rows):
+        if wanted is not None and not wanted(position):
+            continue
+        try:
+            sample = to_sample(row, images)
+        except DataError as error:
+            if error.key not in bad:
+                log.skip(error)
+            bad.add(error.key)
+        else:
+            log.good()
+            yield position, sample
+
+
+def draw_negatives(samples: Iterable[Sample], count: int, seed: int) -> Iterator[Sample]:
+    """Each sample with `count` of its hard negatives, drawn anew each time without replacement."""
+    generator = random.Random(seed)
+    for sample in samples:
+        if len(sample.negatives) < count:
+            raise VirtueError(
+                f"{sample.key} has {len(sample.negatives)} hard negatives, fewer than num_negatives = {count}: lower"
+                " num_negatives"
+            )
+        yield replace(sample, negatives=tuple(generator.sample(sample.negatives, count)))
+
+
+def distinct_batches(samples: Iterable[Sample], sizes: Iterable[int], patience: int) -> Iterator[list[Sample]]:
+    """Batches of the given sizes in which no key occurs twice: a repeat is dropped, it will come again.
+
+    A sample whose target says what another's in the batch says waits for the next batch, as long as no more than `size`
+    wait.
+    Raises VirtueError after `patience` repeats in a row: fewer different samples can be read than a batch holds.
+    """
+    source = iter(samples)
+    waiting: deque[Sample] = deque()
+    for size in sizes:
+        batch: dict[str, Sample] = {}
+        targets: set[tuple[str, tuple[str, ...]]] = set()
+        later: deque[Sample] = deque()
+        repeats = 0
+        while len(batch) < size:
+            sample = waiting.popleft() if waiting else next(source, None)
+            if sample is None:
+                return
+            target = (sample.target.text, sample.target.image_keys)
+            if sample.key in batch:
+                repeats += 1
+                if repeats > patience:
+                    raise VirtueError(
+                        f"only {len(batch)} different samples could be read, batch_size is {size}: lower batch_size"
+                    )
+            elif target in targets and len(later) < size:
+                later.append(sample)
+            else:
+                batch[sample.key] = sample
+                targets.add(target)
+                repeats = 0
+        later.extend(waiting)
+        waiting = later
+        yield list(batch.values())
+
+
+@dataclass(frozen=True)
+class TrainingSource:
+    """What one dataset's training samples come from, and how they are drawn."""
+
+    folder: ShardFolder
+    to_sample: ToSample
+    sampling: SamplingOptions
+    seed: int
+    max_pixels: int
+    """Larger images count as bad."""
+
+
+def training_samples(source: TrainingSource, log: SkipLog, reader: ReaderInfo, epoch: int) -> Iterator[Sample]:
+    """Return an endless seeded stream, the same for the same arguments; readers draw different shards from one
+    sequence.
+    """
+    folder, sampling = source.folder, source.sampling
+    own = derive_reader_seed(source.seed, epoch, reader)
+    paths, order = [str(path) for path in folder.paths], derive_seed(source.seed, epoch)
+    buffer = max(1, min(sampling.shuffle_buffer, folder.manifest.images))
+    stages = wds.DataPipeline(
+        lambda: islice(rounds(paths, order), reader.reader_id, None, reader.num_readers),
+        lambda shards: read_shards(shards, folder, log),
+        wds.detshuffle(buffer, initial=buffer, seed=own),
+        lambda records: samples_of(records, source, log),
+        wds.detshuffle(sampling.sample_buffer, initial=sampling.sample_buffer, seed=own + 1),
+        lambda samples: draw_negatives(samples, sampling.num_negatives, own),
+    )
+    return iter(stages)
+
+
+def samples_of(records: Iterable[Record], source: TrainingSource, log: SkipLog) -> Iterator[Sample | RankingSample]:
+    """Yield the samples of every record, in order."""
+    for record in records:
+        for _, sample in record_samples(record, source.to_sample, log, source.max_pixels):
+            yield sample
+
+
+def rounds(paths: Sequence[str], seed: int) -> Iterator[dict[str, str]]:
+    """All shards in a new order, again and again: with `webdataset.ResampledShards`, which draws with replacement, an
+    epoch misses a third of them.
+    """
+    generator = random.Random(seed)
+    while True:
+        yield from ({"url": path} for path in generator.sample(paths, len(paths)))

@@ -1,0 +1,135 @@
+"""What every part has in common: it is given, it can run alone, it can start from weights, it can be frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from virtue_pl.engine.fsdp import Sharding
+from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.types import Collator, VirtueError
+
+
+class VirtueModule(LightningModule):
+    """A LightningModule that is one of the model's parts, or the root of a run of its own.
+
+    As a part it returns and the root logs; `optimization` is only for running alone.
+
+    Args:
+        optimization: how to train when this part is the root.
+        weights: a checkpoint (`.ckpt`) or safetensors file to start from; it may hold a larger model,
+            whose tensors for this part are found by `weights_prefix`.
+        weights_prefix: e.g. "prompt_encoder." in a file of a larger model; "" for a file of this part alone.
+        frozen: no gradients, and always in eval mode.
+    """
+
+    def __init__(
+        self,
+        optimization: Optimization | None = None,
+        weights: str | Path | None = None,
+        weights_prefix: str = "",
+        frozen: bool = False,
+    ) -> None:
+        super().__init__()
+        self.optimization = optimization
+        self.weights = weights
+        self.weights_prefix = weights_prefix
+        self.frozen = frozen
+        self.sharding: Sharding | None = None
+
+    def load_and_freeze(self) -> None:
+        """Loads `weights` and freezes; a part's constructor calls this last."""
+        if self.weights is not None:
+            load_weights(self, self.weights, self.weights_prefix)
+        if self.frozen:
+            self.requires_grad_(False)
+            self.eval()
+
+    def train(self, mode: bool = True) -> VirtueModule:
+        return super().train(mode and not self.frozen)
+
+    @property
+    def collator(self) -> Collator:
+        """How samples become batches of this part when it is the root."""
+        raise VirtueError(f"{type(self).__name__} cannot run alone")
+
+    def configure_optimizers(self) -> Any:
+        if self.optimization is None:
+            raise VirtueError(f"{type(self).__name__} is to be trained, but says not how: give it `optimization`")
+        return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+
+    def sharded_layers(self) -> Sequence[nn.Module]:
+        """What FSDP2 shards one by one, where this part has layers of that size."""
+        return ()
+
+    def configure_model(self) -> None:
+        """Shards what is trained where the strategy is FSDP2 (`ModelParallelStrategy`), once; elsewhere it does
+        nothing.
+        """
+        if self.device_mesh is not None and self.sharding is None:
+            self.sharding = Sharding(self, self.sharded_layers(), self.device_mesh)
+
+    def gather_parameters(self) -> None:
+        """Before what is no training step: ranks may have more or fewer batches of it."""
+        if self.sharding is not None:
+            self.sharding.gather()
+
+    def release_parameters(self) -> None:
+        if self.sharding is not None:
+            self.sharding.release()
+
+    def on_validation_start(self) -> None:
+        self.gather_parameters()
+
+    def on_validation_end(self) -> None:
+        self.release_parameters()
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's own, but for shards, whose norm is over all ranks."""
+        if self.sharding is None or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            self.sharding.clip_value(gradient_clip_val)
+        else:
+            self.sharding.clip_norm(gradient_clip_val)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a checkpoint, read without unpickling code."""
+    path = Path(path)
+    if not path.is_file():
+        raise VirtueError(f"weights: {path} is not there; train that part first, or change `weights`")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(state.get("state_dict", state))
+
+
+def load_weights(module: torch.nn.Module, path: str | Path, prefix: str) -> None:
+    """Fills every tensor of `module` from `path`. Raises VirtueError naming what is missing or has another shape."""
+    found = {name[len(prefix) :]: tensor for name, tensor in read_weights(path).items() if name.startswith(prefix)}
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise VirtueError(
+            f"weights: {path} lacks {len(missing)} of {len(wanted)} tensors under prefix {prefix!r}, e.g. {missing[0]}"
+        )
+    for name, tensor in wanted.items():
+        if found[name].shape != tensor.shape:
+            raise VirtueError(
+                f"weights: {name} in {path} is {list(found[name].shape)}, expected {list(tensor.shape)}: the sizes in"
+                " the config differ"
+            )
+    module.load_state_dict({name: found[name] for name in wanted})

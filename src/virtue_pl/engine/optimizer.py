@@ -1,0 +1,79 @@
+"""How a root module is optimised: one object, given in YAML or Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from virtue_pl.types import VirtueError
+
+
+class Optimization:
+    """AdamW with linear warm-up, then cosine or linear decay to zero over the run's steps.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: on matrices; vectors (biases, norms) and scalars are left alone.
+        warmup_steps: steps of linear warm-up.
+        schedule: "cosine", "linear" or "constant" after the warm-up.
+        lr_multipliers: a factor on `lr` for parameters whose name starts with the given prefix (longest prefix wins).
+        betas: AdamW's.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        weight_decay: float,
+        warmup_steps: int,
+        schedule: str,
+        lr_multipliers: Mapping[str, float] | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        if schedule not in ("cosine", "linear", "constant"):
+            raise VirtueError(f"optimization.schedule is {schedule!r}, expected cosine, linear or constant")
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.schedule = schedule
+        self.lr_multipliers = dict(lr_multipliers or {})
+        self.betas = betas
+
+    def configure(self, module: nn.Module, total_steps: int) -> dict[str, Any]:
+        """What `configure_optimizers` returns for the trainable parameters of `module`."""
+        optimizer = torch.optim.AdamW(self.parameter_groups(module), lr=self.lr, betas=self.betas)
+        scheduler = LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """The share of the peak learning rate at `step`."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1 - progress if self.schedule == "linear" else 1.0
+
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Groups by learning rate and weight decay. Raises VirtueError for a multiplier that no parameter
+        answers to.
+        """
+        trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        for prefix in self.lr_multipliers:
+            if not any(name.startswith(prefix) for name in trainable):
+                tops = sorted({name.split(".")[0] for name in trainable})
+                raise VirtueError(
+                    f"optimization.lr_multipliers: no trainable parameter starts with {prefix!r}; there are"
+                    f" {', '.join(tops)}"
+                )
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in trainable.items():
+            prefixes = [prefix for prefix in self.lr_multipliers if name.startswith(prefix)]
+            multiplier = self.lr_multipliers[max(prefixes, key=len)] if prefixes else 1.0
+            decay = self.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((self.lr * multiplier, decay), []).append(parameter)
+        return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()]

@@ -1,0 +1,37 @@
+"""Which precisions a device computes in itself, and which it would only imitate, slower than float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from virtue_pl.types import VirtueError
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises VirtueError where the trainer's `precision` is emulated on `device`."""
+    wanted = "bfloat16" if precision.startswith("bf16") else "float16" if precision.startswith("16") else None
+    if wanted is None or computes(device, wanted):
+        return
+    instead = "16-mixed" if device.type == "cuda" else "32-true"
+    raise VirtueError(
+        f"trainer.precision is {precision}, but this {device.type} has no {wanted} arithmetic and would imitate it,"
+        f" slowly: set {instead}"
+    )
+
+
+def computes(device: torch.device, dtype: str) -> bool:
+    if device.type == "cuda":
+        return dtype == "float16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return dtype == "bfloat16" and has_bfloat16(torch.cpu.get_capabilities())
+    return True
+
+
+def has_bfloat16(capabilities: Mapping[str, Any]) -> bool:
+    """Whether a processor multiplies in it, by AMX, AVX-512 BF16 or Arm's own; as `torch.cpu.get_capabilities` names
+    them.
+    """
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))

@@ -1,0 +1,1 @@
+"""Measurements beside ranking: robustness, prompt consistency, cost."""

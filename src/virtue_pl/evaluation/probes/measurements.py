@@ -1,0 +1,101 @@
+"""Measurements beside an evaluation's ranking: cost of the model, and robustness against imprecise prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from virtue_pl.embedder import Embedder
+from virtue_pl.evaluation.probes.cost import cost_table, measure_cost
+from virtue_pl.evaluation.probes.robustness import robustness, robustness_tables
+from virtue_pl.evaluation.reports.tables import TitledTable
+from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample, VirtueError
+
+SIZE = (480, 640)
+"""(height, width) in pixels of the image on which cost is measured where no set has one."""
+Cost = Mapping[str, Any]
+
+
+class Pixels(Protocol):
+    """Decoded images by their content key, as the model is to see them.
+
+    Example:
+        >>> library.pixels(key).shape  # (3, height, width)
+    """
+
+    def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]:
+        """Return the decoded image."""
+        ...
+
+
+class Measurements(NamedTuple):
+    """Measured cost and robustness, each None where it was not asked for.
+
+    cost: as `measure_cost` gives it. robustness: task -> kind -> levels, as `Robustness.as_json` gives it.
+
+    Example:
+        >>> Measurements().as_json()
+        {}
+    """
+
+    cost: Cost | None = None
+    robustness: Mapping[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what was measured, by name."""
+        return {name: dict(found) for name, found in self._asdict().items() if found is not None}
+
+    def tables(self) -> list[TitledTable]:
+        """Return tables of what was measured."""
+        return [*([cost_table(self.cost)] if self.cost else []), *robustness_tables(self.robustness or {})]
+
+
+def cost_of(embedder: Embedder, sets: Sequence[RankedSet], library: Pixels) -> Cost:
+    """Measure the model's cost on the first image of a query of the sets."""
+    keys = (row.image for ranked in sets for row in ranked.rows if row.image is not None)
+    key = next(keys, None)
+    noise = torch.randint(0, 256, (3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return measure_cost(embedder, noise if key is None else library.pixels(key))
+
+
+def robustness_of(embedder: Embedder, sets: Sequence[RankedSet], library: Pixels, rows: int) -> dict[str, Any]:
+    """Measure the curves of each set with regions, over its first `rows` queries."""
+    return robustness(embedder.embed, region_samples(sets, library, rows)).as_json()
+
+
+def region_samples(sets: Sequence[RankedSet], library: Pixels, rows: int) -> Iterator[RankingSample]:
+    """Return the first `rows` queries with a region of each set, their images decoded.
+
+    The model's formatter describes the regions.
+    """
+    for ranked in sets:
+        for row in islice(rows_with_regions(ranked.rows), rows):
+            image = str(row.image)
+            query = EmbeddingInput(row.text, (library.pixels(image),), image_keys=(image,))
+            yield RankingSample(
+                row.key,
+                f"{ranked.about.benchmark}/{ranked.about.name}",
+                query,
+                row.candidates,
+                row.rankings,
+                row.region,
+            )
+
+
+def rows_with_regions(rows: Iterable[EvaluationRow]) -> Iterator[EvaluationRow]:
+    """Return the rows whose query has a region."""
+    return (row for row in rows if row.region is not None)
+
+
+def check_regions(sets: Sequence[RankedSet]) -> None:
+    """Raise VirtueError where no query has a region."""
+    if not any(True for ranked in sets for _ in rows_with_regions(ranked.rows)):
+        names = ", ".join(ranked.about.name for ranked in sets)
+        raise VirtueError(
+            f"robustness: no query of {names} has a region, expected a set of SCaR or SCaR-mini: leave `robustness` out"
+        )

@@ -1,0 +1,214 @@
+"""Robustness of the ranking against imprecise prompts: a curve for each kind of perturbation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from virtue_pl.evaluation.probes.perturbations import PERTURBATIONS
+from virtue_pl.evaluation.reports.tables import Grid, TitledTable
+from virtue_pl.evaluation.settings import RobustnessOptions
+from virtue_pl.metrics.ranking import sample_ranks
+from virtue_pl.preprocessing.contrastive_collator import content_id, evaluation_query
+from virtue_pl.types import EmbeddingInput, RankingSample, VirtueError
+
+CAPTION = "same first: the first caption is that of the unperturbed prompt; cosine: of the two embeddings"
+Embed = Callable[[Sequence[EmbeddingInput]], Float[Tensor, "rows dim"]]
+"""Unit embeddings of inputs, in order, as `Embedder.embed` gives them."""
+
+
+class PerturbedQuery(NamedTuple):
+    """Query of a sample with a perturbed prompt.
+
+    Example:
+        >>> queries = list(perturbed_queries(sample, ["box_jitter"], seed=0))
+        >>> queries[0].level
+        0
+    """
+
+    sample: RankingSample
+    kind: str
+    level: float
+    query: EmbeddingInput
+
+
+@dataclass
+class Tally:
+    """Sums over the queries of one level.
+
+    same: queries whose first candidate is that of the unperturbed prompt. cosine: of the two embeddings.
+
+    Example:
+        >>> Tally(n=4, hits=3, same=4, cosine=3.8).row(level=0.1)["hit@1"]
+        0.75
+    """
+
+    n: int = 0
+    hits: int = 0
+    same: int = 0
+    cosine: float = 0.0
+
+    def row(self, level: float) -> dict[str, float]:
+        """Return the means of a level, with the standard error of hit@1."""
+        share = self.hits / self.n
+        error = math.sqrt(share * (1 - share) / self.n)
+        return {
+            "level": level,
+            "n": self.n,
+            "hit@1": share,
+            "standard_error": error,
+            "same_first": self.same / self.n,
+            "cosine": self.cosine / self.n,
+        }
+
+
+@dataclass
+class Robustness:
+    """Tallies by task, kind and level; `without_region` counts samples with nothing to point at, which are left out.
+
+    Example:
+        >>> robustness(embedder.embed, samples, ["click_offset"]).as_json()["scar/ADE20K"]["click_offset"]["unit"]
+        'click moved, in pixels'
+    """
+
+    tallies: dict[str, dict[str, dict[float, Tally]]] = field(default_factory=dict)
+    without_region: int = 0
+
+    def tally(self, task: str, kind: str, level: float) -> Tally:
+        """Return the tally of a level, a new one where there is none."""
+        return self.tallies.setdefault(task, {}).setdefault(kind, {}).setdefault(level, Tally())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return task -> kind -> {mode, unit, neutral, levels}.
+
+        A level has level, n, hit@1, standard_error, same_first and cosine.
+        """
+        return {
+            task: {kind: describe_kind(kind, levels) for kind, levels in kinds.items()}
+            for task, kinds in sorted(self.tallies.items())
+        }
+
+
+def describe_kind(kind: str, levels: dict[float, Tally]) -> dict[str, Any]:
+    """Return a kind's settings and its levels, for JSON."""
+    about = PERTURBATIONS[kind]
+    return {
+        "mode": about.mode,
+        "unit": about.unit,
+        "neutral": about.neutral,
+        "levels": [levels[level].row(level) for level in sorted(levels)],
+    }
+
+
+def robustness(
+    embed: Embed,
+    samples: Iterable[RankingSample],
+    kinds: Sequence[str] = tuple(PERTURBATIONS),
+    seed: int = RobustnessOptions.seed,
+    ranking: str = "hit@1",
+    group: int = 8,
+) -> Robustness:
+    """Rank every sample with a region at every level of the given kinds.
+
+    What is drawn depends on the seed, the sample's key and the kind alone. `group` samples are embedded together, with
+    all their prompts, so that the image towers run once an image.
+
+    Raises VirtueError for an unknown kind, and where no sample has a region, or one lacks the ranking.
+    """
+    for kind in kinds:
+        if kind not in PERTURBATIONS:
+            raise VirtueError(f"kinds: {kind!r}, expected some of {', '.join(PERTURBATIONS)}")
+    found = Robustness()
+    source = iter(samples)
+    while together := tuple(islice(source, group)):
+        pointed = [sample for sample in together if sample.region is not None]
+        found.without_region += len(together) - len(pointed)
+        update_tallies(
+            found, [query for sample in pointed for query in perturbed_queries(sample, kinds, seed)], embed, ranking
+        )
+    if not found.tallies:
+        raise VirtueError(
+            f"robustness: none of {found.without_region} samples can be pointed at in a way that {', '.join(kinds)}"
+            " perturb: give a set with regions"
+        )
+    return found
+
+
+def perturbed_queries(sample: RankingSample, kinds: Sequence[str], seed: int) -> Iterator[PerturbedQuery]:
+    """Return the sample's query at every level of every kind that its region has data for."""
+    size = (sample.query.images[0].shape[1], sample.query.images[0].shape[2])
+    for kind in kinds:
+        about = PERTURBATIONS[kind]
+        if about.mode == "mask" and (sample.region is None or sample.region.mask is None):
+            continue
+        query = evaluation_query(sample, about.mode)
+        for level in about.levels:
+            generator = torch.Generator().manual_seed(content_id(sample.key, kind, str(seed)))
+            yield PerturbedQuery(
+                sample, kind, level, replace(query, prompt=about.perturb(query.prompt, level, size, generator))
+            )
+
+
+def update_tallies(found: Robustness, queries: Sequence[PerturbedQuery], embed: Embed, ranking: str) -> None:
+    """Embed queries and their candidates, rank, and count."""
+    if not queries:
+        return
+    samples = {id(one.sample): one.sample for one in queries}
+    candidates = [item for sample in samples.values() for item in sample.candidates]
+    embeddings = embed([*(one.query for one in queries), *candidates])
+    lists = dict(
+        zip(
+            samples,
+            embeddings[len(queries) :].split([len(sample.candidates) for sample in samples.values()]),
+            strict=True,
+        )
+    )
+    scores = [lists[id(one.sample)] @ query for one, query in zip(queries, embeddings, strict=False)]
+    ranks = sample_ranks([one.sample for one in queries], scores).of(ranking).tolist()
+    if len(ranks) != len(queries):
+        missing = next(sample for sample in samples.values() if ranking not in sample.rankings)
+        raise VirtueError(
+            f"{missing.key} has the rankings {', '.join(missing.rankings)}, expected {ranking}: give another `ranking`"
+        )
+    unperturbed = {
+        (id(one.sample), one.kind): row
+        for row, one in enumerate(queries)
+        if one.level == PERTURBATIONS[one.kind].neutral
+    }
+    for row, (one, rank) in enumerate(zip(queries, ranks, strict=True)):
+        base, entry = unperturbed[id(one.sample), one.kind], found.tally(one.sample.task, one.kind, one.level)
+        entry.n += 1
+        entry.hits += rank < 1
+        entry.same += bool(scores[row].argmax() == scores[base].argmax())
+        entry.cosine += float(embeddings[row] @ embeddings[base])
+
+
+def robustness_tables(tasks: Mapping[str, Any]) -> list[TitledTable]:
+    """Return one table for each task, kinds and levels down. tasks: as `Robustness.as_json` gives them."""
+    columns = ["kind", "level", "hit@1, %", "same first, %", "cosine", "n"]
+    return [
+        TitledTable(f"{task}, imprecise prompts", Grid(columns, [*lines(kinds)], set()), CAPTION)
+        for task, kinds in tasks.items()
+    ]
+
+
+def lines(kinds: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Return a task's rows of cells."""
+    for kind, about in kinds.items():
+        for number, row in enumerate(about["levels"]):
+            right = f"{100 * row['hit@1']:.1f}±{100 * row['standard_error']:.1f}"
+            yield [
+                "" if number else kind,
+                f"{row['level']:g}",
+                right,
+                f"{100 * row['same_first']:.1f}",
+                f"{row['cosine']:.3f}",
+                str(row["n"]),
+            ]

@@ -1,0 +1,22 @@
+"""Scalars that a run logged while it trained, read from its TensorBoard events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+Curve = dict[int, float]
+"""step -> value"""
+
+
+def read_curve(folder: str | Path, tag: str) -> Curve:
+    """Read a scalar of a run by step, from all its event files; of a step that was logged twice, as where a run went
+    on, the later value.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
+    events.Reload()
+    if tag not in events.Tags()["scalars"]:
+        return {}
+    found = sorted(events.Scalars(tag), key=lambda event: event.wall_time)
+    return dict(sorted({event.step: event.value for event in found}.items()))

@@ -1,0 +1,162 @@
+"""Tables of results: one for each task, rows = modes, columns = rankings, in percent with standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from virtue_pl.evaluation.statistics.summary import Chance, Results
+
+ROWS = ("box", "point", "mask", "no_prompt", "none", "no_segmentation", "blind", "set_blind")
+"""The usual order of rows; other modes follow by name."""
+
+NO_RANKING = ("n", "standard_error")
+
+PRECISION = "% right ± standard error"
+
+
+class Grid(NamedTuple):
+    """Cells of a table. best: (row, column) of the cells to mark, as each ranking's best mode.
+
+    Example:
+        >>> Grid(["mode", "hit@1"], [["box", "61.0"], ["point", "58.2"]], best={(0, 1)}).columns
+        ['mode', 'hit@1']
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    best: set[tuple[int, int]]
+
+
+class TitledTable(NamedTuple):
+    """Table with its title and caption, as reports have it.
+
+    Example:
+        >>> TitledTable("scar", Grid(["mode"], [["box"]], set()), "hit@1, %").title
+        'scar'
+    """
+
+    title: str
+    cells: Grid
+    caption: str
+
+
+def sort_names(names: Iterable[str], first: Sequence[str]) -> list[str]:
+    """Return `names`, those of `first` in its order, then the others by name."""
+    places = {name: place for place, name in enumerate(first)}
+    return sorted(names, key=lambda name: (places.get(name, len(places)), name))
+
+
+def grid(
+    modes: Mapping[str, Mapping[str, Any]], chance_levels: Mapping[str, float], row_order: Sequence[str] = ROWS
+) -> Grid:
+    """Return one task's cells: "mode, rankings ..., n", and a last row for chance where its levels are given."""
+    names = sort_names(modes, row_order)
+    rankings = sorted({name for row in modes.values() for name in row if name not in NO_RANKING})
+    rows = [[mode, *(cell(modes[mode], ranking) for ranking in rankings), str(modes[mode]["n"])] for mode in names]
+    best = set()
+    for column, ranking in enumerate(rankings, start=1):
+        shares = [modes[mode].get(ranking, -1.0) for mode in names]
+        best |= {(row, column) for row, share in enumerate(shares) if share == max(shares)}
+    if chance_levels:
+        rows.append(
+            [
+                "chance",
+                *(f"{100 * chance_levels[ranking]:.1f}" if ranking in chance_levels else "" for ranking in rankings),
+                "",
+            ]
+        )
+    return Grid(["mode", *rankings, "n"], rows, best)
+
+
+def cell(row: Mapping[str, Any], ranking: str) -> str:
+    """Return percent right and its standard error; empty where the mode was not ranked so."""
+    return f"{100 * row[ranking]:.1f}±{100 * row['standard_error'][ranking]:.1f}" if ranking in row else ""
+
+
+def rich_tables(
+    results: Results, chance_levels: Chance | None = None, row_order: Sequence[str] = ROWS
+) -> list[TerminalTable]:
+    """Return one table for each task for the terminal, the best of each column in bold."""
+    grids = {task: grid(results[task], (chance_levels or {}).get(task, {}), row_order) for task in sorted(results)}
+    return [TerminalTable(f"{task}, {PRECISION}", cells) for task, cells in grids.items()]
+
+
+class TerminalTable(NamedTuple):
+    """Table for `Console.print`. Where it is wider than the terminal, its columns stand in several blocks below each
+    other.
+
+    Example:
+        >>> Console().print(TerminalTable("scar", Grid(["mode", "n"], [["box", "400"]], set())))
+    """
+
+    title: str
+    cells: Grid
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.title, style="italic")
+        for columns in blocks(self.cells, options.max_width):
+            yield rich_block(self.cells, columns)
+        yield ""
+
+
+def blocks(cells: Grid, width: int) -> list[list[int]]:
+    """Return blocks of columns, by number, that fit beside each other and the first, which every block has."""
+    widths = [
+        max(map(longest_line, (heading(name), *(row[place] for row in cells.rows))))
+        for place, name in enumerate(cells.columns)
+    ]
+    found: list[list[int]] = [[0]]
+    for place in range(1, len(widths)):
+        if len(found[-1]) > 1 and sum(1 + widths[taken] for taken in found[-1]) + widths[place] > width:
+            found.append([0])
+        found[-1].append(place)
+    return found
+
+
+def longest_line(text: str) -> int:
+    """Return the length of the longest line of a text."""
+    return max(map(len, text.split("\n")))
+
+
+def heading(name: str) -> str:
+    """Return a column's name in several lines, which is narrower."""
+    return name.replace("_", "\n").replace(", ", ",\n")
+
+
+def rich_block(cells: Grid, columns: Sequence[int]) -> Table:
+    """Return the given columns as a table for the terminal."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for place in columns:
+        table.add_column(heading(cells.columns[place]), justify="right" if place else "left", no_wrap=True)
+    for number, row in enumerate(cells.rows):
+        cells_of_row = highlight_best(cells, number, "[bold]{}[/bold]")
+        table.add_row(*(cells_of_row[place] for place in columns), style="dim" if row[0] == "chance" else None)
+    return table
+
+
+def markdown(results: Results, chance_levels: Chance | None = None, row_order: Sequence[str] = ROWS) -> str:
+    """Return one table for each task as Markdown."""
+    return "\n".join(
+        markdown_table(task, grid(results[task], (chance_levels or {}).get(task, {}), row_order), PRECISION)
+        for task in sorted(results)
+    )
+
+
+def markdown_table(title: str, cells: Grid, caption: str) -> str:
+    """Return one table as Markdown."""
+    lines = [f"### {title}", "", "| " + " | ".join(cells.columns) + " |", "|---|" + "---:|" * (len(cells.columns) - 1)]
+    lines += ["| " + " | ".join(highlight_best(cells, number, "**{}**")) + " |" for number in range(len(cells.rows))]
+    return "\n".join([*lines, "", caption, ""])
+
+
+def highlight_best(cells: Grid, number: int, bold: str) -> list[str]:
+    """Return a row's cells, the best with `bold` around them."""
+    return [
+        bold.format(text) if (number, column) in cells.best else text for column, text in enumerate(cells.rows[number])
+    ]

@@ -1,0 +1,169 @@
+"""Embeddings on disk by what they are of: a stopped evaluation goes on, a repeated one only ranks.
+
+STORE/FINGERPRINT/part-*.safetensors, the fingerprint being that of the model and of how it is used; each part has a
+tensor `embeddings` and its rows' content keys. Parts are written whole and moved into place, so that several processes,
+and several evaluations, may add at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from virtue_pl.types import VirtueError
+
+ROWS_A_PART, SECONDS_A_PART = 4096, 20.0
+"""Rows and seconds after which a part is written; a process that is killed loses less than that."""
+
+
+class EmbeddingStore:
+    """The embeddings of one model, used in one way.
+
+    Args:
+        folder: of all models' embeddings.
+        fingerprint: of the model and how it is used.
+
+    Raises VirtueError for a file in the folder that holds no embeddings.
+
+    Example:
+        >>> store = EmbeddingStore("runs/embeddings", "0a1b")
+        >>> store.add(["caption"], torch.ones(1, 4))
+        >>> store.flush()
+        >>> store.get(["caption"]).shape
+        torch.Size([1, 4])
+    """
+
+    def __init__(self, folder: str | Path, fingerprint: str) -> None:
+        self.folder = Path(folder) / fingerprint[:24]
+        self.added = 0
+        self._rows: dict[str, tuple[int, int]] = {}
+        self._parts: list[Float[Tensor, "rows dim"]] = []
+        self._read: set[str] = set()
+        self._buffer: list[tuple[tuple[str, ...], Float[Tensor, "rows dim"]]] = []
+        self._written = time.monotonic()
+        self.refresh()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def refresh(self) -> None:
+        """Read what other processes have written meanwhile."""
+        for path in sorted(self.folder.glob("part-*.safetensors")):
+            if path.name not in self._read:
+                self._register(path.name, *read_part(path))
+
+    def add(self, keys: Sequence[str], embeddings: Float[Tensor, "rows dim"]) -> None:
+        """Add embeddings, and write a part where enough of them, or seconds, have come together."""
+        self._buffer.append((tuple(keys), embeddings.detach().float().cpu()))
+        self.added += len(keys)
+        if (
+            sum(len(keys) for keys, _ in self._buffer) >= ROWS_A_PART
+            or time.monotonic() - self._written >= SECONDS_A_PART
+        ):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last part."""
+        if not self._buffer:
+            return
+        keys = [key for of_batch, _ in self._buffer for key in of_batch]
+        embeddings = torch.cat([rows for _, rows in self._buffer])
+        name = f"part-{uuid4().hex}.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        save_file({"embeddings": embeddings}, temporary, {"keys": json.dumps(keys)})
+        os.replace(temporary, self.folder / name)
+        self._register(name, keys, embeddings)
+        self._buffer, self._written = [], time.monotonic()
+
+    def get(self, keys: Sequence[str]) -> Float[Tensor, "rows dim"]:
+        """Return the embeddings of the keys, in order. Raises KeyError for one that is not there."""
+        places = torch.tensor([self._rows[key] for key in keys], dtype=torch.long).reshape(-1, 2)
+        found = torch.zeros(len(keys), self._parts[0].shape[1] if self._parts else 0)
+        for part in places[:, 0].unique().tolist():
+            mine = places[:, 0] == part
+            found[mine] = self._parts[part][places[mine, 1]]
+        return found
+
+    def _register(self, name: str, keys: Sequence[str], embeddings: Float[Tensor, "rows dim"]) -> None:
+        self._read.add(name)
+        self._rows |= {key: (len(self._parts), row) for row, key in enumerate(keys)}
+        self._parts.append(embeddings)
+
+
+class ModelStore:
+    """The embeddings of a model: of texts, which are the same for every query format, so that all baselines share them;
+    and of inputs with images.
+
+    Args:
+        folder: of all models' embeddings.
+        texts, imaged: fingerprints of what each of the two depends on.
+
+    Example:
+        >>> store = ModelStore("runs/embeddings", texts="0a", imaged="1b")
+        >>> store.add(["caption"], torch.ones(1, 4), imaged=False)
+    """
+
+    def __init__(self, folder: str | Path, texts: str, imaged: str) -> None:
+        self.texts = EmbeddingStore(folder, texts)
+        self.imaged = EmbeddingStore(folder, imaged)
+
+    @property
+    def added(self) -> int:
+        """Number of embeddings added since the store was opened."""
+        return self.texts.added + self.imaged.added
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.texts or key in self.imaged
+
+    def add(self, keys: Sequence[str], embeddings: Float[Tensor, "rows dim"], imaged: bool) -> None:
+        """Add embeddings of texts, or of inputs with images."""
+        (self.imaged if imaged else self.texts).add(keys, embeddings)
+
+    def flush(self) -> None:
+        """Write what was added since the last parts."""
+        self.texts.flush()
+        self.imaged.flush()
+
+    def refresh(self) -> None:
+        """Read what other processes have written meanwhile."""
+        self.texts.refresh()
+        self.imaged.refresh()
+
+    def get(self, keys: Sequence[str]) -> Float[Tensor, "rows dim"]:
+        """Return the embeddings of the keys, in order. Raises KeyError for one that is not there."""
+        texts = torch.tensor([key in self.texts for key in keys], dtype=torch.bool)
+        parts = [(chosen, store) for chosen, store in ((texts, self.texts), (~texts, self.imaged)) if chosen.any()]
+        found = [
+            (chosen, store.get([keys[place] for place in chosen.nonzero().flatten().tolist()]))
+            for chosen, store in parts
+        ]
+        together = torch.zeros(len(keys), found[0][1].shape[1] if found else 0)
+        for chosen, rows in found:
+            together[chosen] = rows
+        return together
+
+
+def read_part(path: Path) -> tuple[list[str], Float[Tensor, "rows dim"]]:
+    """Read keys and embeddings of a part. Raises VirtueError for another file."""
+    try:
+        with safe_open(path, "pt") as file:
+            keys, embeddings = json.loads((file.metadata() or {})["keys"]), file.get_tensor("embeddings")
+        if len(keys) != len(embeddings):
+            raise ValueError(f"{len(keys)} keys for {len(embeddings)} rows")
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise VirtueError(f"store: {path} holds no embeddings ({error}): delete it, they are computed again") from error
+    return keys, embeddings

@@ -1,0 +1,52 @@
+"""Predictions, one line for each query: the ranked candidates, their scores, and the rank of the right one; read back
+as ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from virtue_pl.metrics.ranking import RankRow, RankRows, rank_candidates, sample_ranks
+from virtue_pl.types import RankingBatch, RankingOutput
+
+Prediction = dict[str, Any]
+
+
+def predictions(batch: RankingBatch, output: RankingOutput) -> Iterator[Prediction]:
+    """Return a line for every sample of a batch in every mode that `output` has scored, the leading ones: task, key,
+    mode; gold, an index into the sample's candidates; ranking, such indices from best to worst; scores, in the
+    candidates' order; ranks, {ranking's name: [rank, of how many]}.
+    """
+    for number, mode in enumerate(batch.modes[: len(output.scores) // len(batch)]):
+        scores = output.scores[number * len(batch) : (number + 1) * len(batch)]
+        ranked = sample_ranks(batch.samples, scores)
+        entries = zip(ranked.rankings, ranked.ranks.tolist(), ranked.candidates, strict=True)
+        for sample, row in zip(batch.samples, scores, strict=True):
+            gold = next(iter(sample.rankings.values()))[0]
+            yield {
+                "task": sample.task,
+                "key": sample.key,
+                "mode": mode,
+                "gold": gold,
+                "ranking": rank_candidates(row[None], row.new_tensor([gold]).long())[0].tolist(),
+                "scores": [round(score, 6) for score in row.tolist()],
+                "ranks": {
+                    ranking: [rank, candidates] for ranking, rank, candidates in islice(entries, len(sample.rankings))
+                },
+            }
+
+
+def read_predictions(path: str | Path) -> RankRows:
+    """Read the ranks in a file of predictions."""
+    return RankRows(
+        row for line in Path(path).read_text(encoding="utf-8").splitlines() for row in _rows(json.loads(line))
+    )
+
+
+def _rows(prediction: Prediction) -> Iterator[RankRow]:
+    for ranking, (rank, candidates) in prediction["ranks"].items():
+        yield RankRow(prediction["task"], prediction["mode"], ranking, prediction["key"], rank, candidates)

@@ -1,0 +1,146 @@
+"""Queries of an evaluation as a model reads them: the region in words, and the prompt on the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from virtue_pl.evaluation.settings import QueryFormat
+from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator, content_id
+from virtue_pl.preprocessing.input_formatters import InputFormatter, PublishedFormatter, VirtueFormatter
+from virtue_pl.preprocessing.prompts import prompt_region
+from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, EvaluationRow, Region, VirtueError, VisualPrompt
+
+REGION_SETTINGS = ("prompt_text", "prompt_frame")
+"""Attributes of an input formatter that say how a region is described and where it lies."""
+
+
+class EvaluationCollator:
+    """Turns rows of evaluation sets into queries, and inputs into batches, as a `QueryFormat` says.
+
+    Raises VirtueError where the frame is "pixels" and the model's formatter is not the published one.
+
+    Args:
+        collator: the model's own.
+        query_format: how queries are put to the model; the segmentation stream is used where its `stream` is "whole".
+
+    Example:
+        >>> preparation = EvaluationCollator(model.collator, QueryFormat(mode="point"))
+        >>> batch = preparation.encoder_batch([preparation.query(row) for row in rows])
+    """
+
+    def __init__(self, collator: ContrastiveCollator, query_format: QueryFormat) -> None:
+        formatter = collator.formatter
+        self.query_format = query_format
+        self.canvas = collator.segmentation_size if query_format.stream == "whole" else None
+        self.published = isinstance(formatter, PublishedFormatter)
+        self.frame = query_format.prompt_frame or ("pixels" if self.published else "canvas")
+        if self.frame == "pixels" and not self.published:
+            raise VirtueError(
+                "--prompt-frame pixels is how the published evaluation misreads boxes, for formatter published alone:"
+                " leave it out"
+            )
+        self.collator = ContrastiveCollator(
+            collator.processor,
+            configure_recipe(formatter, query_format.describe_region and not self.published),
+            self.canvas,
+            collator.train_modes,
+            collator.evaluation_modes,
+            collator.fingerprints,
+            collator.segment_unprompted,
+        )
+
+    def query(self, row: EvaluationRow) -> EmbeddingInput:
+        """Return what is embedded of a row in the format's mode; images are named by their keys.
+
+        Raises VirtueError where the mode needs a mask that the region lacks.
+        """
+        mode, region = self.query_format.mode, row.region
+        text, keys = row.published_text if self.published else row.text, () if row.image is None else (row.image,)
+        if mode == "blind":
+            return EmbeddingInput(text.replace(IMAGE_TOKEN, "").lstrip())
+        if region is None or row.size is None or mode == "no_prompt":
+            return EmbeddingInput(text, (), image_keys=keys)
+        prompt = region_prompt(region, mode, row)
+        if self.published and self.query_format.describe_region:
+            text += published_region_text(prompt, row)
+        return EmbeddingInput(text, (), self.to_frame(prompt, row.size), keys)
+
+    def to_frame(self, prompt: VisualPrompt, size: tuple[int, int]) -> VisualPrompt:
+        """Return the prompt with boxes and points in the frame of the segmentation model; masks stay.
+
+        size: (height, width) of the image in pixels.
+        """
+        if self.frame == "canvas" or self.canvas is None or self.query_format.image_transform is not None:
+            return prompt
+        scale = torch.tensor([size[1], size[0]]) / self.canvas
+        return replace(prompt, boxes=prompt.boxes * scale.repeat(2), points=prompt.points * scale)
+
+    def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
+        """Return the batch of the inputs, each changed by the format's image transform first."""
+        transform = self.query_format.image_transform
+        return self.collator.encoder_batch(
+            list(items) if transform is None else [transform.prepare(item) for item in items]
+        )
+
+    def identity(self) -> list[Any]:
+        """Return all that the embedding of an input with images depends on, beside the model and the input."""
+        formatters = [
+            formatter
+            for formatter in (self.collator.formatter, self.query_format.image_transform)
+            if formatter is not None
+        ]
+        return [
+            self.canvas,
+            self.collator.segment_unprompted,
+            *((type(formatter).__qualname__, sorted(vars(formatter).items())) for formatter in formatters),
+        ]
+
+    def text_identity(self) -> list[Any]:
+        """Return all that the embedding of a text depends on, beside the model and the input."""
+        formatter = self.collator.formatter
+        return [
+            "texts",
+            type(formatter).__qualname__,
+            sorted((name, value) for name, value in vars(formatter).items() if name not in REGION_SETTINGS),
+        ]
+
+
+def configure_recipe(formatter: InputFormatter, describe_region: bool) -> InputFormatter:
+    """Return the input formatter with or without the region in words, and without the published space, which texts of
+    evaluations bring along.
+    """
+    if not isinstance(formatter, VirtueFormatter):
+        return formatter
+    changed = copy(formatter)
+    changed.prompt_text = describe_region and formatter.prompt_text
+    if isinstance(changed, PublishedFormatter):
+        changed.space_after_image, changed.prompt_frame = False, "image"
+    return changed
+
+
+def region_prompt(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt:
+    """Return the prompt of a region in a mode; the click depends on the row alone.
+
+    Raises VirtueError naming a row that lacks a mask.
+    """
+    try:
+        return prompt_region(region, mode, torch.Generator().manual_seed(content_id(row.key)))
+    except VirtueError as error:
+        raise VirtueError(f"{row.set} row {row.row}: {error}") from error
+
+
+def published_region_text(prompt: VisualPrompt, row: EvaluationRow) -> str:
+    """Return what the published evaluation adds to a query's text, a point as its demonstration writes it; nothing for
+    a mask.
+    """
+    if len(prompt.boxes):
+        return f"\n{row.box_words}"
+    if len(prompt.points) and row.size is not None:
+        x, y = prompt.points[0].tolist()
+        return f"\nReferring object point: ({round(x * row.size[1])}, {round(y * row.size[0])})"
+    return ""

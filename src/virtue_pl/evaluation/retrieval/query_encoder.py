@@ -1,0 +1,128 @@
+"""The part of a model that embeds: all of it, its fusion head without the segmentation stream, or with RoI-pooled
+vision tokens in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from virtue_pl.evaluation.settings import Stream
+from virtue_pl.models.embedding_model import EmbeddingModel
+from virtue_pl.models.fusion_head import VLMFusionHead
+from virtue_pl.models.virtue import Virtue
+from virtue_pl.preprocessing.prompts import enclosing_box
+from virtue_pl.types import EncoderBatch, ImageFeatures, SegmentTokens, VirtueError
+
+ROI_SIDE = 4
+POINT_SIDE = 0.4
+"""Side of the square around a point, as a share of the image's shorter side."""
+
+
+class QueryEncoder:
+    """Embeds rows; each image of a batch goes through the frozen networks once, however many rows show it.
+
+    Args:
+        model: Virtue or a fusion head.
+        stream: "whole": the model as it is. "none": its language model without segment tokens. "roi": the vision tokens
+            of each prompt's box, pooled to `ROI_SIDE` x `ROI_SIDE`, stand where segment tokens would; nothing is
+            trained for it.
+        chunk_size: rows encoded at once.
+
+    Example:
+        >>> encoder = QueryEncoder(model, "none", chunk_size=8)
+        >>> encoder.encode(model.collator.encoder_batch(items)).shape  # (rows, embed_dim)
+    """
+
+    def __init__(self, model: EmbeddingModel, stream: Stream, chunk_size: int) -> None:
+        self.model = model
+        self.stream = stream
+        self.chunk_size = chunk_size
+
+    @property
+    def head(self) -> VLMFusionHead:
+        """The model's fusion head. Raises VirtueError for a model without one."""
+        if isinstance(self.model, Virtue):
+            return self.model.fusion
+        if not isinstance(self.model, VLMFusionHead):
+            raise VirtueError(
+                f"{type(self.model).__name__} has no fusion head, expected Virtue or VLMFusionHead: set `stream` to"
+                " whole"
+            )
+        return self.model
+
+    def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
+        """Return unit embeddings in float32, (rows, embed_dim)."""
+        if len(inputs.images):
+            with_features = replace(inputs.images, features=self.features(inputs))
+            inputs = replace(inputs, images=with_features)
+        return torch.cat([self._rows(chunk).float() for chunk in inputs.split(self.chunk_size)])
+
+    def features(self, inputs: EncoderBatch) -> tuple[ImageFeatures, ...]:
+        """Return each image's frozen features in input order; those of the segmentation model only for images with a
+        prompt.
+        """
+        if isinstance(self.model, Virtue) and self.stream == "whole":
+            return self.model.encode_streams(inputs.images, list(dict.fromkeys(inputs.prompts.images.tolist())))
+        return self.head.image_features(inputs.images)
+
+    def _rows(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
+        if self.stream == "whole":
+            return self.model.encode(inputs)
+        return self.head(inputs, self.roi_tokens(inputs) if self.stream == "roi" and len(inputs.prompts) else None)
+
+    def roi_tokens(self, inputs: EncoderBatch) -> SegmentTokens:
+        """Return the pooled vision tokens of each prompt's box, or of the whole image where nothing is pointed at."""
+        tokens = self.head.backbone.vision_tokens(self.head.frozen_features(inputs.images))
+        maps = [token_map(found, image_size(inputs, number)) for number, found in enumerate(tokens)]
+        pooled = [
+            pool_box(maps[image], enclosing_box(prompt, image_size(inputs, image), POINT_SIDE))
+            for prompt, image in zip(inputs.prompts.prompts, inputs.prompts.images.tolist(), strict=True)
+        ]
+        return SegmentTokens(torch.stack(pooled))
+
+
+def image_size(inputs: EncoderBatch, number: int) -> tuple[int, int]:
+    """Return (height, width) of an image in pixels, as the vision tower reads it."""
+    pixels = inputs.images.vision[number]
+    return (1, 1) if pixels is None else (pixels.shape[-2], pixels.shape[-1])
+
+
+def token_map(tokens: Float[Tensor, "tokens hidden"], size: tuple[int, int]) -> Float[Tensor, "hidden rows columns"]:
+    """Return an image's tokens as a map: of all ways to lay them out, the one nearest to the ratio of `size`, (height,
+    width).
+    """
+    count, ratio = len(tokens), size[0] / size[1]
+    rows = min(
+        (rows for rows in range(1, count + 1) if count % rows == 0),
+        key=lambda rows: abs(torch.log(torch.tensor(rows * rows / count / ratio)).item()),
+    )
+    return tokens.T.reshape(-1, rows, count // rows)
+
+
+def pool_box(
+    tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, "4"] | None
+) -> Float[Tensor, "pooled hidden"]:
+    """Return the tokens of a box (normalised, xyxy) or of the whole map, pooled to `ROI_SIDE` x `ROI_SIDE`."""
+    rows, columns = tokens.shape[1:]
+    corners = torch.tensor([0.0, 0.0, 1.0, 1.0]) if box is None else box.cpu().float()
+    scaled = (corners * torch.tensor([columns, rows, columns, rows])).to(tokens.device)
+    pooled = roi_align(tokens[None].float(), [scaled[None]], ROI_SIDE, aligned=True)
+    return pooled[0].flatten(1).T.to(tokens.dtype)
+
+
+def check_finite(embeddings: Float[Tensor, "rows dim"], sources: Sequence[str]) -> None:
+    """Raise VirtueError naming the first row that is not finite, by the set and row where it stands."""
+    broken = (~embeddings.isfinite()).any(dim=1).nonzero().flatten().tolist()
+    if broken:
+        raise VirtueError(
+            f"{sources[broken[0]]}: its embedding is not finite ({len(broken)} of {len(embeddings)} of its "
+            "batch), expected numbers: "
+            "the weights are damaged or the training diverged, or dtype is too narrow; try --dtype float32 or "
+            "an earlier checkpoint"
+        )

@@ -1,0 +1,1 @@
+"""From ranks to figures with intervals, and comparisons of runs."""

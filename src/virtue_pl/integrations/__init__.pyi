@@ -1,0 +1,1 @@
+from .mteb import MTEBModel as MTEBModel

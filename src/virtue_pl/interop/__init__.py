@@ -1,1 +1,0 @@
-"""Models in and out: published weights, exported folders, recorded outputs."""

@@ -1,0 +1,75 @@
+"""Any loss, at several lengths of the embeddings at once, so that their first numbers alone serve too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize
+
+from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.losses.base import EmbeddingLoss, LossOutput
+from virtue_pl.types import EmbeddingBatch, VirtueError
+
+
+class MatryoshkaLoss(EmbeddingLoss):
+    """The weighted mean of a loss over the first `dims` numbers of each embedding, as unit vectors (arXiv 2205.13147).
+
+    Args:
+        loss: what is computed at each length.
+        dims: the lengths; those that are to serve, the whole one too.
+        dim_weights: of each length; alike by default.
+        optimization, weights, weights_prefix, frozen: see `VirtueModule`; alone, it learns on stored embeddings, as
+            `loss`
+            would.
+    """
+
+    def __init__(
+        self,
+        loss: EmbeddingLoss,
+        dims: Sequence[int],
+        dim_weights: Sequence[float] | None = None,
+        optimization: Optimization | None = None,
+        weights: str | Path | None = None,
+        weights_prefix: str = "",
+        frozen: bool = False,
+    ) -> None:
+        super().__init__(optimization, weights, weights_prefix, frozen)
+        if not dims or min(dims) < 1:
+            raise VirtueError(f"loss.dims is {list(dims)}, expected lengths of at least 1")
+        if dim_weights is not None and len(dim_weights) != len(dims):
+            raise VirtueError(f"loss.dim_weights are {len(dim_weights)}, expected one for each of the {len(dims)} dims")
+        self.loss = loss
+        self.dims = tuple(dims)
+        self.dim_weights = tuple(dim_weights or (1.0,) * len(dims))
+        self.load_and_freeze()
+
+    def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
+        if max(self.dims) > batch.queries.shape[1]:
+            raise VirtueError(
+                f"loss.dims holds {max(self.dims)}, but embeddings have {batch.queries.shape[1]} numbers: lower it"
+            )
+        outputs = [self.loss(shorten_embeddings(batch, dim)) for dim in self.dims]
+        total = torch.stack(
+            [weight * output.loss for weight, output in zip(self.dim_weights, outputs, strict=True)]
+        ).sum() / sum(self.dim_weights)
+        longest = outputs[self.dims.index(max(self.dims))]
+        each = {f"loss_{dim}": output.loss.detach() for dim, output in zip(self.dims, outputs, strict=True)}
+        return LossOutput(total, {**longest.metrics, **each})
+
+    def adapt(self, batch: EmbeddingBatch) -> EmbeddingBatch:
+        return self.loss.adapt(batch)
+
+    @property
+    def needs_negatives(self) -> str | None:
+        return self.loss.needs_negatives
+
+
+def shorten_embeddings(batch: EmbeddingBatch, dim: int) -> EmbeddingBatch:
+    """Return the batch with the first `dim` numbers of each embedding, as unit vectors."""
+    queries, targets, negatives = (
+        normalize(part[:, :dim].float(), dim=-1) for part in (batch.queries, batch.targets, batch.negatives)
+    )
+    return replace(batch, queries=queries, targets=targets, negatives=negatives)

@@ -1,0 +1,62 @@
+"""The pairwise sigmoid loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.losses.contrastive import ContrastiveLoss
+from virtue_pl.types import EmbeddingBatch
+
+
+class SigmoidLoss(ContrastiveLoss):
+    """Every pair judged on its own (Zhai et al. 2023, SigLIP).
+
+    loss_i = -sum_j log sigmoid( z_ij (s_ij + b) ), z = 1 for the target, -1 for the others; b is learned.
+
+    Args:
+        bias: start of b.
+        others: see `ContrastiveLoss`.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        learn_temperature: bool = True,
+        adapter_dim: int | None = None,
+        bias: float = -10.0,
+        optimization: Optimization | None = None,
+        weights: str | Path | None = None,
+        weights_prefix: str = "",
+        frozen: bool = False,
+        margin: float | None = None,
+        mask_same_image: bool = False,
+    ) -> None:
+        super().__init__(
+            temperature,
+            learn_temperature,
+            adapter_dim,
+            optimization,
+            weights,
+            weights_prefix,
+            frozen,
+            margin,
+            mask_same_image,
+        )
+        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.load_and_freeze()
+
+    def reduce(self, scores: CandidateScores, batch: EmbeddingBatch) -> Float[Tensor, ""]:
+        values, left_out = scores.values, scores.values.isneginf()
+        signs = torch.full_like(values, -1.0).scatter(1, scores.positive[:, None], 1.0)
+        return (
+            -logsigmoid(signs * values.add(self.bias).masked_fill(left_out, 0.0))
+            .masked_fill(left_out, 0.0)
+            .sum(dim=1)
+            .mean()
+        )

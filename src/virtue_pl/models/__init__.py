@@ -1,0 +1,5 @@
+"""The four LightningModules, the connectors, and `Virtue`, which composes them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

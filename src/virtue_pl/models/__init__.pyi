@@ -1,0 +1,9 @@
+from .connector import Connector as Connector
+from .connector import ConvolutionConnector as ConvolutionConnector
+from .connector import MaskConnector as MaskConnector
+from .embedding_model import EmbeddingModel as EmbeddingModel
+from .fusion_head import VLMFusionHead as VLMFusionHead
+from .roi_connector import RoiConnector as RoiConnector
+from .segmentation_extractor import SegmentationExtractor as SegmentationExtractor
+from .virtue import Virtue as Virtue
+from .visual_prompt_encoder import VisualPromptEncoder as VisualPromptEncoder

@@ -1,0 +1,163 @@
+"""How whatever embeds is trained and ranked: shared by `Virtue` and by a fusion head that runs alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from virtue_pl.engine.gradient_cache import FullBatch, GradientCache, Offload, count_tokens
+from virtue_pl.engine.module import VirtueModule
+from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.engine.precision import check_precision
+from virtue_pl.losses.base import EmbeddingLoss
+from virtue_pl.metrics.rank_metrics import HitRate, RankTable
+from virtue_pl.metrics.ranking import sample_ranks, set_blind_ranks
+from virtue_pl.preprocessing.input_formatters import InputFormatter
+from virtue_pl.types import (
+    EmbeddingBatch,
+    EncoderBatch,
+    ImageBatch,
+    ImageFeatures,
+    PairBatch,
+    RankingBatch,
+    RankingOutput,
+    ShardImageBatch,
+    VirtueError,
+)
+
+FROZEN_CHUNK_SIZE = 16
+"""Images that are encoded together where nothing is trained."""
+
+
+class EmbeddingModel(VirtueModule):
+    """A root that trains `encode` with a contrastive loss and ranks candidates with it.
+
+    Args:
+        loss: the contrastive loss; None where the module is a part.
+        gradient_cache: how a batch is encoded: as a whole (`FullBatch`) or in chunks (`GradientCache`). It is given
+            this model, which is a `ChunkEncoder`.
+        optimization, weights, weights_prefix, frozen: see `VirtueModule`.
+    """
+
+    formatter: InputFormatter
+    hit_rate: HitRate
+    rank_table: RankTable
+
+    def __init__(
+        self,
+        loss: EmbeddingLoss | None,
+        gradient_cache: FullBatch | GradientCache | None,
+        optimization: Optimization | None,
+        weights: str | Path | None,
+        weights_prefix: str,
+        frozen: bool,
+    ) -> None:
+        super().__init__(optimization, weights, weights_prefix, frozen)
+        self.loss = loss
+        self.gradient_cache = gradient_cache or FullBatch()
+
+    def configure_model(self) -> None:
+        """Shard the layers if the strategy says so; ranks then take equally many chunks, as each gathers the layers."""
+        super().configure_model()
+        self.gradient_cache.equal_chunks = self.sharding is not None
+
+    @abstractmethod
+    def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
+        """Return the unit embeddings of the rows."""
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        if self.loss is None:
+            raise VirtueError(f"{type(self).__name__} is to be trained, but has no loss: give it `loss`")
+        output = self.loss(self.embed_pairs(batch))
+        self.log("train/loss", output.loss, prog_bar=True, batch_size=len(batch))
+        for name, value in output.metrics.items():
+            self.log(f"train/{name}", value, batch_size=len(batch))
+        return output.loss if self.sharding is None else self.sharding.with_unused_parameters(output.loss)
+
+    def embed_pairs(self, batch: PairBatch) -> EmbeddingBatch:
+        """Return the embeddings of the batch's queries, targets and hard negatives, with the pairs' ids."""
+        queries = self.embed(batch.queries)
+        return EmbeddingBatch(queries, *self.embed_candidates(batch), batch.ids)
+
+    def embed_candidates(self, batch: PairBatch) -> tuple[Float[Tensor, "pairs dim"], Float[Tensor, "negatives dim"]]:
+        """Return the embeddings of the batch's targets and of its hard negatives."""
+        targets = self.embed(batch.targets)
+        if batch.negatives is None:
+            return targets, targets.new_zeros(0, targets.shape[1])
+        return targets, self.embed(batch.negatives)
+
+    def embed(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
+        """Return the embeddings of the rows, encoded as `gradient_cache` says."""
+        return self.gradient_cache(self, inputs)
+
+    @torch.no_grad()
+    def encode_frozen(self, inputs: EncoderBatch, chunk_size: int, offload: Offload) -> EncoderBatch:
+        """Return the inputs with images' frozen features in place of pixels, encoding `chunk_size` images at a time."""
+        groups = inputs.images.split(chunk_size)
+        features = [offload(encoded) for group in groups for encoded in self.image_features(group)]
+        return replace(inputs, images=inputs.images.with_features(features))
+
+    def token_counts(self, inputs: EncoderBatch) -> list[int]:
+        """Return how many tokens of each row the language model reads."""
+        return count_tokens(inputs)
+
+    def setup(self, stage: str) -> None:
+        """Check the precision and make the metrics, which the root alone has."""
+        check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
+        self.hit_rate, self.rank_table = HitRate(), RankTable()
+
+    def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Log hit@1 in the first evaluation mode, and return a `RankingOutput`."""
+        output = self.rank(batch, self.encode(batch.candidates), batch.modes[:1])
+        self.hit_rate.update(sample_ranks(batch.samples, output.scores).of("hit@1"))
+        self.log("val/hit@1", self.hit_rate, prog_bar=True, batch_size=len(batch), add_dataloader_idx=False)
+        return output
+
+    def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Return a `RankingOutput`, and add every sample's ranks to `rank_table`.
+
+        These are of every ranking in every mode, and of "set_blind", which has no query at all.
+        """
+        candidates = self.encode(batch.candidates)
+        output = self.rank(batch, candidates, batch.modes)
+        for number, mode in enumerate(batch.modes):
+            scores = output.scores[number * len(batch) : (number + 1) * len(batch)]
+            self.rank_table.update(mode, sample_ranks(batch.samples, scores))
+        with torch.autocast(candidates.device.type, enabled=False):
+            each = [candidates[list(rows)] for rows in batch.candidate_rows]
+            self.rank_table.update("set_blind", set_blind_ranks(batch.samples, each))
+        return output
+
+    @abstractmethod
+    def image_features(self, images: ImageBatch) -> tuple[ImageFeatures, ...]:
+        """Return the frozen features of each image, of all streams that the model has."""
+
+    def predict_step(
+        self, batch: PairBatch | ShardImageBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> EmbeddingBatch | tuple[ImageFeatures, ...]:
+        """Return training pairs' embeddings, for a loss studied alone; or images' frozen features, to be stored.
+
+        A record may have many images, as in grounding, so that a batch of records is encoded in groups.
+        """
+        if not isinstance(batch, ShardImageBatch):
+            return self.embed_pairs(batch)
+        groups = batch.images.split(FROZEN_CHUNK_SIZE)
+        return tuple(encoded for group in groups for encoded in self.image_features(group))
+
+    def rank(
+        self, batch: RankingBatch, candidates: Float[Tensor, "candidates dim"], modes: Sequence[str]
+    ) -> RankingOutput:
+        """Return the float32 cosines of every sample's candidates, for each of the given (leading) modes."""
+        queries = self.encode(batch.queries.select(range(len(modes) * len(batch))))
+        with torch.autocast(queries.device.type, enabled=False):
+            scores = [
+                candidates[list(batch.candidate_rows[row % len(batch)])] @ query for row, query in enumerate(queries)
+            ]
+        return RankingOutput(tuple(scores))

@@ -1,0 +1,106 @@
+"""Segment tokens, vision tokens and text through one language model, to one unit embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from virtue_pl.adapters.lora import LoRA
+from virtue_pl.backbones.vlm.base import VLMBackbone
+from virtue_pl.backbones.vlm.pooling import LastTokenPooling, MeanPooling, Pooling
+from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
+from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.features.frozen import Levels, encode_missing
+from virtue_pl.losses.base import EmbeddingLoss
+from virtue_pl.models.embedding_model import EmbeddingModel
+from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
+from virtue_pl.preprocessing.input_formatters import InputFormatter, VirtueFormatter
+from virtue_pl.types import EncoderBatch, ImageBatch, ImageFeatures, SegmentTokens, TokenSequence
+
+DEFAULT_TRAIN_MODES = {"box": 0.5, "point": 0.3, "mask": 0.2}
+
+
+class VLMFusionHead(EmbeddingModel):
+    """The vision-language model, with segment tokens in front where they are given.
+
+    Alone it trains without segment tokens: the prompt reaches it as text only, the paper's first ablation (VLM2Vec's
+    form).
+
+    Args:
+        backbone: the vision-language model.
+        pooling: from token states to one vector; a sentence encoder wants the mean, a causal model the last token.
+        formatter: how text and pixels are prepared.
+        train_modes, evaluation_modes, loss, gradient_cache: only for running alone; see `Virtue`.
+        optimization, weights, weights_prefix, frozen: see `VirtueModule`.
+        adapter: what is trained of the language model in place of its own weights.
+    """
+
+    def __init__(
+        self,
+        backbone: VLMBackbone,
+        pooling: Pooling | None = None,
+        formatter: InputFormatter | None = None,
+        train_modes: Mapping[str, float] | None = None,
+        evaluation_modes: Sequence[str] = ("box", "point", "no_prompt", "blind"),
+        loss: EmbeddingLoss | None = None,
+        gradient_cache: FullBatch | GradientCache | None = None,
+        optimization: Optimization | None = None,
+        weights: str | Path | None = None,
+        weights_prefix: str = "",
+        frozen: bool = False,
+        adapter: LoRA | None = None,
+    ) -> None:
+        super().__init__(loss, gradient_cache, optimization, weights, weights_prefix, frozen)
+        self.backbone = backbone
+        if adapter is not None:
+            adapter.adapt(backbone)
+        self.pooling = pooling or MeanPooling()
+        self.formatter = formatter or VirtueFormatter()
+        self.train_modes = train_modes or DEFAULT_TRAIN_MODES
+        self.evaluation_modes = evaluation_modes
+        self.load_and_freeze()
+
+    @property
+    def hidden_size(self) -> int:
+        return self.backbone.hidden_size
+
+    def sharded_layers(self) -> Sequence[nn.Module]:
+        return list(self.backbone.layers)
+
+    def forward(self, inputs: EncoderBatch, segments: SegmentTokens | None = None) -> Float[Tensor, "rows hidden"]:
+        """Unit embeddings of the rows; segment tokens, one set a prompt, stand in front of their rows."""
+        images = self.backbone.vision_tokens(self.frozen_features(inputs.images))
+        sequence = self.backbone.embed(inputs, [images[index] for index in inputs.use_images.tolist()])
+        if segments is not None:
+            sequence = sequence.prepend(segments.tokens, inputs.prompt_rows)
+        embeddings = normalize(self.pool(sequence).float(), dim=-1)
+        if segments is None or segments.summary is None:
+            return embeddings
+        return normalize(embeddings.index_add(0, inputs.prompt_rows, segments.summary.float()), dim=-1)
+
+    def pool(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
+        if isinstance(self.pooling, LastTokenPooling):
+            return self.backbone.last_states(sequence)
+        return self.pooling(self.backbone(sequence).float(), sequence.attention_mask)
+
+    def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows hidden"]:
+        return self(inputs)
+
+    def frozen_features(self, images: ImageBatch) -> list[Levels]:
+        """Return the vision tower's frozen features of each image, in order: stored, or else encoded in one batch."""
+        stored = [features.vision for features in images.stored_features]
+        return encode_missing(stored, images.vision, self.backbone.vision_features, self.backbone)
+
+    def image_features(self, images: ImageBatch) -> tuple[ImageFeatures, ...]:
+        return tuple(ImageFeatures(vision=levels) for levels in self.frozen_features(images))
+
+    @property
+    def collator(self) -> ContrastiveCollator:
+        fingerprints = {"vision": self.backbone.fingerprint()}
+        return ContrastiveCollator(
+            self.backbone.processor, self.formatter, None, self.train_modes, self.evaluation_modes, fingerprints
+        )

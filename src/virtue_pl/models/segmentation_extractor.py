@@ -1,0 +1,178 @@
+"""The segmentation stream: images and prompt tokens to prompt-conditioned features. Alone it learns to segment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from virtue_pl.backbones.segmentation.base import SegmentationBackbone
+from virtue_pl.engine.collectives import world_size
+from virtue_pl.engine.module import VirtueModule
+from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.features.frozen import Levels, encode_missing
+from virtue_pl.losses.segmentation import dice_loss, focal_loss
+from virtue_pl.metrics.mask_iou import MaskIoU
+from virtue_pl.models.visual_prompt_encoder import VisualPromptEncoder
+from virtue_pl.preprocessing.region_collator import RegionCollator
+from virtue_pl.types import (
+    ImageBatch,
+    ImageFeatures,
+    PromptTokens,
+    RegionBatch,
+    SegmentFeatures,
+    ShardImageBatch,
+    VirtueError,
+)
+
+DEFAULT_PROMPT_MODES = {"box": 0.5, "point": 0.35, "mask": 0.15}
+
+
+class SegmentationExtractor(VirtueModule):
+    """Prompt-conditioned features of images (the paper's segmentation stream).
+
+    Alone it learns each region's exact mask with focal and dice loss, its prompt encoder along with it: its checkpoint
+    then holds
+    "prompt_encoder.*" and "backbone.*", and a composed model starts both parts from that one file.
+
+    Args:
+        backbone: the segmentation model.
+        prompt_encoder: only for running alone, where it gives the prompt tokens.
+        prompt_modes: alone, how often each prompt mode is shown in training; each is scored on its own in evaluation.
+        focal_weight, dice_weight: the loss is their weighted sum, a mean over masks.
+        focal_gamma: how little pixels count that are already right; 0 is plain cross-entropy.
+        flip, box_jitter: augmentation of training, see `RegionCollator`.
+        optimization, weights, weights_prefix, frozen: see `VirtueModule`.
+    """
+
+    scores: dict[tuple[str, str], MaskIoU]
+    """By task and prompt mode; of this rank until they are logged."""
+
+    def __init__(
+        self,
+        backbone: SegmentationBackbone,
+        prompt_encoder: VisualPromptEncoder | None = None,
+        prompt_modes: Mapping[str, float] | None = None,
+        focal_weight: float = 20.0,
+        focal_gamma: float = 2.0,
+        dice_weight: float = 1.0,
+        flip: bool = True,
+        box_jitter: float = 0.05,
+        optimization: Optimization | None = None,
+        weights: str | Path | None = None,
+        weights_prefix: str = "",
+        frozen: bool = False,
+    ) -> None:
+        super().__init__(optimization, weights, weights_prefix, frozen)
+        self.backbone = backbone
+        self.prompt_encoder = prompt_encoder
+        self.prompt_modes = dict(prompt_modes or DEFAULT_PROMPT_MODES)
+        self.focal_weight = focal_weight
+        self.focal_gamma = focal_gamma
+        self.dice_weight = dice_weight
+        self.flip = flip
+        self.box_jitter = box_jitter
+        self.load_and_freeze()
+
+    def forward(self, images: ImageBatch, tokens: PromptTokens) -> SegmentFeatures:
+        levels = zip(*self.frozen_features(images), strict=True)
+        return self.backbone(tuple(torch.stack(level) for level in levels), tokens)
+
+    def frozen_features(self, images: ImageBatch) -> list[Levels]:
+        """Return the prompt-free features of each image, in order: stored ones, or else encoded now in one batch."""
+        stored = [features.segmentation for features in images.stored_features]
+        return encode_missing(stored, images.segmentation, self.encode_images, self.backbone)
+
+    def encode_images(self, pixels: Sequence[Shaped[Tensor, "3 size size"]]) -> Iterable[Levels]:
+        return zip(*(level.unbind() for level in self.backbone.image_features(torch.stack(list(pixels)))), strict=True)
+
+    def predict_step(
+        self, batch: ShardImageBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> tuple[ImageFeatures, ...]:
+        """The prompt-free features of images, to be stored."""
+        return tuple(ImageFeatures(segmentation=levels) for levels in self.frozen_features(batch.images))
+
+    @property
+    def collator(self) -> RegionCollator:
+        size, fingerprints = self.backbone.image_size, {"segmentation": self.backbone.fingerprint()}
+        return RegionCollator(size, size, self.prompt_modes, self.flip, self.box_jitter, fingerprints)
+
+    def predict_masks(self, batch: RegionBatch) -> Float[Tensor, "prompts mask_height mask_width"]:
+        """Mask logits of the batch's prompts, with the part's own prompt encoder."""
+        if self.prompt_encoder is None:
+            raise VirtueError(
+                "SegmentationExtractor is to run alone, but nothing encodes its prompts: give it `prompt_encoder`"
+            )
+        logits = self(batch.images, self.prompt_encoder(batch.prompts)).mask_logits
+        if logits is None:
+            raise VirtueError(
+                "SegmentationExtractor is to run alone, but its backbone predicts no mask: set the backbone's"
+                " predict_masks to true"
+            )
+        return logits
+
+    def training_step(self, batch: RegionBatch, batch_idx: int) -> Tensor:
+        logits = self.predict_masks(batch)
+        shares = interpolate(batch.masks[:, None], size=logits.shape[-2:], mode="area")[:, 0]
+        focal, dice = focal_loss(logits, shares, self.focal_gamma).mean(), dice_loss(logits, shares).mean()
+        loss = self.focal_weight * focal + self.dice_weight * dice
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_dict({"train/focal": focal, "train/dice": dice}, batch_size=len(batch))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.scores = {}
+
+    def on_test_epoch_start(self) -> None:
+        self.scores = {}
+
+    def validation_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.score(batch)
+
+    def test_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.score(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_scores("test")
+
+    def score(self, batch: RegionBatch) -> None:
+        """Adds the batch's IoUs to `scores`."""
+        logits = self.predict_masks(batch)
+        groups: dict[tuple[str, str], list[int]] = {}
+        for row, name in enumerate(zip(batch.tasks, batch.modes, strict=True)):
+            groups.setdefault(name, []).append(row)
+        for name, rows in groups.items():
+            self.scores.setdefault(name, MaskIoU().to(self.device)).update(logits[rows], batch.masks[rows])
+
+    def log_scores(self, stage: str) -> None:
+        """`val/iou_box` and so on; with several tasks each has its own, as `test/test_seen/iou_box`."""
+        names = everyones(self.scores)
+        several = len({task for task, _ in names}) > 1
+        for task, mode in names:
+            iou = self.scores.get((task, mode), self.nothing_seen())
+            self.log(
+                f"{stage}/{task.rpartition('/')[2]}/iou_{mode}" if several else f"{stage}/iou_{mode}",
+                iou.compute(),
+                sync_dist=True,
+            )
+
+    def nothing_seen(self) -> MaskIoU:
+        """The IoU of a rank to which none of a task's few samples came."""
+        iou = MaskIoU().to(self.device)
+        iou.update(torch.zeros(0, 1, 1, device=self.device), torch.zeros(0, 1, 1, device=self.device))
+        return iou
+
+
+def everyones(names: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The names that any rank has, in one order: a collective must be called by all for all of them."""
+    gathered = [list(names)] * world_size()
+    if world_size() > 1:
+        torch.distributed.all_gather_object(gathered, list(names))
+    return sorted({name for rank in gathered for name in rank})

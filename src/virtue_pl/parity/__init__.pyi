@@ -1,0 +1,2 @@
+from .compare import Tolerances as Tolerances
+from .result import ParityRow as ParityRow

@@ -1,0 +1,112 @@
+"""A model against recorded outputs: case by case, what differs and by how much."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from virtue_pl.models.embedding_model import EmbeddingModel
+from virtue_pl.parity.evaluation_rows import read_evaluations
+from virtue_pl.parity.golden import FORWARD, Case, read_cases
+from virtue_pl.parity.gradients import GRADIENTS, gradient_parity
+from virtue_pl.parity.hooks import TOKENS, batch_of, observe, real_tokens, strided
+from virtue_pl.parity.result import ParityRow
+from virtue_pl.types import VirtueError
+
+STRIDED = re.compile(r"^(?P<name>.+)_s(?P<stride>\d+)$")
+OTHER_STATE = "fresh."
+"""Prefix of what a process's first forward gives, which is not reproduced (golden's README)."""
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Largest absolute differences, in float32; tokens and positions must be equal. What is not named is shown, and not
+    judged.
+    """
+
+    embedding: float = 1e-4
+    segment_tokens: float = 1e-3
+    gradients: float = 1e-3
+
+    def of(self, name: str) -> float | None:
+        exact = {"input_ids": 0.0, "position_ids": 0.0}
+        return {"embedding": self.embedding, "seg_tokens": self.segment_tokens, **exact}.get(name)
+
+
+def parity(
+    model: EmbeddingModel, folder: Path, tolerances: Tolerances, shown: Callable[[ParityRow], None] = lambda row: None
+) -> list[ParityRow]:
+    """Every comparison that the folder's files allow; `shown` is called with each as soon as it is made.
+
+    Raises VirtueError where the folder holds no recording.
+    """
+    rows = []
+    for row in comparisons(model, folder, tolerances):
+        shown(row)
+        rows.append(row)
+    if not any(row.tolerance is not None for row in rows):
+        raise VirtueError(
+            f"{folder} has no recorded case to be matched, expected {FORWARD}.json beside its model: record one by"
+            " `--record`"
+        )
+    return rows
+
+
+def comparisons(model: EmbeddingModel, folder: Path, tolerances: Tolerances) -> Iterator[ParityRow]:
+    if (folder / f"{FORWARD}.json").is_file():
+        for case in read_cases(folder):
+            if case.compare:
+                yield from compare_case(model, case, tolerances)
+    if (folder / f"{GRADIENTS}.json").is_file():
+        yield from gradient_parity(model, folder, tolerances.embedding, tolerances.gradients)
+    for case in read_evaluations(folder):
+        yield compare_rows(model, case, tolerances)
+
+
+def compare_case(model: EmbeddingModel, case: Case, tolerances: Tolerances) -> Iterator[ParityRow]:
+    """All recorded quantities of a case, in the order in which a model computes them. Raises VirtueError where none is
+    known.
+    """
+    found = {name: value.cpu() for name, value in observe(model, case.items).items()}
+    known = [name for name in case.outputs if recorded_name(name, found) in found and name not in case.not_compared]
+    if "embedding" not in known:
+        raise VirtueError(f"{case.name}: no embedding is recorded, expected the tensor {case.name}/embedding")
+    order = list(found)
+    for name in sorted(known, key=lambda name: order.index(recorded_name(name, found))):
+        ours = recorded_name(name, found)
+        if name.endswith("attention_mask") or (len(case.items) > 1 and ours == "position_ids"):
+            continue
+        match = STRIDED.match(name)
+        value = strided(found[ours], int(match["stride"])) if match else real_tokens(ours, found)
+        wanted = real_tokens(name, case.outputs) if name in TOKENS else case.outputs[name]
+        yield compare(case.name, name, value, wanted, tolerances.of(name))
+
+
+def recorded_name(name: str, found: Mapping[str, Tensor]) -> str:
+    """Our name of a recorded quantity, without its stride."""
+    match = STRIDED.match(name)
+    return match["name"] if match and match["name"] in found else name
+
+
+def compare(case: str, name: str, found: Tensor, wanted: Tensor, tolerance: float | None) -> ParityRow:
+    """One quantity; of another shape, it is infinitely far."""
+    if found.shape != wanted.shape:
+        return ParityRow(
+            case, f"{name} {list(found.shape)}, recorded {list(wanted.shape)}", float("inf"), float("nan"), tolerance
+        )
+    one, other = found.double().flatten(), wanted.double().flatten()
+    difference = (one - other).abs().max().item() if len(one) else 0.0
+    return ParityRow(case, name, difference, cosine_similarity(one, other, dim=0).item(), tolerance)
+
+
+def compare_rows(model: EmbeddingModel, case: Case, tolerances: Tolerances) -> ParityRow:
+    """Embeddings of an evaluation's rows, each encoded alone."""
+    with torch.no_grad():
+        rows = torch.cat([model.encode(batch_of(model, [item])).cpu() for item in case.items])
+    return compare(case.name, f"embedding of {len(rows)} rows", rows, case.outputs["embedding"], tolerances.embedding)

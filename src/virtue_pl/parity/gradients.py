@@ -1,0 +1,166 @@
+"""The recorded contrastive step: adapters on the language model, a loss over pairs, and the gradient of all that is
+trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
+
+from virtue_pl.checkpoints.adapter_folder import AdapterSettings, adapted, by_module
+from virtue_pl.checkpoints.keys import adapter_name, from_published
+from virtue_pl.checkpoints.tensor_files import read_file, read_json
+from virtue_pl.engine.gradient_cache import FullBatch, FunctionEncoder, GradientCache
+from virtue_pl.models.embedding_model import EmbeddingModel
+from virtue_pl.parity.golden import box_prompt, item, under
+from virtue_pl.parity.hooks import batch_of
+from virtue_pl.parity.result import ParityRow
+from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
+
+GRADIENTS = "golden_grads"
+SETS = ("init", "perturbed")
+STEPS: dict[str, FullBatch | GradientCache] = {"plain": FullBatch(), "cached": GradientCache(2)}
+
+
+class Adapted(nn.Module):
+    """A weight with an adapter, whose tensors are trained in its place. Its parameters have the kinds' names."""
+
+    def __init__(self, parts: Mapping[str, Tensor], scale: float) -> None:
+        super().__init__()
+        for kind, part in parts.items():
+            self.register_parameter(kind, nn.Parameter(part.clone()))
+        self.scale = scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return adapted(weight, dict(self.named_parameters()), self.scale)
+
+
+@contextmanager
+def with_adapters(
+    model: nn.Module, modules: Mapping[str, Mapping[str, Tensor]], scale: float
+) -> Iterator[dict[str, nn.Parameter]]:
+    """The model with adapters around weights, taken off again behind; their parameters by `module.kind`."""
+    parameters: dict[str, nn.Parameter] = {}
+    for name, parts in modules.items():
+        around = Adapted(parts, scale).to(next(model.parameters()).device)
+        register_parametrization(model.get_submodule(name), "weight", around)
+        parameters |= {f"{name}.{kind}": parameter for kind, parameter in around.named_parameters()}
+    try:
+        yield parameters
+    finally:
+        for name in modules:
+            remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=False)
+
+
+def gradient_parity(model: EmbeddingModel, folder: Path, tolerance: float, relative: float) -> Iterator[ParityRow]:
+    """Embeddings, loss and gradients of each set of adapters, each row encoded as if it were alone, plainly and
+    gradient-cached.
+    """
+    content, tensors = read_json(folder / f"{GRADIENTS}.json"), read_file(folder / f"{GRADIENTS}.safetensors")
+    settings = AdapterSettings.from_config(content["lora_config"], f"{folder / GRADIENTS}.json")
+    queries, targets = pairs(folder, content["case"])
+    for values in SETS:
+        modules = by_module(under(tensors, f"adapter_{values}/"), str(folder / GRADIENTS))
+        for step, cache in STEPS.items():
+            with with_adapters(model, modules, settings.scale) as adapters:
+                found = contrastive_step(
+                    model, cache, (queries, targets), content["case"]["temperature"], trained(model, adapters)
+                )
+            yield from compare_step(
+                f"gradients, {values}, {step}", found, recorded_step(content, tensors, values), (tolerance, relative)
+            )
+
+
+def pairs(folder: Path, case: Mapping[str, Any]) -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
+    shown = zip(case["query_texts"], case["images"], case["bboxes_1024"], strict=True)
+    queries = [
+        item(folder, text, image, VisualPrompt() if box is None else box_prompt(box)) for text, image, box in shown
+    ]
+    return queries, [EmbeddingInput(text) for text in case["target_texts"]]
+
+
+def trained(model: nn.Module, adapters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """What the paper trains: the adapters and the connector."""
+    return {
+        **adapters,
+        **{name: parameter for name, parameter in model.named_parameters() if name.startswith("connector.")},
+    }
+
+
+def contrastive_step(
+    model: EmbeddingModel,
+    cache: FullBatch | GradientCache,
+    inputs: Sequence[list[EmbeddingInput]],
+    temperature: float,
+    parameters: Mapping[str, nn.Parameter],
+) -> dict[str, Tensor]:
+    """The embeddings (`qry`, `tgt`), the loss of queries over in-batch targets, and each parameter's gradient."""
+    with torch.enable_grad():
+        queries, targets = (cache(FunctionEncoder(model.encode), batch_of(model, rows)) for rows in inputs)
+        loss = cross_entropy(queries @ targets.T / temperature, torch.arange(len(queries), device=queries.device))
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+    found = {"qry": queries, "tgt": targets, "loss": loss, **dict(zip(parameters, gradients, strict=True))}
+    return {name: value.detach().cpu() for name, value in found.items()}
+
+
+def recorded_step(content: Mapping[str, Any], tensors: Mapping[str, Tensor], values: str) -> dict[str, Tensor]:
+    """The same, as recorded. Raises VirtueError for the gradient of an unknown tensor."""
+    found = under(tensors, f"reps_{values}_rowwise/") | {"loss": torch.tensor(content[values]["rowwise"]["loss"])}
+    for name, gradient in under(tensors, f"grad_{values}_rowwise/").items():
+        adapter = adapter_name(name)
+        ours = from_published(name) if adapter is None else f"{adapter.module}.{adapter.kind}"
+        if ours is None:
+            raise VirtueError(f"{GRADIENTS}: unknown tensor {name}, expected those of adapters and of the connector")
+        found[ours] = gradient
+    return found
+
+
+def compare_step(
+    case: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerances: tuple[float, float]
+) -> Iterator[ParityRow]:
+    """Embeddings by their all_reduce_max difference, loss and gradients relative to what is recorded. Raises
+    VirtueError where the names differ.
+    """
+    tolerance, relative = tolerances
+    if found.keys() != wanted.keys():
+        raise VirtueError(
+            f"{case}: {min(found.keys() ^ wanted.keys())} is trained here or recorded there, expected both for every"
+            " tensor"
+        )
+    for name in ("qry", "tgt"):
+        yield row(case, f"embedding ({name})", [(found[name], wanted[name])], 1.0, tolerance)
+    yield row(case, "loss, relative", [(found["loss"], wanted["loss"])], wanted["loss"].abs().item(), relative)
+    gradients = [name for name in wanted if name not in ("qry", "tgt", "loss")]
+    all_reduce_max = max(wanted[name].abs().max().item() for name in gradients)
+    worst = max(
+        (relative_row(case, name, found[name], wanted[name], all_reduce_max, relative) for name in gradients),
+        key=lambda row: row.difference,
+    )
+    yield ParityRow(
+        case, f"{len(gradients)} gradients, relative; worst {worst.name}", worst.difference, worst.cosine, relative
+    )
+
+
+def relative_row(
+    case: str, name: str, found: Tensor, wanted: Tensor, all_reduce_max: float, tolerance: float
+) -> ParityRow:
+    """Relative to the tensor's own all_reduce_max value; to the all_reduce_max of all where it is zero throughout, as
+    lora_A's is at first.
+    """
+    scale = wanted.abs().max().item() or all_reduce_max
+    return row(case, name, [(found, wanted)], scale, tolerance)
+
+
+def row(case: str, name: str, values: Sequence[tuple[Tensor, Tensor]], scale: float, tolerance: float) -> ParityRow:
+    ((found, wanted),) = values
+    one, other = found.double().flatten(), wanted.double().flatten()
+    return ParityRow(
+        case, name, (one - other).abs().max().item() / scale, cosine_similarity(one, other, dim=0).item(), tolerance
+    )

@@ -1,1 +1,0 @@
-"""The four LightningModules and the connector: the shelf of parts that YAML exchanges."""

@@ -1,0 +1,1 @@
+"""Runs of several stages: the quickstart and studies."""

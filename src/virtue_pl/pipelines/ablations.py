@@ -1,0 +1,309 @@
+"""Study of variants that differ in a YAML or two: each is trained, tested on the same queries, compared and plotted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
+from virtue_pl.evaluation.reports.curves import read_curve
+from virtue_pl.evaluation.reports.plots import plot_against_number, plot_curves, plot_families
+from virtue_pl.evaluation.retrieval.predictions import read_predictions
+from virtue_pl.evaluation.statistics.compare import ComparedRun, Comparison, compare, data_fingerprints, mean_shares
+from virtue_pl.evaluation.statistics.summary import Chance, context, write_json, write_text
+from virtue_pl.pipelines.plan import Run, read_plan, read_run
+from virtue_pl.pipelines.runs import Command, Runs, precision_here
+from virtue_pl.types import VirtueError
+
+
+@dataclass(frozen=True)
+class FeaturesRun:
+    """Run of `predict`, which stores each image's frozen features. result: the last file that it writes, in the folder
+    of shards.
+
+    Example:
+        >>> FeaturesRun(Run(("configs/virtue_mini.yaml",), {}), "features/features.json").result
+        'features/features.json'
+    """
+
+    run: Run
+    result: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of the study.
+
+    configs, overrides: see `Run`. rows: evaluation mode -> the row of the tables that it becomes.
+    seeds: one training each. reference: the row that this variant's rows are compared to.
+    features: what is stored before it, once for all variants that name the same.
+
+    Example:
+        >>> crop = Variant(["configs/virtue_mini.yaml"], {"box": "crop"}, overrides={}, seeds=[0], reference="virtue")
+    """
+
+    configs: Sequence[str]
+    rows: Mapping[str, str]
+    overrides: Mapping[str, Any]
+    seeds: Sequence[int]
+    reference: str
+    features: FeaturesRun | None = None
+
+
+@dataclass(frozen=True)
+class AblationPlan:
+    """Plan of a study, read from YAML.
+
+    precision: of all variants, see `precision_here`. shared: paths that all variants share, which must be there.
+    segment_tokens: row -> number, for the figure over it.
+    learning_curves: the variants in the figure of learning curves. means: name -> what the tasks of a mean over tasks
+    start with.
+
+    Example:
+        >>> list(AblationPlan.read("configs/studies/ablations.yaml").variants)[0]
+        'virtue'
+    """
+
+    precision: str
+    shared: Mapping[str, str]
+    variants: Mapping[str, Variant]
+    segment_tokens: Mapping[str, float]
+    learning_curves: Sequence[str]
+    means: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: str | Path) -> AblationPlan:
+        """Read a plan, in whose file `overrides`, `seeds` and `reference` stand for all variants, and a variant may say
+        its own.
+        """
+        found = read_plan(
+            path,
+            {
+                "precision",
+                "shared",
+                "overrides",
+                "seeds",
+                "reference",
+                "variants",
+                "segment_tokens",
+                "learning_curves",
+                "means",
+            },
+        )
+        variants = {name: read_variant(name, variant, found) for name, variant in found["variants"].items()}
+        return cls(
+            found["precision"],
+            found["shared"],
+            variants,
+            found["segment_tokens"],
+            found["learning_curves"],
+            found["means"],
+        )
+
+
+def read_variant(name: str, variant: Mapping[str, Any], plan: Mapping[str, Any]) -> Variant:
+    """Return a variant of a plan. Raises VirtueError for keys that a variant does not have, or lacks."""
+    allowed = [field.name for field in fields(Variant)]
+    if not {"configs", "rows"} <= variant.keys() <= set(allowed):
+        raise VirtueError(
+            f"plan: variant {name} has {sorted(variant)}, expected configs and rows, and of {', '.join(allowed[2:])}"
+            " what differs"
+        )
+    own: dict[str, Any] = {"overrides": {**plan["overrides"], **variant.get("overrides", {})}}
+    own |= (
+        {"features": FeaturesRun(read_run(variant["features"]), variant["features"]["result"])}
+        if "features" in variant
+        else {}
+    )
+    return Variant(**{"seeds": plan["seeds"], "reference": plan["reference"], **variant, **own})
+
+
+class Ablations(Runs):
+    """Trains each variant with each of its seeds in OUT/VARIANT/seed_N, tests it, and reports.
+
+    Args:
+        plan: what to do.
+        out: folder of the runs and the report.
+        lightning: runs `fit` or `test` with their arguments.
+
+    Example:
+        >>> Ablations(AblationPlan.read("configs/studies/ablations.yaml"), Path("runs/ablations"), lightning.main,
+        Console())(["virtue", "crop"])
+    """
+
+    def __init__(self, plan: AblationPlan, out: Path, lightning: Command, console: Console) -> None:
+        super().__init__(out, lightning, console)
+        self.plan = plan
+        for name, path in plan.shared.items():
+            if not Path(path).exists():
+                raise VirtueError(
+                    f"plan: shared.{name}: {path} is not there; run `virtue-pl quickstart`, which makes it, or name"
+                    " another in the plan"
+                )
+
+    def __call__(self, names: Sequence[str] = ()) -> dict[str, Any]:
+        """Train, test and report the named variants, or all; returns what `report.json` holds."""
+        for name in names:
+            if name not in self.plan.variants:
+                raise VirtueError(f"the plan has no variant {name!r}, expected some of {', '.join(self.plan.variants)}")
+        variants = {name: variant for name, variant in self.plan.variants.items() if name in names or not names}
+        for name, variant in variants.items():
+            if variant.features is not None:
+                self.store_features(variant.features)
+            for seed in variant.seeds:
+                self.train_and_test(run_name(name, seed), variant, seed)
+        return self.report(variants)
+
+    def store_features(self, features: FeaturesRun) -> None:
+        """Store the frozen features that variants need, if they are not stored."""
+        made_from, result = (
+            [*map(content_of, self.plan.shared.values())],
+            Path(self.plan.shared["shards"], features.result),
+        )
+        self.features_run(
+            features.run,
+            self.plan.shared,
+            made_from,
+            result,
+            [f"--trainer.precision={precision_here(self.plan.precision)}"],
+        )
+
+    def train_and_test(self, name: str, variant: Variant, seed: int) -> None:
+        """Train and test a variant with one seed."""
+        run = Run(tuple(variant.configs), variant.overrides)
+        paths = [variant.overrides.get(f"shared.{option}", path) for option, path in self.plan.shared.items()]
+        options = [
+            f"--seed_everything={seed}",
+            f"--data.init_args.reader.seed={seed}",
+            f"--trainer.precision={precision_here(self.plan.precision)}",
+        ]
+        made = self.fit_run(name, run, self.plan.shared, [seed, *map(content_of, paths)], options)
+        self.test_run(name, run, self.plan.shared, [made], options)
+
+    def report(self, variants: Mapping[str, Variant]) -> dict[str, Any]:
+        """Compare the variants, draw the figures, print the tables and write the report."""
+        comparison = compare(self.compared_runs(variants))
+        chance_levels: Chance = {}
+        for name, variant in variants.items():
+            chance_levels |= self.report_of(run_name(name, variant.seeds[0]))["chance"]
+        report = {
+            **comparison.as_json(),
+            "chance": chance_levels,
+            "means": {name: mean_shares(comparison.shares, prefix) for name, prefix in self.plan.means.items()},
+            "arms": {name: self.variant_entry(name, variant) for name, variant in variants.items()},
+            "figures": [path.name for path in self.figures(comparison, chance_levels, variants)],
+            "context": context({"shared": dict(self.plan.shared)}),
+        }
+        write_json(self.out / "report.json", report)
+        write_text(self.out / "report.md", report_text(report, markdown_comparison(comparison, chance_levels)))
+        for table in rich_comparison(comparison, chance_levels):
+            self.console.print(table)
+        self.console.print(f"report: {self.out / 'report.md'}", highlight=False, soft_wrap=True)
+        return report
+
+    def variant_entry(self, name: str, variant: Variant) -> dict[str, Any]:
+        """Return what `report.json` says of a variant: its settings, mean seconds of its stages, and its test data's
+        fingerprints.
+        """
+        entry = asdict(variant)
+        entry = {"against" if name == "reference" else name: value for name, value in entry.items()}
+        return {
+            **entry,
+            "seconds": self.seconds_of(name, variant),
+            "data_fingerprints": data_fingerprints(self.out / name),
+        }
+
+    def compared_runs(self, variants: Mapping[str, Variant]) -> list[ComparedRun]:
+        """Return the rows of the tables.
+
+        Where the row to compare to belongs to no chosen variant, a row stands alone.
+        """
+        rows = {row for variant in variants.values() for row in variant.rows.values()}
+        found = []
+        for name, variant in variants.items():
+            trainings = tuple(
+                read_predictions(self.out / run_name(name, seed) / "predictions.jsonl") for seed in variant.seeds
+            )
+            found += [
+                ComparedRun(row, trainings, mode, variant.reference if variant.reference in rows else row)
+                for mode, row in variant.rows.items()
+            ]
+        return found
+
+    def seconds_of(self, name: str, variant: Variant) -> dict[str, float]:
+        """Return the mean seconds of each stage over the seeds."""
+        seconds = self.stages.seconds()
+        return {
+            stage: round(
+                sum(seconds[f"{stage} {run_name(name, seed)}"] for seed in variant.seeds) / len(variant.seeds), 1
+            )
+            for stage in ("fit", "test")
+        }
+
+    def figures(self, comparison: Comparison, chance_levels: Chance, variants: Mapping[str, Variant]) -> list[Path]:
+        """Draw bars, and the figures that the plan asks for and the chosen variants have data for."""
+        found = plot_families(comparison, chance_levels, self.out)
+        rows = {row for variant in variants.values() for row in variant.rows.values()}
+        numbers = {row: number for row, number in self.plan.segment_tokens.items() if row in rows}
+        tasks = [task for task, shares in comparison.shares.items() if numbers.keys() <= shares.keys()]
+        if len(numbers) > 1 and tasks:
+            found.append(
+                plot_against_number(
+                    comparison, numbers, tasks, chance_levels, self.out / "segment_tokens.png", "segment tokens"
+                )
+            )
+        curves = {name: self.curves_of(name, variants[name]) for name in self.plan.learning_curves if name in variants}
+        if curves:
+            found.append(plot_curves(curves, self.out / "learning_curves.png", "hit@1 on the validation set, %"))
+        return found
+
+    def curves_of(self, name: str, variant: Variant) -> list[dict[int, float]]:
+        """Read the validation curves of a variant, one for each seed."""
+        return [read_curve(self.out / run_name(name, seed), "val/hit@1") for seed in variant.seeds]
+
+
+def run_name(variant: str, seed: int) -> str:
+    """Return the run's folder in the study's; `virtue-pl compare OUT/VARIANT` takes all seeds together."""
+    return f"{variant}/seed_{seed}"
+
+
+def content_of(path: str) -> dict[str, str]:
+    """Return checksums of a file, or of the manifests in a folder of shards."""
+    files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("manifest.json"))
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def report_text(report: Mapping[str, Any], tables: str) -> str:
+    """Return the report as Markdown."""
+    lines = [
+        f"# Ablations ({report['context']['date']})",
+        "",
+        *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})\n" for name in report["figures"]),
+    ]
+    for name, rows in report["means"].items():
+        lines += [f"### {name}, mean hit@1 over its tasks, %", "", "| run | mean |", "|---|---:|"] if rows else []
+        lines += [*(f"| {row} | {100 * mean:.1f} |" for row, mean in rows.items()), ""]
+    lines += [
+        tables,
+        "### arms",
+        "",
+        "| arm | configs | overrides | seeds | seconds to fit | to test |",
+        "|---|---|---|---|---:|---:|",
+    ]
+    for name, variant in report["arms"].items():
+        overrides = ", ".join(f"{option}={value}" for option, value in variant["overrides"].items())
+        cells = [
+            name,
+            ", ".join(variant["configs"]),
+            overrides,
+            ", ".join(map(str, variant["seeds"])),
+            str(variant["seconds"]["fit"]),
+            str(variant["seconds"]["test"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])

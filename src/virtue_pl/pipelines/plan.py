@@ -1,0 +1,72 @@
+"""Plans, as YAML: which models to train from which configs. Shared by the commands that run several of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from virtue_pl.types import VirtueError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a plan: its configs, laid over each other, and what is changed in them.
+
+    Example:
+        >>> Run(("a.yaml",), {"trainer.max_steps": 5}).arguments({"run": "runs/a"})
+        ['--config', 'a.yaml', '--shared.run=runs/a', '--trainer.max_steps=5']
+    """
+
+    configs: tuple[str, ...]
+    overrides: Mapping[str, Any]
+
+    def arguments(self, shared: Mapping[str, Any]) -> list[str]:
+        """Return the arguments of `fit` or `test`: configs, shared values, overrides."""
+        layers = [part for config in self.configs for part in ("--config", config)]
+        settings = {**{f"shared.{name}": value for name, value in shared.items()}, **self.overrides}
+        return layers + [
+            f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
+        ]
+
+    def content(self) -> list[Any]:
+        """Return what changes when the run must be done again."""
+        return [*(read_whole(Path(config)) for config in self.configs), dict(self.overrides)]
+
+
+def read_run(found: Mapping[str, Any]) -> Run:
+    """Return the run of a plan's entry."""
+    return Run(tuple(found["configs"]), found["overrides"])
+
+
+def read_plan(path: str | Path, expected: set[str]) -> dict[str, Any]:
+    """Read the mapping in the file of a plan. Raises VirtueError unless it has just the `expected` keys."""
+    if not Path(path).is_file():
+        raise VirtueError(f"plan: {path} is not there; give the file of the plan with --plan")
+    found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(found, dict) or set(found) != expected:
+        raise VirtueError(
+            f"plan: {path} has {sorted(found) if isinstance(found, dict) else type(found).__name__}, expected"
+            f" {sorted(expected)}"
+        )
+    return found
+
+
+def read_whole(config: Path) -> list[str]:
+    """Return the text of a config and of every file that stands in it for a part."""
+    text = config.read_text(encoding="utf-8")
+    named = [config.parent / value for value in strings(yaml.safe_load(text)) if value.endswith(".yaml")]
+    return [text, *(part for path in named if path.is_file() for part in read_whole(path))]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Return every string in nested mappings and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from strings(item)

@@ -1,0 +1,236 @@
+"""The main path in one go: images, scenes, shards, stored features, a segmenter, embedders, one table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from virtue_pl.data.conversion.mmeb import convert_mmeb
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.conversion.source_file import Progress
+from virtue_pl.evaluation.reports.tables import markdown, rich_tables
+from virtue_pl.evaluation.statistics.summary import Results, context, merge, select, write_json, write_text
+from virtue_pl.pipelines.plan import Run, read_plan, read_run
+from virtue_pl.pipelines.runs import Command, Runs, precision_here
+
+Fetch = Callable[[str, Path, Console], str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Plan of the quickstart, read from YAML.
+
+    precision: of all runs; "auto" takes bfloat16 where the processor multiplies in it, else float32.
+    features: the run whose frozen networks see every image once, before anything is trained.
+
+    Example:
+        >>> list(Plan.read("configs/studies/quickstart.yaml").runs)
+        ['segmenter', 'virtue', 'no_segmentation', 'blind']
+    """
+
+    seed: int
+    precision: str
+    scenes: Mapping[str, Any]
+    shards: Mapping[str, Any]
+    features: Run
+    runs: Mapping[str, Run]
+    rows: Mapping[str, Mapping[str, str]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Plan:
+        """Read a plan. Raises VirtueError for keys that are missing or too many."""
+        found = read_plan(path, {"seed", "precision", "scenes", "shards", "features", "runs", "rows"})
+        runs = {name: read_run(run) for name, run in found.pop("runs").items()}
+        return cls(features=read_run(found.pop("features")), runs=runs, **found)
+
+
+class Quickstart(Runs):
+    """The project's own commands, joined into one path.
+
+    Args:
+        plan: what to do.
+        out: folder of the runs and the report.
+        data: folder of scenes and shards.
+        cache: folder of fetched images and weights.
+        lightning: runs `fit` or `test` with their arguments.
+        fetch: fills the cache and returns the source of the scenes, given the wished one.
+        progress: shows how far the shards are, see `convert_scar`.
+
+    Example:
+        >>> plan, out = Plan.read("configs/studies/quickstart.yaml"), Path("runs/quickstart")
+        >>> Quickstart(plan, out, Path("data"), Path("data/cache"), lightning.main, Console(), fetch, show_progress)()
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        data: Path,
+        cache: Path,
+        lightning: Command,
+        console: Console,
+        fetch: Fetch,
+        progress: Progress,
+    ) -> None:
+        super().__init__(out, lightning, console)
+        self.plan = plan
+        self.data = data
+        self.cache = cache
+        self.fetch = fetch
+        self.progress = progress
+
+    def __call__(self) -> dict[str, Any]:
+        """Do every stage; returns what `report.json` holds."""
+        source = self.fetch(self.plan.scenes["source"], self.cache, self.console)
+        scenes = self.data / f"scar_mini_{source}"
+        shards = self.data / "shards" / scenes.name
+        made = self.stages.run(
+            "scenes",
+            [self.plan.seed, source, self.plan.scenes],
+            scenes / "scenes.json",
+            lambda _: self.write_scenes(source, scenes),
+        )
+        made = self.stages.run(
+            "shards",
+            [made, self.plan.shards],
+            shards / "SCaR_eval_mini_val" / "manifest.json",
+            lambda _: self.write_shards(scenes, shards),
+        )
+        made = self.store_features(made, shards)
+        fitted: dict[str, str] = {}
+        for name in self.plan.runs:
+            fitted[name] = self.fit(name, [made, fitted.get("segmenter")], shards)
+        for name in self.plan.runs:
+            self.test(name, [fitted[name]], shards)
+        return self.report(source)
+
+    def write_scenes(self, source: str, scenes: Path) -> None:
+        """Compose scenes."""
+        from virtue_pl.data.scenes import SceneConfig, write_scenes
+
+        config = SceneConfig(**{**self.plan.scenes, "source": source}, seed=self.plan.seed, cache=str(self.cache))
+        write_scenes(config, scenes, os.cpu_count() or 1)
+
+    def write_shards(self, scenes: Path, shards: Path) -> None:
+        """Write the scenes, and rows of MMEB-mini where the plan wants them, as shards."""
+        convert_scar(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
+        if self.plan.scenes.get("mmeb_train"):
+            convert_mmeb(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
+
+    def store_features(self, made: str, shards: Path) -> str:
+        """Store frozen features of every image. Returns the stage's fingerprint."""
+        result = shards / "SCaR_eval_mini_test_held_out" / "features" / "features.json"
+        return self.features_run(self.plan.features, self.shared("segmenter", shards), [made], result, self.options())
+
+    def options(self, run: Run | None = None) -> list[str]:
+        """Return the options of every run; a given one reads the stored features, unless it says otherwise."""
+        own = run is None or "data.init_args.features" in run.overrides
+        stored = [] if own else ["--data.init_args.features=features"]
+        return [
+            f"--seed_everything={self.plan.seed}",
+            f"--trainer.precision={precision_here(self.plan.precision)}",
+            *stored,
+        ]
+
+    def shared(self, name: str, shards: Path) -> dict[str, Any]:
+        """Return the values that a run's parts share."""
+        shared = {"shards": str(shards), "weights": str(self.cache / "weights")}
+        return shared if name == "segmenter" else {**shared, "segmenter": str(self.checkpoint("segmenter"))}
+
+    def fit(self, name: str, made_from: list[Any], shards: Path) -> str:
+        """Train a run. Returns the stage's fingerprint."""
+        return self.fit_run(
+            name, self.plan.runs[name], self.shared(name, shards), made_from, self.options(self.plan.runs[name])
+        )
+
+    def test(self, name: str, made_from: list[Any], shards: Path) -> None:
+        """Test a run."""
+        self.test_run(
+            name, self.plan.runs[name], self.shared(name, shards), made_from, self.options(self.plan.runs[name])
+        )
+
+    def report(self, source: str) -> dict[str, Any]:
+        """Join the runs' reports to one table, print it and write it."""
+        reports = {name: self.report_of(name) for name in self.plan.runs}
+        results = merge(*(select(reports[name]["results"], rows) for name, rows in self.plan.rows.items()))
+        chance_levels = {
+            by_set(task): values for task, values in next(reports[name] for name in self.plan.rows)["chance"].items()
+        }
+        results = {by_set(task): rows for task, rows in results.items()}
+        report: dict[str, Any] = {
+            "scar_mini": results,
+            "chance": chance_levels,
+            "segmenter": {name.removeprefix("test/"): value for name, value in reports["segmenter"]["metrics"].items()},
+            "seconds": self.stages.seconds(),
+            "source": source,
+            "context": context(
+                self.settings(reports), self.plan.seed, reports["segmenter"]["context"]["data_fingerprint"]
+            ),
+        }
+        write_json(self.out / "report.json", report)
+        write_text(self.out / "report.md", self.text(report, results, chance_levels))
+        for table in rich_tables(results, chance_levels):
+            self.console.print(table)
+        self.console.print(
+            f"segmenter: {', '.join(f'{name} {value:.3f}' for name, value in sorted(report['segmenter'].items()))}",
+            highlight=False,
+        )
+        self.console.print(
+            f"report: {self.out / 'report.json'}; images: tensorboard --logdir {self.out}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return report
+
+    def settings(self, reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the settings that the report was made with."""
+        configs = {name: report["context"]["config"] for name, report in reports.items()}
+        return {
+            "seed": self.plan.seed,
+            "precision": precision_here(self.plan.precision),
+            "scenes": dict(self.plan.scenes),
+            "runs": configs,
+        }
+
+    @staticmethod
+    def text(report: Mapping[str, Any], results: Results, chance_levels: Mapping[str, Mapping[str, float]]) -> str:
+        """Return the report as Markdown."""
+        lines = [
+            f"# Quickstart ({report['source']}, seed {report['context']['seed']}, {report['context']['date']})",
+            "",
+        ]
+        lines += [
+            markdown(results, {task: dict(values) for task, values in chance_levels.items()}),
+            "### segmenter",
+            "",
+        ]
+        lines += [f"- {name}: {value:.3f}" for name, value in sorted(report["segmenter"].items())]
+        lines += ["", "### seconds", ""] + [f"- {name}: {value}" for name, value in report["seconds"].items()]
+        return "\n".join([*lines, ""])
+
+
+def fetch(source: str, cache: Path, console: Console) -> str:
+    """Fetch weights and images. Returns the source of the scenes: shapes where photographs are not to be had."""
+    from virtue_pl.data.download.images import ImagesUnavailable, fetch_images, fetch_weights
+
+    fetch_weights(cache, console)
+    if source == "shapes":
+        return source
+    try:
+        fetch_images(cache, console)
+    except ImagesUnavailable as reason:
+        console.print(
+            f"[bold yellow]{reason}\nThe quickstart goes on with drawn shapes instead of photographs.[/bold yellow]"
+        )
+        return "shapes"
+    return source
+
+
+def by_set(task: str) -> str:
+    """Return a task's set: "scar/mini/test_seen" -> "test_seen"."""
+    return task.rpartition("/")[2]

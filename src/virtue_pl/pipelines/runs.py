@@ -1,0 +1,168 @@
+"""Stages done once, and runs that are fitted and tested once and go on where they were stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from virtue_pl.evaluation.statistics.summary import write_json, write_text
+from virtue_pl.pipelines.plan import Run
+from virtue_pl.types import VirtueError
+
+Command = Callable[[list[str]], int]
+
+
+def precision_here(wanted: str) -> str:
+    """Return `wanted`, a precision of Lightning's; for "auto", bfloat16 where this machine multiplies in it (a GPU, or
+    a processor with AVX512-BF16 or AMX).
+    """
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    from virtue_pl.engine.precision import computes
+
+    return (
+        "bf16-mixed"
+        if computes(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "bfloat16")
+        else "32-true"
+    )
+
+
+class Stages:
+    """Stages that are done once: their seconds and what they were made from are kept in `stages.json`, and a later call
+    reuses them.
+
+    Example:
+        >>> stages = Stages(Path("runs/study"), Console())
+        >>> stages.run("scenes", [seed], Path("data/scenes.json"), lambda fingerprint: write_scenes())
+    """
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self.path = folder / "stages.json"
+        self.console = console
+        self.done: dict[str, dict[str, Any]] = (
+            json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        )
+        self.number = 0
+
+    def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[str], None]) -> str:
+        """Run `work`, which is told the fingerprint of what the stage is made from and must leave `result`.
+
+        Returns the fingerprint.
+        """
+        self.number += 1
+        fingerprint = hashlib.sha256(json.dumps(list(made_from), sort_keys=True, default=str).encode()).hexdigest()[:16]
+        if self.done.get(name, {}).get("fingerprint") == fingerprint and result.exists():
+            self.console.print(f"[dim]{self.number}. {name}: done before, {result}[/dim]")
+            return fingerprint
+        self.console.rule(f"{self.number}. {name}")
+        started = time.perf_counter()
+        work(fingerprint)
+        if not result.exists():
+            raise VirtueError(f"{name} ended without {result}")
+        self.done[name] = {"fingerprint": fingerprint, "seconds": round(time.perf_counter() - started, 1)}
+        write_json(self.path, self.done)
+        return fingerprint
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each stage."""
+        return {name: stage["seconds"] for name, stage in self.done.items()}
+
+
+class Runs:
+    """Runs that are fitted and tested, each in its own folder.
+
+    Args:
+        out: folder of the runs.
+        lightning: runs `fit` or `test` with their arguments.
+
+    Example:
+        >>> runs = Runs(Path("runs/study"), lightning.main, Console())
+        >>> runs.fit_run("virtue", run, shared={}, made_from=[], options=[])
+    """
+
+    def __init__(self, out: Path, lightning: Command, console: Console) -> None:
+        self.out = out
+        self.lightning = lightning
+        self.console = console
+        out.mkdir(parents=True, exist_ok=True)
+        self.stages = Stages(out, console)
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the path of a run's last checkpoint."""
+        return self.out / name / "checkpoints" / "last.ckpt"
+
+    def fit_run(
+        self, name: str, run: Run, shared: Mapping[str, Any], made_from: Sequence[Any], options: Sequence[str]
+    ) -> str:
+        """Train the run `name`, if it was not.
+
+        Returns the fingerprint of what it is made from. options: more arguments.
+        """
+        arguments = [*run.arguments({"run": str(self.out / name), **shared}), *options]
+        return self.stages.run(
+            f"fit {name}",
+            [*made_from, run.content()],
+            self.checkpoint(name),
+            lambda fingerprint: self.train(name, arguments, fingerprint),
+        )
+
+    def train(self, name: str, arguments: list[str], fingerprint: str) -> None:
+        """Go on from the last checkpoint of a run of the same fingerprint that was stopped, or else begin in an empty
+        folder.
+        """
+        folder = self.out / name
+        begun, checkpoint = folder / "fingerprint", self.checkpoint(name)
+        if begun.is_file() and begun.read_text(encoding="utf-8") == fingerprint and checkpoint.is_file():
+            return self.command("fit", [*arguments, f"--ckpt_path={checkpoint}"])
+        shutil.rmtree(folder, ignore_errors=True)
+        write_text(begun, fingerprint)
+        self.command("fit", arguments)
+
+    def test_run(
+        self, name: str, run: Run, shared: Mapping[str, Any], made_from: Sequence[Any], options: Sequence[str]
+    ) -> None:
+        """Test what was trained, if it was not."""
+        arguments = [
+            *run.arguments({"run": str(self.out / name), **shared}),
+            *options,
+            f"--ckpt_path={self.checkpoint(name)}",
+        ]
+        self.stages.run(
+            f"test {name}",
+            [*made_from, run.content()],
+            self.out / name / "report.json",
+            lambda _: self.command("test", arguments),
+        )
+
+    def features_run(
+        self, run: Run, shared: Mapping[str, Any], made_from: Sequence[Any], result: Path, options: Sequence[str]
+    ) -> str:
+        """Store each image's frozen features beside the shards.
+
+        result: the last file that it writes. Returns the fingerprint.
+        """
+        arguments = [*run.arguments({"run": str(self.out / "features"), **shared}), *options]
+        return self.stages.run(
+            "features", [*made_from, run.content(), list(options)], result, lambda _: self.command("predict", arguments)
+        )
+
+    def report_of(self, name: str) -> dict[str, Any]:
+        """Read the report of the run's test."""
+        found: dict[str, Any] = json.loads((self.out / name / "report.json").read_text(encoding="utf-8"))
+        return found
+
+    def command(self, name: str, arguments: list[str]) -> None:
+        """Run a command of Lightning's. Raises VirtueError where it fails."""
+        self.console.print(f"[dim]lightning {name} {' '.join(arguments)}[/dim]", soft_wrap=True, highlight=False)
+        code = self.lightning([name, *arguments])
+        if code:
+            raise VirtueError(f"lightning {name} ended with exit code {code}")

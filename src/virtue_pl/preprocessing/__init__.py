@@ -1,0 +1,5 @@
+"""Text, pixels and coordinates to model input: formatters, processors and collators."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

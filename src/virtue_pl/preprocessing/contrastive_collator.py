@@ -1,0 +1,306 @@
+"""Samples to contrastive and ranking batches: what data workers run for the embedder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from virtue_pl.preprocessing.input_formatters import InputFormatter
+from virtue_pl.preprocessing.processor import VLMProcessor
+from virtue_pl.preprocessing.prompts import PROMPT_MODES, prompt_region
+from virtue_pl.types import (
+    IMAGE_TOKEN,
+    NO_FEATURES,
+    EmbeddingInput,
+    EncoderBatch,
+    ImageBatch,
+    ImageFeatures,
+    PairBatch,
+    PairIds,
+    PromptBatch,
+    RankingBatch,
+    RankingSample,
+    Region,
+    Sample,
+    VirtueError,
+    VisualPrompt,
+    merge_features,
+)
+
+TRAIN_MODES = (*PROMPT_MODES, "blind")
+EVALUATION_MODES = ("box", "point", "mask", "no_prompt", "blind")
+
+FeatureLookup = Callable[[str], ImageFeatures]
+"""From an image's content key to the frozen features that are cached of it, `NO_FEATURES` where there are none."""
+
+
+def content_id(*parts: str) -> int:
+    """A stable 63-bit id of strings."""
+    return int.from_bytes(hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def input_id(item: EmbeddingInput) -> int:
+    """Two inputs with the same text and the same images have the same id, whatever their prompt."""
+    return content_id(item.text, *item.image_keys)
+
+
+class ContrastiveCollator:
+    """Chooses how each region is pointed at, and tokenizes, resizes and collates.
+
+    Args:
+        processor: the backbone's tokenizer and image size.
+        formatter: how text and pixels are prepared.
+        segmentation_size: side of the segmentation model's canvas, or None without a segmentation stream.
+        train_modes: how often each prompt mode is shown in training; "blind" shows the instruction alone.
+        evaluation_modes: the modes that every evaluation query is ranked in; "no_prompt" shows the image alone,
+            "blind" the instruction alone. Queries without regions are ranked only as `distinct_modes` says.
+        fingerprints: by stream, of what an image's stored features depend on.
+        segment_unprompted: see `Virtue`.
+    """
+
+    def __init__(
+        self,
+        processor: VLMProcessor,
+        formatter: InputFormatter,
+        segmentation_size: int | None,
+        train_modes: Mapping[str, float],
+        evaluation_modes: Sequence[str],
+        fingerprints: Mapping[str, str] | None = None,
+        segment_unprompted: bool = True,
+    ) -> None:
+        check_modes("train_modes", train_modes, TRAIN_MODES)
+        check_modes("evaluation_modes", evaluation_modes, EVALUATION_MODES)
+        self.processor = processor
+        self.formatter = formatter
+        self.segmentation_size = segmentation_size
+        self.train_modes = dict(train_modes)
+        self.evaluation_modes = tuple(evaluation_modes)
+        self.fingerprints = dict(fingerprints or {})
+        self.segment_unprompted = segment_unprompted
+
+    def collate_train(self, samples: Sequence[Sample]) -> PairBatch:
+        modes, weights = list(self.train_modes), torch.tensor(list(self.train_modes.values()))
+        draws = torch.multinomial(weights, len(samples), replacement=True).tolist()
+        queries = [
+            point_at(sample.query, sample.region, modes[draw], None)
+            for sample, draw in zip(samples, draws, strict=True)
+        ]
+        negatives = [(row, item) for row, sample in enumerate(samples) for item in sample.negatives]
+        return PairBatch(
+            keys=tuple(sample.key for sample in samples),
+            queries=self.encoder_batch(queries),
+            targets=self.encoder_batch([sample.target for sample in samples]),
+            negatives=self.encoder_batch([item for _, item in negatives]) if negatives else None,
+            ids=pair_ids(samples, negatives),
+        )
+
+    def collate_eval(self, samples: Sequence[RankingSample]) -> RankingBatch:
+        modes = self.distinct_modes(samples)
+        queries = [evaluation_query(sample, mode) for mode in modes for sample in samples]
+        candidates: dict[int, EmbeddingInput] = {}
+        rows: list[tuple[int, ...]] = []
+        positions: dict[int, int] = {}
+        for sample in samples:
+            found = [(input_id(item), item) for item in sample.candidates]
+            for key, item in found:
+                candidates.setdefault(key, item)
+                positions.setdefault(key, len(positions))
+            rows.append(tuple(positions[key] for key, _ in found))
+        return RankingBatch(
+            tuple(samples),
+            modes,
+            self.encoder_batch(queries),
+            self.encoder_batch(list(candidates.values())),
+            tuple(rows),
+        )
+
+    def distinct_modes(self, samples: Sequence[RankingSample]) -> tuple[str, ...]:
+        """The evaluation modes in which these queries differ.
+
+        Without a region there is nothing to point at, so all modes but "blind" are "no_prompt"; without an image
+        "blind" is, too.
+        """
+        if any(sample.region is not None for sample in samples):
+            return self.evaluation_modes
+        images = any(sample.query.images for sample in samples)
+        return tuple(
+            dict.fromkeys(mode if mode == "blind" and images else "no_prompt" for mode in self.evaluation_modes)
+        )
+
+    def encoder_batch(self, items: Sequence[EmbeddingInput], cached: FeatureLookup | None = None) -> EncoderBatch:
+        """Collate any inputs as rows, in order. An image that occurs again (by key) is prepared once.
+
+        Args:
+            items: texts, images and prompts.
+            cached: asked once for each distinct image that has a key; its features stand in for pixels where `items`
+                bring none.
+
+        Raises:
+            VirtueError: a row has a visual prompt and no image.
+        """
+        items = [self.formatter.prepare(item) for item in items]
+        images = DistinctImages(cached)
+        uses: list[tuple[int, int]] = []
+        prompts: list[tuple[int, int, VisualPrompt]] = []
+        for row, item in enumerate(items):
+            if not item.images and not all(prompt.is_empty for prompt in item.prompts):
+                raise VirtueError(
+                    f"row {row} has a visual prompt but no image to point at: add the image, or leave the prompt out"
+                )
+            for position in range(len(item.images)):
+                number = images.add(item, position)
+                uses.append((row, number))
+                prompts += [(row, number, prompt) for prompt in self.prompts_on(item, position)]
+        input_ids, mask, position_ids = self.tokenize(items, Counter(row for row, _, _ in prompts))
+        return EncoderBatch(
+            input_ids,
+            mask,
+            self.prepare_images(images, {number for _, number, _ in prompts}),
+            PromptBatch(tuple(prompt for _, _, prompt in prompts), ids([number for _, number, _ in prompts])),
+            ids([row for row, _ in uses]),
+            position_ids,
+            ids([number for _, number in uses]),
+            ids([row for row, _, _ in prompts]),
+        )
+
+    def tokenize(
+        self, items: Sequence[EmbeddingInput], prompt_counts: Mapping[int, int]
+    ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], Int[Tensor, "*axes rows tokens"] | None]:
+        """Return token ids, attention mask and positions of prepared inputs.
+
+        prompt_counts: by row, how many of its prompts become segment tokens.
+        """
+        sizes = [[self.processor.resized((image.shape[1], image.shape[2])) for image in item.images] for item in items]
+        texts = [self.formatter.marked(self.formatter.text(item), self.processor.marks) for item in items]
+        input_ids, mask = self.processor.tokenize(texts, sizes)
+        found = self.processor.position_ids(input_ids, mask, sizes)
+        return (
+            input_ids,
+            mask,
+            self.formatter.position_ids(found, [prompt_counts.get(row, 0) for row in range(len(items))]),
+        )
+
+    def prompts_on(self, item: EmbeddingInput, position: int) -> list[VisualPrompt]:
+        """Return the prompts on one of the item's images, each of which becomes segment tokens.
+
+        An empty prompt stands for the whole image.
+        """
+        given = item.prompts if position == 0 else (VisualPrompt(),)
+        prompts = [
+            self.formatter.visual_prompt(replace(item, prompt=prompt), self.segmentation_size) for prompt in given
+        ]
+        return [prompt for prompt in prompts if self.segment_unprompted or not prompt.is_empty]
+
+    def collate_images(self, images: Sequence[UInt8[Tensor, "3 height width"]]) -> ImageBatch:
+        """Prepare images for both streams."""
+        vision = tuple(self.processor.resize(image) for image in images)
+        if (size := self.segmentation_size) is None:
+            return ImageBatch(vision)
+        return ImageBatch(vision, tuple(self.formatter.segmentation_pixels(image, size) for image in images))
+
+    def prepare_images(self, images: DistinctImages, prompted: Collection[int]) -> ImageBatch:
+        """Prepare a batch's images for the streams that read them, with features in place of a stream's pixels.
+
+        The segmentation model reads the `prompted` images (by number) alone.
+        """
+        both = list(zip(images.pixels, images.features, strict=True))
+        vision = tuple(None if features.vision else self.processor.resize(image) for image, features in both)
+        segmentation: tuple[Tensor | None, ...] = ()
+        if (size := self.segmentation_size) is not None:
+            segmentation = tuple(
+                self.formatter.segmentation_pixels(image, size)
+                if number in prompted and not features.segmentation
+                else None
+                for number, (image, features) in enumerate(both)
+            )
+        return ImageBatch(vision, segmentation, drop_empty(images.features), tuple(images.keys))
+
+
+class DistinctImages:
+    """The distinct images of a batch, numbered as rows first use them.
+
+    pixels, features, keys: one entry an image; the key is "" for an image without one, which is distinct from every
+    other.
+
+    Args:
+        cached: features that are looked up by key, once an image, where the input brings none.
+
+    Example:
+        >>> images = DistinctImages()
+        >>> item = EmbeddingInput("a cat", (image,), image_keys=("cat",))
+        >>> images.add(item, 0), images.add(item, 0), images.keys
+        (0, 0, ['cat'])
+    """
+
+    def __init__(self, cached: FeatureLookup | None = None) -> None:
+        self.pixels: list[Tensor] = []
+        self.features: list[ImageFeatures] = []
+        self.keys: list[str] = []
+        self._cached = cached
+        self._numbers: dict[str, int] = {}
+
+    def add(self, item: EmbeddingInput, position: int) -> int:
+        """Return the number of the item's image at `position`, which is added if it is new."""
+        key = item.image_keys[position] if item.image_keys else ""
+        if key in self._numbers:
+            return self._numbers[key]
+        features = item.features[position] if item.features else NO_FEATURES
+        if key and self._cached is not None:
+            features = merge_features(features, self._cached(key))
+        self.pixels.append(item.images[position])
+        self.features.append(features)
+        self.keys.append(key)
+        number = len(self.pixels) - 1
+        if key:
+            self._numbers[key] = number
+        return number
+
+
+def drop_empty(features: Sequence[ImageFeatures]) -> tuple[ImageFeatures, ...]:
+    """Return the features of every image; nothing where no image has any."""
+    return tuple(features) if any(each.segmentation or each.vision for each in features) else ()
+
+
+def pair_ids(samples: Sequence[Sample], negatives: Sequence[tuple[int, EmbeddingInput]]) -> PairIds:
+    """Return the content ids of training pairs. negatives: each hard negative with the row of its pair."""
+    return PairIds(
+        query_ids=ids([content_id(sample.key) for sample in samples]),
+        target_ids=ids([input_id(sample.target) for sample in samples]),
+        negative_ids=ids([input_id(item) for _, item in negatives]),
+        negative_rows=ids([row for row, _ in negatives]),
+        image_ids=ids([content_id(*sample.query.image_keys[:1] or (sample.key,)) for sample in samples]),
+    )
+
+
+def ids(values: Sequence[int]) -> Int[Tensor, " values"]:
+    return torch.tensor(values, dtype=torch.long)
+
+
+def check_modes(option: str, modes: Sequence[str] | Mapping[str, float], allowed: Sequence[str]) -> None:
+    for mode in modes:
+        if mode not in allowed:
+            raise VirtueError(f"{option}: {mode!r}, expected some of {', '.join(allowed)}")
+
+
+def point_at(
+    query: EmbeddingInput, region: Region | None, mode: str, generator: torch.Generator | None
+) -> EmbeddingInput:
+    """The query with its region pointed at; a query without a region (most of MMEB) keeps the prompt that it has.
+
+    In mode "blind" it is its text alone, with nothing where the image stood.
+    """
+    if mode == "blind":
+        return EmbeddingInput(text=query.text.replace(IMAGE_TOKEN, "").lstrip())
+    return query if region is None else replace(query, prompt=prompt_region(region, mode, generator), extra_prompts=())
+
+
+def evaluation_query(sample: RankingSample, mode: str) -> EmbeddingInput:
+    """The query in an evaluation mode; the click depends on the sample's key alone."""
+    prompt_mode = "none" if mode == "no_prompt" else mode
+    return point_at(sample.query, sample.region, prompt_mode, torch.Generator().manual_seed(content_id(sample.key)))

@@ -1,0 +1,168 @@
+"""ImageBatch to tensors; compressed ones safely: the header is checked before anything is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from virtue_pl.types import DataError, VirtueError
+
+MAX_PIXELS = 25_000_000
+"""Larger images are refused from their header alone; a small file can claim any size."""
+
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+"""The formats that are read, and the file extension of each."""
+
+_DAMAGE = (OSError, EOFError, ValueError, SyntaxError, TypeError, IndexError, OverflowError, struct.error, zlib.error)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+class ImageHeader(NamedTuple):
+    """What an image says of itself before it is decoded; height and width are those of the upright image."""
+
+    extension: str
+    height: int
+    width: int
+
+
+def read_header(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """Format and upright size, without decoding. Raises DataError for another format, damage, or more than
+    `max_pixels`.
+    """
+    with _open(data, key, max_pixels) as image:
+        try:
+            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        except _DAMAGE as error:
+            raise DataError(key, f"damaged image: {error}") from error
+        width, height = reversed(image.size) if sideways else image.size
+        return ImageHeader(EXTENSIONS[str(image.format)], height, width)
+
+
+def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
+    """The image as RGB, turned upright by its EXIF orientation. Raises DataError naming `key`; transparency is dropped.
+
+    In memory a pixel's colours stay side by side, as they are decoded: torchvision resizes that layout more than twice
+    as fast.
+    """
+    with _open(data, key, max_pixels) as image:
+        try:
+            ImageOps.exif_transpose(image, in_place=True)
+            pixels = np.array(image.convert("RGB"))
+        except _DAMAGE as error:
+            raise DataError(key, f"damaged image: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def to_image(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
+    """An image in any of its forms as RGB: a path, compressed bytes, a PIL image, an array [height, width(, 3 or 4)] or
+    a tensor [3, height, width].
+
+    Arrays and tensors are uint8; transparency is dropped. Raises VirtueError (DataError) naming the image, `name` where
+    it is no path.
+    """
+    if isinstance(image, str | Path):
+        if not Path(image).is_file():
+            raise DataError(name, f"there is no image {image}, expected the path of a {', '.join(EXTENSIONS)} file")
+        return decode(Path(image).read_bytes(), str(image), max_pixels)
+    if isinstance(image, bytes):
+        return decode(image, name, max_pixels)
+    if isinstance(image, Image.Image):
+        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    pixels = torch.as_tensor(image) if isinstance(image, Tensor) else _channels_first(image)
+    if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
+        raise DataError(
+            name,
+            f"an image is {described(image)}, expected a path, a PIL image, uint8 [height, width, 3] or a uint8 tensor"
+            " [3, height, width]",
+        )
+    return pixels.cpu().contiguous()
+
+
+def _channels_first(array: Any) -> Tensor | None:
+    """An array's levels as three channels; None for what is no image."""
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] not in (3, 4))
+    ):
+        return None
+    levels = np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else array[..., :3]
+    return torch.from_numpy(levels.transpose(2, 0, 1).copy())
+
+
+def described(value: Any) -> str:
+    """What a value is, with its dtype and shape where it has them."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray | Tensor) else type(value).__name__
+
+
+def pixel_key(image: UInt8[Tensor, "3 height width"]) -> str:
+    """What names an image by its pixels."""
+    return hashlib.blake2b(
+        image.numpy().tobytes(), digest_size=16, person=f"{image.shape[1]}x{image.shape[2]}".encode()[:16]
+    ).hexdigest()
+
+
+def smart_size(size: tuple[int, int], min_pixels: int, max_pixels: int, factor: int = 28) -> tuple[int, int]:
+    """The size (height, width) nearest to `size` in multiples of `factor`, its area within the bounds, its ratio as
+    near as can be (Qwen2-VL).
+
+    Raises VirtueError for an image more than 200 times as long as wide.
+    """
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    try:
+        return smart_resize(*size, factor, min_pixels, max_pixels)
+    except ValueError as error:
+        raise VirtueError(
+            f"an image of {size[1]}x{size[0]} pixels, expected sides of a ratio of at most 200: crop it, or leave"
+            " it out"
+        ) from error
+
+
+def resize_bicubic(
+    image: UInt8[Tensor, "3 height width"], size: tuple[int, int]
+) -> UInt8[Tensor, "3 new_height new_width"]:
+    """The image at `size` = (height, width), by Pillow's filter: torch's own differs by up to two levels.
+
+    Levels are rounded between the two passes, so that their order shows: across goes first, but where an image grows
+    across and
+    shrinks down, down goes first (as in the images of the published evaluation).
+    """
+    if tuple(image.shape[1:]) == size:
+        return image
+    pillow_image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    if size[0] < pillow_image.height and size[1] > pillow_image.width:
+        pillow_image = pillow_image.resize((pillow_image.width, size[0]), Image.Resampling.BICUBIC)
+    resized = pillow_image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def resize_to_square(image: UInt8[Tensor, "3 height width"], side: int) -> UInt8[Tensor, "3 side side"]:
+    """The image as a square of `side` pixels, as Pillow makes it in one call (across first)."""
+    small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize((side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())
+
+
+def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS))
+    except _BOMB as error:
+        raise DataError(key, f"image too large: more than max_pixels = {max_pixels}") from error
+    except _DAMAGE as error:
+        raise DataError(key, f"damaged image: {len(data)} bytes that are no {', '.join(EXTENSIONS)}") from error
+    if image.width * image.height > max_pixels:
+        raise DataError(
+            key, f"image too large: {image.width}x{image.height} pixels, more than max_pixels = {max_pixels}"
+        )
+    return image

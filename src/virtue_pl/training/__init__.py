@@ -1,1 +1,0 @@
-"""What one sees while training and testing: callbacks that YAML can name, and the pictures they draw."""
