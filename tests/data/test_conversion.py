@@ -343,7 +343,7 @@ def test_own_pairs_become_samples_with_regions(tmp_path: Path, monkeypatch: pyte
         def collate_train(self, samples: Any) -> Any:
             return list(samples)
 
-        evaluate = train
+        collate_eval = collate_train
 
     data.connect(Keep())  # type: ignore[arg-type]
     samples = {sample.key: sample for batch in data.train_dataloader() for sample in batch}

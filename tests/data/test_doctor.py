@@ -197,7 +197,7 @@ class Keep:
     def collate_train(self, samples: Any) -> Any:
         return list(samples)
 
-    evaluate = train
+    collate_eval = collate_train
 
 
 def test_what_is_sound_is_called_sound(tmp_path: Path) -> None:

@@ -41,7 +41,16 @@ def test_batches_that_are_joined_keep_each_negative_with_its_query() -> None:
 
 
 def test_a_file_keeps_its_names(file: Path) -> None:
-    names = {"queries", "targets", "negatives", "query_ids", "target_ids", "negative_ids", "negative_rows", "image_ids"}
+    names = {
+        "queries",
+        "targets",
+        "negatives",
+        "query_ids",
+        "target_ids",
+        "negative_ids",
+        "negative_rows",
+        "picture_ids",
+    }
     assert load_file(file).keys() == names
     again = EmbeddingBatch.from_tensors(load_file(file))
     assert all(torch.equal(again.to_tensors()[name], tensor) for name, tensor in stored(24).to_tensors().items())

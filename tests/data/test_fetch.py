@@ -135,11 +135,11 @@ def test_images_are_fetched_once_and_others_left_out(package: Path, tmp_path: Pa
         and report.present == 1
         and report.missing == ["usr/share/hen.png"]
     )
-    assert (tmp_path / "cache/images/usr/share/fox.png").read_bytes() == b"fox"
-    assert not (tmp_path / "cache/images/usr/share/hen.png").exists()
+    assert (tmp_path / "cache/pictures/usr/share/fox.png").read_bytes() == b"fox"
+    assert not (tmp_path / "cache/pictures/usr/share/hen.png").exists()
     assert images.fetch_images(tmp_path / "cache").fetched == []
     assert (tmp_path / "calls").read_text().count("call") == 1
-    recorded = json.loads((tmp_path / "cache/images/images.json").read_text())
+    recorded = json.loads((tmp_path / "cache/pictures/pictures.json").read_text())
     assert recorded["licences"]["tuxpaint-stamps-default"].startswith("GPL-2")
 
 

@@ -64,7 +64,7 @@ def test_rows_share_a_record_where_they_share_an_image(tmp_path: Path) -> None:
         record["members"] for record in of_questions
     } == {1}
     (of_captions,) = records(tmp_path / "out/MMEB_eval_MSCOCO_t2i")
-    assert len(of_captions["rows"]) == 8 and of_captions["members"] == of_captions["images"] == 4
+    assert len(of_captions["rows"]) == 8 and of_captions["members"] == of_captions["pictures"] == 4
     for record in records(tmp_path / "out/MMEB_MSCOCO_t2i"):
         assert record["members"] == 3 * len(record["rows"])
 

@@ -141,7 +141,7 @@ def test_alone_it_needs_a_prompt_encoder():
 
 
 def test_an_image_is_prepared_once():
-    batch = RegionCollator(SIZE, SIZE, MODES).train(samples(3))
+    batch = RegionCollator(SIZE, SIZE, MODES).collate_train(samples(3))
     assert len(batch) == 6 and len(batch.images) == 3
     assert batch.prompts.images.tolist() == [0, 0, 1, 1, 2, 2]
     assert batch.tasks == ("squares/train",) * 6
@@ -188,7 +188,7 @@ def test_a_mirrored_region_mirrors_back():
 
 
 def test_masks_and_images_of_another_size_reach_the_canvas():
-    batch = RegionCollator(32, 32, {"mask": 1.0}).train(samples(1))
+    batch = RegionCollator(32, 32, {"mask": 1.0}).collate_train(samples(1))
     assert batch.masks.shape == (2, 32, 32) and set(batch.masks.unique().tolist()) == {0.0, 1.0}
     assert batch.images.segmentation[0].shape == (3, 32, 32)
     torch.testing.assert_close(box_of_mask(batch.masks[0].bool()), batch.boxes[0], atol=1 / 32, rtol=0)
@@ -200,7 +200,7 @@ def test_masks_and_images_of_another_size_reach_the_canvas():
 def test_what_cannot_be_learnt_from_is_named(region, problem):
     item = EmbeddingInput(images=(torch.zeros(3, SIZE, SIZE, dtype=torch.uint8),))
     with pytest.raises(DataError, match=f"bad one: .*{problem}"):
-        RegionCollator(SIZE, SIZE, {"box": 1.0}).train([Sample("bad one", "task", item, item, region=region)])
+        RegionCollator(SIZE, SIZE, {"box": 1.0}).collate_train([Sample("bad one", "task", item, item, region=region)])
 
 
 @pytest.mark.parametrize("modes", [{}, {"box": 0.0}, {"box": -1.0, "point": 2.0}, {"scribble": 1.0}])

@@ -157,13 +157,21 @@ def known_class(path: str, folder: Path, allowed: Sequence[str]) -> type:
             f"{folder} names the class {path}, expected one of virtue_pl: where you trust it, allow it by"
             f" `--allow-classes {module or path}`"
         )
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise VirtueError(f"{folder}: there is no class {path}, expected one of this version of virtue-pl") from error
+    found = import_class(path)
+    if found is None:
+        raise VirtueError(f"{folder}: there is no class {path}, expected one of this version of virtue-pl")
     if not inspect.isclass(found) or not f"{found.__module__}.".startswith(tuple(allowed)):
         raise VirtueError(f"{folder}: {path} is no class of virtue_pl, expected one that it defines itself")
     return found
+
+
+def import_class(path: str) -> Any:
+    """Return what a dotted path names, through a package's face or in full; None where there is nothing."""
+    module, _, name = str(path).rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -22,7 +22,7 @@ from virtue_pl.checkpoints.published import (
     log_temperature,
     published_spec,
 )
-from virtue_pl.checkpoints.release import CheckpointSpec
+from virtue_pl.checkpoints.release import CheckpointSpec, import_class
 from virtue_pl.checkpoints.sam2_release import BASE_PLUS, TRUNK_FIELDS
 from virtue_pl.types import VirtueError
 
@@ -73,9 +73,10 @@ def argument(spec: Mapping[str, Any], place: str) -> Any:
 
 
 def check_class(spec: Mapping[str, Any], place: str, expected: str) -> None:
+    """Raise VirtueError where a part is of another class, by whichever of its paths it is named."""
     part = argument(spec, place)
     found = part.get("class_path") if isinstance(part, Mapping) else part
-    if found != expected:
+    if found is None or import_class(found) is not import_class(expected):
         names = [str(name).rpartition(".")[2] for name in (found, expected)]
         raise VirtueError(
             f"{place} is {names[0]}, expected {names[1]}: the published layout holds no other; leave out `--layout"

@@ -219,7 +219,7 @@ EMBEDDING_FILE_KEYS = {
     "target_ids": "target_ids",
     "negative_ids": "negative_ids",
     "negative_rows": "negative_rows",
-    "image_ids": "image_ids",
+    "image_ids": "picture_ids",
 }
 """Field of `PairIds` -> name of its tensor in a file of stored embeddings."""
 

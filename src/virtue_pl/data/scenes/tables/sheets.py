@@ -28,7 +28,7 @@ class Sheet(ABC):
     rows: how many the file has. rows_per_drawing: how many a drawing gives; the last one's may be cut.
     """
 
-    scar_rows: int
+    rows: int
     rows_per_drawing: int
 
     @property
