@@ -96,9 +96,7 @@ def small_sizes() -> dict[str, dict[str, object]]:
         "segmenter.yaml": sizes["segmenter"] | STEPS,
         "virtue_mini.yaml": sizes["virtue"] | STEPS,
         "no_segmentation.yaml": sizes["no_segmentation"] | STEPS,
-        "prompt_encoder.yaml": {"shared.canvas_size": 128, "shared.embed_dim": 32} | STEPS,
-        "contrastive_loss.yaml": {"shared.hidden_size": 32, "data.init_args.batch_size": 8, "trainer.max_epochs": 1},
-        "eval_scar.yaml": {"data.init_args.limit": 2, "data.init_args.allow_missing": True},
+        "eval_scar.yaml": {"data.init_args.options.limit": 2, "data.init_args.options.allow_missing": True},
         "config.yaml": {},
     }
 
@@ -107,8 +105,6 @@ def run_config(words: Words) -> None:
     """Run fit, validate, test, predict or check with the sizes of its first config."""
     first = Path(words[words.index("--config") + 1]).name
     more = small_sizes()[first]
-    if "store_embeddings.yaml" in " ".join(words):
-        more = more | {"trainer.limit_predict_batches": 2}
     more = {name: value for name, value in more.items() if words[1] in ("fit", "check") or "val_check" not in name}
     run([*words[1:], *options(more), *CPU])
 
@@ -176,6 +172,7 @@ def run_ablations(words: Words) -> None:
     plan["variants"] = {name: plan["variants"][name] for name in ("no_segmentation",)}
     for variant in plan["variants"].values():
         variant["overrides"] = {"data.init_args.features": "features", **sizes["no_segmentation.yaml"]}
+        variant["rows"] = {"box": "no_segmentation", "set_blind": "set_blind"}
         variant.pop("seeds", None)
     plan["learning_curves"], plan["segment_tokens"], plan["reference"] = list(plan["variants"]), {}, "no_segmentation"
     Path("ablations.yaml").write_text(yaml.safe_dump(plan))
