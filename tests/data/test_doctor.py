@@ -32,6 +32,7 @@ from virtue_pl.data.doctor.examine import as_json, errors, examine
 from virtue_pl.data.doctor.image_hashes import difference_hash, look_alike
 from virtue_pl.data.shards.manifest import Manifest
 from virtue_pl.data.shards.webdataset import wds
+from virtue_pl.data.streaming.options import SamplingOptions
 from virtue_pl.preprocessing.images import MAX_PIXELS, decode
 from virtue_pl.types import VirtueError
 
@@ -184,7 +185,7 @@ def streamed(folder: Path, manifest: Manifest) -> tuple[Any, list[Any]]:
     """The DataModule of a set, and what it gave: three batches of training, or all of evaluation."""
     module: Any = MMEBDataModule if folder.name.startswith("MMEB") else SCaRDataModule
     data = (
-        module(str(folder), batch_size=1, steps_per_epoch=3)
+        module(str(folder), batch_size=1, sampling=SamplingOptions(steps_per_epoch=3))
         if manifest.kind == "pairs"
         else module(test={"test": str(folder)}, batch_size=ROWS)
     )

@@ -12,6 +12,7 @@ from tiny_release import quickstart_spec, run_checkpoint
 from virtue_pl.checkpoints.run_checkpoint import read_run
 from virtue_pl.embedder import Embedder
 from virtue_pl.evaluation.probes import cost
+from virtue_pl.evaluation.reports import probe_tables
 from virtue_pl.types import VirtueError
 
 
@@ -41,7 +42,7 @@ def test_every_kind_of_query_is_measured(embedder, monkeypatch):
     # warm-up, first and two rows together in every mode with an image; a crop's next prompt is a new image
     assert sum(towers) == 4 * 4 + 5
     assert found["image"] == [64, 48] and found["dtype"] == "float32" and found["device"] == "cpu"
-    table = cost.cost_table(found)
+    table = probe_tables.cost_table(found)
     assert [row[0] for row in table.cells.rows] == list(found["modes"]) and "median of 1" in table.caption
     assert table.cells.rows[0][2] == "" and all(row[1] and row[3] for row in table.cells.rows)
     with pytest.raises(VirtueError, match=r"rows is 0, repeats 5, expected at least 1 each"):

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtue_pl.cli.commands.shards import positive, show_progress
+from virtue_pl.cli.arguments import positive_number
+from virtue_pl.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument(
         "--workers",
-        type=positive,
+        type=positive_number,
         default=1,
         help="processes that decode images, whose number changes nothing else (default 1)",
     )

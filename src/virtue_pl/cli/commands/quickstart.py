@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from virtue_pl.cli import lightning
-    from virtue_pl.cli.commands.shards import show_progress
+    from virtue_pl.cli.progress import show_progress
     from virtue_pl.pipelines.quickstart import Plan, Quickstart, fetch
 
     plan = Plan.read(arguments.plan)

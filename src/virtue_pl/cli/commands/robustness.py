@@ -35,9 +35,9 @@ def main(argv: list[str]) -> int:
     from virtue_pl.evaluation.probes.prompt_consistency import (
         PromptConsistency,
         prompt_consistency,
-        prompt_consistency_tables,
     )
-    from virtue_pl.evaluation.probes.robustness import Robustness, robustness, robustness_tables
+    from virtue_pl.evaluation.probes.robustness import Robustness, robustness
+    from virtue_pl.evaluation.reports.probe_tables import prompt_consistency_tables, robustness_tables
     from virtue_pl.evaluation.reports.robustness_plots import plot_robustness
     from virtue_pl.evaluation.reports.tables import TerminalTable
     from virtue_pl.evaluation.statistics.summary import context, write_json

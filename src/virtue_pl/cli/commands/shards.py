@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from virtue_pl.cli.arguments import positive_number
+from virtue_pl.cli.progress import show_progress
+
 if TYPE_CHECKING:
-    from virtue_pl.data.conversion.source_file import Advance
     from virtue_pl.data.shards.manifest import Manifest
 
 
@@ -71,7 +72,7 @@ def add_format(formats: Any, name: str, about: str, holds: str) -> argparse.Argu
     found.add_argument("--seed", type=int, default=0, help="of the order of the images (default 0)")
     found.add_argument(
         "--workers",
-        type=positive,
+        type=positive_number,
         default=1,
         help="processes that convert, whose number changes nothing else (default 1)",
     )
@@ -100,12 +101,6 @@ def pair_shards(arguments: argparse.Namespace) -> int:
     return report(convert_pairs(arguments.root, arguments.out, **options(arguments)))
 
 
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text!r}")
-    return int(text)
-
-
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What every converter takes."""
     named = {
@@ -132,14 +127,3 @@ def summary(manifest: Manifest) -> str:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.skipped.items()))
     key, problem = manifest.skipped_rows[0]
     return f"{line}; left out: {reasons} (first {key}: {problem})"
-
-
-@contextmanager
-def show_progress(name: str, rows: int) -> Iterator[Advance]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    ) as progress:
-        task = progress.add_task(f"shards of {name}", total=rows)
-        yield lambda done: progress.advance(task, done)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from virtue_pl.embedder import Embedder
-from virtue_pl.evaluation.reports.tables import Grid, TitledTable
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 QUESTION = "Find the caption that best describes the object."
@@ -166,35 +165,3 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, int]]:
     yield found
     lines = dict(line.split(":", 1) for line in (PROCESS / "status").read_text().splitlines())
     found["bytes"] = int(lines["VmHWM"].split()[0]) * 1024
-
-
-def cost_table(cost: Mapping[str, Any]) -> TitledTable:
-    """Return the cost as a table for a report."""
-    lines = [[mode, *figures(row)] for mode, row in cost["modes"].items()]
-    width, height = cost["image"]
-    where = (
-        f"{cost['device']}, {count_phrase(cost['threads'], 'thread')}" if cost["device"] == "cpu" else cost["device"]
-    )
-    caption = (
-        f"{where}, {cost['dtype']}, images of {width}x{height}, {cost['rows']} queries at once, median of"
-        f" {cost['repeats']}"
-    )
-    return TitledTable(
-        "Cost",
-        Grid(["query", "first prompt, ms", "next prompt, ms", "queries a second", "peak memory, MiB"], lines, set()),
-        caption,
-    )
-
-
-def figures(row: Mapping[str, float | int | None]) -> list[str]:
-    """Return a mode's cells; empty where it was not measured."""
-    first, following, speed, memory = (
-        row[name] for name in ("first_s", "next_s", "rows_per_second", "peak_memory_bytes")
-    )
-    scaled = [(first, 1000, ".1f"), (following, 1000, ".1f"), (speed, 1, ".2f"), (memory, 2**-20, ".0f")]
-    return ["" if value is None else format(value * scale, digits) for value, scale, digits in scaled]
-
-
-def count_phrase(number: int, name: str) -> str:
-    """Return a number with its noun: "1 thread", "2 threads"."""
-    return f"{number} {name}{'' if number == 1 else 's'}"

@@ -11,9 +11,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from virtue_pl.embedder import Embedder
-from virtue_pl.evaluation.probes.cost import cost_table, measure_cost
-from virtue_pl.evaluation.probes.robustness import robustness, robustness_tables
-from virtue_pl.evaluation.reports.tables import TitledTable
+from virtue_pl.evaluation.probes.cost import measure_cost
+from virtue_pl.evaluation.probes.robustness import robustness
 from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample, VirtueError
 
 SIZE = (480, 640)
@@ -49,10 +48,6 @@ class Measurements(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Return what was measured, by name."""
         return {name: dict(found) for name, found in self._asdict().items() if found is not None}
-
-    def tables(self) -> list[TitledTable]:
-        """Return tables of what was measured."""
-        return [*([cost_table(self.cost)] if self.cost else []), *robustness_tables(self.robustness or {})]
 
 
 def cost_of(embedder: Embedder, sets: Sequence[RankedSet], library: Pixels) -> Cost:

@@ -15,12 +15,10 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from virtue_pl.evaluation.probes.robustness import Embed
-from virtue_pl.evaluation.reports.tables import Grid, TitledTable
 from virtue_pl.preprocessing.contrastive_collator import evaluation_query
 from virtue_pl.preprocessing.images import pixel_key
 from virtue_pl.types import EmbeddingInput, RankingSample, VisualPrompt
 
-CAPTION = "instead of the box; nearer: to the box of the same region than any other region of the image"
 Masks = Callable[[Sequence[EmbeddingInput]], Sequence[Bool[Tensor, "height width"]] | None]
 """What the model takes each input's prompt for, as `Embedder.masks` gives it; None from a model that predicts no masks.
 """
@@ -162,19 +160,3 @@ def update_tallies(
             tally.nearer += same > nearest
             tally.same += same
             tally.other += nearest
-
-
-def prompt_consistency_tables(found: PromptConsistency) -> list[TitledTable]:
-    """Return one table for each task, the variants down."""
-    columns = ["instead", "nearer, %", "cosine", "of the nearest other", "n"]
-    return [
-        TitledTable(f"{task}, other prompts of a region", Grid(columns, [*lines(variants)], set()), CAPTION)
-        for task, variants in found.as_json().items()
-    ]
-
-
-def lines(variants: dict[str, dict[str, float]]) -> Iterator[list[str]]:
-    """Return a task's rows of cells."""
-    for variant, row in variants.items():
-        shares = [f"{100 * row['nearer']:.1f}", f"{row['same']:.3f}", f"{row['other']:.3f}"]
-        yield [variant.replace("_", " "), *shares, str(row["n"])]

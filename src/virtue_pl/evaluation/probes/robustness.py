@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -13,13 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from virtue_pl.evaluation.probes.perturbations import PERTURBATIONS
-from virtue_pl.evaluation.reports.tables import Grid, TitledTable
 from virtue_pl.evaluation.settings import RobustnessOptions
 from virtue_pl.metrics.ranking import sample_ranks
 from virtue_pl.preprocessing.contrastive_collator import content_id, evaluation_query
 from virtue_pl.types import EmbeddingInput, RankingSample, VirtueError
 
-CAPTION = "same first: the first caption is that of the unperturbed prompt; cosine: of the two embeddings"
 Embed = Callable[[Sequence[EmbeddingInput]], Float[Tensor, "rows dim"]]
 """Unit embeddings of inputs, in order, as `Embedder.embed` gives them."""
 
@@ -188,27 +186,3 @@ def update_tallies(found: Robustness, queries: Sequence[PerturbedQuery], embed: 
         entry.hits += rank < 1
         entry.same += bool(scores[row].argmax() == scores[base].argmax())
         entry.cosine += float(embeddings[row] @ embeddings[base])
-
-
-def robustness_tables(tasks: Mapping[str, Any]) -> list[TitledTable]:
-    """Return one table for each task, kinds and levels down. tasks: as `Robustness.as_json` gives them."""
-    columns = ["kind", "level", "hit@1, %", "same first, %", "cosine", "n"]
-    return [
-        TitledTable(f"{task}, imprecise prompts", Grid(columns, [*lines(kinds)], set()), CAPTION)
-        for task, kinds in tasks.items()
-    ]
-
-
-def lines(kinds: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Return a task's rows of cells."""
-    for kind, about in kinds.items():
-        for number, row in enumerate(about["levels"]):
-            right = f"{100 * row['hit@1']:.1f}±{100 * row['standard_error']:.1f}"
-            yield [
-                "" if number else kind,
-                f"{row['level']:g}",
-                right,
-                f"{100 * row['same_first']:.1f}",
-                f"{row['cosine']:.3f}",
-                str(row["n"]),
-            ]

@@ -16,6 +16,7 @@ from virtue_pl.evaluation.probes.measurements import Measurements
 from virtue_pl.evaluation.reports.evaluation_tables import metric_tables, terminal_table
 from virtue_pl.evaluation.reports.failures import failures_of
 from virtue_pl.evaluation.reports.html_report import html_report
+from virtue_pl.evaluation.reports.probe_tables import measurement_tables
 from virtue_pl.evaluation.reports.tables import markdown, markdown_table
 from virtue_pl.evaluation.statistics.averages import Average, averages, averages_as_json, published_results
 from virtue_pl.evaluation.statistics.summary import chance, context, summarise, write_json, write_text
@@ -99,7 +100,7 @@ class EvaluationReport:
         write_json(self.folder / "report.json", report)
         notes = self.notes(plan.missing, means, embedded, settings)
         tables = metric_tables(found, plan.sets, means)
-        further = [markdown_table(*table) for table in measured.tables()]
+        further = [markdown_table(*table) for table in measurement_tables(measured)]
         text = [
             *(markdown_table(*table) for table in tables),
             markdown(results, chance_levels),
@@ -114,7 +115,7 @@ class EvaluationReport:
             self.folder / "report.html",
             html_report(settings, tables, results, chance_levels, found, plan.sets, notes, failures, measured),
         )
-        self.print_tables([*tables, *measured.tables()], notes)
+        self.print_tables([*tables, *measurement_tables(measured)], notes)
 
     def join(self, lengths: Sequence[int], world_size: int) -> None:
         """Join all processes' parts into one file, in turn, as rows were dealt out; they may be too many to hold.

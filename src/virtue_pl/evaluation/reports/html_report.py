@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from virtue_pl.evaluation.probes.cost import cost_table
 from virtue_pl.evaluation.probes.measurements import Measurements
-from virtue_pl.evaluation.probes.robustness import robustness_tables
 from virtue_pl.evaluation.reports.failures import Failure, Failures, RenderedInput
 from virtue_pl.evaluation.reports.html_curves import curves
+from virtue_pl.evaluation.reports.probe_tables import cost_table, robustness_tables
 from virtue_pl.evaluation.reports.tables import TitledTable, grid
 from virtue_pl.evaluation.statistics.averages import published_results
 from virtue_pl.evaluation.statistics.summary import Chance, Results
