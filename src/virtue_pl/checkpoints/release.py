@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from virtue_pl.backbones.pretrained import weights_left_out
+from virtue_pl.checkpoints.class_paths import explain_missing, import_class
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.types import VirtueError
 
@@ -151,7 +151,7 @@ def known_class(path: str, folder: Path, allowed: Sequence[str]) -> type:
     """The class of that name. Raises VirtueError, before anything is imported, where it lies outside of what is
     allowed.
     """
-    module, _, name = str(path).rpartition(".")
+    module = str(path).rpartition(".")[0]
     if not path.startswith(tuple(allowed)):
         raise VirtueError(
             f"{folder} names the class {path}, expected one of virtue_pl: where you trust it, allow it by"
@@ -159,19 +159,10 @@ def known_class(path: str, folder: Path, allowed: Sequence[str]) -> type:
         )
     found = import_class(path)
     if found is None:
-        raise VirtueError(f"{folder}: there is no class {path}, expected one of this version of virtue-pl")
+        raise VirtueError(f"{folder}: {explain_missing(path)}")
     if not inspect.isclass(found) or not f"{found.__module__}.".startswith(tuple(allowed)):
         raise VirtueError(f"{folder}: {path} is no class of virtue_pl, expected one that it defines itself")
     return found
-
-
-def import_class(path: str) -> Any:
-    """Return what a dotted path names, through a package's face or in full; None where there is nothing."""
-    module, _, name = str(path).rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from virtue_pl.checkpoints.class_paths import import_class
 from virtue_pl.checkpoints.folder import copy_description, described, new_folder, save_tensors, without_weights
 from virtue_pl.checkpoints.keys import HEAD, LANGUAGE, VISION, sam2_to_published, to_published
 from virtue_pl.checkpoints.model_card import CARD, model_card
@@ -22,7 +23,7 @@ from virtue_pl.checkpoints.published import (
     log_temperature,
     published_spec,
 )
-from virtue_pl.checkpoints.release import CheckpointSpec, import_class
+from virtue_pl.checkpoints.release import CheckpointSpec
 from virtue_pl.checkpoints.sam2_release import BASE_PLUS, TRUNK_FIELDS
 from virtue_pl.types import VirtueError
 

@@ -25,17 +25,19 @@ class UsageError(VirtueError):
 @dataclass(frozen=True)
 class Finding:
     """The innermost complaint of a nested message: its keys from the root, the class they are arguments of, and the
-    value given.
+    value given. allowed: the paths of the types that the key takes, where the message says them.
     """
 
     keys: tuple[str, ...]
     class_path: str | None
     problem: str
     given: str = ""
+    allowed: tuple[str, ...] = ()
 
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]+)"[^:]*:(?P<rest>.*)')
 _CLASS = re.compile(r"Problem with given class_path '(?P<class_path>[^']+)':(?P<rest>.*)")
+_SUBTYPES = re.compile(r"<class '(?P<path>virtue_pl\.[\w.]+)'>")
 _NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value type:")
 
 
@@ -51,8 +53,11 @@ def innermost(message: str) -> Finding:
     """The first of the most deeply nested complaints; alternatives of a Union at the same depth are joined by "or"."""
     path: list[tuple[int, str, str]] = []
     best, best_depth, given = Finding((), None, message), -1, ""
+    allowed: dict[tuple[str, ...], tuple[str, ...]] = {}
     for line in message.splitlines():
         text = line.strip().removeprefix("- ")
+        if text.startswith("Subtypes: "):
+            allowed[_finding(path, "").keys] = tuple(_SUBTYPES.findall(text))
         depth = len(line) - len(line.lstrip()) + 2 * line.strip().startswith("- ")
         if text.startswith("Given value: ") and not given and best_depth >= 0:
             given = text.removeprefix("Given value: ")
@@ -77,7 +82,7 @@ def innermost(message: str) -> Finding:
             best = Finding(best.keys, best.class_path, f"{expected} or {text.removeprefix('Expected a ')}{got}{value}")
     if not path and not best.keys:
         return Finding((), None, message)
-    return Finding(best.keys, best.class_path, best.problem, given)
+    return Finding(best.keys, best.class_path, best.problem, given, allowed.get(best.keys, ()))
 
 
 def _finding(path: list[tuple[int, str, str]], problem: str) -> Finding:
@@ -99,7 +104,9 @@ def _unknown_key(match: re.Match[str], found: Finding, options: tuple[str, ...])
         group = f"{match['group']}." if match.groupdict().get("group") else ""
         return f"unknown key {group + name!r}{_closest(group + name, options)}"
     name = name.split(".")[0]
-    return f"{found.class_path} has no argument {name!r}{_closest(name, _arguments(found.class_path))}"
+    arguments = _arguments(found.class_path)
+    hint = _closest(name, arguments) or f", expected some of {', '.join(arguments)}"
+    return f"{found.class_path} has no argument {name!r}{hint}"
 
 
 def _unknown_options(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
@@ -111,13 +118,19 @@ def _unknown_options(match: re.Match[str], found: Finding, options: tuple[str, .
 
 
 def _unknown_class(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
-    return (
-        f"module {match['module']} has no"
-        f" {match['name']!r}{_closest(match['name'], dir(import_module(match['module'])))}"
-    )
+    from virtue_pl.checkpoints.class_paths import explain_missing, import_class
+
+    path = found.class_path or f"{match['module']}.{match['name']}"
+    if not path.startswith("virtue_pl."):
+        return f"module {match['module']} has no {match['name']!r}{_closest(match['name'], _names(match['module']))}"
+    return explain_missing(path, [cls for cls in map(import_class, found.allowed) if isinstance(cls, type)])
 
 
 def _unknown_module(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    from virtue_pl.checkpoints.class_paths import explain_missing
+
+    if found.class_path is not None and found.class_path.startswith("virtue_pl."):
+        return explain_missing(found.class_path)
     return f"{found.class_path or 'class_path'}: there is no module {match['module']!r}"
 
 
@@ -160,6 +173,7 @@ _ANSWERS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], Finding, tuple[s
     (re.compile(r"Option '(?P<name>[^']+)' is not accepted"), _unknown_key),
     (re.compile(r"unrecognized arguments: (?P<names>.+)"), _unknown_options),
     (re.compile(r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'"), _unknown_class),
+    (re.compile(r"^No (?P<module>[\w.]+) attribute (?P<name>\w+)"), _unknown_class),
     (re.compile(r"No module named '(?P<module>[^']+)'"), _unknown_module),
     (re.compile(r"Problems parsing config: (?P<problem>.+)", re.DOTALL), _not_yaml),
     (re.compile(r"File does not exist: '(?P<path>[^']+)'"), _no_config),
@@ -172,6 +186,13 @@ _ANSWERS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], Finding, tuple[s
 def _arguments(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     return list(inspect.signature(getattr(import_module(module), name)).parameters)
+
+
+def _names(module: str) -> list[str]:
+    try:
+        return dir(import_module(module))
+    except ImportError:
+        return []
 
 
 def _closest(name: str, known: Iterable[str]) -> str:
