@@ -172,7 +172,8 @@ def run_ablations(words: Words) -> None:
     plan["variants"] = {name: plan["variants"][name] for name in ("no_segmentation",)}
     for variant in plan["variants"].values():
         variant["overrides"] = {"data.init_args.features": "features", **sizes["no_segmentation.yaml"]}
-        variant["rows"] = {"box": "no_segmentation", "set_blind": "set_blind"}
+        variant["overrides"]["model.init_args.evaluation_modes"] = ["box", "blind"]
+        variant["rows"] = {"box": "no_segmentation", "blind": "blind"}
         variant.pop("seeds", None)
     plan["learning_curves"], plan["segment_tokens"], plan["reference"] = list(plan["variants"]), {}, "no_segmentation"
     Path("ablations.yaml").write_text(yaml.safe_dump(plan))

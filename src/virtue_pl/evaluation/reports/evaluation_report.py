@@ -141,7 +141,7 @@ class EvaluationReport:
     ) -> list[str]:
         """Return what a reader of the tables must know, in sentences."""
         share = (
-            f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_images']} unique of"
+            f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_pictures']} unique of"
             f" {embedded['total_images']} images"
         )
         notes = [
