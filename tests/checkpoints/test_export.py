@@ -156,7 +156,7 @@ def test_the_published_formatter_on_another_backbone_is_refused_before_it_is_wri
 
 def test_other_classes_are_allowed_by_name(tmp_path):
     folder = write_spec(tmp_path / "folder", {"class_path": "fixtures.cli_dummies.Root", "init_args": {}})
-    with pytest.raises(VirtueError, match=r"allow it by `--allow-classes fixtures`"):
+    with pytest.raises(VirtueError, match=r"allow it by `--allow-classes fixtures.cli_dummies`"):
         from_pretrained(folder)
     with pytest.raises(VirtueError, match=r"Root cannot be built of"):
         from_pretrained(folder, allow_classes=["fixtures.cli_dummies."])
