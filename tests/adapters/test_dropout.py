@@ -8,16 +8,16 @@ from virtue_pl.adapters.dropout import LEVELS, QuickDropout
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("share", "shape"), [(0.1, (301, 1001)), (0.5, (3, 7, 9999)), (0.93, (400_003,))])
-def test_each_place_is_dropped_as_often_as_it_says(share: float, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Four places share a draw: each of the four is dropped alike, and by itself."""
+def test_each_element_is_dropped_as_often_as_it_says(share: float, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Four elements share a draw: each of the four is dropped alike, and by itself."""
     torch.manual_seed(0)
     found = QuickDropout(share)(torch.ones(shape, dtype=dtype)).flatten()
     rounded = round(share * LEVELS) / LEVELS
     assert found.dtype == dtype and set(found.tolist()) == {0.0, torch.tensor(1 / (1 - rounded), dtype=dtype).item()}
-    places = (found == 0)[: len(found) // 4 * 4].view(-1, 4).float()
-    deviation = (share * (1 - share) / len(places)) ** 0.5
-    assert ((places.mean(dim=0) - share).abs() < 5 * deviation).all()
-    together = places.T @ places / len(places)
+    dropped = (found == 0)[: len(found) // 4 * 4].view(-1, 4).float()
+    deviation = (share * (1 - share) / len(dropped)) ** 0.5
+    assert ((dropped.mean(dim=0) - share).abs() < 5 * deviation).all()
+    together = dropped.T @ dropped / len(dropped)
     assert ((together - share**2).abs().fill_diagonal_(0) < 5 * deviation).all()
 
 

@@ -8,7 +8,7 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from fixtures.recorded import GOLDEN
-from virtue_pl.adapters.lora import LoRA, adapted
+from virtue_pl.adapters.lora import LoRA, adapter_layers
 from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone, Sam2PromptEncoder
 from virtue_pl.backbones.vlm.pooling import LastTokenPooling
 from virtue_pl.backbones.vlm.qwen2_vl import Qwen2VLBackbone
@@ -52,7 +52,7 @@ def virtue(adapter: LoRA) -> Virtue:
 def test_they_reach_the_language_model_alone(dora):
     model = virtue(LoRA(dora=dora))
     assert any(name.endswith("q_proj") for name, _ in model.segmentation.named_modules())
-    assert [name for name, _ in adapted(model)] == [
+    assert [name for name, _ in adapter_layers(model)] == [
         f"{LANGUAGE_MODEL}layers.{layer}.{target}" for layer in range(LAYERS) for target in TARGETS
     ]
     trained = {
@@ -90,7 +90,7 @@ def test_adapters_stay_in_float32_beside_weights_in_bfloat16():
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
-def trained(folder: Path) -> tuple[VLMFusionHead, Path]:
+def train_with_adapters(folder: Path) -> tuple[VLMFusionHead, Path]:
     model = head(
         LoRA(),
         train_modes={"none": 1.0},
@@ -115,7 +115,7 @@ def trained(folder: Path) -> tuple[VLMFusionHead, Path]:
 
 @pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
 def test_a_checkpoint_is_read_safely_and_starts_the_next_stage(tmp_path):
-    model, path = trained(tmp_path)
+    model, path = train_with_adapters(tmp_path)
     state = torch.load(path, weights_only=True)["state_dict"]
     assert state.keys() == {*head(LoRA()).state_dict(), "loss.log_temperature"}
     again = head(LoRA(), weights=path)

@@ -144,7 +144,7 @@ class TinyModel(LightningModule):
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> Any:
         output = self.rank(batch)
-        self.hit.update(sample_ranks(batch.samples, output.scores[: len(batch)]).of("hit@1"))
+        self.hit.update(sample_ranks(batch.samples, output.scores[: len(batch)]).in_ranking("hit@1"))
         self.log("val/hit@1", self.hit, batch_size=1)
         return output
 

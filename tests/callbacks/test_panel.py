@@ -13,11 +13,11 @@ from virtue_pl.callbacks.panel import (
     IMAGE,
     LIST,
     MARGIN,
+    MAX_CAPTIONS,
     OUTLINE,
     PALE_GREEN,
     RED,
     ROW,
-    SHOWN,
     fit,
     font,
     render_panel,
@@ -78,10 +78,10 @@ def test_masks_are_outlined_where_prompted_and_tinted_where_predicted() -> None:
     assert near(tinted[:, :30, :30], (128, 128, 128)).all()
 
 
-@pytest.mark.parametrize(("gold", "line"), [(0, 0), (3, 3), (11, SHOWN - 1)])
+@pytest.mark.parametrize(("gold", "line"), [(0, 0), (3, 3), (11, MAX_CAPTIONS - 1)])
 def test_only_the_right_caption_is_green_and_it_is_always_shown(gold: int, line: int) -> None:
     pixels = panel(gold=gold, count=12)
-    assert [number for number in range(SHOWN) if near(line_of(pixels, number), GREEN, 10).any()] == [line]
+    assert [number for number in range(MAX_CAPTIONS) if near(line_of(pixels, number), GREEN, 10).any()] == [line]
 
 
 def test_equal_scores_put_the_right_caption_last() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from fixtures.tiny_release import release, run_checkpoint
 from fixtures.tiny_vlms import save_smolvlm
-from virtue_pl.adapters.lora import adapted
+from virtue_pl.adapters.lora import adapter_layers
 from virtue_pl.checkpoints.export import export
 from virtue_pl.checkpoints.keys import same_tensors
 from virtue_pl.checkpoints.pretrained import from_pretrained, read_release
@@ -60,7 +60,7 @@ def test_adapters_come_through_bit_for_bit_and_merged_they_embed_alike(build, do
     assert sum("lora_" in name for name in state) == 3 * 2 * (3 if dora else 2)
     export(checkpoint, tmp_path / "adapted")
     model = from_pretrained(tmp_path / "adapted")
-    assert same_tensors(model.state_dict(), state) and len(list(adapted(model))) == 6
+    assert same_tensors(model.state_dict(), state) and len(list(adapter_layers(model))) == 6
     export(tmp_path / "adapted", tmp_path / "again")
     for name in ("model.safetensors", "virtue.yaml"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "adapted" / name).read_bytes()

@@ -21,6 +21,8 @@ from virtue_pl.checkpoints.pretrained import from_pretrained, read_release
 from virtue_pl.checkpoints.release import CheckpointSpec
 from virtue_pl.checkpoints.run_checkpoint import with_merged_adapters
 from virtue_pl.cli.commands import export as command
+from virtue_pl.cli.main import main
+from virtue_pl.embedder import Embedder
 from virtue_pl.preprocessing.input_formatters import VirtueFormatter
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
@@ -132,7 +134,7 @@ def write_spec(folder: Path, spec: object) -> Path:
         ),
         (
             {"class_path": "virtue_pl.preprocessing.VirtueFormatter", "init_args": {"prompt_text": "./../.."}},
-            "expected a place inside the folder",
+            "expected a path inside the folder",
         ),
     ],
 )
@@ -152,6 +154,56 @@ def test_the_published_formatter_on_another_backbone_is_refused_before_it_is_wri
         ):
             use(tmp_path / "model")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "problem"),
+    [
+        (
+            "virtue_pl.losses.InfoNCELoss",
+            "virtue_pl.parts.contrastive_loss.InfoNCELoss",
+            "it is virtue_pl.losses.InfoNCELoss",
+        ),
+        (
+            "virtue_pl.preprocessing.VirtueFormatter",
+            "virtue_pl.recipes.ReferenceRecipe",
+            "expected one of virtue_pl.preprocessing.CropFormatter, virtue_pl.preprocessing.MarkerFormatter, ",
+        ),
+        (
+            "virtue_pl.models.MaskConnector",
+            "virtue_pl.connector.MaskJoint",
+            "the closest is virtue_pl.models.MaskConnector",
+        ),
+        ("virtue_pl.models.Virtue", "virtue_pl.parts.virtue.Virtue", "it is virtue_pl.models.Virtue"),
+    ],
+    ids=["moved", "renamed", "factory", "root"],
+)
+def test_a_class_path_of_before_is_one_line(quickstart, tmp_path, capsys, now, before, problem):
+    """In an exported folder and in a run's config; through the commands and through Python."""
+    expected = f"there is no class {before}: {problem}"
+    shutil.copytree(quickstart / "exported", tmp_path / "exported")
+    shutil.copytree(quickstart / "run", tmp_path / "run")
+    for path in (tmp_path / "exported" / "virtue.yaml", tmp_path / "run" / "config.yaml"):
+        text = path.read_text()
+        assert f"class_path: {now}\n" in text
+        path.write_text(text.replace(f"class_path: {now}\n", f"class_path: {before}\n"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    for source in (tmp_path / "exported", checkpoint):
+        with pytest.raises(VirtueError) as caught:
+            Embedder.from_pretrained(source)
+        assert expected in str(caught.value) and "\n" not in str(caught.value)
+        assert main(["export", str(source), "--out", str(tmp_path / "out")]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("virtue-pl: ") and expected in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_argument_of_before_in_a_folder_is_one_line(quickstart, tmp_path):
+    shutil.copytree(quickstart / "exported", tmp_path / "exported")
+    path = tmp_path / "exported" / "virtue.yaml"
+    path.write_text(path.read_text().replace("    formatter:\n", "    recipe:\n"))
+    with pytest.raises(VirtueError, match=r"^[^\n]*: Virtue has no argument 'recipe', expected those of this version"):
+        Embedder.from_pretrained(tmp_path / "exported")
 
 
 def test_other_classes_are_allowed_by_name(tmp_path):

@@ -25,7 +25,7 @@ def sam2_names(width: int, blocks: tuple[int, ...], global_attention: tuple[int,
 )
 def test_sam2_has_its_own_names_and_comes_back(width, blocks, attention):
     names = [name for name in sam2_names(width, blocks, attention) if not name.endswith("point_embed.weight")]
-    originals = [keys.original(name) for name in names]
+    originals = [keys.original_sam2_name(name) for name in names]
     assert [rename(name) for name in originals] == names
     assert len(set(originals)) == len(names)
     tops = {"image_encoder", "sam_prompt_encoder", "sam_mask_decoder", "no_mem_embed"}
@@ -53,7 +53,7 @@ def test_sam2_has_its_own_names_and_comes_back(width, blocks, attention):
     ],
 )
 def test_names_of_sam2_that_are_easily_mixed_up(ours, theirs):
-    assert keys.original(ours) == theirs
+    assert keys.original_sam2_name(ours) == theirs
 
 
 def test_every_recorded_name_of_qwen2_vl_goes_there_and_back():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from virtue_pl.cli.errors import one_line
@@ -87,7 +89,7 @@ def test_a_mistake_in_a_part_names_its_key(formatter, capsys, old, new, told):
         (["--data.row", "3"], "data: fixtures.cli_dummies.Data has no argument 'row'; did you mean 'rows'?"),
         (
             ["--model.init_args.connector", "Jiont"],
-            "model.connector: 'Jiont' is neither a file that can be read nor the name of a class that is known here",
+            "model.connector: 'Jiont' is neither a file that can be read nor the name of a class that can be imported",
         ),
         (["stray"], "unexpected 'stray'; an option starts with --"),
         (["--config", "nope.yaml"], "nope.yaml: config: no such file"),
@@ -96,6 +98,64 @@ def test_a_mistake_in_a_part_names_its_key(formatter, capsys, old, new, told):
 def test_a_wrong_option_is_one_line(formatter, capsys, arguments, told):
     assert main(["fit", "--config", str(formatter), *arguments]) == 2
     assert capsys.readouterr().err == f"virtue-pl: {told}\n"
+
+
+OLD_CLASS = "there is no class virtue_pl"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            "fixtures.cli_dummies.Root",
+            "virtue_pl.parts.virtue.Virtue",
+            f"model: {OLD_CLASS}.parts.virtue.Virtue: it is virtue_pl.models.Virtue",
+        ),
+        (
+            "virtue_pl.engine.Optimization",
+            "virtue_pl.parts.optimization.Optimization",
+            f"model.optimization: {OLD_CLASS}.parts.optimization.Optimization: it is virtue_pl.engine.Optimization",
+        ),
+        (
+            "fixtures.cli_dummies.Data",
+            "virtue_pl.data.scar_module.SCaRData",
+            f"data: {OLD_CLASS}.data.scar_module.SCaRData: the closest is virtue_pl.data.SCaRDataModule",
+        ),
+    ],
+    ids=["root class", "nested class", "close name"],
+)
+def test_a_class_that_moved_is_one_line_with_its_path_today(formatter, capsys, old, new, problem):
+    text = formatter.read_text()
+    assert old in text
+    formatter.write_text(text.replace(old, new))
+    assert main(["fit", "--config", str(formatter)]) == 2
+    assert capsys.readouterr().err == f"virtue-pl: {formatter}: {problem}\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        (
+            "formatter: {class_path: virtue_pl.recipes.ReferenceRecipe}",
+            f"model.formatter: {OLD_CLASS}.recipes.ReferenceRecipe: expected one of"
+            " virtue_pl.preprocessing.CropFormatter, virtue_pl.preprocessing.MarkerFormatter,"
+            " virtue_pl.preprocessing.PublishedFormatter, virtue_pl.preprocessing.VirtueFormatter",
+        ),
+        (
+            "recipe: {class_path: virtue_pl.preprocessing.VirtueFormatter}",
+            "model: virtue_pl.models.Virtue has no argument 'recipe', expected some of prompt_encoder, segmentation,"
+            " connector, fusion, loss, formatter, ",
+        ),
+    ],
+    ids=["renamed class", "renamed argument"],
+)
+def test_a_renamed_class_or_argument_is_one_line_with_what_fits(tmp_path, capsys, argument, problem):
+    layer = tmp_path / "layer.yaml"
+    layer.write_text(f"model: {{init_args: {{{argument}}}}}")
+    main_config = Path(__file__).parents[2] / "configs" / "virtue_mini.yaml"
+    assert main(["fit", "--config", str(main_config), "--config", str(layer)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"virtue-pl: {layer}: {problem}")
 
 
 def test_no_config_at_all(capsys):

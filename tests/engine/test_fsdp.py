@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from fixtures.tiny_virtue import samples, tiny_virtue
 from virtue_pl.adapters.lora import LoRA
-from virtue_pl.engine.fsdp import data_parallel
+from virtue_pl.engine.fsdp import data_parallel_mesh
 from virtue_pl.engine.gradient_cache import FullBatch, GradientCache, halve_chunks
 from virtue_pl.engine.module import load_weights
 from virtue_pl.engine.optimizer import Optimization
@@ -42,14 +42,14 @@ def model_of(case: str) -> Virtue:
     return model
 
 
-def batch_of(model: Virtue, rank: int, world: int) -> PairBatch:
+def batch_of(model: Virtue, rank: int, world_size: int) -> PairBatch:
     """Of two ranks the second has no query with an image, so that its connector has nothing to do, and texts of other
     lengths.
     """
     rows = samples(8)
     imaged = [row for row in rows if row.region is not None][:4]
     ordered = [*imaged, *(row for row in rows if row not in imaged)]
-    share = len(ordered) // world
+    share = len(ordered) // world_size
     return model.collator.collate_train(ordered[rank * share : (rank + 1) * share])
 
 
@@ -83,13 +83,13 @@ def sharded(case: str, mesh: DeviceMesh) -> Virtue:
     return model
 
 
-def run(rank: int, world: int, folder: str, port: int) -> None:
+def run(rank: int, world_size: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    mesh = init_device_mesh("cpu", (world_size, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     for case in sorted(CASES):
         model = sharded(case, mesh)
-        batch = batch_of(model, rank, world)
+        batch = batch_of(model, rank, world_size)
         found = step(model, batch)
         model.on_validation_start()
         with torch.no_grad():
@@ -98,21 +98,21 @@ def run(rank: int, world: int, folder: str, port: int) -> None:
         found |= {f"again.{name}": tensor for name, tensor in step(model, batch).items()}
         for value in (found["loss"], found["again.loss"]):
             dist.all_reduce(value)
-            value /= world
+            value /= world_size
         if rank == 0:
             save_file({**found, "embeddings": embeddings.contiguous()}, f"{folder}/{case}.safetensors")
     dist.destroy_process_group()
-    fit(rank, world, folder, port)
+    fit(rank, world_size, folder, port)
 
 
-def fit(rank: int, world: int, folder: str, port: int) -> None:
+def fit(rank: int, world_size: int, folder: str, port: int) -> None:
     """By Lightning's strategy: two steps with a validation of which the second rank has more batches, and a checkpoint
     of one file.
     """
     address = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
-        "WORLD_SIZE": world,
+        "WORLD_SIZE": world_size,
         "RANK": rank,
         "LOCAL_RANK": rank,
         "NODE_RANK": 0,
@@ -121,16 +121,16 @@ def fit(rank: int, world: int, folder: str, port: int) -> None:
     model = model_of("dora")
     model.gradient_cache, model.evaluation_modes = GradientCache(3), ("box",)
     model.optimization = Optimization(1e-2, 0.1, 0, "constant")
-    batch = batch_of(model, rank, world)
+    batch = batch_of(model, rank, world_size)
     ranked = [RankingSample(row.key, "t", row.query, (row.target,), {"hit@1": (0,)}, row.region) for row in samples(2)]
     validation = [model.collator.collate_eval(ranked)] * (1 + rank)
     strategy = ModelParallelStrategy(
-        data_parallel_size=world, tensor_parallel_size=1, save_distributed_checkpoint=False
+        data_parallel_size=world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
     )
     trainer = Trainer(
         **{
             "accelerator": "cpu",
-            "devices": world,
+            "devices": world_size,
             "strategy": strategy,
             "max_steps": 2,
             "gradient_clip_val": 0.1,
@@ -217,7 +217,7 @@ def test_ranks_that_split_layers_are_refused() -> None:
             " data_parallel_size: 4"
         ),
     ):
-        data_parallel(mesh)
+        data_parallel_mesh(mesh)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from virtue_pl.engine import gradient_cache
-from virtue_pl.engine.gradient_cache import FullBatch, FunctionEncoder, GradientCache, chunks_of
+from virtue_pl.engine.gradient_cache import FullBatch, FunctionEncoder, GradientCache, cut_chunks
 from virtue_pl.losses.contrastive import InfoNCELoss
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, ImageBatch, PairIds, PromptBatch, VirtueError
 
@@ -79,8 +79,8 @@ def uneven(inputs: EncoderBatch) -> list[int]:
 def test_rows_are_cut_by_number_and_by_padded_tokens(
     rows: int | None, tokens: int | None, expected: list[list[int]]
 ) -> None:
-    assert chunks_of(LENGTHS, rows, tokens) == expected
-    assert chunks_of((), rows, tokens) == []
+    assert cut_chunks(LENGTHS, rows, tokens) == expected
+    assert cut_chunks((), rows, tokens) == []
 
 
 @pytest.mark.parametrize("rows", [1, 7])

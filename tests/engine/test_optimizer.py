@@ -23,9 +23,9 @@ def test_groups_by_prefix_and_by_decay() -> None:
 @pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
 def test_schedules_warm_up_and_end(schedule: str, half: float) -> None:
     optimization = Optimization(1.0, 0.0, 10, schedule)
-    assert optimization.factor(0, 110) == pytest.approx(0.1)
-    assert optimization.factor(60, 110) == pytest.approx(half)
-    assert optimization.factor(110, 110) == pytest.approx(1.0 if schedule == "constant" else 0.0)
+    assert optimization.lr_factor(0, 110) == pytest.approx(0.1)
+    assert optimization.lr_factor(60, 110) == pytest.approx(half)
+    assert optimization.lr_factor(110, 110) == pytest.approx(1.0 if schedule == "constant" else 0.0)
 
 
 def test_the_scheduler_steps_with_the_optimizer() -> None:

@@ -25,7 +25,7 @@ from jsonargparse import Namespace
 from fixtures.paper_configs import without_data
 from fixtures.tiny_models import save_text_model
 from fixtures.tiny_vlms import TINY
-from virtue_pl.adapters.lora import adapted
+from virtue_pl.adapters.lora import adapter_layers
 from virtue_pl.callbacks.checkpoint import LastCheckpoint
 from virtue_pl.cli.described import DescribedCLI
 from virtue_pl.cli.errors import UsageError
@@ -284,7 +284,7 @@ def test_a_vlm_is_swapped_under_adapters_by_its_yaml_alone(build, path):
     arguments = [f"--{SLOTS['vlm']}", str(path), f"--{SLOTS['adapters']}", str(CONFIGS / "adapters" / "dora.yaml")]
     backbone = build("--config", str(MAIN), *arguments).model.fusion.backbone
     inside = {id(module) for module in backbone.language_model.modules()}
-    reached = [module for _, module in adapted(backbone)]
+    reached = [module for _, module in adapter_layers(backbone)]
     assert len(reached) == 5 * len(backbone.language_model.layers) and all(id(module) in inside for module in reached)
 
 

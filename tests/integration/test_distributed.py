@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.layer = nn.Linear(DIM, DIM)
-        self.loss = InfoNCELoss(0.2, learn_temperature=True, own_negatives_weight=0.5, both_sides=True, margin=0.5)
+        self.loss = InfoNCELoss(0.2, learn_temperature=True, own_negatives_weight=0.5, symmetric=True, margin=0.5)
         self.cache = GradientCache(3)
 
     def embed(self, vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -91,9 +91,9 @@ class Alignment(nn.Module):
             nn.init.normal_(layer.weight, std=0.1)
         self.model.eval()
 
-    def forward(self, rank: int, world: int) -> torch.Tensor:
+    def forward(self, rank: int, world_size: int) -> torch.Tensor:
         rows = [row for row in samples(12) if row.region is not None][:6]
-        share = len(rows) // world
+        share = len(rows) // world_size
         return self.model.alignment_step(self.model.collator.collate_train(rows[rank * share : (rank + 1) * share]))
 
 
@@ -106,25 +106,25 @@ def save(model: nn.Module, loss: torch.Tensor, file: str) -> None:
         save_file({**state, "loss": total / dist.get_world_size()}, file)
 
 
-def align(rank: int, world: int, folder: str) -> None:
+def align(rank: int, world_size: int, folder: str) -> None:
     """Two steps: DDP refuses the second one where the first left a parameter without a gradient."""
     model = DistributedDataParallel(Alignment())
     for _ in range(2):
         model.zero_grad()
-        loss = model(rank, world)
+        loss = model(rank, world_size)
         loss.backward()
     save(model, loss, f"{folder}/aligned.safetensors")
 
 
-def run(rank: int, world: int, folder: str) -> None:
+def run(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     model = DistributedDataParallel(Encoder())
-    share = PAIRS // world
+    share = PAIRS // world_size
     loss = model(slice(rank * share, (rank + 1) * share))
     loss.backward()
     save(model, loss, f"{folder}/result.safetensors")
-    align(rank, world, folder)
+    align(rank, world_size, folder)
     dist.destroy_process_group()
 
 

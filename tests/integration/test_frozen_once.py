@@ -37,7 +37,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     counting(Sam2Backbone, "image_features", "pictures", len)
     counting(Qwen2VLBackbone, "vision_features", "vision", len)
-    counting(Sam2Backbone, "forward", "prompts", lambda features, tokens: len(tokens.images))
+    counting(Sam2Backbone, "forward", "prompts", lambda features, tokens: len(tokens.image_index))
     return counts
 
 

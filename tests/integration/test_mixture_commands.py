@@ -9,7 +9,7 @@ import pytest
 
 from fixtures.tiny_quickstart import ROOT, scenes_and_segmenter, tiny_plan
 from virtue_pl.cli.main import main
-from virtue_pl.data.scenes.mmeb import TASKS
+from virtue_pl.data.scenes.mmeb.tasks import TASKS
 
 MIXED = str(ROOT / "configs/data/mixed_mini.yaml")
 

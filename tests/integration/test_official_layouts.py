@@ -149,7 +149,7 @@ def test_all_sets_are_trained_on_and_evaluated_once(root: Path, manifests: dict[
     save_vision_model(tmp_path / "vision.safetensors")
     torch.manual_seed(0)
     backbone = TimmTextBackbone(
-        str(tmp_path / "minilm"), VISION_MODEL, str(tmp_path / "vision.safetensors"), image_size=32, side=1
+        str(tmp_path / "minilm"), VISION_MODEL, str(tmp_path / "vision.safetensors"), image_size=32, grid_size=1
     )
     head = Counting(
         backbone,
@@ -184,19 +184,21 @@ def test_training_strings_are_the_published_ones() -> None:
     for name in ("train_mmeb", "train_mmeb_neg"):
         inputs, outputs = RECORDED[name]["input_rows"], RECORDED[name]["output"]
         kept = [row for row, text in enumerate(inputs["qry"]) if text or inputs["qry_image_path"][row]]
-        for place, row in enumerate(kept):
+        for index, row in enumerate(kept):
             for column, result in (("qry", "query_text"), ("pos_text", "pos_text")):
-                assert recipe_text(inputs[column][row]) == outputs[result][place]
+                assert formatted_text(inputs[column][row]) == outputs[result][index]
 
 
-def recipe_text(stored: str) -> str:
-    """A stored string as the module and the reference formatter make it."""
+def formatted_text(stored: str) -> str:
+    """Return a stored string as the module and the reference formatter make it."""
     from virtue_pl.data.formats.mmeb import PUBLISHED_TOKEN
     from virtue_pl.types import IMAGE_TOKEN
 
     formatter = PublishedFormatter(prompt_text=False)
     shown = (torch.zeros(3, 4, 4, dtype=torch.uint8),) if PUBLISHED_TOKEN.search(stored) else ()
-    return formatter.marked(formatter.text(EmbeddingInput(PUBLISHED_TOKEN.sub(IMAGE_TOKEN, stored), shown)), ("", ""))
+    return formatter.delimit_images(
+        formatter.text(EmbeddingInput(PUBLISHED_TOKEN.sub(IMAGE_TOKEN, stored), shown)), ("", "")
+    )
 
 
 PARSERS = (
@@ -214,9 +216,9 @@ def test_evaluation_strings_are_the_published_ones(parser: str, task: str) -> No
     inputs, outputs, dataset = RECORDED[parser]["input_rows"], RECORDED[parser]["output"], mmeb_sets()[task]
     for row, instruction in enumerate(inputs["qry_inst"]):
         query = query_string(dataset, instruction, inputs["qry_text"][row])
-        assert [recipe_text(query)] == outputs["query_text"][row]
+        assert [formatted_text(query)] == outputs["query_text"][row]
         said = inputs["tgt_inst"][row] if "tgt_inst" in inputs else ""
-        targets = [recipe_text(target_string(dataset, said, text)) for text in inputs["tgt_text"][row]]
+        targets = [formatted_text(target_string(dataset, said, text)) for text in inputs["tgt_text"][row]]
         assert targets == outputs["cand_text"][row]
 
 
@@ -227,7 +229,7 @@ def test_scar_queries_are_the_published_ones(case: str) -> None:
     for row, query in enumerate(inputs["qry_text" if ranked else "qry"]):
         box = xyxy(inputs["bbox"][row], "key", (1000, 1000))
         item = EmbeddingInput(published_query(query, box, ranked), (torch.zeros(3, 4, 4, dtype=torch.uint8),))
-        text = formatter.marked(formatter.text(item), ("", ""))
+        text = formatter.delimit_images(formatter.text(item), ("", ""))
         assert text == (outputs["query_text"][row][0] if ranked else outputs["query_text"][row])
 
 

@@ -27,7 +27,14 @@ from virtue_pl.data.shards.records import content_key
 from virtue_pl.data.streaming.image_stream import ImageStream
 from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog
 from virtue_pl.features.frozen import network_fingerprint
-from virtue_pl.features.store import FeatureIndex, Making, StoredFeatures, features_path, named_tensors, write_features
+from virtue_pl.features.store import (
+    FeatureIndex,
+    FeatureProvenance,
+    StoredFeatures,
+    features_path,
+    to_named_tensors,
+    write_features,
+)
 from virtue_pl.losses.contrastive import InfoNCELoss
 from virtue_pl.models.connector import MaskConnector
 from virtue_pl.models.embedding_model import FROZEN_CHUNK_SIZE
@@ -68,7 +75,7 @@ def trunk(weights: Path, name: str = "vision") -> TimmSamBackbone:
 def head(weights: Path, **options: Any) -> VLMFusionHead:
     torch.manual_seed(0)
     backbone = TimmTextBackbone(
-        str(weights / "minilm"), VISION_MODEL, str(weights / "vision.safetensors"), image_size=SIZE, side=2
+        str(weights / "minilm"), VISION_MODEL, str(weights / "vision.safetensors"), image_size=SIZE, grid_size=2
     )
     return VLMFusionHead(backbone, loss=InfoNCELoss(0.1), **options)
 
@@ -145,10 +152,10 @@ def test_every_image_is_stored_once_as_it_is_encoded(weights: Path, shards: Path
             with torch.no_grad():
                 live = model.image_features(batch.images)
             for key, expected in zip(batch.keys, live, strict=True):
-                found = stored.of(batch.shard, key)
+                found = stored.read(batch.shard, key)
                 torch.testing.assert_close(found.segmentation, expected.segmentation)
                 torch.testing.assert_close(found.vision, expected.vision)
-        assert stored.of(seen[0].shard, "another") is NO_FEATURES
+        assert stored.read(seen[0].shard, "another") is NO_FEATURES
 
 
 def test_records_with_many_images_are_not_encoded_all_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +251,12 @@ def test_a_batch_may_mix_what_is_stored_with_what_is_not(weights: Path, shards: 
     assert count > 1
     half = [number % 2 == 0 for number in range(count)]
     features = tuple(
-        known if keep else NO_FEATURES for known, keep in zip(stored.images.stored_features, half, strict=True)
+        one if is_stored else NO_FEATURES for one, is_stored in zip(stored.images.stored_features, half, strict=True)
     )
-    vision = tuple(None if keep else pixels for pixels, keep in zip(live.images.vision, half, strict=True))
-    segmentation = tuple(None if keep else pixels for pixels, keep in zip(live.images.segmentation, half, strict=True))
+    vision = tuple(None if is_stored else pixels for pixels, is_stored in zip(live.images.vision, half, strict=True))
+    segmentation = tuple(
+        None if is_stored else pixels for pixels, is_stored in zip(live.images.segmentation, half, strict=True)
+    )
     mixed = type(live)(
         live.input_ids, live.attention_mask, ImageBatch(vision, segmentation, features), live.prompts, live.use_rows
     )
@@ -262,8 +271,8 @@ def test_a_crop_is_encoded_and_the_rest_is_not(weights: Path, shards: Path) -> N
     model = head(weights, formatter=CropFormatter(), evaluation_modes=["box", "no_prompt"]).eval()
     live = next(iter(module(shards, model).val_dataloader()))
     stored = next(iter(module(shards, model, features="features").val_dataloader()))
-    known = [bool(features.vision) for features in stored.queries.images.stored_features]
-    assert any(known) and not all(known)
+    has_features = [bool(features.vision) for features in stored.queries.images.stored_features]
+    assert any(has_features) and not all(has_features)
     with torch.no_grad():
         torch.testing.assert_close(model.encode(stored.queries), model.encode(live.queries), rtol=1e-6, atol=1e-6)
 
@@ -273,12 +282,14 @@ def test_data_workers_read_what_is_stored(weights: Path, shards: Path) -> None:
     store(shards, model)
     stored = StoredFeatures(shards / "SCaR_eval_mini_val/features", ("segmentation",))
     folder = ShardFolder.open(shards / "SCaR_eval_mini_val", "val")
-    known = [stored.of(batch.shard, key) for batch in stream(folder, no_pixels, ReaderInfo()) for key in batch.keys]
+    read_alone = [
+        stored.read(batch.shard, key) for batch in stream(folder, no_pixels, ReaderInfo()) for key in batch.keys
+    ]
     read: list[ImageFeatures] = []
     for batch in module(shards, model, features="features", num_workers=2, eval_batch_size=3).val_dataloader():
         read += batch.images.stored_features
     assert (
-        all(any(torch.equal(found.segmentation[0], one.segmentation[0]) for one in known) for found in read)
+        all(any(torch.equal(found.segmentation[0], one.segmentation[0]) for one in read_alone) for found in read)
         and len(read) >= 3
     )
 
@@ -292,10 +303,10 @@ def test_a_mirrored_image_is_encoded(weights: Path, shards: Path) -> None:
     model = segmenter(weights, flip=True)
     live_loss, _ = step(model, module(shards, model))
     data = module(shards, model, features="features")
-    known = [
+    has_features = [
         bool(features.segmentation) for batch in data.train_dataloader() for features in batch.images.stored_features
     ]
-    assert any(known) and not all(known)
+    assert any(has_features) and not all(has_features)
     torch.testing.assert_close(step(model, data)[0], live_loss, rtol=1e-6, atol=1e-6)
 
 
@@ -393,32 +404,35 @@ def test_half_precision_takes_half_the_space_and_stays_near(weights: Path, shard
     torch.testing.assert_close(stored, live, rtol=1e-2, atol=1e-2)
     features = ImageFeatures(segmentation=(torch.full((1, 2, 2), 1e5),))
     with pytest.raises(VirtueError, match="too large for dtype float16"):
-        named_tensors(features, "float16")
-    assert named_tensors(features, "bfloat16")["segmentation/0"].dtype == torch.bfloat16
+        to_named_tensors(features, "float16")
+    assert to_named_tensors(features, "bfloat16")["segmentation/0"].dtype == torch.bfloat16
     with pytest.raises(VirtueError, match=r"FeatureWriter.dtype is 'int8', expected one of float32"):
         FeatureWriter(dtype="int8")
 
 
 def test_a_reader_keeps_few_files_open_and_copies_what_it_gives(tmp_path: Path) -> None:
-    making = Making("float32", {"vision": "a"}, "b")
+    provenance = FeatureProvenance("float32", {"vision": "a"}, "b")
     for number in range(70):
         features = ImageFeatures(vision=(torch.full((2,), float(number)),))
         write_features(
-            features_path(tmp_path, f"shard-{number}.tar"), {"key": named_tensors(features, "float32")}, making, 0.5
+            features_path(tmp_path, f"shard-{number}.tar"),
+            {"key": to_named_tensors(features, "float32")},
+            provenance,
+            0.5,
         )
     reader = StoredFeatures(tmp_path, ("segmentation", "vision"))
     for number in [*range(70), 0]:
-        (found,) = reader.of(f"shard-{number}.tar", "key").vision
+        (found,) = reader.read(f"shard-{number}.tar", "key").vision
         assert found.tolist() == [number, number] and found.untyped_storage().nbytes() == 8
     assert len(reader._open) == 64 and not reader.__getstate__()["_open"]
-    index = FeatureIndex.of(tmp_path, making)
+    index = FeatureIndex.from_files(tmp_path, provenance)
     assert index.images == len(index.tars) == 70 and math.isclose(index.seconds, 35.0)
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "shard-0.safetensors").write_bytes(b"nothing")
     with pytest.raises(VirtueError, match=r"shard-0.safetensors is no file of stored features .*: delete it") as caught:
-        FeatureIndex.of(tmp_path, Making("float32", {}, "b"))
+        FeatureIndex.from_files(tmp_path, FeatureProvenance("float32", {}, "b"))
     assert "\n" not in str(caught.value)
 
 
@@ -432,9 +446,9 @@ def test_a_fingerprint_changes_with_tensors_and_sizes(weights: Path) -> None:
 
 
 def test_features_move_and_are_selected_with_their_images() -> None:
-    known = ImageFeatures(segmentation=(torch.zeros(1, 2, 2),), vision=(torch.ones(3),))
-    images = ImageBatch((None, torch.zeros(3, 4, 4)), (None, torch.zeros(3, 8, 8)), (known, NO_FEATURES))
-    assert len(images) == 2 and images.select([1, 0]).stored_features == (NO_FEATURES, known)
+    features = ImageFeatures(segmentation=(torch.zeros(1, 2, 2),), vision=(torch.ones(3),))
+    images = ImageBatch((None, torch.zeros(3, 4, 4)), (None, torch.zeros(3, 8, 8)), (features, NO_FEATURES))
+    assert len(images) == 2 and images.select([1, 0]).stored_features == (NO_FEATURES, features)
     moved = images.to("meta")
     assert moved.features[0].vision[0].device.type == moved.vision[1].device.type == "meta" and moved.vision[0] is None  # type: ignore[union-attr]
     assert ImageBatch((torch.zeros(3, 4, 4),)).stored_features == (NO_FEATURES,)

@@ -36,25 +36,25 @@ TOKENS = (CANVAS // 16 // 4) ** 2
 Pair = tuple[PromptEncoder, SegmentationBackbone]
 
 
-def timm_sam(grid_side: int) -> Pair:
-    return TimmSamPromptEncoder(DIM, CANVAS, grid_side), TimmSamBackbone(
+def timm_sam(grid_size: int) -> Pair:
+    return TimmSamPromptEncoder(DIM, CANVAS, grid_size), TimmSamBackbone(
         VISION_MODEL, None, DIM, CANVAS, num_heads=2, mlp_dim=64
     )
 
 
-def sam1(grid_side: int) -> Pair:
-    return Sam1PromptEncoder(None, DIM, CANVAS, grid_side), Sam1Backbone(None, 16, 3, 2, (1,), 4, DIM, CANVAS)
+def sam1(grid_size: int) -> Pair:
+    return Sam1PromptEncoder(None, DIM, CANVAS, grid_size), Sam1Backbone(None, 16, 3, 2, (1,), 4, DIM, CANVAS)
 
 
-def sam2(grid_side: int) -> Pair:
-    return Sam2PromptEncoder(None, DIM, CANVAS, grid_side), Sam2Backbone(
+def sam2(grid_size: int) -> Pair:
+    return Sam2PromptEncoder(None, DIM, CANVAS, grid_size), Sam2Backbone(
         None, 16, 2, (1, 2, 3, 1), (4,), embed_dim=DIM, image_size=CANVAS
     )
 
 
-def virtue(pair: Callable[[int], Pair], grid_side: int = 3, segment_unprompted: bool = True) -> Virtue:
+def virtue(pair: Callable[[int], Pair], grid_size: int = 3, segment_unprompted: bool = True) -> Virtue:
     torch.manual_seed(0)
-    encoder, backbone = pair(grid_side)
+    encoder, backbone = pair(grid_size)
     for module in (encoder, backbone):
         for name, parameter in module.named_parameters():
             if "transformer" in name or "embed" in name or "downscaling" in name:
@@ -170,13 +170,13 @@ def test_segment_tokens_stand_in_front_of_their_row(model):
 
 @pytest.mark.parametrize("grid_size", [1, 2, 5])
 def test_the_grid_of_points_has_the_size_that_is_set(grid_size):
-    model = virtue(sam2, grid_side=grid_size)
+    model = virtue(sam2, grid_size=grid_size)
     torch.testing.assert_close(embed(model, query(VisualPrompt())), embed(model, query(grid_points(grid_size))))
 
 
 def test_a_grid_of_nothing_is_refused():
-    with pytest.raises(VirtueError, match="grid_side is 0"):
-        Sam2PromptEncoder(grid_side=0)
+    with pytest.raises(VirtueError, match="grid_size is 0"):
+        Sam2PromptEncoder(grid_size=0)
 
 
 def test_an_image_without_a_prompt_may_go_without_segment_tokens():

@@ -115,7 +115,7 @@ def on_meta(backbone: type[CausalVLM], config: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_every_released_parameter_has_its_place(name: str) -> None:
+def test_every_released_parameter_is_accounted_for(name: str) -> None:
     backbone, config, head, total = RELEASED[name]
     model = on_meta(backbone, config)
     assert sum(parameter.numel() for parameter in model.parameters()) + head == total

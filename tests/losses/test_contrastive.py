@@ -86,7 +86,7 @@ def test_sigmoid_equals_a_literal_double_loop() -> None:
     assert loss == pytest.approx(expected / 5, rel=1e-5)
 
 
-def literal_both_sides(batch: EmbeddingBatch, temperature: float, margin: float | None, same_image: bool) -> float:
+def literal_symmetric(batch: EmbeddingBatch, temperature: float, margin: float | None, same_image: bool) -> float:
     """Queries against targets, and targets against queries, one by one."""
     total = 0.0
     for anchors, candidates in ((batch.queries, batch.targets), (batch.targets, batch.queries)):
@@ -109,17 +109,19 @@ def literal_both_sides(batch: EmbeddingBatch, temperature: float, margin: float 
 @pytest.mark.parametrize("margin", [None, 0.0, 0.3])
 @pytest.mark.parametrize("same_image", [False, True])
 @pytest.mark.parametrize("pairs", [4, 9])
-def test_both_sides_and_masks_equal_a_literal_double_loop(pairs: int, same_image: bool, margin: float | None) -> None:
+def test_symmetric_loss_and_masks_equal_a_literal_double_loop(
+    pairs: int, same_image: bool, margin: float | None
+) -> None:
     batch = without_negatives(embedding_batch(pairs, 1, repeats=True))
     batch = replace(batch, ids=replace(batch.ids, image_ids=torch.arange(pairs) // 2))
-    loss = InfoNCELoss(0.2, both_sides=True, margin=margin, mask_same_image=same_image)(batch).loss
-    assert loss.item() == pytest.approx(literal_both_sides(batch, 0.2, margin, same_image), rel=1e-5)
+    loss = InfoNCELoss(0.2, symmetric=True, margin=margin, mask_same_image=same_image)(batch).loss
+    assert loss.item() == pytest.approx(literal_symmetric(batch, 0.2, margin, same_image), rel=1e-5)
 
 
-def test_equal_pairs_are_found_once_for_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_pairs_are_found_once_for_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, same_pair = [], InfoNCELoss.same_pair
     monkeypatch.setattr(InfoNCELoss, "same_pair", lambda self, batch: (calls.append(batch), same_pair(self, batch))[1])
-    InfoNCELoss(0.2, both_sides=True)(embedding_batch(4, 1))
+    InfoNCELoss(0.2, symmetric=True)(embedding_batch(4, 1))
     assert len(calls) == 1
 
 

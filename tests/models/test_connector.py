@@ -28,7 +28,7 @@ def features(prompts: int = 3) -> SegmentFeatures:
 @pytest.mark.parametrize(
     ("connector", "tokens"),
     [(ConvolutionConnector(FeatureWidths(8, 12), 10, stride=4), 4), (MaskConnector(FeatureWidths(8, 12), 10), 10),
-     (MaskConnector(FeatureWidths(8, 12), 10, side=1, directions=False), 3)],
+     (MaskConnector(FeatureWidths(8, 12), 10, grid_size=1, directions=False), 3)],
 )  # fmt: skip
 def test_shapes_and_gradients(connector: Connector, tokens: int) -> None:
     output = connector(features())
@@ -37,7 +37,7 @@ def test_shapes_and_gradients(connector: Connector, tokens: int) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in connector.parameters())
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
+def test_a_row_does_not_depend_on_the_others() -> None:
     connector, all_rows = MaskConnector(FeatureWidths(8, 12), 10), features()
     alone = SegmentFeatures(
         all_rows.embedding[1:2], all_rows.image[1:2], all_rows.mask_logits[1:2], all_rows.image_positions

@@ -14,7 +14,7 @@ WIDTHS = FeatureWidths(8, 12)
 
 
 def features(*boxes: list[float]) -> SegmentFeatures:
-    """Of a 32x32 image on 4x4 places, with the given boxes in pixels as prompts."""
+    """Of a 32x32 image on 4x4 cells, with the given boxes in pixels as prompts."""
     prompts = [VisualPrompt.from_pixels(boxes=[box], size=(32, 32)) for box in boxes]
     dense, drawn = DenseHints(8, map_size=16)(prompts, torch.device("cpu"))
     count, nothing = len(boxes), torch.zeros(0)
@@ -28,15 +28,15 @@ def features(*boxes: list[float]) -> SegmentFeatures:
     )
 
 
-def test_a_place_weighs_what_the_box_covers_of_it() -> None:
-    weights = RoiConnector(WIDTHS, 10).inside(features([8, 8, 20, 16], [0, 0, 32, 32]))
+def test_a_cell_weighs_what_the_box_covers_of_it() -> None:
+    weights = RoiConnector(WIDTHS, 10).object_weights(features([8, 8, 20, 16], [0, 0, 32, 32]))
     assert weights[0].tolist() == [[0, 0, 0, 0], [0, 1, 0.5, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert bool((weights[1] == 1).all())
 
 
 def test_pooling_is_the_mean_over_the_box() -> None:
     found = features([8, 8, 24, 16])
-    pooled = pool(found.image, RoiConnector(WIDTHS, 10).inside(found))
+    pooled = pool(found.image, RoiConnector(WIDTHS, 10).object_weights(found))
     assert torch.allclose(pooled, found.image[:, :, 1, 1:3].mean(dim=-1), atol=1e-6)
 
 
@@ -49,6 +49,6 @@ def test_the_predicted_mask_plays_no_part_and_the_box_does() -> None:
         assert not torch.allclose(tokens, connector(replace(found, focus=features([0, 0, 8, 8]).focus)).tokens)
 
 
-def test_without_the_prompts_place_it_says_what_to_change() -> None:
+def test_without_the_prompts_area_it_says_what_to_change() -> None:
     with pytest.raises(VirtueError, match="set dense_hints"):
         RoiConnector(WIDTHS, 10)(replace(features([0, 0, 8, 8]), focus=None))

@@ -41,17 +41,17 @@ def image_with_squares(number: int, squares: int = 2, task: str = "squares/train
     """Dark squares in a bright image, at most one in each half; a sample for each."""
     image = torch.full((3, SIZE, SIZE), 220, dtype=torch.uint8)
     masks = []
-    for place in range(squares):
-        side = int(torch.randint(14, 26, ()))
-        x, y = int(torch.randint(0, 32 - side, ())) + 32 * place, int(torch.randint(0, SIZE - side, ()))
+    for position in range(squares):
+        size = int(torch.randint(14, 26, ()))
+        x, y = int(torch.randint(0, 32 - size, ())) + 32 * position, int(torch.randint(0, SIZE - size, ()))
         mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-        mask[y : y + side, x : x + side] = True
+        mask[y : y + size, x : x + size] = True
         image[:, mask] = 20
         masks.append(mask)
     item = EmbeddingInput(images=(image,), image_keys=(f"{task}, image {number}",))
     return [
-        Sample(f"{number}/{place}", task, item, item, region=Region(box_of_mask(mask), mask))
-        for place, mask in enumerate(masks)
+        Sample(f"{number}/{position}", task, item, item, region=Region(box_of_mask(mask), mask))
+        for position, mask in enumerate(masks)
     ]
 
 
@@ -80,7 +80,7 @@ def trainer(steps: int) -> Trainer:
 
 
 @pytest.fixture(scope="module")
-def trained() -> tuple[SegmentationExtractor, dict[str, float]]:
+def trained_extractor() -> tuple[SegmentationExtractor, dict[str, float]]:
     """A few seconds of training on images of one square, and what was logged."""
     model = trainable()
     run = trainer(40)
@@ -91,14 +91,14 @@ def trained() -> tuple[SegmentationExtractor, dict[str, float]]:
     return model, logged | result
 
 
-def test_alone_it_learns_to_segment(trained):
-    _, metrics = trained
+def test_alone_it_learns_to_segment(trained_extractor):
+    _, metrics = trained_extractor
     assert metrics["test/test_seen/iou_box"] > 0.7
     assert metrics["test/test_held_out/iou_mask"] > 0.7
 
 
-def test_each_mode_and_task_is_scored(trained):
-    _, metrics = trained
+def test_each_mode_and_task_is_scored(trained_extractor):
+    _, metrics = trained_extractor
     assert {name for name in metrics if name.startswith("test/")} == {
         f"test/{task}/iou_{mode}" for task in ("test_seen", "test_held_out") for mode in MODES
     }
@@ -113,8 +113,8 @@ def test_a_single_task_needs_no_name():
     assert set(result) == {"val/iou_box", "val/iou_point", "val/iou_mask"}
 
 
-def test_one_checkpoint_starts_both_parts(trained, tmp_path):
-    model, _ = trained
+def test_one_checkpoint_starts_both_parts(trained_extractor, tmp_path):
+    model, _ = trained_extractor
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": model.state_dict()}, path)
     prompts = VisualPromptEncoder(encoder(), weights=path, weights_prefix="prompt_encoder.", frozen=True)
@@ -127,8 +127,8 @@ def test_one_checkpoint_starts_both_parts(trained, tmp_path):
     assert not any(module.training for module in segmentation.train().modules())
 
 
-def test_other_sizes_are_refused(trained, tmp_path):
-    model, _ = trained
+def test_other_sizes_are_refused(trained_extractor, tmp_path):
+    model, _ = trained_extractor
     torch.save({"state_dict": model.state_dict()}, tmp_path / "last.ckpt")
     with pytest.raises(VirtueError, match="the sizes in the config differ"):
         SegmentationExtractor(TimmSamBackbone(VISION_MODEL, None, 64, SIZE), weights=Path(tmp_path / "last.ckpt"))
@@ -143,7 +143,7 @@ def test_alone_it_needs_a_prompt_encoder():
 def test_an_image_is_prepared_once():
     batch = RegionCollator(SIZE, SIZE, MODES).collate_train(samples(3))
     assert len(batch) == 6 and len(batch.images) == 3
-    assert batch.prompts.images.tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.prompts.image_index.tolist() == [0, 0, 1, 1, 2, 2]
     assert batch.tasks == ("squares/train",) * 6
 
 
@@ -153,7 +153,7 @@ def test_augmentation_moves_image_mask_and_prompt_together():
     batch = collator.collate_train(drawn)
     flipped = 0
     for row, sample in enumerate(drawn):
-        dark = batch.images.segmentation[batch.prompts.images[row]][0] < 100
+        dark = batch.images.segmentation[batch.prompts.image_index[row]][0] < 100
         mask = batch.masks[row].bool()
         assert dark[mask].all()
         torch.testing.assert_close(batch.prompts.prompts[row].boxes[0], box_of_mask(mask))

@@ -33,7 +33,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def backbone(weights: Path) -> TimmTextBackbone:
     return TimmTextBackbone(
-        str(weights / "minilm"), VISION_MODEL, str(weights / "vision.safetensors"), image_size=SIZE, side=2
+        str(weights / "minilm"), VISION_MODEL, str(weights / "vision.safetensors"), image_size=SIZE, grid_size=2
     )
 
 
@@ -205,7 +205,7 @@ def test_a_formatter_may_change_the_image_before_anything_reads_it(weights: Path
     )
     whole, boxed = EmbeddingInput("find it", (make_image(0),), image_keys=("a",)), rows()[1]
     batch = collator.encoder_batch([whole, boxed, boxed])
-    assert len(batch.images) == 2 and batch.prompts.images.tolist() == [0, 1, 1]
+    assert len(batch.images) == 2 and batch.prompts.image_index.tolist() == [0, 1, 1]
     assert torch.equal(batch.images.vision[1], collator.processor.resize(make_image(0)[:, 4:40, 4:30]))
     unchanged = ContrastiveCollator(collator.processor, VirtueFormatter(), None, {"box": 1.0}, ("box",))
     assert (

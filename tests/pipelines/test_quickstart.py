@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fixtures.tiny_quickstart import fetch, tiny_quickstart
-from virtue_pl.data.conversion.source_file import silent
+from virtue_pl.data.conversion.source_file import no_progress
 from virtue_pl.pipelines.quickstart import Plan, Quickstart
 from virtue_pl.types import VirtueError
 
@@ -57,7 +57,14 @@ def test_a_second_quickstart_reuses_everything(finished: tuple[Path, Quickstart,
         raise AssertionError(f"done before: {arguments}")
 
     again = Quickstart(
-        quickstart.plan, folder / "run", folder / "data", folder / "cache", never, Console(quiet=True), fetch, silent
+        quickstart.plan,
+        folder / "run",
+        folder / "data",
+        folder / "cache",
+        never,
+        Console(quiet=True),
+        fetch,
+        no_progress,
     )()
     assert again["seconds"] == quickstart.stages.seconds()
 
@@ -73,7 +80,14 @@ def test_a_run_that_was_stopped_goes_on_and_a_changed_one_begins_anew(
         return 0
 
     again = Quickstart(
-        quickstart.plan, folder / "run", folder / "data", folder / "cache", record, Console(quiet=True), fetch, silent
+        quickstart.plan,
+        folder / "run",
+        folder / "data",
+        folder / "cache",
+        record,
+        Console(quiet=True),
+        fetch,
+        no_progress,
     )
     run = folder / "run" / "segmenter"
     again.train("segmenter", ["--config", "x"], (run / "fingerprint").read_text())

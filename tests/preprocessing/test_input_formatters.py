@@ -11,7 +11,7 @@ from virtue_pl.preprocessing.input_formatters import (
     MarkerFormatter,
     PublishedFormatter,
     VirtueFormatter,
-    ellipse,
+    ellipse_outline,
 )
 from virtue_pl.preprocessing.prompts import enclosing_box, pixel_box
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
@@ -98,7 +98,7 @@ def test_a_marker_at_the_edge_stays_in_the_image() -> None:
     image = make_image(30, 50)
     red = (MarkerFormatter().prepare(pointed(image, boxes=[[0, 0, 50, 30]])).images[0][0] == 255).nonzero()
     assert red.amin(dim=0).tolist() == [0, 0] and red.amax(dim=0).tolist() == [29, 49]
-    assert ellipse((3, 3, 4, 4), (6, 6), 1).nonzero().tolist() == [[3, 3]]
+    assert ellipse_outline((3, 3, 4, 4), (6, 6), 1).nonzero().tolist() == [[3, 3]]
 
 
 @pytest.mark.parametrize("formatter", [VirtueFormatter(), CropFormatter(), MarkerFormatter()])
@@ -122,8 +122,8 @@ def test_the_models_marks_stand_around_each_image_but_not_for_the_published_weig
         (PublishedFormatter(), f"<|image_pad|>\n{lines}"),
         (PublishedFormatter(space_after_image=True), f"<|image_pad|> \n{lines}"),
     ):
-        assert formatter.marked(formatter.text(item), MARKS) == expected
-    assert VirtueFormatter().marked(VirtueFormatter().text(item), ("", "")) == PublishedFormatter().text(item)
+        assert formatter.delimit_images(formatter.text(item), MARKS) == expected
+    assert VirtueFormatter().delimit_images(VirtueFormatter().text(item), ("", "")) == PublishedFormatter().text(item)
 
 
 def test_in_the_canvas_frame_pixels_of_the_image_are_pixels_of_the_canvas() -> None:
@@ -155,7 +155,7 @@ def test_the_published_weights_know_one_image_a_row() -> None:
     item = EmbeddingInput("both", (make_image(4, 4), make_image(4, 4)))
     assert VirtueFormatter().prepare(item) is item
     with pytest.raises(
-        VirtueError, match="a row shows 2 images, but the published weights know one a row: use VirtueFormatter"
+        VirtueError, match="a row has 2 images, but the published weights take one a row: use VirtueFormatter"
     ):
         PublishedFormatter().prepare(item)
 

@@ -48,7 +48,7 @@ def test_chunks_hold_their_rows_with_just_their_images() -> None:
     assert first.input_ids.tolist() == [[0, 1, 2], [4, 5, 6]]
     assert len(first.images) == 1 and first.images.vision[0].sum() == 12
     assert first.use_rows.tolist() == [0] and second.use_rows.tolist() == [0]
-    assert second.prompts.images.tolist() == [0] and len(second.prompts.prompts[0].boxes) == 1
+    assert second.prompts.image_index.tolist() == [0] and len(second.prompts.prompts[0].boxes) == 1
 
 
 def test_rows_can_be_taken_in_another_order() -> None:
@@ -70,16 +70,20 @@ def test_prepending_moves_embeddings_mask_and_positions_together() -> None:
 
 
 def test_a_row_given_several_times_has_all_tokens_in_order_next_to_its_own() -> None:
-    places = torch.tensor([[False, True], [False, False], [True, True]])
-    added = (torch.arange(3.0)[:, None].expand(3, 4),)
+    visual_pos_mask = torch.tensor([[False, True], [False, False], [True, True]])
+    deepstack_embeds = (torch.arange(3.0)[:, None].expand(3, 4),)
     sequence = TokenSequence(
-        torch.ones(3, 2, 4), torch.ones(3, 2, dtype=torch.long), torch.zeros(3, 2, dtype=torch.long), added, places
+        torch.ones(3, 2, 4),
+        torch.ones(3, 2, dtype=torch.long),
+        torch.zeros(3, 2, dtype=torch.long),
+        deepstack_embeds,
+        visual_pos_mask,
     )
     tokens = torch.tensor([5.0, 6, 7])[:, None, None].expand(3, 1, 4)
     longer = sequence.prepend(tokens, torch.tensor([0, 2, 2]))
     assert longer.embeds[..., 0].tolist() == [[0, 5, 1, 1], [0, 0, 1, 1], [6, 7, 1, 1]]
     assert longer.attention_mask.tolist() == [[0, 1, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
-    assert longer.deepstack_embeds is added and longer.visual_pos_mask is not None
+    assert longer.deepstack_embeds is deepstack_embeds and longer.visual_pos_mask is not None
     assert longer.visual_pos_mask.tolist() == [[False, False, False, True], [False] * 4, [False, False, True, True]]
     assert sequence.prepend(tokens[:0], torch.tensor([], dtype=torch.long)) is sequence
 

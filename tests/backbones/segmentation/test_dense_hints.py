@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.backbones.segmentation.dense_hints import DenseHints, SameObject
+from virtue_pl.backbones.segmentation.dense_hints import DenseHints, ObjectSimilarity
 from virtue_pl.types import PromptTokens, VisualPrompt
 
 SIZE = (100, 200)
@@ -17,7 +17,7 @@ def test_a_box_covers_its_share_of_each_cell() -> None:
     assert half[0, 0] == pytest.approx(0.5) and half.sum() == pytest.approx(0.5)
 
 
-def test_points_are_bells_on_the_map_of_their_label() -> None:
+def test_points_are_gaussians_on_the_map_of_their_label() -> None:
     prompt = VisualPrompt.from_pixels(points=[[50, 50], [150, 25]], labels=[1, 0], size=SIZE)
     _, inside, outside, _ = DenseHints(8, 32).maps(prompt)
     assert divmod(int(inside.argmax()), 32) in {(15, 7), (15, 8), (16, 7), (16, 8)}
@@ -43,14 +43,14 @@ def test_focus_is_what_boxes_inside_points_and_masks_touch() -> None:
     assert DenseHints(8, 16)([], torch.device("cpu"))[0].shape == (0, 8, 4, 4)
 
 
-def test_alike_places_are_found_and_every_parameter_learns() -> None:
+def test_similar_cells_are_found_and_every_parameter_learns() -> None:
     image = torch.zeros(1, 6, 4, 4)
     image[:, 0] = 1.0
     image[:, :, 1:3, 1:3] = 0.0
     image[:, 1, 1:3, 1:3] = 1.0
     focus = torch.zeros(1, 4, 4)
     focus[0, 1, 1] = 1.0
-    module = SameObject(6, 8)
+    module = ObjectSimilarity(6, 8)
     shown, likeness = module(image, torch.randn(1, 8, 4, 4), focus, torch.zeros(1, dtype=torch.long))
     along = ((likeness * module.alike[:, None, None]).sum(dim=1)[0] / module.alike.square().sum()).detach()
     assert along[1:3, 1:3].min() == pytest.approx(1.0, abs=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from virtue_pl.backbones.segmentation import hiera
-from virtue_pl.backbones.segmentation.hiera import Hiera, halved, leading_windows
+from virtue_pl.backbones.segmentation.hiera import Hiera, leading_windows, max_pool_2x2
 from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone
 from virtue_pl.types import VirtueError
 
@@ -29,7 +29,7 @@ def backbone(name: str, size: int = 128, **settings: object) -> Sam2Backbone:
 @pytest.mark.parametrize("name", sorted(SIZES))
 @pytest.mark.parametrize("tile", [64, 2048])
 def test_stages_are_those_of_transformers(monkeypatch: pytest.MonkeyPatch, name: str, tile: int) -> None:
-    monkeypatch.setattr(hiera, "TILE", tile)
+    monkeypatch.setattr(hiera, "TILE_TOKENS", tile)
     network = backbone(name).vision_encoder.backbone
     pixels = torch.randn(1, 3, 128, 128)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def test_how_many_blocks_stay_inside_the_first_windows() -> None:
     assert leading_windows(backbone("as released").vision_encoder.backbone.blocks, (32, 36)) == 0
 
 
-def test_images_do_not_depend_on_their_neighbours() -> None:
+def test_images_do_not_depend_on_each_other() -> None:
     model = backbone("as released")
     pixels = torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8)
     (together,) = model.image_features(pixels)
@@ -59,18 +59,18 @@ def test_positions_are_stretched_once_for_the_same_weights(monkeypatch: pytest.M
     monkeypatch.setattr(network, "_get_pos_embed", lambda size: calls.append(size) or original(size))
     ours = Hiera(network)
 
-    def found(size: int) -> torch.Tensor:
+    def first_stage(size: int) -> torch.Tensor:
         with torch.no_grad():
             return ours.stages(torch.zeros(1, 3, size, size))[0]
 
-    first = found(128)
-    assert torch.equal(found(128), first) and calls == [(32, 32)]
+    first = first_stage(128)
+    assert torch.equal(first_stage(128), first) and calls == [(32, 32)]
     with torch.no_grad():
         network.pos_embed.add_(1.0)
-    assert not torch.equal(found(128), first) and len(calls) == 2
-    found(256)
+    assert not torch.equal(first_stage(128), first) and len(calls) == 2
+    first_stage(256)
     network.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in network.state_dict().items()})
-    assert not found(256).any() and len(calls) == 4
+    assert not first_stage(256).any() and len(calls) == 4
     network.pos_embed.requires_grad_(True)
     assert ours.positions((32, 32)).requires_grad and ours.positions((32, 32)).requires_grad and len(calls) == 6
 
@@ -78,7 +78,7 @@ def test_positions_are_stretched_once_for_the_same_weights(monkeypatch: pytest.M
 def test_halving_is_pooling_by_the_maximum() -> None:
     windows = torch.randn(5, 6, 4, 3)
     expected = torch.nn.functional.max_pool2d(windows.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    assert torch.equal(halved(windows), expected)
+    assert torch.equal(max_pool_2x2(windows), expected)
 
 
 def test_frozen_weights_in_bfloat16_are_close() -> None:

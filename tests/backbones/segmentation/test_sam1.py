@@ -11,7 +11,7 @@ from torch import nn
 from virtue_pl.backbones.segmentation.sam1 import Sam1Backbone, Sam1PromptEncoder
 from virtue_pl.types import PromptBatch, VirtueError, VisualPrompt
 
-SIZE, DIM, PLACES = 96, 32, 6
+SIZE, DIM, GRID_SIZE = 96, 32, 6
 
 BOX = VisualPrompt(boxes=torch.tensor([[0.1, 0.2, 0.6, 0.9]]))
 POINTS = VisualPrompt(points=torch.tensor([[0.3, 0.4], [0.8, 0.1], [0.5, 0.5]]), point_labels=torch.tensor([1, 0, 1]))
@@ -32,7 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[sam.Sam, Path]:
     vit = {"img_size": SIZE, "embed_dim": 16, "depth": 3, "num_heads": 2, "out_chans": DIM, "window_size": 4}
     model = sam.Sam(
         sam.ImageEncoderViT(norm_layer=norm, use_rel_pos=True, global_attn_indexes=(1,), **vit),  # type: ignore[arg-type]
-        sam.PromptEncoder(DIM, (PLACES, PLACES), (SIZE, SIZE), 16),
+        sam.PromptEncoder(DIM, (GRID_SIZE, GRID_SIZE), (SIZE, SIZE), 16),
         sam.MaskDecoder(transformer_dim=DIM, transformer=sam.TwoWayTransformer(2, DIM, 8, 2048)),
     ).eval()
     for parameter in model.parameters():
@@ -56,19 +56,20 @@ def published(
     """segment-anything's image embedding, the image side of its two-way transformer, and its first mask."""
     points = (prompt.points[None] * SIZE, prompt.point_labels[None]) if len(prompt.points) else None
     masks = (
-        nn.functional.interpolate(prompt.masks[None].float(), (4 * PLACES,) * 2, mode="bilinear", antialias=True) * 20
+        nn.functional.interpolate(prompt.masks[None].float(), (4 * GRID_SIZE,) * 2, mode="bilinear", antialias=True)
+        * 20
         - 10
         if len(prompt.masks)
         else None
     )
     sparse, dense = model.prompt_encoder(points, prompt.boxes * SIZE if len(prompt.boxes) else None, masks)
-    image = model.image_encoder(model.collator(pixels.float()))
+    image = model.image_encoder(model.preprocess(pixels.float()))
     own = torch.cat([model.mask_decoder.iou_token.weight, model.mask_decoder.mask_tokens.weight])[None]
-    _, places = model.mask_decoder.transformer(
+    _, image_tokens = model.mask_decoder.transformer(
         image + dense, model.prompt_encoder.get_dense_pe(), torch.cat([own, sparse], dim=1)
     )
     mask, _ = model.mask_decoder(image, model.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False)
-    return image[0], places[0].transpose(0, 1).reshape(DIM, PLACES, PLACES), mask[0, 0]
+    return image[0], image_tokens[0].transpose(0, 1).reshape(DIM, GRID_SIZE, GRID_SIZE), mask[0, 0]
 
 
 @pytest.mark.parametrize("predict_masks", [False, True], ids=["feature", "masks"])
@@ -77,17 +78,17 @@ def test_it_gives_what_segment_anything_gives(whole, name, predict_masks):
     model, path = whole
     backbone, encoder, pixels = tiny(path, predict_masks), Sam1PromptEncoder(path, DIM, SIZE), canvas()
     with torch.no_grad():
-        image, places, mask = published(model, pixels, PROMPTS[name])
+        image, image_tokens, mask = published(model, pixels, PROMPTS[name])
         found = backbone(backbone.image_features(pixels), encoder(batch(PROMPTS[name])))
     torch.testing.assert_close(found.image[0], image, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.embedding[0], places, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.embedding[0], image_tokens, atol=1e-5, rtol=1e-5)
     if predict_masks:
         torch.testing.assert_close(found.mask_logits[0], mask, atol=1e-4, rtol=1e-4)
     else:
         assert found.mask_logits is None
 
 
-def test_a_prompt_does_not_depend_on_its_neighbours_and_reads_its_own_image(whole):
+def test_a_prompt_does_not_depend_on_the_others_and_reads_its_own_image(whole):
     backbone, encoder = tiny(whole[1], predict_masks=True), Sam1PromptEncoder(whole[1], DIM, SIZE)
     images, owners = canvas(3), torch.tensor([2, 0, 1, 0, 2])
     with torch.no_grad():
@@ -112,13 +113,17 @@ def test_only_what_reaches_the_feature_is_run(whole):
 def test_no_prompts_at_all(whole):
     backbone, encoder = tiny(whole[1], predict_masks=True), Sam1PromptEncoder(whole[1], DIM, SIZE)
     found = backbone(backbone.image_features(canvas()), encoder(batch()))
-    assert found.embedding.shape == (0, DIM, PLACES, PLACES) and found.mask_logits.shape == (0, 4 * PLACES, 4 * PLACES)
+    assert found.embedding.shape == (0, DIM, GRID_SIZE, GRID_SIZE) and found.mask_logits.shape == (
+        0,
+        4 * GRID_SIZE,
+        4 * GRID_SIZE,
+    )
 
 
 def test_what_is_stored_is_frozen_and_known_by_its_fingerprint(whole):
     backbone = tiny(whole[1])
     (level,) = backbone.image_features(canvas())
-    assert not level.requires_grad and level.shape == (1, DIM, PLACES, PLACES)
+    assert not level.requires_grad and level.shape == (1, DIM, GRID_SIZE, GRID_SIZE)
     assert backbone.fingerprint() == tiny(whole[1]).fingerprint() != tiny().fingerprint()
 
 

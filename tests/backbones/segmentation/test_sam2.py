@@ -149,7 +149,7 @@ def test_other_weights_are_refused_in_one_line(tmp_path):
         Sam2PromptEncoder(tmp_path / "away")
 
 
-def test_a_prompt_does_not_depend_on_its_neighbours_and_reads_its_own_image(whole):
+def test_a_prompt_does_not_depend_on_the_others_and_reads_its_own_image(whole):
     backbone, encoder = tiny(whole[1], predict_masks=True), Sam2PromptEncoder(whole[1], DIM, SIZE)
     images, owners = canvas(3), torch.tensor([2, 0, 1, 0, 2])
     with torch.no_grad():

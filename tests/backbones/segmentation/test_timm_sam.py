@@ -84,7 +84,7 @@ def test_no_prompt_is_a_grid_of_points(encoder):
 
 @pytest.mark.parametrize("dense_hints", [False, True])
 @pytest.mark.parametrize("name", PROMPTS)
-def test_a_row_does_not_depend_on_its_neighbours(dense_hints, name):
+def test_a_row_does_not_depend_on_the_others(dense_hints, name):
     encoder = TimmSamPromptEncoder(DIM, SIZE, dense_hints=dense_hints)
     together, alone = encoder(batch(*PROMPTS.values())), encoder(batch(PROMPTS[name]))
     row, count = list(PROMPTS).index(name), alone.valid.sum()
@@ -128,7 +128,7 @@ def test_shapes_and_widths(pair):
     assert backbone.widths == FeatureWidths(DIM, sum(backbone.trunk.channels[-2:]))
 
 
-def test_a_prompt_does_not_depend_on_its_neighbours_and_reads_its_own_image(pair):
+def test_a_prompt_does_not_depend_on_the_others_and_reads_its_own_image(pair):
     """segment-anything's attention has no mask, so rows of another token count must not share a forward with
     padding.
     """
@@ -149,11 +149,11 @@ def test_the_embedding_is_the_image_side_of_the_two_way_transformer(pair):
     encoder, backbone = pair
     features, tokens = backbone.image_features(pixels(1)), encoder(batch(BOX))
     found = backbone(features, tokens)
-    mask_tokens, keys = backbone.inputs(found.image, backbone.neck(features[backbone.fine :]), tokens)
-    _, places = backbone.transformer(
+    mask_tokens, keys = backbone.transformer_inputs(found.image, backbone.neck(features[backbone.fine :]), tokens)
+    _, image_tokens = backbone.transformer(
         keys, tokens.image_positions[None], torch.cat([mask_tokens[:, None], tokens.sparse], dim=1)
     )
-    torch.testing.assert_close(found.embedding.flatten(2).transpose(1, 2), places)
+    torch.testing.assert_close(found.embedding.flatten(2).transpose(1, 2), image_tokens)
 
 
 def test_no_prompts_at_all(pair):

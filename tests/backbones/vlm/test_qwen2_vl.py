@@ -25,7 +25,7 @@ def backbone() -> Qwen2VLBackbone:
 class Unmarked(VirtueFormatter):
     """Texts as they are recorded."""
 
-    def marked(self, text: str, marks: tuple[str, str]) -> str:
+    def delimit_images(self, text: str, delimiters: tuple[str, str]) -> str:
         return text
 
 
@@ -80,7 +80,7 @@ def test_positions_are_qwens_own_and_each_rows_alone(backbone):
     batch = rows(backbone, VirtueFormatter(), *mixed())
     model: Qwen2VLModel = backbone.model
     of_image = (batch.input_ids == backbone.processor.image_id).int()
-    sizes = [batch.images.vision[index].shape[1:] for index in batch.prompts.images.tolist()]
+    sizes = [batch.images.vision[index].shape[1:] for index in batch.prompts.image_index.tolist()]
     grids = torch.tensor([[1, height // 14, width // 14] for height, width in sizes])
     expected, _ = model.get_rope_index(batch.input_ids, of_image, grids, attention_mask=batch.attention_mask)
     assert torch.equal(batch.position_ids, expected)
@@ -131,21 +131,21 @@ def test_what_learns_are_the_language_models_layers(backbone):
     [((170, 230), (168, 224)), ((10, 10), (56, 56)), ((3000, 2000), (1204, 812)), ((30, 600), (28, 588))],
 )
 def test_images_are_resized_within_the_papers_bounds(backbone, size, expected):
-    assert backbone.processor.resized(size) == expected
+    assert backbone.processor.resized_size(size) == expected
     assert backbone.processor.resize(torch.zeros(3, *size, dtype=torch.uint8)).shape == (3, *expected)
 
 
 def test_long_texts_are_cut_but_no_image_is(backbone):
     processor = Qwen2VLBackbone(str(GOLDEN / "qwen2_vl"), max_tokens=4).processor
-    ids = processor.row(f"a text that is long enough {IMAGE_TOKEN} to be cut", [(56, 84)])
+    ids = processor.tokenize_row(f"a text that is long enough {IMAGE_TOKEN} to be cut", [(56, 84)])
     assert ids.count(processor.image_id) == 6 and len(ids) == 10
 
 
 def test_mistakes_are_one_line(backbone):
-    with pytest.raises(VirtueError, match="a text has 2 places for images, expected 1"):
-        backbone.processor.row(f"{IMAGE_TOKEN} {IMAGE_TOKEN}", [(56, 56)])
+    with pytest.raises(VirtueError, match="a text has 2 positions for images, expected 1"):
+        backbone.processor.tokenize_row(f"{IMAGE_TOKEN} {IMAGE_TOKEN}", [(56, 56)])
     with pytest.raises(VirtueError, match="a ratio of at most 200"):
-        backbone.processor.resized((1, 300))
+        backbone.processor.resized_size((1, 300))
     with pytest.raises(VirtueError, match=r"the folder ./nowhere is not there"):
         Qwen2VLBackbone("./nowhere")
 

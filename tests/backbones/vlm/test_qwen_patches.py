@@ -33,12 +33,12 @@ def make_image(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", sorted(PROCESSORS))
 def test_equal_to_the_stock_processor_bit_by_bit(name: str) -> None:
     stock = Qwen2VLImageProcessor(**PROCESSORS[name])
-    side = stock.patch_size * stock.merge_size
+    unit = stock.patch_size * stock.merge_size
     images = [
-        make_image(2 * side, 3 * side),
-        make_image(side, side),
-        make_image(2 * side, 3 * side).contiguous(),
-        make_image(5 * side, 2 * side),
+        make_image(2 * unit, 3 * unit),
+        make_image(unit, unit),
+        make_image(2 * unit, 3 * unit).contiguous(),
+        make_image(5 * unit, 2 * unit),
     ]
     expected = stock(images, do_resize=False, return_tensors="pt")
     values, grids = QwenPatches(stock)(images)
@@ -51,11 +51,11 @@ def test_equal_to_the_stock_processor_bit_by_bit(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(PROCESSORS))
 def test_patches_are_laid_the_same_way_on_the_cpu_and_on_other_devices(name: str) -> None:
     patches = QwenPatches(Qwen2VLImageProcessor(**PROCESSORS[name]))
-    side = patches.patch * patches.merge
-    normalised = torch.randn(3, 3 * side, 2 * side, generator=torch.Generator().manual_seed(0))
-    by_rows, by_pixels = (torch.empty(6 * patches.merge**2, 3 * patches.patch**2) for _ in range(2))
-    patches.lay_rows(normalised, by_rows)
-    patches.lay(normalised, by_pixels)
+    unit = patches.patch_size * patches.merge_size
+    normalised = torch.randn(3, 3 * unit, 2 * unit, generator=torch.Generator().manual_seed(0))
+    by_rows, by_pixels = (torch.empty(6 * patches.merge_size**2, 3 * patches.patch_size**2) for _ in range(2))
+    patches.write_patches_by_row(normalised, by_rows)
+    patches.write_patches(normalised, by_pixels)
     assert torch.equal(by_rows, by_pixels)
 
 

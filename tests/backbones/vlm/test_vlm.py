@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from fixtures.tiny_vlms import HIDDEN, TEXT, TINY
-from virtue_pl.adapters.lora import LoRA, adapted
+from virtue_pl.adapters.lora import LoRA, adapter_layers
 from virtue_pl.backbones.vlm.causal import CausalVLM
 from virtue_pl.backbones.vlm.llava_onevision import LlavaOnevisionBackbone
 from virtue_pl.backbones.vlm.pooling import LastTokenPooling
@@ -81,7 +81,7 @@ def mixed() -> list[EmbeddingInput]:
 def segments(batch: EncoderBatch, hidden: int) -> SegmentTokens:
     """Three tokens for each use of an image, which depend on the row's text and on the image alone."""
     counts = (batch.input_ids * batch.attention_mask).sum(dim=1)[batch.use_rows]
-    shown = torch.stack([batch.images.vision[index].float().mean() for index in batch.prompts.images.tolist()])
+    shown = torch.stack([batch.images.vision[index].float().mean() for index in batch.prompts.image_index.tolist()])
     return SegmentTokens(
         torch.sin(torch.arange(1, 3 * hidden + 1) * (counts + shown)[:, None] / 1000).view(-1, 3, hidden)
     )
@@ -165,7 +165,7 @@ STOCK: dict[str, tuple[Callable[[Path], Any], str]] = {
 class Templated(VirtueFormatter):
     """Texts that hold the model's marks already."""
 
-    def marked(self, text: str, marks: tuple[str, str]) -> str:
+    def delimit_images(self, text: str, delimiters: tuple[str, str]) -> str:
         return text
 
 
@@ -217,7 +217,7 @@ def test_with_several_images_it_is_the_stock_model_too(
     with torch.no_grad():
         expected = backbone.model(**stock, use_cache=False).last_hidden_state
         tokens = backbone.vision_tokens(head.frozen_features(batch.images))
-        found = backbone(backbone.embed(batch, [tokens[index] for index in batch.use_images.tolist()]))
+        found = backbone(backbone.embed(batch, [tokens[index] for index in batch.use_image_index.tolist()]))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -240,12 +240,14 @@ def test_adapters_reach_the_language_model_alone(name: str, folders: dict[str, P
     backbone = load(name, folders[name])
     before = backbone.fingerprint()
     head = VLMFusionHead(backbone, LastTokenPooling(), adapter=LoRA())
-    places = [
-        f"{LANGUAGE_MODEL[name]}layers.{layer}.{place}" for layer in range(TEXT["num_hidden_layers"]) for place in MAPS
+    targets = [
+        f"{LANGUAGE_MODEL[name]}layers.{layer}.{target}"
+        for layer in range(TEXT["num_hidden_layers"])
+        for target in MAPS
     ]
-    assert sorted(module for module, _ in adapted(backbone)) == places
+    assert sorted(module for module, _ in adapter_layers(backbone)) == targets
     learning = {parameter for parameter, value in backbone.named_parameters() if value.requires_grad}
-    assert len(learning) == 3 * len(places) and all(
+    assert len(learning) == 3 * len(targets) and all(
         "lora_" in parameter and parameter.startswith(LANGUAGE_MODEL[name]) for parameter in learning
     )
     assert backbone.fingerprint() == before
@@ -339,7 +341,7 @@ def test_fewer_tiles_are_fewer_tokens(name: str, settings: dict[str, int], folde
     many, few = load(name, folders[name]), load(name, folders[name], **settings)
     image = make_image(60, 60)
     tokens = [
-        len(model.read(*model.vision_tokens(model.vision_features([model.processor.resize(image)])), True))
+        len(model.select_tokens(*model.vision_tokens(model.vision_features([model.processor.resize(image)])), True))
         for model in (many, few)
     ]
     assert tokens[1] < tokens[0] and many.fingerprint() != few.fingerprint()
@@ -353,13 +355,13 @@ def test_what_qwen3_adds_behind_its_first_layers_reaches_it(folders: dict[str, P
     head = VLMFusionHead(backbone, LastTokenPooling())
     batch = head.collator.encoder_batch(mixed())
     tokens = backbone.vision_tokens(head.frozen_features(batch.images))
-    sequence = backbone.embed(batch, [tokens[index] for index in batch.prompts.images.tolist()])
+    sequence = backbone.embed(batch, [tokens[index] for index in batch.prompts.image_index.tolist()])
     longer = sequence.prepend(segments(batch, head.hidden_size).tokens, batch.use_rows)
     assert len(longer.deepstack_embeds) == 2 and longer.visual_pos_mask is not None
     assert longer.visual_pos_mask.shape == longer.attention_mask.shape and not longer.visual_pos_mask[:, :9].any()
     assert torch.equal(
         longer.embeds[longer.visual_pos_mask],
-        torch.cat([tokens[index] for index in batch.prompts.images.tolist()])[:, : head.hidden_size],
+        torch.cat([tokens[index] for index in batch.prompts.image_index.tolist()])[:, : head.hidden_size],
     )
     with torch.no_grad():
         without = replace(longer, deepstack_embeds=(), visual_pos_mask=None)

@@ -1,6 +1,4 @@
-"""Conversions that stop, share the work, read zips, and meet archives that must not be trusted; and people's
-own pairs.
-"""
+"""Conversions that stop, share the work, read zips, and meet archives that must not be trusted; and own pairs."""
 
 from __future__ import annotations
 
@@ -26,6 +24,7 @@ from virtue_pl.data.conversion import json_lines
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.pairs import convert_pairs
 from virtue_pl.data.conversion.scar import SCaRFile, convert_scar
+from virtue_pl.data.conversion.source_file import Settings
 from virtue_pl.data.datamodules.pairs import PairDataModule
 from virtue_pl.data.io import archives
 from virtue_pl.data.io.image_files import ImageFiles
@@ -34,7 +33,7 @@ from virtue_pl.types import DataError, VirtueError
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Every file's checksum, those of unfinished work too."""
+    """Return every file's checksum, those of unfinished work too."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -55,7 +54,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, groups: int) -> list[int]:
 
 
 def scar(root: Path) -> Path:
-    """Twelve images, of which the rows of two cannot be used."""
+    """Return twelve images, of which the rows of two cannot be used."""
 
     def spoil(pairs: list[dict[str, Any]], rankings: list[dict[str, Any]]) -> None:
         pairs[2]["bbox"] = [90.0, 90.0, 5.0, 5.0]
@@ -84,7 +83,7 @@ def test_a_stopped_conversion_goes_on_and_ends_as_if_it_had_not_been_stopped(
 
 
 def half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A source and its half-written shards."""
+    """Return a source and its half-written shards."""
     root = scar(tmp_path / "scar")
     with monkeypatch.context() as patched:
         stop_after(patched, 7)
@@ -221,7 +220,7 @@ def archive(path: Path, members: dict[str, bytes], mode: int = 0) -> ImageFiles:
             info = zipfile.ZipInfo(name)
             info.external_attr = mode << 16
             zipped.writestr(info, data, zipfile.ZIP_DEFLATED)
-    return ImageFiles.below(path.parents[1])
+    return ImageFiles.find(path.parents[1])
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "images/../../a.jpg", "C:\\a.jpg", "..\\a.jpg"])
@@ -258,11 +257,11 @@ def test_a_member_that_grows_or_is_damaged_is_a_bad_image(tmp_path: Path, monkey
     path.write_bytes(path.read_bytes().replace(zlib.compress(jpeg(1))[10:40], bytes(30)))
     archives.open_archive.cache_clear()
     with pytest.raises(DataError, match=r"damaged archive member: a\.jpg in "):
-        ImageFiles.below(tmp_path).read("a.jpg", "key")
+        ImageFiles.find(tmp_path).read("a.jpg", "key")
     path.write_bytes(b"no zip")
     archives.open_archive.cache_clear()
     with pytest.raises(VirtueError, match="is no zip that can be read"):
-        ImageFiles.below(tmp_path).read("a.jpg", "key")
+        ImageFiles.find(tmp_path).read("a.jpg", "key")
 
 
 SPOILT = {
@@ -327,7 +326,7 @@ def own(root: Path, **lines: list[dict[str, Any]]) -> Path:
 
 
 def test_own_pairs_become_samples_with_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_lines, "LINES_AT_A_TIME", 2)
+    monkeypatch.setattr(json_lines, "LINES_PER_READ", 2)
     root = own(tmp_path / "own", train=OWN, test=RANKED)
     write_table(root / "more.parquet", [{"query": "what?", "query_image": "a.jpg", "target": "a dog"}])
     made = convert_pairs(root, tmp_path / "out", licence="mine")
@@ -404,3 +403,8 @@ def test_the_command_for_own_pairs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "train: 2 rows of 2 images in 1 shards; left out: 1 box outside the image" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["pairs", "--root", str(root), "--out", str(tmp_path / "out"), "--workers", "0"])
+
+
+def test_settings_are_spelled_in_fingerprints_as_in_folders_written_before() -> None:
+    settings = Settings(images_per_shard=7, seed=3, licence="CC0", max_pixels=9)
+    assert settings.fingerprint_text == "Settings(pictures_per_shard=7, seed=3, licence='CC0', max_pixels=9)"

@@ -13,13 +13,13 @@ from fixtures.mmeb_files import SHOWN, vqa_ranking, write_mmeb, write_table
 from virtue_pl.cli.commands.shards import main
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.formats.catalogue import mmeb_sets
-from virtue_pl.data.scenes.mmeb import TASKS
+from virtue_pl.data.scenes.mmeb.tasks import TASKS
 from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.types import VirtueError
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The json of every record, with the number of images beside it."""
+    """Return the json of every record, with the number of images beside it."""
     found: dict[str, dict[str, Any]] = {}
     for path in ShardFolder.open(folder, "test").paths:
         with tarfile.open(path) as tar:
@@ -53,7 +53,7 @@ def test_every_dataset_becomes_folders_with_its_meta_task(tmp_path: Path) -> Non
     )
     assert manifests["MMEB_MSCOCO_t2i"].meta_task == "retrieval" and manifests["MMEB_MSCOCO_t2i"].negatives == (2, 2)
     assert {task.name: task.meta_task for task in TASKS}.items() <= {
-        name: known.meta_task for name, known in mmeb_sets().items()
+        name: dataset.meta_task for name, dataset in mmeb_sets().items()
     }.items()
 
 

@@ -22,7 +22,7 @@ from virtue_pl.types import VirtueError
 
 
 def members(folder: Path) -> dict[str, bytes]:
-    """Every file of every tar, in order."""
+    """Return every file of every tar, in order."""
     found = {}
     for path in ShardFolder.open(folder, "test").paths:
         with tarfile.open(path) as tar:

@@ -18,7 +18,7 @@ from fixtures.mmeb_files import write_mmeb
 from fixtures.scar_files import write_scar
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.scar import convert_scar
-from virtue_pl.data.datamodules.benchmark import BenchmarkDataModule, BenchmarkMixture, chosen, groups, place_of
+from virtue_pl.data.datamodules.benchmark import BenchmarkDataModule, BenchmarkMixture, groups, locate_set, select_sets
 from virtue_pl.data.datamodules.mmeb import MMEBDataModule
 from virtue_pl.data.datamodules.scar import SCaRDataModule
 from virtue_pl.data.io import cache, remote
@@ -75,11 +75,11 @@ def test_the_groups_are_the_benchmarks() -> None:
         "mmeb_grounding": 4,
     }
     assert {name: len(found[name]) for name in counts} == counts and len(found["mmeb_mini"]) == 8
-    assert len(chosen(["mmeb", "scar", "MSCOCO", "mmeb_vqa"])) == 41
-    trained = {name for name in found["mmeb"] if place_of(name)[1]}
+    assert len(select_sets(["mmeb", "scar", "MSCOCO", "mmeb_vqa"])) == 41
+    trained = {name for name in found["mmeb"] if locate_set(name)[1]}
     assert trained == set(found["mmeb_IND"])
-    assert place_of("ADE20K") == (SCaRDataModule, "SCAR_ADE20K", "SCaR_eval_ADE20K", False)
-    assert place_of("CIRR") == (MMEBDataModule, "MMEB_CIRR", "MMEB_eval_CIRR", True)
+    assert locate_set("ADE20K") == (SCaRDataModule, "SCAR_ADE20K", "SCaR_eval_ADE20K", False)
+    assert locate_set("CIRR") == (MMEBDataModule, "MMEB_CIRR", "MMEB_eval_CIRR", True)
 
 
 def test_one_line_names_all_sets() -> None:
@@ -101,7 +101,7 @@ def test_training_is_capped_and_evaluation_whole(shards: Path) -> None:
     seen = {key for batch in keys(data.train_dataloader()) for key in batch}
     vqa = {key for key in seen if key.startswith("MMEB_OK_VQA/")}
     assert 1 <= len(vqa) <= 3 and len(seen - vqa) == 8
-    first = ShardFolder.open(shards / "MMEB_OK_VQA", "train").first(3)
+    first = ShardFolder.open(shards / "MMEB_OK_VQA", "train").limit_rows(3)
     assert first.manifest.rows == len(vqa) == data.parts["OK_VQA"].train_folder.manifest.rows
     tested = [key for batch in keys(data.test_dataloader()) for key in batch]
     assert sorted(tested) == sorted(f"MMEB_eval_{name}/{row}" for name in SETS for row in range(8))
@@ -110,7 +110,7 @@ def test_training_is_capped_and_evaluation_whole(shards: Path) -> None:
 @pytest.mark.parametrize("rows", [1, 4, 9, 10**6])
 def test_a_cap_keeps_the_first_images_whole(shards: Path, rows: int) -> None:
     whole = ShardFolder.open(shards / "SCAR_mini", "train")
-    cut = whole.first(rows)
+    cut = whole.limit_rows(rows)
     counts = [count for shard in whole.manifest.shards for count in shard.rows_per_image]
     kept = [count for shard in cut.manifest.shards for count in shard.rows_per_image]
     assert kept == counts[: len(kept)] and sum(kept) == cut.manifest.rows <= rows
@@ -215,7 +215,7 @@ def test_the_least_recently_read_make_room_but_not_what_is_read(tmp_path: Path) 
         path.write_bytes(bytes(100))
         os.utime(path, (number, number))
     os.utime(folder / ".e.tar.new")
-    with cache.held(folder / "b.tar") as there:
+    with cache.hold_copy(folder / "b.tar") as there:
         assert there
         os.utime(folder / "b.tar", (1, 1))
         cache.make_room(tmp_path, 400, 100)
@@ -224,7 +224,7 @@ def test_the_least_recently_read_make_room_but_not_what_is_read(tmp_path: Path) 
         assert sorted(path.name for path in folder.iterdir()) == [".e.tar.new", "b.tar"]
     cache.make_room(tmp_path, 150, 100)
     assert [path.name for path in folder.iterdir()] == [".e.tar.new"] and other.is_file()
-    with cache.held(folder / "b.tar") as there:
+    with cache.hold_copy(folder / "b.tar") as there:
         assert not there
 
 

@@ -238,7 +238,7 @@ class Recorder(LightningModule):
 
 
 def test_a_run_that_is_stopped_goes_on_with_the_next_batch(shards: Path, tmp_path: Path) -> None:
-    def seen(name: str, checkpoint: str | None = None) -> list[Any]:
+    def run_and_record(name: str, checkpoint: str | None = None) -> list[Any]:
         recorder = Recorder()
         saving = ModelCheckpoint(dirpath=tmp_path, filename=name + "-{step}", every_n_train_steps=1, save_top_k=-1)
         quiet: dict[str, Any] = {
@@ -251,7 +251,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_batch(shards: Path, tmp_pat
         run.fit(recorder, datamodule=mixed(shards), ckpt_path=checkpoint and tmp_path / checkpoint, weights_only=True)
         return recorder.seen
 
-    whole = seen("whole")
+    whole = run_and_record("whole")
     assert len(whole) == 12 and [epoch for epoch, _ in whole] == [0] * 5 + [1] * 5 + [2] * 2
     for stop in (3, 5, 7):
-        assert seen(f"from_{stop}", f"whole-step={stop}.ckpt") == whole[stop:]
+        assert run_and_record(f"from_{stop}", f"whole-step={stop}.ckpt") == whole[stop:]

@@ -45,7 +45,7 @@ class Letters(VLMProcessor):
     def resize(self, image: Any) -> Any:
         return image
 
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size
 
 

@@ -154,7 +154,7 @@ def test_real_workers(shards: Path) -> None:
 
 
 def spoil(folder: Path, shard: int) -> None:
-    """Takes the end of a tar away."""
+    """Take the end of a tar away."""
     path = sorted(folder.glob("*.tar"))[shard]
     path.write_bytes(path.read_bytes()[:600])
 
@@ -278,7 +278,7 @@ def test_in_a_trainer(shards: Path, tmp_path: Path) -> None:
 def test_a_run_that_is_stopped_within_an_epoch_goes_on_with_the_next_batch(shards: Path, tmp_path: Path) -> None:
     """From the checkpoint of any step, also of a run that was itself resumed: the same samples in the same order."""
 
-    def seen(name: str, checkpoint: str | None = None) -> list[tuple[int, Any]]:
+    def run_and_record(name: str, checkpoint: str | None = None) -> list[tuple[int, Any]]:
         recorder = Recorder()
         saving = ModelCheckpoint(dirpath=tmp_path, filename=name + "-{step}", every_n_train_steps=1, save_top_k=-1)
         run = trainer(max_steps=13, max_epochs=-1, enable_checkpointing=True, callbacks=[saving])
@@ -290,10 +290,10 @@ def test_a_run_that_is_stopped_within_an_epoch_goes_on_with_the_next_batch(shard
         )
         return [(epoch, step) for epoch, steps in recorder.epochs.items() for step in steps]
 
-    whole = seen("whole")
+    whole = run_and_record("whole")
     for stop in (2, 5, 7):
-        assert seen(f"from_{stop}", f"whole-step={stop}.ckpt") == whole[stop:]
-    assert seen("again", "from_2-step=8.ckpt") == whole[8:]
+        assert run_and_record(f"from_{stop}", f"whole-step={stop}.ckpt") == whole[stop:]
+    assert run_and_record("again", "from_2-step=8.ckpt") == whole[8:]
 
 
 def test_an_evaluation_batch_that_bad_samples_empty_is_passed_over(tmp_path: Path) -> None:

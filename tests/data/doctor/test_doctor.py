@@ -28,8 +28,8 @@ from virtue_pl.data.datamodules.mmeb import MMEBDataModule
 from virtue_pl.data.datamodules.scar import SCaRDataModule
 from virtue_pl.data.doctor.checks import Checkup, Finding, count_words, power_of_two
 from virtue_pl.data.doctor.contact_sheet import ContactSheet, tile
-from virtue_pl.data.doctor.examine import as_json, errors, examine
-from virtue_pl.data.doctor.image_hashes import difference_hash, look_alike
+from virtue_pl.data.doctor.examine import count_errors, examine, to_json
+from virtue_pl.data.doctor.image_hashes import difference_hash, find_lookalikes
 from virtue_pl.data.shards.manifest import Manifest
 from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.data.streaming.options import SamplingOptions
@@ -45,7 +45,7 @@ def kinds(checkup: Checkup) -> dict[str, int]:
 
 
 def photograph(seed: int, size: tuple[int, int] = (WIDTH, HEIGHT), quality: int = 95) -> bytes:
-    """An image of coloured patches, which looks like itself at any size."""
+    """Return an image of coloured patches, which looks like itself at any size."""
     patches = np.random.default_rng(seed).integers(0, 255, (8, 9, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(patches).resize((144, 128), Image.Resampling.NEAREST).resize(size, Image.Resampling.BOX).save(
@@ -56,7 +56,7 @@ def photograph(seed: int, size: tuple[int, int] = (WIDTH, HEIGHT), quality: int 
 
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All sets; of each folder of images one file is gone, one is cut off."""
+    """Return all sets; of each folder of images one file is gone, one is cut off."""
     root = write_official_scar(write_official_mmeb(tmp_path_factory.mktemp("spoilt"), MMEB))
     shutil.rmtree(root / "MMEB_Test_Instruct")  # its images and rows are MMEB-eval's
     for archive in sorted((root / "MMEB-train/images_zip").glob("*.zip")):
@@ -66,10 +66,10 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folders = {path.parent for path in root.rglob("*.jpg")}
     assert len(folders) == 20 + 36 + 10
     for number, folder in enumerate(sorted(folders)):
-        for place, role in enumerate(("", "query", "target")):
+        for index, role in enumerate(("", "query", "target")):
             if (folder / f"{role}0.jpg").is_file():
                 (folder / f"{role}0.jpg").unlink()
-                (folder / f"{role}1.jpg").write_bytes(photograph(3 * number + place)[:-60])  # its header is whole
+                (folder / f"{role}1.jpg").write_bytes(photograph(3 * number + index)[:-60])  # its header is whole
     return root
 
 
@@ -87,28 +87,28 @@ def test_every_set_with_bad_images_is_told_of_in_its_official_folder(spoilt: Pat
 
 
 def test_several_processes_find_what_one_finds(spoilt: Path) -> None:
-    def found(workers: int) -> Any:
+    def examine_with(workers: int) -> Any:
         sheet = ContactSheet()
-        written = as_json(examine([spoilt], workers=workers, show=sheet.show, **OPTIONS))
+        written = to_json(examine([spoilt], workers=workers, on_finding=sheet.add, **OPTIONS))
         return written, [(exhibit.finding, exhibit.tile.tobytes()) for exhibit in sheet.exhibits]
 
-    one = found(1)
-    assert found(2) == one and one[0]["findings"] and one[1]
+    one = examine_with(1)
+    assert examine_with(2) == one and one[0]["findings"] and one[1]
 
 
 def test_every_set_with_bad_images_is_streamed_and_told_of_in_its_shards(spoilt: Path, tmp_path: Path) -> None:
     manifests = convert_mmeb(spoilt, tmp_path) | convert_scar(spoilt, tmp_path)
     found = {checkup.name: checkup for checkup in examine([tmp_path], **OPTIONS)}
-    told = 0
+    named = 0
     for name, manifest in manifests.items():
         assert manifest.skipped["missing image"] >= 1 and set(kinds(found[name])) <= {"damaged image"}
         if not manifest.rows:
             continue
-        told += bool(found[name].findings)
+        named += bool(found[name].findings)
         data, samples = streamed(tmp_path / name, manifest)
         assert all("1.jpg" in key or "/1" in key for key in data.skipped)
         assert samples and bool(data.skipped) == bool(found[name].findings), name
-    assert told >= 20 + 10 + 10 + 10
+    assert named >= 20 + 10 + 10 + 10
 
 
 BAD_IMAGES: dict[str, bytes] = {
@@ -143,7 +143,7 @@ def test_every_set_is_told_of_for_every_kind_of_bad_image(tmp_path: Path, kind: 
 
 @pytest.fixture(scope="module")
 def sound_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Manifest]]:
-    """All sets as shards."""
+    """Return all sets as shards."""
     folder = tmp_path_factory.mktemp("sound")
     root = write_official_scar(write_official_mmeb(folder / "official", MMEB))
     shutil.rmtree(root / "MMEB_Test_Instruct")
@@ -182,7 +182,7 @@ def test_every_set_is_streamed_past_every_kind_of_damage(
 
 
 def streamed(folder: Path, manifest: Manifest) -> tuple[Any, list[Any]]:
-    """The DataModule of a set, and what it gave: three batches of training, or all of evaluation."""
+    """Return the DataModule of a set, and what it gave: three batches of training, or all of evaluation."""
     module: Any = MMEBDataModule if folder.name.startswith("MMEB") else SCaRDataModule
     data = (
         module(str(folder), batch_size=1, sampling=SamplingOptions(steps_per_epoch=3))
@@ -207,7 +207,7 @@ def test_what_is_sound_is_called_sound(tmp_path: Path) -> None:
     convert_scar(root, tmp_path / "shards")
     for path in (root, tmp_path / "shards"):
         found = examine([path], **OPTIONS)
-        assert found and [kinds(checkup) for checkup in found] == [{}] * len(found) and errors(found) == 0
+        assert found and [kinds(checkup) for checkup in found] == [{}] * len(found) and count_errors(found) == 0
         assert all(checkup.rows == ROWS and checkup.images >= ROWS for checkup in found)
 
 
@@ -273,7 +273,7 @@ def test_equal_pairs_are_a_warning(tmp_path: Path) -> None:
     assert [sorted((finding.key, finding.detail.split()[-1])) for finding in findings] == [
         ["SCAR_mini/0", "SCAR_mini/1"]
     ]
-    assert errors([checkup for checkup in checkups if checkup.name == "SCAR_mini"]) == 0
+    assert count_errors([checkup for checkup in checkups if checkup.name == "SCAR_mini"]) == 0
 
 
 def rewritten(path: Path, changes: dict[str, bytes | None]) -> None:
@@ -350,7 +350,7 @@ def test_leaked_images_are_shown(tmp_path: Path, shards: bool) -> None:
     if shards:
         convert_scar(root, tmp_path / "out")
     sheet = ContactSheet()
-    examine([tmp_path / "out" if shards else root], show=sheet.show, **OPTIONS)
+    examine([tmp_path / "out" if shards else root], on_finding=sheet.add, **OPTIONS)
     (leak,) = [shown for shown in sheet.exhibits if shown.finding.key == "SCaR_eval_mini_val (mini_val/0001.jpg)"]
     assert leak.finding.kind == "image of the training data" and leak.finding.image == "mini_val/0001.jpg"
     assert leak.tile.tobytes() == tile(decode(photograph(7), ""), None).tobytes()
@@ -361,7 +361,7 @@ def test_hashes_tell_images_apart_but_not_their_copies() -> None:
     assert None not in hashes.values()
     copies = {str(seed): difference_hash(decode(photograph(seed, (80, 64), 70), "")) for seed in range(60)}
     found = dict(
-        look_alike(
+        find_lookalikes(
             [value for value in hashes.values() if value is not None],
             {name: value for name, value in copies.items() if value is not None},
         )
@@ -369,7 +369,7 @@ def test_hashes_tell_images_apart_but_not_their_copies() -> None:
     assert len(found) >= 55 and all(found[name] == hashes[int(name)] for name in found)
     others = {str(seed): difference_hash(decode(photograph(seed, (160, 120)), "")) for seed in range(60, 160)}
     assert not dict(
-        look_alike(
+        find_lookalikes(
             [value for value in hashes.values() if value is not None],
             {n: v for n, v in others.items() if v is not None},
         )
@@ -383,9 +383,9 @@ def test_hashes_are_near_up_to_three_bits_wherever_these_are(bits: int) -> None:
     for _ in range(50):
         value = int(generator.integers(0, 2**63))
         other = value
-        for place in generator.choice(64, bits, replace=False):
-            other ^= 1 << int(place)
-        assert bool(list(look_alike([value], {"other": other}))) == (bits <= 3)
+        for bit in generator.choice(64, bits, replace=False):
+            other ^= 1 << int(bit)
+        assert bool(list(find_lookalikes([value], {"other": other}))) == (bits <= 3)
 
 
 def test_histograms_count_by_powers_of_two(tmp_path: Path) -> None:
@@ -455,10 +455,10 @@ def test_an_empty_sheet_says_so(tmp_path: Path) -> None:
 
 
 def test_a_sheet_keeps_a_few_of_each_kind_errors_first(tmp_path: Path) -> None:
-    sheet = ContactSheet(of_a_kind=2, most=3)
+    sheet = ContactSheet(per_kind=2, max_total=3)
     for kind in ("duplicate pair", "damaged image"):
         for number in range(5):
-            sheet.show(Finding(kind, f"set/{number}", "detail"), None, None)
+            sheet.add(Finding(kind, f"set/{number}", "detail"), None, None)
     assert [exhibit.finding.key for exhibit in sheet.exhibits] == ["set/0", "set/1"] * 2
     sheet.save(tmp_path / "sheet.png")
-    assert as_json([Checkup("a", "pairs", 1)])["findings"] == 0
+    assert to_json([Checkup("a", "pairs", 1)])["findings"] == 0

@@ -18,7 +18,7 @@ from virtue_pl.types import VirtueError
 
 
 def published_names() -> list[str]:
-    """The names of EfficientNet-Lite1's tensors as its `.pth` has them."""
+    """Return the names of EfficientNet-Lite1's tensors as its `.pth` has them."""
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     names = [
         "_conv_stem.weight",
@@ -105,8 +105,8 @@ def stub(folder: Path, name: str, script: str) -> None:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A catalogue of two images in one package, which holds one of them otherwise than listed; and an empty PATH to
-    fill.
+    """Return a catalogue of two images in one package, which holds one of them otherwise than listed; and an empty PATH
+    to fill.
     """
     stamps = tmp_path / "content" / "usr" / "share"
     stamps.mkdir(parents=True)

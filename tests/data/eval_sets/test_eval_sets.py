@@ -11,9 +11,9 @@ from fixtures.evaluation_files import write_mmeb_sets, write_scar_set
 from fixtures.official_files import MMEB, SCAR, write_official_mmeb, write_official_scar
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.scar import convert_scar
-from virtue_pl.data.eval_sets.files import asked_for, find_set, known_sets
+from virtue_pl.data.eval_sets.files import available_sets, find_set, resolve_sets
 from virtue_pl.data.eval_sets.images import ImageLibrary
-from virtue_pl.data.eval_sets.plan import grouped_batches, input_key, make_plan
+from virtue_pl.data.eval_sets.plan import input_key, make_batches, make_plan
 from virtue_pl.data.eval_sets.rows import RowReader, ranked_captions
 from virtue_pl.data.eval_sets.shards import shard_rows
 from virtue_pl.types import DataError, EmbeddingInput, EvaluationRow, VirtueError, VisualPrompt
@@ -29,27 +29,27 @@ from virtue_pl.types import DataError, EmbeddingInput, EvaluationRow, VirtueErro
     ],
 )
 def test_a_set_has_many_spellings(names, expected):
-    assert [about.name for about in asked_for(names)] == expected
+    assert [about.name for about in resolve_sets(names)] == expected
 
 
 def test_there_are_41_sets():
-    found = asked_for(["scar", "mmeb"])
+    found = resolve_sets(["scar", "mmeb"])
     assert (
         len(found) == 41
         and sum(about.distribution == "IND" for about in found) == 20
         and sum(about.distribution == "OOD" for about in found) == 16
     )
-    assert len(known_sets()) == 41 + 8 + 2
+    assert len(available_sets()) == 41 + 8 + 2
 
 
 @pytest.mark.parametrize(("names", "message"), [([], "--sets is empty"), (["NIGHT"], "did you mean NIGHTS")])
 def test_an_unknown_set_is_refused(names, message):
     with pytest.raises(VirtueError, match=message):
-        asked_for(names)
+        resolve_sets(names)
 
 
 def rows_of(root: Path, name: str, form: str | None = None) -> list[EvaluationRow]:
-    (about,) = asked_for([name])
+    (about,) = resolve_sets([name])
     files = find_set(root, about, form)
     assert files is not None
     reader = RowReader(ImageLibrary())
@@ -57,7 +57,7 @@ def rows_of(root: Path, name: str, form: str | None = None) -> list[EvaluationRo
 
 
 def said(row: EvaluationRow) -> tuple[object, ...]:
-    """All that is embedded and ranked."""
+    """Return all that is embedded and ranked."""
     return (
         row.row,
         row.published_text,
@@ -102,14 +102,14 @@ def test_shards_hold_the_same_rows(official, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("place", ["", "data", "instruct/OK-VQA", "OK-VQA"])
-def test_files_lie_in_any_of_the_layouts(tmp_path, place):
+@pytest.mark.parametrize("subfolder", ["", "data", "instruct/OK-VQA", "OK-VQA"])
+def test_files_lie_in_any_of_the_layouts(tmp_path, subfolder):
     write_mmeb_sets(tmp_path / "made")
     source = tmp_path / "made/instruct/OK-VQA/test-00000-of-00001.parquet"
     target = (
         tmp_path
         / "root"
-        / place
+        / subfolder
         / ("test-00000-of-00001.parquet" if place.endswith("OK-VQA") else "OK-VQA-00000-of-00001.parquet")
     )
     target.parent.mkdir(parents=True)
@@ -121,9 +121,9 @@ def test_files_lie_in_any_of_the_layouts(tmp_path, place):
 def test_a_form_that_is_not_there_is_not_found(tmp_path):
     write_mmeb_sets(tmp_path)
     (tmp_path / "instruct").rename(tmp_path / "elsewhere")
-    (about,) = asked_for(["NIGHTS"])
+    (about,) = resolve_sets(["NIGHTS"])
     assert find_set(tmp_path, about) is None
-    (about,) = asked_for(["OK-VQA"])
+    (about,) = resolve_sets(["OK-VQA"])
     assert find_set(tmp_path, about, "instruct") is None and find_set(tmp_path, about, "v1") is not None
 
 
@@ -172,7 +172,7 @@ def test_batches_keep_an_image_together_and_sort_by_length():
         EmbeddingInput(text, image_keys=keys)
         for text, keys in (("a", ()), ("bbbb", ("p",)), ("cc", ()), ("d", ("q",)), ("e", ("p",)), ("f", ("p",)))
     ]
-    batches = grouped_batches(inputs, [1, 104, 2, 50, 101, 101], batch_size=2)
+    batches = make_batches(inputs, [1, 104, 2, 50, 101, 101], batch_size=2)
     assert batches == ((1, 4, 5), (3,), (2, 0))
     assert sorted(number for batch in batches for number in batch) == list(range(6))
 
@@ -181,7 +181,7 @@ def test_a_plan_is_the_same_every_time_and_changes_with_its_rows(tmp_path):
     prints = set()
     for folder, candidates in (("a", 4), ("b", 4), ("c", 3)):
         write_scar_set(tmp_path / folder, candidates=candidates)
-        (about,) = asked_for(["ADE20K"])
+        (about,) = resolve_sets(["ADE20K"])
         reader = RowReader(ImageLibrary())
         rows = list(reader.read(find_set(tmp_path / folder, about)))
         plan = make_plan(
@@ -194,8 +194,8 @@ def test_a_plan_is_the_same_every_time_and_changes_with_its_rows(tmp_path):
 
 def test_images_resized_to_squares_are_other_inputs_of_one_size(tmp_path):
     write_scar_set(tmp_path)
-    (about,) = asked_for(["ADE20K"])
-    plain, resized = (RowReader(ImageLibrary(side)) for side in (None, 1344))
+    (about,) = resolve_sets(["ADE20K"])
+    plain, resized = (RowReader(ImageLibrary(size)) for size in (None, 1344))
     first, second = (next(reader.read(find_set(tmp_path, about))) for reader in (plain, resized))
     assert first.image != second.image and first.size == second.size == (72, 96)
     assert resized.library.pixels(second.image).shape == (3, 1344, 1344) and resized.library.image(

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from virtue_pl.data.io.worker_pools import GO_ON, worker_pool
+from virtue_pl.data.io.worker_pools import RESUME_ADVICE, worker_pool
 from virtue_pl.types import VirtueError
 
 
 def test_a_killed_worker_is_told_in_one_line() -> None:
     with (
         pytest.raises(VirtueError, match=r"a worker was killed, .* give fewer --workers; the same command goes on"),
-        worker_pool(1, "json", GO_ON) as pool,
+        worker_pool(1, "json", RESUME_ADVICE) as pool,
     ):
         pool.submit(os._exit, 1).result()
 

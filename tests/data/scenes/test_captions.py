@@ -11,9 +11,9 @@ from virtue_pl.data.scenes.captions import (
     Claim,
     Situation,
     Vocabulary,
-    balanced,
-    hard_negatives,
-    published,
+    balanced_claims,
+    negative_claims,
+    published_claims,
     with_article,
 )
 from virtue_pl.data.scenes.catalogue import backgrounds, objects
@@ -36,21 +36,26 @@ def draw_situation(
     rest = [thing for thing in (train[index] for index in rng.permutation(len(train))) if thing not in (first, second)][
         :3
     ]
-    relation, place = RELATIONS[int(rng.integers(4))], library.places[int(rng.integers(len(library.places)))]
-    return Situation(Claim(first, relation, rest[0], place), [second, *rest[1:]]), Vocabulary(pool, library.places)
+    relation, background = (
+        RELATIONS[int(rng.integers(4))],
+        library.backgrounds[int(rng.integers(len(library.backgrounds)))],
+    )
+    return Situation(Claim(first, relation, rest[0], background), [second, *rest[1:]]), Vocabulary(
+        pool, library.backgrounds
+    )
 
 
 def rows(library: SceneLibrary, count: int, targets: str = TRAIN) -> list[tuple[Situation, list[Claim]]]:
     rng = np.random.default_rng(0)
     drawn = [draw_situation(rng, library, targets) for _ in range(count)]
-    return [(situation, balanced(rng, situation, vocabulary)) for situation, vocabulary in drawn]
+    return [(situation, balanced_claims(rng, situation, vocabulary)) for situation, vocabulary in drawn]
 
 
 def is_false(claim: Claim, gold: Claim) -> bool:
     """False of the gold's image and box: another thing, another relation to the same reference, or another scene."""
     assert claim.reference is gold.reference and claim.thing is not gold.reference
     other_kind = claim.thing.kind != gold.thing.kind
-    return other_kind or claim.relation != gold.relation or claim.place.kind != gold.place.kind
+    return other_kind or claim.relation != gold.relation or claim.background.kind != gold.background.kind
 
 
 @pytest.mark.parametrize("targets", [TRAIN, HELD_OUT])
@@ -59,10 +64,10 @@ def test_distractors_are_false_and_distinct(library: SceneLibrary, targets: str)
     for _ in range(300):
         situation, vocabulary = draw_situation(rng, library, targets)
         gold = situation.gold
-        evaluation = [form(rng, situation, vocabulary) for form in (balanced, published)]
+        evaluation = [form(rng, situation, vocabulary) for form in (balanced_claims, published_claims)]
         for claims in evaluation:
             assert len(claims) == 10 and claims[0] == gold
-        negatives = hard_negatives(rng, situation, vocabulary)
+        negatives = negative_claims(rng, situation, vocabulary)
         assert len(negatives) == 10
         for claims in (evaluation[0][1:], evaluation[1][1:], negatives):
             assert all(is_false(claim, gold) for claim in claims)
@@ -77,12 +82,12 @@ def test_published_swaps_one_element_each(library: SceneLibrary) -> None:
     rng = np.random.default_rng(0)
     for _ in range(100):
         situation, vocabulary = draw_situation(rng, library)
-        gold, claims = situation.gold, published(rng, situation, vocabulary)
+        gold, claims = situation.gold, published_claims(rng, situation, vocabulary)
         for claim, kind in zip(claims, PUBLISHED_KINDS, strict=True):
             changed = {
                 "object": claim.thing is not gold.thing,
                 "relation": claim.relation != gold.relation,
-                "scene": claim.place is not gold.place,
+                "scene": claim.background is not gold.background,
             }
             assert [name for name, differs in changed.items() if differs] == ([] if kind == "gold" else [kind])
         assert claims[1].thing in situation.others
@@ -107,9 +112,9 @@ def test_words_hardly_tell_the_gold(library: SceneLibrary) -> None:
 
 
 def element_vectors(claims: list[Claim]) -> np.ndarray:
-    names = sorted({name for claim in claims for name in (claim.thing.name, claim.relation, claim.place.phrase)})
+    names = sorted({name for claim in claims for name in (claim.thing.name, claim.relation, claim.background.phrase)})
     return np.asarray(
-        [[name in (claim.thing.name, claim.relation, claim.place.phrase) for name in names] for claim in claims],
+        [[name in (claim.thing.name, claim.relation, claim.background.phrase) for name in names] for claim in claims],
         dtype=float,
     )
 

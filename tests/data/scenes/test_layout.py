@@ -5,7 +5,7 @@ import pytest
 
 from virtue_pl.data.scenes.layout import OVERLAP, RELATIONS, Layout, draw_layout, relation_between
 
-SIDE = 256
+IMAGE_SIZE = 256
 
 
 def draw_sizes(rng: np.random.Generator) -> list[tuple[float, float]]:
@@ -16,7 +16,7 @@ def draw_sizes(rng: np.random.Generator) -> list[tuple[float, float]]:
 @pytest.fixture(scope="module")
 def layouts() -> list[Layout]:
     rng = np.random.default_rng(0)
-    drawn = [draw_layout(rng, draw_sizes(rng), SIDE) for _ in range(1700)]
+    drawn = [draw_layout(rng, draw_sizes(rng), IMAGE_SIZE) for _ in range(1700)]
     return [layout for layout in drawn if layout is not None]
 
 
@@ -29,7 +29,12 @@ def test_relations_hold_and_boxes_hardly_overlap(layouts: list[Layout]) -> None:
         for target in range(2):
             assert relation_between(layout.boxes[target], layout.boxes[target + 2]) == layout.relations[target]
         for index, box in enumerate(layout.boxes):
-            assert box.x >= 0 and box.y >= 0 and box.x + box.width <= SIDE + 1e-6 and box.y + box.height <= SIDE + 1e-6
+            assert (
+                box.x >= 0
+                and box.y >= 0
+                and box.x + box.width <= IMAGE_SIZE + 1e-6
+                and box.y + box.height <= IMAGE_SIZE + 1e-6
+            )
             for other in layout.boxes[:index]:
                 width = min(box.x + box.width, other.x + other.width) - max(box.x, other.x)
                 height = min(box.y + box.height, other.y + other.height) - max(box.y, other.y)
@@ -37,7 +42,7 @@ def test_relations_hold_and_boxes_hardly_overlap(layouts: list[Layout]) -> None:
                 assert common <= OVERLAP * min(box.width * box.height, other.width * other.height) + 1e-6
 
 
-def neighbours_accuracy(features: np.ndarray, answers: np.ndarray, count: int = 25) -> float:
+def nearest_rows_accuracy(features: np.ndarray, answers: np.ndarray, count: int = 25) -> float:
     """How often the commonest relation among the nearest rows of the first half is right on the second."""
     features = (features - features.mean(axis=0)) / features.std(axis=0)
     half = len(features) // 2
@@ -48,7 +53,7 @@ def neighbours_accuracy(features: np.ndarray, answers: np.ndarray, count: int = 
 
 
 def linear_accuracy(features: np.ndarray, answers: np.ndarray) -> float:
-    """The same for a least-squares classifier on the features, their squares and products."""
+    """Return the same for a least-squares classifier on the features, their squares and products."""
     features = (features - features.mean(axis=0)) / features.std(axis=0)
     products = np.einsum("na,nb->nab", features, features).reshape(len(features), -1)
     design = np.concatenate([np.ones((len(features), 1)), features, products], axis=1)
@@ -62,14 +67,14 @@ def test_a_box_says_nothing_of_its_relation(layouts: list[Layout]) -> None:
     answers = np.asarray([RELATIONS.index(layout.relations[target]) for target in range(2) for layout in layouts])
     order = np.random.default_rng(1).permutation(len(boxes))
     assert len(boxes) > 3000
-    assert neighbours_accuracy(boxes[order], answers[order]) < 0.30
+    assert nearest_rows_accuracy(boxes[order], answers[order]) < 0.30
     assert linear_accuracy(boxes[order], answers[order]) < 0.30
 
 
 def test_the_other_target_says_nothing_of_a_relation(layouts: list[Layout]) -> None:
     both = np.asarray([[*layout.boxes[0], *layout.boxes[1]] for layout in layouts])
     answers = np.asarray([RELATIONS.index(layout.relations[0]) for layout in layouts])
-    assert neighbours_accuracy(both, answers) < 0.31
+    assert nearest_rows_accuracy(both, answers) < 0.31
     assert linear_accuracy(both, answers) < 0.31
 
 
@@ -81,4 +86,4 @@ def test_unclear_pairs_have_no_relation() -> None:
 
 
 def test_things_too_large_find_no_room() -> None:
-    assert draw_layout(np.random.default_rng(0), [(150.0, 150.0)] * 4, SIDE) is None
+    assert draw_layout(np.random.default_rng(0), [(150.0, 150.0)] * 4, IMAGE_SIZE) is None

@@ -14,7 +14,9 @@ from PIL import Image
 
 from virtue_pl.data.scenes import SceneConfig, write_scenes, writer
 from virtue_pl.data.scenes.library import TEST, SceneLibrary
-from virtue_pl.data.scenes.mmeb import TASKS, Group, MMEBTask, Question, Studio
+from virtue_pl.data.scenes.mmeb.rows import Group, Question
+from virtue_pl.data.scenes.mmeb.studio import Studio
+from virtue_pl.data.scenes.mmeb.tasks import TASKS, MMEBTask
 from virtue_pl.data.scenes.shapes import draw_shapes
 from virtue_pl.types import VirtueError
 
@@ -41,7 +43,7 @@ def library() -> SceneLibrary:
 
 @pytest.fixture(scope="module")
 def groups(library: SceneLibrary) -> dict[str, list[Group]]:
-    """About `ROWS` rows of every task."""
+    """Return about `ROWS` rows of every task."""
     studio = Studio(library, 128, TEST)
     return {
         task.name: [task.draw(np.random.default_rng([7, number]), studio) for number in range(ROWS // task.rows)]
@@ -94,7 +96,7 @@ def test_answers_are_spread_evenly(groups: dict[str, list[Group]], task: MMEBTas
 def hits(rows: Sequence[Question], score: Callable[[Question, int], float]) -> float:
     rng = np.random.default_rng(0)
     found = [
-        np.argmax([score(row, place) + 1e-6 * rng.random() for place in range(len(row.answers))]) == 0 for row in rows
+        np.argmax([score(row, index) + 1e-6 * rng.random() for index in range(len(row.answers))]) == 0 for row in rows
     ]
     return float(np.mean(found))
 
@@ -110,16 +112,16 @@ def test_words_hardly_tell_the_right_answer(groups: dict[str, list[Group]], task
     rows = questions(groups[task.name])
     fit, test = rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
-    def features(row: Question, place: int) -> list[str]:
-        words = row.answers[place].text.split()
-        return [*words, *(f"{row.text}|{word}" for word in words)]
+    def features(row: Question, index: int) -> list[str]:
+        answer_words = row.answers[index].text.split()
+        return [*answer_words, *(f"{row.text}|{word}" for word in answer_words)]
 
     right = Counter(word for row in fit for word in features(row, 0))
-    wrong = Counter(word for row in fit for place in range(1, len(row.answers)) for word in features(row, place))
+    wrong = Counter(word for row in fit for index in range(1, len(row.answers)) for word in features(row, index))
     odds = CANDIDATES[task.name] - 1
     weights = {word: float(np.log((right[word] + 1) / (wrong[word] + odds))) for word in right | wrong}
     assert near_chance(
-        hits(test, lambda row, place: sum(weights.get(word, 0.0) for word in features(row, place))), task, len(test)
+        hits(test, lambda row, index: sum(weights.get(word, 0.0) for word in features(row, index))), task, len(test)
     )
 
 
@@ -129,18 +131,18 @@ def test_the_set_hardly_tells_the_right_answer(groups: dict[str, list[Group]], t
     """What shares most (or fewest) words with the other candidates is right about as often as any."""
     rows = questions(groups[task.name])
 
-    def score(row: Question, place: int) -> float:
+    def score(row: Question, index: int) -> float:
         others = Counter(
-            word for other, answer in enumerate(row.answers) for word in answer.text.split() if other != place
+            word for other, answer in enumerate(row.answers) for word in answer.text.split() if other != index
         )
-        return sign * sum(others[word] for word in row.answers[place].text.split())
+        return sign * sum(others[word] for word in row.answers[index].text.split())
 
     assert near_chance(hits(rows, score), task, len(rows))
 
 
 def test_no_distractor_is_true(groups: dict[str, list[Group]], library: SceneLibrary) -> None:
     kinds = {thing.name: thing.kind for thing in library.things} | {
-        place.phrase: place.kind for place in library.places
+        background.phrase: background.kind for background in library.backgrounds
     }
     for name in ("ObjectMini", "SceneMini", "KindMini", "CornerMini"):
         for row in questions(groups[name]):

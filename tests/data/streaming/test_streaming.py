@@ -27,7 +27,7 @@ from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.data.shards.writer import ShardWriter
 from virtue_pl.data.streaming.loader import TrainingStream
 from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
-from virtue_pl.data.streaming.partition import ranking_batches, share_of
+from virtue_pl.data.streaming.partition import ranking_batches, share_for_rank
 from virtue_pl.data.streaming.pipeline import (
     ReaderInfo,
     SkipLog,
@@ -184,13 +184,13 @@ def several(tmp_path: Path) -> ShardFolder:
             writer.add(
                 [(jpeg(10 * index + number), "jpg") for number in range(count)], f"record {index}", [{"row": index}]
             )
-            writer.group_done()
+            writer.finish_group()
         writer.write_manifest(name="several", kind="pairs", task="t", meta_task="t", licence="none")
     return ShardFolder.open(tmp_path / "several", "train")
 
 
 def read_all(folder: ShardFolder, skips: SkipLog) -> dict[str, tuple[str, ...]]:
-    """The content keys of the images beside each row."""
+    """Return the content keys of the images beside each row."""
 
     def to_sample(row: Any, images: Any) -> Sample:
         shown = EmbeddingInput("q", tuple(p.image for p in images), image_keys=tuple(p.content_key for p in images))
@@ -291,7 +291,7 @@ def test_every_evaluation_row_comes_exactly_once(
     seen: list[str] = []
     counts = []
     for rank in range(world_size):
-        share = share_of(rankings, batch_size, ReaderInfo(rank, world_size))
+        share = share_for_rank(rankings, batch_size, ReaderInfo(rank, world_size))
         counts.append(share.num_batches)
         per_worker = []
         for worker in range(workers):
@@ -322,7 +322,7 @@ def test_only_the_first_images_where_fewer_rows_are_asked_for(rankings: ShardFol
     limit = len(records[0]) + len(records[1]) + len(records[2]) - 1
     seen: list[str] = []
     for rank in range(world_size):
-        share = share_of(rankings, 2, ReaderInfo(rank, world_size), limit)
+        share = share_for_rank(rankings, 2, ReaderInfo(rank, world_size), limit)
         batches = ranking_batches(
             rankings, share, SCaRDataModule.to_sample, log(), ReaderInfo(rank, world_size), offset=0, max_pixels=10_000
         )
@@ -333,7 +333,7 @@ def test_only_the_first_images_where_fewer_rows_are_asked_for(rankings: ShardFol
 def test_an_image_stays_on_one_rank(rankings: ShardFolder) -> None:
     owners: dict[str, set[int]] = {}
     for rank in range(3):
-        share = share_of(rankings, 2, ReaderInfo(rank, 3))
+        share = share_for_rank(rankings, 2, ReaderInfo(rank, 3))
         for batch in ranking_batches(
             rankings, share, SCaRDataModule.to_sample, log(), ReaderInfo(rank, 3), offset=0, max_pixels=10_000
         ):
@@ -349,7 +349,7 @@ def test_a_worker_decodes_only_what_is_its_own(rankings: ShardFolder) -> None:
         decoded.append(row.key)
         return SCaRDataModule.to_sample(row, images)
 
-    share = share_of(rankings, 2, ReaderInfo())
+    share = share_for_rank(rankings, 2, ReaderInfo())
     list(ranking_batches(rankings, share, to_sample, log(), ReaderInfo(0, 1, 1, 3), offset=0, max_pixels=10_000))
     assert len(decoded) == sum(
         len(range(share.bounds[batch], share.bounds[batch + 1])) for batch in range(1, share.num_batches, 3)

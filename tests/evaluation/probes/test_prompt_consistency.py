@@ -121,7 +121,7 @@ def test_a_models_own_masks_are_those_of_its_segmentation_part(exported):
         replace(item, prompt=replace(item.prompt, boxes=box[None]))
         for item, box in zip(items, (LEFT, RIGHT), strict=True)
     ]
-    found = embedder.masks(shown)
+    found = embedder.predict_masks(shown)
     batch = embedder.collator.encoder_batch(shown)
     with torch.no_grad():
         tokens = embedder.model.prompt_encoder(batch.prompts)

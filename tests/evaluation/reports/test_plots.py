@@ -31,10 +31,10 @@ CHANCE = {"scar/seen": {"hit@1": 0.1}, "scar/held_out": {"hit@1": 0.1}}
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were saved, still open."""
-    figures: list[Figure] = []
+    saved: list[Figure] = []
     save = plots.save
-    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or save(figure, path))
-    return figures
+    monkeypatch.setattr(plots, "save", lambda figure, path: saved.append(figure) or save(figure, path))
+    return saved
 
 
 def test_bars_say_what_they_are(tmp_path: Path, figures: list[Figure]) -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from virtue_pl.evaluation.reports.report_files import write_json
 from virtue_pl.evaluation.reports.tables import Grid, TerminalTable, markdown, rich_tables
 from virtue_pl.evaluation.retrieval.predictions import predictions, read_predictions
-from virtue_pl.evaluation.statistics.summary import chance, context, merge, select, summarise, write_json
+from virtue_pl.evaluation.statistics.summary import chance, context, merge, select, summarise
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import (
     EmbeddingInput,

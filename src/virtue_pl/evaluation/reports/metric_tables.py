@@ -1,6 +1,4 @@
-"""Tables of an evaluation's metrics: for each benchmark one of its sets and averages, and one beside the published
-rows.
-"""
+"""Tables of an evaluation's metrics: one of each benchmark's sets and averages, and one beside published results."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from virtue_pl.types import RankedSet
 METRICS = ("precision@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "map@10", "mrr@10")
 NOT_IN_TERMINAL = ("ndcg@5", "map@10")
 SHORT_NAMES = {"precision@1": "P@1", "recall@5": "R@5", "recall@10": "R@10", "ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
-"""Metrics that a terminal does not show, and its names of the others."""
+"""Short names of metrics on the terminal, where `NOT_IN_TERMINAL` are left out."""
 
 
 def metric_tables(
@@ -80,10 +78,10 @@ def terminal_table(table: TitledTable) -> TerminalTable:
 
 def drop_columns(cells: Grid, names: Sequence[str]) -> Grid:
     """Return the cells without the named columns."""
-    columns = [place for place, name in enumerate(cells.columns) if name not in names]
+    columns = [column for column, name in enumerate(cells.columns) if name not in names]
     best = {(row, columns.index(column)) for row, column in cells.best if column in columns}
     return Grid(
-        [cells.columns[place] for place in columns], [[row[place] for place in columns] for row in cells.rows], best
+        [cells.columns[column] for column in columns], [[row[column] for column in columns] for row in cells.rows], best
     )
 
 
