@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pages import ROOT, Block, blocks
-from small_runs import make_clone, rule_for, run_small
 from torch import Tensor
 
-from tiny_quickstart import fetch
+from fixtures.pages import ROOT, Block, blocks
+from fixtures.small_runs import make_clone, rule_for, run_small
+from fixtures.tiny_quickstart import fetch
 from virtue_pl.backbones import class_names
 from virtue_pl.cli.main import main
 from virtue_pl.pipelines import quickstart
