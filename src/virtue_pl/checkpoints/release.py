@@ -161,8 +161,9 @@ def factory(spec: Spec, folder: Path, allowed: Sequence[str], hint: Any = None) 
 
 
 def find_class(path: str, folder: Path, allowed: Sequence[str], hint: Any = None) -> type:
-    """Return the class at a dotted path. Raises VirtueError, before anything is imported, for a path outside of what is
-    allowed.
+    """Return the class at a dotted path.
+
+    Raises VirtueError, before anything is imported, for a path outside of what is allowed.
     """
     module = str(path).rpartition(".")[0]
     if not path.startswith(tuple(allowed)):

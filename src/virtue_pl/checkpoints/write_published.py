@@ -44,8 +44,9 @@ CLASSES = {
 
 
 def write_published(checkpoint: CheckpointSpec, target: Path, source: str, license: str | None = None) -> None:
-    """Write a model in the published layout, with SAM's checkpoint in the same folder. Raises VirtueError for parts
-    that the layout cannot hold.
+    """Write a model in the published layout, with SAM's checkpoint in the same folder.
+
+    Raises VirtueError for parts that the layout cannot hold.
     """
     for path, expected in CLASSES.items():
         check_class(checkpoint.spec, path, expected)

@@ -84,8 +84,9 @@ class MTEBModel(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Return unit float32 embeddings of all rows, [rows, embed_dim]. Raises VirtueError for another modality than
-        text and image.
+        """Return unit float32 embeddings of all rows, [rows, embed_dim].
+
+        Raises VirtueError for another modality than text and image.
         """
         instruction = self.instruction(task_metadata, prompt_type)
         items = (item for batch in inputs for item in batch_rows(batch, instruction, prompt_type))
