@@ -132,8 +132,9 @@ def without_weights(spec: Any) -> Any:
 
 
 def copy_language_models(spec: Any, origin: Path, target: Path) -> Any:
-    """Copy every language model that a spec names (`..._model`) into `target`, without weights; returns the spec that
-    names the copies.
+    """Copy every language model that a spec names (`..._model`) into `target`, without weights.
+
+    Returns the spec that names the copies.
     """
     copies: dict[str, str] = {}
     for name, value in arguments(spec):
@@ -149,8 +150,9 @@ def copy_language_models(spec: Any, origin: Path, target: Path) -> Any:
 
 
 def language_model_folder(value: str, origin: Path) -> Path | None:
-    """Return the folder of a language model by its path, its path inside `origin` or its hub name; None for a name of
-    another kind (timm's).
+    """Return the folder of a language model by its path, its path inside `origin` or its hub name.
+
+    None for a name of another kind (timm's).
     """
     if value.startswith(IN_FOLDER) and (origin / value / "config.json").is_file():
         return origin / value

@@ -128,8 +128,9 @@ def instantiate(spec: Any, folder: Path, allowed: Sequence[str], hint: Any = Non
 
 
 def construct(cls: type, init_args: Spec, folder: Path, allowed: Sequence[str]) -> Any:
-    """Return an instance of the class; an argument that is a factory (`Callable[...]`) becomes the class that is named
-    with the arguments that are stated.
+    """Return an instance of the class.
+
+    An argument that is a factory (`Callable[...]`) becomes the named class with the stated arguments bound.
     """
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]  # of the class, not of an instance
     unknown = init_args.keys() - inspect.signature(cls).parameters.keys()

@@ -106,7 +106,7 @@ class MMEBInstructionFile(MMEBFile):
         return ranking_row(to_one_string(row, self._dataset(), key), key, number, row_images)
 
     def columns(self) -> list[str]:
-        """See `SourceFile`. Raises VirtueError for a dataset without a wording, too."""
+        """Return the columns to read. Raises VirtueError also for a dataset without a wording."""
         self._dataset()
         return super().columns()
 

@@ -26,7 +26,7 @@ from virtue_pl.types import RankingSample, Sample, TensorDataclass, VirtueError
 
 @dataclass(frozen=True, eq=False)
 class Delivery(TensorDataclass):
-    """What a worker hands over: a batch, what it skipped since its last delivery, and why it stopped.
+    """Delivery of a worker: a batch, the samples skipped since its last delivery, and why it stopped.
 
     Example:
         >>> Delivery(batch=None, skipped=(("SCAR_mini/7", "damaged image"),)).error is None

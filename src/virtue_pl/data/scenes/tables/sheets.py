@@ -57,7 +57,8 @@ class Sheet(ABC):
 
     @property
     @abstractmethod
-    def schema(self) -> pa.Schema: ...
+    def schema(self) -> pa.Schema:
+        """Return the schema of the file."""
 
     @abstractmethod
     def write(self, index: int, config: SceneConfig, library: SceneLibrary, out: Path) -> list[dict[str, Any]]:
@@ -94,7 +95,6 @@ class SCaRSheet(Sheet):
 
     @property
     def schema(self) -> pa.Schema:
-        """See `Sheet`."""
         return scar_rows.schema(self.split)
 
     def write(self, index: int, config: SceneConfig, library: SceneLibrary, out: Path) -> list[dict[str, Any]]:
@@ -130,7 +130,6 @@ class MMEBSheet(Sheet):
 
     @property
     def schema(self) -> pa.Schema:
-        """See `Sheet`."""
         return mmeb_rows.schema(self.split)
 
     def write(self, index: int, config: SceneConfig, library: SceneLibrary, out: Path) -> list[dict[str, Any]]:
