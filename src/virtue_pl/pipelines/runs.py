@@ -20,8 +20,9 @@ Command = Callable[[list[str]], int]
 
 
 def precision_here(wanted: str) -> str:
-    """Return `wanted`, a precision of Lightning's; for "auto", bfloat16 where this machine multiplies in it (a GPU, or
-    a processor with AVX512-BF16 or AMX).
+    """Return `wanted`, a precision of Lightning's, or this machine's for "auto".
+
+    That is bfloat16 where this machine multiplies in it (a GPU, or a processor with AVX512-BF16 or AMX).
     """
     if wanted != "auto":
         return wanted
@@ -37,8 +38,9 @@ def precision_here(wanted: str) -> str:
 
 
 class Stages:
-    """Stages that are done once: their seconds and what they were made from are kept in `stages.json`, and a later call
-    reuses them.
+    """Stages that are run once.
+
+    Their seconds and the fingerprints of their inputs are stored in `stages.json`, and a later call reuses them.
 
     Example:
         >>> stages = Stages(Path("runs/study"), Console())
@@ -54,7 +56,7 @@ class Stages:
         self.number = 0
 
     def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[str], None]) -> str:
-        """Run `work`, which is told the fingerprint of what the stage is made from and must leave `result`.
+        """Run `work(fingerprint)`, which must write `result`, unless that was done for the same fingerprint.
 
         Returns the fingerprint.
         """
@@ -116,9 +118,7 @@ class Runs:
         )
 
     def train(self, name: str, arguments: list[str], fingerprint: str) -> None:
-        """Go on from the last checkpoint of a run of the same fingerprint that was stopped, or else begin in an empty
-        folder.
-        """
+        """Resume an interrupted run of the same fingerprint from its last checkpoint, or start in an empty folder."""
         folder = self.out / name
         begun, checkpoint = folder / "fingerprint", self.checkpoint(name)
         if begun.is_file() and begun.read_text(encoding="utf-8") == fingerprint and checkpoint.is_file():
