@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +29,7 @@ from tiny_quickstart import tiny_plan
 from virtue_pl.cli.main import main
 
 Words = list[str]
-CPU = ("--trainer.accelerator=cpu", "--trainer.devices=1")
-MODES = {"model.init_args.evaluation_modes": ["box", "point"]}
+CPU = {"accelerator": "cpu", "devices": 1}
 STEPS = {"trainer.max_steps": 2, "trainer.val_check_interval": 2, "shared.batch_size": 8}
 SCENES = {"source": "shapes", "train": 8, "val": 2, "test": 4, "size": 128, "mmeb_train": 8, "mmeb_test": 4}
 
@@ -41,7 +41,8 @@ def make_clone(folder: Path) -> None:
     shutil.copytree(ROOT / "configs", folder / "configs")
     for config in folder.glob("configs/virtue_?b.yaml"):  # MMEB's dozens of sets take seconds to parse
         config.write_text(config.read_text().replace("data: data/mmeb.yaml", "data: data/scar_mini.yaml"))
-    (folder / "plan.yaml").write_text(yaml.safe_dump(plan_of_three()))
+    write_sizes()
+    Path("plan.yaml").write_text(yaml.safe_dump(plan_of_three()))
     assert main(["quickstart", "--plan", "plan.yaml"]) == 0
     for alias in ("scar_mini", "scar_mini_stamps"):
         Path("data", alias).symlink_to("scar_mini_shapes")
@@ -52,15 +53,16 @@ def make_clone(folder: Path) -> None:
     write_pairs(Path("my_pairs"))
 
 
-def plan_of_three() -> dict[str, object]:
+def plan_of_three() -> dict[str, Any]:
     """Return the tiny plan without the blind run, and with two ways to point."""
     plan = asdict(tiny_plan())
     plan["scenes"] = SCENES
     del plan["runs"]["blind"], plan["rows"]["blind"]
     plan["rows"]["virtue"] = {"box": "box", "point": "point"}
     for run in (plan["features"], *plan["runs"].values()):
-        run["configs"] = [str(Path(config).relative_to(ROOT)) for config in run["configs"]]
-    plan["runs"]["virtue"]["overrides"] |= MODES
+        configs = [Path(config).relative_to(ROOT) for config in run["configs"]]
+        run["configs"] = [*map(str, configs), f"small/{configs[0].name}"]
+        run["overrides"] = {}
     return plan
 
 
@@ -79,34 +81,32 @@ def write_pairs(folder: Path) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
-def options(settings: dict[str, object]) -> Words:
-    """Return dotted overrides as words."""
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
-
-
-def small_sizes() -> dict[str, dict[str, object]]:
-    """Return what makes the run of each config small."""
+def write_sizes() -> None:
+    """Write `small/NAME` for each config: a layer that makes it small, and is parsed faster than options are."""
     runs = tiny_plan().runs
-    sizes = {name: dict(runs[name].overrides) for name in ("segmenter", "virtue", "no_segmentation")}
-    sizes["virtue"] |= MODES
-    for settings in sizes.values():
-        for name in [name for name in settings if name.startswith("data.")]:
-            del settings[name]
-    return {
-        "segmenter.yaml": sizes["segmenter"] | STEPS,
-        "virtue_mini.yaml": sizes["virtue"] | STEPS,
-        "no_segmentation.yaml": sizes["no_segmentation"] | STEPS,
-        "eval_scar.yaml": {"data.init_args.options.limit": 2, "data.init_args.options.allow_missing": True},
-        "config.yaml": {},
-    }
+    named = {"segmenter.yaml": "segmenter", "virtue_mini.yaml": "virtue", "no_segmentation.yaml": "no_segmentation"}
+    sizes = {config: {**runs[run].overrides, **STEPS} for config, run in named.items()}
+    sizes["virtue_mini.yaml"]["model.init_args.evaluation_modes"] = ["box", "point"]
+    sizes["eval_scar.yaml"] = {"data.init_args.options": {"limit": 2, "allow_missing": True}}
+    for config, settings in sizes.items():
+        layer: dict[str, Any] = {"trainer": dict(CPU)}
+        for name, value in settings.items():
+            if name.startswith("data.") and config != "eval_scar.yaml":
+                continue
+            *owners, last = name.split(".")
+            inner = layer
+            for owner in owners:
+                inner = inner.setdefault(owner, {})
+            inner[last] = value
+        path = Path("small", config)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(layer))
 
 
 def run_config(words: Words) -> None:
-    """Run fit, validate, test, predict or check with the sizes of its first config."""
-    first = Path(words[words.index("--config") + 1]).name
-    more = small_sizes()[first]
-    more = {name: value for name, value in more.items() if words[1] in ("fit", "check") or "val_check" not in name}
-    run([*words[1:], *options(more), *CPU])
+    """Run fit, validate, test, predict or check with a layer that makes its first config small."""
+    small = Path("small", Path(words[words.index("--config") + 1]).name)
+    run([*words[1:], *(["--config", str(small)] if small.exists() else [])])
 
 
 def run(words: Sequence[str]) -> None:
@@ -167,15 +167,12 @@ def run_quickstart(words: Words) -> None:
 def run_ablations(words: Words) -> None:
     """Run the study's own plan with a tiny model and one of its variants."""
     plan = yaml.safe_load(Path(words[words.index("--plan") + 1]).read_text())
-    sizes = small_sizes()
-    plan["precision"], plan["seeds"] = "32-true", [0]
-    plan["variants"] = {name: plan["variants"][name] for name in ("no_segmentation",)}
-    for variant in plan["variants"].values():
-        variant["overrides"] = {"data.init_args.features": "features", **sizes["no_segmentation.yaml"]}
-        variant["overrides"]["model.init_args.evaluation_modes"] = ["box", "blind"]
-        variant["rows"] = {"box": "no_segmentation", "blind": "blind"}
-        variant.pop("seeds", None)
-    plan["learning_curves"], plan["segment_tokens"], plan["reference"] = list(plan["variants"]), {}, "no_segmentation"
+    variant = plan["variants"]["no_segmentation"]
+    variant["configs"].append("small/no_segmentation.yaml")
+    variant["overrides"] = {"model.init_args.evaluation_modes": ["box", "blind"]}
+    variant["rows"] = {"box": "no_segmentation", "blind": "blind"}
+    plan |= {"precision": "32-true", "variants": {"no_segmentation": variant | {"seeds": [0]}}}
+    plan |= {"learning_curves": ["no_segmentation"], "segment_tokens": {}, "reference": "no_segmentation"}
     Path("ablations.yaml").write_text(yaml.safe_dump(plan))
     run(["ablations", "--plan", "ablations.yaml"])
 

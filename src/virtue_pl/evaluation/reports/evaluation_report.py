@@ -142,7 +142,7 @@ class EvaluationReport:
         """Return what a reader of the tables must know, in sentences."""
         share = (
             f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_pictures']} unique of"
-            f" {embedded['total_images']} images"
+            f" {embedded['total_pictures']} images"
         )
         notes = [
             f"{share}; {embedded['encoded']} embedded in this run, {embedded['unique'] - embedded['encoded']} stored or"
