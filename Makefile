@@ -22,10 +22,10 @@ ablations: $(STAMP) ## after the quickstart: train its ablations, and print and 
 	env -u OMP_NUM_THREADS $(BIN)/virtue-pl ablations --plan configs/studies/ablations.yaml
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation backbone
-	$(BIN)/python -m pytest -q -m "matrix or not matrix" tests/matrix $(ARGS)
+	$(BIN)/python -m pytest -q -m "matrix or not matrix" tests/integration/matrix $(ARGS)
 
 test-network: $(STAMP) ## the documented commands that download something, and the whole quickstart
 	$(BIN)/python -m pytest -q -m network tests/docs $(ARGS)

@@ -1,4 +1,4 @@
-"""What Lightning calls back: reports, images, writers, checkpoints."""
+"""Lightning callbacks: reports, images, writers of predictions, checkpoints, compilation."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""A checkpoint of the last step, or of the one at which the run was told to stop."""
+"""`LastCheckpoint`: a checkpoint of the last step, or of the step at which SIGTERM stopped the run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from virtue_pl.types import VirtueError
 
 
 class LastCheckpoint(Callback):
-    """Saves `last.ckpt` beside the run's checkpoints when training ends, or when SIGTERM stops it, after the step that
-    was under way.
+    """Callback that saves `last.ckpt` beside the run's checkpoints when training ends, or after the step in which
+    SIGTERM came.
 
     `ModelCheckpoint(every_n_train_steps=...)` leaves out the steps behind the last multiple. Lightning raises
-    SIGTERMException at the
-    end of a step; its own `save_on_exception=True` would save after any error too, and so replace the last good
-    checkpoint by
-    one of a diverged model.
+    SIGTERMException at the end of a step; its own `save_on_exception=True` would save after any error too, and so
+    replace the last good checkpoint by one of a diverged model.
+
+    Example:
+        >>> checkpoints = ModelCheckpoint("runs/mini/checkpoints", every_n_train_steps=50)
+        >>> trainer = Trainer(callbacks=[checkpoints, LastCheckpoint()])
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -38,6 +40,7 @@ class LastCheckpoint(Callback):
 
     @staticmethod
     def save(trainer: Trainer) -> None:
+        """Save `last.ckpt` into the folder of the trainer's ModelCheckpoint."""
         checkpoint = trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
             trainer.save_checkpoint(

@@ -1,4 +1,4 @@
-"""Writes what `predict` computes: the embeddings of pairs, as one safetensors file."""
+"""`EmbeddingWriter`: the embeddings of pairs that `predict` computes, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from virtue_pl.types import EmbeddingBatch, PairIds, VirtueError
 
 
 class EmbeddingWriter(BasePredictionWriter):
-    """Collects every `EmbeddingBatch` of a `predict` run in one process and writes them to `path`.
+    """Callback that collects every `EmbeddingBatch` of a `predict` run in one process and writes them to `path`.
 
     Args:
         path: the safetensors file; written under a temporary name and moved.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[EmbeddingWriter("runs/mini/embeddings.safetensors")])
+        >>> trainer.predict(model, datamodule=pairs, return_predictions=True)
     """
 
     def __init__(self, path: str) -> None:
@@ -45,7 +49,7 @@ def join(batches: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
         [batch.ids.negative_rows + start for batch, start in zip(batches, starts, strict=False)]
     )
     queries, targets, negatives = (
-        torch.cat([getattr(batch, side) for batch in batches]) for side in ("queries", "targets", "negatives")
+        torch.cat([getattr(batch, name) for batch in batches]) for name in ("queries", "targets", "negatives")
     )
     return EmbeddingBatch(queries, targets, negatives, PairIds(**columns))
 

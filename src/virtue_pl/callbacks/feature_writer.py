@@ -1,4 +1,4 @@
-"""Writes what `predict` computes of images: the features of each shard's, as one safetensors file."""
+"""`FeatureWriter`: the frozen features of images that `predict` computes, in one safetensors file for each shard."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from virtue_pl.features.store import (
     DTYPES,
     FeatureIndex,
-    Making,
+    FeatureProvenance,
     features_path,
     is_stored,
-    named_tensors,
+    to_named_tensors,
     write_features,
 )
 from virtue_pl.types import ShardImageBatch, VirtueError
@@ -25,24 +25,31 @@ from virtue_pl.types import ShardImageBatch, VirtueError
 
 @dataclass
 class StartedShard:
-    """What is known so far of a shard's images, by content key."""
+    """Features of a shard's images so far, by content key, and the seconds that they took.
+
+    Example:
+        >>> StartedShard().images
+        {}
+    """
 
     images: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     seconds: float = 0.0
 
 
 class FeatureWriter(Callback):
-    """Writes the features of a `predict` run over images into a folder beside each folder of shards
+    """Callback that writes the features of a `predict` run over images into a folder in each folder of shards
     (`virtue_pl.features.store`).
 
-    A shard's file is written as soon as its last batch was seen; a stopped run goes on with the shards that are
-    missing.
-    It is no BasePredictionWriter, since Lightning asks the loader of one for the indices of a batch, and a stream has
-    none.
+    A shard's file is written after its last batch; a stopped run goes on with the missing shards. It is no
+    BasePredictionWriter, since Lightning wants a batch's indices for one, and a stream has none.
 
     Args:
         folder: name of the folder of features in each folder of shards; the data module's `features` too.
         dtype: of the stored numbers: float32 keeps them exactly, float16 and bfloat16 take half the space.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[FeatureWriter(dtype="float32")])
+        >>> trainer.predict(model, datamodule=images)
     """
 
     def __init__(self, folder: str = "features", dtype: str = "float16") -> None:
@@ -52,10 +59,10 @@ class FeatureWriter(Callback):
         self.dtype = dtype
         self.streams: dict[str, str] = {}
         self.started: dict[Path, StartedShard] = {}
-        self.written: dict[Path, Making] = {}
+        self.written: dict[Path, FeatureProvenance] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning need not keep what is written; the networks' fingerprints are taken as they are now."""
+        """Start a run: Lightning is told not to keep the predictions, and the networks' fingerprints are read."""
         trainer.predict_loop.return_predictions = False
         self.streams = dict(pl_module.collator.fingerprints)  # type: ignore[union-attr, arg-type]
         self.clock = time.perf_counter()
@@ -76,20 +83,20 @@ class FeatureWriter(Callback):
             )
         folder = Path(batch.folder) / self.folder
         began, self.clock = self.clock, time.perf_counter()
-        making = self.written.setdefault(folder, Making(self.dtype, self.streams, batch.fingerprint))
+        making = self.written.setdefault(folder, FeatureProvenance(self.dtype, self.streams, batch.fingerprint))
         path = features_path(folder, batch.shard)
         if path not in self.started and is_stored(path, making):
             return
         shard = self.started.setdefault(path, StartedShard())
         for key, features in zip(batch.keys, outputs, strict=True):
-            shard.images[key] = named_tensors(features, self.dtype)
+            shard.images[key] = to_named_tensors(features, self.dtype)
         shard.seconds += self.clock - began
         if batch.last:
             write_features(path, self.started.pop(path).images, making, shard.seconds)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Once all ranks have written, each folder's features.json; a rank writes those of the folders that it saw."""
+        """Write each folder's features.json when all ranks are done; a rank writes those of its own folders."""
         trainer.strategy.barrier()
         while self.written:
             folder, making = self.written.popitem()
-            FeatureIndex.of(folder, making).write(folder)
+            FeatureIndex.from_files(folder, making).write(folder)

@@ -1,6 +1,4 @@
-"""One retrieval as an image: the query with its prompt and predicted mask, and the ranked captions, the right one
-marked.
-"""
+"""Image of one retrieval: the query with its prompt and predicted mask beside its ranked captions."""
 
 from __future__ import annotations
 
@@ -23,10 +21,10 @@ from virtue_pl.types import VisualPrompt
 Colour = tuple[int, int, int]
 
 IMAGE, MARGIN, ROW, LIST = 320, 14, 29, 480
-"""Pixels: the image's longer side, the space around things, a caption's height, the captions' width."""
+"""Sizes in pixels: the image's longer side, margins, a caption's height, the captions' width."""
 SMOOTH = 2
-"""The image is drawn this much larger and then shrunk, which smooths the lines."""
-SHOWN = 10
+"""Factor by which the image is drawn larger and then shrunk, which smooths the lines."""
+MAX_CAPTIONS = 10
 RED, BLUE, WHITE, INK, GREY = (225, 29, 46), (37, 99, 235), (255, 255, 255), (31, 41, 55), (140, 147, 160)
 GREEN, PALE_GREEN, BAR, MASK, OUTLINE = (21, 128, 61), (214, 242, 222), (226, 232, 244), (30, 110, 255), (255, 196, 0)
 
@@ -40,15 +38,15 @@ def render_panel(
     gold: int,
     title: str = "",
 ) -> UInt8[Tensor, "3 height width"]:
-    """The query at the left, at most ten captions at the right, best first.
+    """Draw the query at the left and at most ten captions at the right, best first.
 
     Boxes are red, points red (inside, +) or blue (outside, -), a prompted mask has a yellow outline; the predicted mask
     (`mask_logits` > 0) is tinted blue. gold: the index of the right caption; should it not be among the first ten, it
-    takes the tenth's place.
+    replaces the tenth.
     """
     query_image = draw_query(image, prompt, mask_logits)
     top = MARGIN + (26 if title else 0)
-    height = top + max(query_image.height, min(len(captions), SHOWN) * ROW) + MARGIN
+    height = top + max(query_image.height, min(len(captions), MAX_CAPTIONS) * ROW) + MARGIN
     canvas = Image.new("RGB", (3 * MARGIN + IMAGE + LIST, height), WHITE)
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN - 3), fit(title, 15, canvas.width - 2 * MARGIN), INK, font(15))
@@ -62,7 +60,7 @@ def draw_query(
     prompt: VisualPrompt,
     mask_logits: Float[Tensor, "mask_height mask_width"] | None,
 ) -> Image.Image:
-    """The image at the panel's size, with the predicted mask and the prompt on it."""
+    """Draw the image at the panel's size, with the predicted mask and the prompt on it."""
     height, width = image.shape[1:]
     scale = SMOOTH * IMAGE / max(height, width)
     size = (max(SMOOTH, round(width * scale)), max(SMOOTH, round(height * scale)))
@@ -79,23 +77,23 @@ def draw_query(
 
 
 def resize_map(values: Float[Tensor, "height width"], size: tuple[int, int]) -> Float[Tensor, "new_height new_width"]:
-    """`values` at `size` = (width, height)."""
+    """Resize a map to `size` = (width, height), in pixels."""
     return interpolate(values.cpu()[None, None], size[::-1], mode="bilinear", align_corners=False)[0, 0]
 
 
 def edge(mask: Bool[Tensor, "height width"], thickness: int) -> Bool[Tensor, "height width"]:
-    """The places of the mask nearest to its outside."""
+    """Return the mask's pixels within `thickness` of its outside."""
     return mask & ~erode(mask, thickness)
 
 
 def paint(image: Image.Image, where: Bool[Tensor, "height width"], colour: Colour, strength: float) -> Image.Image:
-    """The image with `colour` laid over the given places."""
+    """Return the image with `colour` laid over the given pixels. strength: from 0 to 1."""
     cover = Image.fromarray((where.numpy() * round(255 * strength)).astype(np.uint8))
     return Image.composite(Image.new("RGB", image.size, colour), image, cover)
 
 
 def draw_prompt(draw: ImageDraw.ImageDraw, prompt: VisualPrompt, size: tuple[int, int]) -> None:
-    """Boxes and points, each with a white rim so that they show on any background."""
+    """Draw boxes and points, each with a white rim, on an image of `size` = (width, height)."""
     scale = torch.tensor(size)
     for box in (prompt.boxes.cpu() * scale.repeat(2)).tolist():
         draw.rectangle([box[0] - 2, box[1] - 2, box[2] + 2, box[3] + 2], outline=WHITE, width=9)
@@ -115,14 +113,14 @@ def draw_captions(
     scores: Float[Tensor, " captions"],
     gold: int,
 ) -> None:
-    """Background, caption and score, one a line, from the best; a bar behind each shows its score between the lowest
-    and the highest.
+    """Draw captions with their scores, one a line, best first; a bar behind each shows its score between the lowest and
+    the highest.
     """
     order = rank_candidates(scores[None], torch.tensor([gold]))[0].tolist()
-    place = int(gold_ranks(scores[None], None, torch.tensor([gold])))
-    shown = list(enumerate(order))[:SHOWN]
-    if place >= SHOWN:
-        shown[-1] = (place, gold)
+    gold_rank = int(gold_ranks(scores[None], None, torch.tensor([gold])))
+    shown = list(enumerate(order))[:MAX_CAPTIONS]
+    if gold_rank >= MAX_CAPTIONS:
+        shown[-1] = (gold_rank, gold)
     lowest, highest = scores.min().item(), scores.max().item()
     for line, (rank, caption) in enumerate(shown):
         share = (scores[caption].item() - lowest) / (highest - lowest) if highest > lowest else 0.0
@@ -140,12 +138,13 @@ def draw_captions(
 def draw_caption(
     draw: ImageDraw.ImageDraw,
     corner: tuple[int, int],
-    place: int,
+    rank: int,
     caption: str,
     score: float,
     share: float,
     right: bool,
 ) -> None:
+    """Draw one line: rank, caption and score over a bar as long as `share` of the width; the right one is green."""
     x, y = corner
     bottom = y + ROW - 4
     draw.rounded_rectangle(
@@ -156,13 +155,13 @@ def draw_caption(
         draw.line([x + 29, y + 13, x + 33, y + 18, x + 41, y + 7], fill=GREEN, width=3, joint="curve")
     ink = GREEN if right else INK
     middle = (y + bottom) / 2
-    draw.text((x + 22, middle), str(place), GREY if not right else GREEN, font(13), anchor="rm")
+    draw.text((x + 22, middle), str(rank), GREY if not right else GREEN, font(13), anchor="rm")
     draw.text((x + 48, middle), fit(caption, 14, LIST - 48 - 54), ink, font(14), anchor="lm")
     draw.text((x + LIST - 8, middle), f"{score:.3f}", ink, font(13), anchor="rm")
 
 
 def fit(text: str, size: int, width: int) -> str:
-    """`text` on one line, cut with an ellipsis where it is longer than `width` pixels."""
+    """Return `text` on one line, cut with an ellipsis where it is longer than `width` pixels."""
     text = " ".join(text.split())
     if font(size).getlength(text) <= width:
         return text
@@ -172,4 +171,5 @@ def fit(text: str, size: int, width: int) -> str:
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own font at a size in pixels."""
     return ImageFont.load_default(size)  # type: ignore[return-value]

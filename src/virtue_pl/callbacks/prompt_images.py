@@ -1,6 +1,4 @@
-"""ImageBatch of retrievals in TensorBoard, the same queries at every validation, so that its slider shows them being
-learned.
-"""
+"""`PromptImages`: drawn retrievals in TensorBoard, the same queries at every validation, for its slider over steps."""
 
 from __future__ import annotations
 
@@ -19,17 +17,20 @@ from virtue_pl.types import IMAGE_TOKEN, RankingBatch, RankingOutput, VirtueErro
 
 
 class PromptImages(Callback):
-    """Draws the first queries of a validation or test: image, prompt, predicted mask, ranked captions, the right one
-    marked.
+    """Callback that draws the first queries of a validation or test: image, prompt, predicted mask, ranked captions,
+    the right one marked.
 
-    Query i is shown in the i-th mode, going round the modes that show the model an image; a query without an image is
-    left out, and so is one whose candidates are images. TensorBoard shows them as `val/retrieved/NUMBER_MODE` (or
+    Query i is drawn in mode i modulo the number of modes that give the model an image; a query without an image is left
+    out, and so is one whose candidates are images. TensorBoard shows them as `val/retrieved/NUMBER_MODE` (or
     `test/...`).
 
     Args:
         num: how many queries to draw.
         ranking: whose captions to show, a name in the samples' `rankings`.
         modes: which prompt modes to show; by default all that are evaluated.
+
+    Example:
+        >>> trainer = Trainer(logger=TensorBoardLogger("runs"), callbacks=[PromptImages(num=4, modes=["box"])])
     """
 
     def __init__(self, num: int = 8, ranking: str = "hit@1", modes: Sequence[str] | None = None) -> None:
@@ -85,7 +86,7 @@ class PromptImages(Callback):
             self._drawn += 1
 
     def _modes(self, evaluated: Sequence[str]) -> list[int]:
-        """Numbers of the modes to show; those of queries without regions are few, and all shown."""
+        """Return the numbers of the modes to draw: the chosen ones, or all where queries have no regions."""
         if set(evaluated) <= {"no_prompt", "blind"}:
             return list(range(len(evaluated)))
         chosen = [number for number, mode in enumerate(evaluated) if self.modes is None or mode in self.modes]
@@ -100,7 +101,7 @@ class PromptImages(Callback):
 def panel_of(
     batch: RankingBatch, output: RankingOutput, sample: int, mode: int, ranking: str = "hit@1"
 ) -> UInt8[Tensor, "3 height width"]:
-    """The panel of one sample, whose query has an image, in mode number `mode` of its batch.
+    """Draw the panel of one sample, whose query has an image, in mode number `mode` of its batch.
 
     Raises VirtueError if the sample has no ranking of that name.
     """
@@ -126,13 +127,13 @@ def panel_of(
 
 
 def prompt_of(batch: RankingBatch, row: int) -> VisualPrompt:
-    """The prompt on the first image of a row of `batch.queries`; empty if the row uses none."""
+    """Return the prompt on the first image of a row of `batch.queries`; empty if the row has none."""
     uses = (batch.queries.prompt_rows == row).nonzero().flatten().tolist()
     return batch.queries.prompts.prompts[uses[0]].to("cpu") if uses else VisualPrompt()
 
 
 def mask_of(output: RankingOutput, row: int) -> Float[Tensor, "height width"] | None:
-    """The mask predicted for a row, if there is one."""
+    """Return the logits of the mask predicted for a row; None if there is none."""
     if output.mask_logits is None or output.mask_rows is None:
         return None
     masks: Sequence[int] = torch.nonzero(output.mask_rows == row).flatten().tolist()

@@ -1,4 +1,4 @@
-"""After a test: the table in the terminal, and report.json, report.md and predictions.jsonl on disk."""
+"""`RankingReport`: a test's table in the terminal, and report.json, report.md and predictions.jsonl on disk."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from rich.console import Console
 
+from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.reports.tables import markdown, rich_tables
 from virtue_pl.evaluation.retrieval.predictions import predictions
-from virtue_pl.evaluation.statistics.summary import chance, context, summarise, write_json, write_text
+from virtue_pl.evaluation.statistics.summary import chance, context, summarise
 from virtue_pl.metrics.rank_metrics import RankTable
 from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import RankingBatch, RankingOutput
@@ -26,22 +27,36 @@ from virtue_pl.types import RankingBatch, RankingOutput
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-    """A DataModule that knows a checksum of the data it streams."""
+    """A DataModule with a checksum of the data that it streams.
 
-    def fingerprint(self) -> str: ...
+    Example:
+        >>> class Data:
+        ...     def fingerprint(self):
+        ...         return "c0ffee"
+        >>> isinstance(Data(), Fingerprinted)
+        True
+    """
+
+    def fingerprint(self) -> str:
+        """Return the checksum, in hexadecimal digits."""
+        ...
 
 
 class RankingReport(Callback):
-    """Prints and writes what a test found.
+    """Callback that prints and writes a test's results.
 
     The table comes from the module's `rank_table` (a `RankTable` that its `test_step` fills), emptied before and read
-    after
-    the test; the predictions from the `RankingOutput` that `test_step` returns for a `RankingBatch`. A module without a
-    rank table, such as a part that is tested alone, leaves its logged metrics in the same files, and no predictions.
+    after the test; the predictions from the `RankingOutput` that `test_step` returns for a `RankingBatch`. A module
+    without a rank table, such as a part that is tested alone, leaves its logged metrics in the same files, and no
+    predictions.
     `report.json` holds `results`, `chance`, `metrics`, `seconds` and `context`.
 
     Args:
         out: the folder to write into; by default the run's own log folder.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[RankingReport("runs/mini/report")])
+        >>> trainer.test(model, datamodule=data)
     """
 
     def __init__(self, out: str | None = None) -> None:
@@ -108,7 +123,7 @@ class RankingReport(Callback):
         return self._folder / f".predictions.{rank}.part"
 
     def _join_predictions(self, world_size: int) -> None:
-        """One file of all processes' lines, sorted, each query once whoever saw it; none if nothing was ranked."""
+        """Write all processes' predictions to one file, sorted, each query once; no file if nothing was ranked."""
         parts = [self._part(rank) for rank in range(world_size)]
         lines = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
         found = {(line["task"], line["key"], line["mode"]): line for line in lines}
@@ -122,20 +137,18 @@ class RankingReport(Callback):
 
 
 def rank_table(pl_module: LightningModule) -> RankTable | None:
-    """The module's table of ranks, if it ranks."""
+    """Return the module's table of ranks; None for a module that does not rank."""
     table = getattr(pl_module, "rank_table", None)
     return table if isinstance(table, RankTable) else None
 
 
 def finite(value: float) -> float | None:
-    """`value`, or None for what JSON cannot hold."""
+    """Return `value`, or None for infinities and not a number, which JSON cannot hold."""
     return value if math.isfinite(value) else None
 
 
 def run_context(trainer: Trainer) -> dict[str, Any]:
-    """`evaluation.report.context` of a run: its resolved settings where the command line made it, its seed, its
-    data.
-    """
+    """Return the report's `context`: the run's settings, if the command line made it, its seed, its data's checksum."""
     config = resolved_config(trainer)
     seed = os.environ.get("PL_GLOBAL_SEED")
     data = trainer.datamodule  # type: ignore[attr-defined]
@@ -145,7 +158,7 @@ def run_context(trainer: Trainer) -> dict[str, Any]:
 
 
 def resolved_config(trainer: Trainer) -> Mapping[str, Any] | None:
-    """The settings of the run as LightningCLI parsed them; None for a trainer that Python built."""
+    """Return the run's settings as LightningCLI parsed them; None for a trainer that Python built."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, SaveConfigCallback):
             return yaml.safe_load(callback.parser.dump(callback.config, skip_unset=False))

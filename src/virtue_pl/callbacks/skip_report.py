@@ -1,4 +1,4 @@
-"""A report of the samples that were skipped."""
+"""`SkipReport`: a line about the bad samples that streaming skipped."""
 
 from __future__ import annotations
 
@@ -12,30 +12,41 @@ from lightning.pytorch.callbacks import Callback
 
 @runtime_checkable
 class CountsSkipped(Protocol):
-    """A DataModule that knows the bad samples which streaming left out in this process: key -> problem."""
+    """A DataModule that lists the bad samples which streaming skipped in this process.
+
+    Example:
+        >>> class Data:
+        ...     skipped = {"shard-0/7": "no image"}
+        >>> isinstance(Data(), CountsSkipped)
+        True
+    """
 
     @property
-    def skipped(self) -> Mapping[str, str]: ...
+    def skipped(self) -> Mapping[str, str]:
+        """Return the problem of each skipped sample, by its key."""
+        ...
 
 
 class SkipReport(Callback):
-    """Says in one line how many bad samples were skipped so far, at the end of each epoch in which there were
-    new ones.
+    """Callback that prints how many bad samples were skipped so far, after each epoch in which there were new ones.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[SkipReport()])
     """
 
     def __init__(self) -> None:
-        self._told = 0
+        self._reported = 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell(trainer)
+        self._report(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell(trainer)
+        self._report(trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tell(trainer)
+        self._report(trainer)
 
-    def _tell(self, trainer: Trainer) -> None:
+    def _report(self, trainer: Trainer) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, CountsSkipped):
             return
@@ -43,14 +54,19 @@ class SkipReport(Callback):
         total = int(
             trainer.strategy.reduce(torch.tensor(len(problems), device=trainer.strategy.root_device), reduce_op="sum")
         )
-        if total > self._told and trainer.is_global_zero:
+        if total > self._reported and trainer.is_global_zero:
             print(describe_skipped(total, problems), flush=True)
-        self._told = total
+        self._reported = total
 
 
-def describe_skipped(total: int, problems: Mapping[str, str], shown: int = 3) -> str:
-    """One line: how many on all processes, and the latest of this one's by key."""
-    latest = [f"{key}: {problem}" for key, problem in list(problems.items())[-shown:]]
+def describe_skipped(total: int, problems: Mapping[str, str], num_latest: int = 3) -> str:
+    """Return one line: how many were skipped by all processes, and the latest of this process by key.
+
+    Example:
+        >>> describe_skipped(1, {"shard-0/7": "no image"})
+        'skipped 1 bad sample so far, the latest: shard-0/7: no image'
+    """
+    latest = [f"{key}: {problem}" for key, problem in list(problems.items())[-num_latest:]]
     return f"skipped {total} bad sample{'s' * (total > 1)} so far" + (
         ", the latest: " + "; ".join(latest) if latest else ""
     )

@@ -1,4 +1,4 @@
-"""Training speed, logged."""
+"""`Throughput`: training speed in the log."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from virtue_pl.types import VirtueError
 
 
 class Throughput(Callback):
-    """Samples a second over the last steps and all processes, as `train/samples_per_second`, in the log and the
-    progress bar.
+    """Callback that logs the samples a second of the last steps, on all processes, as `train/samples_per_second`.
 
-    Validation does not count. It is written as often as the trainer logs (`log_every_n_steps`).
+    It stands in the progress bar, too. Validation does not count. It is written as often as the trainer logs
+    (`log_every_n_steps`).
 
     Args:
-        window: over how many steps to average.
+        window: number of steps to average over.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[Throughput(window=50)])
     """
 
     def __init__(self, window: int = 20) -> None:

@@ -1,4 +1,4 @@
-"""Adapters of a training checkpoint in peft's layout (LoRA, DoRA), merged into the weights that they were trained on.
+"""Adapters of a training checkpoint in peft's layout (LoRA, DoRA), and how they are merged into their model's weights.
 
 LoRA (arXiv 2106.09685) adds `scale * B @ A` to a weight. DoRA (arXiv 2402.09353) also gives each of its rows a learned
 length.
@@ -29,12 +29,17 @@ UNSUPPORTED = (
     "exclude_modules",
     "trainable_token_indices",
 )
-"""Settings of peft that change what a merged weight is, and that no published checkpoint has."""
+"""Settings of peft that change a merged weight, and that no published checkpoint has."""
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """What a merged weight depends on beside the tensors. targets: names of the modules with an adapter."""
+    """Settings of adapters that a merged weight depends on. targets: names of the modules with an adapter.
+
+    Example:
+        >>> AdapterSettings(rank=8, alpha=16, dora=False, targets=("q_proj",)).scale
+        2.0
+    """
 
     rank: int
     alpha: float
@@ -44,15 +49,17 @@ class AdapterSettings:
 
     @property
     def scale(self) -> float:
+        """Return the factor of `B @ A` in a merged weight."""
         return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
 
     @property
     def kinds(self) -> frozenset[str]:
+        """Return the names of the tensors that each adapter has."""
         return frozenset({"lora_A", "lora_B", "lora_magnitude_vector"} if self.dora else {"lora_A", "lora_B"})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], name: str) -> AdapterSettings:
-        """Of peft's `adapter_config.json`. Raises VirtueError for settings that are not merged here."""
+        """Read peft's `adapter_config.json`. Raises VirtueError for settings that cannot be merged here."""
         used = [key for key in UNSUPPORTED if config.get(key)]
         if config.get("peft_type", "LORA") != "LORA" or used or config.get("bias", "none") != "none":
             found = (
@@ -76,7 +83,7 @@ class AdapterSettings:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> AdapterSettings:
-        """Of `LoRA` as a config states it."""
+        """Read `LoRA` as a config states it. Raises VirtueError where it leaves a setting to a default."""
         stated = spec.get("init_args") or {}
         missing = {"rank", "alpha", "dora", "targets"} - stated.keys()
         if missing:
@@ -89,23 +96,31 @@ class AdapterSettings:
 
 @dataclass(frozen=True)
 class Adapters:
-    """A checkpoint's adapters: for each module, by this package's name, its tensors by kind."""
+    """A checkpoint's adapters: for each module, by this package's name, its tensors by kind.
+
+    Example:
+        >>> settings = AdapterSettings(rank=1, alpha=1, dora=False, targets=("q_proj",))
+        >>> tensors = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(3, 1)}
+        >>> list(Adapters(settings, {"layers.0.q_proj": tensors}).modules)
+        ['layers.0.q_proj']
+    """
 
     settings: AdapterSettings
     modules: dict[str, dict[str, Tensor]]
 
 
 def read_adapters(folder: Path) -> Adapters:
-    """The adapters of a folder. Raises VirtueError for a tensor of an unknown name."""
+    """Return the adapters in a folder. Raises VirtueError for a tensor of an unknown name."""
     settings = AdapterSettings.from_config(read_json(folder / CONFIG), str(folder / CONFIG))
-    return Adapters(settings, by_module(read_tensors(folder, ADAPTER_FILES), str(folder)))
+    return Adapters(settings, group_by_module(read_tensors(folder, ADAPTER_FILES), str(folder)))
 
 
-def by_module(
+def group_by_module(
     tensors: Mapping[str, Tensor], name: str, split: Callable[[str], AdapterName | None] = adapter_name
 ) -> dict[str, dict[str, Tensor]]:
-    """Adapters' tensors, by the module that they belong to and by kind. split: from a tensor's name to both; None for
-    an unknown one.
+    """Return adapters' tensors by module and by kind. Raises VirtueError for an unknown name.
+
+    split: returns the module and the kind of a tensor's name, or None for an unknown one.
     """
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -120,8 +135,8 @@ def by_module(
 
 
 def merge(adapters: Adapters, tensors: Mapping[str, Tensor], wanted: Set[str], name: str) -> dict[str, Tensor]:
-    """The tensors with every adapter in its module's weight; all modules `wanted` must have one. Raises VirtueError for
-    one too many or too few.
+    """Return the tensors with every adapter merged into its module's weight. Raises VirtueError unless exactly the
+    modules `wanted` have one.
     """
     for module in sorted(wanted ^ adapters.modules.keys()):
         problem = "lacks the adapter of" if module in wanted else "has an adapter of"
@@ -133,14 +148,14 @@ def merge(adapters: Adapters, tensors: Mapping[str, Tensor], wanted: Set[str], n
     for module, parts in adapters.modules.items():
         check_parts(module, parts, tensors[f"{module}.weight"], adapters.settings, name)
         weight = tensors[f"{module}.weight"]
-        merged[f"{module}.weight"] = adapted(
+        merged[f"{module}.weight"] = merge_weight(
             weight.float(), {kind: part.float() for kind, part in parts.items()}, adapters.settings.scale
         ).to(weight.dtype)
     return merged
 
 
-def targeted(tensors: Mapping[str, Tensor], targets: tuple[str, ...]) -> set[str]:
-    """The matrices of the language model and of the vision tower whose name ends in a target, as peft matches."""
+def target_modules(tensors: Mapping[str, Tensor], targets: tuple[str, ...]) -> set[str]:
+    """Return the modules of the language model and of the vision tower whose name ends in a target, as peft matches."""
     matrices = {
         key.removesuffix(".weight")
         for key, tensor in tensors.items()
@@ -150,7 +165,7 @@ def targeted(tensors: Mapping[str, Tensor], targets: tuple[str, ...]) -> set[str
 
 
 def check_parts(module: str, parts: Mapping[str, Tensor], weight: Tensor, settings: AdapterSettings, name: str) -> None:
-    """Raises VirtueError where an adapter lacks a tensor or is of another size than its settings and its module."""
+    """Raise VirtueError where an adapter lacks a tensor or has another size than its settings and its module."""
     if parts.keys() != settings.kinds:
         raise VirtueError(
             f"{name}: {module} has {', '.join(sorted(parts))}, expected {', '.join(sorted(settings.kinds))} (use_dora:"
@@ -166,11 +181,11 @@ def check_parts(module: str, parts: Mapping[str, Tensor], weight: Tensor, settin
             )
 
 
-def adapted(
+def merge_weight(
     weight: Float[Tensor, "rows columns"], parts: Mapping[str, Tensor], scale: float
 ) -> Float[Tensor, "rows columns"]:
-    """The weight that a module with this adapter multiplies by. The rows' lengths are constants to the gradient, as
-    DoRA has it.
+    """Return the weight that a module with this adapter multiplies by. The rows' lengths are constants for the
+    gradient, as in DoRA.
     """
     changed = weight + scale * (parts["lora_B"] @ parts["lora_A"])
     if "lora_magnitude_vector" not in parts:

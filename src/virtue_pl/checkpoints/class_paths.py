@@ -1,4 +1,4 @@
-"""Dotted paths of classes: what they name, and what they might have meant.
+"""Dotted paths of classes: import them, and suggest a class where a path names nothing.
 
 Configs, runs and exported folders name this package's classes by the faces of its packages, as in
 `virtue_pl.losses.InfoNCELoss`.
@@ -6,17 +6,23 @@ Configs, runs and exported folders name this package's classes by the faces of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, get_args
 
 import virtue_pl
 
 
 def import_class(path: str) -> Any:
-    """Return what a dotted path names, through a package's face or in full; None where there is nothing."""
+    """Return the object that a dotted path names, through a package's face or in full; None where there is none.
+
+    Example:
+        >>> import_class("virtue_pl.types.VisualPrompt").__module__
+        'virtue_pl.types.prompts'
+    """
     module, _, name = str(path).rpartition(".")
     try:
         return getattr(import_module(module), name)
@@ -42,9 +48,9 @@ def public_path(cls: type) -> str:
 
 
 def explain_missing(path: str, allowed: Iterable[type] = ()) -> str:
-    """Return one sentence for a class path that names nothing: where the class is now, or what may stand there.
+    """Return one sentence for a class path that names nothing: the class's path today, or the classes that fit.
 
-    allowed: the types that the option takes, where they are known; their subclasses in faces are suggested.
+    allowed: the types that the option takes, if the caller has them; concrete subclasses of them are suggested.
 
     Example:
         >>> explain_missing("virtue_pl.parts.contrastive_loss.InfoNCELoss")
@@ -55,8 +61,8 @@ def explain_missing(path: str, allowed: Iterable[type] = ()) -> str:
     if name in faces:
         return f"{missing}: it is {faces[name]}"
     bases = tuple(allowed)
-    fitting = {found: face for found, face in faces.items() if bases and is_subclass(import_class(face), bases)}
-    close = get_close_matches(name, fitting or faces, 1, 0.5)
+    fitting = {found: face for found, face in faces.items() if bases and is_concrete(import_class(face), bases)}
+    close = [one for one in get_close_matches(name, fitting or faces, 3, 0.5) if is_concrete(import_class(faces[one]))]
     if close:
         return f"{missing}: the closest is {faces[close[0]]}"
     if fitting:
@@ -64,6 +70,14 @@ def explain_missing(path: str, allowed: Iterable[type] = ()) -> str:
     return f"{missing}, expected one of this version of virtue-pl"
 
 
-def is_subclass(cls: Any, bases: tuple[type, ...]) -> bool:
-    """Return whether something is a class that stands below one of the bases."""
-    return isinstance(cls, type) and issubclass(cls, bases)
+def is_concrete(cls: Any, bases: tuple[type, ...] = (object,)) -> bool:
+    """Return whether an object is a class that can be built and is derived from one of the bases."""
+    return isinstance(cls, type) and issubclass(cls, bases) and not inspect.isabstract(cls)
+
+
+def classes_in(hint: Any) -> Iterator[type]:
+    """Yield this package's classes in a type hint, as InfoNCELoss in `InfoNCELoss | None`, or a factory's product."""
+    if inspect.isclass(hint) and hint.__module__.startswith("virtue_pl."):
+        yield hint
+    for argument in get_args(hint):
+        yield from classes_in(argument)

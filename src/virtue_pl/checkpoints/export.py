@@ -1,4 +1,4 @@
-"""From a checkpoint or a release to a folder."""
+"""Export: a run's checkpoint or a published release becomes a folder."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def export(
     license: str | None = None,
     allow_classes: Sequence[str] = (),
 ) -> CheckpointSpec:
-    """Writes `source` (a `.ckpt`, a release's folder or hub name) to the new folder `target`; returns what is in it.
+    """Write `source` (a `.ckpt`, a model's folder or hub name) to the new folder `target`; returns the exported model.
 
     The model is built, and its tensors and its formatter are checked first, so that nothing is written that could not
-    be read. Tensors keep their bits.
+    be read. Tensors keep their bits. Raises VirtueError where the source cannot be exported so.
     """
     if Path(source).is_file():
-        release = (
+        checkpoint = (
             with_left_out(read_run(Path(source), config)) if layout == "published" else read_run(Path(source), config)
         )
     else:
-        release = read_release(local_folder(source), sam_checkpoint, base)
+        checkpoint = read_release(local_folder(source), sam_checkpoint, base)
     if merge_adapters:
-        release = with_merged_adapters(release)
-    elif layout == "published" and has_adapters(release):
+        checkpoint = with_merged_adapters(checkpoint)
+    elif layout == "published" and has_adapters(checkpoint):
         raise VirtueError(f"{source} has adapters, expected none in the published layout: add `--merge-adapters`")
-    use_formatter(release.build(dtype=None, allow_classes=allow_classes), None, str(source))
+    use_formatter(checkpoint.build(dtype=None, allow_classes=allow_classes), None, str(source))
     write = write_published if layout == "published" else write_folder
-    write(release, Path(target), Path(source).name if Path(source).exists() else str(source), license)
-    return release
+    write(checkpoint, Path(target), Path(source).name if Path(source).exists() else str(source), license)
+    return checkpoint

@@ -1,9 +1,8 @@
-"""This package's own layout: the model as a config states it, all tensors in safetensors, and its language model's
-description.
+"""This package's own layout of an exported model.
 
 virtue.yaml         {format, model: {class_path, init_args}}; a value "./NAME" is a folder beside it
 model.safetensors   every tensor of the model's `state_dict()`
-left_out.safetensors  what only the published layout needs, if there is any
+left_out.safetensors  tensors that only the published layout needs, if there are any
 language_model/     config and tokenizer, no weights
 README.md           the model card
 """
@@ -34,8 +33,8 @@ NOT_DESCRIPTION = ("*.index.json", "adapter_config.json", "virtue.yaml", "README
 
 
 def read_folder(folder: Path) -> CheckpointSpec:
-    """The model of an exported folder. Raises VirtueError for another format, and where its spec names weights outside
-    of its own file.
+    """Return the model of an exported folder. Raises VirtueError for another format, and where its spec names weights
+    outside of its own file.
     """
     try:
         content = yaml.safe_load((folder / SPEC_FILE).read_text(encoding="utf-8"))
@@ -62,24 +61,24 @@ def read_folder(folder: Path) -> CheckpointSpec:
     )
 
 
-def write_folder(release: CheckpointSpec, target: Path, source: str, license: str | None = None) -> None:
-    """Writes a release in this package's layout; `target` is whole or absent."""
+def write_folder(checkpoint: CheckpointSpec, target: Path, source: str, license: str | None = None) -> None:
+    """Write a model in this package's layout; `target` is complete or absent."""
     with new_folder(target) as folder:
-        spec = copied(without_weights(release.spec), release.folder, folder)
+        spec = copy_language_models(without_weights(checkpoint.spec), checkpoint.folder, folder)
         (folder / SPEC_FILE).write_text(
             yaml.safe_dump({"format": FORMAT, "model": spec}, sort_keys=False, width=140), encoding="utf-8"
         )
-        save_tensors(release.tensors, folder / MODEL_FILE)
-        if release.left_out:
-            save_tensors(release.left_out, folder / LEFT_OUT_FILE)
-        count = sum(tensor.numel() for tensor in release.tensors.values())
-        (folder / CARD).write_text(model_card(spec, source, count, license or release.license), encoding="utf-8")
+        save_tensors(checkpoint.tensors, folder / MODEL_FILE)
+        if checkpoint.left_out:
+            save_tensors(checkpoint.left_out, folder / LEFT_OUT_FILE)
+        count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+        (folder / CARD).write_text(model_card(spec, source, count, license or checkpoint.license), encoding="utf-8")
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes it if all goes well. Raises VirtueError where `target` holds
-    something.
+    """Yield a temporary folder beside `target` that is renamed to it if all goes well. Raises VirtueError where
+    `target` is not empty.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise VirtueError(f"{target} is there and not empty, expected a new folder: remove it, or give another `--out`")
@@ -95,14 +94,14 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """All tensors, each with memory of its own, as safetensors wants them."""
+    """Write tensors as safetensors, each with memory of its own, as that format needs it."""
     save_file(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path, {"format": "pt"}
     )
 
 
 def arguments(spec: Any) -> Iterator[tuple[str, Any]]:
-    """Every named value at any depth."""
+    """Yield every named value of a spec, at any depth."""
     if isinstance(spec, Mapping):
         for name, value in spec.items():
             yield str(name), value
@@ -113,12 +112,12 @@ def arguments(spec: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_weights(name: str) -> bool:
-    """Whether an argument names a file of weights, by this package's convention."""
+    """Return whether an argument names a file of weights, by this package's convention."""
     return name == "weights" or name.endswith("_weights")
 
 
 def without_weights(spec: Any) -> Any:
-    """The spec with random weights everywhere, as plain values that YAML can hold."""
+    """Return the spec without files of weights, as plain values that YAML can hold."""
     if isinstance(spec, Mapping):
         emptied = {str(name): without_weights(value) for name, value in spec.items()}
         return {
@@ -130,24 +129,26 @@ def without_weights(spec: Any) -> Any:
     return str(spec) if isinstance(spec, Path) else spec
 
 
-def copied(spec: Any, origin: Path, target: Path) -> Any:
-    """The spec with every model of the hub or of a folder (`..._model`) copied into `target`, without its weights."""
-    places: dict[str, str] = {}
+def copy_language_models(spec: Any, origin: Path, target: Path) -> Any:
+    """Copy every language model that a spec names (`..._model`) into `target`, without weights; returns the spec that
+    names the copies.
+    """
+    copies: dict[str, str] = {}
     for name, value in arguments(spec):
         if (
             name.endswith("_model")
             and isinstance(value, str)
-            and value not in places
-            and (found := described(value, origin)) is not None
+            and value not in copies
+            and (found := language_model_folder(value, origin)) is not None
         ):
-            places[value] = f"{IN_FOLDER}language_model" + (f"_{len(places) + 1}" if places else "")
-            copy_description(found, target / places[value])
-    return replaced(spec, places)
+            copies[value] = f"{IN_FOLDER}language_model" + (f"_{len(copies) + 1}" if copies else "")
+            copy_description(found, target / copies[value])
+    return rename_models(spec, copies)
 
 
-def described(value: str, origin: Path) -> Path | None:
-    """The folder of a language model by its path, its place in a release or its hub name; None for a name of another
-    kind (timm's).
+def language_model_folder(value: str, origin: Path) -> Path | None:
+    """Return the folder of a language model by its path, its path inside `origin` or its hub name; None for a name of
+    another kind (timm's).
     """
     if value.startswith(IN_FOLDER) and (origin / value / "config.json").is_file():
         return origin / value
@@ -155,7 +156,7 @@ def described(value: str, origin: Path) -> Path | None:
 
 
 def copy_description(source: Path, target: Path) -> None:
-    """A language model's config, tokenizer and image processor."""
+    """Copy a language model's config, tokenizer and image processor."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         chosen = any(fnmatch(path.name, pattern) for pattern in DESCRIPTION) and not any(
@@ -165,14 +166,15 @@ def copy_description(source: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def replaced(spec: Any, places: Mapping[str, str]) -> Any:
+def rename_models(spec: Any, new_names: Mapping[str, str]) -> Any:
+    """Return the spec with the language models (`..._model`) under new names, by the old ones."""
     if isinstance(spec, Mapping):
         return {
             name: (
-                places.get(value, value)
+                new_names.get(value, value)
                 if name.endswith("_model") and isinstance(value, str)
-                else replaced(value, places)
+                else rename_models(value, new_names)
             )
             for name, value in spec.items()
         }
-    return [replaced(value, places) for value in spec] if isinstance(spec, list) else spec
+    return [rename_models(value, new_names) for value in spec] if isinstance(spec, list) else spec

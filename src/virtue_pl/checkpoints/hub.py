@@ -1,4 +1,4 @@
-"""Names of the Hugging Face hub as folders on this machine."""
+"""Folders of models on this machine, by path or by a name of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from virtue_pl.types import VirtueError
 
 DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.yaml")
-"""What is fetched; no file of code is."""
+"""Patterns of the files that are fetched; none is code."""
 
 
 def local_folder(
     name: str | Path, patterns: Sequence[str] = (*DESCRIPTION, *WEIGHTS), revision: str | None = None
 ) -> Path:
-    """The folder of that name, or what the hub has under it, downloaded once. Raises VirtueError in one line where
-    neither is there.
+    """Return the folder of that name, or the hub's repository of that name, downloaded once. Raises VirtueError where
+    there is neither.
     """
     if Path(name).is_dir():
         return Path(name)

@@ -1,10 +1,9 @@
-"""The one map between the names of published weights and this package's.
+"""Names of tensors: from the published weights to this package and back.
 
-Published: transformers 4.52 says `model.layers.` and `visual.`, transformers 5 `model.language_model.layers.` and
-`model.visual.`; the
-connector is `sam2_reducer` and `sam2vlm_layer`; SAM 2 has its own names; a training run puts `encoder.` or
-`segmentation_model.` in
-front, peft puts `base_model.model.`. Here: the names of `Virtue.state_dict()`.
+Published: transformers 4.52 has `model.layers.` and `visual.`, transformers 5 `model.language_model.layers.` and
+`model.visual.`; the connector is `sam2_reducer` and `sam2vlm_layer`; SAM 2 has its own names; the published training
+code puts `encoder.` or `segmentation_model.` in front, peft `base_model.model.`. Here: the names of
+`Virtue.state_dict()`.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from virtue_pl.backbones.segmentation.sam2_weights import LEFT_OUT as SAM2_LEFT_OUT
-from virtue_pl.backbones.segmentation.sam2_weights import renamed
+from virtue_pl.backbones.segmentation.sam2_weights import VIDEO_TENSORS as SAM2_LEFT_OUT
+from virtue_pl.backbones.segmentation.sam2_weights import rename_tensors
 
 LANGUAGE, VISION = "fusion.backbone.model.language_model.", "fusion.backbone.model.visual."
 PROMPT_ENCODER, SEGMENTATION = "prompt_encoder.encoder.encoder.", "segmentation.backbone."
@@ -33,12 +32,12 @@ FROM_PUBLISHED = (
 )
 TO_PUBLISHED = ((LANGUAGE, "model."), (VISION, "visual."), (REDUCE, "sam2_reducer."), (PROJECT, "sam2vlm_layer."))
 HEAD = "lm_head.weight"
-"""Predicts words; no embedding needs it."""
+"""Name of the head that predicts words, which no embedding needs."""
 ADAPTER = re.compile(
     r"^(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_magnitude_vector)(?:\.(?!weight$)\w+)?(?:\.weight)?$"
 )
-"""peft's names of an adapter's tensors: in a file they lack the adapter's own name (`default`), in a model they have
-it.
+"""Pattern of peft's names of an adapter's tensors: with the adapter's own name (`default`) in a model, without in a
+file.
 """
 
 SAM2_ORIGINAL = (
@@ -68,21 +67,26 @@ SAM2_ORIGINAL = (
     (r"\.mlp\.first\.", ".mlp.layers.0."),
     (r"\.mlp\.second\.", ".mlp.layers.1."),
 )
-"""From transformers' names of SAM 2's tensors to the original's, in this order; `sam2_weights.RENAMED` is the way
-there.
+"""Replacements, in this order, that turn transformers' names of SAM 2's tensors into the original ones;
+`sam2_weights.RENAMES` is the other direction.
 """
 
 
 class AdapterName(NamedTuple):
-    """Whose adapter a tensor belongs to: a module by this package's name, and which of its tensors it is."""
+    """Name of an adapter's tensor, in two parts: its module, by this package's name, and its kind.
+
+    Example:
+        >>> adapter_name_here("layers.0.q_proj.lora_A.default.weight")
+        AdapterName(module='layers.0.q_proj', kind='lora_A')
+    """
 
     module: str
     kind: Literal["lora_A", "lora_B", "lora_magnitude_vector"]
 
 
 def from_published(name: str) -> str | None:
-    """This package's name of a tensor or module of the language model, the vision tower or the connector; None for an
-    unknown one.
+    """Return this package's name of a tensor or module of the language model, the vision tower or the connector; None
+    for an unknown one.
     """
     for pattern, prefix in FROM_PUBLISHED:
         if match := re.match(pattern, name):
@@ -91,8 +95,8 @@ def from_published(name: str) -> str | None:
 
 
 def to_published(name: str) -> str | None:
-    """The published name (transformers 4.52) of a tensor of the language model, the vision tower or the connector; None
-    for another's.
+    """Return the published name (transformers 4.52) of a tensor of the language model, the vision tower or the
+    connector; None for another part's.
     """
     for prefix, published in TO_PUBLISHED:
         if name.startswith(prefix):
@@ -101,8 +105,8 @@ def to_published(name: str) -> str | None:
 
 
 def adapter_name(name: str) -> AdapterName | None:
-    """What an adapter's tensor belongs to, by its published name or by that in a training run; None for what is no
-    adapter's.
+    """Return the module and kind of an adapter's tensor by its published name, or its name in the published training
+    code; None for a tensor of no adapter.
     """
     match = ADAPTER.match(name)
     module = None if match is None else from_published(match["module"])
@@ -110,29 +114,29 @@ def adapter_name(name: str) -> AdapterName | None:
 
 
 def adapter_name_here(name: str) -> AdapterName | None:
-    """The same by its name in a model's `state_dict()`, where an adapter stands in its module's place."""
+    """Return the module and kind of an adapter's tensor by its name in `state_dict()` of this package's models."""
     match = ADAPTER.match(name)
     return None if match is None else AdapterName(match["module"], match["kind"])  # type: ignore[arg-type]  # the pattern knows three
 
 
 def sam2_from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A SAM 2 checkpoint's tensors under this package's names, and under their own those that only follow objects
-    through a video.
+    """Return a SAM 2 checkpoint's tensors under this package's names, and those that only track objects in a video
+    under their own.
     """
-    read = renamed({name: tensor for name, tensor in state.items() if not SAM2_LEFT_OUT.match(name)})
-    kept = {name: tensor for name, tensor in state.items() if SAM2_LEFT_OUT.match(name)}
-    return {sam2_name(name): tensor for name, tensor in read.items()}, kept
+    needed = rename_tensors({name: tensor for name, tensor in state.items() if not SAM2_LEFT_OUT.match(name)})
+    left_out = {name: tensor for name, tensor in state.items() if SAM2_LEFT_OUT.match(name)}
+    return {sam2_name(name): tensor for name, tensor in needed.items()}, left_out
 
 
 def sam2_name(name: str) -> str:
-    """This package's name of a tensor of transformers' Sam2."""
+    """Return this package's name of a tensor of transformers' Sam2."""
     if name.startswith("prompt_encoder."):
         return PROMPT_ENCODER + name.removeprefix("prompt_encoder.")
     return SEGMENTATION + name
 
 
 def sam2_to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a model's tensors those of SAM 2, under the original's names. The four kinds of point become a table each."""
+    """Return SAM 2's tensors of a model under the original names. The four kinds of points become a table each."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if not name.startswith((PROMPT_ENCODER, SEGMENTATION)):
@@ -148,19 +152,19 @@ def sam2_to_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 for row in range(len(tensor))
             }
         else:
-            found[original(stock)] = tensor
+            found[original_sam2_name(stock)] = tensor
     return found
 
 
-def original(name: str) -> str:
-    """SAM 2's own name of a tensor of transformers' Sam2."""
+def original_sam2_name(name: str) -> str:
+    """Return SAM 2's own name of a tensor of transformers' Sam2."""
     for pattern, replacement in SAM2_ORIGINAL:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Whether both hold the same names with the same values, bit for bit."""
+    """Return whether both hold the same names with the same types and values, bit for bit."""
     return first.keys() == second.keys() and all(
         first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
     )

@@ -1,6 +1,4 @@
-"""A model card: what the model is, how inputs are prepared for it, with which versions it was written, under which
-licence.
-"""
+"""Model card: the model, how inputs are prepared for it, the versions it was written with, and its licence."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "timm", "segment-anything", 
 
 
 def read_license(folder: Path) -> str | None:
-    """What the head of a folder's card says of the licence; None where it says nothing."""
+    """Return the licence that the head of a folder's card states; None where it states none."""
     lines = (folder / CARD).read_text(encoding="utf-8").splitlines() if (folder / CARD).is_file() else []
     if not lines or lines[0] != "---" or "---" not in lines[1:]:
         return None
@@ -32,11 +30,12 @@ def read_license(folder: Path) -> str | None:
 
 
 def versions() -> dict[str, str]:
+    """Return the installed versions of this package and of those that its numbers depend on."""
     return {"virtue-pl": __version__, **{package: version(package) for package in PACKAGES}}
 
 
 def model_card(spec: Mapping[str, Any], source: str, num_parameters: int, license: str | None) -> str:
-    """The card's text. spec: the model's class_path and init_args. source: what it was exported from."""
+    """Return the card's text. spec: the model's class_path and init_args. source: what it was exported from."""
     head = {
         "license": license or UNKNOWN_LICENSE,
         "library_name": "virtue-pl",
@@ -50,18 +49,19 @@ def model_card(spec: Mapping[str, Any], source: str, num_parameters: int, licens
 
 # {spec["class_path"].rpartition(".")[2]}
 
-Unit embeddings of images, texts and visual prompts (VIRTUE, arXiv 2510.00523), {num_parameters:,} numbers in its tensors.
+Unit embeddings of images, texts and visual prompts (VIRTUE, arXiv 2510.00523).
+{num_parameters:,} numbers in its tensors.
 Exported from `{source}`.
 {stated}
 ```python
-from virtue_pl.interop.pretrained import from_pretrained
+from virtue_pl.checkpoints import from_pretrained
 
 model = from_pretrained("FOLDER")
 ```
 
-## InputFormatter
+## Input formatter
 
-How text, pixels and coordinates are prepared; the weights are meant for this one.
+It prepares text, pixels and coordinates; the weights were trained with this one.
 
 ```yaml
 {yaml.safe_dump(formatter, sort_keys=False).strip()}

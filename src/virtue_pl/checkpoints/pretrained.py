@@ -1,4 +1,4 @@
-"""A model from a folder or from the hub, ready to embed."""
+"""`from_pretrained`: a model from a folder or from the hub, ready to embed."""
 
 from __future__ import annotations
 
@@ -32,15 +32,14 @@ def from_pretrained(
     revision: str | None = None,
     allow_classes: Sequence[str] = (),
 ) -> EmbeddingModel:
-    """The model of a folder or hub name, in eval mode: one that `virtue-pl export` wrote, a published release, or a
-    training checkpoint of adapters.
+    """Load a model in eval mode: one that `virtue-pl export` wrote, a published release, a run's checkpoint, or a
+    published training checkpoint of adapters.
 
     Args:
         name: the folder, OWNER/NAME on the hub, or a run's checkpoint (.ckpt), whose run's config.yaml is above it.
         sam_checkpoint: SAM's file of a published release, where it lies neither beside the folder nor in it.
         formatter: None for the one that the weights were trained with; "published" or "virtue" to insist on it, which
-            raises where
-            the weights contradict; an object to prepare inputs otherwise in earnest, as for further training.
+            raises where the weights contradict; an object to prepare inputs in another way, as for further training.
         base: the folder under a checkpoint's adapters, where it is not what their config names.
         dtype: of the weights: float32, bfloat16 or float16.
         revision: of the hub's repository.
@@ -48,33 +47,32 @@ def from_pretrained(
             ("my_package.",).
 
     Raises VirtueError in one line for another model's folder, for a tensor missing, left over or of another size, and
-    for an input formatter that
-    contradicts the weights.
+    for an input formatter that contradicts the weights.
     """
     if dtype not in DTYPES:
         raise VirtueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    release = (
-        run_release(Path(name))
+    checkpoint = (
+        read_trained(Path(name))
         if str(name).endswith(".ckpt")
         else read_release(local_folder(name, revision=revision), sam_checkpoint, base)
     )
-    model = release.build(getattr(torch, dtype), allow_classes)
+    model = checkpoint.build(getattr(torch, dtype), allow_classes)
     use_formatter(model, formatter, str(name))
     return model
 
 
-def run_release(checkpoint: Path) -> CheckpointSpec:
-    """A run's model; what it started from is not read again, since its checkpoint has every tensor."""
-    if not checkpoint.is_file():
-        raise VirtueError(f"model: {checkpoint} is not there, expected a run's checkpoint, a folder or a hub name")
-    release = read_run(checkpoint)
-    return replace(release, spec=without_weights(release.spec))
+def read_trained(path: Path) -> CheckpointSpec:
+    """Return a run's model. The weights that the run started from are not read: the checkpoint has every tensor."""
+    if not path.is_file():
+        raise VirtueError(f"model: {path} is not there, expected a run's checkpoint, a folder or a hub name")
+    checkpoint = read_run(path)
+    return replace(checkpoint, spec=without_weights(checkpoint.spec))
 
 
 def read_release(
     folder: Path, sam_checkpoint: str | Path | None = None, base: str | Path | None = None
 ) -> CheckpointSpec:
-    """What the folder holds, whatever its layout."""
+    """Return the model in a folder of any layout. Raises VirtueError for a folder of none."""
     if (folder / SPEC_FILE).is_file():
         return read_folder(folder)
     if (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file():
@@ -87,12 +85,12 @@ def read_release(
 
 
 def use_formatter(model: EmbeddingModel, formatter: InputFormatter | str | None, name: str) -> None:
-    """Sets the model's formatter. Raises VirtueError for one that contradicts the weights."""
+    """Set the model's formatter. Raises VirtueError for one that contradicts the weights."""
     trained = model.formatter
     if isinstance(formatter, str):
         if formatter not in FORMATTERS:
             raise VirtueError(
-                f"formatter is {formatter!r}, expected one of {', '.join(FORMATTERS)}, or a InputFormatter"
+                f"formatter is {formatter!r}, expected one of {', '.join(FORMATTERS)}, or an InputFormatter"
             )
         if type(trained) is not FORMATTERS[formatter]:
             raise VirtueError(
@@ -106,7 +104,7 @@ def use_formatter(model: EmbeddingModel, formatter: InputFormatter | str | None,
 
 
 def check_published(model: Virtue, formatter: PublishedFormatter, name: str) -> None:
-    """Raises VirtueError where the published formatter counts on other sizes than the model has."""
+    """Raise VirtueError where the published formatter is made for other sizes than the model has."""
     processor = model.fusion.backbone.processor
     bounds = getattr(processor, "min_pixels", None), getattr(processor, "max_pixels", None)
     if None in bounds:

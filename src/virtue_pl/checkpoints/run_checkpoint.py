@@ -1,4 +1,4 @@
-"""A training run's checkpoint with its config.yaml as a release, its adapters merged where that is wanted."""
+"""Training runs: a checkpoint with its run's config.yaml as a `CheckpointSpec`, and its adapters merged if wanted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from virtue_pl.checkpoints.adapter_folder import Adapters, AdapterSettings, by_module, merge
-from virtue_pl.checkpoints.folder import arguments, replaced
+from virtue_pl.checkpoints.adapter_folder import Adapters, AdapterSettings, group_by_module, merge
+from virtue_pl.checkpoints.folder import arguments, rename_models
 from virtue_pl.checkpoints.keys import ADAPTER, HEAD, adapter_name_here, sam2_from_published
 from virtue_pl.checkpoints.release import CheckpointSpec
 from virtue_pl.checkpoints.tensor_files import MODEL_FILES, load_pickled, read_tensors
@@ -19,11 +19,11 @@ from virtue_pl.types import VirtueError
 
 CONFIG_FILE = "config.yaml"
 BASE = ".base_layer."
-"""What peft puts into the name of a weight with an adapter around it."""
+"""Part of the name that peft gives to a weight with an adapter around it."""
 
 
 def read_run(checkpoint: Path, config: Path | None = None) -> CheckpointSpec:
-    """What a checkpoint (`.ckpt`) holds, by the config of its run, which lies in a folder above it unless given.
+    """Return the model of a checkpoint (`.ckpt`), by the config of its run: `config`, or config.yaml in a folder above.
 
     Raises VirtueError where there is no config, or the file is no checkpoint.
     """
@@ -41,23 +41,26 @@ def read_run(checkpoint: Path, config: Path | None = None) -> CheckpointSpec:
             " `--config`"
         ) from error
     return CheckpointSpec(
-        checkpoint.parent, replaced(spec, moved(spec, started_in(path, found))), dict(content["state_dict"])
+        checkpoint.parent,
+        rename_models(spec, moved_models(spec, starting_folder(path, found))),
+        dict(content["state_dict"]),
     )
 
 
-def started_in(config: Path, found: Mapping[str, Any]) -> Path:
-    """The folder that a run's relative paths begin in: the one above its own as its config names it; or else the
-    current one.
+def starting_folder(config: Path, found: Mapping[str, Any]) -> Path:
+    """Return the folder that a run's relative paths are relative to: the one above `trainer.default_root_dir`, where
+    the config still lies there, or else the current one.
     """
     own = Path(str((found.get("trainer") or {}).get("default_root_dir") or ""))
     folder = config.resolve().parent
-    known = own.parts and not own.is_absolute() and folder.parts[-len(own.parts) :] == own.parts
-    return folder.parents[len(own.parts) - 1] if known else Path()
+    in_own_folder = own.parts and not own.is_absolute() and folder.parts[-len(own.parts) :] == own.parts
+    return folder.parents[len(own.parts) - 1] if in_own_folder else Path()
 
 
-def moved(spec: Any, start: Path) -> dict[str, str]:
-    """Where the folders of language models are that the spec names and that are not to be found from here. Raises
-    VirtueError for one that is nowhere.
+def moved_models(spec: Any, start: Path) -> dict[str, str]:
+    """Return paths from `start` of the language models that a spec names and that are not found from here, by name.
+
+    Raises VirtueError for one that is in neither folder.
     """
     named = {value for name, value in arguments(spec) if name.endswith("_model") and isinstance(value, str)}
     away = sorted(name for name in named if not Path(name).exists())
@@ -71,6 +74,7 @@ def moved(spec: Any, start: Path) -> dict[str, str]:
 
 
 def find_config(checkpoint: Path) -> Path:
+    """Return config.yaml of the run that a checkpoint lies in. Raises VirtueError where there is none."""
     for folder in checkpoint.resolve().parents[:3]:
         if (folder / CONFIG_FILE).is_file():
             return folder / CONFIG_FILE
@@ -79,47 +83,52 @@ def find_config(checkpoint: Path) -> Path:
     )
 
 
-def with_left_out(release: CheckpointSpec) -> CheckpointSpec:
-    """The release with what only the published layout needs, as far as the files that the run started from are still
-    there.
+def with_left_out(checkpoint: CheckpointSpec) -> CheckpointSpec:
+    """Return the model with the tensors that only the published layout needs, read from the files that the run started
+    from, as far as they still exist.
     """
     found: dict[str, Tensor] = {}
-    for name, value in arguments(release.spec):
+    for name, value in arguments(checkpoint.spec):
         if name == "weights" and str(value).endswith(".pt") and Path(str(value)).is_file():
             found |= sam2_from_published(load_pickled(Path(str(value))).get("model", {}))[1]
         if name == "vlm_model" and any((Path(str(value)) / file).is_file() for file in MODEL_FILES):
             found |= {key: tensor for key, tensor in read_tensors(Path(str(value)), MODEL_FILES).items() if key == HEAD}
-    return replace(release, left_out={**found, **release.left_out})
+    return replace(checkpoint, left_out={**found, **checkpoint.left_out})
 
 
-def has_adapters(release: CheckpointSpec) -> bool:
-    return any(ADAPTER.match(name) for name in release.tensors)
+def has_adapters(checkpoint: CheckpointSpec) -> bool:
+    """Return whether a model has tensors of adapters."""
+    return any(ADAPTER.match(name) for name in checkpoint.tensors)
 
 
-def with_merged_adapters(release: CheckpointSpec) -> CheckpointSpec:
-    """The release with every adapter in the weight that it is around, and none stated any more. Raises VirtueError
-    where there are none.
+def with_merged_adapters(checkpoint: CheckpointSpec) -> CheckpointSpec:
+    """Return the model with every adapter merged into the weight that it is around, and no adapter in its spec.
+
+    Raises VirtueError where there are none.
     """
     settings = [
         AdapterSettings.from_spec(value)
-        for name, value in arguments(release.spec)
+        for name, value in arguments(checkpoint.spec)
         if name == "adapter" and value is not None
     ]
-    found = {name: tensor for name, tensor in release.tensors.items() if ADAPTER.match(name)}
+    found = {name: tensor for name, tensor in checkpoint.tensors.items() if ADAPTER.match(name)}
     if len(settings) != 1 or not found:
         raise VirtueError(
-            f"{release.folder} has {len(found)} tensors of adapters, {len(settings)} stated in its config: leave out"
+            f"{checkpoint.folder} has {len(found)} tensors of adapters, {len(settings)} stated in its config: leave out"
             " `--merge-adapters`"
         )
-    plain = {name.replace(BASE, "."): tensor for name, tensor in release.tensors.items() if name not in found}
-    around = {name.removesuffix(f"{BASE}weight") for name in release.tensors if name.endswith(f"{BASE}weight")}
-    adapters = Adapters(settings[0], by_module(found, str(release.folder), adapter_name_here))
+    plain = {name.replace(BASE, "."): tensor for name, tensor in checkpoint.tensors.items() if name not in found}
+    around = {name.removesuffix(f"{BASE}weight") for name in checkpoint.tensors if name.endswith(f"{BASE}weight")}
+    adapters = Adapters(settings[0], group_by_module(found, str(checkpoint.folder), adapter_name_here))
     return replace(
-        release, spec=without_adapter(release.spec), tensors=merge(adapters, plain, around, str(release.folder))
+        checkpoint,
+        spec=without_adapter(checkpoint.spec),
+        tensors=merge(adapters, plain, around, str(checkpoint.folder)),
     )
 
 
 def without_adapter(spec: Any) -> Any:
+    """Return the spec without `adapter`, at any depth."""
     if isinstance(spec, Mapping):
         return {name: without_adapter(value) for name, value in spec.items() if name != "adapter"}
     return [without_adapter(value) for value in spec] if isinstance(spec, list) else spec

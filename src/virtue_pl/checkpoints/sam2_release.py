@@ -1,4 +1,4 @@
-"""The SAM 2.1 checkpoint that a published release names: where it is, and its sizes."""
+"""SAM 2.1's checkpoint of a published release: its path, its sizes and its tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASE_PLUS = {
     "embed_dim": 256,
     "image_size": 1024,
 }
-"""`Sam2Backbone`'s sizes of SAM 2.1 hiera-base-plus, and what a configuration file does not name."""
+"""Sizes of SAM 2.1 hiera-base-plus, as arguments of `Sam2Backbone`; a configuration file may leave them out."""
 RELEASED: dict[str, dict[str, Any]] = {
     "sam2.1_hiera_t": {
         "width": 96,
@@ -48,7 +48,7 @@ RELEASED: dict[str, dict[str, Any]] = {
         "position_grid": [7, 7],
     },
 }
-"""By the name of their configuration file, where they differ from base-plus (SAM 2's own `configs/sam2.1`)."""
+"""Sizes that differ from base-plus, by the name of the configuration file (SAM 2's own `configs/sam2.1`)."""
 TRUNK_FIELDS = {
     "embed_dim": "width",
     "num_heads": "num_heads",
@@ -57,31 +57,31 @@ TRUNK_FIELDS = {
     "window_spec": "windows",
     "window_pos_embed_bkg_spatial_size": "position_grid",
 }
-"""Of a configuration file's `model.image_encoder.trunk`."""
+"""Fields of a configuration file's `model.image_encoder.trunk`, and the arguments of `Sam2Backbone`."""
 
 
 def find_checkpoint(folder: Path, settings: Mapping[str, Any], given: str | Path | None) -> Path:
-    """SAM's checkpoint: the file `given` (or in the folder `given`), or what `virtue_sam` names, beside the release's
-    folder or in it.
+    """Return SAM's checkpoint: the file `given` (or in the folder `given`), or the one that `virtue_sam` names, beside
+    the release's folder or in it. Raises VirtueError where there is none.
     """
     named = PurePosixPath(str(settings.get("checkpoint", "")))
-    places = (
+    candidates = (
         [Path(given), Path(given) / named.name]
         if given is not None
-        else [*near(folder, named), *near(folder, PurePosixPath(named.name))]
+        else [*paths_near(folder, named), *paths_near(folder, PurePosixPath(named.name))]
     )
-    for place in places:
-        if place.is_file():
-            return place
-    looked = ", ".join(str(place) for place in places) or "nowhere, since it names none"
+    for path in candidates:
+        if path.is_file():
+            return path
+    looked = ", ".join(str(path) for path in candidates) or "nowhere, since it names none"
     raise VirtueError(
         f"{folder / 'config.json'}: SAM's checkpoint {named} is not there (looked for {looked}): give the file by"
         " `--sam-checkpoint`"
     )
 
 
-def near(folder: Path, named: PurePosixPath) -> Iterator[Path]:
-    """Where a file of that name may be: beside the folder, or in it; never elsewhere."""
+def paths_near(folder: Path, named: PurePosixPath) -> Iterator[Path]:
+    """Yield the paths that a file of that name may have: beside the folder, or in it; never elsewhere."""
     for root in (folder.resolve().parent, folder.resolve()):
         path = (root / named).resolve()
         if path.is_relative_to(root):
@@ -89,25 +89,25 @@ def near(folder: Path, named: PurePosixPath) -> Iterator[Path]:
 
 
 def read_sizes(folder: Path, settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """`Sam2Backbone`'s sizes by the configuration file that `virtue_sam` names; a released one is known by its name
-    alone.
+    """Return `Sam2Backbone`'s sizes by the configuration file that `virtue_sam` names; of SAM 2's own files the name is
+    enough. Raises VirtueError for any other that is not there.
     """
     named = PurePosixPath(str(settings.get("config_path", "")))
     roots = (folder.resolve().parent, folder.resolve(), folder.resolve().parent / "sam2", checkpoint.resolve().parent)
-    for path in (place for root in roots for place in (root / named, root / named.name)):
+    for path in (root / name for root in roots for name in (named, named.name)):
         if path.is_file() and any(path.resolve().is_relative_to(root) for root in roots):
             return {**BASE_PLUS, **sizes_in(path)}
     if named.stem in RELEASED:
         return {**BASE_PLUS, **RELEASED[named.stem]}
-    known = ", ".join(f"{name}.yaml" for name in RELEASED)
+    released = ", ".join(f"{name}.yaml" for name in RELEASED)
     raise VirtueError(
         f"{folder / 'config.json'}: SAM's config_path {named} is not there, expected that file beside {checkpoint}, or"
-        f" one of {known}"
+        f" one of {released}"
     )
 
 
 def sizes_in(path: Path) -> dict[str, Any]:
-    """What a SAM 2.1 configuration file says of the sizes."""
+    """Return the sizes that a SAM 2.1 configuration file states. Raises VirtueError for another file."""
     try:
         model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
         trunk = model["image_encoder"]["trunk"]
@@ -121,7 +121,7 @@ def sizes_in(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The checkpoint's tensors under this package's names, and those that no embedding needs under their own."""
+    """Return the checkpoint's tensors under this package's names, and those that no embedding needs under their own."""
     state = load_pickled(path)
     if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
         raise VirtueError(
@@ -133,7 +133,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def check_sizes(
     tensors: Mapping[str, Tensor], checkpoint: Path, sizes: Mapping[str, Any], connector_width: int
 ) -> None:
-    """Raises VirtueError where the checkpoint is of another size than the release says, or than its connector reads."""
+    """Raise VirtueError where the checkpoint has other sizes than the release states, or than its connector reads."""
     trunk = "segmentation.backbone.vision_encoder.backbone."
     numbers = {
         int(name.removeprefix(f"{trunk}blocks.").split(".")[0])

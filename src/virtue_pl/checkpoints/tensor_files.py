@@ -1,4 +1,4 @@
-"""Tensors of a folder's weight files: safetensors or `.bin`, in one file or in shards. Nothing is unpickled."""
+"""Reading a folder's weight files: safetensors or `.bin`, in one file or in shards. Objects are never unpickled."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def read_tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
-    """All tensors of the first of these files that is in the folder; an index names its shards. Raises VirtueError
-    where there is none.
+    """Return all tensors of the first of the named files that is in the folder; an index names its shards.
+
+    Raises VirtueError where there is none.
     """
     for name in names:
         if (folder / name).is_file():
@@ -30,16 +31,17 @@ def read_tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors that an index lists, each from its own shard beside it. Raises VirtueError where a shard holds others
-    than the index says.
+    """Return the tensors that an index lists, each from its own shard beside it.
+
+    Raises VirtueError where a shard holds others than the index lists.
     """
-    places: dict[str, str] = read_json(index)["weight_map"]
+    shard_of: dict[str, str] = read_json(index)["weight_map"]
     found: dict[str, Tensor] = {}
-    for shard in sorted(set(places.values())):
+    for shard in sorted(set(shard_of.values())):
         if Path(shard).name != shard:
             raise VirtueError(f"{index} names the shard {shard!r}, expected a file beside it")
         tensors = read_file(index.parent / shard)
-        listed = {name for name, place in places.items() if place == shard}
+        listed = {name for name, file in shard_of.items() if file == shard}
         if tensors.keys() != listed:
             raise VirtueError(
                 f"{index.parent / shard} and {index.name} disagree on {min(tensors.keys() ^ listed)}, expected the same"
@@ -50,7 +52,7 @@ def read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """One file's tensors by name."""
+    """Return one file's tensors by name. Raises VirtueError for anything else in it."""
     found = read_checked(path, load_file) if path.suffix == ".safetensors" else load_pickled(path)
     for name, value in found.items():
         if not isinstance(value, Tensor):
@@ -59,13 +61,14 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def load_pickled(path: Path) -> Any:
-    """What a `.bin`, `.pt` or `.pth` file holds: tensors and plain values. Raises VirtueError for anything else, which
-    is not run.
+    """Return the tensors and plain values of a `.bin`, `.pt` or `.pth` file. Raises VirtueError for anything else in
+    it, which is not run.
     """
     return read_checked(path, lambda file: torch.load(file, map_location="cpu", weights_only=True))
 
 
 def read_checked(path: Path, read: Callable[[Path], Any]) -> Any:
+    """Return the content of a file of weights. Raises VirtueError where it is absent, damaged or not allowed."""
     if not path.is_file():
         raise VirtueError(f"{path} is not there, expected a file of weights")
     try:
@@ -80,7 +83,7 @@ def read_checked(path: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object. Raises VirtueError naming the file."""
+    """Return a JSON file's object. Raises VirtueError, which names the file, for any other content."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

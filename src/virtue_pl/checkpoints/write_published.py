@@ -1,4 +1,4 @@
-"""Writing the published layout: what the published implementation, and `read_published`, read."""
+"""Writing the published layout, which the published implementation and `read_published` read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ import yaml
 from torch import Tensor
 
 from virtue_pl.checkpoints.class_paths import import_class
-from virtue_pl.checkpoints.folder import copy_description, described, new_folder, save_tensors, without_weights
+from virtue_pl.checkpoints.folder import (
+    copy_description,
+    language_model_folder,
+    new_folder,
+    save_tensors,
+    without_weights,
+)
 from virtue_pl.checkpoints.keys import HEAD, LANGUAGE, VISION, sam2_to_published, to_published
 from virtue_pl.checkpoints.model_card import CARD, model_card
 from virtue_pl.checkpoints.published import (
@@ -34,71 +40,72 @@ CLASSES = {
     "prompt_encoder.encoder": "virtue_pl.backbones.Sam2PromptEncoder",
     "connector": "virtue_pl.models.ConvolutionConnector",
 }
-"""What the published layout can hold."""
+"""Classes of the parts that the published layout can hold, by the part's path in the spec."""
 
 
-def write_published(release: CheckpointSpec, target: Path, source: str, license: str | None = None) -> None:
-    """Writes a release in the published layout, SAM's checkpoint inside it. Raises VirtueError for parts that the
-    layout cannot hold.
+def write_published(checkpoint: CheckpointSpec, target: Path, source: str, license: str | None = None) -> None:
+    """Write a model in the published layout, with SAM's checkpoint in the same folder. Raises VirtueError for parts
+    that the layout cannot hold.
     """
-    for place, expected in CLASSES.items():
-        check_class(release.spec, place, expected)
+    for path, expected in CLASSES.items():
+        check_class(checkpoint.spec, path, expected)
     with new_folder(target) as folder:
-        language = described(str(argument(release.spec, "fusion.backbone.vlm_model")), release.folder)
+        language = language_model_folder(str(argument(checkpoint.spec, "fusion.backbone.vlm_model")), checkpoint.folder)
         if language is None:
             raise VirtueError(
-                f"{release.folder}: vlm_model is no folder or name of the hub, expected one that describes a Qwen2-VL"
+                f"{checkpoint.folder}: vlm_model is no folder or name of the hub, expected one that describes a"
+                " Qwen2-VL"
             )
         copy_description(language, folder)
-        write_config(release, folder)
-        save_tensors(language_tensors(release), folder / "model.safetensors")
+        write_config(checkpoint, folder)
+        save_tensors(language_tensors(checkpoint), folder / "model.safetensors")
         torch.save(
-            {group: dict(tensors) for group, tensors in connector_parts(release.tensors).items()},
+            {group: dict(tensors) for group, tensors in connector_parts(checkpoint.tensors).items()},
             folder / CONNECTOR_FILE,
         )
-        memory = {name: tensor for name, tensor in release.left_out.items() if name != HEAD}
-        torch.save({"model": {**sam2_to_published(release.tensors), **memory}}, folder / f"{SAM_NAME}.pt")
-        write_sam_sizes(release, folder / f"{SAM_NAME}.yaml")
-        count = sum(tensor.numel() for tensor in release.tensors.values())
+        memory = {name: tensor for name, tensor in checkpoint.left_out.items() if name != HEAD}
+        torch.save({"model": {**sam2_to_published(checkpoint.tensors), **memory}}, folder / f"{SAM_NAME}.pt")
+        write_sam_sizes(checkpoint, folder / f"{SAM_NAME}.yaml")
+        count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
         (folder / CARD).write_text(
-            model_card(without_weights(release.spec), source, count, license or release.license), encoding="utf-8"
+            model_card(without_weights(checkpoint.spec), source, count, license or checkpoint.license), encoding="utf-8"
         )
 
 
-def argument(spec: Mapping[str, Any], place: str) -> Any:
-    """A value at a dotted place of a spec; None where it is not stated."""
+def argument(spec: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path of a spec, as "fusion.backbone"; None where it is not stated."""
     found: Any = spec
-    for name in place.split("."):
+    for name in path.split("."):
         found = (found.get("init_args") or {}).get(name) if isinstance(found, Mapping) else None
     return found
 
 
-def check_class(spec: Mapping[str, Any], place: str, expected: str) -> None:
-    """Raise VirtueError where a part is of another class, by whichever of its paths it is named."""
-    part = argument(spec, place)
+def check_class(spec: Mapping[str, Any], path: str, expected: str) -> None:
+    """Raise VirtueError where a part is of another class; a class may be named by any of its import paths."""
+    part = argument(spec, path)
     found = part.get("class_path") if isinstance(part, Mapping) else part
     if found is None or import_class(found) is not import_class(expected):
         names = [str(name).rpartition(".")[2] for name in (found, expected)]
         raise VirtueError(
-            f"{place} is {names[0]}, expected {names[1]}: the published layout holds no other; leave out `--layout"
+            f"{path} is {names[0]}, expected {names[1]}: the published layout holds no other; leave out `--layout"
             " published`"
         )
 
 
-def language_tensors(release: CheckpointSpec) -> dict[str, Tensor]:
-    """A Qwen2-VL's tensors under the published names, with its head where it is known."""
+def language_tensors(checkpoint: CheckpointSpec) -> dict[str, Tensor]:
+    """Return a Qwen2-VL's tensors under the published names, with its head if the model has it."""
     found = {
         str(to_published(name)): tensor
-        for name, tensor in release.tensors.items()
+        for name, tensor in checkpoint.tensors.items()
         if name.startswith((LANGUAGE, VISION))
     }
-    return found | {name: tensor for name, tensor in release.left_out.items() if name == HEAD}
+    return found | {name: tensor for name, tensor in checkpoint.left_out.items() if name == HEAD}
 
 
-def write_config(release: CheckpointSpec, folder: Path) -> None:
-    """config.json: the language model's, with the segmentation stream and what this package alone knows."""
+def write_config(checkpoint: CheckpointSpec, folder: Path) -> None:
+    """Write config.json: the language model's, with the segmentation stream's settings and this package's own."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    side = argument(release.spec, "prompt_encoder.encoder.grid_side") or 3
+    points_per_side = argument(checkpoint.spec, "prompt_encoder.encoder.grid_size") or 3
     before = config.get(SETTINGS) or {}
     config[SETTINGS] = {
         "feature_levels": 2,
@@ -106,41 +113,42 @@ def write_config(release: CheckpointSpec, folder: Path) -> None:
         "enabled": True,
         "config_path": f"./{SAM_NAME}.yaml",
         "checkpoint": f"{SAM_NAME}.pt",
-        "points_per_side": side,
+        "points_per_side": points_per_side,
     }
-    ours = own_settings(release, config)
+    ours = own_settings(checkpoint, config)
     config = {name: value for name, value in config.items() if name != OURS} | ({OURS: ours} if ours else {})
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def own_settings(release: CheckpointSpec, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the published layout does not say, where it differs from what such a folder means: the input formatter, a
-    learned temperature.
+def own_settings(checkpoint: CheckpointSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the published layout has no entry for, where they differ from its defaults: the input
+    formatter, a learned temperature.
     """
-    stride = argument(release.spec, "connector.stride") or 4
+    stride = argument(checkpoint.spec, "connector.stride") or 4
     plain = {name: value for name, value in config.items() if name != OURS}
-    usual = published_spec(folder=release.folder, config=plain, sizes=sam_sizes(release.spec), stride=stride)[
+    usual = published_spec(folder=checkpoint.folder, config=plain, sizes=sam_sizes(checkpoint.spec), stride=stride)[
         "init_args"
     ]["formatter"]
-    formatter = argument(release.spec, "formatter") or {
+    formatter = argument(checkpoint.spec, "formatter") or {
         "class_path": "virtue_pl.preprocessing.VirtueFormatter",
         "init_args": {},
     }
     found: dict[str, Any] = {} if formatter == usual else {"formatter": formatter}
-    temperature = release.tensors["loss.log_temperature"]
+    temperature = checkpoint.tensors["loss.log_temperature"]
     return (
         found if torch.equal(temperature, log_temperature(plain)) else found | {"log_temperature": temperature.item()}
     )
 
 
 def sam_sizes(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of the spec's SAM 2, as arguments of `Sam2Backbone`."""
     stated = argument(spec, "segmentation.backbone").get("init_args") or {}
     return {name: stated.get(name, usual) for name, usual in BASE_PLUS.items()}
 
 
-def write_sam_sizes(release: CheckpointSpec, path: Path) -> None:
-    """SAM's sizes, in the field names of a SAM 2.1 configuration file."""
-    sizes = sam_sizes(release.spec)
+def write_sam_sizes(checkpoint: CheckpointSpec, path: Path) -> None:
+    """Write SAM's sizes in the field names of a SAM 2.1 configuration file."""
+    sizes = sam_sizes(checkpoint.spec)
     trunk = {theirs: list_or_number(sizes[ours]) for theirs, ours in TRUNK_FIELDS.items()}
     neck = {
         "d_model": sizes["embed_dim"],
@@ -152,4 +160,5 @@ def write_sam_sizes(release: CheckpointSpec, path: Path) -> None:
 
 
 def list_or_number(value: Any) -> Any:
+    """Return a tuple as a list, for YAML; any other value as it is."""
     return list(value) if isinstance(value, list | tuple) else value

@@ -1,1 +1,1 @@
-"""The command line: dispatch, errors, and one module a command in `cli.commands`."""
+"""Command line: dispatch, errors, options, Lightning's CLI; each command is a module of `cli.commands`."""

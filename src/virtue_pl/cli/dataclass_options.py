@@ -1,5 +1,4 @@
-"""Command-line options made of a dataclass of settings: names, types, choices, help and defaults are the dataclass's
-own.
+"""Command-line options made of a dataclass of settings: its names, types, choices, help and defaults.
 
 It imports no torch, and it imports nothing that a field's type names only for type checkers.
 """
@@ -18,7 +17,12 @@ Options = TypeVar("Options")
 
 
 class Instance:
-    """Stands for a class that is not imported: only YAML or Python can give an object of it."""
+    """Placeholder for a class that is not imported: only YAML or Python can give an object of it.
+
+    Example:
+        >>> members(Instance | int)
+        (<class 'int'>,)
+    """
 
 
 def add_options(parser: ArgumentParser, settings: type) -> None:
@@ -38,7 +42,7 @@ def add_options(parser: ArgumentParser, settings: type) -> None:
 
 
 def read_options(settings: type[Options], arguments: Namespace) -> Options:
-    """Return the dataclass with what was typed, and its own defaults for the rest."""
+    """Return the dataclass with the options that were typed, and its own defaults for the rest."""
     given = {field.name: getattr(arguments, field.name) for field in fields(settings) if hasattr(arguments, field.name)}  # type: ignore[arg-type]
     return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
@@ -69,6 +73,7 @@ def field_types(settings: type) -> dict[str, tuple[Any, ...]]:
 
 
 def members(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the one type, without None and classes that are not imported."""
     union = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return tuple(each for each in union if each not in (NoneType, Instance))
 
@@ -86,6 +91,6 @@ def keywords(field: Field[Any], types: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def help_of(field: Field[Any], doc: str) -> str:
-    """Return the help of a field, with its default where that says something."""
-    shown = field.default if field.default not in (None, False, (), 0) else None
-    return doc if shown is None or shown is True else f"{doc} (default {shown})"
+    """Return the help of a field, with its default unless that is off, empty or zero."""
+    default = field.default if field.default not in (None, False, (), 0) else None
+    return doc if default is None or default is True else f"{doc} (default {default})"

@@ -1,6 +1,4 @@
-"""A run's model built from its sizes alone, on the meta device: no weights are read, no hub is asked, and hardly any
-memory is taken.
-"""
+"""`DescribedCLI`: a run's model built from its sizes alone, on the meta device, without weights, network or memory."""
 
 from __future__ import annotations
 
@@ -14,24 +12,30 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from virtue_pl.backbones.pretrained import weights_left_out
+from virtue_pl.backbones.pretrained import skip_weights
 from virtue_pl.cli.lightning import VirtueCLI
 
 SIZES = "vlm_sizes"
-"""The entry of `shared` that says what the vision-language model's config.json does."""
+"""Entry of `shared` with the content of the vision-language model's config.json."""
 
 
 class DescribedCLI(VirtueCLI):
-    """`VirtueCLI`, but where `shared.vlm_sizes` is given, the model is described only, and the data is not connected to
-    it.
+    """`VirtueCLI` that builds the model on the meta device, not connected to the data, where `shared.vlm_sizes` is
+    given.
 
     unread: the weights that a run would read, by their options.
+
+    Example:
+        >>> cli = DescribedCLI("fit", ["--config", "configs/virtue_2b.yaml"])
+        >>> next(cli.model.parameters()).device
+        device(type='meta')
     """
 
     unread: dict[str, str]
 
     @property
     def is_described(self) -> bool:
+        """Return whether the config states the model's sizes."""
         return (self.config.get("shared") or {}).get(SIZES) is not None
 
     def before_instantiate_classes(self) -> None:
@@ -41,7 +45,7 @@ class DescribedCLI(VirtueCLI):
         with ExitStack() as stack:
             if self.is_described:
                 name_vlm(self.config.model, stack.enter_context(description(self.config.shared[SIZES])))
-                stack.enter_context(weights_left_out())
+                stack.enter_context(skip_weights())
                 stack.enter_context(torch.device("meta"))
             super().instantiate_classes()
 
@@ -51,7 +55,7 @@ class DescribedCLI(VirtueCLI):
 
 
 def leave_out_weights(config: Any, option: str) -> Iterator[tuple[str, str]]:
-    """Sets `weights` and `..._weights` to null, and tells which; tells the vision-language model's name too."""
+    """Set `weights` and `..._weights` to null, and yield their options and values; the vision-language model's, too."""
     for name, value in list(vars(config).items()) if isinstance(config, Namespace) else ():
         where = f"{option}.{name}"
         if isinstance(value, str) and (name == "weights" or name.endswith("_weights")):
@@ -64,7 +68,7 @@ def leave_out_weights(config: Any, option: str) -> Iterator[tuple[str, str]]:
 
 
 def name_vlm(config: Any, folder: Path) -> None:
-    """Sets every `vlm_model` to a folder."""
+    """Set every `vlm_model` to a folder."""
     for name, value in list(vars(config).items()) if isinstance(config, Namespace) else ():
         if name == "vlm_model":
             config[name] = str(folder)
@@ -74,8 +78,8 @@ def name_vlm(config: Any, folder: Path) -> None:
 
 @contextmanager
 def description(sizes: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder that describes a Qwen2-VL of these sizes: its config, a tokenizer of single bytes, its image processor,
-    and no weights.
+    """Yield a temporary folder that describes a Qwen2-VL of these sizes: its config, a tokenizer of single bytes, its
+    image processor, and no weights.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor

@@ -1,6 +1,4 @@
-"""jsonargparse's long answers as one line: which key, what was found, what was expected, and the closest name
-there is.
-"""
+"""jsonargparse's long messages as one line: the key, the value found, the type expected, and the closest name."""
 
 from __future__ import annotations
 
@@ -19,13 +17,25 @@ if TYPE_CHECKING:
 
 
 class UsageError(VirtueError):
-    """A command line or a config that cannot be read: exit code 2."""
+    """A command line or a config that cannot be read: exit code 2.
+
+    Example:
+        >>> raise UsageError("model.loss: expected float, found 'high'")
+        Traceback (most recent call last):
+        virtue_pl.cli.errors.UsageError: model.loss: expected float, found 'high'
+    """
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The innermost complaint of a nested message: its keys from the root, the class they are arguments of, and the
-    value given. allowed: the paths of the types that the key takes, where the message says them.
+    """The innermost complaint of a nested message.
+
+    keys: from the root. class_path: the class that the last key is an argument of. given: the value, as text.
+    allowed: the paths of the types that the key takes, if the message has them.
+
+    Example:
+        >>> innermost('Parser key "model": No action for key "rows"').keys
+        ('model',)
     """
 
     keys: tuple[str, ...]
@@ -42,7 +52,7 @@ _NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value type
 
 
 def one_line(message: str, options: Iterable[str] = ()) -> str:
-    """`message` of jsonargparse in one line. `options`: the parser's own keys, for suggestions."""
+    """Return a message of jsonargparse in one line. options: the parser's own keys, for suggestions."""
     found = innermost(message)
     where = ".".join(found.keys)
     problem = explain(found, tuple(options))
@@ -50,7 +60,7 @@ def one_line(message: str, options: Iterable[str] = ()) -> str:
 
 
 def innermost(message: str) -> Finding:
-    """The first of the most deeply nested complaints; alternatives of a Union at the same depth are joined by "or"."""
+    """Return the first of the most deeply nested complaints; a Union's alternatives there are joined by "or"."""
     path: list[tuple[int, str, str]] = []
     best, best_depth, given = Finding((), None, message), -1, ""
     allowed: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -91,7 +101,7 @@ def _finding(path: list[tuple[int, str, str]], problem: str) -> Finding:
 
 
 def explain(found: Finding, options: tuple[str, ...]) -> str:
-    """The complaint in this project's words; as it is where it is of no known kind."""
+    """Return the complaint in this project's words; one of another kind is only shortened."""
     for pattern, answer in _ANSWERS:
         if match := pattern.search(found.problem):
             return answer(match, found, options)
@@ -154,7 +164,7 @@ def _no_config(match: re.Match[str], found: Finding, options: tuple[str, ...]) -
 
 
 def _no_file(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
-    return f"{match['path']!r} is neither a file that can be read nor the name of a class that is known here"
+    return f"{match['path']!r} is neither a file that can be read nor the name of a class that can be imported"
 
 
 def _missing(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
@@ -195,8 +205,8 @@ def _names(module: str) -> list[str]:
         return []
 
 
-def _closest(name: str, known: Iterable[str]) -> str:
-    closest = get_close_matches(name, known, 1)
+def _closest(name: str, names: Iterable[str]) -> str:
+    closest = get_close_matches(name, names, 1)
     return f"; did you mean {closest[0]!r}?" if closest else ""
 
 
@@ -206,6 +216,6 @@ def _short(text: str, length: int) -> str:
 
 
 def interpolation(error: OmegaConfBaseException) -> str:
-    """A `${...}` that names nothing, in one line."""
+    """Return one line for a `${...}` that names nothing."""
     first = str(error).splitlines()[0]
     return f"{error.full_key}: {first[0].lower()}{first[1:]}; `shared` states what is interpolated"

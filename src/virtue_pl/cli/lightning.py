@@ -1,4 +1,4 @@
-"""fit, validate, test and predict: Lightning's CLI with any model, any data, and configs in layers."""
+"""Commands fit, validate, test and predict: Lightning's CLI with any model, any data, and configs in layers."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ STOPPED_BY_SIGTERM = 143
 
 
 class LayeredConfig(ActionConfigFile):
-    """`--config`: a file is laid over those before it. `shared` is merged entry by entry, though it is a plain
-    mapping.
+    """Action of `--config`: a file is laid over those before it; `shared`, a plain mapping, is merged entry by entry.
+
+    Example:
+        >>> parser.add_argument("--config", action=LayeredConfig)
     """
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
@@ -47,7 +49,15 @@ class LayeredConfig(ActionConfigFile):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the resolved config into the run's folder, over that of an earlier run, through a temporary name."""
+    """Callback that writes the resolved config into the run's folder, over that of an earlier run.
+
+    The file is written under a temporary name and moved.
+
+    Example:
+        >>> VirtueCLI("fit", ["--config", "configs/virtue_mini.yaml"]).run()
+        >>> Path("runs/virtue_mini/config.yaml").is_file()
+        True
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = trainer.log_dir  # on every rank, because it is broadcast
@@ -65,8 +75,11 @@ class VirtueCLI(LightningCLI):
     """The parser and the objects of one command.
 
     There is no sub-command level in the config, so that `${shared.name}` means the same in every file and a saved
-    config.yaml
-    serves every command. Interpolation comes last, after all layers and overrides (parser mode `omegaconf+`).
+    config.yaml serves every command. Interpolation comes last, after all layers and overrides (parser mode
+    `omegaconf+`).
+
+    Example:
+        >>> VirtueCLI("fit", ["--config", "configs/virtue_mini.yaml", "--trainer.max_steps", "10"]).run()
     """
 
     def __init__(self, command: str, arguments: list[str], program: str | None = None) -> None:
@@ -103,7 +116,7 @@ class VirtueCLI(LightningCLI):
             "--shared",
             type=dict[str, Any],
             default={},
-            help="What several parts need, stated once; they say ${shared.NAME}.",
+            help="Values that several parts need, stated once; a part says ${shared.NAME}.",
         )
         skip: set[str | int] = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
         self.method_arguments = parser.add_method_arguments(Trainer, self.command, skip=skip)
@@ -141,17 +154,19 @@ class VirtueCLI(LightningCLI):
             check_run(self.model, self.datamodule, self.trainer)
 
     def run(self) -> None:
+        """Run the command, with the options of the trainer's method."""
         arguments = {name: self.config_init[name] for name in self.method_arguments}
         getattr(self.trainer, self.command)(model=self.model, datamodule=self.datamodule, **arguments)
 
 
 def parser_keys(parser: Any) -> list[str]:
+    """Return the keys of a parser's options."""
     return [action.dest for action in parser._actions]
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Raises VirtueError at once for a checkpoint that is not there, which Lightning would say only after setting up
-    the data.
+    """Raise VirtueError at once for a checkpoint that is not there; Lightning would say so only after setting up the
+    data.
     """
     named = path is None or path in ("last", "best", "hpc") or path.startswith("registry") or "://" in path
     if not named and not Path(str(path)).is_file():
@@ -160,7 +175,7 @@ def check_checkpoint(path: str | None) -> None:
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """Lightning's complaints about settings and checkpoints as VirtueError."""
+    """Turn Lightning's complaints about settings and checkpoints into VirtueError."""
     try:
         yield
     except MisconfigurationException as error:
@@ -168,12 +183,12 @@ def one_line_errors(command: str) -> Iterator[None]:
     except UnpicklingError as error:
         raise VirtueError(
             f"{command}: the checkpoint holds more than tensors and plain values; only `--weights_only false` would run"
-            " what is in it"
+            " the code in it"
         ) from error
 
 
 def main(argv: list[str]) -> int:
-    """`argv`: the command (fit, validate, test, predict), then its options."""
+    """Run a command; returns its exit code. argv: fit, validate, test or predict, then its options."""
     command, *arguments = argv
     try:
         with one_line_errors(command):

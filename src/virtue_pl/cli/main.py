@@ -1,4 +1,4 @@
-"""`virtue-pl`, also installed as `lightning`: finds the command, and imports only what that one needs."""
+"""The program `virtue-pl`, also installed as `lightning`: it finds the command, and imports only what that needs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from importlib import import_module
 from typing import NamedTuple
 
 from virtue_pl import __version__
+from virtue_pl.cli.errors import UsageError
 from virtue_pl.cli.memory import join_freed_memory, keep_freed_memory
+from virtue_pl.types import VirtueError
 
 
 class Command(NamedTuple):
-    """`module` has `main(argv: list[str]) -> int`, which is called with `prefix` and then what the user typed."""
+    """A command's module, whose `main(argv: list[str]) -> int` is called with `prefix` and then what the user typed.
+
+    Example:
+        >>> COMMANDS["models"]["export"].module
+        'virtue_pl.cli.commands.export'
+    """
 
     module: str
     help: str
@@ -63,8 +70,8 @@ COMMANDS: dict[str, dict[str, Command]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns its exit code: 0, 1 for what a user can mend, 2 for what was typed wrong, 130 and 143
-    for signals.
+    """Run one command, and return its exit code: 0, 1 for what a user can mend, 2 for a wrong option or config, 130 and
+    143 for signals.
 
     A mistake is one line on stderr; with VIRTUE_DEBUG=1 it is a traceback.
     """
@@ -81,13 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return tell("the reader of the output has gone", 1)
     except Exception as error:
-        code = mistake(error)
+        code = mistake_code(error)
         if code is None or os.environ.get("VIRTUE_DEBUG") == "1":
             raise
         return tell(str(error), code)
 
 
 def run(arguments: list[str]) -> int:
+    """Run the command that the first argument names, or print the help or the version; returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -109,31 +117,28 @@ def run(arguments: list[str]) -> int:
 
 
 def overview() -> str:
-    """The one page of help for all commands."""
+    """Return the one page of help for all commands."""
     lines = ["usage: virtue-pl COMMAND [OPTIONS]", "", "Embeddings of images, texts and visual prompts.", ""]
     for title, group in COMMANDS.items():
         lines += [f"{title}:", *(f"  {name:<12}{command.help}" for name, command in group.items()), ""]
     return "\n".join([*lines, "virtue-pl COMMAND --help says more; virtue-pl --version says which one this is."])
 
 
-def mistake(error: Exception) -> int | None:
-    """The exit code of an error that a user can mend; None for a defect, whose traceback is wanted."""
-    if "virtue_pl.types" not in sys.modules:
-        return None
-    from virtue_pl.cli.errors import UsageError
-    from virtue_pl.types import VirtueError
-
+def mistake_code(error: Exception) -> int | None:
+    """Return the exit code of an error that a user can mend; None for a defect, whose traceback is wanted."""
     if not isinstance(error, VirtueError):
         return None
     return 2 if isinstance(error, UsageError) else 1
 
 
 def exit_code(stop: SystemExit) -> int:
+    """Return the exit code of argparse's SystemExit, whose message, if it has one, is printed."""
     if stop.code is None or isinstance(stop.code, int):
         return stop.code or 0
     return tell(str(stop.code), 1)
 
 
 def tell(message: str, code: int) -> int:
+    """Print one line on stderr; returns the code."""
     print(f"virtue-pl: {message}", file=sys.stderr)
     return code

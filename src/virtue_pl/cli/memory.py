@@ -1,4 +1,4 @@
-"""How the process keeps memory that tensors gave back."""
+"""Settings of glibc's malloc, so that the process keeps memory that tensors gave back."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ import platform
 import sys
 
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = 1, -1, -3, -8
-"""glibc's malloc.h."""
+"""Options of `mallopt`, from glibc's malloc.h."""
 NEVER = 2**31 - 1
 TUNABLES = "GLIBC_TUNABLES"
 NO_THREAD_CACHES = "glibc.malloc.tcache_count=0"
 
 
 def keep_freed_memory() -> bool:
-    """Asks glibc to keep what is freed for the next tensor; does nothing elsewhere. Returns whether it was done.
+    """Tell glibc to keep freed memory for the next tensor; does nothing elsewhere. Returns whether it was done.
 
     By default every tensor of more than a few megabytes is mapped anew and its pages are cleared, step after step,
-    which takes half
-    of the time of a frozen network on a CPU. One arena serves all threads, so that the backward pass reuses what the
-    forward pass freed.
-    What is freed is joined with its free neighbours at once, however small (see `join_freed_memory`).
+    which takes half of the time of a frozen network on a CPU. One arena serves all threads, so that the backward pass
+    reuses the memory that the forward pass freed. Freed memory is joined with the free memory beside it at once,
+    however small (see `join_freed_memory`).
     """
     if not glibc():
         return False
@@ -33,18 +32,18 @@ def keep_freed_memory() -> bool:
 
 
 def join_freed_memory() -> None:
-    """Starts this command anew, once, with glibc's caches of small pieces off, which only the environment of a new
-    process can say.
+    """Start this command anew, once, with glibc's caches of small pieces off, which needs the environment of a new
+    process.
 
     torch asks for aligned memory, and glibc cuts a few bytes from each tensor's two ends for it. Pieces in a cache do
-    not join the
-    space of the freed tensor between them, so that the next tensor of that size does not fit there: the heap of a
-    training step grew to
-    three times what was in use. Nothing is done where glibc is not the allocator, or its settings were chosen already.
+    not join the space of the freed tensor between them, so that the next tensor of that size does not fit there: the
+    heap of a training step grew to three times the memory in use. Nothing is done where glibc is not the allocator, or
+    its settings were chosen already.
     """
     if glibc() and TUNABLES not in os.environ and not os.environ.get("LD_PRELOAD"):
         os.execve(sys.executable, sys.orig_argv, {**os.environ, TUNABLES: NO_THREAD_CACHES})
 
 
 def glibc() -> bool:
+    """Return whether the C library is glibc."""
     return platform.libc_ver()[0] == "glibc"

@@ -1,4 +1,4 @@
-"""Bars on the terminal that several commands share."""
+"""Progress bars on the terminal that several commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def show_progress(name: str, rows: int) -> Iterator[Advance]:
-    """Show a bar while a dataset is converted; gives the function that moves it on by a number of rows."""
+    """Show a bar while a dataset is converted; gives a function that advances it by a number of rows."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     with Progress(

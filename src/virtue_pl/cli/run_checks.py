@@ -1,4 +1,4 @@
-"""What a model and its data must agree on, seen before the first step."""
+"""Checks that a model, its data and the trainer fit together, before the first step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from virtue_pl.types import VirtueError
 
 
 def check_run(model: LightningModule, data: Any, trainer: Trainer) -> None:
-    """Raises VirtueError for a loss whose negatives are nowhere, and for clipping that nobody would do."""
+    """Raise VirtueError for a loss whose negatives the data lacks, and for clipping that would not happen."""
     loss, batch_size = getattr(model, "loss", None), getattr(data, "batch_size", None)
     hard = most_negatives(data)
     if loss is not None and hard == 0:
@@ -32,8 +32,8 @@ def check_run(model: LightningModule, data: Any, trainer: Trainer) -> None:
 
 
 def most_negatives(data: Any) -> int | None:
-    """Hard negatives of a query in the data module, in a mixture of the part that has most; None where it does
-    not say.
+    """Return the data module's hard negatives of a query, in a mixture the most of any part; None where it has no such
+    setting.
     """
     parts = getattr(data, "parts", None)
     if isinstance(parts, dict):

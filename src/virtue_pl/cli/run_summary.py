@@ -1,6 +1,4 @@
-"""What `check` tells of a run: its parts and adapters, its data, how far training on it goes, and where checkpoints
-lie.
-"""
+"""Tables that `check` prints of a run: parts, adapters, data, length of the training, and checkpoints."""
 
 from __future__ import annotations
 
@@ -15,14 +13,17 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from virtue_pl.adapters.lora import adapted
+from virtue_pl.adapters.lora import adapter_layers
 from virtue_pl.engine.gradient_cache import FullBatch
 from virtue_pl.types import VirtueError
 
 
 class Plan(NamedTuple):
-    """How long a run is. `batches` are one rank's; `steps` counts optimizer steps and is None where the run has
-    no end.
+    """Length of a run. batches: of one rank and epoch. steps: optimizer steps; None where the run has no end.
+
+    Example:
+        >>> Plan(batches=100, samples_per_epoch=3200, steps=None).steps is None
+        True
     """
 
     batches: int
@@ -31,7 +32,7 @@ class Plan(NamedTuple):
 
 
 def show_data(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:
-    """Prints what the data module finds and how long training on it would take. Returns what is missing."""
+    """Print the data module's sources and the training's length. Returns a sentence if training cannot start."""
     if data is None:
         return "data: none is configured, so there is nothing to train on"
     data.trainer = trainer  # as `fit` does first: ranks and epochs come from it
@@ -47,8 +48,8 @@ def show_data(console: Console, trainer: Trainer, model: LightningModule, data: 
 
 
 def show_described(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:
-    """As `show_data`, for data that is not connected to a model and need not be there. What is not there is told, and
-    is no problem.
+    """Print the tables of `show_data` for data that is not connected to the model; missing data is printed, and
+    allowed.
     """
     try:
         data.trainer = trainer
@@ -65,7 +66,7 @@ def show_described(console: Console, trainer: Trainer, model: LightningModule, d
 
 
 def plan_run(trainer: Trainer, batches: int, batch_size: int) -> Plan:
-    """How far `batches` batches an epoch, of `batch_size` samples a rank, go under the trainer's limits."""
+    """Return a run's length for `batches` of `batch_size` samples a rank and epoch, under the trainer's limits."""
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     epoch_steps = math.ceil(batches / trainer.accumulate_grad_batches)
@@ -76,6 +77,7 @@ def plan_run(trainer: Trainer, batches: int, batch_size: int) -> Plan:
 
 
 def training_facts(trainer: Trainer, model: LightningModule, plan: Plan, batch_size: int) -> Iterable[tuple[str, str]]:
+    """Yield name and value of the facts about training: samples, steps, global batch, chunks."""
     yield "samples per epoch", f"{plan.samples_per_epoch:,} in {plan.batches:,} batches a rank"
     yield (
         "optimizer steps",
@@ -88,7 +90,7 @@ def training_facts(trainer: Trainer, model: LightningModule, plan: Plan, batch_s
 
 
 def parts_table(model: LightningModule) -> Table:
-    """Trainable and frozen parameters of the root's children, and of the root."""
+    """Return a table of the trainable and frozen parameters of the root's children, and of the root."""
     table = Table("part", "class", "trainable", "frozen", title="parts")
     for name, part in model.named_children():
         table.add_row(name, type(part).__name__, *counts(part))
@@ -98,11 +100,11 @@ def parts_table(model: LightningModule) -> Table:
 
 
 def adapter_tables(model: LightningModule) -> Iterable[Table]:
-    """Which modules adapters are around: one row for those of the same name in every layer. Nothing where there are
-    none.
+    """Yield a table of the modules with adapters, one row for those of the same name in all layers; none without
+    adapters.
     """
     layers: dict[str, list[nn.Module]] = {}
-    for name, module in adapted(model):
+    for name, module in adapter_layers(model):
         layers.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(module)
     if layers:
         table = Table(Column("modules", overflow="fold"), "adapter", "number", "trainable", title="adapters")
@@ -122,11 +124,13 @@ def adapter_tables(model: LightningModule) -> Iterable[Table]:
 
 
 def counts(module: nn.Module) -> tuple[str, str]:
+    """Return the numbers of trainable and of frozen parameters, as text."""
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     return f"{trainable:,}", f"{sum(parameter.numel() for parameter in module.parameters()) - trainable:,}"
 
 
 def run_facts(trainer: Trainer, config: Any) -> Iterable[tuple[str, str]]:
+    """Yield name and value of the facts about the run: devices, folders, checkpoints, seed."""
     yield (
         "devices",
         (
@@ -148,16 +152,18 @@ def run_facts(trainer: Trainer, config: Any) -> Iterable[tuple[str, str]]:
 
 
 def describe_checkpoints(callback: ModelCheckpoint) -> str:
-    kept = "the last" if callback.monitor is None else f"the best {callback.save_top_k} by {callback.monitor}"
+    """Return one line: the checkpoints' folder, which of them stay, and whether a stopped run can go on."""
+    saved = "the last" if callback.monitor is None else f"the best {callback.save_top_k} by {callback.monitor}"
     goes_on = (
         "--ckpt_path last goes on from there"
         if callback.save_last
         else "no last one (save_last), so a stopped run cannot go on"
     )
-    return f"{callback.dirpath or 'in the logger folder'}; {kept}; {goes_on}"
+    return f"{callback.dirpath or 'in the logger folder'}; {saved}; {goes_on}"
 
 
 def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> Table:
+    """Return a table of two columns, name and value."""
     table = Table(title=title, show_header=False)
     for name, value in facts:
         table.add_row(name, value)
@@ -165,13 +171,13 @@ def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> Table:
 
 
 SIDE_BY_SIDE = 5
-"""As many sources stand in columns, with all that is known of each; more of them stand in rows, with what can be
-counted.
+"""Largest number of sources that have a column each, with all their entries; more of them have a row each, with their
+numbers.
 """
 
 
 def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
-    """What `describe()` says of few sources: one column a source, headed by its first entry; one row an entry."""
+    """Return a table of the sources in `describe()`: a column for each of a few, or a row for each of many."""
     if len(sources) > SIDE_BY_SIDE:
         return counts_table(sources)
     names = list(dict.fromkeys(name for source in sources for name in source))
@@ -182,7 +188,7 @@ def sources_table(sources: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def counts_table(sources: Sequence[Mapping[str, Any]]) -> Table:
-    """What `describe()` says of many sources: one row a source, its first entry and its numbers."""
+    """Return a table with one row for each source: its first entry and its numbers."""
     first = next(iter(sources[0]))
     numbers = list(
         dict.fromkeys(name for source in sources for name, value in source.items() if isinstance(value, int | float))
@@ -194,7 +200,7 @@ def counts_table(sources: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def cell(value: Any) -> str:
-    """A number with its thousands apart; a checksum or a long text by its beginning; a path whole."""
+    """Return a value as text: a number with commas, a checksum or a long text cut, a path whole."""
     if value is None:
         return ""
     text = f"{value:,}" if isinstance(value, int | float) else str(value)
@@ -204,6 +210,7 @@ def cell(value: Any) -> str:
 
 
 def right_aligned(table: Table, *columns: int) -> Table:
+    """Return the table with the numbered columns aligned to the right."""
     for number in columns:
         table.columns[number].justify = "right"
         table.columns[number].overflow = "fold"

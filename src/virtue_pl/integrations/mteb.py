@@ -1,8 +1,8 @@
-"""A model of this package in MTEB, with its segmentation stream: images pass through it under the grid of points that
+"""A model of this package in MTEB, with its segmentation stream, which sees each image under the grid of points that
 stands for "no prompt".
 
     import mteb
-    from virtue_pl.interop.mteb_model import MTEBModel
+    from virtue_pl.integrations import MTEBModel
 
     mteb.evaluate(MTEBModel("FOLDER"), mteb.get_tasks(tasks=["OxfordPetsZeroShot"]))
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from virtue_pl.embedder import Embedder, rows
+from virtue_pl.embedder import Embedder, build_rows
 from virtue_pl.types import EmbeddingInput, VirtueError
 
 try:
@@ -27,7 +27,7 @@ try:
     from mteb.types import PromptType
 except ModuleNotFoundError as error:
     raise VirtueError(
-        f"MTEB's side needs mteb, which is not installed ({error}): pip install 'virtue-pl[mteb]'"
+        f"virtue_pl.integrations needs mteb, which is not installed ({error}): pip install 'virtue-pl[mteb]'"
     ) from error
 
 if TYPE_CHECKING:
@@ -35,24 +35,27 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 WINDOW = 1024
-"""Rows that are held, with their images, and sorted by length at a time."""
-KNOWN = {"text", "image"}
-"""The modalities that a row may have."""
+"""Rows that are in memory, with their images, and sorted by length at a time."""
+MODALITIES = {"text", "image"}
+"""Modalities that a row may have."""
 
 
 class MTEBModel(AbsEncoder):
     """An MTEB encoder around an `Embedder`.
 
-    A task's instruction stands before every query, and before every image where MTEB does not say which side a row is
-    on (classification,
-    clustering); texts on that side and documents have none, as in MMEB, unless the task gives documents one of their
-    own.
+    A task's instruction stands before every query, and before every image where MTEB does not tell queries from
+    documents (classification, clustering); other texts and documents have none, as in MMEB, unless the task gives
+    documents one of their own.
 
     Args:
-        model_name: the folder or hub name, see `Embedder.from_pretrained`; or an embedder that is there already.
+        model_name: the folder or hub name, see `Embedder.from_pretrained`; or an embedder.
         revision: of the hub's repository.
         device: None for a GPU where there is one.
         options: of `Embedder.from_pretrained`.
+
+    Example:
+        >>> model = MTEBModel("exported", batch_size=8)
+        >>> mteb.evaluate(model, mteb.get_tasks(tasks=["OxfordPetsZeroShot"]))
     """
 
     def __init__(
@@ -81,7 +84,9 @@ class MTEBModel(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Unit float32 embeddings of all rows. Raises VirtueError for another modality than text and image."""
+        """Return unit float32 embeddings of all rows, [rows, embed_dim]. Raises VirtueError for another modality than
+        text and image.
+        """
         instruction = self.instruction(task_metadata, prompt_type)
         items = (item for batch in inputs for item in batch_rows(batch, instruction, prompt_type))
         batch_size, progress = kwargs.get("batch_size"), bool(kwargs.get("show_progress_bar", False))
@@ -91,7 +96,7 @@ class MTEBModel(AbsEncoder):
         return np.concatenate(found)
 
     def instruction(self, task: TaskMetadata, prompt_type: PromptType | None) -> str:
-        """What the task says before a row of that side."""
+        """Return the instruction before a query or a document, or before a row where `prompt_type` is None."""
         if prompt_type == PromptType.document and not (
             isinstance(task.prompt, Mapping) and task.prompt.get("document")
         ):
@@ -100,25 +105,25 @@ class MTEBModel(AbsEncoder):
 
 
 def batch_rows(batch: Mapping[str, Any], instruction: str, prompt_type: PromptType | None) -> Iterator[EmbeddingInput]:
-    """The rows of one of MTEB's batches: columns "text" and "image", one entry a row, either of which may be missing or
-    None.
+    """Yield the rows of one of MTEB's batches: columns "text" and "image", one entry a row, either of which may be
+    missing or None.
     """
-    columns = {name: batch[name] for name in sorted(KNOWN) if name in batch}
+    columns = {name: batch[name] for name in sorted(MODALITIES) if name in batch}
     if not columns:
         raise VirtueError(
-            f"MTEB gave a batch of {', '.join(sorted(batch))}, expected text, image or both: this model knows no other"
+            f"MTEB gave a batch of {', '.join(sorted(batch))}, expected text, image or both: this model takes no other"
             " modality"
         )
     count = len(next(iter(columns.values())))
     texts, images = (columns.get(name) or [None] * count for name in ("text", "image"))
     for text, image in zip(texts, images, strict=True):
         instructed = prompt_type is not None or image is not None
-        said = " ".join(part for part in (instruction if instructed else "", text or "") if part)
-        yield from rows([said], [image], None)
+        full_text = " ".join(part for part in (instruction if instructed else "", text or "") if part)
+        yield from build_rows([full_text], [image], None)
 
 
 def model_meta(embedder: Embedder, name: str, revision: str | None) -> ModelMeta:
-    """What MTEB wants to know of a model. name: a folder becomes virtue_pl/FOLDER."""
+    """Return MTEB's description of a model. name: a folder becomes virtue_pl/FOLDER."""
     parameters = list(embedder.model.parameters())
     return ModelMeta(
         loader=cast(Any, MTEBModel),
@@ -143,4 +148,5 @@ def model_meta(embedder: Embedder, name: str, revision: str | None) -> ModelMeta
 
 
 def is_hub_name(name: str) -> bool:
+    """Return whether a name is one of the hub (OWNER/NAME), and no path."""
     return name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "/"))

@@ -1,4 +1,4 @@
-"""Comparison of a model with recorded outputs."""
+"""Comparison of a model with recorded outputs: forward passes, gradients, rows of evaluations."""
 
 import lazy_loader
 

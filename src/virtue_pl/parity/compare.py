@@ -1,4 +1,4 @@
-"""A model against recorded outputs: case by case, what differs and by how much."""
+"""Comparison of a model with recorded outputs: the largest difference of each quantity of each case."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.parity.evaluation_rows import read_evaluations
 from virtue_pl.parity.golden import FORWARD, Case, read_cases
 from virtue_pl.parity.gradients import GRADIENTS, gradient_parity
-from virtue_pl.parity.hooks import TOKENS, batch_of, observe, real_tokens, strided
+from virtue_pl.parity.hooks import TOKENS, batch_of, observe, real_tokens, subsample
 from virtue_pl.parity.result import ParityRow
 from virtue_pl.types import VirtueError
 
 STRIDED = re.compile(r"^(?P<name>.+)_s(?P<stride>\d+)$")
 OTHER_STATE = "fresh."
-"""Prefix of what a process's first forward gives, which is not reproduced (golden's README)."""
+"""Prefix of quantities of a process's first forward, which are not reproduced (golden's README)."""
 
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Largest absolute differences, in float32; tokens and positions must be equal. What is not named is shown, and not
-    judged.
+    """Largest allowed absolute differences, in float32; tokens and positions must be equal.
+
+    Other quantities have no tolerance: their difference is reported, and not judged.
+
+    Example:
+        >>> Tolerances(embedding=1e-5).of("embedding")
+        1e-05
     """
 
     embedding: float = 1e-4
@@ -35,20 +40,21 @@ class Tolerances:
     gradients: float = 1e-3
 
     def of(self, name: str) -> float | None:
+        """Return the tolerance of a recorded quantity; None for one that is not judged."""
         exact = {"input_ids": 0.0, "position_ids": 0.0}
         return {"embedding": self.embedding, "seg_tokens": self.segment_tokens, **exact}.get(name)
 
 
 def parity(
-    model: EmbeddingModel, folder: Path, tolerances: Tolerances, shown: Callable[[ParityRow], None] = lambda row: None
+    model: EmbeddingModel, folder: Path, tolerances: Tolerances, report: Callable[[ParityRow], None] = lambda row: None
 ) -> list[ParityRow]:
-    """Every comparison that the folder's files allow; `shown` is called with each as soon as it is made.
+    """Return every comparison that the folder's files allow; `report` is called with each as soon as it is made.
 
     Raises VirtueError where the folder holds no recording.
     """
     rows = []
     for row in comparisons(model, folder, tolerances):
-        shown(row)
+        report(row)
         rows.append(row)
     if not any(row.tolerance is not None for row in rows):
         raise VirtueError(
@@ -59,6 +65,7 @@ def parity(
 
 
 def comparisons(model: EmbeddingModel, folder: Path, tolerances: Tolerances) -> Iterator[ParityRow]:
+    """Yield the comparisons of forward passes, of the contrastive step, and of evaluations' rows."""
     if (folder / f"{FORWARD}.json").is_file():
         for case in read_cases(folder):
             if case.compare:
@@ -70,32 +77,32 @@ def comparisons(model: EmbeddingModel, folder: Path, tolerances: Tolerances) -> 
 
 
 def compare_case(model: EmbeddingModel, case: Case, tolerances: Tolerances) -> Iterator[ParityRow]:
-    """All recorded quantities of a case, in the order in which a model computes them. Raises VirtueError where none is
-    known.
+    """Compare all recorded quantities of a case, in the order in which a model computes them. Raises VirtueError where
+    no embedding is recorded.
     """
     found = {name: value.cpu() for name, value in observe(model, case.items).items()}
-    known = [name for name in case.outputs if recorded_name(name, found) in found and name not in case.not_compared]
-    if "embedding" not in known:
+    names = [name for name in case.outputs if recorded_name(name, found) in found and name not in case.not_compared]
+    if "embedding" not in names:
         raise VirtueError(f"{case.name}: no embedding is recorded, expected the tensor {case.name}/embedding")
     order = list(found)
-    for name in sorted(known, key=lambda name: order.index(recorded_name(name, found))):
+    for name in sorted(names, key=lambda name: order.index(recorded_name(name, found))):
         ours = recorded_name(name, found)
         if name.endswith("attention_mask") or (len(case.items) > 1 and ours == "position_ids"):
             continue
         match = STRIDED.match(name)
-        value = strided(found[ours], int(match["stride"])) if match else real_tokens(ours, found)
+        value = subsample(found[ours], int(match["stride"])) if match else real_tokens(ours, found)
         wanted = real_tokens(name, case.outputs) if name in TOKENS else case.outputs[name]
         yield compare(case.name, name, value, wanted, tolerances.of(name))
 
 
 def recorded_name(name: str, found: Mapping[str, Tensor]) -> str:
-    """Our name of a recorded quantity, without its stride."""
+    """Return a recorded quantity's name without its stride."""
     match = STRIDED.match(name)
     return match["name"] if match and match["name"] in found else name
 
 
 def compare(case: str, name: str, found: Tensor, wanted: Tensor, tolerance: float | None) -> ParityRow:
-    """One quantity; of another shape, it is infinitely far."""
+    """Compare one quantity; one of another shape has an infinite difference."""
     if found.shape != wanted.shape:
         return ParityRow(
             case, f"{name} {list(found.shape)}, recorded {list(wanted.shape)}", float("inf"), float("nan"), tolerance
@@ -106,7 +113,7 @@ def compare(case: str, name: str, found: Tensor, wanted: Tensor, tolerance: floa
 
 
 def compare_rows(model: EmbeddingModel, case: Case, tolerances: Tolerances) -> ParityRow:
-    """Embeddings of an evaluation's rows, each encoded alone."""
+    """Compare embeddings of an evaluation's rows, each encoded alone."""
     with torch.no_grad():
         rows = torch.cat([model.encode(batch_of(model, [item])).cpu() for item in case.items])
     return compare(case.name, f"embedding of {len(rows)} rows", rows, case.outputs["embedding"], tolerances.embedding)

@@ -1,8 +1,7 @@
-"""Rows of recorded evaluations: queries and candidates with their images, and the embeddings that they had.
+"""Rows of recorded evaluations: queries and candidates with their images and recorded embeddings.
 
 SCaR: scar/data/SCaR_eval_<name>.parquet and scar/images/. MMEB: mmeb/instruct/<task>/ and mmeb/images/. Only the
-images' paths are read
-from the parquet files; the prepared texts are in the recording.
+images' paths are read from the parquet files; the prepared texts are in the recording.
 """
 
 from __future__ import annotations
@@ -13,21 +12,21 @@ from typing import Any
 
 from torch import Tensor
 
-from virtue_pl.checkpoints.release import inside
+from virtue_pl.checkpoints.release import path_inside
 from virtue_pl.checkpoints.tensor_files import read_file, read_json
 from virtue_pl.parity.golden import FORWARD, Case, box_prompt
 from virtue_pl.parity.gradients import GRADIENTS
 from virtue_pl.preprocessing.images import decode, resize_to_square
 from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, VirtueError, VisualPrompt
 
-SQUARE_SIDES = {"high": 1344}
-"""Sides to which a run's setting `image_resolution` resizes every image to a square before anything else, where
+SQUARE_LENGTHS = {"high": 1344}
+"""Length, in pixels, of the square to which every image is resized first, by a run's setting `image_resolution`, where
 `resize_use_processor` is off.
 """
 
 
 def read_evaluations(folder: Path) -> Iterator[Case]:
-    """Each dataset's queries and its candidates, of every recorded run in the folder."""
+    """Yield each dataset's queries, and its candidates, of every recorded run in the folder."""
     for path in sorted(folder.glob("*.json")):
         recorded = path.with_suffix(".safetensors")
         if (
@@ -48,38 +47,47 @@ def dataset_cases(
     named: tuple[str, Mapping[str, Any]],
     tensors: Mapping[str, Tensor],
 ) -> Iterator[Case]:
+    """Yield a recorded dataset's queries, and its candidates if they are recorded, as a case each.
+
+    named: the dataset's name and its entry.
+    """
     (name, dataset), family = named, run.split("_")[0]
-    side = square_side(content.get("settings", {}))
+    length = square_length(content.get("settings", {}))
     images = query_images(folder / family, family, name, len(dataset["queries"]))
     queries = tuple(
-        row(folder / family, query["query_text"], image, query.get("sam_box"), side)
+        row(folder / family, query["query_text"], image, query.get("sam_box"), length)
         for query, image in zip(dataset["queries"], images, strict=True)
     )
     yield Case(f"{run}, {name}", queries, {"embedding": tensors[f"{name}/qry"]}, frozenset(), True)
     if f"{name}/cand" in tensors:
         texts = zip(dataset["cand_texts"], dataset["cand_names"], strict=True)
-        candidates = tuple(row(folder / family, text, named_image(candidate), None, side) for text, candidate in texts)
+        candidates = tuple(
+            row(folder / family, text, image_of_candidate(candidate), None, length) for text, candidate in texts
+        )
         yield Case(f"{run}, {name}, candidates", candidates, {"embedding": tensors[f"{name}/cand"]}, frozenset(), True)
 
 
-def square_side(settings: Mapping[str, Any]) -> int | None:
+def square_length(settings: Mapping[str, Any]) -> int | None:
+    """Return the length, in pixels, of the square to which images are resized first; None where they are not."""
     return (
-        None if settings.get("resize_use_processor", True) else SQUARE_SIDES.get(str(settings.get("image_resolution")))
+        None
+        if settings.get("resize_use_processor", True)
+        else SQUARE_LENGTHS.get(str(settings.get("image_resolution")))
     )
 
 
 def query_images(folder: Path, family: str, name: str, count: int) -> list[str]:
-    """The paths of the queries' images, relative to `images`; empty where a query has none."""
+    """Return the paths of the queries' images, relative to `images`; empty where a query has none."""
     import pyarrow.parquet as parquet
 
-    places = {
+    tables = {
         "scar": (f"data/SCaR_eval_{name.removeprefix('SCaR_')}.parquet", "qry_image_path"),
         "mmeb": (f"instruct/{name}", "qry_img_path"),
     }
-    if family not in places:
-        raise VirtueError(f"{folder}: an evaluation of {family!r}, expected one of {', '.join(places)}")
-    place, column = places[family]
-    path = folder / place
+    if family not in tables:
+        raise VirtueError(f"{folder}: an evaluation of {family!r}, expected one of {', '.join(tables)}")
+    table, column = tables[family]
+    path = folder / table
     rows = (
         parquet.read_table(next(iter(sorted(path.glob("*.parquet"))), path) if path.is_dir() else path)
         .column(column)
@@ -90,22 +98,25 @@ def query_images(folder: Path, family: str, name: str, count: int) -> list[str]:
     return [str(value) for value in rows]
 
 
-def named_image(candidate: str) -> str:
-    """A candidate is known by its image, perhaps with `:` and a caption behind; or by its text, where it has none."""
+def image_of_candidate(candidate: str) -> str:
+    """Return the image in a candidate's name, which may go on with `:` and a caption; its text, if it has no image."""
     return candidate.split(":")[0]
 
 
-def row(folder: Path, text: str, image_name: str, box: list[float] | None, side: int | None) -> EmbeddingInput:
-    """A recorded row; its box is on the canvas of 1024 pixels, though it may come from the image's own."""
+def row(folder: Path, text: str, image_name: str, box: list[float] | None, length: int | None) -> EmbeddingInput:
+    """Return a recorded row. Its box (x0, y0, x1, y1) is in pixels of the canvas of 1024 x 1024.
+
+    length: of the square to which the image is resized first, in pixels.
+    """
     if IMAGE_TOKEN not in text:
         return EmbeddingInput(text)
-    path = inside(folder / "images", image_name)
+    path = path_inside(folder / "images", image_name)
     if not path.is_file():
         raise VirtueError(f"{folder / 'images'} has no image {image_name}, expected that of the row {text[:40]!r}")
     image = decode(path.read_bytes(), image_name)
     return EmbeddingInput(
         text,
-        (image if side is None else resize_to_square(image, side),),
+        (image if length is None else resize_to_square(image, length),),
         VisualPrompt() if box is None else box_prompt(box),
         (image_name,),
     )

@@ -1,6 +1,4 @@
-"""The recorded contrastive step: adapters on the language model, a loss over pairs, and the gradient of all that is
-trained.
-"""
+"""Comparison of gradients: the recorded contrastive step with adapters on the language model and a loss over pairs."""
 
 from __future__ import annotations
 
@@ -14,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
-from virtue_pl.checkpoints.adapter_folder import AdapterSettings, adapted, by_module
+from virtue_pl.checkpoints.adapter_folder import AdapterSettings, group_by_module, merge_weight
 from virtue_pl.checkpoints.keys import adapter_name, from_published
 from virtue_pl.checkpoints.tensor_files import read_file, read_json
 from virtue_pl.engine.gradient_cache import FullBatch, FunctionEncoder, GradientCache
 from virtue_pl.models.embedding_model import EmbeddingModel
-from virtue_pl.parity.golden import box_prompt, item, under
+from virtue_pl.parity.golden import box_prompt, item, select_prefix
 from virtue_pl.parity.hooks import batch_of
 from virtue_pl.parity.result import ParityRow
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
@@ -29,8 +27,15 @@ SETS = ("init", "perturbed")
 STEPS: dict[str, FullBatch | GradientCache] = {"plain": FullBatch(), "cached": GradientCache(2)}
 
 
-class Adapted(nn.Module):
-    """A weight with an adapter, whose tensors are trained in its place. Its parameters have the kinds' names."""
+class AdaptedWeight(nn.Module):
+    """Parametrization of a weight by an adapter, whose tensors are trained instead; its parameters have the kinds'
+    names.
+
+    Example:
+        >>> parts = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(3, 1)}
+        >>> AdaptedWeight(parts, scale=0.5)(torch.zeros(3, 2))[0].tolist()
+        [0.5, 0.5]
+    """
 
     def __init__(self, parts: Mapping[str, Tensor], scale: float) -> None:
         super().__init__()
@@ -39,17 +44,18 @@ class Adapted(nn.Module):
         self.scale = scale
 
     def forward(self, weight: Tensor) -> Tensor:
-        return adapted(weight, dict(self.named_parameters()), self.scale)
+        """Return the weight with the adapter merged into it; [rows, columns]."""
+        return merge_weight(weight, dict(self.named_parameters()), self.scale)
 
 
 @contextmanager
 def with_adapters(
     model: nn.Module, modules: Mapping[str, Mapping[str, Tensor]], scale: float
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """The model with adapters around weights, taken off again behind; their parameters by `module.kind`."""
+    """Put adapters around the model's weights inside the `with`; gives their parameters by `module.kind`."""
     parameters: dict[str, nn.Parameter] = {}
     for name, parts in modules.items():
-        around = Adapted(parts, scale).to(next(model.parameters()).device)
+        around = AdaptedWeight(parts, scale).to(next(model.parameters()).device)
         register_parametrization(model.get_submodule(name), "weight", around)
         parameters |= {f"{name}.{kind}": parameter for kind, parameter in around.named_parameters()}
     try:
@@ -60,18 +66,23 @@ def with_adapters(
 
 
 def gradient_parity(model: EmbeddingModel, folder: Path, tolerance: float, relative: float) -> Iterator[ParityRow]:
-    """Embeddings, loss and gradients of each set of adapters, each row encoded as if it were alone, plainly and
-    gradient-cached.
+    """Compare embeddings, loss and gradients of each set of adapters, with the whole batch and gradient-cached.
+
+    tolerance: of embeddings, absolute. relative: of the loss and the gradients.
     """
     content, tensors = read_json(folder / f"{GRADIENTS}.json"), read_file(folder / f"{GRADIENTS}.safetensors")
     settings = AdapterSettings.from_config(content["lora_config"], f"{folder / GRADIENTS}.json")
     queries, targets = pairs(folder, content["case"])
     for values in SETS:
-        modules = by_module(under(tensors, f"adapter_{values}/"), str(folder / GRADIENTS))
+        modules = group_by_module(select_prefix(tensors, f"adapter_{values}/"), str(folder / GRADIENTS))
         for step, cache in STEPS.items():
             with with_adapters(model, modules, settings.scale) as adapters:
                 found = contrastive_step(
-                    model, cache, (queries, targets), content["case"]["temperature"], trained(model, adapters)
+                    model,
+                    cache,
+                    (queries, targets),
+                    content["case"]["temperature"],
+                    trained_parameters(model, adapters),
                 )
             yield from compare_step(
                 f"gradients, {values}, {step}", found, recorded_step(content, tensors, values), (tolerance, relative)
@@ -79,15 +90,16 @@ def gradient_parity(model: EmbeddingModel, folder: Path, tolerance: float, relat
 
 
 def pairs(folder: Path, case: Mapping[str, Any]) -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
-    shown = zip(case["query_texts"], case["images"], case["bboxes_1024"], strict=True)
+    """Return the step's queries and targets."""
+    rows = zip(case["query_texts"], case["images"], case["bboxes_1024"], strict=True)
     queries = [
-        item(folder, text, image, VisualPrompt() if box is None else box_prompt(box)) for text, image, box in shown
+        item(folder, text, image, VisualPrompt() if box is None else box_prompt(box)) for text, image, box in rows
     ]
     return queries, [EmbeddingInput(text) for text in case["target_texts"]]
 
 
-def trained(model: nn.Module, adapters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """What the paper trains: the adapters and the connector."""
+def trained_parameters(model: nn.Module, adapters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return the parameters that the paper trains, by name: the adapters' and the connector's."""
     return {
         **adapters,
         **{name: parameter for name, parameter in model.named_parameters() if name.startswith("connector.")},
@@ -101,7 +113,7 @@ def contrastive_step(
     temperature: float,
     parameters: Mapping[str, nn.Parameter],
 ) -> dict[str, Tensor]:
-    """The embeddings (`qry`, `tgt`), the loss of queries over in-batch targets, and each parameter's gradient."""
+    """Return embeddings (`qry`, `tgt`), the loss of queries over in-batch targets, and each parameter's gradient."""
     with torch.enable_grad():
         queries, targets = (cache(FunctionEncoder(model.encode), batch_of(model, rows)) for rows in inputs)
         loss = cross_entropy(queries @ targets.T / temperature, torch.arange(len(queries), device=queries.device))
@@ -111,9 +123,11 @@ def contrastive_step(
 
 
 def recorded_step(content: Mapping[str, Any], tensors: Mapping[str, Tensor], values: str) -> dict[str, Tensor]:
-    """The same, as recorded. Raises VirtueError for the gradient of an unknown tensor."""
-    found = under(tensors, f"reps_{values}_rowwise/") | {"loss": torch.tensor(content[values]["rowwise"]["loss"])}
-    for name, gradient in under(tensors, f"grad_{values}_rowwise/").items():
+    """Return the recorded step under the names of `contrastive_step`. Raises VirtueError for an unknown tensor."""
+    found = select_prefix(tensors, f"reps_{values}_rowwise/") | {
+        "loss": torch.tensor(content[values]["rowwise"]["loss"])
+    }
+    for name, gradient in select_prefix(tensors, f"grad_{values}_rowwise/").items():
         adapter = adapter_name(name)
         ours = from_published(name) if adapter is None else f"{adapter.module}.{adapter.kind}"
         if ours is None:
@@ -125,8 +139,9 @@ def recorded_step(content: Mapping[str, Any], tensors: Mapping[str, Tensor], val
 def compare_step(
     case: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerances: tuple[float, float]
 ) -> Iterator[ParityRow]:
-    """Embeddings by their all_reduce_max difference, loss and gradients relative to what is recorded. Raises
-    VirtueError where the names differ.
+    """Compare embeddings by their largest difference, loss and gradients relative to the recorded ones.
+
+    Raises VirtueError where the names differ.
     """
     tolerance, relative = tolerances
     if found.keys() != wanted.keys():
@@ -138,9 +153,9 @@ def compare_step(
         yield row(case, f"embedding ({name})", [(found[name], wanted[name])], 1.0, tolerance)
     yield row(case, "loss, relative", [(found["loss"], wanted["loss"])], wanted["loss"].abs().item(), relative)
     gradients = [name for name in wanted if name not in ("qry", "tgt", "loss")]
-    all_reduce_max = max(wanted[name].abs().max().item() for name in gradients)
+    largest_gradient = max(wanted[name].abs().max().item() for name in gradients)
     worst = max(
-        (relative_row(case, name, found[name], wanted[name], all_reduce_max, relative) for name in gradients),
+        (relative_row(case, name, found[name], wanted[name], largest_gradient, relative) for name in gradients),
         key=lambda row: row.difference,
     )
     yield ParityRow(
@@ -149,16 +164,17 @@ def compare_step(
 
 
 def relative_row(
-    case: str, name: str, found: Tensor, wanted: Tensor, all_reduce_max: float, tolerance: float
+    case: str, name: str, found: Tensor, wanted: Tensor, largest_gradient: float, tolerance: float
 ) -> ParityRow:
-    """Relative to the tensor's own all_reduce_max value; to the all_reduce_max of all where it is zero throughout, as
-    lora_A's is at first.
+    """Compare a gradient relative to its own largest value; one that is zero, as lora_A's is at first, to the largest
+    of all gradients.
     """
-    scale = wanted.abs().max().item() or all_reduce_max
+    scale = wanted.abs().max().item() or largest_gradient
     return row(case, name, [(found, wanted)], scale, tolerance)
 
 
 def row(case: str, name: str, values: Sequence[tuple[Tensor, Tensor]], scale: float, tolerance: float) -> ParityRow:
+    """Compare one pair of tensors, found and recorded, by their largest difference divided by `scale`."""
     ((found, wanted),) = values
     one, other = found.double().flatten(), wanted.double().flatten()
     return ParityRow(

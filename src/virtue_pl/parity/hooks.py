@@ -1,4 +1,4 @@
-"""What a model computes on the way from rows to embeddings, by the names of the recordings."""
+"""Observation of a model: its quantities on the way from rows to embeddings, by the names of the recordings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from virtue_pl.types import EmbeddingInput, EncoderBatch, SegmentTokens, VirtueE
 
 @torch.no_grad()
 def observe(model: EmbeddingModel, items: Sequence[EmbeddingInput]) -> dict[str, Tensor]:
-    """Every recorded quantity of the rows, which are encoded in one batch; `model_attention_mask` says which tokens are
-    real.
+    """Return every recorded quantity of the rows, which are encoded in one batch.
 
-    A model without a segmentation stream has none of its quantities.
+    `model_attention_mask` is 0 for padding. A model without a segmentation stream has none of its quantities.
     """
     batch = batch_of(model, items)
     if isinstance(model, Virtue):
@@ -33,11 +32,12 @@ def observe(model: EmbeddingModel, items: Sequence[EmbeddingInput]) -> dict[str,
 
 
 def batch_of(model: EmbeddingModel, items: Sequence[EmbeddingInput]) -> EncoderBatch:
-    return verbatim(model).encoder_batch(list(items)).to(model.device)
+    """Return rows, whose texts are prepared already, as a batch on the model's device."""
+    return verbatim_collator(model).encoder_batch(list(items)).to(model.device)
 
 
-def verbatim(model: EmbeddingModel) -> ContrastiveCollator:
-    """The model's preprocessing for texts that hold the prompt's words already."""
+def verbatim_collator(model: EmbeddingModel) -> ContrastiveCollator:
+    """Return the model's collator, set for texts that describe the prompt already."""
     collator = model.collator
     if not isinstance(collator, ContrastiveCollator):
         raise VirtueError(f"{type(model).__name__} prepares no rows, expected a model that embeds")
@@ -50,20 +50,26 @@ def verbatim(model: EmbeddingModel) -> ContrastiveCollator:
 
 
 def observe_segmentation(model: Virtue, batch: EncoderBatch) -> tuple[SegmentTokens | None, dict[str, Tensor]]:
+    """Return the segment tokens, if a row has a prompt, and the segmentation stream's recorded quantities."""
     if not len(batch.prompts):
         return None, {}
-    images, prompts = batch.prompted()
+    images, prompts = batch.prompted_images()
     tokens = model.prompt_encoder(prompts)
     features = model.segmentation(images, tokens)
     segments = model.connector(features)
     *_, level = [torch.stack(levels) for levels in zip(*model.segmentation.frozen_features(images), strict=True)]
-    found = {"sam_fpn_last": level[prompts.images], "sam_sparse": tokens.sparse, "mask_embeddings": features.embedding}
+    found = {
+        "sam_fpn_last": level[prompts.image_index],
+        "sam_sparse": tokens.sparse,
+        "mask_embeddings": features.embedding,
+    }
     return segments, {**found, "seg_tokens": segments.tokens}
 
 
 def observe_fusion(head: VLMFusionHead, batch: EncoderBatch, segments: SegmentTokens | None) -> dict[str, Tensor]:
+    """Return the recorded quantities of the vision-language model."""
     images = head.backbone.vision_tokens(head.frozen_features(batch.images))
-    vision = [images[index] for index in batch.use_images.tolist()]
+    vision = [images[index] for index in batch.use_image_index.tolist()]
     sequence = head.backbone.embed(batch, vision)
     if segments is not None:
         sequence = sequence.prepend(segments.tokens, batch.prompt_rows)
@@ -85,11 +91,11 @@ TOKENS = {
     "position_ids": "model_attention_mask",
 }
 TOKENS["last_hidden_state"] = "model_attention_mask"
-"""Quantities of every token of a row, and the mask that says which are no padding."""
+"""Quantities with one entry a token, and the mask of the tokens that are no padding."""
 
 
 def real_tokens(name: str, outputs: Any) -> Tensor:
-    """A quantity of tokens without padding, row after row, so that the side of the padding does not matter."""
+    """Return a quantity without its padding, row after row, so that left and right padding compare equal."""
     value, mask = outputs[name], outputs.get(TOKENS.get(name, ""))
     if mask is None:
         return value
@@ -98,6 +104,6 @@ def real_tokens(name: str, outputs: Any) -> Tensor:
     return value[mask.bool()]
 
 
-def strided(value: Tensor, stride: int) -> Tensor:
-    """As `<name>_sN` is recorded: every N-th place of a map."""
+def subsample(value: Tensor, stride: int) -> Tensor:
+    """Return every N-th row and column of a map, as `<name>_sN` is recorded; [..., height / N, width / N]."""
     return value[..., ::stride, ::stride]

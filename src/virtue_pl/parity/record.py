@@ -1,4 +1,4 @@
-"""Recording a model's own outputs, in the format that parity reads."""
+"""Recording of a model's own outputs, in the format that parity reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.parity.golden import FORWARD, read_case
-from virtue_pl.parity.hooks import observe, strided
+from virtue_pl.parity.hooks import observe, subsample
 from virtue_pl.types import IMAGE_TOKEN, VirtueError
 
 ABOUT = (
@@ -24,9 +24,9 @@ ABOUT = (
     " stored with stride N"
 )
 SIZES = ((96, 128), (170, 120), (60, 230))
-"""Height and width of the images: wide, tall, and much wider than high."""
+"""Height and width of the images, in pixels: wide, tall, and much wider than high."""
 STRIDES = {"sam_fpn_last": 4, "mask_embeddings": 4}
-KEPT = (
+RECORDED = (
     "embedding",
     "input_ids",
     "attention_mask",
@@ -41,12 +41,19 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Pointing:
-    """How a recorded case points: a key of the format and its value; none for no prompt."""
+    """Prompt of a recorded case.
+
+    settings: a key of the format and its value; none for no prompt. description: of the region, in the text.
+
+    Example:
+        >>> Pointing("image_point", 2, {"point": [614.4, 731.5]}).description
+        ''
+    """
 
     name: str
     image: int
     settings: dict[str, Any]
-    words: str = ""
+    description: str = ""
 
 
 POINTINGS = (
@@ -60,8 +67,8 @@ POINTINGS = (
 
 
 def record(model: EmbeddingModel, folder: Path, seed: int = 0) -> int:
-    """Writes images and cases into the folder; returns how many cases. Raises VirtueError where it holds a recording
-    already.
+    """Write images and cases into the folder; returns the number of cases. Raises VirtueError where the folder holds a
+    recording already.
     """
     if (folder / f"{FORWARD}.json").exists():
         raise VirtueError(
@@ -72,7 +79,7 @@ def record(model: EmbeddingModel, folder: Path, seed: int = 0) -> int:
     cases: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, case in case_texts():
-        outputs = kept(observe(model, read_case(folder, name, case, {}).items))
+        outputs = select_recorded(observe(model, read_case(folder, name, case, {}).items))
         cases[name] = {**case, "compare": True}
         tensors |= {f"{name}/{key}": value for key, value in outputs.items()}
     save_file(
@@ -85,7 +92,7 @@ def record(model: EmbeddingModel, folder: Path, seed: int = 0) -> int:
 
 
 def case_texts() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The cases: texts alone, then each way to point, then all of a kind in one batch."""
+    """Yield the cases: texts alone, each prompt, and rows with and without an image in one batch."""
     sentences = ["A cat sitting on a mat.", "A dog running in the park near the tree.", "golden retriever"]
     yield "text_only_1", {"texts": sentences[:1], "images": [None]}
     yield (
@@ -93,7 +100,7 @@ def case_texts() -> Iterator[tuple[str, dict[str, Any]]]:
         {"texts": sentences, "images": [None] * 3, "compare_not": ["position_ids", "input_ids", "attention_mask"]},
     )
     for pointing in POINTINGS:
-        text = f"{IMAGE_TOKEN}\nDescribe what is pointed at in the picture.{pointing.words}"
+        text = f"{IMAGE_TOKEN}\nDescribe what is pointed at in the picture.{pointing.description}"
         yield pointing.name, {"texts": [text], "images": [f"images/img{pointing.image}.png"], **pointing.settings}
     mixed = [
         f"{IMAGE_TOKEN}\nDescribe the picture.",
@@ -104,19 +111,19 @@ def case_texts() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "mixed_batch3", {"texts": mixed, "images": images, "bboxes": [None, None, [100.0, 100.0, 700.0, 900.0]]}
 
 
-def kept(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is stored; maps are thinned out."""
+def select_recorded(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the outputs that are recorded, by their names in the file; of maps every N-th row and column."""
     found = {}
-    for name in (name for name in KEPT if name in outputs):
+    for name in (name for name in RECORDED if name in outputs):
         stride = STRIDES.get(name)
         found[name if stride is None else f"{name}_s{stride}"] = (
-            outputs[name] if stride is None else strided(outputs[name], stride)
+            outputs[name] if stride is None else subsample(outputs[name], stride)
         )
     return found
 
 
 def draw_images(folder: Path, seed: int) -> None:
-    """ImageBatch of discs and bars on a noisy slope, from the seed alone."""
+    """Write images of discs on a noisy gradient, which depend on the seed alone."""
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for number, (height, width) in enumerate(SIZES):

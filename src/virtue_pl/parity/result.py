@@ -1,4 +1,4 @@
-"""One line of a parity table."""
+"""One row of a parity table."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ParityRow:
-    """What was compared in a case, and how far it is. tolerance: the all_reduce_max difference that is right; None for
-    what is only shown.
+    """One compared quantity of a case, with its largest difference.
+
+    tolerance: the largest difference that is right; None for a quantity that is reported, and not judged.
+
+    Example:
+        >>> ParityRow("image_box", "embedding", difference=2e-6, cosine=1.0, tolerance=1e-4).holds
+        True
     """
 
     case: str
@@ -19,5 +24,5 @@ class ParityRow:
 
     @property
     def holds(self) -> bool:
-        """Not a number is not right."""
+        """Return whether the difference is within its tolerance; one that is not a number is not."""
         return self.tolerance is None or self.difference <= self.tolerance

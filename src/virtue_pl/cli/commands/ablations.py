@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(argv: list[str]) -> int:
-    """Does what is left of the plan, and prints the tables."""
+    """Run the stages of the plan that are not done, and print the tables; returns the exit code."""
     arguments = _parser().parse_args(argv)
     # threads that spin while they wait make everything crawl beside another program
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

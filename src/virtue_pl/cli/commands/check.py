@@ -1,6 +1,4 @@
-"""`virtue-pl check`: everything that `fit` would need is built, nothing is trained, and what would happen is
-printed.
-"""
+"""`virtue-pl check`: build everything that `fit` needs, train nothing, and print a summary of the run."""
 
 from __future__ import annotations
 
@@ -9,10 +7,11 @@ import sys
 
 
 def main(argv: list[str]) -> int:
-    """`argv` as for fit. Returns 1 with a line for what is missing; what cannot be built or found raises VirtueError.
+    """Build a run and print its summary; argv as for fit. Returns 1, after one line on stderr, if training cannot
+    start.
 
-    A model whose sizes are stated (`shared.vlm_sizes`) is built by them, without its weights; then its data, too, may
-    be elsewhere.
+    A model whose sizes are stated (`shared.vlm_sizes`) is built by them, without its weights; its data may be missing,
+    too. Raises VirtueError for a part that cannot be built.
     """
     # for --help alone: the options are those of fit, which the parser of fit reads below
     _parser().parse_known_args(argv)
@@ -28,8 +27,8 @@ def main(argv: list[str]) -> int:
         console.print(parts_table(cli.model))
         for table in adapter_tables(cli.model):
             console.print(table)
-        show = show_described if cli.is_described else show_data
-        problem = show(console, cli.trainer, cli.model, cli.datamodule)
+        print_data = show_described if cli.is_described else show_data
+        problem = print_data(console, cli.trainer, cli.model, cli.datamodule)
         if cli.unread:
             console.print(facts_table("not read: the model is built on the meta device", cli.unread.items()))
         console.print(facts_table("run", run_facts(cli.trainer, cli.config)))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtue_pl.types import VirtueError
+
 if TYPE_CHECKING:
     from virtue_pl.metrics.ranking import RankRows
 
@@ -18,8 +20,9 @@ def main(argv: list[str]) -> int:
 
     from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
     from virtue_pl.evaluation.reports.plots import plot_families
+    from virtue_pl.evaluation.reports.report_files import write_json, write_text
     from virtue_pl.evaluation.statistics.compare import ComparedRun, compare, data_fingerprints, read_chance, read_run
-    from virtue_pl.evaluation.statistics.summary import context, write_json, write_text
+    from virtue_pl.evaluation.statistics.summary import context
 
     chosen = [folder_and_mode(run, arguments.mode) for run in arguments.runs]
     names = unique_names(arguments.runs, chosen)
@@ -73,8 +76,6 @@ def unique_names(runs: list[str], chosen: list[tuple[Path, str]]) -> list[str]:
     ]
     names = short if len(set(short)) == len(short) else runs
     if len(set(names)) < len(names):
-        from virtue_pl.types import VirtueError
-
         raise VirtueError(f"compare: {', '.join(runs)} name a run twice, expected each once")
     return names
 

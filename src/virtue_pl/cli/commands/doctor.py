@@ -1,4 +1,4 @@
-"""`virtue-pl doctor`: what is wrong with shards or official folders, before a training finds out."""
+"""`virtue-pl doctor`: problems of shards or official folders, found before a training meets them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from virtue_pl.cli.arguments import positive_number
 from virtue_pl.cli.progress import show_progress
+from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,38 +20,40 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Returns 1 where errors were found (with --strict also warnings), else 0."""
+    """Print the findings; returns 1 where errors were found (with --strict also warnings), else 0."""
     arguments = parser().parse_args(argv)
     from rich.console import Console
 
-    from virtue_pl.data.conversion.source_file import silent
+    from virtue_pl.data.conversion.source_file import no_progress
     from virtue_pl.data.doctor.checks import count_words
     from virtue_pl.data.doctor.contact_sheet import ContactSheet
-    from virtue_pl.data.doctor.examine import as_json, errors, examine
+    from virtue_pl.data.doctor.examine import count_errors, examine, to_json
     from virtue_pl.data.io.atomic import write_json
 
     sheet = ContactSheet()
-    count = tokenizer(arguments.tokenizer) if arguments.tokenizer else count_words
-    options = {"max_pixels": arguments.max_pixels, "count_tokens": count, "show": sheet.show}
-    progress = silent if arguments.json == "-" else show_progress
+    count = load_token_counter(arguments.tokenizer) if arguments.tokenizer else count_words
+    options = {"max_pixels": arguments.max_pixels, "count_tokens": count, "on_finding": sheet.add}
+    progress = no_progress if arguments.json == "-" else show_progress
     checkups = examine(
         [Path(path) for path in arguments.paths], arguments.train_split, progress, arguments.workers, **options
     )
     if arguments.json == "-":
-        print(json.dumps(as_json(checkups), indent=1, ensure_ascii=False))
+        print(json.dumps(to_json(checkups), indent=1, ensure_ascii=False))
     elif arguments.json:
-        write_json(Path(arguments.json), as_json(checkups))
+        write_json(Path(arguments.json), to_json(checkups))
     if arguments.sheet:
         sheet.save(Path(arguments.sheet))
     console = Console(stderr=arguments.json == "-")
     console.print(problems_table(checkups))
     console.print(histograms_table(checkups))
     found = sum(len(checkup.findings) for checkup in checkups)
-    print(f"{errors(checkups)} errors, {found - errors(checkups)} warnings in {len(checkups)} folders", file=sys.stderr)
-    return int((found if arguments.strict else errors(checkups)) > 0)
+    errors = count_errors(checkups)
+    print(f"{errors} errors, {found - errors} warnings in {len(checkups)} folders", file=sys.stderr)
+    return int((found if arguments.strict else errors) > 0)
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
     about = (
         "Look at every image and row of shards or official folders, and say what is wrong. Exit code 1 if there are"
         " errors."
@@ -85,10 +88,11 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def tokenizer(folder: str) -> Callable[[str], int]:
+def load_token_counter(folder: str) -> Callable[[str], int]:
+    """Return a function that counts a text's tokens by the tokenizer in a folder. Raises VirtueError where there is
+    none.
+    """
     from transformers import AutoTokenizer
-
-    from virtue_pl.types import VirtueError
 
     if not Path(folder).is_dir():
         raise VirtueError(f"--tokenizer {folder}: there is no such folder")
@@ -97,7 +101,7 @@ def tokenizer(folder: str) -> Callable[[str], int]:
 
 
 def problems_table(checkups: Sequence[Checkup]) -> Table:
-    """A line for every kind of problem of a folder, with the first of them."""
+    """Return a table with one row for each kind of problem of a folder, and the first finding of that kind."""
     from rich.markup import escape
     from rich.table import Column, Table
 
@@ -124,7 +128,7 @@ def problems_table(checkups: Sequence[Checkup]) -> Table:
 
 
 def histograms_table(checkups: Sequence[Checkup]) -> Table:
-    """How many images have a shorter side, and texts a number of tokens, of 2^n to 2^(n+1) - 1."""
+    """Return a table of two histograms over 2^n to 2^(n+1) - 1: images by shorter side in pixels, texts by tokens."""
     from collections import Counter
 
     from rich.table import Column, Table

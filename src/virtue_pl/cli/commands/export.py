@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def main(argv: list[str]) -> int:
-    """Writes the folder, and says what is in it."""
+    """Write the folder, and print a line about it; returns the exit code."""
     arguments = _parser().parse_args(argv)
     import os
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from virtue_pl.checkpoints.export import export
 
-    release = export(
+    checkpoint = export(
         arguments.source,
         arguments.out,
         layout=arguments.layout,
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         license=arguments.license,
         allow_classes=arguments.allow_classes,
     )
-    print(f"wrote {len(release.tensors)} tensors to {arguments.out} ({arguments.layout} layout)")
+    print(f"wrote {len(checkpoint.tensors)} tensors to {arguments.out} ({arguments.layout} layout)")
     return 0
 
 

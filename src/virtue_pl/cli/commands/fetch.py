@@ -6,7 +6,7 @@ import argparse
 
 
 def main(argv: list[str]) -> int:
-    """Fetches what is named; what is there already is only checked."""
+    """Fetch images, weights or both; files that are there already are only checked. Returns the exit code."""
     arguments = _parser().parse_args(argv)
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""`virtue-pl parity FOLDER`: a model against recorded outputs."""
+"""`virtue-pl parity FOLDER`: comparison of a model with recorded outputs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from virtue_pl.parity.result import ParityRow
 
 WIDTH = 180
-"""Columns of the table in a file or a pipe."""
+"""Width of the table, in characters, in a file or a pipe."""
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table. Returns 1 where a difference is beyond its tolerance."""
+    """Print the table. Returns 1 where a difference is beyond its tolerance."""
     arguments = _parser().parse_args(argv)
     import os
 
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         description=(
             "Runs the recorded cases of FOLDER against the model in FOLDER/model: forward passes, gradients, rows of"
             " evaluations. Exits with 1 where a difference is beyond its tolerance. A quantity without a tolerance is"
-            " shown, and not judged."
+            " reported, and not judged."
         ),
     )
     parser.add_argument(
@@ -105,12 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         help="an exported folder may name classes that begin so",
     )
     parser.add_argument(
-        "--embedding-tolerance", type=float, default=1e-4, help="all_reduce_max absolute difference (default 1e-4)"
+        "--embedding-tolerance", type=float, default=1e-4, help="largest absolute difference (default 1e-4)"
     )
     parser.add_argument(
         "--segment-tolerance", type=float, default=1e-3, help="the same of segment tokens (default 1e-3)"
     )
     parser.add_argument(
-        "--gradient-tolerance", type=float, default=1e-3, help="all_reduce_max relative difference (default 1e-3)"
+        "--gradient-tolerance", type=float, default=1e-3, help="largest relative difference (default 1e-3)"
     )
     return parser

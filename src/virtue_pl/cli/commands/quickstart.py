@@ -1,4 +1,4 @@
-"""`virtue-pl quickstart`: the whole main path on this machine."""
+"""`virtue-pl quickstart`: data, training and a table of results on this machine, in one command."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(argv: list[str]) -> int:
-    """Does what is left of the plan, and prints the table."""
+    """Run the stages of the plan that are not done, and print the table; returns the exit code."""
     arguments = _parser().parse_args(argv)
     # threads that spin while they wait make everything crawl beside another program
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plan", default="configs/studies/quickstart.yaml", help="sizes, configs and rows of the table"
     )
-    parser.add_argument("--source", choices=("stamps", "shapes"), help="where scenes come from, instead of the plan's")
+    parser.add_argument("--source", choices=("stamps", "shapes"), help="source of the scenes, instead of the plan's")
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="runs and report")
     parser.add_argument("--data", type=Path, default=Path("data"), help="scenes and shards")
     parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="fetched images and weights")

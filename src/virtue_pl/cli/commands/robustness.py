@@ -1,6 +1,4 @@
-"""`virtue-pl robustness --model FOLDER --shards FOLDER --out FOLDER`: what imprecise prompts cost, and which prompts
-are alike.
-"""
+"""`virtue-pl robustness`: loss of accuracy by imprecise prompts, and consistency of embeddings across prompts."""
 
 from __future__ import annotations
 
@@ -11,14 +9,15 @@ from typing import TYPE_CHECKING
 
 from virtue_pl.cli.dataclass_options import add_options, read_options
 from virtue_pl.evaluation.settings import LoadingOptions, RobustnessOptions
+from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
     from virtue_pl.types import RankingSample
 
 PROMPT_CONSISTENCY = "prompt_consistency"
-"""The kind that asks whether embeddings of a region lie together whatever prompt points at it."""
+"""Kind of the probe that measures whether a region's embeddings agree whatever prompt points at it."""
 GROUP = 8
-"""Samples, with all their prompts, that are embedded together."""
+"""Number of samples that are embedded together, with all their prompts."""
 
 
 def main(argv: list[str]) -> int:
@@ -38,9 +37,10 @@ def main(argv: list[str]) -> int:
     )
     from virtue_pl.evaluation.probes.robustness import Robustness, robustness
     from virtue_pl.evaluation.reports.probe_tables import prompt_consistency_tables, robustness_tables
+    from virtue_pl.evaluation.reports.report_files import write_json
     from virtue_pl.evaluation.reports.robustness_plots import plot_robustness
     from virtue_pl.evaluation.reports.tables import TerminalTable
-    from virtue_pl.evaluation.statistics.summary import context, write_json
+    from virtue_pl.evaluation.statistics.summary import context
 
     options, loading = read_options(RobustnessOptions, arguments), read_options(LoadingOptions, arguments)
     sets = folders(arguments.shards)
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     if perturbations := [kind for kind in kinds if kind != PROMPT_CONSISTENCY]:
         found = robustness(embedder.embed, passes[0], perturbations, options.seed, group=GROUP)
     if PROMPT_CONSISTENCY in kinds:
-        consistency = prompt_consistency(embedder.embed, passes[1], embedder.masks)
+        consistency = prompt_consistency(embedder.embed, passes[1], embedder.predict_masks)
     for table in (*robustness_tables(found.as_json()), *prompt_consistency_tables(consistency)):
         Console().print(TerminalTable(f"{table.title}; {table.caption}", table.cells))
     report = {
@@ -89,15 +89,13 @@ def folders(shards: list[str]) -> dict[str, str]:
         for entry in shards
     ]
     if len(dict(named)) < len(named):
-        from virtue_pl.types import VirtueError
-
         names = ", ".join(shards)
         raise VirtueError(f"shards: {names} name a set twice, expected each once: write NAME=FOLDER")
     return dict(named)
 
 
 def ranking_samples(folders: Mapping[str, str], limit: int | None) -> Iterator[RankingSample]:
-    """Return every sample of the folders once, of each at most about `limit`.
+    """Return an iterator over every sample of the folders once, of each folder at most about `limit`.
 
     Raises VirtueError at once for a folder without shards.
     """
@@ -127,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     model = "an exported or published folder, a hub name, or a run's checkpoint (.ckpt)"
     shards = "evaluation shards with regions, as `virtue-pl shards scar` writes them"
-    out = "where the numbers and the curves go"
+    out = "folder of the numbers and the curves"
     parser.add_argument("--model", required=True, metavar="FOLDER", help=model)
     parser.add_argument("--shards", required=True, nargs="+", metavar="[NAME=]FOLDER", help=shards)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=out)

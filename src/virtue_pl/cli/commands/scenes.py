@@ -7,8 +7,9 @@ import os
 
 
 def main(argv: list[str]) -> int:
-    """Fetches the photographs if they are not there, then writes the scenes, going on where an earlier call was
-    stopped.
+    """Fetch the photographs if they are not there, then write the scenes, going on where an earlier call was stopped.
+
+    Returns the exit code.
     """
     arguments = _parser().parse_args(argv)
     from rich.console import Console
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="virtue-pl scenes",
         description=(
             "Writes SCaR-mini: composed images with exact masks and captions, as parquet and JPEG in SCaR's layout; "
-            "and MMEB-mini, eight tasks in MMEB's layout, where rows of it are asked for."
+            "and MMEB-mini, eight tasks in MMEB's layout, if rows of it are set."
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -53,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test", type=int, default=700, help="samples in each of test_seen and test_held_out")
     parser.add_argument("--mmeb-train", type=int, default=0, help="training rows of each task of MMEB-mini")
     parser.add_argument("--mmeb-test", type=int, default=0, help="test rows of each task of MMEB-mini")
-    parser.add_argument("--size", type=int, default=256, help="side of the images, in pixels")
+    parser.add_argument("--size", type=int, default=256, help="height and width of the images, in pixels")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal files")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that write")
-    parser.add_argument("--cache", default="data/cache", help="where fetched images lie")
+    parser.add_argument("--cache", default="data/cache", help="folder of fetched images")
     return parser

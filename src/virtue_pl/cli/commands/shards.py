@@ -1,4 +1,4 @@
-"""`virtue-pl shards`: a dataset's files become folders of shards."""
+"""`virtue-pl shards`: conversion of a dataset's files to folders of shards."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0; mistakes in the data raise VirtueError, mistakes in `argv` exit with 2."""
+    """Convert a dataset; returns 0. Raises VirtueError for mistakes in the data; mistakes in `argv` exit with 2."""
     arguments = parser().parse_args(argv)
     return int(arguments.run(arguments))
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser with one sub-command for each format."""
     top = argparse.ArgumentParser(
         prog="virtue-pl shards",
         description="Turn a dataset into webdataset shards with a manifest.",
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_format(formats: Any, name: str, about: str, holds: str) -> argparse.ArgumentParser:
-    """A format's parser with the options that all formats have."""
+    """Add a format's parser, with the options that all formats have, and return it."""
     found: argparse.ArgumentParser = formats.add_parser(name, help=about, allow_abbrev=False)
     found.add_argument("--root", required=True, help=f"folder with {holds}")
     found.add_argument("--out", required=True, help="where to write one folder of shards for each parquet file")
@@ -60,16 +61,16 @@ def add_format(formats: Any, name: str, about: str, holds: str) -> argparse.Argu
         action="append",
         default=[],
         metavar="FOLDER",
-        help="where to look for images first; may be given several times",
+        help="folder in which images are looked for first; may be given several times",
     )
     found.add_argument(
         "--shard-size",
         type=int,
         default=100,
         metavar="IMAGES",
-        help="images (with what belongs to them) in a shard (default 100)",
+        help="images, with their rows, in a shard (default 100)",
     )
-    found.add_argument("--seed", type=int, default=0, help="of the order of the images (default 0)")
+    found.add_argument("--seed", type=int, default=0, help="seed of the order of the images (default 0)")
     found.add_argument(
         "--workers",
         type=positive_number,
@@ -78,31 +79,34 @@ def add_format(formats: Any, name: str, about: str, holds: str) -> argparse.Argu
     )
     found.add_argument(
         "--licence",
-        help="of the data, for the manifest (default: what ROOT/scenes.json says, or else that of the published data)",
+        help="licence of the data, for the manifest (default: that in ROOT/scenes.json, or else the published data's)",
     )
     return found
 
 
 def scar_shards(arguments: argparse.Namespace) -> int:
+    """Convert SCaR; returns the exit code."""
     from virtue_pl.data.conversion.scar import convert_scar
 
     return report(convert_scar(arguments.root, arguments.out, **options(arguments)))
 
 
 def mmeb_shards(arguments: argparse.Namespace) -> int:
+    """Convert MMEB; returns the exit code."""
     from virtue_pl.data.conversion.mmeb import convert_mmeb
 
     return report(convert_mmeb(arguments.root, arguments.out, train_split=arguments.train_split, **options(arguments)))
 
 
 def pair_shards(arguments: argparse.Namespace) -> int:
+    """Convert own pairs; returns the exit code."""
     from virtue_pl.data.conversion.pairs import convert_pairs
 
     return report(convert_pairs(arguments.root, arguments.out, **options(arguments)))
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What every converter takes."""
+    """Return the arguments that every converter takes."""
     named = {
         "images": arguments.images,
         "seed": arguments.seed,
@@ -113,14 +117,16 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(manifests: Mapping[str, Manifest]) -> int:
-    """Prints a line a folder; returns the exit code."""
+    """Print one line for each folder; returns the exit code."""
     for manifest in manifests.values():
         print(summary(manifest))
     return 0
 
 
 def summary(manifest: Manifest) -> str:
-    """One line: what was written and what was left out, with the reasons and the first row of it."""
+    """Return one line: the numbers of rows, images and shards, and of the rows left out, with reasons and the first
+    one.
+    """
     line = f"{manifest.name}: {manifest.rows:,} rows of {manifest.images:,} images in {len(manifest.shards):,} shards"
     if not manifest.skipped:
         return line
