@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, anchors, blocks, exists, links, named_files, spans
 
+from fixtures.pages import PAGES, ROOT, anchors, blocks, exists, links, named_files, spans
 from virtue_pl.cli.main import COMMANDS
 
 README = ROOT / "README.md"
