@@ -132,8 +132,8 @@ class Ablations(Runs):
         lightning: runs `fit` or `test` with their arguments.
 
     Example:
-        >>> Ablations(AblationPlan.read("configs/studies/ablations.yaml"), Path("runs/ablations"), lightning.main,
-        Console())(["virtue", "crop"])
+        >>> plan, out = AblationPlan.read("configs/studies/ablations.yaml"), Path("runs/ablations")
+        >>> Ablations(plan, out, lightning.main, Console())(["virtue", "crop"])
     """
 
     def __init__(self, plan: AblationPlan, out: Path, lightning: Command, console: Console) -> None:

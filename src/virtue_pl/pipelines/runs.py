@@ -37,7 +37,7 @@ def precision_here(wanted: str) -> str:
 
 
 class Stages:
-    """Stages that are done once: their seconds and what they were made from are kept in `stages.json`, and a later call
+    """Stages that are done once: `stages.json` holds their seconds and a fingerprint of their inputs, and a later call
     reuses them.
 
     Example:
@@ -54,7 +54,7 @@ class Stages:
         self.number = 0
 
     def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[str], None]) -> str:
-        """Run `work`, which is told the fingerprint of what the stage is made from and must leave `result`.
+        """Run `work`, which is given the fingerprint of the stage's inputs (`made_from`) and must leave `result`.
 
         Returns the fingerprint.
         """
