@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablations test test-matrix lint types bench format clean
+.PHONY: help setup quickstart ablations test test-matrix test-network lint types bench figure format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,10 +22,13 @@ ablations: $(STAMP) ## after the quickstart: train its ablations, and print and 
 	env -u OMP_NUM_THREADS $(BIN)/virtue-pl ablations --plan configs/studies/ablations.yaml
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation backbone
-	$(BIN)/python -m pytest -q -m "matrix or not matrix" tests/matrix $(ARGS)
+	$(BIN)/python -m pytest -q -m "matrix or not matrix" tests/integration/matrix $(ARGS)
+
+test-network: $(STAMP) ## the documented commands that download something, and the whole quickstart
+	$(BIN)/python -m pytest -q -m network tests/docs $(ARGS)
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
@@ -42,6 +45,9 @@ bench: $(STAMP) ## what is measured, as JSON
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/start.py
+
+figure: $(STAMP) ## after the quickstart: README's figure, of what its model says
+	env -u OMP_NUM_THREADS $(BIN)/python docs/figure.py --model runs/quickstart/virtue/checkpoints/last.ckpt
 
 format: $(STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,4 @@
-"""Whether two ways to train compute the same: the loss and every gradient of one step without dropout, whose draws are
-never alike.
-"""
+"""Agreement of two training implementations: the loss and every gradient of one step, without dropout."""
 
 from __future__ import annotations
 
@@ -13,22 +11,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 LOSS, GRADIENT = 1e-4, 1e-3
-"""What float32's sums in another order may differ by: of the loss, in nats; of the gradient of a parameter, relative to
-its length.
-"""
+"""Tolerances for float32's sums in another order: of the loss, in nats; of a gradient, relative to its norm."""
 
 
 def save_gradients(model: nn.Module, file: Path) -> None:
-    """By names that both ways share: of the language model's layers, and of the connector."""
+    """Save gradients of the language model's layers and the connector, under names that both sides share."""
     save_file(
         {name.rpartition("language_model.")[2]: p.grad for name, p in model.named_parameters() if p.grad is not None},
         file,
     )
 
 
-def apart(losses: tuple[float, float], files: tuple[Path, Path]) -> dict[str, Any]:
-    """How far our loss and gradients are from the baseline's, which come second; the parameter whose gradient is
-    furthest.
+def compare_gradients(losses: tuple[float, float], files: tuple[Path, Path]) -> dict[str, Any]:
+    """Return the differences of loss and gradients to the baseline's, and the parameter that differs most.
+
+    losses, files: ours, then the baseline's.
     """
     ours, theirs = (load_file(file) for file in files)
     if ours.keys() != theirs.keys():
@@ -36,21 +33,22 @@ def apart(losses: tuple[float, float], files: tuple[Path, Path]) -> dict[str, An
             f"benchmarks: gradients of {len(ours)} parameters, but the baseline trains {len(theirs)}: they are not one"
             " model"
         )
-    worst = max(ours, key=lambda name: relative(ours, theirs, name))
+    worst = max(ours, key=lambda name: relative_difference(ours, theirs, name))
     return {
         "loss": losses[0],
         "loss_difference": abs(losses[0] - losses[1]),
-        "gradient_difference": relative(ours, theirs, worst),
+        "gradient_difference": relative_difference(ours, theirs, worst),
         "furthest": worst,
     }
 
 
-def relative(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], name: str) -> float:
+def relative_difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], name: str) -> float:
+    """Return the norm of the difference of a parameter's gradients, relative to the baseline's."""
     return ((ours[name] - theirs[name]).norm() / theirs[name].norm()).item()
 
 
 def check(agreement: Mapping[str, Any]) -> None:
-    """Ends the benchmark where float32's numbers are not the baseline's."""
+    """End the benchmark where float32's numbers are not the baseline's."""
     for name, most in (("loss_difference", LOSS), ("gradient_difference", GRADIENT)):
         if not agreement[name] <= most:
             sys.exit(

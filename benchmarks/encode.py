@@ -1,11 +1,9 @@
-"""Encoding with the mid-size model: images with a box against the published code's way, several boxes of one image,
-texts by length.
+"""Encoding with the mid-size model: images with a box compared to the published code, boxes of one image, and texts.
 
 One thread. The baseline (`published.py`) and ours take turns, each in a process of its own, with the same weights,
-whose embeddings must
-agree. Prints one JSON object; ratios are of CPU seconds. `boxes`: three boxes of one image in one batch, against one
-batch each.
-`texts`: batches of 32 texts of 4 to 128 tokens, sorted by length, against the order in which they came.
+whose embeddings must agree. Prints one JSON object; ratios are of CPU seconds. `boxes`: three boxes of one image in one
+batch, compared to one batch each. `texts`: batches of 32 texts of 4 to 128 tokens, sorted by length, compared to their
+original order.
 
     python benchmarks/encode.py --rounds 3
 """
@@ -25,7 +23,7 @@ import torch
 from mid_size import build, child_parser, peak_memory, queries, run_child, texts, timed, together, write_model
 
 from virtue_pl.cli.memory import keep_freed_memory
-from virtue_pl.engine.gradient_cache import chunks_of
+from virtue_pl.engine.gradient_cache import cut_chunks
 
 ROWS = 4
 TEXTS = 128
@@ -59,8 +57,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             )
     report: dict[str, Any] = {"threads": options.threads, "rounds": options.rounds}
     for name, found in runs.items():
-        shown = sorted(found, key=lambda run: run["picture_cpu_seconds"])[len(found) // 2]
-        report[name] = {key: value for key, value in shown.items() if key != "embedding"}
+        chosen = sorted(found, key=lambda run: run["picture_cpu_seconds"])[len(found) // 2]
+        report[name] = {key: value for key, value in chosen.items() if key != "embedding"}
     report["ratio_to_baseline"] = {
         name: median(
             [
@@ -113,14 +111,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def gains(model: Any) -> dict[str, Any]:
-    """How much less CPU time three boxes of one image take together, and texts sorted by length."""
-    once, apart = queries(model, [0, 0, 0]), [queries(model, [0]) for _ in range(3)]
+    """Return the speed-ups of three boxes of one image in one batch, and of texts sorted by length, in CPU time."""
+    together_batch, single_batches = queries(model, [0, 0, 0]), [queries(model, [0]) for _ in range(3)]
     lengths = (4 + 124 * torch.rand(TEXTS, generator=torch.Generator().manual_seed(0)) ** 2).long().tolist()
     rows = texts(model, lengths)
     unsorted = [together(rows[start : start + 32]) for start in range(0, TEXTS, 32)]
-    by_length = [together([rows[row] for row in chunk]) for chunk in chunks_of(lengths, 32, 32 * max(lengths))]
+    by_length = [together([rows[row] for row in chunk]) for chunk in cut_chunks(lengths, 32, 32 * max(lengths))]
     return {
-        "boxes_gain": gain([lambda: model.encode(once)], [lambda row=row: model.encode(row) for row in apart]),
+        "boxes_gain": gain(
+            [lambda: model.encode(together_batch)], [lambda row=row: model.encode(row) for row in single_batches]
+        ),
         "texts_gain": gain(
             [lambda row=row: model.encode(row) for row in by_length],
             [lambda row=row: model.encode(row) for row in unsorted],

@@ -1,8 +1,7 @@
-"""What an evaluation costs: a second one of the same checkpoint, regions that share their image, and ranking alone.
+"""Cost of an evaluation: a second one of the same checkpoint, regions that share their image, and ranking alone.
 
-Of any model (an exported folder or a run's checkpoint) and its evaluation sets, by default those of the quickstart;
-without them, of ranking alone,
-which is measured on random numbers. Prints one JSON object.
+It is measured with any model (an exported folder or a run's checkpoint) and its evaluation sets, by default those of
+the quickstart; without a model only ranking is, on random numbers. Prints one JSON object.
 
     python benchmarks/evaluate.py --model mini --data data/scar_mini_stamps --sets scar_mini --limit 100
 """
@@ -67,8 +66,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", default="data/scar_mini_stamps", help="folder of shards, or an official folder")
     parser.add_argument("--sets", nargs="+", default=["scar_mini"])
     parser.add_argument("--limit", type=int, default=100, help="rows of each set")
-    parser.add_argument("--images", type=int, default=10, help="of three regions each")
-    parser.add_argument("--side", type=int, default=256, help="of those images, in pixels")
+    parser.add_argument("--images", type=int, default=10, help="number of images of three regions each")
+    parser.add_argument("--image-size", type=int, default=256, help="height and width of those images, in pixels")
     parser.add_argument(
         "--ranking",
         nargs="*",
@@ -80,15 +79,16 @@ def parse() -> argparse.Namespace:
 
 
 def second(options: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds of whole commands, of what they take to import alone, and of what the evaluation counts from its
-    weights on.
+    """Measure CPU seconds of whole commands, of their imports alone, and of the evaluations themselves.
+
+    An evaluation counts from the loading of its weights on.
     """
     rounds = []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            told = [evaluation(options, Path(folder) / name) for name in ("first", "again")]
+            runs = [evaluation(options, Path(folder) / name) for name in ("first", "again")]
             rounds.append(
-                [*(figure for pair in told for figure in pair), command_seconds([sys.executable, "-c", IMPORTS])]
+                [*(figure for pair in runs for figure in pair), command_seconds([sys.executable, "-c", IMPORTS])]
             )
     first, first_inside, again, again_inside, imports = (
         statistics.median(column) for column in zip(*rounds, strict=True)
@@ -104,7 +104,7 @@ def second(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluation(options: argparse.Namespace, out: Path) -> tuple[float, float]:
-    """CPU seconds of a command, and those that its report names."""
+    """Run a command, and return its CPU seconds and those that its report names."""
     given = [
         "--model",
         options.model,
@@ -122,7 +122,7 @@ def evaluation(options: argparse.Namespace, out: Path) -> tuple[float, float]:
 
 
 def command_seconds(command: Sequence[str]) -> float:
-    """CPU seconds of a process."""
+    """Run a process, and return its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -130,8 +130,9 @@ def command_seconds(command: Sequence[str]) -> float:
 
 
 def regions(options: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds of three regions an image, as an evaluation batches them; of every query alone; and batched, but each
-    with an image of its own.
+    """Measure CPU seconds of three regions per image, batched as in an evaluation.
+
+    They are compared to every query alone, and to batches in which each query has an image of its own.
     """
     model = from_pretrained(options.model)
     encoder = QueryEncoder(model, "whole", 8)
@@ -146,11 +147,11 @@ def regions(options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(options.rounds)
     ]
     together, alone, unshared = (statistics.median(column) for column in zip(*rounds, strict=True))
-    of_alone, of_unshared = (statistics.median(each[0] / each[place] for each in rounds) for place in (1, 2))
+    of_alone, of_unshared = (statistics.median(each[0] / each[column] for each in rounds) for column in (1, 2))
     seconds = {"together": together, "alone": alone, "a_picture_each": unshared}
     return {
         "queries": len(shared),
-        "image": [options.side] * 2,
+        "image": [options.image_size] * 2,
         "cpu_s": seconds,
         "ratio_to_alone": of_alone,
         "ratio_to_a_picture_each": of_unshared,
@@ -158,12 +159,14 @@ def regions(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def queries(options: argparse.Namespace, shared: bool) -> list[EmbeddingInput]:
-    """Three boxes on each image; or each box on another image."""
+    """Return queries with three boxes on each image, or with each box on an image of its own."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for number in range(3 * options.images):
         if number % 3 == 0 or not shared:
-            image = torch.randint(0, 256, (3, options.side, options.side), dtype=torch.uint8, generator=generator)
+            image = torch.randint(
+                0, 256, (3, options.image_size, options.image_size), dtype=torch.uint8, generator=generator
+            )
         box = torch.tensor([[0.1, 0.1, 0.4, 0.5]]) + 0.25 * (number % 3)
         found.append(
             EmbeddingInput(
@@ -183,9 +186,7 @@ def encode(model: Any, encoder: QueryEncoder, items: Sequence[EmbeddingInput], s
 
 
 def ranking(rounds: int, num_queries: int, num_candidates: int, dim: int = 384) -> dict[str, Any]:
-    """CPU seconds of an evaluation's ranks and metrics, and of them with the lines of predictions.jsonl as they are by
-    default.
-    """
+    """Measure CPU seconds of an evaluation's ranks and metrics, without and with the lines of predictions.jsonl."""
     ranked, embeddings = ranked_set(num_queries, num_candidates, dim)
     seconds = [
         (cpu_seconds(rank, ranked, embeddings, False), cpu_seconds(rank, ranked, embeddings, True))
@@ -201,7 +202,10 @@ def ranking(rounds: int, num_queries: int, num_candidates: int, dim: int = 384) 
 
 
 def ranked_set(num_queries: int, num_candidates: int, dim: int) -> tuple[RankedSet, Float[Tensor, "inputs dim"]]:
-    """Random unit vectors; candidates of each query's own, or else the same for all, in a hundred orders."""
+    """Return a set and random unit vectors as its embeddings.
+
+    Up to 1000 candidates are each query's own; more are shared by all queries, in a hundred orders.
+    """
     generator = torch.Generator().manual_seed(0)
     shared = num_candidates > 1000
     num_inputs = num_queries + num_candidates * (1 if shared else num_queries)
@@ -212,9 +216,9 @@ def ranked_set(num_queries: int, num_candidates: int, dim: int) -> tuple[RankedS
         if shared
         else torch.arange(num_queries, num_inputs).split(num_candidates)
     )
-    candidates, places = (EmbeddingInput("a caption"),) * num_candidates, {"hit@1": tuple(range(num_candidates))}
+    candidates, rankings = (EmbeddingInput("a caption"),) * num_candidates, {"hit@1": tuple(range(num_candidates))}
     rows = tuple(
-        EvaluationRow("set", row, "", "", "", None, None, None, candidates, places) for row in range(num_queries)
+        EvaluationRow("set", row, "", "", "", None, None, None, candidates, rankings) for row in range(num_queries)
     )
     return RankedSet(SetDescription("set", "mmeb"), rows, torch.arange(num_queries), tuple(lists)), embeddings
 

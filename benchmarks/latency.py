@@ -1,8 +1,7 @@
-"""What a query costs: latency of an image's first and next prompt, throughput and peak memory, for texts, images,
-points, boxes, masks and crops.
+"""Cost of a query: latency of an image's first and next prompt, throughput and peak memory, by kind of query.
 
-Of any model's folder, or else of one of the sizes of configs/virtue_mini.yaml with random weights. Prints one JSON
-object.
+The model is that of any folder, or else one of the sizes of configs/virtue_mini.yaml with random weights. Prints one
+JSON object.
 
     python benchmarks/latency.py --model FOLDER --device cuda --dtype bfloat16
 """
@@ -76,15 +75,15 @@ def load(options: argparse.Namespace) -> Embedder:
 
 
 def mini(folder: Path) -> Virtue:
-    """A model of the sizes of configs/virtue_mini.yaml with random weights, its text model written to `folder`."""
-    text_model, trunk, side = (
+    """Return a model of virtue_mini's sizes with random weights, whose text model is written to `folder`."""
+    text_model, trunk, image_size = (
         save_text_model(folder / "text_model", map(chr, range(33, 127))),
         "tf_efficientnet_lite0",
         256,
     )
-    encoder = VisualPromptEncoder(TimmSamPromptEncoder(128, side, dense_hints=True), frozen=True)
-    segmentation = SegmentationExtractor(TimmSamBackbone(trunk, None, 128, side, dense_hints=True), frozen=True)
-    fusion = VLMFusionHead(TimmTextBackbone(text_model, trunk, None, side))
+    encoder = VisualPromptEncoder(TimmSamPromptEncoder(128, image_size, dense_hints=True), frozen=True)
+    segmentation = SegmentationExtractor(TimmSamBackbone(trunk, None, 128, image_size, dense_hints=True), frozen=True)
+    fusion = VLMFusionHead(TimmTextBackbone(text_model, trunk, None, image_size))
     return Virtue(encoder, segmentation, partial(MaskConnector, summary=True), fusion, InfoNCELoss(0.05)).eval()
 
 

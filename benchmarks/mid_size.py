@@ -1,6 +1,4 @@
-"""What the benchmarks of speed share: the mid-size model of benchmarks/bench_mid.yaml, its inputs, and clocks for its
-stages.
-"""
+"""The mid-size model of benchmarks/bench_mid.yaml, its inputs, and clocks for its stages."""
 
 from __future__ import annotations
 
@@ -38,13 +36,13 @@ TEXT = {
     "vocab_size": 151936,
 }
 VISION = {"depth": 8, "embed_dim": 256, "num_heads": 4, "mlp_ratio": 4, "hidden_size": 512}
-SIDE, QUERY_TOKENS, TARGET_TOKENS = 336, 180, 17
-"""Pixels a side of an image; tokens of a query (144 of them of its image) and of a target, before segment tokens."""
+IMAGE_SIZE, QUERY_TOKENS, TARGET_TOKENS = 336, 180, 17
+"""Height and width of an image in pixels; tokens of a query (144 of its image) and of a target, without segments."""
 PRECISIONS = ("float32", "bfloat16")
 
 
 def child_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options of a benchmark that measures in processes of its own, which are started with the hidden ones."""
+    """Return the parser of a benchmark that measures in child processes, which are started with the hidden options."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="pairs of processes")
     parser.add_argument("--threads", type=int, default=1)
@@ -55,12 +53,12 @@ def child_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def write_model(folder: Path) -> Path:
-    """A Qwen2-VL of the mid size with random weights, as `from_pretrained` reads it, with the small tokenizer."""
-    said = json.loads((TOKENIZER / "config.json").read_text())
+    """Write a Qwen2-VL of the mid size with random weights and the small tokenizer, for `from_pretrained`."""
+    config = json.loads((TOKENIZER / "config.json").read_text())
     rope = {"rope_type": "default", "type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e6}
-    vision = {**said["vision_config"], **VISION}
+    vision = {**config["vision_config"], **VISION}
     sizes = {
-        **said,
+        **config,
         **TEXT,
         "vision_config": vision,
         "rope_scaling": rope,
@@ -78,7 +76,7 @@ def write_model(folder: Path) -> Path:
 
 
 def build(folder: Path, precision: str, *overrides: str) -> Virtue:
-    """The model of the config, its adapters a little away from where they start."""
+    """Return the model of the config, its adapters moved slightly from their initial values."""
     arguments = [
         "--config",
         str(ROOT / "benchmarks" / "bench_mid.yaml"),
@@ -102,24 +100,24 @@ def build(folder: Path, precision: str, *overrides: str) -> Virtue:
 def make_image(number: int) -> Tensor:
     generator = torch.Generator().manual_seed(number)
     coarse = torch.randint(0, 256, (1, 3, 21, 21), generator=generator).float()
-    return torch.nn.functional.interpolate(coarse, size=SIDE, mode="bilinear")[0].to(torch.uint8)
+    return torch.nn.functional.interpolate(coarse, size=IMAGE_SIZE, mode="bilinear")[0].to(torch.uint8)
 
 
 def queries(model: Virtue, numbers: Sequence[int]) -> EncoderBatch:
-    """A row with a box for each number; equal numbers are one image."""
+    """Return a batch with a row with a box for each number; equal numbers are one image."""
     prompts = [
         VisualPrompt(boxes=torch.tensor([[0.1, 0.1 + 0.05 * (row % 8), 0.6, 0.9]])) for row in range(len(numbers))
     ]
     images = [make_image(number) for number in numbers]
-    shown = zip(images, prompts, numbers, strict=True)
+    rows = zip(images, prompts, numbers, strict=True)
     batch = model.collator.encoder_batch(
-        [EmbeddingInput(IMAGE_TOKEN, (image,), prompt, (str(number),)) for image, prompt, number in shown]
+        [EmbeddingInput(IMAGE_TOKEN, (image,), prompt, (str(number),)) for image, prompt, number in rows]
     )
     return with_length(batch, QUERY_TOKENS)
 
 
 def texts(model: Virtue, lengths: Sequence[int]) -> list[EncoderBatch]:
-    """Rows without an image, one each, of so many tokens; no two alike."""
+    """Return batches of one text each, of the given numbers of tokens; no two texts are equal."""
     return [
         with_length(model.collator.encoder_batch([EmbeddingInput("a")]), length, row)
         for row, length in enumerate(lengths)
@@ -127,7 +125,7 @@ def texts(model: Virtue, lengths: Sequence[int]) -> list[EncoderBatch]:
 
 
 def with_length(batch: EncoderBatch, length: int, seed: int = 0) -> EncoderBatch:
-    """The rows with random words behind them, `length` tokens in all."""
+    """Return the rows with random tokens appended, `length` tokens in all."""
     more = length - batch.input_ids.shape[1]
     assert more >= 0 and bool(batch.attention_mask.all()) and batch.position_ids is not None
     ids = torch.cat(
@@ -139,7 +137,7 @@ def with_length(batch: EncoderBatch, length: int, seed: int = 0) -> EncoderBatch
 
 
 def together(rows: Sequence[EncoderBatch]) -> EncoderBatch:
-    """Rows of texts as one batch, padded on the right."""
+    """Return rows of texts as one batch, padded on the right."""
     longest = max(row.input_ids.shape[1] for row in rows)
 
     def pad(tensor: Tensor) -> Tensor:
@@ -159,7 +157,7 @@ def pair_batch(model: Virtue, size: int) -> PairBatch:
 
 
 class Stages:
-    """Seconds and CPU seconds by stage; what a stage calls of another counts there alone."""
+    """Seconds and CPU seconds by stage; a stage that another one calls counts alone."""
 
     def __init__(self) -> None:
         self.spent: dict[str, list[float]] = {}
@@ -194,19 +192,19 @@ class Stages:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds and CPU seconds of `work`."""
+    """Run `work`, and return its seconds and CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def peak_memory() -> int:
-    """Bytes that the process held at most."""
+    """Return the peak resident memory of the process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def gemm_peak(precision: str) -> float:
-    """GFLOP/s of the machine's matrix product, by CPU time: the best of several of 1536 x 1536."""
+    """Return the GFLOP/s of the machine's matrix product, by CPU time: the best of several of 1536 x 1536."""
     size, dtype = 1536, getattr(torch, precision)
     left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     left @ right
@@ -214,8 +212,9 @@ def gemm_peak(precision: str) -> float:
 
 
 def run_child(script: str, *arguments: str) -> dict[str, Any]:
-    """What a process of its own prints: its peak memory is its own, too. It has the allocator's settings that a command
-    has, but for the baseline.
+    """Run a script in a process of its own, and return the JSON object that it prints last.
+
+    It has the allocator's settings of a command, unless it is the baseline.
     """
     environment = {name: value for name, value in os.environ.items() if name != TUNABLES}
     if "baseline" not in arguments:

@@ -1,11 +1,9 @@
-"""The work that the published training code does, on stock transformers and peft: the baseline of the benchmarks.
+"""The published training code's work on stock transformers and peft: the baseline of the benchmarks.
 
-It differs from ours in this alone (VIRTUE's code, and facts that its runs showed): each forward computes SAM 2 with all
-its pyramid levels
-and the decoder's whole two-way transformer, the vision tower, and the logits of the whole vocabulary at every place; a
-gradient cache runs
-all of that in both passes; DoRA is peft's. The weights are those of the model that it is compared with, so that both
-give one loss.
+It differs from ours in this alone (source: VIRTUE's code and its runs): each forward computes SAM 2 with all its
+pyramid levels and the decoder's whole two-way transformer, the vision tower, and the logits of the whole vocabulary at
+every position; a gradient cache runs all of that in both passes; DoRA is peft's. The weights are those of the model
+that it is compared to, so that both give the same loss.
 """
 
 from __future__ import annotations
@@ -28,9 +26,7 @@ from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch
 
 
 class Published(nn.Module):
-    """As much of the published model as a training step runs. It takes the weights of `ours`, and nothing else
-    of it.
-    """
+    """The published model, as far as a training step runs it, with the weights of `ours`."""
 
     def __init__(self, ours: Any, folder: Path, dtype: torch.dtype) -> None:
         super().__init__()
@@ -68,8 +64,8 @@ class Published(nn.Module):
             network.to(dtype)
 
     def segment(self, inputs: EncoderBatch) -> Tensor:
-        """The image side of the two-way transformer, of every use of an image: each encodes its image again."""
-        pixels = torch.stack([inputs.images.segmentation[index] for index in inputs.prompts.images.tolist()])  # type: ignore[arg-type]
+        """Return the two-way transformer's image features, encoding an image again for every use of it."""
+        pixels = torch.stack([inputs.images.segmentation[index] for index in inputs.prompts.image_index.tolist()])  # type: ignore[arg-type]
         unit = ((pixels.float() / 255 - self.mean) / self.std).to(self.sam.dtype)
         level = self.sam.vision_encoder(unit).fpn_hidden_states[2]
         points = [labelled_points(prompt) for prompt in inputs.prompts.prompts]
@@ -88,7 +84,7 @@ class Published(nn.Module):
         return keys[:, 0].transpose(1, 2).reshape(image.shape)
 
     def encode(self, inputs: EncoderBatch) -> Tensor:
-        """Unit embeddings; the rows of a batch all have an image, or none has."""
+        """Return unit embeddings; the rows of a batch all have an image, or none has."""
         model = self.vlm.model
         embeds, mask, positions = (
             model.language_model.embed_tokens(inputs.input_ids),
@@ -96,7 +92,7 @@ class Published(nn.Module):
             inputs.position_ids,
         )
         if len(inputs.prompts):
-            shown = [inputs.images.vision[index] for index in inputs.prompts.images.tolist()]
+            shown = [inputs.images.vision[index] for index in inputs.prompts.image_index.tolist()]
             prepared = self.processor.normalise(shown, do_resize=False, return_tensors="pt")
             with torch.no_grad():
                 vision = model.get_image_features(prepared["pixel_values"], prepared["image_grid_thw"]).pooler_output
@@ -116,12 +112,13 @@ class Published(nn.Module):
         return normalize(output.last_hidden_state[torch.arange(len(mask)), last].float(), dim=-1)
 
     def step(self, batch: PairBatch, chunk_size: int) -> Tensor:
-        """Gradients of one batch through a gradient cache (arXiv 2101.06983): all chunks without gradient, then again
-        with it.
+        """Compute one batch's gradients through a gradient cache (arXiv 2101.06983), and return the loss.
+
+        All chunks are encoded without gradients first, and then again with gradients.
         """
-        sides = [side.split(chunk_size) for side in (batch.queries, batch.targets)]
+        inputs = [rows.split(chunk_size) for rows in (batch.queries, batch.targets)]
         replay, cached = [], []
-        for chunks in sides:
+        for chunks in inputs:
             found, states = [], []
             for chunk in chunks:
                 states.append(torch.get_rng_state())
@@ -132,7 +129,7 @@ class Published(nn.Module):
         negatives = cached[0].new_zeros(0, cached[0].shape[1])
         loss: Tensor = self.loss(EmbeddingBatch(cached[0], cached[1], negatives, batch.ids)).loss  # type: ignore[misc]
         loss.backward()
-        for chunks, embeddings, states in zip(sides, cached, replay, strict=True):
+        for chunks, embeddings, states in zip(inputs, cached, replay, strict=True):
             gradients = embeddings.grad.split(chunk_size)  # type: ignore[union-attr]
             for chunk, gradient, state in zip(chunks, gradients, states, strict=True):
                 torch.set_rng_state(state)

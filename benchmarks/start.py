@@ -1,9 +1,7 @@
-"""What starting costs, in CPU seconds of whole processes: the embedder's import, a command's help, a model with one
-text.
+"""Start-up cost in CPU seconds of whole processes: the embedder's import, a command's help, a model with one text.
 
-The embedder is compared with `import torch, lightning`, which nothing here can do without, in pairs that take turns.
-Loading a model and encoding a text is compared with another state of this package's source (`--before`). Prints one
-JSON object.
+The embedder is compared to `import torch, lightning`, which everything here needs, in pairs that take turns. Loading a
+model and encoding a text is compared to another version of this package's source (`--before`). Prints one JSON object.
 
     python benchmarks/start.py --pairs 5 --model FOLDER --before OTHER/src
 """
@@ -44,7 +42,7 @@ def main() -> None:
     }
     measured: dict[str, Any] = {
         "embedder": in_turns(options.pairs, ["-c", EMBEDDER], ["-c", BASE]),
-        "help": {name: round(helped(options.pairs, *name.split()), 2) for name in ("", *own_commands())},
+        "help": {name: round(help_seconds(options.pairs, *name.split()), 2) for name in ("", *own_commands())},
     }
     measured["slowest_help"] = max(measured["help"].values())
     if Path(options.model).exists():
@@ -64,25 +62,25 @@ def parse() -> argparse.Namespace:
         help="an exported folder or a run's checkpoint",
     )
     parser.add_argument(
-        "--before", type=Path, default=SOURCE, help="the src folder of another state, for the other of each pair"
+        "--before", type=Path, default=SOURCE, help="the src folder of another version, for the other of each pair"
     )
     return parser.parse_args()
 
 
 def own_commands() -> list[str]:
-    """The commands whose parser is this package's own, not Lightning's."""
+    """Return the commands whose parser is this package's own, not Lightning's."""
     return [name for group in COMMANDS.values() for name, command in group.items() if not command.prefix]
 
 
-def helped(rounds: int, *command: str) -> float:
-    """Median CPU seconds of a command's `--help`."""
+def help_seconds(rounds: int, *command: str) -> float:
+    """Return the median CPU seconds of a command's `--help`."""
     return statistics.median(cpu_seconds(["-m", "virtue_pl", *command, "--help"]) for _ in range(rounds))
 
 
 def in_turns(
     pairs: int, first: Sequence[str], second: Sequence[str], source: Path = SOURCE, other: Path = SOURCE
 ) -> dict[str, float]:
-    """Median CPU seconds of two runs that take turns, each with its own source, and the median of the pairs' ratios."""
+    """Return median CPU seconds of two runs that take turns, and the median of the pairs' ratios."""
     found = [(cpu_seconds(first, source), cpu_seconds(second, other)) for _ in range(pairs)]
     ours, theirs = (round(statistics.median(column), 2) for column in zip(*found, strict=True))
     return {
@@ -93,7 +91,7 @@ def in_turns(
 
 
 def cpu_seconds(arguments: Sequence[str], source: Path = SOURCE) -> float:
-    """User and system time of a run of Python that must succeed, with its children."""
+    """Return the user and system time of a Python process and its children. It must succeed."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     settings = {**os.environ, "PYTHONPATH": str(source), "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run([sys.executable, *arguments], env=settings, capture_output=True, text=True)

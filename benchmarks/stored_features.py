@@ -1,10 +1,8 @@
-"""What stored features are worth: samples a second of training steps with live and with stored features, side by side.
+"""Gain of stored features: samples per second of training steps with live and with stored features, side by side.
 
 Models have the sizes of configs/virtue_mini.yaml and configs/segmenter.yaml, with random weights; scenes of drawn
-shapes are made in a
-temporary folder. A step is reading its batch, forward, backward and the optimizer. Prints one JSON object; `cpu_ratio`
-is the ratio of the
-process's own time, which other work on the machine moves less.
+shapes are made in a temporary folder. A step is reading its batch, forward, backward and the optimizer. Prints one JSON
+object; `cpu_ratio` is the ratio of the process's own time, which other work on the machine changes less.
 
     python benchmarks/stored_features.py --steps 5
 """
@@ -52,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shards = write_shards(folder, options)
-        text_model = save_text_model(folder / "text_model", words_of(shards))
+        text_model = save_text_model(folder / "text_model", vocabulary_of(shards))
         virtue = build_virtue(text_model, options)
         alignment = build_virtue(text_model, options)
         alignment.alignment_steps = 10**9
@@ -79,7 +77,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=32, help="samples of an embedder's step")
     parser.add_argument("--segmenter_batch_size", type=int, default=24, help="samples of a segmenter's step")
     parser.add_argument(
-        "--image_size", type=int, default=256, help="side of the images and of the models' canvas, in pixels"
+        "--image_size",
+        type=int,
+        default=256,
+        help="height and width of the images and of the models' canvas, in pixels",
     )
     parser.add_argument("--trunk", default="tf_efficientnet_lite0", help="a timm model, of both streams")
     parser.add_argument("--weights", help="safetensors file of that timm model; default random")
@@ -88,14 +89,14 @@ def parse() -> argparse.Namespace:
 
 
 def write_shards(folder: Path, options: argparse.Namespace) -> Path:
-    """The folder of training shards."""
+    """Write scenes as shards, and return the folder of training shards."""
     write_scenes(SceneConfig("shapes", options.scenes, 1, 1, options.image_size, cache=str(folder)), folder / "scenes")
     convert_scar(folder / "scenes", folder / "shards", images_per_shard=32)
     return folder / "shards" / "SCAR_mini"
 
 
-def words_of(shards: Path) -> list[str]:
-    """The words of the captions."""
+def vocabulary_of(shards: Path) -> list[str]:
+    """Return the words of the captions, sorted."""
     folder = ShardFolder.open(shards, "train")
     rows = [
         row
@@ -132,7 +133,7 @@ def build_segmenter(options: argparse.Namespace) -> SegmentationExtractor:
 
 
 def share_trunk(segmenter: SegmentationExtractor, *embedders: Virtue) -> None:
-    """All have one frozen trunk, as if they had started from one file."""
+    """Give all models the same frozen trunks, as if they had started from one file."""
     state: Any = segmenter.backbone.trunk.state_dict()  # type: ignore[operator, union-attr]
     for embedder in embedders:
         embedder.segmentation.backbone.trunk.load_state_dict(state)  # type: ignore[operator, union-attr]
@@ -142,7 +143,7 @@ def share_trunk(segmenter: SegmentationExtractor, *embedders: Virtue) -> None:
 
 
 def store(model: Virtue, shards: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Stores the features of all images; what that cost."""
+    """Store the features of all images, and return the cost of that."""
     quiet: Any = {
         "logger": False,
         "enable_progress_bar": False,
@@ -170,7 +171,7 @@ def data_module(model: Any, shards: Path, batch_size: int, num_negatives: int, *
 def compare(
     model: LightningModule, shards: Path, options: argparse.Namespace, batch_size: int, num_negatives: int
 ) -> dict[str, float]:
-    """Medians of live and stored steps, which take turns, and their ratio."""
+    """Measure live and stored steps, which take turns, and return their medians and ratios."""
     model.log = model.log_dict = lambda *arguments, **settings: None  # type: ignore[method-assign]
     model.train()
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)

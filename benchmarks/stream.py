@@ -1,28 +1,22 @@
-"""What streaming costs beside decoding: images a second of one worker, from tar to batch, against the bare loop over
-the same images.
+"""Cost of streaming beside decoding: images per second of one worker, from tar to batch, compared to a bare loop.
 
-All times are the process's own, which other work on the machine moves less, and each figure is the median of rounds in
-which the compared
-loops take turns. The process keeps freed memory for the next tensor, as the commands do: else an image's time is that
-of the pages that
-are mapped for it, whoever prepares it. Photograph-like JPEGs are drawn in a temporary folder, and written as pairs of
-an official layout.
+All times are the process's own, which other work on the machine changes less, and each figure is the median of rounds
+in which the compared loops take turns. The process keeps freed memory for the next tensor, as the commands do:
+otherwise an image's time is that of mapping its pages. Photograph-like JPEGs are drawn in a temporary folder, and
+written as pairs of an official layout.
 
     python benchmarks/stream.py --rounds 5
 
 - `full_path`: an epoch of `TrainingStream` for a Qwen2-VL: tar, record, sample, one decode, both streams' pixels, token
-ids, batches. The buffer
-  that records are shuffled in is a batch long: one as long as the folder would read it again and again for images that
-  a batch lacks.
+  ids, batches. The shuffle buffer is a batch long: one as long as the folder would read it again and again for images
+  that a batch lacks.
 - `bare_loop`: the same JPEGs in memory, decoded and resized for both streams, and nothing else.
 - `preprocessing`: a batch of images at their native size, in whole tokens, to the tower's patches: `QwenPatches`
-against transformers' image
-  processor (the faster of its two for this); `with_resize` against the one that resizes by Pillow, as `resize_bicubic`
-  does, which differs
-  from it where an image grows across and shrinks down (640 x 480 would become 644 x 476; 640 x 472 grows both ways).
-  Transformers repeats a patch's values for each of a film's equal frames, `QwenPatches` writes them once; they are
-  compared frame by frame.
-- `converter`: rows a second of `virtue-pl shards pairs`, one process, images copied as they are.
+  compared to transformers' image processor (the faster of its two for this); `with_resize` compared to the one that
+  resizes by Pillow, as `resize_bicubic` does, which differs where an image grows in width and shrinks in height
+  (640 x 480 would become 644 x 476; 640 x 472 grows in both). Transformers repeats a patch's values for each of a
+  film's equal frames, `QwenPatches` writes them once; they are compared frame by frame.
+- `converter`: rows per second of `virtue-pl shards pairs`, one process, images copied unchanged.
 """
 
 from __future__ import annotations
@@ -70,7 +64,7 @@ def main() -> None:
         jpegs = [photograph(number, options.height, options.width) for number in range(options.images)]
         processor = QwenVLProcessor(save_processor(folder / "model"), 4 * 28 * 28, 1280 * 28 * 28, 2048)
         collator = ContrastiveCollator(processor, VirtueFormatter(), options.canvas_size, {"box": 1.0}, ["no_prompt"])
-        converter = converted(folder, jpegs, options)
+        converter = measure_converter(folder, jpegs, options)
         found = {
             "stream": compare_stream(folder / "shards" / "photographs", jpegs, collator, options),
             "preprocessing": compare_preprocessing(
@@ -90,19 +84,21 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="of each measurement, after one that is not counted")
-    parser.add_argument("--images", type=int, default=256, help="different ones, which are an epoch")
+    parser.add_argument("--images", type=int, default=256, help="different images, which are an epoch")
     parser.add_argument("--batch_size", type=int, default=32, help="images of a batch")
     parser.add_argument("--height", type=int, default=472, help="of the images, in pixels")
     parser.add_argument("--width", type=int, default=640, help="of the images, in pixels")
     parser.add_argument(
-        "--canvas_size", type=int, default=1024, help="side of what the segmentation model reads, in pixels"
+        "--canvas_size", type=int, default=1024, help="height and width of the segmentation model's input, in pixels"
     )
-    parser.add_argument("--rows", type=int, default=3000, help="that are converted, each with an image of its own name")
+    parser.add_argument(
+        "--rows", type=int, default=3000, help="rows that are converted, each with an image of its own name"
+    )
     return parser.parse_args()
 
 
 def photograph(number: int, height: int, width: int) -> bytes:
-    """A JPEG with the smooth surfaces and the grain of a photograph, of about its size."""
+    """Return a JPEG with the smooth surfaces and the grain of a photograph, of about its size."""
     random = np.random.default_rng(number)
     coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -113,7 +109,7 @@ def photograph(number: int, height: int, width: int) -> bytes:
 
 
 def save_processor(folder: Path) -> str:
-    """The files of a Qwen2-VL that its processor reads, with a tokenizer of single bytes."""
+    """Write the files of a Qwen2-VL that its processor reads, with a tokenizer of single bytes."""
     tokenizer = Tokenizer(
         models.BPE({symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
     )
@@ -129,9 +125,10 @@ def save_processor(folder: Path) -> str:
     return str(folder)
 
 
-def converted(folder: Path, jpegs: Sequence[bytes], options: argparse.Namespace) -> dict[str, Any]:
-    """Writes the images and `rows` pairs about them, converts them, and says how fast; the few of the stream beside
-    them.
+def measure_converter(folder: Path, jpegs: Sequence[bytes], options: argparse.Namespace) -> dict[str, Any]:
+    """Write the images and `rows` pairs about them, convert them, and return the speed.
+
+    The shards for the stream, with one pair for each image, are written beside them.
     """
     write_pairs(folder / "many", "many", jpegs, options.rows)
     write_pairs(folder / "few", "photographs", jpegs, len(jpegs))
@@ -190,7 +187,7 @@ def compare_stream(
 
 
 def compare_preprocessing(images: Sequence[Tensor], processor: QwenVLProcessor, rounds: int) -> dict[str, Any]:
-    """RecordImage by image, as they come; the pixels are compared, too."""
+    """Compare preprocessing image by image, in speed and in pixels."""
     fast, same = Qwen2VLImageProcessor(), Qwen2VLImageProcessorPil()
     resized = [processor.resize(image).contiguous() for image in images]
     arrays = [image.numpy() for image in images]
@@ -205,13 +202,13 @@ def compare_preprocessing(images: Sequence[Tensor], processor: QwenVLProcessor, 
         "native_size": lambda: [patches([image])[0] for image in resized],
         "with_resize": lambda: [patches([processor.resize(image)])[0] for image in images],
     }
-    return {name: compared(lean[name], stock[name], len(images), rounds) for name in stock}
+    return {name: compare_processors(lean[name], stock[name], len(images), rounds) for name in stock}
 
 
-def compared(
+def compare_processors(
     lean: Callable[[], list[Tensor]], stock: Callable[[], list[Tensor]], count: int, rounds: int
 ) -> dict[str, Any]:
-    """`lean` writes one of the equal frames of `stock`."""
+    """Compare two processors in speed and in pixels; `lean` writes one of the equal frames of `stock`."""
     frames = (
         (a.unflatten(1, (3, 1, -1)), b.unflatten(1, (3, -1, a.shape[1] // 3)))
         for a, b in zip(lean(), stock(), strict=True)
@@ -227,7 +224,7 @@ def compared(
 
 
 def in_turns(loops: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
-    """The median CPU seconds of each loop."""
+    """Return the median CPU seconds of each loop."""
     for loop in loops:
         loop()
     times = [[cpu_seconds(loop) for loop in loops] for _ in range(rounds)]

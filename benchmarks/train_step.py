@@ -1,17 +1,13 @@
-"""A training step of the mid-size model: what it costs, against the published code's way and against the arithmetic
-that it needs.
+"""Cost of a training step of the mid-size model, compared to the published code and to the arithmetic that it needs.
 
 Batch 8, chunk 2, 336x336 images with a box, DoRA r 8, one thread. The baseline (`published.py`) and ours take turns,
-each in a process of
-its own, with the same weights. Prints one JSON object. Ratios are of CPU seconds, which other work on the machine moves
-less than seconds:
-`ratio_to_baseline` to the baseline in float32, `ratio_to_floor` to the floating-point operations of a step without a
-gradient cache at the
-speed of the machine's matrix product in that precision.
+each in a process of its own, with the same weights. Prints one JSON object. Ratios are of CPU seconds, which other work
+on the machine changes less than seconds: `ratio_to_baseline` to the baseline in float32, `ratio_to_floor` to the
+floating-point operations of a step without a gradient cache at the speed of the machine's matrix product in that
+precision.
 
-Before that each takes one step without dropout, of which no two draws are alike: `agreement` is how far the losses and
-the gradients are
-apart, and nothing is measured where float32's are not the baseline's.
+Before that each takes one step without dropout, whose random draws would differ: `agreement` is the difference of the
+losses and the gradients, and nothing is measured where float32's are not the baseline's.
 
     python benchmarks/train_step.py --rounds 3
 """
@@ -28,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from agreement import apart, check, save_gradients
+from agreement import check, compare_gradients, save_gradients
 from mid_size import Stages, build, child_parser, gemm_peak, pair_batch, peak_memory, run_child, timed, write_model
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -53,7 +49,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = child_parser(__doc__)
-    parser.add_argument("--steps", type=int, default=1, help="measured steps of a process, behind one that is not")
+    parser.add_argument("--steps", type=int, default=1, help="measured steps of a process, after one that is not")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--chunk-size", default="2", help="rows, auto, or plain")
     parser.add_argument("--no-baseline", action="store_true", help="measure ours alone")
@@ -64,7 +60,7 @@ def parse() -> argparse.Namespace:
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     agreement = {} if options.no_baseline else compare_numbers(options)
-    floor = child(options, "count", "float32")
+    arithmetic = child(options, "count", "float32")
     runs: dict[str, list[dict[str, Any]]] = {}
     for _ in range(options.rounds):
         if not options.no_baseline:
@@ -76,13 +72,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "chunk_size": options.chunk_size,
         "rounds": options.rounds,
-        **floor,
+        **arithmetic,
     }
     report |= {name: middle(found) for name, found in runs.items()}
     cpu = {name: [run["cpu_seconds"] for run in found] for name, found in runs.items()}
     ours = options.precisions
     report["ratio_to_floor"] = {
-        name: median([value * floor["gemm_gflops"][name] / floor["gflop"] for value in cpu[name]]) for name in ours
+        name: median([value * arithmetic["gemm_gflops"][name] / arithmetic["gflop"] for value in cpu[name]])
+        for name in ours
     }
     if "baseline" in runs:
         report["ratio_to_baseline"] = {
@@ -95,11 +92,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare_numbers(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Loss and gradients beside the baseline's, by precision. Ends the benchmark where float32's are others."""
+    """Compare loss and gradients to the baseline's, by precision. Ends the benchmark where float32's differ."""
     theirs, found = child(options, "baseline", "float32", "--agree"), {}
     for precision in dict.fromkeys(("float32", *options.precisions)):
         ours = child(options, "ours", precision, "--agree")
-        found[precision] = apart(
+        found[precision] = compare_gradients(
             (ours["loss"], theirs["loss"]),
             (gradients(options, "ours", precision), gradients(options, "baseline", "float32")),
         )
@@ -119,7 +116,7 @@ def child(options: argparse.Namespace, kind: str, precision: str, *more: str) ->
 
 
 def middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run of median CPU seconds, with the all_reduce_max peak of memory."""
+    """Return the run of median CPU seconds, with the largest peak of memory."""
     chosen = sorted(runs, key=lambda run: run["cpu_seconds"])[len(runs) // 2]
     return {
         **chosen,
@@ -133,7 +130,7 @@ def median(values: list[float]) -> float:
 
 
 def agree(options: argparse.Namespace) -> dict[str, Any]:
-    """One process: a step without dropout, whose gradients are left in a file."""
+    """Run a step without dropout in this process, and save its gradients."""
     model, step = build_step(options, Stages())
     model.eval()
     loss = step()
@@ -142,12 +139,12 @@ def agree(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def build_step(options: argparse.Namespace, stages: Stages) -> tuple[torch.nn.Module, Callable[[], float]]:
-    """A model that is being trained, and a step, without the optimizer's, which gives the loss."""
+    """Return a model in training and a function that runs a step, without the optimizer's, and returns the loss."""
     return (baseline_step if options.child == "baseline" else our_step)(Path(options.folder), options, stages)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """One process: a step that warms up, then `steps` measured ones."""
+    """Run a step that warms up in this process, then `steps` measured ones."""
     stages = Stages()
     model, step = build_step(options, stages)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -224,7 +221,7 @@ def baseline_step(
 
 
 def count(options: argparse.Namespace) -> dict[str, Any]:
-    """Floating-point operations of a step that computes each thing once, and the machine's speed."""
+    """Count the floating-point operations of a step that computes everything once, and measure the machine's speed."""
     peaks = {precision: round(gemm_peak(precision), 1) for precision in options.precisions}
     model: Any = build(Path(options.folder), "float32").train()
     model.gradient_cache = FullBatch()
@@ -242,7 +239,7 @@ def count(options: argparse.Namespace) -> dict[str, Any]:
 def forward_flops(
     query: Any, key: Any, value: Any, dropout: float = 0.0, causal: bool = False, *_: Any, **__: Any
 ) -> float:
-    """Half of all pairs of tokens, where a token sees only those before it."""
+    """Return the operations of attention: half of all pairs of tokens if it is causal."""
     return float(sdpa_flop_count(query, key, value)) / (2 if causal else 1)
 
 

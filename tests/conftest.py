@@ -20,6 +20,11 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of MTEB last: it imports polars, whose threads a process that is forked later waits for."""
+    items.sort(key=lambda item: item.path.match("integrations/test_mteb.py"))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     import random

@@ -1,4 +1,4 @@
-"""The Python face: the same embeddings however rows are given, batched or repeated, and each image seen once."""
+"""The Python interface: the same embeddings however rows are given, batched or repeated, and each image seen once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tiny_release import published, quickstart_spec, run_checkpoint
+from fixtures.tiny_release import published, quickstart_spec, run_checkpoint
 from virtue_pl.checkpoints.export import export
 from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.embedder import Embedder
-from virtue_pl.features.frozen import RecentFeatures
+from virtue_pl.features.frozen import FeatureCache
 from virtue_pl.preprocessing.images import pixel_key, to_image
 from virtue_pl.preprocessing.input_formatters import CropFormatter, MarkerFormatter, VirtueFormatter
 from virtue_pl.types import NO_FEATURES, EmbeddingInput, ImageFeatures, VirtueError, VisualPrompt
@@ -44,7 +44,7 @@ def loaded(exported: Path) -> Embedder:
 
 @pytest.fixture
 def embedder(loaded: Embedder) -> Iterator[Embedder]:
-    loaded.recent = RecentFeatures(8)
+    loaded.feature_cache = FeatureCache(8)
     loaded.model.segment_unprompted = loaded.collator.segment_unprompted = True
     formatter = loaded.collator.formatter
     yield loaded
@@ -52,18 +52,18 @@ def embedder(loaded: Embedder) -> Iterator[Embedder]:
 
 
 @pytest.fixture
-def seen(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How many images each tower was shown."""
+def image_counts(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Return the number of images that each tower encoded, which a test adds to."""
     counts = {"segmentation": 0, "vision": 0}
 
     def counting(name: str, network: Any, method: str) -> None:
         encode = getattr(network, method)
 
-        def counted(pixels: Any) -> Any:
+        def encode_and_count(pixels: Any) -> Any:
             counts[name] += len(pixels)
             return encode(pixels)
 
-        monkeypatch.setattr(network, method, counted)
+        monkeypatch.setattr(network, method, encode_and_count)
 
     counting("segmentation", embedder.model.segmentation.backbone, "image_features")
     counting("vision", embedder.model.fusion.backbone, "vision_features")
@@ -71,7 +71,7 @@ def seen(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def alone(embedder: Embedder, item: EmbeddingInput) -> np.ndarray:
-    """One input through the model itself, without the face."""
+    """One input through the model itself, without the embedder."""
     with torch.no_grad():
         return embedder.model.encode(embedder.collator.encoder_batch([item]))[0].numpy()
 
@@ -101,46 +101,46 @@ def test_rows_of_all_kinds_are_what_each_is_alone(embedder):
     assert not np.allclose(found[1], found[4], atol=1e-3)
 
 
-def test_a_images_towers_run_once_for_all_its_regions(embedder, seen):
+def test_a_images_towers_run_once_for_all_its_regions(embedder, image_counts):
     together = embedder.encode("what is it", IMAGES[0], [BOX, OTHER_BOX, POINT, None, BOX])
-    assert seen == {"segmentation": 1, "vision": 1}
+    assert image_counts == {"segmentation": 1, "vision": 1}
     np.testing.assert_array_equal(together[0], together[4])
     following = embedder.encode("what is it", IMAGES[0].copy(), OTHER_BOX)
-    assert seen == {"segmentation": 1, "vision": 1}
+    assert image_counts == {"segmentation": 1, "vision": 1}
     np.testing.assert_allclose(following[0], together[1], atol=1e-5)
     embedder.encode("another question", [IMAGES[0], IMAGES[1], IMAGES[1].copy()])
-    assert seen == {"segmentation": 2, "vision": 2}
+    assert image_counts == {"segmentation": 2, "vision": 2}
 
 
-def test_an_image_that_was_forgotten_is_seen_again(embedder, seen):
-    embedder.recent = RecentFeatures(1)
+def test_an_image_that_was_forgotten_is_seen_again(embedder, image_counts):
+    embedder.feature_cache = FeatureCache(1)
     for number in (0, 1, 0, 0):
         embedder.encode("what is it", IMAGES[number], BOX)
-    assert seen["segmentation"] == 3 and len(embedder.recent) == 1
+    assert image_counts["segmentation"] == 3 and len(embedder.feature_cache) == 1
 
 
-def test_an_unprompted_image_costs_no_segmentation_where_the_model_needs_none(embedder, seen):
+def test_an_unprompted_image_costs_no_segmentation_where_the_model_needs_none(embedder, image_counts):
     embedder.model.segment_unprompted = embedder.collator.segment_unprompted = False
     plain = embedder.encode("what is it", IMAGES[0])
-    assert seen == {"segmentation": 0, "vision": 1}
+    assert image_counts == {"segmentation": 0, "vision": 1}
     both = embedder.encode("what is it", IMAGES[0], [None, BOX])
-    assert seen == {"segmentation": 1, "vision": 1}
+    assert image_counts == {"segmentation": 1, "vision": 1}
     np.testing.assert_allclose(both[0], plain[0], atol=1e-5)
     assert not np.allclose(both[1], plain[0], atol=1e-3)
 
 
-def test_a_formatter_that_changes_images_has_features_of_its_own(embedder, seen):
+def test_a_formatter_that_changes_images_has_features_of_its_own(embedder, image_counts):
     embedder.collator.formatter = CropFormatter()
     crops = embedder.encode("what is it", IMAGES[0], [BOX, OTHER_BOX, None])
-    assert seen["vision"] == 3
+    assert image_counts["vision"] == 3
     again = embedder.encode("what is it", IMAGES[0], [BOX, None])
-    assert seen["vision"] == 3
+    assert image_counts["vision"] == 3
     np.testing.assert_allclose(again, crops[[0, 2]], atol=1e-5)
     cut = torch.from_numpy(IMAGES[0][5:50, 5:40]).permute(2, 0, 1).contiguous()
     np.testing.assert_allclose(crops[0], alone(embedder, EmbeddingInput("what is it", (cut,))), atol=1e-5)
 
 
-class CountedFeatures(RecentFeatures):
+class CountedFeatures(FeatureCache):
     def __init__(self) -> None:
         super().__init__(8)
         self.counts: Counter[str] = Counter()
@@ -151,19 +151,21 @@ class CountedFeatures(RecentFeatures):
 
 
 @pytest.mark.parametrize("formatter", [CropFormatter, MarkerFormatter, VirtueFormatter])
-def test_each_input_is_prepared_once_and_each_image_looked_up_and_encoded_once(embedder, seen, formatter, monkeypatch):
+def test_each_input_is_prepared_once_and_each_image_looked_up_and_encoded_once(
+    embedder, image_counts, formatter, monkeypatch
+):
     prepared: Counter[str] = Counter()
     prepare = formatter.prepare
     monkeypatch.setattr(formatter, "prepare", lambda self, item: (prepared.update([item.text]), prepare(self, item))[1])
-    embedder.collator.formatter, embedder.recent = formatter(), CountedFeatures()
+    embedder.collator.formatter, embedder.feature_cache = formatter(), CountedFeatures()
     texts, images, prompts = list("abcdef"), [IMAGES[0]] * 5 + [None], [BOX, OTHER_BOX, None, BOX, None, None]
     distinct = 1 if formatter is VirtueFormatter else 3
     for _ in range(2):
         embedder.encode(texts, images, prompts, batch_size=6)
-        assert prepared == Counter(texts) and seen == {"segmentation": distinct, "vision": distinct}
-        assert len(embedder.recent.counts) == distinct and set(embedder.recent.counts.values()) == {1}
+        assert prepared == Counter(texts) and image_counts == {"segmentation": distinct, "vision": distinct}
+        assert len(embedder.feature_cache.counts) == distinct and set(embedder.feature_cache.counts.values()) == {1}
         prepared.clear()
-        embedder.recent.counts.clear()
+        embedder.feature_cache.counts.clear()
 
 
 def test_a_batch_carries_the_keys_of_its_images_as_they_were_prepared(embedder):
@@ -187,7 +189,7 @@ def test_rows_of_one_length_go_together_and_of_one_image_in_a_row(embedder):
     keys = ["a", "b", "a", "b"]
     image = torch.zeros(3, 60, 90, dtype=torch.uint8)
     items = [EmbeddingInput("x" * length) for length in (400, 4, 300, 8)]
-    items += [EmbeddingInput("y" * place, (image,), image_keys=(key,)) for place, key in enumerate(keys)]
+    items += [EmbeddingInput("y" * position, (image,), image_keys=(key,)) for position, key in enumerate(keys)]
     batches = list(embedder.batches(items, 2))
     assert sorted(row for rows in batches for row in rows) == list(range(8))
     assert {0, 2} in map(set, batches) and {1, 3} in map(set, batches)
@@ -214,7 +216,7 @@ def test_images_of_every_form_are_the_same(embedder, tmp_path):
     grey = to_image(IMAGES[0][..., 0], "grey")
     assert torch.equal(grey[0], grey[2]) and grey.shape == (3, 60, 90)
     assert embedder.encode(images=forms).shape == (7, embedder.embed_dim)
-    assert len(embedder.recent) == 1
+    assert len(embedder.feature_cache) == 1
     stacked = embedder.encode(images=np.stack([IMAGES[0], IMAGES[0][::-1]]))
     assert stacked.shape[0] == 2 and not np.allclose(stacked[0], stacked[1], atol=1e-4)
 
@@ -290,7 +292,7 @@ def test_a_published_folder(tmp_path):
 
 
 def test_recent_features():
-    recent = RecentFeatures(2)
+    recent = FeatureCache(2)
     vision, segmentation = ImageFeatures(vision=(torch.zeros(1),)), ImageFeatures(segmentation=(torch.ones(1),))
     recent.put("a", vision)
     recent.put("a", segmentation)
@@ -299,6 +301,6 @@ def test_recent_features():
     recent.get("a")
     recent.put("c", vision)
     assert recent.get("b") is NO_FEATURES and recent.get("a") is not NO_FEATURES and len(recent) == 2
-    empty = RecentFeatures(0)
+    empty = FeatureCache(0)
     empty.put("a", vision)
     assert empty.get("a") is NO_FEATURES

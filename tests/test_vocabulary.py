@@ -1,4 +1,6 @@
-"""One word for one thing: names in the code, its tests and its YAMLs are the field's, and none is of the dialect of before."""
+"""One word for one thing: names in the code, its tests and its YAMLs are the field's, and none is of the dialect of
+before.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,11 @@ PARTICIPLES = {
 }
 """Words that name no function by themselves: a function is a verb, or the thing that it returns."""
 
-MODULE_ATTRIBUTES = {"surroundings": "of MaskConnector: a key of its checkpoints"}
+MODULE_ATTRIBUTES = {
+    "surroundings": "of MaskConnector: a key of its checkpoints",
+    "backbone.places": "of TimmTextBackbone: the parameter's name, by which a learning rate is chosen",
+    "fusion.backbone.places": "the same",
+}
 """Names that a checkpoint knows: attributes of modules."""
 
 FILE_KEYS = {"side_1": "a variant's name, a key of the study's report", "side_4": "the same"}

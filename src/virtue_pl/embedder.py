@@ -1,4 +1,4 @@
-"""The Python face: texts, images and visual prompts in, unit vectors out."""
+"""The Python interface for embedding: texts, images and visual prompts in, unit vectors out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from virtue_pl.checkpoints.pretrained import DTYPES, from_pretrained
-from virtue_pl.features.frozen import RecentFeatures
+from virtue_pl.features.frozen import FeatureCache
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.models.virtue import Virtue
 from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
@@ -22,21 +22,21 @@ from virtue_pl.preprocessing.images import pixel_key, to_image
 from virtue_pl.preprocessing.input_formatters import InputFormatter
 from virtue_pl.types import EmbeddingInput, EncoderBatch, ImageFeatures, VirtueError, VisualPrompt
 
-CHARACTERS_A_TOKEN, PIXELS_A_TOKEN = 4, 28 * 28
-"""Roughly, for putting rows of one length together; nothing else depends on them."""
+CHARACTERS_PER_TOKEN, PIXELS_PER_TOKEN = 4, 28 * 28
+"""Rough sizes of a token, by which rows of similar length are batched together; nothing else depends on them."""
 
 
 class Embedder:
-    """Encoder of texts, images and visual prompts, which sorts rows by length and encodes them in batches.
+    """An encoder of texts, images and visual prompts, which sorts rows by length and encodes them in batches.
 
-    The image towers run once for each distinct image, told by its pixels: the next prompt on a cached image costs only
-    what depends on the prompt.
+    The image towers run once for each distinct image, recognised by its pixels: a further prompt on a cached image
+    costs only the computation that depends on the prompt.
 
     Args:
-        model: in eval mode, as `from_pretrained` gives it; it moves to `device`.
-        device: "auto" takes a GPU where there is one.
+        model: put into eval mode and moved to `device`.
+        device: "auto" is a GPU where there is one.
         batch_size: rows of a batch.
-        cached_images: images whose frozen features are cached, on the device.
+        cached_images: the number of images whose frozen features are cached, on the device.
 
     Example:
         >>> embedder = Embedder.from_pretrained("exported")
@@ -62,7 +62,7 @@ class Embedder:
         assert isinstance(collator, ContrastiveCollator)
         self.collator = collator
         self.batch_size = batch_size
-        self.recent = RecentFeatures(cached_images)
+        self.feature_cache = FeatureCache(cached_images)
 
     @classmethod
     def from_pretrained(
@@ -82,8 +82,8 @@ class Embedder:
         """Load an exported folder, a published release, a model of the hub by its name, or a run's checkpoint (.ckpt).
 
         Args:
-            dtype: of matrices and their products, float32, bfloat16 or float16; norms, positions and embeddings are
-                float32.
+            dtype: the dtype of matrices and their products, float32, bfloat16 or float16; norms, positions and
+                embeddings are float32.
             others: see `Embedder` and `virtue_pl.checkpoints.pretrained.from_pretrained`.
         """
         if dtype not in DTYPES:
@@ -127,7 +127,7 @@ class Embedder:
             VirtueError: lists of different lengths, a prompt without an image, an empty row, or a value that is not
                 an image.
         """
-        embeddings = self.embed(rows(texts, images, prompts), batch_size, progress)
+        embeddings = self.embed(build_rows(texts, images, prompts), batch_size, progress)
         return embeddings if as_tensor else embeddings.numpy()
 
     def embed(
@@ -135,18 +135,18 @@ class Embedder:
     ) -> Float[Tensor, "rows dim"]:
         """Return unit float32 embeddings of inputs, on the CPU, in order; equal inputs are encoded once.
 
-        Images without keys are told apart by their pixels.
+        Images without keys are distinguished by their pixels.
         """
         items = [add_image_keys(item) for item in items]
         keys = [row_key(item) for item in items]
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         distinct = [items[row] for row in first.values()]
-        found = torch.empty(len(distinct), self.embed_dim)
+        encoded = torch.empty(len(distinct), self.embed_dim)
         batches = list(self.batches(distinct, batch_size or self.batch_size))
-        for chosen in track_progress(batches, progress):
-            found[chosen] = self.encode_batch([distinct[row] for row in chosen])
-        numbers = {key: number for number, key in enumerate(first)}
-        embeddings = found[[numbers[key] for key in keys]]
+        for batch in track_progress(batches, progress):
+            encoded[batch] = self.encode_batch([distinct[row] for row in batch])
+        index = {key: position for position, key in enumerate(first)}
+        embeddings = encoded[[index[key] for key in keys]]
         broken = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if broken:
             raise VirtueError(
@@ -156,8 +156,8 @@ class Embedder:
         return embeddings
 
     def batches(self, items: Sequence[EmbeddingInput], size: int) -> Iterator[list[int]]:
-        """Yield the rows of each batch, of like length, longest first; rows on the same images follow each other."""
-        lengths = [self.length(item) for item in items]
+        """Yield the rows of each batch, of similar length, longest first; rows on the same images follow each other."""
+        lengths = [self.estimate_length(item) for item in items]
         longest: dict[tuple[str, ...], float] = {}
         for item, length in zip(items, lengths, strict=True):
             longest[item.image_keys] = max(length, longest.get(item.image_keys, 0))
@@ -168,33 +168,33 @@ class Embedder:
         )
         yield from (order[start : start + size] for start in range(0, len(order), size))
 
-    def length(self, item: EmbeddingInput) -> float:
-        """Return about how many tokens a row has."""
-        resized = self.collator.processor.resized
-        sizes = [resized((image.shape[1], image.shape[2])) for image in item.images]
-        return len(item.text) / CHARACTERS_A_TOKEN + sum(height * width for height, width in sizes) / PIXELS_A_TOKEN
+    def estimate_length(self, item: EmbeddingInput) -> float:
+        """Return roughly the number of tokens of a row."""
+        resized_size = self.collator.processor.resized_size
+        sizes = [resized_size((image.shape[1], image.shape[2])) for image in item.images]
+        return len(item.text) / CHARACTERS_PER_TOKEN + sum(height * width for height, width in sizes) / PIXELS_PER_TOKEN
 
     @torch.no_grad()
     def encode_batch(self, items: Sequence[EmbeddingInput]) -> Float[Tensor, "rows dim"]:
         """Return unit float32 embeddings of one batch of inputs whose images have keys, on the CPU."""
-        with self.arithmetic():
+        with self.autocast():
             embeddings = self.model.encode(self.prepare_batch(items))
         return normalize(embeddings.float(), dim=-1).cpu()
 
     @torch.no_grad()
-    def masks(self, items: Sequence[EmbeddingInput]) -> list[Bool[Tensor, "height width"]] | None:
+    def predict_masks(self, items: Sequence[EmbeddingInput]) -> list[Bool[Tensor, "height width"]] | None:
         """Return the segmentation model's mask for each input's prompt; None where it predicts no masks.
 
-        Inputs have one image with one prompt each, and are encoded in one batch. A mask covers the whole image.
+        Each input has one image with one prompt; all are encoded in one batch. A mask covers the whole image.
         """
         if not isinstance(self.model, Virtue):
             return None
-        with self.arithmetic():
+        with self.autocast():
             logits = self.model.segment(self.prepare_batch([add_image_keys(item) for item in items])).mask_logits
         return None if logits is None else list((logits > 0).cpu())
 
-    def arithmetic(self) -> torch.autocast:
-        """Return the autocast of the embedder's dtype."""
+    def autocast(self) -> torch.autocast:
+        """Return the autocast context of the embedder's dtype."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def prepare_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
@@ -202,19 +202,19 @@ class Embedder:
 
         Each input is prepared once; the cache is read, and written, once for each distinct image.
         """
-        batch = self.collator.encoder_batch(items, self.recent.get).to(self.device)
+        batch = self.collator.encoder_batch(items, self.feature_cache.get).to(self.device)
         if not len(batch.images):
             return batch
         features = self.encode_images(batch)
         for key, each in zip(batch.images.keys, features, strict=True):
-            self.recent.put(key, each)
+            self.feature_cache.put(key, each)
         return replace(batch, images=replace(batch.images, features=features))
 
     def encode_images(self, batch: EncoderBatch) -> tuple[ImageFeatures, ...]:
-        """Return the frozen features of each of a batch's images; the segmentation model reads prompted ones alone."""
+        """Return each image's frozen features, in order; the segmentation model encodes prompted images alone."""
         images = batch.images
         features = dict(enumerate(images.stored_features))
-        prompted = sorted(set(batch.prompts.images.tolist())) if isinstance(self.model, Virtue) else list(features)
+        prompted = sorted(set(batch.prompts.image_index.tolist())) if isinstance(self.model, Virtue) else list(features)
         plain = sorted(set(features).difference(prompted))
         missing = [number for number in prompted if not self.is_encoded(features[number])]
         if missing:
@@ -225,69 +225,68 @@ class Embedder:
         return tuple(features[number] for number in range(len(images)))
 
     def is_encoded(self, features: ImageFeatures) -> bool:
-        """Whether features hold all streams of the model."""
+        """Return whether an image's features hold all streams of the model."""
         return bool(features.vision and (features.segmentation or not isinstance(self.model, Virtue)))
 
 
-def rows(texts: Any, images: Any, prompts: Any) -> list[EmbeddingInput]:
-    """Return the inputs that the arguments of `Embedder.encode` stand for."""
-    given = {"texts": texts, "images": images, "prompts": prompts}
-    lists = {name: list(value) for name, value in given.items() if is_list(value)}
+def build_rows(texts: Any, images: Any, prompts: Any) -> list[EmbeddingInput]:
+    """Return one input a row for the arguments of `Embedder.encode`."""
+    arguments = {"texts": texts, "images": images, "prompts": prompts}
+    lists = {name: list(value) for name, value in arguments.items() if is_list(value)}
     counts = {len(values) for values in lists.values()}
     if len(counts) > 1:
         found = ", ".join(f"{len(values)} {name}" for name, values in lists.items())
         raise VirtueError(f"encode was given {found}, expected as many of each, or one alone for all rows")
     count = counts.pop() if counts else 1
-    once: dict[int, Any] = {}
-    columns = [lists.get(name, [value] * count) for name, value in given.items()]
+    decoded: dict[int, Any] = {}
+    columns = [lists.get(name, [value] * count) for name, value in arguments.items()]
     return [
-        row(number, text, image, prompt, once)
+        build_row(number, text, image, prompt, decoded)
         for number, (text, image, prompt) in enumerate(zip(*columns, strict=True))
     ]
 
 
 def is_list(value: Any) -> bool:
-    """Whether a value is one entry a row: a list, a tuple, or images stacked in one array."""
+    """Return whether a value has one entry a row: a list, a tuple, or images stacked in one array."""
     return isinstance(value, list | tuple) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 4)
 
 
-def row(number: int, text: str | None, images: Any, prompts: Any, once: dict[int, Any]) -> EmbeddingInput:
-    """Return one input.
+def build_row(number: int, text: str | None, images: Any, prompts: Any, decoded: dict[int, Any]) -> EmbeddingInput:
+    """Return one input. Raises VirtueError for an empty row, a prompt without an image, or values of another type.
 
-    once: the images read so far, by the identity of the object given, with that object to keep it alive.
+    decoded: the images decoded so far, by the identity of the given object, which is stored to keep it alive.
     """
-    given = [image for image in (images if is_list(images) else [images]) if image is not None]
-    pointed = [prompt for prompt in (prompts if is_list(prompts) else [prompts]) if prompt is not None]
-    if not text and not given:
+    images = [image for image in (images if is_list(images) else [images]) if image is not None]
+    prompts = [prompt for prompt in (prompts if is_list(prompts) else [prompts]) if prompt is not None]
+    check_row(number, text, images, prompts)
+    for image in images:
+        if id(image) not in decoded:
+            pixels = to_image(image, f"row {number}")
+            decoded[id(image)] = image, pixels, pixel_key(pixels)
+    entries = [decoded[id(image)] for image in images]
+    first, *further = prompts or [VisualPrompt()]
+    pixels_of_all, keys = tuple(pixels for _, pixels, _ in entries), tuple(key for *_, key in entries)
+    return EmbeddingInput(text or "", pixels_of_all, first, keys, (), tuple(further))
+
+
+def check_row(number: int, text: str | None, images: list[Any], prompts: list[Any]) -> None:
+    """Raise VirtueError for a row that is empty, has a prompt without an image, or values of another type."""
+    if not text and not images:
         raise VirtueError(f"row {number} is empty, expected a text, an image, or both")
-    if pointed and not given:
+    if prompts and not images:
         raise VirtueError(
             f"row {number} has a visual prompt but no image to point at: give `images`, or leave its prompt out"
         )
-    for found, wanted in [(text or "", str), *((prompt, VisualPrompt) for prompt in pointed)]:
-        if not isinstance(found, wanted):
+    for value, expected in [(text or "", str), *((prompt, VisualPrompt) for prompt in prompts)]:
+        if not isinstance(value, expected):
             raise VirtueError(
-                f"row {number}: found {type(found).__name__}, expected {wanted.__name__}: prompts in pixels are made by"
-                " VisualPrompt.from_pixels"
+                f"row {number}: found {type(value).__name__}, expected {expected.__name__}: prompts in pixels are made"
+                " by VisualPrompt.from_pixels"
             )
-    for image in given:
-        if id(image) not in once:
-            decoded = to_image(image, f"row {number}")
-            once[id(image)] = image, decoded, pixel_key(decoded)
-    decoded_images = [once[id(image)] for image in given]
-    first, *further = pointed or [VisualPrompt()]
-    return EmbeddingInput(
-        text or "",
-        tuple(p for _, p, _ in decoded_images),
-        first,
-        tuple(key for *_, key in decoded_images),
-        (),
-        tuple(further),
-    )
 
 
 def add_image_keys(item: EmbeddingInput) -> EmbeddingInput:
-    """Return the input with a key for each of its images: those that it has, or else hashes of the pixels."""
+    """Return the input with a key for each of its images: its own keys, or else hashes of the pixels."""
     if len(item.image_keys) == len(item.images):
         return item
     return replace(item, image_keys=tuple(pixel_key(image) for image in item.images))

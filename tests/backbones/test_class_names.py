@@ -7,9 +7,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from tiny_models import VISION_MODEL, save_text_model
+from fixtures.tiny_models import VISION_MODEL, save_text_model
 from virtue_pl.backbones.class_names import ClassNames, class_descriptions
-from virtue_pl.models.connector import NAMES_WEIGHT, MaskConnector
+from virtue_pl.models.connector import CLASS_NAME_WEIGHT, MaskConnector
 from virtue_pl.types import FeatureWidths, SegmentFeatures, VirtueError
 
 
@@ -69,7 +69,7 @@ def test_it_reads_the_whole_networks_classifier(trunk: str, text_model: str, tmp
 
 def test_another_trunk_is_refused_in_one_line(text_model: str, tmp_path: Path) -> None:
     with pytest.raises(
-        VirtueError, match="expected an EfficientNet or ResNet of timm; or set the connector's names to null"
+        VirtueError, match="expected an EfficientNet or ResNet of timm; or set the connector's class_names to null"
     ):
         ClassNames("test_vit", text_model)
     save_file({"conv_head.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
@@ -79,7 +79,7 @@ def test_another_trunk_is_refused_in_one_line(text_model: str, tmp_path: Path) -
 
 def test_the_name_joins_what_a_connector_learned_but_not_in_training(names: ClassNames) -> None:
     widths = FeatureWidths(8, names.width + 4)
-    connector = MaskConnector(widths, names.hidden_size, summary=True, names=names, summary_limit=1e6)
+    connector = MaskConnector(widths, names.hidden_size, summary=True, class_names=names, summary_limit=1e6)
     assert connector.summary is not None
     torch.nn.init.normal_(connector.summary.outside[-1].weight)
     torch.manual_seed(0)
@@ -88,10 +88,10 @@ def test_the_name_joins_what_a_connector_learned_but_not_in_training(names: Clas
     )
     learned, joined = connector.train()(features).summary, connector.eval()(features).summary
     assert learned is not None and joined is not None
-    expected = learned + NAMES_WEIGHT * learned.norm(dim=1, keepdim=True) * names.names[7]
+    expected = learned + CLASS_NAME_WEIGHT * learned.norm(dim=1, keepdim=True) * names.names[7]
     assert torch.allclose(joined, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_names_of_other_widths_are_refused_in_one_line(names: ClassNames) -> None:
     with pytest.raises(VirtueError, match="name the segmentation backbone's trunk"):
-        MaskConnector(FeatureWidths(8, 3), names.hidden_size, summary=True, names=names)
+        MaskConnector(FeatureWidths(8, 3), names.hidden_size, summary=True, class_names=names)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-RECIPE = """
+CONFIG = """
 shared: {width: 4, run: %s}
 seed_everything: 1
 model:
-  class_path: cli_dummies.Root
+  class_path: fixtures.cli_dummies.Root
   init_args:
     encoder: parts/encoder.yaml
     connector: parts/connector.yaml
@@ -20,7 +20,7 @@ model:
     scales: {box: 1.0}
     optimization: {class_path: virtue_pl.engine.Optimization, init_args: {lr: 0.1, weight_decay: 0.0, warmup_steps: 0, schedule: constant}}
 data:
-  class_path: cli_dummies.Data
+  class_path: fixtures.cli_dummies.Data
   init_args: {folder: "${shared.run}/data", batch_size: 4, rows: 16}
 trainer:
   default_root_dir: ${shared.run}
@@ -34,9 +34,9 @@ trainer:
       init_args: {dirpath: "${shared.run}/checkpoints", save_last: true, save_on_exception: true}
 """
 PARTS = {
-    "encoder": "{class_path: cli_dummies.Encoder, init_args: {width: '${shared.width}'}}",
-    "wide": "{class_path: cli_dummies.WideEncoder, init_args: {width: '${shared.width}', factor: 10}}",
-    "connector": "{class_path: cli_dummies.Joint, init_args: {kernel: '${shared.width}'}}",
+    "encoder": "{class_path: fixtures.cli_dummies.Encoder, init_args: {width: '${shared.width}'}}",
+    "wide": "{class_path: fixtures.cli_dummies.WideEncoder, init_args: {width: '${shared.width}', factor: 10}}",
+    "connector": "{class_path: fixtures.cli_dummies.Joint, init_args: {kernel: '${shared.width}'}}",
     "none": "null",
 }
 
@@ -47,7 +47,7 @@ def formatter(tmp_path: Path) -> Path:
     (tmp_path / "parts").mkdir()
     for name, text in PARTS.items():
         (tmp_path / "parts" / f"{name}.yaml").write_text(text)
-    (tmp_path / "formatter.yaml").write_text(RECIPE % (tmp_path / "run"))
+    (tmp_path / "formatter.yaml").write_text(CONFIG % (tmp_path / "run"))
     return tmp_path / "formatter.yaml"
 
 

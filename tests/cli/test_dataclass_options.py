@@ -29,7 +29,7 @@ class Settings:
 
     name: str | None = None
     """of the thing"""
-    side: int = 4
+    length: int = 4
     """in pixels"""
     shape: Literal["round", "square"] = "round"
     """of the thing"""
@@ -42,14 +42,14 @@ class Settings:
     """to look in"""
     thing: Thing | None = None
     """which only YAML can build"""
-    either: Thing | Literal["first", "second"] | None = None
+    choice: Thing | Literal["first", "second"] | None = None
     """an object, or a name"""
 
 
-def parse(*words: str) -> Settings:
+def parse(*arguments: str) -> Settings:
     parser = ArgumentParser()
     add_options(parser, Settings)
-    return read_options(Settings, parser.parse_args(words))
+    return read_options(Settings, parser.parse_args(arguments))
 
 
 def test_what_is_not_typed_is_the_dataclasses_own_default() -> None:
@@ -59,16 +59,18 @@ def test_what_is_not_typed_is_the_dataclasses_own_default() -> None:
 
 
 def test_every_type_is_read() -> None:
-    words = ["--name", "n", "--side", "9", "--shape", "square", "--fast", "--no-loud", "--either", "second"]
-    found = parse(*words, "--folders", "a", "b", "--folders", "c")
+    arguments = ["--name", "n", "--length", "9", "--shape", "square", "--fast", "--no-loud", "--choice", "second"]
+    found = parse(*arguments, "--folders", "a", "b", "--folders", "c")
     assert found == Settings("n", 9, "square", True, False, ("a", "b", "c"), None, "second")
 
 
-@pytest.mark.parametrize("words", [["--thing", "x"], ["--shape", "oval"], ["--side", "wide"], ["--either", "third"]])
-def test_what_cannot_be_typed_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--thing", "x"], ["--shape", "oval"], ["--length", "wide"], ["--choice", "third"]]
+)
+def test_what_cannot_be_typed_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        parse(*words)
-    assert words[0] in capsys.readouterr().err
+        parse(*arguments)
+    assert arguments[0] in capsys.readouterr().err
 
 
 def test_help_is_the_docstring_under_the_field_with_its_default() -> None:
@@ -99,8 +101,8 @@ def test_the_command_has_an_option_for_every_setting_but_objects_and_repeats_no_
 
 
 def test_documented_options_are_read() -> None:
-    words = ["--limit", "3", "--images", "a", "--images", "b", "--mode", "point", "--allow-missing", "--cost"]
-    arguments = evaluate._parser().parse_args([*REQUIRED, *words, "--robustness", "5", "--allow-classes", "my."])
+    options = ["--limit", "3", "--images", "a", "--images", "b", "--mode", "point", "--allow-missing", "--cost"]
+    arguments = evaluate._parser().parse_args([*REQUIRED, *options, "--robustness", "5", "--allow-classes", "my."])
     assert read_options(EvaluationDataOptions, arguments) == EvaluationDataOptions(
         limit=3, images=("a", "b"), allow_missing=True
     )

@@ -7,8 +7,8 @@ import re
 import pytest
 from torch import nn
 
-from paper_configs import CONFIGS, without_data
-from virtue_pl.adapters.lora import adapted
+from fixtures.paper_configs import CONFIGS, without_data
+from virtue_pl.adapters.lora import adapter_layers
 from virtue_pl.cli.described import DescribedCLI
 from virtue_pl.cli.main import main
 
@@ -93,13 +93,13 @@ def test_sam_2_is_base_plus(built):
 
 
 def test_adapters_reach_all_layers_of_the_language_model_alone(built):
-    names = {re.sub(r"\.\d+\.", ".*.", name) for name, _ in adapted(built[1].model)}
+    names = {re.sub(r"\.\d+\.", ".*.", name) for name, _ in adapter_layers(built[1].model)}
     inside = "fusion.backbone.model.language_model.layers.*."
     assert names == {
         inside + name
         for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
     }
-    assert len(list(adapted(built[1].model))) == 5 * LAYERS
+    assert len(list(adapter_layers(built[1].model))) == 5 * LAYERS
 
 
 def test_what_would_be_read_is_known(built):

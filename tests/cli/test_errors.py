@@ -15,9 +15,17 @@ from virtue_pl.cli.main import main
     [
         ("trainer:\n", "trainr:\n", "unknown key 'trainr.default_root_dir'; did you mean 'trainer.default_root_dir'?"),
         ("logger: false", "loger: false", "unknown key 'trainer.loger'; did you mean 'trainer.logger'?"),
-        ("scales: {", "scale: {", "model: cli_dummies.Root has no argument 'scale'; did you mean 'scales'?"),
-        ("cli_dummies.Root", "cli_dummies.Rot", "model: module cli_dummies has no 'Rot'; did you mean 'Root'?"),
-        ("cli_dummies.Root", "cli_dumies.Root", "model: cli_dumies.Root: there is no module 'cli_dumies'"),
+        ("scales: {", "scale: {", "model: fixtures.cli_dummies.Root has no argument 'scale'; did you mean 'scales'?"),
+        (
+            "fixtures.cli_dummies.Root",
+            "fixtures.cli_dummies.Rot",
+            "model: module fixtures.cli_dummies has no 'Rot'; did you mean 'Root'?",
+        ),
+        (
+            "fixtures.cli_dummies.Root",
+            "cli_dumies.Root",
+            "model: cli_dumies.Root: there is no module 'cli_dumies'",
+        ),
         ("lr: 0.1", "lr: fast", "model.optimization.lr: expected float, found 'fast'"),
         ("{box: 1.0}", "{box: wide}", "model.scales: expected float or null, found 'wide'"),
         ("rows: 16", "rows: [1]", "data.rows: expected int, found '[1]'"),
@@ -27,7 +35,7 @@ from virtue_pl.cli.main import main
             "model.connector: 'parts/nope.yaml' is neither a file that can be read nor the name of a class",
         ),
         ("shared: {", "shared: {]", "not YAML: "),
-        ("    connector: parts/connector.yaml\n", "", "model: cli_dummies.Root needs connector"),
+        ("    connector: parts/connector.yaml\n", "", "model: fixtures.cli_dummies.Root needs connector"),
         ("shared: {width", "shared: {wdth", "interpolation key 'shared.width' not found"),
         ("seed_everything: 1", "seed_everything: one", "seed_everything: expected bool or int, found 'one'"),
         (
@@ -54,7 +62,11 @@ def test_a_wrong_config_is_one_line(formatter, capsys, old, new, told):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("width:", "wdth:", "model.encoder: cli_dummies.Encoder has no argument 'wdth'; did you mean 'width'?"),
+        (
+            "width:",
+            "wdth:",
+            "model.encoder: fixtures.cli_dummies.Encoder has no argument 'wdth'; did you mean 'width'?",
+        ),
         ("'${shared.width}'", "wide", "model.encoder.width: expected int, found 'wide'"),
     ],
 )
@@ -72,9 +84,9 @@ def test_a_mistake_in_a_part_names_its_place(formatter, capsys, old, new, told):
         (["--trainer.max_epochs=three"], "trainer.max_epochs: expected int or null, found 'three'"),
         (
             ["--model.init_args.encoder.wdth", "3"],
-            "model.encoder: cli_dummies.Encoder has no argument 'wdth'; did you mean 'width'?",
+            "model.encoder: fixtures.cli_dummies.Encoder has no argument 'wdth'; did you mean 'width'?",
         ),
-        (["--data.row", "3"], "data: cli_dummies.Data has no argument 'row'; did you mean 'rows'?"),
+        (["--data.row", "3"], "data: fixtures.cli_dummies.Data has no argument 'row'; did you mean 'rows'?"),
         (
             ["--model.init_args.connector", "Jiont"],
             "model.connector: 'Jiont' is neither a file that can be read nor the name of a class that can be imported",

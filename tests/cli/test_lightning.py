@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from cli_dummies import Root
+from fixtures.cli_dummies import Root
 from virtue_pl.cli.main import main
 
 

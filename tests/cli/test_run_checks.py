@@ -23,8 +23,8 @@ def data(negatives: int, batch_size: int = 4) -> Any:
     return SimpleNamespace(num_negatives=negatives, batch_size=batch_size)
 
 
-def trainer(clip: float | None = None, world: int = 1) -> Any:
-    return SimpleNamespace(gradient_clip_val=clip, world_size=world)
+def trainer(clip: float | None = None, world_size: int = 1) -> Any:
+    return SimpleNamespace(gradient_clip_val=clip, world_size=world_size)
 
 
 MIXTURE = SimpleNamespace(parts={"a": data(0), "b": data(0)}, batch_size=4)
@@ -51,7 +51,7 @@ def test_a_loss_among_own_negatives_needs_some(found: Any) -> None:
 def test_one_pair_alone_is_nothing_to_tell_apart() -> None:
     with pytest.raises(VirtueError, match=r"data\.batch_size is 1 on one rank"):
         check_run(Model(InfoNCELoss()), data(0, batch_size=1), trainer())
-    check_run(Model(InfoNCELoss()), data(0, batch_size=1), trainer(world=2))
+    check_run(Model(InfoNCELoss()), data(0, batch_size=1), trainer(world_size=2))
     check_run(Model(InfoNCELoss()), data(3, batch_size=1), trainer())
     check_run(Model(), data(0, batch_size=1), trainer())
 

@@ -28,8 +28,8 @@ from virtue_pl.types import EmbeddingInput, RankingSample, VirtueError
 
 def literal_rank(scores: Sequence[float], gold: int) -> int:
     rank = 0
-    for place, score in enumerate(scores):
-        if place != gold and score >= scores[gold]:
+    for position, score in enumerate(scores):
+        if position != gold and score >= scores[gold]:
             rank += 1
     return rank
 
@@ -44,7 +44,7 @@ def test_lists_of_different_length_rank_as_one_by_one(lists: list[list[float]], 
     gold = [data.draw(st.integers(0, len(scores) - 1)) for scores in lists]
     longest = max(map(len, lists))
     padded = torch.tensor([scores + [9.0] * (longest - len(scores)) for scores in lists])
-    valid = torch.tensor([[place < len(scores) for place in range(longest)] for scores in lists])
+    valid = torch.tensor([[position < len(scores) for position in range(longest)] for scores in lists])
     expected = [literal_rank(scores, right) for scores, right in zip(lists, gold, strict=True)]
     assert gold_ranks(padded, valid, torch.tensor(gold)).tolist() == expected
 
@@ -53,7 +53,7 @@ def test_lists_of_different_length_rank_as_one_by_one(lists: list[list[float]], 
 @given(few_levels, st.data())
 def test_the_order_of_candidates_changes_no_rank(scores: list[float], data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(scores))))
-    moved = torch.tensor([[scores[place] for place in order]])
+    moved = torch.tensor([[scores[position] for position in order]])
     rank = gold_ranks(torch.tensor([scores]), None, torch.tensor([0]))
     assert gold_ranks(moved, None, torch.tensor([order.index(0)])).equal(rank)
 
@@ -64,7 +64,7 @@ def test_a_full_ranking_agrees_with_the_rank(scores: list[float], data: st.DataO
     gold = torch.tensor([data.draw(st.integers(0, len(scores) - 1))])
     ranking = rank_candidates(torch.tensor([scores]), gold)[0].tolist()
     assert sorted(ranking) == list(range(len(scores)))
-    assert [scores[place] for place in ranking] == sorted(scores, reverse=True)
+    assert [scores[position] for position in ranking] == sorted(scores, reverse=True)
     assert ranking.index(int(gold)) == gold_ranks(torch.tensor([scores]), None, gold).item()
 
 
@@ -85,9 +85,9 @@ def test_scores_that_are_no_numbers_are_refused_but_not_in_padding() -> None:
 
 def test_set_blind_scores_are_cosines_to_the_mean_of_the_others() -> None:
     candidates = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
-    for place, score in enumerate(set_blind_scores(candidates).tolist()):
-        others = torch.stack([candidate for other, candidate in enumerate(candidates) if other != place]).mean(dim=0)
-        assert score == pytest.approx(torch.cosine_similarity(candidates[place], others, dim=0).item(), abs=1e-6)
+    for position, score in enumerate(set_blind_scores(candidates).tolist()):
+        others = torch.stack([candidate for other, candidate in enumerate(candidates) if other != position]).mean(dim=0)
+        assert score == pytest.approx(torch.cosine_similarity(candidates[position], others, dim=0).item(), abs=1e-6)
     assert set_blind_scores(candidates[:1]).tolist() == [0.0]
 
 
@@ -121,7 +121,7 @@ def test_every_ranking_of_every_sample_is_ranked_by_its_own_list() -> None:
         for items in one.rankings.values()
     ]
     assert ranked.ranks.tolist() == literal
-    assert ranked.of("object").tolist() == literal[1::2]
+    assert ranked.in_ranking("object").tolist() == literal[1::2]
     assert (ranked.keys[2], ranked.tasks[2], ranked.candidates[2:4]) == ("sample-1", "held_out", (4, 2))
 
 
@@ -166,7 +166,7 @@ def fill(table: RankTable, rate: HitRate, samples: list[RankingSample], scores: 
     for start in range(0, len(samples), 2):
         ranked = sample_ranks(samples[start : start + 2], scores[start : start + 2])
         table.update("box", ranked)
-        rate.update(ranked.of("hit@1"))
+        rate.update(ranked.in_ranking("hit@1"))
 
 
 @before_update

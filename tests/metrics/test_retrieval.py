@@ -11,7 +11,7 @@ import pytest
 import pytrec_eval
 import torch
 
-from recorded import GOLDEN
+from fixtures.recorded import GOLDEN
 from virtue_pl.metrics.ranking import gold_ranks, rank_candidates
 from virtue_pl.metrics.retrieval import RetrievalMetrics, metric_names, metrics_of_ranks, retrieval_metrics
 from virtue_pl.types import VirtueError
@@ -50,10 +50,10 @@ def literal(relevance: list[bool], total: int, k: int) -> dict[str, float]:
     """The definitions, one query at a time."""
     top = relevance[:k]
     hits = sum(top)
-    gain = sum(1 / math.log2(place + 2) for place, hit in enumerate(top) if hit)
-    ideal = sum(1 / math.log2(place + 2) for place in range(min(k, total)))
-    precisions = [sum(top[: place + 1]) / (place + 1) for place, hit in enumerate(top) if hit]
-    first = next((1 / (place + 1) for place, hit in enumerate(top) if hit), 0.0)
+    gain = sum(1 / math.log2(position + 2) for position, hit in enumerate(top) if hit)
+    ideal = sum(1 / math.log2(position + 2) for position in range(min(k, total)))
+    precisions = [sum(top[: position + 1]) / (position + 1) for position, hit in enumerate(top) if hit]
+    first = next((1 / (position + 1) for position, hit in enumerate(top) if hit), 0.0)
     return {
         f"hit@{k}": float(hits > 0),
         f"recall@{k}": hits / total,
@@ -71,11 +71,12 @@ def test_it_gives_what_a_literal_loop_and_pytrec_eval_give(candidates):
     total = (relevant.sum(dim=1) + unranked).clamp(min=1)
     found = [dict(zip(metric_names(), row, strict=True)) for row in retrieval_metrics(relevant, total).tolist()]
     truth = {
-        str(q): {f"d{place}": 1 for place, hit in enumerate(row) if hit} for q, row in enumerate(relevant.tolist())
+        str(q): {f"d{position}": 1 for position, hit in enumerate(row) if hit}
+        for q, row in enumerate(relevant.tolist())
     }
     for q, of_query in truth.items():
         of_query |= {f"unranked{number}": 1 for number in range(int(total[int(q)]) - len(of_query))}
-    run = {str(q): {f"d{place}": float(candidates - place) for place in range(candidates)} for q in range(25)}
+    run = {str(q): {f"d{position}": float(candidates - position) for position in range(candidates)} for q in range(25)}
     judged = pytrec_eval.RelevanceEvaluator(
         truth, {"P_1", "P_5", "P_10", "recall_1", "recall_5", "recall_10", "ndcg_cut_1", "ndcg_cut_5", "ndcg_cut_10"}
     )
@@ -107,19 +108,23 @@ def test_ranks_are_a_short_way_to_one_right_candidate():
 
 
 @pytest.mark.parametrize("gold", [0, 3, 6])
-def test_ties_favour_no_place(gold):
+def test_ties_favour_no_position(gold):
     """A model that scores everything alike is right nowhere; one that knows the right candidate is right everywhere."""
-    places, alike = torch.tensor([gold]), torch.zeros(1, 7)
-    assert rank_candidates(alike, places)[0].tolist() == [place for place in range(7) if place != gold] + [gold]
-    assert metrics_of_ranks(gold_ranks(alike, None, places))[0, :5].sum() == 0
-    assert rank_candidates(alike.index_fill(1, places, 1.0), places)[0, 0] == gold
+    positions, alike = torch.tensor([gold]), torch.zeros(1, 7)
+    assert rank_candidates(alike, positions)[0].tolist() == [position for position in range(7) if position != gold] + [
+        gold
+    ]
+    assert metrics_of_ranks(gold_ranks(alike, None, positions))[0, :5].sum() == 0
+    assert rank_candidates(alike.index_fill(1, positions, 1.0), positions)[0, 0] == gold
 
 
 def test_long_lists_are_ranked_in_one_go():
     scores = torch.randn(4, 100_000, generator=torch.Generator().manual_seed(1))
     gold = torch.tensor([0, 5, 99_999, 7])
     ranks = gold_ranks(scores, None, gold)
-    assert ranks.tolist() == [int((row > row[place]).sum()) for row, place in zip(scores, gold.tolist(), strict=True)]
+    assert ranks.tolist() == [
+        int((row > row[position]).sum()) for row, position in zip(scores, gold.tolist(), strict=True)
+    ]
 
 
 def test_sums_of_processes_are_the_whole():

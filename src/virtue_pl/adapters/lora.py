@@ -12,24 +12,26 @@ from virtue_pl.types import VirtueError
 
 
 class LoRA:
-    """Low-rank updates of some linear maps of the language model, which alone are trained of it; `dora` learns each
-    map's length apart.
+    """Low-rank updates of linear maps of the language model, of which they alone are trained.
 
-    Sources: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353). The defaults are the paper's. `q_proj` and its like also
-    name modules of SAM and
-    of a vision tower, so that only what lies in the language model is looked through.
+    With `dora` each map's length is learned apart. Sources: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353). The
+    defaults are the paper's. Only the language model is searched for targets, since modules of SAM and of vision towers
+    are also named `q_proj` and the like.
 
     Args:
-        rank: of an update.
+        rank: rank of an update.
         alpha: an update is multiplied by `alpha / rank`.
-        dropout: of an update's input, in training.
-        targets: last names of the linear maps, each of which there must be.
-        module: what is looked through instead, by its name in the backbone; None for the backbone's own
-            `language_model`.
+        dropout: dropout of an update's input, in training.
+        targets: last names of the linear maps, each of which must exist.
+        module: name of the backbone's module to search instead of its `language_model`, or None.
         dora: DoRA instead of LoRA.
-        exact_dropout: drop as peft does, for twice the work: DoRA's dropout then reaches the weight itself too
-            (`folded_dora`), and the places
-            are those that torch draws (`quick_dropout`).
+        exact_dropout: drop as peft does, for twice the work: DoRA's dropout then also reaches the weight itself
+            (`adapters.dora`), and the dropped elements are those that torch draws (`adapters.dropout`).
+
+    Example:
+        >>> adapter = LoRA(rank=8, alpha=64, targets=["q_proj", "v_proj"], dora=False)
+        >>> adapter.config.r, adapter.config.use_dora
+        (8, False)
     """
 
     def __init__(
@@ -59,14 +61,13 @@ class LoRA:
         )
 
     def adapt(self, backbone: VLMBackbone) -> None:
-        """Puts adapters around the targets in place, freezes the rest of the language model, and keeps the adapters in
-        float32.
+        """Wrap the targets in adapters, in place, and freeze the rest of the language model; adapters are float32.
 
-        Raises VirtueError where there is no such module, or one of the targets is not in it.
+        Raises VirtueError where `module` or one of the targets is not found.
         """
         from peft import inject_adapter_in_model
 
-        from virtue_pl.adapters.dora import fold
+        from virtue_pl.adapters.dora import fuse_adapters
 
         language_model = self.language_model(backbone)
         names = {
@@ -74,34 +75,35 @@ class LoRA:
         }
         missing = [target for target in self.targets if target not in names]
         if missing:
-            place = self.module or f"the language model of {type(backbone).__name__}"
+            searched = self.module or f"the language model of {type(backbone).__name__}"
             raise VirtueError(
-                f"adapter.targets: there is no linear map {missing[0]!r} in {place}, expected some of"
+                f"adapter.targets: there is no linear map {missing[0]!r} in {searched}, expected some of"
                 f" {', '.join(sorted(names))}"
             )
         language_model.requires_grad_(False)
         inject_adapter_in_model(self.config, language_model)
         if not self.exact_dropout:
-            fold(language_model)
+            fuse_adapters(language_model)
         for parameter in language_model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
 
     def language_model(self, backbone: VLMBackbone) -> nn.Module:
+        """Return the module to search for targets. Raises VirtueError where the backbone has no `module`."""
         if self.module is None:
             return backbone.language_model
         try:
             return backbone.get_submodule(self.module)
         except AttributeError as error:
-            tops = ", ".join(name for name, _ in backbone.named_children())
+            children = ", ".join(name for name, _ in backbone.named_children())
             raise VirtueError(
-                f"adapter.module: {type(backbone).__name__} has no {self.module!r}, expected a module under {tops}, or"
-                " null"
+                f"adapter.module: {type(backbone).__name__} has no {self.module!r}, expected a module under {children},"
+                " or null"
             ) from error
 
 
-def adapted(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that adapters are around, and their names from `root`."""
+def adapter_layers(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield each module of `root` that is wrapped in adapters, behind its name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in root.named_modules():

@@ -1,4 +1,4 @@
-"""Hugging Face models without their weights, where something else is going to fill every tensor."""
+"""Hugging Face models built without their weights, where every tensor is loaded from elsewhere afterwards."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-_LEFT_OUT: ContextVar[bool] = ContextVar("weights_left_out", default=False)
+_SKIPPED: ContextVar[bool] = ContextVar("weights_skipped", default=False)
 
 
 @contextmanager
-def weights_left_out() -> Iterator[None]:
-    """Backbones that are built inside read a model's description, but no weights: what their tensors hold is undefined
-    until they are filled.
+def skip_weights() -> Iterator[None]:
+    """Build backbones inside this context from a model's config alone, without reading weights.
+
+    Their tensors are undefined until they are loaded.
     """
-    token = _LEFT_OUT.set(True)
+    token = _SKIPPED.set(True)
     try:
         yield
     finally:
-        _LEFT_OUT.reset(token)
+        _SKIPPED.reset(token)
 
 
-def are_weights_left_out() -> bool:
-    return _LEFT_OUT.get()
+def are_weights_skipped() -> bool:
+    """Return whether `skip_weights` is active."""
+    return _SKIPPED.get()
 
 
-def unfilled(name: str, config: dict[str, Any], **settings: Any) -> Any:
-    """The model that the folder or hub name describes, its tensors undefined. `config`: what is changed in its
-    description.
+def build_without_weights(name: str, config: dict[str, Any], **settings: Any) -> Any:
+    """Return the model that a folder or hub name describes, with undefined tensors.
+
+    config: values that replace those of its config. settings: further arguments of `AutoModel.from_config`.
     """
     from transformers import AutoConfig, AutoModel
     from transformers.initialization import no_init_weights
 
-    described = AutoConfig.from_pretrained(name, trust_remote_code=False, **config)
+    model_config = AutoConfig.from_pretrained(name, trust_remote_code=False, **config)
     with no_init_weights():
-        return AutoModel.from_config(described, trust_remote_code=False, **settings)
+        return AutoModel.from_config(model_config, trust_remote_code=False, **settings)

@@ -20,7 +20,12 @@ class TimmTrunk(nn.Module):
     Args:
         name: any timm model that gives feature maps.
         weights: a safetensors file with timm's names for the whole model, or None for random weights.
-        out_indices: which scales, finest first.
+        out_indices: timm's indices of the feature maps to return, finest first.
+
+    Example:
+        >>> trunk = TimmTrunk("tf_efficientnet_lite0", None, out_indices=(3, 4))
+        >>> [tuple(level.shape) for level in trunk(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))]
+        [(1, 112, 4, 4), (1, 320, 2, 2)]
     """
 
     network: Any
@@ -42,12 +47,14 @@ class TimmTrunk(nn.Module):
         self.requires_grad_(False).to(memory_format=torch.channels_last).eval()
 
     def train(self, mode: bool = True) -> TimmTrunk:
+        """Return the network unchanged: it stays in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(
         self, pixels: Shaped[Tensor, "images 3 height width"]
     ) -> tuple[Float[Tensor, "images channels rows columns"], ...]:
+        """Return the feature maps of `out_indices`. pixels: in [0, 255]; they are normalised here."""
         normalised = (pixels.to(self.mean.dtype) - self.mean) / self.std
         weights = next(self.network.parameters())
         maps = self.network(normalised.to(weights.dtype).contiguous(memory_format=torch.channels_last))
@@ -55,7 +62,10 @@ class TimmTrunk(nn.Module):
 
 
 def load_trunk_weights(network: nn.Module, path: str | Path) -> None:
-    """Fills a `features_only` network from the file of the whole model; the classifier's head is left over."""
+    """Load a `features_only` network from the file of the whole model, whose classifier is ignored.
+
+    Raises VirtueError where the file, or a tensor in it, is missing.
+    """
     if not Path(path).is_file():
         raise VirtueError(
             f"backbone weights {path} are not there: run `virtue-pl fetch weights`, or set `weights: null` for random"
@@ -65,15 +75,16 @@ def load_trunk_weights(network: nn.Module, path: str | Path) -> None:
     missing = [name for name in network.state_dict() if name not in state]
     if missing:
         raise VirtueError(
-            f"{path} lacks {len(missing)} tensors of the backbone, e.g. {missing[0]}: it is of another model, change"
-            " `weights` or `name`"
+            f"{path} lacks {len(missing)} tensors of the backbone, e.g. {missing[0]}: it belongs to another model,"
+            " change `weights` or `name`"
         )
     network.load_state_dict({name: state[name] for name in network.state_dict()})
 
 
-def levels_from(trunk: str, finest_stride: int) -> tuple[int, ...]:
-    """timm's indices of the trunk's feature maps that are no finer than `finest_stride`. Raises VirtueError for an
-    unknown trunk.
+def feature_levels(trunk: str, finest_stride: int) -> tuple[int, ...]:
+    """Return timm's indices of the trunk's feature maps whose stride is at least `finest_stride`.
+
+    Raises VirtueError for an unknown trunk.
     """
     if not timm.is_model(trunk):
         raise VirtueError(f"trunk: timm has no model {trunk!r}, expected one of `timm.list_models()`")

@@ -14,10 +14,10 @@ from torch import Tensor
 from virtue_pl.features.store import (
     DTYPES,
     FeatureIndex,
-    Making,
+    FeatureProvenance,
     features_path,
     is_stored,
-    named_tensors,
+    to_named_tensors,
     write_features,
 )
 from virtue_pl.types import ShardImageBatch, VirtueError
@@ -59,7 +59,7 @@ class FeatureWriter(Callback):
         self.dtype = dtype
         self.streams: dict[str, str] = {}
         self.started: dict[Path, StartedShard] = {}
-        self.written: dict[Path, Making] = {}
+        self.written: dict[Path, FeatureProvenance] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start a run: Lightning is told not to keep the predictions, and the networks' fingerprints are read."""
@@ -83,13 +83,13 @@ class FeatureWriter(Callback):
             )
         folder = Path(batch.folder) / self.folder
         began, self.clock = self.clock, time.perf_counter()
-        making = self.written.setdefault(folder, Making(self.dtype, self.streams, batch.fingerprint))
+        making = self.written.setdefault(folder, FeatureProvenance(self.dtype, self.streams, batch.fingerprint))
         path = features_path(folder, batch.shard)
         if path not in self.started and is_stored(path, making):
             return
         shard = self.started.setdefault(path, StartedShard())
         for key, features in zip(batch.keys, outputs, strict=True):
-            shard.images[key] = named_tensors(features, self.dtype)
+            shard.images[key] = to_named_tensors(features, self.dtype)
         shard.seconds += self.clock - began
         if batch.last:
             write_features(path, self.started.pop(path).images, making, shard.seconds)
@@ -99,4 +99,4 @@ class FeatureWriter(Callback):
         trainer.strategy.barrier()
         while self.written:
             folder, making = self.written.popitem()
-            FeatureIndex.of(folder, making).write(folder)
+            FeatureIndex.from_files(folder, making).write(folder)

@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from rich.console import Console
 
+from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.reports.tables import markdown, rich_tables
 from virtue_pl.evaluation.retrieval.predictions import predictions
-from virtue_pl.evaluation.statistics.summary import chance, context, summarise, write_json, write_text
+from virtue_pl.evaluation.statistics.summary import chance, context, summarise
 from virtue_pl.metrics.rank_metrics import RankTable
 from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import RankingBatch, RankingOutput

@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from virtue_pl.backbones.segmentation.sam2_weights import LEFT_OUT as SAM2_LEFT_OUT
-from virtue_pl.backbones.segmentation.sam2_weights import renamed
+from virtue_pl.backbones.segmentation.sam2_weights import VIDEO_TENSORS as SAM2_LEFT_OUT
+from virtue_pl.backbones.segmentation.sam2_weights import rename_tensors
 
 LANGUAGE, VISION = "fusion.backbone.model.language_model.", "fusion.backbone.model.visual."
 PROMPT_ENCODER, SEGMENTATION = "prompt_encoder.encoder.encoder.", "segmentation.backbone."
@@ -68,7 +68,7 @@ SAM2_ORIGINAL = (
     (r"\.mlp\.second\.", ".mlp.layers.1."),
 )
 """Replacements, in this order, that turn transformers' names of SAM 2's tensors into the original ones;
-`sam2_weights.RENAMED` is the other direction.
+`sam2_weights.RENAMES` is the other direction.
 """
 
 
@@ -123,7 +123,7 @@ def sam2_from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
     """Return a SAM 2 checkpoint's tensors under this package's names, and those that only track objects in a video
     under their own.
     """
-    needed = renamed({name: tensor for name, tensor in state.items() if not SAM2_LEFT_OUT.match(name)})
+    needed = rename_tensors({name: tensor for name, tensor in state.items() if not SAM2_LEFT_OUT.match(name)})
     left_out = {name: tensor for name, tensor in state.items() if SAM2_LEFT_OUT.match(name)}
     return {sam2_name(name): tensor for name, tensor in needed.items()}, left_out
 

@@ -179,7 +179,7 @@ def published_spec(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, 
         weights=None,
         embed_dim=dim,
         image_size=canvas,
-        grid_side=points_per_side,
+        grid_size=points_per_side,
     )
     extractor = part("virtue_pl.backbones.Sam2Backbone", weights=None, **sizes, predict_masks=False)
     language = part("virtue_pl.backbones.Qwen2VLBackbone", vlm_model="./", **PIXELS)

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from virtue_pl.backbones.pretrained import weights_left_out
+from virtue_pl.backbones.pretrained import skip_weights
 from virtue_pl.checkpoints.class_paths import classes_in, explain_missing, import_class
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.types import VirtueError
@@ -57,7 +57,7 @@ class CheckpointSpec:
 
         Raises VirtueError for a tensor that is missing, left over or of another shape.
         """
-        with weights_left_out():
+        with skip_weights():
             model = instantiate(self.spec, self.folder, (OWN_CLASSES, *allow_classes))
         if not isinstance(model, EmbeddingModel):
             raise VirtueError(

@@ -105,7 +105,7 @@ def language_tensors(checkpoint: CheckpointSpec) -> dict[str, Tensor]:
 def write_config(checkpoint: CheckpointSpec, folder: Path) -> None:
     """Write config.json: the language model's, with the segmentation stream's settings and this package's own."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    points_per_side = argument(checkpoint.spec, "prompt_encoder.encoder.grid_side") or 3
+    points_per_side = argument(checkpoint.spec, "prompt_encoder.encoder.grid_size") or 3
     before = config.get(SETTINGS) or {}
     config[SETTINGS] = {
         "feature_levels": 2,

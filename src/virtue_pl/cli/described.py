@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from virtue_pl.backbones.pretrained import weights_left_out
+from virtue_pl.backbones.pretrained import skip_weights
 from virtue_pl.cli.lightning import VirtueCLI
 
 SIZES = "vlm_sizes"
@@ -45,7 +45,7 @@ class DescribedCLI(VirtueCLI):
         with ExitStack() as stack:
             if self.is_described:
                 name_vlm(self.config.model, stack.enter_context(description(self.config.shared[SIZES])))
-                stack.enter_context(weights_left_out())
+                stack.enter_context(skip_weights())
                 stack.enter_context(torch.device("meta"))
             super().instantiate_classes()
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from virtue_pl.adapters.lora import adapted
+from virtue_pl.adapters.lora import adapter_layers
 from virtue_pl.engine.gradient_cache import FullBatch
 from virtue_pl.types import VirtueError
 
@@ -104,7 +104,7 @@ def adapter_tables(model: LightningModule) -> Iterable[Table]:
     adapters.
     """
     layers: dict[str, list[nn.Module]] = {}
-    for name, module in adapted(model):
+    for name, module in adapter_layers(model):
         layers.setdefault(re.sub(r"\.\d+\.", ".*.", name), []).append(module)
     if layers:
         table = Table(Column("modules", overflow="fold"), "adapter", "number", "trainable", title="adapters")

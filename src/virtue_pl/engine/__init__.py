@@ -1,4 +1,4 @@
-"""What every LightningModule of this package trains with."""
+"""Training of every LightningModule here: base class, optimizer, gradient cache, sharding, memory and precision."""
 
 import lazy_loader
 

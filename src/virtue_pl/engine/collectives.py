@@ -1,4 +1,4 @@
-"""Collectives that know gradients, and that do nothing in a single process."""
+"""Collectives that pass gradients on, and that do nothing in a single process."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from torch.distributed.nn.functional import all_gather
 
 
 def world_size() -> int:
+    """Return the number of processes that train together; 1 outside of distributed training."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Return this process's index among them, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def gather(local: Shaped[Tensor, "local *rest"]) -> Shaped[Tensor, "all *rest"]:
-    """Every rank's rows in rank order; all ranks must hold equally many.
+    """Return all ranks' rows in rank order; every rank must hold equally many.
 
     Differentiable: the gradient of a row is the sum over the ranks that used it.
     """
@@ -30,14 +32,15 @@ def gather(local: Shaped[Tensor, "local *rest"]) -> Shaped[Tensor, "all *rest"]:
 
 
 def with_unused_parameters(loss: Float[Tensor, ""], parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
-    """`loss`, with a gradient of zero for those of the parameters that it did not use: ranks wait for the gradients of
-    the same ones.
+    """Return `loss` with a gradient of zero for parameters that it does not use.
+
+    All ranks wait for the gradients of the same parameters.
     """
     return loss + sum((0 * parameter).sum() for parameter in parameters)
 
 
 def all_reduce_min(value: int, device: torch.device) -> int:
-    """The all_reduce_min `value` of all ranks."""
+    """Return the smallest `value` of all ranks."""
     if world_size() == 1:
         return value
     found = torch.tensor(value, device=device)
@@ -46,5 +49,5 @@ def all_reduce_min(value: int, device: torch.device) -> int:
 
 
 def all_reduce_max(value: int, device: torch.device) -> int:
-    """The all_reduce_max `value` of all ranks."""
+    """Return the largest `value` of all ranks."""
     return -all_reduce_min(-value, device)

@@ -1,8 +1,8 @@
-"""Contrastive batches larger than memory: encode in chunks, keep the embeddings, encode again in the backward pass.
+"""Contrastive batches larger than memory: encode in chunks, store embeddings, encode again in the backward pass.
 
 The gradient is that of the whole batch (Gao et al. 2021, arXiv 2101.06983). Each chunk is an activation checkpoint, so
 autograd itself recomputes it with the dropout it had, and gradients reach each parameter once: DDP, FSDP2, clipping and
-accumulation work as in a plain step, and ranks talk once a step. What is frozen is encoded before, once.
+accumulation work as in a step without chunks, and ranks communicate once a step. Frozen networks run once, before.
 """
 
 from __future__ import annotations
@@ -23,20 +23,24 @@ from virtue_pl.types import EncoderBatch, VirtueError, cast, move
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Offload = Callable[[Any], Any]
-"""Moves a value (tensors, or tuples and batches of them) to where a step stores it between its two passes."""
+"""Moves a value (tensors, or tuples and batches of them) to the device and dtype in which a step stores it."""
 
 
 class ChunkEncoder(Protocol):
-    """What encodes a batch chunk by chunk; `EmbeddingModel` does, and `FunctionEncoder` for a function alone."""
+    """An interface for encoding a batch chunk by chunk; `EmbeddingModel` and `FunctionEncoder` implement it.
+
+    Example:
+        >>> embeddings = GradientCache(chunk_size=8)(model, inputs)
+    """
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
-        """Return the unit embeddings of the rows, which are differentiable."""
+        """Return the unit embeddings of the rows, with gradients."""
 
     def encode_frozen(self, inputs: EncoderBatch, chunk_size: int, offload: Offload) -> EncoderBatch:
-        """Return the inputs with frozen networks' outputs for pixels, encoding `chunk_size` images at a time."""
+        """Return the inputs with frozen networks' outputs instead of pixels, encoding `chunk_size` images at a time."""
 
     def token_counts(self, inputs: EncoderBatch) -> Sequence[int]:
-        """Return how many tokens of each row the language model reads."""
+        """Return the number of tokens of each row that the language model reads."""
 
 
 class FunctionEncoder:
@@ -44,11 +48,15 @@ class FunctionEncoder:
 
     Args:
         encode: from a batch to one embedding a row.
-        token_counts: tokens of each row; by default those of its text and images (`attention_mask`).
+        token_counts: the number of tokens of each row; by default those of its text and images (`attention_mask`).
 
     Example:
-        >>> encoder = FunctionEncoder(model.encode)
-        >>> embeddings = GradientCache(chunk_size=8)(encoder, inputs)
+        >>> from virtue_pl.types import ImageBatch, PromptBatch
+        >>> none, ids = torch.zeros(0, dtype=torch.long), torch.tensor([[1], [2], [3]])
+        >>> inputs = EncoderBatch(ids, torch.ones_like(ids), ImageBatch(), PromptBatch((), none), use_rows=none)
+        >>> encoder = FunctionEncoder(lambda inputs: inputs.input_ids.float())
+        >>> GradientCache(chunk_size=2)(encoder, inputs).flatten()
+        tensor([1., 2., 3.])
     """
 
     def __init__(
@@ -68,12 +76,12 @@ class FunctionEncoder:
         return inputs
 
     def token_counts(self, inputs: EncoderBatch) -> Sequence[int]:
-        """Return how many tokens each row has."""
+        """Return the number of tokens of each row."""
         return self._token_counts(inputs)
 
 
 class FullBatch:
-    """The whole batch at once: fastest where its activations fit into memory.
+    """Encoding of the whole batch at once, which is fastest where its activations fit into memory.
 
     Example:
         >>> embeddings = FullBatch()(model, inputs)
@@ -91,24 +99,23 @@ class FullBatch:
 
 
 class GradientCache:
-    """Chunks of rows, whose activations live only while their gradient is computed.
+    """Encoding in chunks of rows, whose activations live only while their gradient is computed.
 
-    A batch of one chunk is a plain step.
+    A batch of one chunk is encoded as by `FullBatch`.
 
-    Where layers are sharded (`equal_chunks`), ranks take equally many chunks of equally many rows, since each chunk
-    gathers the layers. The backward pass is one, so that gradients are sent once a step there too.
+    Where layers are sharded (`equal_chunks`), all ranks cut equally many chunks, since each chunk gathers the layers.
+    There is one backward pass, so that gradients are sent once a step there too.
 
     Args:
-        chunk_size: rows of a chunk, of which the last may hold fewer; "auto" measures at the first step what a token's
-            activations take, and makes chunks of as many tokens as there is memory for; None where `chunk_tokens` alone
-            cuts.
-        chunk_tokens: tokens of a chunk, padding counted: rows of like length go together. A longer row is a chunk of
+        chunk_size: rows of a chunk, of which the last may hold fewer. "auto" measures at the first step how much memory
+            a token's activations take, and cuts chunks of as many tokens as fit. None where `chunk_tokens` alone cuts.
+        chunk_tokens: tokens of a chunk, padding counted: rows of similar length go together. A longer row is a chunk of
             its own.
-        frozen_dtype: in which the outputs of frozen networks are stored between a step's two passes: float32, float16
-            or bfloat16; None for the dtype that they have.
-        frozen_device: where they are stored, such as "cpu"; None for where they are.
-        memory_share: with "auto": of the memory that is free at the first step, for each of queries, targets and
-            negatives.
+        frozen_dtype: the dtype in which outputs of frozen networks are stored between a step's two passes: float32,
+            float16 or bfloat16; None for their own.
+        frozen_device: the device on which they are stored, such as "cpu"; None for their own.
+        memory_share: with "auto", the share of the memory that is free at the first step, for each of queries, targets
+            and negatives.
 
     Example:
         >>> embeddings = GradientCache(chunk_size=8, frozen_device="cpu")(model, inputs)
@@ -137,7 +144,7 @@ class GradientCache:
         self.equal_chunks = False
 
     def __call__(self, encoder: ChunkEncoder, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
-        """Return the embeddings of all rows, in order; the backward pass runs again what is not frozen."""
+        """Return the embeddings of all rows, in order; the backward pass runs the trained networks again."""
         chunks = self.cut(encoder, inputs)
         if len(chunks) <= 1:
             return encoder.encode(inputs)
@@ -154,21 +161,21 @@ class GradientCache:
         counts = encoder.token_counts(inputs) if self.automatic or self.chunk_tokens else [1] * len(inputs)
         if self.automatic and self.chunk_tokens is None and torch.is_grad_enabled() and len(inputs):
             self.chunk_tokens = self.tokens_that_fit(encoder, inputs, counts)
-        chunks = chunks_of(counts, self.chunk_size, self.chunk_tokens)
+        chunks = cut_chunks(counts, self.chunk_size, self.chunk_tokens)
         if self.equal_chunks and torch.is_grad_enabled():
             chunks = halve_chunks(chunks, all_reduce_max(len(chunks), inputs.input_ids.device))
         return chunks
 
     def offload(self, value: Any) -> Any:
-        """Return `value`, an output of frozen networks, in the dtype and on the device where it is stored."""
+        """Return `value`, an output of frozen networks, in the dtype and on the device in which it is stored."""
         value = value if self.frozen_dtype is None else cast(value, self.frozen_dtype)
         return value if self.frozen_device is None else move(value, self.frozen_device)
 
     def tokens_that_fit(self, encoder: ChunkEncoder, inputs: EncoderBatch, counts: Sequence[int]) -> int:
-        """Return how many tokens' activations fit into `memory_share` of every rank's free memory.
+        """Return the number of tokens whose activations fit into `memory_share` of every rank's free memory.
 
-        The longest row always fits. Two rows against one tell what a row takes, so that weights, which autograd keeps
-        once, do not count. The state of the random generators is restored.
+        It is at least the longest row's. The difference between two rows and one is measured, so that weights, which
+        autograd stores once, do not count. The state of the random generators is restored.
         """
         row = max(range(len(counts)), key=lambda index: counts[index])
         device = inputs.input_ids.device
@@ -200,7 +207,7 @@ def encode_rows(encoder: ChunkEncoder, inputs: EncoderBatch, rows: Sequence[int]
 
 
 def count_tokens(inputs: EncoderBatch) -> list[int]:
-    """Return the tokens of each row's text and images, without padding and segment tokens."""
+    """Return the number of tokens of each row's text and images, without padding and segment tokens."""
     counts: list[int] = inputs.attention_mask.sum(dim=1).tolist()
     return counts
 
@@ -216,10 +223,11 @@ def check_chunks(chunk_size: int | str | None, chunk_tokens: int | None) -> None
             raise VirtueError(f"gradient_cache.{name} is {value}, expected at least 1")
 
 
-def chunks_of(lengths: Sequence[int], rows: int | None, tokens: int | None) -> list[list[int]]:
-    """Return rows cut into chunks of at most `rows` rows and `tokens` padded tokens, at least one row each.
+def cut_chunks(lengths: Sequence[int], rows: int | None, tokens: int | None) -> list[list[int]]:
+    """Return the rows of each chunk: at most `rows` rows and `tokens` padded tokens, but at least one row.
 
-    Cut by tokens, rows of like length go together, the longest first, so that little is padded; otherwise in order.
+    With `tokens`, rows of similar length go together, the longest first, so that little is padded; otherwise rows stay
+    in order. lengths: the number of tokens of each row.
     """
     order = range(len(lengths)) if tokens is None else sorted(range(len(lengths)), key=lambda row: -lengths[row])
     chunks: list[list[int]] = []

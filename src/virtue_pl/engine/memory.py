@@ -1,4 +1,4 @@
-"""How much memory there is for activations."""
+"""Measuring the memory that is free, and the memory that activations take."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a new tensor on `device` may take. On a CPU what the system and its control group still give; 8 GiB
-    where neither says it.
+    """Return the number of bytes that a new tensor on `device` may take.
+
+    On a CPU it is what the system and its control group have left; 8 GiB where neither says it.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -25,12 +26,13 @@ def available_memory(device: torch.device) -> int:
 
 
 def system_memory() -> list[int]:
+    """Return the memory that the system has left, in bytes; an empty list where it does not say it."""
     lines = MEMINFO.read_text().splitlines() if MEMINFO.is_file() else []
     return [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
 
 
 def group_memory() -> list[int]:
-    """What the control group (v2) still gives, in bytes; nothing where it has no limit."""
+    """Return the memory that the control group (v2) has left, in bytes; an empty list where it has no limit."""
     limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if not (limit.is_file() and used.is_file()) or limit.read_text().strip() == "max":
         return []
@@ -38,15 +40,15 @@ def group_memory() -> list[int]:
 
 
 def graph_bytes(compute: Callable[[], Any]) -> int:
-    """Bytes of all that autograd keeps for the backward pass of `compute`; weights that it keeps are counted too."""
-    kept: dict[int, int] = {}
+    """Return the bytes of all tensors that autograd stores for the backward pass of `compute`, weights among them."""
+    stored: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        stored[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with saved_tensors_hooks(count, lambda tensor: tensor):
         result = compute()
     del result
-    return sum(kept.values())
+    return sum(stored.values())

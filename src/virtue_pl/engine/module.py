@@ -1,4 +1,4 @@
-"""What every part has in common: it is given, it can run alone, it can start from weights, it can be frozen."""
+"""The base class of all LightningModules here: it runs alone or as a part, starts from weights, and can be frozen."""
 
 from __future__ import annotations
 
@@ -18,16 +18,25 @@ from virtue_pl.types import Collator, VirtueError
 
 
 class VirtueModule(LightningModule):
-    """A LightningModule that is one of the model's parts, or the root of a run of its own.
+    """A LightningModule that is a part of a larger model, or the root of a run of its own.
 
-    As a part it returns and the root logs; `optimization` is only for running alone.
+    As a part it returns its outputs, and the root logs and optimises; `optimization` is only for running alone.
 
     Args:
-        optimization: how to train when this part is the root.
-        weights: a checkpoint (`.ckpt`) or safetensors file to start from; it may hold a larger model,
-            whose tensors for this part are found by `weights_prefix`.
-        weights_prefix: e.g. "prompt_encoder." in a file of a larger model; "" for a file of this part alone.
-        frozen: no gradients, and always in eval mode.
+        optimization: the optimizer of a run in which this module is the root.
+        weights: a checkpoint (`.ckpt`) or safetensors file to start from; it may hold a larger model, whose tensors for
+            this part are found by `weights_prefix`.
+        weights_prefix: such as "prompt_encoder." in a file of a larger model; "" for a file of this part alone.
+        frozen: train nothing, and stay in eval mode.
+
+    Example:
+        >>> class Head(VirtueModule):
+        ...     def __init__(self, frozen: bool = False) -> None:
+        ...         super().__init__(frozen=frozen)
+        ...         self.linear = nn.Linear(4, 2)
+        ...         self.load_and_freeze()
+        >>> Head(frozen=True).train().training
+        False
     """
 
     def __init__(
@@ -45,7 +54,7 @@ class VirtueModule(LightningModule):
         self.sharding: Sharding | None = None
 
     def load_and_freeze(self) -> None:
-        """Loads `weights` and freezes; a part's constructor calls this last."""
+        """Load `weights`, and freeze; a subclass's constructor calls it last."""
         if self.weights is not None:
             load_weights(self, self.weights, self.weights_prefix)
         if self.frozen:
@@ -53,42 +62,50 @@ class VirtueModule(LightningModule):
             self.eval()
 
     def train(self, mode: bool = True) -> VirtueModule:
+        """Set training or eval mode; a frozen module stays in eval mode."""
         return super().train(mode and not self.frozen)
 
     @property
     def collator(self) -> Collator:
-        """How samples become batches of this part when it is the root."""
+        """The collator of this module's batches when it is the root; VirtueError where it cannot run alone."""
         raise VirtueError(f"{type(self).__name__} cannot run alone")
 
     def configure_optimizers(self) -> Any:
+        """Return Lightning's optimizer configuration. Raises VirtueError without `optimization`."""
         if self.optimization is None:
-            raise VirtueError(f"{type(self).__name__} is to be trained, but says not how: give it `optimization`")
+            raise VirtueError(
+                f"{type(self).__name__} has no `optimization`, expected one to train it with: give it `optimization`"
+            )
         return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
 
     def sharded_layers(self) -> Sequence[nn.Module]:
-        """What FSDP2 shards one by one, where this part has layers of that size."""
+        """Return the layers that FSDP2 shards one by one; none by default."""
         return ()
 
     def configure_model(self) -> None:
-        """Shards what is trained where the strategy is FSDP2 (`ModelParallelStrategy`), once; elsewhere it does
-        nothing.
+        """Shard the trained parameters where the strategy is FSDP2 (`ModelParallelStrategy`), once.
+
+        With other strategies it does nothing.
         """
         if self.device_mesh is not None and self.sharding is None:
             self.sharding = Sharding(self, self.sharded_layers(), self.device_mesh)
 
     def gather_parameters(self) -> None:
-        """Before what is no training step: ranks may have more or fewer batches of it."""
+        """Gather sharded parameters before validation and the like: ranks may have different numbers of batches."""
         if self.sharding is not None:
             self.sharding.gather()
 
     def release_parameters(self) -> None:
+        """Shard the parameters again."""
         if self.sharding is not None:
             self.sharding.release()
 
     def on_validation_start(self) -> None:
+        """Gather sharded parameters."""
         self.gather_parameters()
 
     def on_validation_end(self) -> None:
+        """Shard the parameters again."""
         self.release_parameters()
 
     on_test_start = on_predict_start = on_validation_start
@@ -97,7 +114,7 @@ class VirtueModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Lightning's own, but for shards, whose norm is over all ranks."""
+        """Clip gradients as Lightning does; the norm of sharded ones is taken over all ranks."""
         if self.sharding is None or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_algorithm == "value":
@@ -107,7 +124,7 @@ class VirtueModule(LightningModule):
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a checkpoint, read without unpickling code."""
+    """Return the tensors of a safetensors file or of a checkpoint, which is read without unpickling code."""
     path = Path(path)
     if not path.is_file():
         raise VirtueError(f"weights: {path} is not there; train that part first, or change `weights`")
@@ -118,18 +135,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: torch.nn.Module, path: str | Path, prefix: str) -> None:
-    """Fills every tensor of `module` from `path`. Raises VirtueError naming what is missing or has another shape."""
+    """Fill every tensor of `module` from `path`. Raises VirtueError for a missing tensor or another shape."""
     found = {name[len(prefix) :]: tensor for name, tensor in read_weights(path).items() if name.startswith(prefix)}
-    wanted = module.state_dict()
-    missing = [name for name in wanted if name not in found]
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in found]
     if missing:
         raise VirtueError(
-            f"weights: {path} lacks {len(missing)} of {len(wanted)} tensors under prefix {prefix!r}, e.g. {missing[0]}"
+            f"weights: {path} lacks {len(missing)} of {len(expected)} tensors under prefix {prefix!r}, e.g."
+            f" {missing[0]}"
         )
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         if found[name].shape != tensor.shape:
             raise VirtueError(
                 f"weights: {name} in {path} is {list(found[name].shape)}, expected {list(tensor.shape)}: the sizes in"
                 " the config differ"
             )
-    module.load_state_dict({name: found[name] for name in wanted})
+    module.load_state_dict({name: found[name] for name in expected})

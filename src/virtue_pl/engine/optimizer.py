@@ -1,4 +1,4 @@
-"""How a root module is optimised: one object, given in YAML or Python."""
+"""The optimizer and learning-rate schedule of a root module: one object, given in YAML or Python."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ class Optimization:
 
     Args:
         lr: peak learning rate.
-        weight_decay: on matrices; vectors (biases, norms) and scalars are left alone.
+        weight_decay: of matrices; vectors (biases, norms) and scalars have none.
         warmup_steps: steps of linear warm-up.
         schedule: "cosine", "linear" or "constant" after the warm-up.
-        lr_multipliers: a factor on `lr` for parameters whose name starts with the given prefix (longest prefix wins).
+        lr_multipliers: a factor on `lr` for parameters whose name starts with the given prefix; the longest one counts.
         betas: AdamW's.
+
+    Example:
+        >>> optimization = Optimization(lr=1e-3, weight_decay=0.01, warmup_steps=10, schedule="cosine")
+        >>> optimization.lr_factor(4, total_steps=100)
+        0.5
     """
 
     def __init__(
@@ -44,13 +49,13 @@ class Optimization:
         self.betas = betas
 
     def configure(self, module: nn.Module, total_steps: int) -> dict[str, Any]:
-        """What `configure_optimizers` returns for the trainable parameters of `module`."""
+        """Return the result of `configure_optimizers` for the trainable parameters of `module`."""
         optimizer = torch.optim.AdamW(self.parameter_groups(module), lr=self.lr, betas=self.betas)
-        scheduler = LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
+        scheduler = LambdaLR(optimizer, lambda step: self.lr_factor(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def factor(self, step: int, total_steps: int) -> float:
-        """The share of the peak learning rate at `step`."""
+    def lr_factor(self, step: int, total_steps: int) -> float:
+        """Return the learning rate at `step`, as a share of its peak."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
@@ -59,8 +64,9 @@ class Optimization:
         return 1 - progress if self.schedule == "linear" else 1.0
 
     def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """Groups by learning rate and weight decay. Raises VirtueError for a multiplier that no parameter
-        answers to.
+        """Return parameter groups by learning rate and weight decay.
+
+        Raises VirtueError for a multiplier whose prefix no trainable parameter has.
         """
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         for prefix in self.lr_multipliers:

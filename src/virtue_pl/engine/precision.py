@@ -1,4 +1,4 @@
-"""Which precisions a device computes in itself, and which it would only imitate, slower than float32."""
+"""Precisions that a device computes natively; it emulates the others, slower than float32."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from virtue_pl.types import VirtueError
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises VirtueError where the trainer's `precision` is emulated on `device`."""
+    """Raise VirtueError where the trainer's `precision` is emulated on `device`."""
     wanted = "bfloat16" if precision.startswith("bf16") else "float16" if precision.startswith("16") else None
-    if wanted is None or computes(device, wanted):
+    if wanted is None or has_native_dtype(device, wanted):
         return
     instead = "16-mixed" if device.type == "cuda" else "32-true"
     raise VirtueError(
@@ -22,7 +22,8 @@ def check_precision(precision: str, device: torch.device) -> None:
     )
 
 
-def computes(device: torch.device, dtype: str) -> bool:
+def has_native_dtype(device: torch.device, dtype: str) -> bool:
+    """Return whether a device computes in `dtype`, "float16" or "bfloat16", natively."""
     if device.type == "cuda":
         return dtype == "float16" or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -31,7 +32,8 @@ def computes(device: torch.device, dtype: str) -> bool:
 
 
 def has_bfloat16(capabilities: Mapping[str, Any]) -> bool:
-    """Whether a processor multiplies in it, by AMX, AVX-512 BF16 or Arm's own; as `torch.cpu.get_capabilities` names
-    them.
+    """Return whether a processor multiplies in bfloat16, by AMX, AVX-512 BF16 or Arm's own instructions.
+
+    capabilities: of the processor, as `torch.cpu.get_capabilities` names them.
     """
     return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))

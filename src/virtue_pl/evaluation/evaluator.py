@@ -1,4 +1,4 @@
-"""The root of an evaluation: embeds what is not stored yet, ranks every query, and leaves a report."""
+"""Evaluation as a LightningModule: it embeds what is not stored yet, ranks every query, and writes a report."""
 
 from __future__ import annotations
 
@@ -32,14 +32,17 @@ from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
 from virtue_pl.types import EmbeddingInput, EncoderBatch, EvaluationRow, InputBatch, RankedSet, VirtueError
 
 NO_RANKS = SampleRanks((), (), (), (), torch.zeros(0, dtype=torch.long))
-"""The entries of a process that has no row of a set: torchmetrics warns of a metric that saw nothing."""
+"""The entries of a process that has no row of a set: torchmetrics warns about a metric that was never updated."""
 
 
 class Plan(Protocol):
-    """The inputs that are embedded, and the sets that are ranked.
+    """Inputs that are embedded, and sets that are ranked.
+
+    sets: the ranked sets, their inputs as indices into `keys`. keys: content keys of all distinct inputs. total: inputs
+    with repetitions. total_images: uses of images with repetitions. missing: set left out -> reason.
 
     Example:
-        >>> number_of_sets = len(plan.sets)
+        >>> number_of_sets = len(plan.sets)  # doctest: +SKIP
     """
 
     sets: tuple[RankedSet, ...]
@@ -55,18 +58,19 @@ class Plan(Protocol):
 
 
 class Library(Protocol):
-    """Decoded images by their content key, as they were found and as the model is to see them.
+    """Decoded images by their content key, both as in their files and as the model reads them.
 
     Example:
-        >>> library.pixels(key).shape  # (3, height, width)
+        >>> library.pixels(key).shape  # doctest: +SKIP
+        torch.Size([3, 480, 640])
     """
 
     def image(self, key: str) -> UInt8[Tensor, "3 height width"]:
-        """Return the decoded image as it was found."""
+        """Return the decoded image as in its file."""
         ...
 
     def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]:
-        """Return the decoded image as the model is to see it."""
+        """Return the decoded image as the model reads it."""
         ...
 
 
@@ -75,7 +79,8 @@ class EvaluationData(Protocol):
     """A DataModule with the plan of an evaluation and its images.
 
     Example:
-        >>> isinstance(EvaluationDataModule("data/scar", ["scar"]), EvaluationData)
+        >>> isinstance(object(), EvaluationData)
+        False
     """
 
     plan: Any
@@ -83,9 +88,9 @@ class EvaluationData(Protocol):
 
 
 class Evaluator(LightningModule):
-    """A model under test; its data is an `EvaluationDataModule`.
+    """A model under evaluation; its data is an `EvaluationDataModule`.
 
-    Raises VirtueError where robustness is asked of a baseline.
+    Raises VirtueError where the robustness of a baseline is to be measured.
 
     Args:
         model: folder or hub name of an exported or published model, or a run's checkpoint (.ckpt).
@@ -96,7 +101,7 @@ class Evaluator(LightningModule):
         reporting: what is measured beside the ranking, and what is written.
 
     Example:
-        >>> data = EvaluationDataModule("data/scar", ["scar"])
+        >>> data = EvaluationDataModule("data/scar", ["scar"])  # doctest: +SKIP
         >>> evaluator = Evaluator("runs/mini", "runs/eval/no_stream", QueryFormat(stream="none"))
         >>> data.connect(evaluator.collator)
         >>> Trainer(logger=False).test(evaluator, datamodule=data)
@@ -120,11 +125,11 @@ class Evaluator(LightningModule):
         self.encoding = encoding
         self.reporting = reporting
         self.embedder: EmbeddingModel | None = None
-        self.collator = DeferredPreprocess(self)
+        self.collator = DeferredCollator(self)
         self.report: EvaluationReport
 
     def configure_model(self) -> None:
-        """Load the weights, once, when they are wanted."""
+        """Load the weights, once, when they are first needed."""
         if self.embedder is None:
             self.embedder = from_pretrained(self.source, **vars(self.loading))
             self.embedder.requires_grad_(False)
@@ -133,53 +138,51 @@ class Evaluator(LightningModule):
                 found = type(self.embedder).__name__
                 raise VirtueError(f"{self.source}: {found} prepares no queries, expected a model that embeds")
             self.encoder = QueryEncoder(self.embedder, self.query_format.stream, self.encoding.chunk_size)
-            self.preparation = EvaluationCollator(own, self.query_format)
+            self.query_collator = EvaluationCollator(own, self.query_format)
             folder = self.encoding.store
             self.store = ModelStore(self.out.parent / "embeddings" if folder is None else folder, *self.fingerprints())
 
     def fingerprints(self) -> tuple[str, str]:
-        """Return hashes of all that embeddings depend on beside the input: those of texts, and those of inputs with
-        images.
-        """
+        """Return hashes of all that embeddings depend on beside the input: for texts, and for inputs with images."""
         assert self.embedder is not None
         precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
         same = f"{network_fingerprint(self.embedder)} {precision} {self.loading.dtype}"
-        how = [self.preparation.text_identity(), [self.query_format.stream, *self.preparation.identity()]]
-        texts, imaged = (hashlib.sha256(f"{same} {each}".encode()).hexdigest() for each in how)
-        return texts, imaged
+        how = [self.query_collator.text_identity(), [self.query_format.stream, *self.query_collator.identity()]]
+        texts, with_images = (hashlib.sha256(f"{same} {each}".encode()).hexdigest() for each in how)
+        return texts, with_images
 
     def __contains__(self, key: str) -> bool:
-        """Whether an input's embedding is stored, or not needed."""
+        """Return whether an input's embedding is stored, or not needed."""
         return self.query_format.baseline == "random" or key in self.store
 
     def query(self, row: EvaluationRow) -> EmbeddingInput:
-        """Return the row's query; a candidate in its place where a baseline looks at no query."""
-        return self.preparation.query(row) if self.query_format.baseline is None else row.candidates[0]
+        """Return the row's query; its first candidate instead where a baseline does not use the query."""
+        return self.query_collator.query(row) if self.query_format.baseline is None else row.candidates[0]
 
     def setup(self, stage: str) -> None:
         """Load the model, and open the report. Raises VirtueError for another stage than "test"."""
         if stage != "test":
-            raise VirtueError(f"Evaluator only tests, but was asked to {stage}: use `lightning test`")
+            raise VirtueError(f"Evaluator runs in stage {stage!r}, expected 'test': use `lightning test`")
         self.configure_model()
         self.report = EvaluationReport(self.out)
 
     def on_test_start(self) -> None:
-        """Raise VirtueError at once where robustness is wanted and no query has a region."""
+        """Raise VirtueError at once where robustness is to be measured and no query has a region."""
         if self.reporting.robustness:
             check_regions(self._data().plan.sets)
 
     def test_step(self, batch: InputBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Embed and store a batch. Raises SIGTERMException behind the batch in which SIGTERM came."""
+        """Embed and store a batch. Raises SIGTERMException after a batch during which SIGTERM came."""
         if batch.inputs is None:
             return
         embeddings = self.encoder.encode(batch.inputs)
         check_finite(embeddings, batch.sources)
-        self.store.add(batch.keys, embeddings, imaged=len(batch.inputs.images) > 0)
+        self.store.add(batch.keys, embeddings, with_images=len(batch.inputs.images) > 0)
         if self.trainer.received_sigterm:
             raise SIGTERMException
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callback that stores embeddings of a run that is stopped."""
+        """Return the callback that stores the embeddings of a run that is interrupted."""
         return [FlushEmbeddings()]
 
     def on_test_epoch_end(self) -> None:
@@ -202,39 +205,38 @@ class Evaluator(LightningModule):
                 )
                 for lines in ranking.rank(number, mine, metrics, table):
                     write(lines)
-        self.found, self.ranks = metrics.compute(), table.compute()
+        self.set_metrics, self.ranks = metrics.compute(), table.compute()
         self.encoded = int(
-            self.trainer.strategy.reduce(torch.tensor(self.store.added, device=self.device), reduce_op="sum")
+            self.trainer.strategy.reduce(torch.tensor(self.store.num_added, device=self.device), reduce_op="sum")
         )
         self.trainer.strategy.barrier("ranked")
 
     def on_test_end(self) -> None:
-        """Measure what is asked for, and write the report, in the first process."""
+        """Measure what the options name, and write the report, in the first process."""
         if self.trainer.is_global_zero:
             data = self._data()
             measured = self.measure(data)
             world_size = self.trainer.world_size
-            self.report.write(
-                self.found, self.ranks, data.plan, data.library, self.settings(), self.encoded, world_size, measured
-            )
+            found, ranks, settings = self.set_metrics, self.ranks, self.settings()
+            self.report.write(found, ranks, data.plan, data.library, settings, self.encoded, world_size, measured)
 
     def settings(self) -> dict[str, Any]:
-        """Return what the report says of the evaluation's settings."""
+        """Return the evaluation's settings for the report."""
         query_format = self.query_format
         return {
             "model": str(self.source),
-            "recipe": type(self.preparation.collator.formatter).__name__,
+            "recipe": type(self.query_collator.collator.formatter).__name__,
             "mode": query_format.mode,
             "stream": query_format.stream,
             "show": None if query_format.image_transform is None else type(query_format.image_transform).__name__,
             "words": query_format.describe_region,
             "guess": query_format.baseline,
-            "prompt_frame": self.preparation.frame,
-            "store": str(self.store.imaged.folder),
+            "prompt_frame": self.query_collator.frame,
+            "store": str(self.store.with_images.folder),
         }
 
     def measure(self, data: EvaluationData) -> Measurements:
-        """Measure what was asked for beside the ranking."""
+        """Measure cost and robustness, where the options name them."""
         cost, rows = self.reporting.cost, self.reporting.robustness
         if not (cost or rows):
             return Measurements()
@@ -249,13 +251,13 @@ class Evaluator(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, EvaluationData):
             raise VirtueError(
-                f"Evaluator was given {type(data).__name__}, expected an EvaluationDataModule: set `data`"
+                f"Evaluator got the data {type(data).__name__}, expected an EvaluationDataModule: set `data`"
             )
         return data
 
 
 def check_robustness(query_format: QueryFormat, reporting: ReportOptions) -> None:
-    """Raise VirtueError where robustness is asked of a baseline."""
+    """Raise VirtueError where the robustness of a baseline is to be measured."""
     whole = query_format.stream == "whole" and query_format.image_transform is None and query_format.baseline is None
     if reporting.robustness and not whole:
         raise VirtueError(
@@ -270,10 +272,11 @@ def file_order(rows: Sequence[EvaluationRow]) -> list[int]:
 
 
 class FlushEmbeddings(Callback):
-    """Write what is embedded to disk, whatever stops the run.
+    """Callback that writes embeddings to disk, whatever stops the run.
 
     Example:
-        >>> Trainer(callbacks=[FlushEmbeddings()]).test(evaluator, datamodule=data)
+        >>> trainer = Trainer(callbacks=[FlushEmbeddings()], logger=False, accelerator="cpu")  # doctest: +SKIP
+        >>> trainer.test(evaluator, datamodule=data)
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -282,24 +285,25 @@ class FlushEmbeddings(Callback):
             pl_module.store.flush()
 
 
-class DeferredPreprocess:
+class DeferredCollator:
     """An evaluator's collator, for data that is connected before weights are loaded.
 
     Example:
-        >>> data.connect(DeferredPreprocess(Evaluator("runs/mini", "runs/eval")))
+        >>> isinstance(Evaluator("runs/mini", "runs/eval").collator, DeferredCollator)
+        True
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
 
     def query(self, row: EvaluationRow) -> EmbeddingInput:
-        """Return what is embedded of a row."""
+        """Return the row's query in the evaluation's format."""
         return self.evaluator.query(row)
 
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
         """Return the batch of the inputs."""
-        return self.evaluator.preparation.encoder_batch(items)
+        return self.evaluator.query_collator.encoder_batch(items)
 
-    def unknown(self, keys: Sequence[str]) -> list[str]:
+    def missing_keys(self, keys: Sequence[str]) -> list[str]:
         """Return the keys whose embeddings are needed and not stored."""
         return [key for key in keys if key not in self.evaluator]

@@ -1,4 +1,4 @@
-"""The settings of an evaluation, each declared here and nowhere else.
+"""Settings of an evaluation, each declared here and nowhere else.
 
 Constructors take these objects, YAML names their fields, and the commands make their options of them
 (`virtue_pl.cli.dataclass_options`). Nothing here imports torch, so that `--help` needs none.
@@ -22,7 +22,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class QueryFormat:
-    """How a query is put to the model: what is pointed at, what is said, which part of the model looks at it.
+    """Form of a query: how its region is given, what its text says, and which part of the model reads it.
 
     Raises VirtueError for an unknown mode.
 
@@ -32,24 +32,19 @@ class QueryFormat:
     """
 
     mode: Literal["box", "point", "mask", "no_prompt", "blind"] = "box"
-    """how regions are pointed at; no_prompt: the image alone; blind: the text alone"""
+    """how regions are given; no_prompt: the image alone; blind: the text alone"""
     describe_region: bool = True
-    """say the region in words, too, as the model's formatter does"""
+    """describe the region in the text, too, as the model's formatter does"""
     prompt_frame: Literal["canvas", "pixels"] | None = None
-    """where a box lies for the segmentation model: canvas, on its object; pixels, as published (the default with
-    formatter
-    published)
+    """frame of boxes for the segmentation model: canvas, on the object; pixels, as published (with formatter published
+    the default)
     """
     stream: Stream = "whole"
-    """whole: the model as it is; none: without segment tokens; roi: pooled vision tokens of the box in their place"""
+    """whole: the whole model; none: without segment tokens; roi: with pooled vision tokens of the box instead"""
     baseline: Baseline | None = None
-    """rank without the model's opinion of the query: set_blind, by each candidate's nearness to the others; random, by
-    chance
-    """
+    """rank without the query: set_blind, by each candidate's nearness to the others; random, by chance"""
     image_transform: InputFormatter | None = None
-    """an input formatter that changes a query's image first, as a crop or a drawn marker; the model's own formatter
-    does the rest
-    """
+    """an input formatter that changes a query's image before the model's own, such as a crop or a drawn marker"""
 
     def __post_init__(self) -> None:
         from virtue_pl.preprocessing.contrastive_collator import EVALUATION_MODES, check_modes
@@ -59,7 +54,7 @@ class QueryFormat:
 
 @dataclass(frozen=True)
 class LoadingOptions:
-    """How a model's weights are loaded; the fields are arguments of `virtue_pl.checkpoints.pretrained.from_pretrained`.
+    """Options of loading a model, which are arguments of `virtue_pl.checkpoints.pretrained.from_pretrained`.
 
     Example:
         >>> LoadingOptions(dtype="bfloat16").formatter is None
@@ -67,9 +62,9 @@ class LoadingOptions:
     """
 
     formatter: InputFormatter | Literal["published", "virtue"] | None = None
-    """insist on an input formatter; by default it is the one that the weights were trained with"""
+    """the input formatter; by default the one that the weights were trained with"""
     sam_checkpoint: str | None = None
-    """SAM's checkpoint of a published release, or the folder that it is in"""
+    """SAM's checkpoint of a published release, or its folder"""
     base: str | None = None
     """folder of the model under a checkpoint's adapters"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -80,7 +75,7 @@ class LoadingOptions:
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """How inputs are embedded, and where embeddings are stored.
+    """Options of embedding: the rows encoded at once, and the folder of stored embeddings.
 
     Example:
         >>> EncodingOptions(store="runs/embeddings").chunk_size
@@ -95,7 +90,7 @@ class EncodingOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What an evaluation measures beside its ranking, and how much of the ranking it writes.
+    """Measurements beside the ranking, and how much of the ranking is written.
 
     Example:
         >>> ReportOptions(robustness=100).cost
@@ -105,16 +100,14 @@ class ReportOptions:
     cost: bool = False
     """measure latency, throughput and memory of every kind of query, too"""
     robustness: int = 0
-    """rank so many first queries with a region of each set with imprecise boxes, clicks and masks, too: about 37 times
-    each
-    """
+    """number of queries of each set that are also ranked with imprecise boxes, clicks and masks, about 37 times each"""
     full_lists: int = 10_000
-    """queries with more candidates have only the best 1000 in predictions.jsonl; their ranks are of all"""
+    """queries with more candidates list only the best 1000 in predictions.jsonl; their ranks are among all"""
 
 
 @dataclass(frozen=True)
 class RobustnessOptions:
-    """What `virtue-pl robustness` measures, of how many samples, and on which device.
+    """Options of `virtue-pl robustness`: its measurements, number of samples, and device.
 
     Example:
         >>> RobustnessOptions(kinds=("box_jitter",)).seed
@@ -122,14 +115,14 @@ class RobustnessOptions:
     """
 
     kinds: tuple[Kind, ...] = ()
-    """perturbations of a prompt, and whether other prompts of a region are nearest to its box; by default all"""
+    """perturbations of a prompt, and the consistency of a region's prompts; by default all"""
     limit: int | None = None
-    """of each set only the first images, as many as have so many rows"""
+    """use only the first images of each set, as many as have this number of rows"""
     seed: int = 0
-    """of what is drawn"""
+    """seed of the random perturbations"""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto: a GPU where there is one"""
     batch_size: int = 32
-    """queries that are encoded at once"""
+    """queries encoded at once"""
     plots: bool = True
     """draw the curves, with matplotlib; or numbers alone"""

@@ -1,4 +1,4 @@
-"""Frozen features of images: kept in memory, or stored beside the shards."""
+"""Frozen features of images: cached in memory, or stored beside the shards."""
 
 import lazy_loader
 

@@ -1,3 +1,3 @@
-from .frozen import RecentFeatures as RecentFeatures
+from .frozen import FeatureCache as FeatureCache
 from .store import FeatureIndex as FeatureIndex
 from .store import StoredFeatures as StoredFeatures

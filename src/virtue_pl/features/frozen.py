@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from virtue_pl.types import NO_FEATURES, ImageFeatures, merge_features
 
 Levels = tuple[Tensor, ...]
-"""One image's features, at as many scales as its network gives."""
+"""One image's features, a tensor for each scale that the network outputs."""
 
 
 def encode_missing(
@@ -29,7 +29,7 @@ def encode_missing(
         stored: one entry an image, empty where nothing is stored.
         pixels: one entry an image; only those of images without stored features are read.
         encode: from the pixels of several images to the features of each.
-        network: what `encode` runs.
+        network: the network that `encode` runs.
     """
     first = next(network.parameters())
     features = [tuple(level.to(first.device, first.dtype) for level in levels) for levels in stored]
@@ -41,14 +41,14 @@ def encode_missing(
     return features
 
 
-class RecentFeatures:
-    """A least-recently-used cache of images' frozen features, by content key.
+class FeatureCache:
+    """A cache of images' frozen features by content key, which evicts the images used longest ago.
 
     Args:
-        capacity: images that are cached; 0 caches none.
+        capacity: the number of images that are cached; 0 caches none.
 
     Example:
-        >>> cache = RecentFeatures(capacity=32)
+        >>> cache = FeatureCache(capacity=32)
         >>> cache.put("key", ImageFeatures(vision=(torch.zeros(4, 8),)))
         >>> cache.get("key").vision[0].shape
         torch.Size([4, 8])

@@ -1,9 +1,8 @@
-"""Stored features: what frozen networks see in each image, beside the shards that the images are in.
+"""Stored features: frozen networks' outputs for each image, beside the shards that hold the images.
 
-For every NAME.tar of a folder of shards there is FEATURES/NAME.safetensors, its tensors named KEY/STREAM/LEVEL by the
-image's content
-key; FEATURES is a folder in the folder of shards. FEATURES/features.json says what they were made with, and which
-shards they cover.
+For every NAME.tar of a folder of shards there is FEATURES/NAME.safetensors, whose tensors are named KEY/STREAM/LEVEL by
+the image's content key; FEATURES is a folder in the folder of shards. FEATURES/features.json says how they were made,
+and which shards they cover.
 """
 
 from __future__ import annotations
@@ -27,62 +26,76 @@ from virtue_pl.types import NO_FEATURES, ImageFeatures, VirtueError
 FORMAT = "virtue_pl features 1"
 INDEX = "features.json"
 INDEX_KEYS = {"images": "pictures"}
-"""Fields of `FeatureIndex` that have another name in its file."""
+"""Maps fields of `FeatureIndex` to their keys in its file, where these differ."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MAX_OPEN = 64
-"""How many files a reader keeps open; a stream reads from a few shards at a time."""
+"""Limits the files that a reader keeps open; a stream reads from a few shards at a time."""
 
 
 def features_path(folder: Path, shard: str) -> Path:
-    """The file of a shard's features in the folder `folder` of stored features."""
+    """Return the path of a shard's features in the folder `folder` of stored features."""
     return folder / f"{shard.removesuffix('.tar')}.safetensors"
 
 
 @dataclass(frozen=True)
-class Making:
-    """How features were made. streams: the fingerprint of each stream's frozen network. shards: of the folder's
-    content. dtype: None for any.
+class FeatureProvenance:
+    """How features were made, by which stored ones are accepted or refused.
+
+    dtype: the dtype that they are stored in; None accepts any. streams: for each stream, the fingerprint of its frozen
+    network. shards: the fingerprint of the content of the folder of shards.
+
+    Example:
+        >>> stored = FeatureProvenance("float32", {"vision": "0a1b"}, shards="2c3d")
+        >>> stored.difference_to(FeatureProvenance(None, {"vision": "ffff"}, shards="2c3d"))
+        'stream vision of network 0a1b, expected ffff'
     """
 
     dtype: str | None
     streams: Mapping[str, str]
     shards: str
 
-    def differs(self, other: Making) -> str | None:
-        """The first difference to `other`, in words; None where there is none."""
-        for name in sorted({*self.streams, *other.streams}):
-            found, expected = self.streams.get(name, "nothing"), other.streams.get(name, "nothing")
-            if found != expected:
-                return f"stream {name} of network {found[:12]}, expected {expected[:12]}"
-        if other.dtype is not None and self.dtype != other.dtype:
-            return f"dtype {self.dtype}, expected {other.dtype}"
-        return (
-            None
-            if self.shards == other.shards
-            else f"features of other shards ({self.shards[:12]}), expected of {other.shards[:12]}"
-        )
+    def difference_to(self, expected: FeatureProvenance) -> str | None:
+        """Return the first difference to the expected provenance in words; None where there is none."""
+        for name in sorted({*self.streams, *expected.streams}):
+            found, wanted = self.streams.get(name, "nothing"), expected.streams.get(name, "nothing")
+            if found != wanted:
+                return f"stream {name} of network {found[:12]}, expected {wanted[:12]}"
+        if expected.dtype is not None and self.dtype != expected.dtype:
+            return f"dtype {self.dtype}, expected {expected.dtype}"
+        if self.shards != expected.shards:
+            return f"features of other shards ({self.shards[:12]}), expected of {expected.shards[:12]}"
+        return None
 
 
-def write_features(path: Path, images: Mapping[str, Mapping[str, Tensor]], making: Making, seconds: float) -> None:
-    """One shard's file, under a temporary name and moved. images: by content key, tensors named STREAM/LEVEL
-    (`named_tensors`).
+def write_features(
+    path: Path, images: Mapping[str, Mapping[str, Tensor]], provenance: FeatureProvenance, seconds: float
+) -> None:
+    """Write one shard's file, under a temporary name that is then replaced.
+
+    Args:
+        path: the file (`features_path`).
+        images: for each content key, its tensors by STREAM/LEVEL (`to_named_tensors`).
+        provenance: how they were made.
+        seconds: the time that encoding took.
     """
-    about = {
+    metadata = {
         "format": FORMAT,
-        "making": json.dumps(asdict(making)),
+        "making": json.dumps(asdict(provenance)),
         "pictures": str(len(images)),
         "seconds": f"{seconds:.3f}",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(
-        {f"{key}/{name}": tensor for key, named in images.items() for name, tensor in named.items()}, temporary, about
+        {f"{key}/{name}": tensor for key, named in images.items() for name, tensor in named.items()},
+        temporary,
+        metadata,
     )
     os.replace(temporary, path)
 
 
-def named_tensors(features: ImageFeatures, dtype: str) -> dict[str, Tensor]:
-    """STREAM/LEVEL -> tensor, as it is stored. Raises VirtueError where `dtype` cannot hold a value."""
+def to_named_tensors(features: ImageFeatures, dtype: str) -> dict[str, Tensor]:
+    """Return an image's tensors by STREAM/LEVEL. Raises VirtueError for a value that `dtype` cannot hold."""
     named = {}
     for stream in fields(ImageFeatures):
         for level, tensor in enumerate(getattr(features, stream.name)):
@@ -96,27 +109,29 @@ def named_tensors(features: ImageFeatures, dtype: str) -> dict[str, Tensor]:
     return named
 
 
-def read_about(path: Path) -> tuple[Making, int, float]:
-    """How a shard's file was made, how many images it holds and the seconds that they took. Raises VirtueError for
-    another file.
+def read_metadata(path: Path) -> tuple[FeatureProvenance, int, float]:
+    """Return how a shard's file was made, its number of images and the seconds that encoding them took.
+
+    Raises VirtueError for another file.
     """
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-        if about["format"] != FORMAT:
-            raise KeyError(about["format"])
-        return Making(**json.loads(about["making"])), int(about["pictures"]), float(about["seconds"])
+            metadata = file.metadata() or {}
+        if metadata["format"] != FORMAT:
+            raise KeyError(metadata["format"])
+        provenance = FeatureProvenance(**json.loads(metadata["making"]))
+        return provenance, int(metadata["pictures"]), float(metadata["seconds"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise VirtueError(
             f"features: {path} is no file of stored features ({error!r}): delete it, and run `lightning predict` again"
         ) from error
 
 
-def is_stored(path: Path, making: Making) -> bool:
-    """Whether a shard's features are there. Raises VirtueError if they were made otherwise."""
+def is_stored(path: Path, provenance: FeatureProvenance) -> bool:
+    """Return whether a shard's file is there. Raises VirtueError if it was made in another way."""
     if not path.is_file():
         return False
-    difference = read_about(path)[0].differs(making)
+    difference = read_metadata(path)[0].difference_to(provenance)
     if difference is not None:
         raise VirtueError(
             f"features: {path} holds {difference}: delete the folder {path.parent}, or change data.init_args.features"
@@ -126,7 +141,16 @@ def is_stored(path: Path, making: Making) -> bool:
 
 @dataclass(frozen=True)
 class FeatureIndex:
-    """What a folder of stored features holds: how it was made, the tars it covers, and what it cost."""
+    """The contents of a folder of stored features: how they were made, the tars they cover, and their cost.
+
+    dtype, streams, shards: see `FeatureProvenance`. tars: the names of the shards with a file.
+    images, bytes, seconds: totals. finished: whether all shards are covered.
+
+    Example:
+        >>> index = FeatureIndex("float16", {"vision": "0a1b"}, "2c3d", ("train-0000.tar",), 100, 2_000_000, 12.5)
+        >>> index.check(Path("shards/features"), {"vision": "0a1b", "segmentation": "4e5f"})
+        ('vision',)
+    """
 
     dtype: str | None
     streams: Mapping[str, str]
@@ -139,20 +163,21 @@ class FeatureIndex:
     format: str = FORMAT
 
     @classmethod
-    def of(cls, folder: Path, making: Making) -> FeatureIndex:
-        """Of all files that are in the folder."""
+    def from_files(cls, folder: Path, provenance: FeatureProvenance) -> FeatureIndex:
+        """Return the index of all files in the folder. Raises VirtueError for one that was made in another way."""
         paths = sorted(folder.glob("[!.]*.safetensors"))
-        about = [read_about(path) for path in paths if is_stored(path, making)]
-        size, seconds = sum(path.stat().st_size for path in paths), round(sum(seconds for *_, seconds in about), 1)
+        metadata = [read_metadata(path) for path in paths if is_stored(path, provenance)]
+        size, seconds = sum(path.stat().st_size for path in paths), round(sum(seconds for *_, seconds in metadata), 1)
         return cls(
-            **asdict(making),
+            **asdict(provenance),
             tars=tuple(f"{path.stem}.tar" for path in paths),
-            images=sum(n for _, n, _ in about),
+            images=sum(count for _, count, _ in metadata),
             bytes=size,
             seconds=seconds,
         )
 
     def write(self, folder: Path) -> None:
+        """Write the index into the folder, under a temporary name that is then replaced."""
         temporary = folder / f".{INDEX}.{os.getpid()}"
         content = {INDEX_KEYS.get(name, name): value for name, value in asdict(self).items()}
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -160,7 +185,7 @@ class FeatureIndex:
 
     @classmethod
     def read(cls, folder: Path) -> FeatureIndex:
-        """Raises VirtueError where nothing was stored, or not to the end."""
+        """Return a folder's index. Raises VirtueError where nothing was stored, or not to the end."""
         if not (folder / INDEX).is_file():
             raise VirtueError(
                 f"features: {folder} holds none ({INDEX} is not there): "
@@ -182,8 +207,13 @@ class FeatureIndex:
         return index
 
     def check(self, folder: Path, fingerprints: Mapping[str, str]) -> tuple[str, ...]:
-        """The streams that are stored of what the model with these fingerprints has. Raises VirtueError if another
-        network made one, or for none.
+        """Return which of the model's streams are stored.
+
+        Raises VirtueError if another network made one, or if the model has streams and none of them is stored.
+
+        Args:
+            folder: of the stored features, for messages.
+            fingerprints: of the model's streams (`Collator.fingerprints`).
         """
         shared = tuple(stream for stream in fingerprints if stream in self.streams)
         for stream in shared:
@@ -202,8 +232,12 @@ class FeatureIndex:
         return shared
 
     def check_shards(self, folder: Path, fingerprint: str, tars: Collection[str]) -> None:
-        """Raises VirtueError if they are of other shards than those with this fingerprint, or do not cover all of
-        `tars`.
+        """Raise VirtueError if the features are of other shards, or do not cover all of `tars`.
+
+        Args:
+            folder: of the stored features, for messages.
+            fingerprint: of the content of the folder of shards.
+            tars: names of the shards that are to be read.
         """
         if self.shards != fingerprint:
             raise VirtueError(
@@ -219,11 +253,15 @@ class FeatureIndex:
 
 
 class StoredFeatures:
-    """Reads the stored features of one folder, lazily; files stay open, in each process its own.
+    """A reader of one folder of stored features; files are opened as they are needed, and stay open in each process.
 
     Args:
         folder: of stored features.
         streams: which to read.
+
+    Example:
+        >>> stored = StoredFeatures(Path("shards/features"), ["vision"])
+        >>> features = stored.read("train-0000.tar", "0a1b2c")
     """
 
     def __init__(self, folder: Path, streams: Iterable[str]) -> None:
@@ -231,17 +269,17 @@ class StoredFeatures:
         self.streams = tuple(streams)
         self._open: OrderedDict[str, tuple[Any, frozenset[str]]] = OrderedDict()
 
-    def of(self, shard: str, key: str) -> ImageFeatures:
-        """Of the image with that content key in the tar `shard`; unknown where nothing is stored of it."""
-        file, names = self._opened(shard)
+    def read(self, shard: str, key: str) -> ImageFeatures:
+        """Return the features of the image with that content key in the tar `shard`; `NO_FEATURES` for one without."""
+        file, names = self._open_shard(shard)
         levels: dict[str, tuple[Tensor, ...]] = {}
         for stream in self.streams:
-            wanted = takewhile(names.__contains__, (f"{key}/{stream}/{level}" for level in count()))
-            # a copy: a view would take the whole file along
-            levels[stream] = tuple(file.get_tensor(name).clone() for name in wanted)
+            present = takewhile(names.__contains__, (f"{key}/{stream}/{level}" for level in count()))
+            # a copy: a view would keep the whole file in memory
+            levels[stream] = tuple(file.get_tensor(name).clone() for name in present)
         return ImageFeatures(**levels) if any(levels.values()) else NO_FEATURES
 
-    def _opened(self, shard: str) -> tuple[Any, frozenset[str]]:
+    def _open_shard(self, shard: str) -> tuple[Any, frozenset[str]]:
         if shard not in self._open:
             file = safe_open(features_path(self.folder, shard), "pt")
             self._open[shard] = file, frozenset(file.keys())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from virtue_pl.embedder import Embedder, rows
+from virtue_pl.embedder import Embedder, build_rows
 from virtue_pl.types import EmbeddingInput, VirtueError
 
 try:
@@ -119,7 +119,7 @@ def batch_rows(batch: Mapping[str, Any], instruction: str, prompt_type: PromptTy
     for text, image in zip(texts, images, strict=True):
         instructed = prompt_type is not None or image is not None
         full_text = " ".join(part for part in (instruction if instructed else "", text or "") if part)
-        yield from rows([full_text], [image], None)
+        yield from build_rows([full_text], [image], None)
 
 
 def model_meta(embedder: Embedder, name: str, revision: str | None) -> ModelMeta:

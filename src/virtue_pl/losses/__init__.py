@@ -1,4 +1,4 @@
-"""Training objectives: each is a small module or function with its paper's name on it."""
+"""Training objectives: each is a small module or function that names its paper."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a loss on embeddings is, whatever it minimises; also a root that learns from stored embeddings."""
+"""The interface of losses on embeddings; a loss is also a root that learns from stored embeddings."""
 
 from __future__ import annotations
 
@@ -14,60 +14,87 @@ from virtue_pl.types import Collator, EmbeddingBatch, ImageBatch
 
 
 class LossOutput(NamedTuple):
-    """The loss of this rank's queries, and figures to log."""
+    """The loss of this rank's queries, and metrics to log by name.
+
+    Example:
+        >>> LossOutput(torch.tensor(0.5), {"temperature": torch.tensor(0.02)}).loss
+        tensor(0.5000)
+    """
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Float[Tensor, ""]]
 
 
-class StoredEmbeddings:
-    """What data learns from a loss that runs alone: nothing is to be prepared."""
+class PassThroughCollator:
+    """The collator of a loss that runs alone: stored embeddings are batches already.
+
+    Example:
+        >>> PassThroughCollator().collate_train(["a", "b"])
+        ['a', 'b']
+    """
 
     def collate_train(self, samples: Any) -> Any:
+        """Return the batch as it is."""
         return samples
 
     def collate_eval(self, samples: Any) -> Any:
+        """Return the batch as it is."""
         return samples
 
     def collate_images(self, images: Any) -> ImageBatch:
+        """Return no images."""
         return ImageBatch()
 
     @property
     def fingerprints(self) -> dict[str, str]:
+        """No streams, since there are no images."""
         return {}
 
 
 class EmbeddingLoss(VirtueModule):
-    """A batch of embeddings to a loss. The mean over ranks of what it returns is the loss of the global batch."""
+    """A loss on a batch of embeddings; its mean over ranks is the loss of the global batch.
+
+    Example:
+        >>> from virtue_pl.losses import InfoNCELoss
+        >>> from virtue_pl.types import PairIds
+        >>> pairs = PairIds(torch.tensor([0, 1]), torch.tensor([0, 1]))
+        >>> batch = EmbeddingBatch(torch.eye(2), torch.eye(2), torch.zeros(0, 2), pairs)
+        >>> InfoNCELoss(temperature=1.0)(batch).loss
+        tensor(0.3133)
+    """
 
     def forward(self, batch: EmbeddingBatch) -> LossOutput:
-        """In float32 whatever the run's precision."""
+        """Return the loss of this rank's queries, computed in float32 whatever the run's precision."""
         with torch.autocast(batch.queries.device.type, enabled=False):
-            return self.in_full_precision(batch)
+            return self.compute_loss(batch)
 
     @abstractmethod
-    def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
-        """The loss of this rank's queries."""
+    def compute_loss(self, batch: EmbeddingBatch) -> LossOutput:
+        """Return the loss of this rank's queries, and metrics to log; autocast is off."""
 
     @abstractmethod
     def adapt(self, batch: EmbeddingBatch) -> EmbeddingBatch:
-        """Alone: the stored embeddings, as the loss trains them."""
+        """Return stored embeddings after the map that the loss trains when it runs alone."""
 
     @property
     def needs_negatives(self) -> str | None:
-        """Which setting is about a query's own hard negatives, and needs some in the data; None where none is."""
+        """The setting, in words, that needs hard negatives in the data; None where no setting does."""
         return None
 
     def training_step(self, batch: EmbeddingBatch, batch_idx: int) -> Tensor:
+        """Log the loss and the metrics of a batch of stored embeddings, and return the loss."""
         return self.log_step("train", batch)
 
     def validation_step(self, batch: EmbeddingBatch, batch_idx: int) -> None:
+        """Log the loss and the metrics of a batch of stored embeddings."""
         self.log_step("val", batch)
 
     def test_step(self, batch: EmbeddingBatch, batch_idx: int) -> None:
+        """Log the loss and the metrics of a batch of stored embeddings."""
         self.log_step("test", batch)
 
     def log_step(self, stage: str, batch: EmbeddingBatch) -> Tensor:
+        """Log the loss and the metrics as STAGE/NAME, and return the loss."""
         output = self(self.adapt(batch))
         self.log(f"{stage}/loss", output.loss, prog_bar=True, batch_size=len(batch), sync_dist=stage != "train")
         for name, value in output.metrics.items():
@@ -76,5 +103,5 @@ class EmbeddingLoss(VirtueModule):
 
     @property
     def collator(self) -> Collator:
-        """Stored embeddings are batches already."""
-        return StoredEmbeddings()
+        """The collator of stored embeddings, which are batches already."""
+        return PassThroughCollator()

@@ -1,4 +1,4 @@
-"""What pulls a query to its target and pushes it from everything else."""
+"""Losses that pull a query to its target and push it away from all other candidates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class CandidateScores(NamedTuple):
     """Cosines over temperature, of this rank's queries with the targets and then the hard negatives of all ranks.
 
     values: -inf where a candidate is left out. positive: the column of each query's own target.
-    same_pair: which pairs of all ranks say the same as the query's own, itself excepted.
+    same_pair: whether a pair of any rank has the same content as the query's own, itself excepted.
 
     Example:
-        >>> scores = loss.score(batch)
-        >>> torch.nn.functional.cross_entropy(scores.values, scores.positive)
+        >>> nothing = torch.zeros(2, 2, dtype=torch.bool)
+        >>> scores = CandidateScores(torch.tensor([[4.0, 0.0], [0.0, 4.0]]), torch.tensor([0, 1]), nothing)
+        >>> cross_entropy(scores.values, scores.positive)
+        tensor(0.0181)
     """
 
     values: Float[Tensor, "pairs candidates"]
@@ -35,7 +37,7 @@ class CandidateScores(NamedTuple):
 
 
 class ContrastiveLoss(EmbeddingLoss):
-    """Scores every query against every candidate of every rank, leaving false negatives out.
+    """A loss on the scores of every query with every candidate of every rank, false negatives left out.
 
     Queries stay on their rank; targets and hard negatives are gathered with gradient, so that a rank's scores are of
     its own queries only. The mean over ranks of the returned losses is the loss of the global batch, so DDP's averaging
@@ -44,14 +46,22 @@ class ContrastiveLoss(EmbeddingLoss):
     Args:
         temperature: cosines are divided by it.
         learn_temperature: train its logarithm; it stays within [0.005, 1].
-        adapter_dim: only for running alone: width of the stored embeddings, which then pass a linear map that the loss
-            trains (the identity at first).
-        margin: leave candidates out whose cosine with the query exceeds the target's by more than this (GISTEmbed,
-            arXiv 2402.16829, with the model as its own guide): they are likely right, too. None for leaving out only
-            what has an equal caption or is of the same sample.
+        adapter_dim: only for running alone: the width of the stored embeddings, which then pass a linear map that the
+            loss trains (the identity at first).
+        margin: leave out candidates whose cosine with the query exceeds the target's by more than this (GISTEmbed,
+            arXiv 2402.16829, with the model as its own guide): they are likely right, too. None to leave out only
+            candidates with an equal caption or of the same sample.
         mask_same_image: leave out the targets of other queries on the same image. In SCaR they are worth learning
             from: other objects.
         optimization, weights, weights_prefix, frozen: see `VirtueModule`; alone, the loss learns on stored embeddings.
+
+    Example:
+        >>> from virtue_pl.types import PairIds
+        >>> pairs = PairIds(torch.tensor([0, 1]), torch.tensor([0, 1]))
+        >>> batch = EmbeddingBatch(torch.eye(2), torch.eye(2), torch.zeros(0, 2), pairs)
+        >>> InfoNCELoss(temperature=0.5).score(batch).values
+        tensor([[2., 0.],
+                [0., 2.]])
     """
 
     log_temperature: Tensor
@@ -82,9 +92,11 @@ class ContrastiveLoss(EmbeddingLoss):
 
     @property
     def temperature(self) -> Float[Tensor, ""]:
+        """The temperature, within [0.005, 1]."""
         return self.log_temperature.exp().clamp(0.005, 1.0)
 
-    def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
+    def compute_loss(self, batch: EmbeddingBatch) -> LossOutput:
+        """Return the loss, the accuracy among the candidates that are not left out, and the temperature."""
         scores = self.score(batch)
         loss = self.reduce(scores, batch)
         accuracy = (scores.values.argmax(dim=1) == scores.positive).float().mean()
@@ -102,7 +114,7 @@ class ContrastiveLoss(EmbeddingLoss):
         return CandidateScores((cosines / self.temperature).masked_fill(left_out, float("-inf")), positive, same)
 
     def same_pair(self, batch: EmbeddingBatch) -> Bool[Tensor, "pairs all_pairs"]:
-        """Return which pairs of all ranks say the same as each of this rank's.
+        """Return which pairs of all ranks have the same content as each of this rank's.
 
         They have the same target, are of the same sample or, with `mask_same_image`, have a query on the same image.
         """
@@ -150,22 +162,30 @@ class ContrastiveLoss(EmbeddingLoss):
 
 
 def identity_map(dim: int) -> nn.Linear:
+    """Return a linear map without bias that starts as the identity."""
     linear = nn.Linear(dim, dim, bias=False)
     nn.init.eye_(linear.weight)
     return linear
 
 
 class InfoNCELoss(ContrastiveLoss):
-    """Cross-entropy of the right candidate among all (van den Oord et al. 2018; VIRTUE, section 3).
+    """The cross-entropy of the right candidate among all (van den Oord et al. 2018; VIRTUE, section 3).
 
     loss_i = -log( exp(s_ip) / sum_j exp(s_ij) ), s over temperature, j over targets and hard negatives of all ranks.
 
     Args:
-        own_negatives_weight: adds, with this weight, the same loss among the target and the query's own hard negatives
-            only, which are few among the many easy candidates of the batch.
-        both_sides: the mean of that loss and of the one that finds the query among those of all ranks for each target
-            (CLIP, arXiv 2103.00020); hard negatives are candidates of queries alone.
+        own_negatives_weight: the weight of a second term: the same loss among the target and the query's own hard
+            negatives only, which are few among the many easy candidates of the batch.
+        symmetric: average that loss with the one that finds, for each target, its query among those of all ranks (CLIP,
+            arXiv 2103.00020); hard negatives are candidates of queries alone.
         others: see `ContrastiveLoss`.
+
+    Example:
+        >>> from virtue_pl.types import PairIds
+        >>> pairs = PairIds(torch.tensor([0, 1]), torch.tensor([0, 1]))
+        >>> batch = EmbeddingBatch(torch.eye(2), torch.eye(2), torch.zeros(0, 2), pairs)
+        >>> InfoNCELoss(temperature=1.0)(batch).loss
+        tensor(0.3133)
     """
 
     def __init__(
@@ -178,7 +198,7 @@ class InfoNCELoss(ContrastiveLoss):
         weights: str | Path | None = None,
         weights_prefix: str = "",
         frozen: bool = False,
-        both_sides: bool = False,
+        symmetric: bool = False,
         margin: float | None = None,
         mask_same_image: bool = False,
     ) -> None:
@@ -194,17 +214,19 @@ class InfoNCELoss(ContrastiveLoss):
             mask_same_image,
         )
         self.own_negatives_weight = own_negatives_weight
-        self.both_sides = both_sides
+        self.symmetric = symmetric
         self.load_and_freeze()
 
     @property
     def needs_negatives(self) -> str | None:
+        """`own_negatives_weight` in words; None where it is 0."""
         return f"loss.own_negatives_weight is {self.own_negatives_weight:g}" if self.own_negatives_weight else None
 
     def reduce(self, scores: CandidateScores, batch: EmbeddingBatch) -> Float[Tensor, ""]:
+        """Return the mean cross-entropy of this rank's queries, with the terms that are set."""
         positive = scores.positive
         loss = cross_entropy(scores.values, positive)
-        if self.both_sides:
+        if self.symmetric:
             loss = (loss + cross_entropy(self.target_scores(scores, batch), positive)) / 2
         if self.own_negatives_weight and len(batch.ids.negative_rows):
             own = self.own_negatives(scores.values, batch).scatter(1, positive[:, None], True)
@@ -213,7 +235,7 @@ class InfoNCELoss(ContrastiveLoss):
         return loss
 
     def target_scores(self, scores: CandidateScores, batch: EmbeddingBatch) -> Float[Tensor, "pairs all_pairs"]:
-        """Return this rank's targets against the queries of all ranks, -inf where the pair says the same."""
+        """Return the scores of this rank's targets with the queries of all ranks, -inf where one is left out."""
         cosines = batch.targets.float() @ collectives.gather(batch.queries).float().T
         left_out = scores.same_pair | self.beyond_margin(cosines, scores.positive)
         return (cosines / self.temperature).masked_fill(left_out, float("-inf"))

@@ -1,4 +1,4 @@
-"""Any loss, at several lengths of the embeddings at once, so that their first numbers alone serve too."""
+"""A loss at several lengths of the embeddings at once, so that their first numbers alone are embeddings, too."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ class MatryoshkaLoss(EmbeddingLoss):
     """The weighted mean of a loss over the first `dims` numbers of each embedding, as unit vectors (arXiv 2205.13147).
 
     Args:
-        loss: what is computed at each length.
-        dims: the lengths; those that are to serve, the whole one too.
-        dim_weights: of each length; alike by default.
+        loss: computed at each length.
+        dims: the lengths at which embeddings are to be used, the whole one among them.
+        dim_weights: the weight of each length; equal by default.
         optimization, weights, weights_prefix, frozen: see `VirtueModule`; alone, it learns on stored embeddings, as
-            `loss`
-            would.
+            `loss` would.
+
+    Example:
+        >>> from virtue_pl.losses import InfoNCELoss
+        >>> from virtue_pl.types import PairIds
+        >>> pairs = PairIds(torch.tensor([0, 1]), torch.tensor([0, 1]))
+        >>> batch = EmbeddingBatch(torch.eye(2), torch.eye(2), torch.zeros(0, 2), pairs)
+        >>> sorted(MatryoshkaLoss(InfoNCELoss(), dims=[1, 2])(batch).metrics)
+        ['in_batch_accuracy', 'loss_1', 'loss_2', 'temperature']
     """
 
     def __init__(
@@ -46,7 +53,8 @@ class MatryoshkaLoss(EmbeddingLoss):
         self.dim_weights = tuple(dim_weights or (1.0,) * len(dims))
         self.load_and_freeze()
 
-    def in_full_precision(self, batch: EmbeddingBatch) -> LossOutput:
+    def compute_loss(self, batch: EmbeddingBatch) -> LossOutput:
+        """Return the weighted mean of the losses, the metrics of the longest, and each length's loss."""
         if max(self.dims) > batch.queries.shape[1]:
             raise VirtueError(
                 f"loss.dims holds {max(self.dims)}, but embeddings have {batch.queries.shape[1]} numbers: lower it"
@@ -60,10 +68,12 @@ class MatryoshkaLoss(EmbeddingLoss):
         return LossOutput(total, {**longest.metrics, **each})
 
     def adapt(self, batch: EmbeddingBatch) -> EmbeddingBatch:
+        """Return stored embeddings after the map that `loss` trains."""
         return self.loss.adapt(batch)
 
     @property
     def needs_negatives(self) -> str | None:
+        """The setting of `loss` that needs hard negatives, in words."""
         return self.loss.needs_negatives
 
 

@@ -14,25 +14,23 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 def focal_loss(
     logits: Float[Tensor, "masks height width"], targets: Float[Tensor, "masks height width"], gamma: float = 2.0
 ) -> Float[Tensor, " masks"]:
-    """Cross-entropy in which pixels that are already right count little: the mean of |y - p|^gamma CE(p, y).
+    """Return each mask's focal loss, the mean of |y - p|^gamma CE(p, y): pixels that are already right count little.
 
     Lin et al. 2017, "Focal loss for dense object detection", eq. 4, without the class weight alpha (a prompted object
-    is not
-    rare the way a detector's foreground is). |y - p| is 1 - p_t for y in {0, 1}, and goes on meaning "how wrong" for
-    soft targets.
-    gamma = 0 is plain cross-entropy.
+    is not rare the way a detector's foreground is). |y - p| is 1 - p_t for y in {0, 1}, and still measures the error
+    for soft targets. gamma = 0 is plain cross-entropy.
     """
-    wrongness = (targets - logits.sigmoid()).abs()
+    error = (targets - logits.sigmoid()).abs()
     cross_entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return (wrongness**gamma * cross_entropy).flatten(1).mean(dim=1)
+    return (error**gamma * cross_entropy).flatten(1).mean(dim=1)
 
 
 def dice_loss(
     logits: Float[Tensor, "masks height width"], targets: Float[Tensor, "masks height width"]
 ) -> Float[Tensor, " masks"]:
-    """One minus the Dice overlap (2 |A and B| + 1) / (|A| + |B| + 1) of the predicted and the true mask.
+    """Return one minus the Dice overlap (2 |A and B| + 1) / (|A| + |B| + 1) of each predicted and true mask.
 
-    Milletari et al. 2016, "V-Net", with plain sums in the denominator; the one keeps empty masks defined.
+    Milletari et al. 2016, "V-Net", with plain sums in the denominator; the + 1 defines it for empty masks.
     """
     predicted, expected = logits.sigmoid().flatten(1), targets.flatten(1)
     overlap = 2 * (predicted * expected).sum(dim=1)

@@ -10,18 +10,23 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from virtue_pl.engine.optimizer import Optimization
-from virtue_pl.losses.contrastive import ContrastiveLoss
+from virtue_pl.losses.contrastive import CandidateScores, ContrastiveLoss
 from virtue_pl.types import EmbeddingBatch
 
 
 class SigmoidLoss(ContrastiveLoss):
-    """Every pair judged on its own (Zhai et al. 2023, SigLIP).
+    """The pairwise sigmoid loss, in which every pair is classified on its own (Zhai et al. 2023, SigLIP).
 
     loss_i = -sum_j log sigmoid( z_ij (s_ij + b) ), z = 1 for the target, -1 for the others; b is learned.
 
     Args:
-        bias: start of b.
+        bias: the initial b.
         others: see `ContrastiveLoss`.
+
+    Example:
+        >>> loss = SigmoidLoss(temperature=0.1, bias=-10.0)
+        >>> loss.bias.item()
+        -10.0
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class SigmoidLoss(ContrastiveLoss):
         self.load_and_freeze()
 
     def reduce(self, scores: CandidateScores, batch: EmbeddingBatch) -> Float[Tensor, ""]:
+        """Return the mean over this rank's queries of each query's summed loss."""
         values, left_out = scores.values, scores.values.isneginf()
         signs = torch.full_like(values, -1.0).scatter(1, scores.positive[:, None], 1.0)
         return (

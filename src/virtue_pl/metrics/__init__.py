@@ -1,4 +1,4 @@
-"""Metrics whose state sums over ranks."""
+"""Metrics whose state is summed or gathered over processes."""
 
 import lazy_loader
 

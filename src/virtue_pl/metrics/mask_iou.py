@@ -1,4 +1,4 @@
-"""How well predicted masks overlap with the exact ones, averaged over samples and ranks."""
+"""Intersection over union of predicted and exact masks, averaged over samples and ranks."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ from torchmetrics import Metric
 def mask_iou(
     predicted: Bool[Tensor, "masks height width"], targets: Bool[Tensor, "masks height width"]
 ) -> Float[Tensor, " masks"]:
-    """Intersection over union of each pair of masks; 1 for two empty ones."""
+    """Return the intersection over union of each pair of masks; 1 for two empty ones."""
     intersection = (predicted & targets).flatten(1).sum(dim=1)
     union = (predicted | targets).flatten(1).sum(dim=1)
     return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
 
 
 class MaskIoU(Metric):
-    """The mean IoU of predicted masks with the exact ones over all ranks, every mask counting the same whatever its
-    size.
+    """The mean IoU of predicted masks with the exact ones, each mask counting the same whatever its size.
 
-    Logits of another resolution than the targets' are brought to it bilinearly and cut at 0: it is the full-size mask's
-    IoU.
-    NaN before the first mask.
+    Logits of another resolution than the targets' are resized to it bilinearly and cut at 0: it is the IoU of full-size
+    masks. NaN before the first mask.
+
+    Example:
+        >>> metric = MaskIoU()
+        >>> metric.update(torch.tensor([[[4.0, -4.0], [4.0, -4.0]]]), torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]))
+        >>> metric.compute()
+        tensor(0.3333)
     """
 
     is_differentiable = False
@@ -41,9 +45,11 @@ class MaskIoU(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits: Float[Tensor, "masks rows columns"], targets: Float[Tensor, "masks height width"]) -> None:
+        """Add masks. logits: > 0 is inside. targets: > 0.5 is inside."""
         full = interpolate(logits[:, None].float(), size=targets.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         self.total += mask_iou(full > 0, targets > 0.5).double().sum()
         self.count += len(targets)
 
     def compute(self) -> Float[Tensor, ""]:
+        """Return the mean over all masks of all ranks."""
         return (self.total / self.count).float()

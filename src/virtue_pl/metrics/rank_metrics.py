@@ -1,4 +1,4 @@
-"""The metrics that carry ranks across batches and processes."""
+"""Metrics that collect ranks over batches and processes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from virtue_pl.types import VirtueError
 
 @final
 class RankTable(Metric):
-    """Collects ranks over batches and processes; `compute()` is the same table however the samples were dealt out.
+    """A table of ranks over batches and processes, the same however the samples were distributed.
 
-    Rows are int64 (task, mode, ranking, key, rank, candidates), the first four as hashes of names, which travel beside
-    them.
-    A process may have seen nothing. `compute` is a collective: every process must call it.
+    Rows are int64 (task, mode, ranking, key, rank, candidates), the first four as hashes of names, which are gathered
+    beside them. A process may have no rows. `compute` is a collective: every process must call it.
+
+    Example:
+        >>> table = RankTable()
+        >>> table.update("box", SampleRanks(("scar",), ("hit@1",), ("scar/0",), (10,), torch.tensor([3])))
+        >>> table.compute().ranks("scar", "box", "hit@1")
+        {'scar/0': 3}
     """
 
     full_state_update = False
@@ -35,7 +40,7 @@ class RankTable(Metric):
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(self, mode: str, ranked: SampleRanks) -> None:
-        """Adds what `sample_ranks` or `set_blind_ranks` found in the given mode."""
+        """Add the ranks that `sample_ranks` or `set_blind_ranks` returned, in the given mode."""
         hashes = {name: self._hash(name) for name in {mode, *ranked.tasks, *ranked.rankings, *ranked.keys}}
         columns = [
             [hashes[task] for task in ranked.tasks],
@@ -48,6 +53,7 @@ class RankTable(Metric):
         self.rows.append(torch.tensor(columns, dtype=torch.long, device=self.device).T.contiguous())
 
     def compute(self) -> RankRows:
+        """Return the rows of all processes, sorted."""
         rows: list[list[int]] = dim_zero_cat(self.rows).tolist() if len(self.rows) else []
         return RankRows(
             RankRow(self.names[task], self.names[mode], self.names[ranking], self.names[key], rank, candidates)
@@ -61,11 +67,11 @@ class RankTable(Metric):
         return number
 
     def _gather(self, rows: Tensor, group: Any = None) -> list[Int[Tensor, "entries 6"]]:
-        # torchmetrics stands in a float tensor of no dimension for a process without rows.
-        spelled = torch.frombuffer(bytearray(json.dumps(list(self.names.values())).encode()), dtype=torch.uint8).to(
+        # torchmetrics gives a float tensor of no dimension for a process without rows.
+        encoded = torch.frombuffer(bytearray(json.dumps(list(self.names.values())).encode()), dtype=torch.uint8).to(
             rows.device
         )
-        names: list[UInt8[Tensor, " bytes"]] = gather_all_tensors(spelled, group)
+        names: list[UInt8[Tensor, " bytes"]] = gather_all_tensors(encoded, group)
         for part in names:
             for name in json.loads(bytes(part.tolist())):
                 self._hash(name)
@@ -74,7 +80,14 @@ class RankTable(Metric):
 
 @final
 class HitRate(Metric):
-    """The share of queries whose right candidate is among the first `k`; 0 before any query."""
+    """The share of queries whose right candidate is among the first `k`; 0 before any query.
+
+    Example:
+        >>> rate = HitRate(k=1)
+        >>> rate.update(torch.tensor([0, 2, 0, 1]))
+        >>> rate.compute()
+        tensor(0.5000)
+    """
 
     higher_is_better = True
     full_state_update = False
@@ -88,8 +101,10 @@ class HitRate(Metric):
         self.add_state("total", default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, ranks: Int[Tensor, " queries"]) -> None:
+        """Add the ranks of queries' right candidates, counted from 0."""
         self.hits += (ranks < self.k).sum()
         self.total += len(ranks)
 
     def compute(self) -> Float[Tensor, ""]:
+        """Return the share over all ranks."""
         return self.hits / self.total.clamp(min=1)

@@ -1,8 +1,7 @@
-"""Ranks of the right candidate: one vectorised kernel, and tables of ranks (`rank_metrics` carries them across
-processes).
+"""Ranks of the right candidate: one vectorised kernel, and tables of ranks (`rank_metrics` collects them).
 
-A rank counts from 0. A candidate that scores as high as the right one stands before it, so a model that
-scores everything alike is right never, and no place in a list is favoured.
+A rank counts from 0. A candidate that scores as high as the right one is ranked before it, so a model that scores all
+candidates alike is never right, and no position in a list is favoured.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def gold_ranks(
     valid: Bool[Tensor, "queries candidates"] | None,
     gold: Int[Tensor, " queries"],
 ) -> Int[Tensor, " queries"]:
-    """How many other candidates score at least as high as the right one.
+    """Return each query's rank: the number of other candidates that score at least as high as the right one.
 
     valid: which candidates are real; None means all. gold: the column of the right one, which must be real.
     Raises VirtueError if a real candidate's score is not a number.
@@ -45,19 +44,20 @@ def gold_ranks(
 def rank_candidates(
     scores: Float[Tensor, "queries candidates"], gold: Int[Tensor, " queries"] | None = None
 ) -> Int[Tensor, "queries candidates"]:
-    """Candidates from best to worst; equal ones keep their order, but the right one (`gold`) comes last of its
-    equals.
+    """Return the columns of the candidates from best to worst; candidates of equal score keep their order.
+
+    gold: the column of the right candidate, which comes last among its equals; None treats all alike.
     """
     if gold is None:
         return scores.argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(scores.shape[1] - 1, device=scores.device)
-    others = places + (places >= gold[:, None])
+    columns = torch.arange(scores.shape[1] - 1, device=scores.device)
+    others = columns + (columns >= gold[:, None])
     gold_last = torch.cat([others, gold[:, None]], dim=1)
     return gold_last.gather(1, scores.gather(1, gold_last).argsort(dim=1, descending=True, stable=True))
 
 
 def pad_lists(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "lists longest"], Bool[Tensor, "lists longest"]]:
-    """Lists of indices of different length as one tensor, and which of its places are real; the others hold 0."""
+    """Return lists of indices of different length as one tensor, padded with 0, and which of its entries are real."""
     distinct = {id(items): items for items in lists}  # many queries may share one list
     numbers = {identity: number for number, identity in enumerate(distinct)}
     longest = max(map(len, lists), default=0)
@@ -71,17 +71,25 @@ def pad_lists(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "lists longes
 def set_blind_scores(
     candidates: Float[Tensor, "*lists candidates dim"], valid: Bool[Tensor, "*lists candidates"] | None = None
 ) -> Float[Tensor, "*lists candidates"]:
-    """Each candidate's cosine to the mean of the others of its list: a guess that has seen neither image nor query.
+    """Return each candidate's cosine to the mean of the others of its list: a baseline without image and query.
 
-    Above chance, it shows a set whose wrong candidates were all derived from the right one.
+    Above chance, it shows an evaluation set whose wrong candidates were all derived from the right one.
     """
-    exact = candidates.cpu().double()  # where there are two, they are as near to each other
+    exact = candidates.cpu().double()  # of two candidates, both have the same cosine
     real = exact if valid is None else exact * valid.cpu()[..., None]
     return cosine_similarity(real, real.sum(dim=-2, keepdim=True) - real, dim=-1).to(candidates)
 
 
 class SampleRanks(NamedTuple):
-    """Columns, one entry for each ranking of each sample. candidates: the length of the list that was ranked."""
+    """A table by columns, with one entry for each ranking of each sample.
+
+    candidates: the length of the ranked list. ranks: of the right candidate, from 0.
+
+    Example:
+        >>> ranks = SampleRanks(("scar",) * 2, ("hit@1", "object"), ("scar/0",) * 2, (10, 4), torch.tensor([3, 0]))
+        >>> ranks.in_ranking("object")
+        tensor([0])
+    """
 
     tasks: tuple[str, ...]
     rankings: tuple[str, ...]
@@ -89,13 +97,13 @@ class SampleRanks(NamedTuple):
     candidates: tuple[int, ...]
     ranks: Int[Tensor, " entries"]
 
-    def of(self, ranking: str) -> Int[Tensor, " samples"]:
-        """The ranks in the ranking of that name."""
+    def in_ranking(self, ranking: str) -> Int[Tensor, " samples"]:
+        """Return the ranks in the ranking of that name, one a sample that has it."""
         return self.ranks[[row for row, name in enumerate(self.rankings) if name == ranking]]
 
 
 class _Lists(NamedTuple):
-    """Every ranking of every sample, one a row; `samples` says whose it is."""
+    """Every ranking of every sample, one a row. samples: the index of each ranking's sample."""
 
     samples: Int[Tensor, " lists"]
     indices: Int[Tensor, "lists longest"]
@@ -103,8 +111,9 @@ class _Lists(NamedTuple):
 
 
 def sample_ranks(samples: Sequence[RankingSample], scores: Sequence[Float[Tensor, " candidates"]]) -> SampleRanks:
-    """The right candidate's rank in each ranking of each sample, from the scores of each sample's candidates in its
-    order.
+    """Return the right candidate's rank in each ranking of each sample.
+
+    scores: of each sample's candidates, in the sample's order.
     """
     table = _stack(samples, scores)
     lists = _lists(samples, table.device)
@@ -116,8 +125,9 @@ def sample_ranks(samples: Sequence[RankingSample], scores: Sequence[Float[Tensor
 def set_blind_ranks(
     samples: Sequence[RankingSample], candidates: Sequence[Float[Tensor, "candidates dim"]]
 ) -> SampleRanks:
-    """As `sample_ranks`, by `set_blind_scores` within each ranking's own list; `candidates` are each sample's
-    embeddings.
+    """Return the ranks of `sample_ranks` by `set_blind_scores` within each ranking's own list.
+
+    candidates: the embeddings of each sample's candidates, in the sample's order.
     """
     table = _stack(samples, candidates)
     lists = _lists(samples, table.device)
@@ -154,7 +164,12 @@ def _entries(samples: Sequence[RankingSample], ranks: Int[Tensor, " entries"]) -
 
 
 class RankRow(NamedTuple):
-    """One sample, in one mode, by one ranking: the right candidate's rank among `candidates`."""
+    """One rank: of one sample, in one mode, by one ranking, among `candidates` candidates.
+
+    Example:
+        >>> RankRow("scar", "box", "hit@1", "scar/0", rank=3, candidates=10).rank
+        3
+    """
 
     task: str
     mode: str
@@ -166,8 +181,14 @@ class RankRow(NamedTuple):
 
 @final
 class RankRows:
-    """Rows sorted by task, mode, ranking and key, whatever order they came in; of rows that agree in these, the worst
-    rank stays.
+    """Rows sorted by task, mode, ranking and key, in whatever order they came.
+
+    Of rows that are equal in these, the worst rank stays.
+
+    Example:
+        >>> rows = RankRows([RankRow("scar", "box", "hit@1", f"scar/{row}", row, 10) for row in (1, 0)])
+        >>> rows.ranks("scar", "box", "hit@1")
+        {'scar/0': 0, 'scar/1': 1}
     """
 
     def __init__(self, rows: Iterable[RankRow]) -> None:
@@ -180,9 +201,9 @@ class RankRows:
         return iter(self.rows)
 
     def groups(self) -> dict[tuple[str, str, str], list[RankRow]]:
-        """The rows of each (task, mode, ranking)."""
+        """Return the rows of each (task, mode, ranking)."""
         return {group: list(rows) for group, rows in groupby(self.rows, key=lambda row: row[:3])}
 
     def ranks(self, task: str, mode: str, ranking: str) -> dict[str, int]:
-        """Rank by sample key."""
+        """Return the rank of each sample, by its key."""
         return {row.key: row.rank for row in self.rows if row[:3] == (task, mode, ranking)}

@@ -1,4 +1,4 @@
-"""From the segmentation model's features to tokens of the language model."""
+"""Connectors: from the segmentation model's features to tokens of the language model."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from virtue_pl.backbones.class_names import ClassNames
 from virtue_pl.types import FeatureWidths, SegmentFeatures, SegmentTokens, VirtueError
 
-NAMES_WEIGHT = 2.0
-"""Of a class name beside what training taught, as part of the latter's length."""
+CLASS_NAME_WEIGHT = 2.0
+"""Length of a class name's embedding relative to the learned summary's."""
 OBJECT_DROPOUT = 0.3
 
 
 class Connector(nn.Module, ABC):
-    """`SegmentFeatures` to segment tokens. Constructors take (widths, hidden_size, ...): the neighbours' sizes come
-    first.
+    """Abstract map of `SegmentFeatures` to segment tokens; constructors take (widths, hidden_size, ...).
+
+    Example:
+        >>> class MeanConnector(Connector):
+        ...     reads = frozenset({"embedding"})
+        ...     def __init__(self, widths: FeatureWidths, hidden_size: int) -> None:
+        ...         super().__init__()
+        ...         self.project = nn.Linear(widths.embedding, hidden_size)
+        ...     def forward(self, features: SegmentFeatures) -> SegmentTokens:
+        ...         return SegmentTokens(self.project(features.embedding.mean(dim=(2, 3)))[:, None])
     """
 
     reads: frozenset[str] = frozenset({"embedding", "image", "mask_logits", "focus"})
-    """The fields of `SegmentFeatures` that it looks at; a gradient cache keeps no others."""
+    """The fields of `SegmentFeatures` that `forward` uses; a gradient cache stores no others."""
 
     @abstractmethod
     def forward(self, features: SegmentFeatures) -> SegmentTokens:
-        """The tokens that stand in front of the row's vision and text tokens."""
+        """Return the tokens of each prompt, which stand in front of its row's vision and text tokens."""
 
 
 class ConvolutionConnector(Connector):
@@ -36,8 +44,15 @@ class ConvolutionConnector(Connector):
     Source: VIRTUE (arXiv 2510.00523), section 3; 256 tokens from a 64x64 map with stride 4.
 
     Args:
-        widths, hidden_size: of the neighbours.
-        stride: kernel and stride of the convolution; a map of 16x16 places and stride 4 give 16 tokens.
+        widths: channels of the segmentation backbone's features.
+        hidden_size: width of the language model.
+        stride: kernel and stride of the convolution; a map of 16x16 cells and stride 4 give 16 tokens.
+
+    Example:
+        >>> connector = ConvolutionConnector(FeatureWidths(embedding=8, image=12), hidden_size=10, stride=4)
+        >>> embedding, image = torch.randn(2, 8, 16, 16), torch.randn(2, 12, 16, 16)
+        >>> connector(SegmentFeatures(embedding, image, None, torch.zeros(8, 16, 16))).tokens.shape
+        torch.Size([2, 16, 10])
     """
 
     reads = frozenset({"embedding"})
@@ -53,65 +68,71 @@ class ConvolutionConnector(Connector):
 
 
 class MaskConnector(Connector):
-    """Tokens that know the predicted mask: the object, what lies around it in each direction, and the gated map.
+    """Tokens pooled by the predicted mask: the object, its position, its context by direction, and the gated map.
 
     A plain convolution over the whole map buries the object. Here one token pools the unprompted features inside the
-    predicted mask; four look to its left, its right, above and below for what stands out there; `side` x `side` tokens
-    carry the
-    paper's prompt-conditioned embedding, gated by the mask; one carries where the mask is (centre and extent).
+    predicted mask; one holds the mask's centre and extent; four pool what stands out to its left, to its right, above
+    and below it; `grid_size` x `grid_size` tokens hold the paper's prompt-conditioned embedding, gated by the mask.
 
     Args:
-        widths, hidden_size: of the neighbours.
-        side: the gated map is pooled to `side` x `side` tokens.
-        directions: whether to add the four tokens of the surroundings.
-        summary: whether what the tokens are made of also joins the embedding behind the language model
-            (`ShortcutHead`).
-        names: what the trunk's classifier would call the object joins the summary; None for what training teaches
-            alone.
-        summary_limit: the summary's length stays below it, beside the language model's state of length 1, so that both
-            are heard.
+        widths: channels of the segmentation backbone's features.
+        hidden_size: width of the language model.
+        grid_size: the gated map is pooled to `grid_size` x `grid_size` tokens.
+        directions: add the four tokens of the context.
+        summary: also add a summary of the pooled features to the language model's embedding (`ShortcutHead`).
+        class_names: the classifier whose names join the summary, or None for the learned summary alone.
+        summary_limit: upper bound of the summary's length, beside the language model's state of length 1.
+
+    Example:
+        >>> connector = MaskConnector(FeatureWidths(embedding=8, image=12), hidden_size=10, grid_size=2)
+        >>> embedding, image = torch.randn(3, 8, 16, 16), torch.randn(3, 12, 16, 16)
+        >>> connector(SegmentFeatures(embedding, image, torch.randn(3, 64, 64), torch.zeros(8, 16, 16))).tokens.shape
+        torch.Size([3, 10, 10])
     """
 
     def __init__(
         self,
         widths: FeatureWidths,
         hidden_size: int,
-        side: int = 2,
+        grid_size: int = 2,
         directions: bool = True,
         summary: bool = False,
-        names: ClassNames | None = None,
+        class_names: ClassNames | None = None,
         summary_limit: float = 3.0,
     ) -> None:
         super().__init__()
-        self.side = side
+        self.grid_size = grid_size
         self.object = projection(widths.image, hidden_size)
         self.place = nn.Sequential(nn.Linear(6, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
         self.gated = projection(widths.embedding, hidden_size)
         self.surroundings = DirectionalContext(widths.image, hidden_size) if directions else None
         self.around = nn.Linear(hidden_size, hidden_size) if directions else None
         self.summary = (
-            ShortcutHead(widths.image, hidden_size, 4 * directions, names, summary_limit) if summary else None
+            ShortcutHead(widths.image, hidden_size, 4 * directions, class_names, summary_limit) if summary else None
         )
-        self.roles = nn.Parameter(torch.randn(2 + 4 * directions + side**2, hidden_size) * 0.02)
+        self.roles = nn.Parameter(torch.randn(2 + 4 * directions + grid_size**2, hidden_size) * 0.02)
 
     def forward(self, features: SegmentFeatures) -> SegmentTokens:
-        inside = self.inside(features)
+        inside = self.object_weights(features)
         statistics = mask_statistics(inside)
-        shown = pool(features.image, inside)
-        around = shown.new_zeros(len(shown), 0, self.roles.shape[1])
-        tokens = [self.object(shown)[:, None], self.place(statistics)[:, None]]
+        object_features = pool(features.image, inside)
+        context = object_features.new_zeros(len(object_features), 0, self.roles.shape[1])
+        tokens = [self.object(object_features)[:, None], self.place(statistics)[:, None]]
         if self.surroundings is not None and self.around is not None:
-            around = self.surroundings(features.image, inside, statistics)
-            tokens.append(self.around(around))
+            context = self.surroundings(features.image, inside, statistics)
+            tokens.append(self.around(context))
         gate = interpolate(inside[:, None], size=features.embedding.shape[-2:], mode="area")
-        gated = adaptive_avg_pool2d(features.embedding * gate, self.side).flatten(2).transpose(1, 2)
+        gated = adaptive_avg_pool2d(features.embedding * gate, self.grid_size).flatten(2).transpose(1, 2)
         tokens.append(self.gated(gated))
-        summary = None if self.summary is None else self.summary(shown, pool(features.image, 1 - inside), around)
+        summary = None
+        if self.summary is not None:
+            summary = self.summary(object_features, pool(features.image, 1 - inside), context)
         return SegmentTokens(torch.cat(tokens, dim=1) + self.roles, summary)
 
-    def inside(self, features: SegmentFeatures) -> Float[Tensor, "prompts height width"]:
-        """How much of each place of `features.image` belongs to the object, in [0, 1]: here the predicted mask
-        says it.
+    def object_weights(self, features: SegmentFeatures) -> Float[Tensor, "prompts height width"]:
+        """Return the share of each cell of `features.image` that belongs to the object, in [0, 1]: the predicted mask.
+
+        Raises VirtueError where the backbone predicts none.
         """
         if features.mask_logits is None:
             raise VirtueError(
@@ -122,14 +143,20 @@ class MaskConnector(Connector):
 
 
 class DirectionalContext(nn.Module):
-    """What stands out to the left of a mask, to its right, above and below it.
+    """Attention pooling of what stands out to the left of a mask, to its right, above and below it.
 
-    Every place is described before places are pooled, since two objects may lie in one direction; which places stand
-    out is learned.
+    Every cell is described before cells are pooled, since two objects may lie in one direction; which cells stand out
+    is learned.
 
     Args:
-        width: of the features.
-        hidden_size: of what describes a place.
+        width: channels of the features.
+        hidden_size: width of a cell's description.
+
+    Example:
+        >>> inside = torch.zeros(1, 8, 8)
+        >>> inside[:, 2:4, 2:4] = 1
+        >>> DirectionalContext(12, 10)(torch.randn(1, 12, 8, 8), inside, mask_statistics(inside)).shape
+        torch.Size([1, 4, 10])
     """
 
     def __init__(self, width: int, hidden_size: int) -> None:
@@ -146,8 +173,10 @@ class DirectionalContext(nn.Module):
         inside: Float[Tensor, "prompts height width"],
         statistics: Float[Tensor, "prompts 6"],
     ) -> Float[Tensor, "prompts 4 hidden"]:
-        """Attention over the places in the cones to the left, to the right, above and below the mask's centre, outside
-        the mask.
+        """Return the pooled descriptions to the left, to the right, above and below.
+
+        The attention spans the cells outside the mask in each direction's cone from the mask's centre. inside: the
+        share of each cell in the mask; statistics: of `mask_statistics`.
         """
         image = self.normalise(image)
         outside = direction_cones(statistics[:, :2], image.shape[-2:]) * (1 - inside)[:, None] + 1e-6
@@ -156,73 +185,77 @@ class DirectionalContext(nn.Module):
 
 
 class ShortcutHead(nn.Module):
-    """The short way from the image to the embedding: what is inside the mask, outside it, and in each direction, each
-    by a map of its own.
+    """A shortcut from the image to the embedding: maps of what is inside the mask, outside, and in each direction.
 
-    A caption says what the object is, what it stands beside, and where; the sum says the same, and each map learns one
-    of these. The maps
-    are zero at first. In a training of minutes they get there much sooner than through the language model's layers. The
-    object's map is
-    linear, of features that are dropped at random: a deeper one learns the objects of training as well and those it has
-    not seen worse.
+    A caption says what the object is, what it stands beside, and where; the maps' sum says the same, and each map
+    learns one of these. The maps are zero at first. In a training of minutes they get there much sooner than through
+    the language model's layers. The object's map is linear, with dropout on its features: a deeper one learns the
+    objects of training as well and unseen ones worse.
 
     Args:
-        width: of the features inside and outside.
-        hidden_size: of the embedding, and of what describes a direction.
-        directions: how many there are.
-        names: see `MaskConnector`; it reads the last of the features, the trunk's coarsest. Training leaves it out:
-            with it, the
-            object's map learns to correct the names of the objects it is shown, and says less of others.
-        limit: of the sum's length.
+        width: channels of the features inside and outside.
+        hidden_size: width of the embedding, and of a direction's description.
+        directions: number of directions.
+        class_names: see `MaskConnector`; it reads the last of the features, the trunk's coarsest. Training leaves it
+            out: with it, the object's map learns to correct the names of the objects in training, and says less of
+            others.
+        limit: upper bound of the sum's length.
+
+    Example:
+        >>> head = ShortcutHead(width=12, hidden_size=10, directions=4)
+        >>> head(torch.randn(2, 12), torch.randn(2, 12), torch.randn(2, 4, 10)).abs().max().item()
+        0.0
     """
 
     def __init__(
-        self, width: int, hidden_size: int, directions: int, names: ClassNames | None = None, limit: float = 3.0
+        self, width: int, hidden_size: int, directions: int, class_names: ClassNames | None = None, limit: float = 3.0
     ) -> None:
         super().__init__()
-        if names is not None and (names.width > width or names.hidden_size != hidden_size):
+        if class_names is not None and (class_names.width > width or class_names.hidden_size != hidden_size):
             raise VirtueError(
-                f"names: ClassNames reads {names.width} features and gives {names.hidden_size}, expected at most"
-                f" {width} and {hidden_size}: name the segmentation backbone's trunk and the fusion head's language"
-                " model"
+                f"class_names: ClassNames reads {class_names.width} features and gives {class_names.hidden_size},"
+                f" expected at most {width} and {hidden_size}: name the segmentation backbone's trunk and the fusion"
+                " head's language model"
             )
-        self.inside = zero_at_first(
+        self.inside = zero_last_layer(
             nn.Sequential(nn.LayerNorm(width), nn.Dropout(OBJECT_DROPOUT), nn.Linear(width, hidden_size))
         )
-        self.outside = zero_at_first(projection(width, hidden_size))
+        self.outside = zero_last_layer(projection(width, hidden_size))
         self.directions = nn.ModuleList(
-            zero_at_first(nn.Sequential(nn.Linear(hidden_size, hidden_size, bias=False))) for _ in range(directions)
+            zero_last_layer(nn.Sequential(nn.Linear(hidden_size, hidden_size, bias=False))) for _ in range(directions)
         )
         self.limit = limit
-        self.names = names
+        self.names = class_names
 
     def forward(
         self,
         inside: Float[Tensor, "prompts channels"],
         outside: Float[Tensor, "prompts channels"],
-        around: Float[Tensor, "prompts directions hidden"],
+        context: Float[Tensor, "prompts directions hidden"],
     ) -> Float[Tensor, "prompts hidden"]:
-        directed = [into(seen) for into, seen in zip(self.directions, around.unbind(dim=1), strict=True)]
+        """Return the summary of each prompt, shorter than `limit`."""
+        directed = [layer(part) for layer, part in zip(self.directions, context.unbind(dim=1), strict=True)]
         summary = torch.stack([self.inside(inside), self.outside(outside), *directed]).sum(dim=0).float()
         if self.names is not None and not self.training:
             named = self.names(inside[:, -self.names.width :])
-            summary = summary + NAMES_WEIGHT * summary.norm(dim=-1, keepdim=True) * named
+            summary = summary + CLASS_NAME_WEIGHT * summary.norm(dim=-1, keepdim=True) * named
         return shorten(summary, self.limit)
 
 
 def projection(width: int, hidden_size: int) -> nn.Sequential:
+    """Return a normalised two-layer MLP from `width` to `hidden_size`."""
     return nn.Sequential(
         nn.LayerNorm(width), nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
     )
 
 
 def shorten(vectors: Float[Tensor, "rows hidden"], limit: float) -> Float[Tensor, "rows hidden"]:
-    """The vectors with lengths below `limit`; short ones hardly change."""
+    """Return the vectors with lengths below `limit`; short ones hardly change."""
     return vectors / (1 + vectors.square().sum(dim=-1, keepdim=True) / limit**2).sqrt()
 
 
-def zero_at_first(layers: nn.Sequential) -> nn.Sequential:
-    """The layers with their last one's weights at zero."""
+def zero_last_layer(layers: nn.Sequential) -> nn.Sequential:
+    """Return the layers with the last one's parameters set to zero, in place."""
     for parameter in layers[-1].parameters():
         nn.init.zeros_(parameter)
     return layers
@@ -231,21 +264,21 @@ def zero_at_first(layers: nn.Sequential) -> nn.Sequential:
 def mask_weights(
     logits: Float[Tensor, "prompts rows columns"], size: tuple[int, int] | torch.Size
 ) -> Float[Tensor, "prompts height width"]:
-    """How much of each place is inside the mask, in [0, 1]."""
+    """Return the share of each cell, of `size` = (height, width) cells, that is inside the mask, in [0, 1]."""
     return interpolate(logits.float().sigmoid()[:, None], size=tuple(size), mode="area")[:, 0]
 
 
 def pool(
     image: Float[Tensor, "prompts channels height width"], weights: Float[Tensor, "prompts height width"]
 ) -> Float[Tensor, "prompts channels"]:
-    """The mean of `image` weighted by `weights`."""
+    """Return the mean of `image` weighted by `weights`."""
     return torch.einsum("pchw,phw->pc", image, weights) / weights.sum(dim=(1, 2)).clamp(min=1e-4)[:, None]
 
 
-def places(
+def cell_centres(
     size: tuple[int, int] | torch.Size, like: Tensor
 ) -> tuple[Float[Tensor, "height 1"], Float[Tensor, "1 width"]]:
-    """y and x of the places' centres, normalised."""
+    """Return y and x of the cells' centres, normalised to [0, 1], on the device and in the type of `like`."""
     height, width = size
     y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
     x = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
@@ -253,8 +286,11 @@ def places(
 
 
 def mask_statistics(inside: Float[Tensor, "prompts height width"]) -> Float[Tensor, "prompts 6"]:
-    """Of the mask: centre x, centre y, spread in x, spread in y, share of the image, and its square root."""
-    y, x = places(inside.shape[-2:], inside)
+    """Return each mask's centre x, centre y, spread in x, spread in y, share of the image, and the share's square root.
+
+    All are normalised to the image. inside: the share of each cell in the mask.
+    """
+    y, x = cell_centres(inside.shape[-2:], inside)
     total = inside.sum(dim=(1, 2)).clamp(min=1e-4)
     centre_x = (inside * x).sum(dim=(1, 2)) / total
     centre_y = (inside * y).sum(dim=(1, 2)) / total
@@ -267,8 +303,8 @@ def mask_statistics(inside: Float[Tensor, "prompts height width"]) -> Float[Tens
 def direction_cones(
     centres: Float[Tensor, "prompts 2"], size: tuple[int, int] | torch.Size
 ) -> Float[Tensor, "prompts 4 height width"]:
-    """1 where a place lies to the left, to the right, above or below the centre (the longer axis decides), else 0."""
-    y, x = places(size, centres)
+    """Return 1 for cells to the left, right, above or below the centre (x, y), else 0; the longer axis decides."""
+    y, x = cell_centres(size, centres)
     dx = x - centres[:, 0, None, None]
     dy = y - centres[:, 1, None, None]
     horizontal = dx.abs() > dy.abs()

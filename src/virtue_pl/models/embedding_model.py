@@ -1,4 +1,4 @@
-"""How whatever embeds is trained and ranked: shared by `Virtue` and by a fusion head that runs alone."""
+"""Training and ranking of any model that embeds, shared by `Virtue` and by a fusion head that runs alone."""
 
 from __future__ import annotations
 
@@ -33,17 +33,25 @@ from virtue_pl.types import (
 )
 
 FROZEN_CHUNK_SIZE = 16
-"""Images that are encoded together where nothing is trained."""
+"""Number of images encoded together where nothing is trained."""
 
 
 class EmbeddingModel(VirtueModule):
-    """A root that trains `encode` with a contrastive loss and ranks candidates with it.
+    """Abstract root that trains `encode` with a contrastive loss and ranks candidates with it.
+
+    A final implements `encode` and `image_features`; this class is a `ChunkEncoder` for the gradient cache.
 
     Args:
-        loss: the contrastive loss; None where the module is a part.
-        gradient_cache: how a batch is encoded: as a whole (`FullBatch`) or in chunks (`GradientCache`). It is given
-            this model, which is a `ChunkEncoder`.
+        loss: the contrastive loss; None where the module is a part of another.
+        gradient_cache: encodes a batch as a whole (`FullBatch`) or in chunks (`GradientCache`).
         optimization, weights, weights_prefix, frozen: see `VirtueModule`.
+
+    Example:
+        >>> class TextModel(EmbeddingModel):
+        ...     def encode(self, inputs: EncoderBatch) -> Tensor:
+        ...         return torch.nn.functional.normalize(self.embed_tokens(inputs.input_ids).mean(dim=1), dim=-1)
+        ...     def image_features(self, images: ImageBatch) -> tuple[ImageFeatures, ...]:
+        ...         return (ImageFeatures(),) * len(images)
     """
 
     formatter: InputFormatter
@@ -64,7 +72,7 @@ class EmbeddingModel(VirtueModule):
         self.gradient_cache = gradient_cache or FullBatch()
 
     def configure_model(self) -> None:
-        """Shard the layers if the strategy says so; ranks then take equally many chunks, as each gathers the layers."""
+        """Shard the layers if the strategy does; ranks then take equally many chunks, as each gathers the layers."""
         super().configure_model()
         self.gradient_cache.equal_chunks = self.sharding is not None
 
@@ -73,6 +81,10 @@ class EmbeddingModel(VirtueModule):
         """Return the unit embeddings of the rows."""
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        """Return the contrastive loss of the batch, and log it with the loss's metrics.
+
+        Raises VirtueError for a model without `loss`.
+        """
         if self.loss is None:
             raise VirtueError(f"{type(self).__name__} is to be trained, but has no loss: give it `loss`")
         output = self.loss(self.embed_pairs(batch))
@@ -94,7 +106,7 @@ class EmbeddingModel(VirtueModule):
         return targets, self.embed(batch.negatives)
 
     def embed(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
-        """Return the embeddings of the rows, encoded as `gradient_cache` says."""
+        """Return the embeddings of the rows, encoded by `gradient_cache`."""
         return self.gradient_cache(self, inputs)
 
     @torch.no_grad()
@@ -105,25 +117,25 @@ class EmbeddingModel(VirtueModule):
         return replace(inputs, images=inputs.images.with_features(features))
 
     def token_counts(self, inputs: EncoderBatch) -> list[int]:
-        """Return how many tokens of each row the language model reads."""
+        """Return the number of tokens of each row that the language model reads."""
         return count_tokens(inputs)
 
     def setup(self, stage: str) -> None:
-        """Check the precision and make the metrics, which the root alone has."""
+        """Check the precision and create the metrics, which the root alone has."""
         check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
         self.hit_rate, self.rank_table = HitRate(), RankTable()
 
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Log hit@1 in the first evaluation mode, and return a `RankingOutput`."""
         output = self.rank(batch, self.encode(batch.candidates), batch.modes[:1])
-        self.hit_rate.update(sample_ranks(batch.samples, output.scores).of("hit@1"))
+        self.hit_rate.update(sample_ranks(batch.samples, output.scores).in_ranking("hit@1"))
         self.log("val/hit@1", self.hit_rate, prog_bar=True, batch_size=len(batch), add_dataloader_idx=False)
         return output
 
     def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return a `RankingOutput`, and add every sample's ranks to `rank_table`.
 
-        These are of every ranking in every mode, and of "set_blind", which has no query at all.
+        The ranks are those of every ranking in every mode, and those of "set_blind", which has no query at all.
         """
         candidates = self.encode(batch.candidates)
         output = self.rank(batch, candidates, batch.modes)
@@ -137,7 +149,7 @@ class EmbeddingModel(VirtueModule):
 
     @abstractmethod
     def image_features(self, images: ImageBatch) -> tuple[ImageFeatures, ...]:
-        """Return the frozen features of each image, of all streams that the model has."""
+        """Return the frozen features of each image, of all streams of the model."""
 
     def predict_step(
         self, batch: PairBatch | ShardImageBatch, batch_idx: int, dataloader_idx: int = 0

@@ -1,4 +1,4 @@
-"""Segment tokens, vision tokens and text through one language model, to one unit embedding."""
+"""Fusion head: segment tokens, vision tokens and text through one language model, to one unit embedding."""
 
 from __future__ import annotations
 
@@ -32,11 +32,17 @@ class VLMFusionHead(EmbeddingModel):
 
     Args:
         backbone: the vision-language model.
-        pooling: from token states to one vector; a sentence encoder wants the mean, a causal model the last token.
-        formatter: how text and pixels are prepared.
+        pooling: from token states to one vector: the mean for a sentence encoder, the last token for a causal model.
+        formatter: prepares text and pixels.
         train_modes, evaluation_modes, loss, gradient_cache: only for running alone; see `Virtue`.
         optimization, weights, weights_prefix, frozen: see `VirtueModule`.
-        adapter: what is trained of the language model in place of its own weights.
+        adapter: trained in place of the language model's own weights.
+
+    Example:
+        >>> backbone = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct")
+        >>> head = VLMFusionHead(backbone, pooling=LastTokenPooling(), adapter=LoRA(rank=8))
+        >>> head.hidden_size
+        1536
     """
 
     def __init__(
@@ -66,15 +72,17 @@ class VLMFusionHead(EmbeddingModel):
 
     @property
     def hidden_size(self) -> int:
+        """Return the width of the language model, which is the embedding's too."""
         return self.backbone.hidden_size
 
     def sharded_layers(self) -> Sequence[nn.Module]:
+        """Return the layers that a sharding strategy wraps: the language model's."""
         return list(self.backbone.layers)
 
     def forward(self, inputs: EncoderBatch, segments: SegmentTokens | None = None) -> Float[Tensor, "rows hidden"]:
-        """Unit embeddings of the rows; segment tokens, one set a prompt, stand in front of their rows."""
+        """Return the rows' unit embeddings. segments: one set of tokens a prompt, to stand in front of its row."""
         images = self.backbone.vision_tokens(self.frozen_features(inputs.images))
-        sequence = self.backbone.embed(inputs, [images[index] for index in inputs.use_images.tolist()])
+        sequence = self.backbone.embed(inputs, [images[index] for index in inputs.use_image_index.tolist()])
         if segments is not None:
             sequence = sequence.prepend(segments.tokens, inputs.prompt_rows)
         embeddings = normalize(self.pool(sequence).float(), dim=-1)
@@ -83,11 +91,13 @@ class VLMFusionHead(EmbeddingModel):
         return normalize(embeddings.index_add(0, inputs.prompt_rows, segments.summary.float()), dim=-1)
 
     def pool(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
+        """Return each row's pooled state; for the last token alone the backbone may spare itself the others."""
         if isinstance(self.pooling, LastTokenPooling):
             return self.backbone.last_states(sequence)
         return self.pooling(self.backbone(sequence).float(), sequence.attention_mask)
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows hidden"]:
+        """Return the rows' unit embeddings, without segment tokens."""
         return self(inputs)
 
     def frozen_features(self, images: ImageBatch) -> list[Levels]:
@@ -96,10 +106,12 @@ class VLMFusionHead(EmbeddingModel):
         return encode_missing(stored, images.vision, self.backbone.vision_features, self.backbone)
 
     def image_features(self, images: ImageBatch) -> tuple[ImageFeatures, ...]:
+        """Return the vision tower's frozen features of each image."""
         return tuple(ImageFeatures(vision=levels) for levels in self.frozen_features(images))
 
     @property
     def collator(self) -> ContrastiveCollator:
+        """Return the collator of the head alone, which prepares no segmentation canvas."""
         fingerprints = {"vision": self.backbone.fingerprint()}
         return ContrastiveCollator(
             self.backbone.processor, self.formatter, None, self.train_modes, self.evaluation_modes, fingerprints

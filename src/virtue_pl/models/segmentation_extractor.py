@@ -36,21 +36,27 @@ class SegmentationExtractor(VirtueModule):
     """Prompt-conditioned features of images (the paper's segmentation stream).
 
     Alone it learns each region's exact mask with focal and dice loss, its prompt encoder along with it: its checkpoint
-    then holds
-    "prompt_encoder.*" and "backbone.*", and a composed model starts both parts from that one file.
+    then holds "prompt_encoder.*" and "backbone.*", and a composed model starts both parts from that one file.
 
     Args:
         backbone: the segmentation model.
-        prompt_encoder: only for running alone, where it gives the prompt tokens.
-        prompt_modes: alone, how often each prompt mode is shown in training; each is scored on its own in evaluation.
-        focal_weight, dice_weight: the loss is their weighted sum, a mean over masks.
-        focal_gamma: how little pixels count that are already right; 0 is plain cross-entropy.
-        flip, box_jitter: augmentation of training, see `RegionCollator`.
+        prompt_encoder: makes the prompt tokens where the module runs alone; None as a part.
+        prompt_modes: alone, the probability of each prompt mode in training; evaluation scores each mode on its own.
+        focal_weight, dice_weight: weights of the two losses, each a mean over masks.
+        focal_gamma: discount of pixels that are already right; 0 is plain cross-entropy.
+        flip, box_jitter: augmentation in training, see `RegionCollator`.
         optimization, weights, weights_prefix, frozen: see `VirtueModule`.
+
+    Example:
+        >>> from virtue_pl.backbones import TimmSamBackbone, TimmSamPromptEncoder
+        >>> encoder = VisualPromptEncoder(TimmSamPromptEncoder(embed_dim=32, image_size=64))
+        >>> part = SegmentationExtractor(TimmSamBackbone(embed_dim=32, image_size=64), encoder)
+        >>> part.backbone.widths
+        FeatureWidths(embedding=32, image=432)
     """
 
     scores: dict[tuple[str, str], MaskIoU]
-    """By task and prompt mode; of this rank until they are logged."""
+    """IoUs by task and prompt mode, of this rank until they are logged."""
 
     def __init__(
         self,
@@ -79,6 +85,7 @@ class SegmentationExtractor(VirtueModule):
         self.load_and_freeze()
 
     def forward(self, images: ImageBatch, tokens: PromptTokens) -> SegmentFeatures:
+        """Return the features of each prompt, from the images' stored features or their pixels."""
         levels = zip(*self.frozen_features(images), strict=True)
         return self.backbone(tuple(torch.stack(level) for level in levels), tokens)
 
@@ -88,21 +95,26 @@ class SegmentationExtractor(VirtueModule):
         return encode_missing(stored, images.segmentation, self.encode_images, self.backbone)
 
     def encode_images(self, pixels: Sequence[Shaped[Tensor, "3 size size"]]) -> Iterable[Levels]:
+        """Return each image's levels, from canvases of one size encoded in one batch."""
         return zip(*(level.unbind() for level in self.backbone.image_features(torch.stack(list(pixels)))), strict=True)
 
     def predict_step(
         self, batch: ShardImageBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> tuple[ImageFeatures, ...]:
-        """The prompt-free features of images, to be stored."""
+        """Return the prompt-free features of images, to be stored."""
         return tuple(ImageFeatures(segmentation=levels) for levels in self.frozen_features(batch.images))
 
     @property
     def collator(self) -> RegionCollator:
+        """Return the collator of the extractor alone."""
         size, fingerprints = self.backbone.image_size, {"segmentation": self.backbone.fingerprint()}
         return RegionCollator(size, size, self.prompt_modes, self.flip, self.box_jitter, fingerprints)
 
     def predict_masks(self, batch: RegionBatch) -> Float[Tensor, "prompts mask_height mask_width"]:
-        """Mask logits of the batch's prompts, with the part's own prompt encoder."""
+        """Return the mask logits of the batch's prompts, encoded by the extractor's own prompt encoder.
+
+        Raises VirtueError without a prompt encoder, and for a backbone that predicts no mask.
+        """
         if self.prompt_encoder is None:
             raise VirtueError(
                 "SegmentationExtractor is to run alone, but nothing encodes its prompts: give it `prompt_encoder`"
@@ -116,9 +128,10 @@ class SegmentationExtractor(VirtueModule):
         return logits
 
     def training_step(self, batch: RegionBatch, batch_idx: int) -> Tensor:
+        """Return the weighted sum of focal and dice loss, and log all three."""
         logits = self.predict_masks(batch)
-        shares = interpolate(batch.masks[:, None], size=logits.shape[-2:], mode="area")[:, 0]
-        focal, dice = focal_loss(logits, shares, self.focal_gamma).mean(), dice_loss(logits, shares).mean()
+        coverage = interpolate(batch.masks[:, None], size=logits.shape[-2:], mode="area")[:, 0]
+        focal, dice = focal_loss(logits, coverage, self.focal_gamma).mean(), dice_loss(logits, coverage).mean()
         loss = self.focal_weight * focal + self.dice_weight * dice
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log_dict({"train/focal": focal, "train/dice": dice}, batch_size=len(batch))
@@ -143,7 +156,7 @@ class SegmentationExtractor(VirtueModule):
         self.log_scores("test")
 
     def score(self, batch: RegionBatch) -> None:
-        """Adds the batch's IoUs to `scores`."""
+        """Add the batch's IoUs to `scores`."""
         logits = self.predict_masks(batch)
         groups: dict[tuple[str, str], list[int]] = {}
         for row, name in enumerate(zip(batch.tasks, batch.modes, strict=True)):
@@ -152,26 +165,26 @@ class SegmentationExtractor(VirtueModule):
             self.scores.setdefault(name, MaskIoU().to(self.device)).update(logits[rows], batch.masks[rows])
 
     def log_scores(self, stage: str) -> None:
-        """`val/iou_box` and so on; with several tasks each has its own, as `test/test_seen/iou_box`."""
-        names = everyones(self.scores)
-        several = len({task for task, _ in names}) > 1
+        """Log `val/iou_box` and so on; with several tasks each has its own, as `test/test_seen/iou_box`."""
+        names = gather_names(self.scores)
+        has_several_tasks = len({task for task, _ in names}) > 1
         for task, mode in names:
-            iou = self.scores.get((task, mode), self.nothing_seen())
+            iou = self.scores.get((task, mode), self.empty_iou())
             self.log(
-                f"{stage}/{task.rpartition('/')[2]}/iou_{mode}" if several else f"{stage}/iou_{mode}",
+                f"{stage}/{task.rpartition('/')[2]}/iou_{mode}" if has_several_tasks else f"{stage}/iou_{mode}",
                 iou.compute(),
                 sync_dist=True,
             )
 
-    def nothing_seen(self) -> MaskIoU:
-        """The IoU of a rank to which none of a task's few samples came."""
+    def empty_iou(self) -> MaskIoU:
+        """Return the IoU of no masks, for a rank without samples of a task."""
         iou = MaskIoU().to(self.device)
         iou.update(torch.zeros(0, 1, 1, device=self.device), torch.zeros(0, 1, 1, device=self.device))
         return iou
 
 
-def everyones(names: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The names that any rank has, in one order: a collective must be called by all for all of them."""
+def gather_names(names: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the names of all ranks, sorted: each collective must be called by every rank, in one order."""
     gathered = [list(names)] * world_size()
     if world_size() > 1:
         torch.distributed.all_gather_object(gathered, list(names))

@@ -49,18 +49,24 @@ class Virtue(EmbeddingModel):
         connector: factory of the connector, called with the feature widths and the language model's hidden size.
         fusion: segment tokens, images and texts to unit embeddings.
         loss: the contrastive loss.
-        formatter: how text and pixels are prepared.
-        train_modes: how often each prompt mode (box, point, mask, none) is shown in training.
-        evaluation_modes: the modes that every evaluation query is ranked in, each a row of the table; validation uses
+        formatter: prepares text and pixels.
+        train_modes: probability of each prompt mode (box, point, mask, none) in training.
+        evaluation_modes: the modes in which every evaluation query is ranked, each a row of the table; validation uses
             the first.
-        alignment_steps: for so many first steps a query is its summary alone, added to what all captions have in
-            common; the language model reads, and learns, only the captions: about half of the time of a step. Wants a
+        alignment_steps: number of first steps in which a query is its summary alone, added to what all captions have in
+            common; the language model reads, and learns, only the captions, which halves the time of a step. Needs a
             connector with a summary, and a model that is not sharded.
         gradient_cache: `FullBatch()` or `GradientCache(...)`.
-        optimization: how to train.
+        optimization: optimizer and schedule.
         weights, weights_prefix: a checkpoint of the whole model to start from.
         segment_unprompted: the segmentation model reads an image without a prompt too, under a grid of points (the
             paper); otherwise such an image has no segment tokens, and costs none.
+
+    Example:
+        >>> encoder = VisualPromptEncoder(Sam2PromptEncoder())
+        >>> segmentation = SegmentationExtractor(Sam2Backbone(), frozen=True)
+        >>> fusion = VLMFusionHead(Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct"), LastTokenPooling())
+        >>> model = Virtue(encoder, segmentation, ConvolutionConnector, fusion, InfoNCELoss())
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class Virtue(EmbeddingModel):
         self.load_and_freeze()
 
     def configure_model(self) -> None:
+        """Shard the layers if the strategy does. Raises VirtueError where `alignment_steps` meets a sharded model."""
         if self.device_mesh is not None and self.device_mesh.size() > 1 and self.alignment_steps:
             size = self.device_mesh.size()
             raise VirtueError(
@@ -103,9 +110,11 @@ class Virtue(EmbeddingModel):
         super().configure_model()
 
     def sharded_layers(self) -> Sequence[nn.Module]:
+        """Return the layers that a sharding strategy wraps: the language model's."""
         return self.fusion.sharded_layers()
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
+        """Return the rows' unit embeddings: prompts, features, connector, fusion."""
         if not len(inputs.prompts):
             return self.fusion(inputs)
         return self.fusion(inputs, self.connect(inputs))
@@ -117,6 +126,7 @@ class Virtue(EmbeddingModel):
         return self.connector(cast(segments.to(first.device), first.dtype))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        """Return the contrastive loss, in the first `alignment_steps` steps that of `alignment_step`."""
         if self.global_step < self.alignment_steps:
             return self.alignment_step(batch)
         return super().training_step(batch, batch_idx)
@@ -138,7 +148,10 @@ class Virtue(EmbeddingModel):
         return collectives.with_unused_parameters(output.loss, trained)
 
     def align_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
-        """Return `common` and the summary of each row's prompt; the embedding of a row without segment tokens."""
+        """Return `common` plus the summary of each row's prompt, normalised; rows without a prompt are encoded.
+
+        Raises VirtueError for a connector without a summary.
+        """
         prompted = set(queries.prompt_rows.tolist())
         texts = [row for row in range(len(queries)) if row not in prompted]
         rows = common.expand(len(queries), -1)
@@ -157,7 +170,7 @@ class Virtue(EmbeddingModel):
 
     def segment(self, inputs: EncoderBatch) -> SegmentFeatures:
         """Return the segmentation model's features of each prompt."""
-        images, prompts = inputs.prompted()
+        images, prompts = inputs.prompted_images()
         return self.segmentation(images, self.prompt_encoder(prompts))
 
     @torch.no_grad()
@@ -168,7 +181,7 @@ class Virtue(EmbeddingModel):
         connector reads is stored; its features of each image are then not needed again.
         """
         frozen = self.segmentation.frozen and self.prompt_encoder.frozen and not self.segmentation.training
-        owners = inputs.prompts.images.tolist()
+        owners = inputs.prompts.image_index.tolist()
         segments: dict[int, SegmentFeatures] = {}
         features: list[ImageFeatures] = []
         for start in range(0, len(inputs.images), chunk_size):
@@ -178,7 +191,9 @@ class Virtue(EmbeddingModel):
             if frozen and prompted:
                 uses = [use for use, number in enumerate(owners) if number in group]
                 images = inputs.images.select(prompted).with_features([encoded[number - start] for number in prompted])
-                found = self.segmentation(images, self.prompt_encoder(inputs.prompts.select(uses).on(prompted))).split()
+                found = self.segmentation(
+                    images, self.prompt_encoder(inputs.prompts.select(uses).reindex(prompted))
+                ).split()
                 segments.update(zip(uses, (self.offload_segments(one, offload) for one in found), strict=True))
             features += [offload(replace(one, segmentation=()) if frozen else one) for one in encoded]
         ordered = tuple(segments[use] for use in sorted(segments))
@@ -203,14 +218,14 @@ class Virtue(EmbeddingModel):
         return replace(offload(replace(segments, **unread)), image_positions=segments.image_positions)
 
     def token_counts(self, inputs: EncoderBatch) -> list[int]:
-        """Return how many tokens of each row the language model reads, segment tokens included."""
+        """Return the number of tokens of each row that the language model reads, segment tokens included."""
         counts = super().token_counts(inputs)
         for row in inputs.prompt_rows.tolist():
             counts[row] += self.segment_tokens(inputs)
         return counts
 
     def segment_tokens(self, inputs: EncoderBatch) -> int:
-        """Return how many tokens the connector makes of a prompt, measured with one of `inputs` the first time."""
+        """Return the number of tokens of a prompt, measured with one prompt of `inputs` the first time."""
         if self.num_segment_tokens is None:
             one = inputs.select(inputs.prompt_rows.tolist()[:1])
             device = one.input_ids.device
@@ -219,6 +234,7 @@ class Virtue(EmbeddingModel):
         return self.num_segment_tokens
 
     def image_features(self, images: ImageBatch) -> tuple[ImageFeatures, ...]:
+        """Return the frozen features of each image, of both streams."""
         return self.encode_streams(images, range(len(images)))
 
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -233,6 +249,7 @@ class Virtue(EmbeddingModel):
 
     @property
     def collator(self) -> ContrastiveCollator:
+        """Return the collator for both streams, whose fingerprints key the stored features."""
         size, processor = self.segmentation.backbone.image_size, self.fusion.backbone.processor
         segmentation = self.formatter.segmentation_fingerprint(self.segmentation.backbone.fingerprint())
         fingerprints = {"segmentation": segmentation, "vision": self.fusion.backbone.fingerprint()}

@@ -1,4 +1,4 @@
-"""The prompt encoder: what a person points at, as tokens. Alone it learns to give the pointed-at box back."""
+"""The prompt encoder: visual prompts as tokens. Alone it learns to recover the prompted box."""
 
 from __future__ import annotations
 
@@ -21,15 +21,22 @@ from virtue_pl.types import PromptBatch, PromptTokens, RegionBatch, VirtueError
 class VisualPromptEncoder(VirtueModule):
     """Visual prompts to prompt tokens.
 
-    Alone it learns to recover each prompt's box from its tokens, a check that the tokens hold what was pointed at.
-    The head for that is built where `optimization` is given, that is alone; a composed model has no such parameters,
-    and `weights` fill the encoder only.
+    Alone it learns to recover each prompt's box from its tokens, a check that the tokens hold what was pointed at. The
+    head for that is built where `optimization` is given, that is alone; a composed model has no such parameters, and
+    `weights` fill the encoder only.
 
     Args:
         encoder: the segmentation model's prompt encoder.
-        prompt_modes: alone, how often each prompt mode is shown; "box" and "mask" say where the box is, a click
-            doesn't.
+        prompt_modes: alone, the probability of each prompt mode; "box" and "mask" determine the box, "point" does not.
         optimization, weights, weights_prefix, frozen: see `VirtueModule`.
+
+    Example:
+        >>> from virtue_pl.backbones import TimmSamPromptEncoder
+        >>> from virtue_pl.types import VisualPrompt
+        >>> part = VisualPromptEncoder(TimmSamPromptEncoder(embed_dim=32, image_size=64))
+        >>> prompt = VisualPrompt.from_pixels(boxes=[[0, 0, 50, 50]], size=(100, 100))
+        >>> part(PromptBatch((prompt,), torch.tensor([0]))).sparse.shape
+        torch.Size([1, 2, 32])
     """
 
     def __init__(
@@ -48,13 +55,16 @@ class VisualPromptEncoder(VirtueModule):
         self.box_decoder = None if optimization is None else BoxDecoder(encoder.embed_dim)
 
     def forward(self, prompts: PromptBatch) -> PromptTokens:
+        """Return the tokens of every prompt."""
         return self.encoder(prompts)
 
     @property
     def collator(self) -> RegionCollator:
+        """Return the collator of the encoder alone, which prepares no pixels."""
         return RegionCollator(None, None, self.prompt_modes, flip=True)
 
     def recover_boxes(self, batch: RegionBatch) -> Float[Tensor, "prompts 4"]:
+        """Return each prompt's box (xyxy, normalised), read off its tokens. Raises VirtueError as a part."""
         if self.box_decoder is None:
             raise VirtueError(
                 "VisualPromptEncoder is to run alone, but has no head to recover boxes with: give it `optimization`"
@@ -62,6 +72,7 @@ class VisualPromptEncoder(VirtueModule):
         return self.box_decoder(self(batch.prompts))
 
     def training_step(self, batch: RegionBatch, batch_idx: int) -> Tensor:
+        """Return the sum of L1 and generalised IoU loss of the recovered boxes."""
         boxes = self.recover_boxes(batch)
         loss = l1_loss(boxes, batch.boxes) + generalized_box_iou_loss(boxes, batch.boxes, reduction="mean")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
@@ -74,14 +85,18 @@ class VisualPromptEncoder(VirtueModule):
         self.score("test", batch)
 
     def score(self, stage: str, batch: RegionBatch) -> None:
-        """`val/box_iou` and so on, the mean over all samples."""
+        """Log `val/box_iou` or `test/box_iou`, the mean over all samples."""
         ious = box_iou(self.recover_boxes(batch), batch.boxes).diagonal()
         self.log(f"{stage}/box_iou", ious.mean(), batch_size=len(batch), prog_bar=True, sync_dist=True)
 
 
 class BoxDecoder(nn.Module):
-    """A small head that reads a box (xyxy, normalised) off the sparse prompt tokens, which it transforms and
-    averages.
+    """A small head that reads a box (xyxy, normalised) off the sparse prompt tokens, which it transforms and averages.
+
+    Example:
+        >>> decoder = BoxDecoder(embed_dim=32)
+        >>> decoder.to_corners[-1].out_features
+        4
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -91,6 +106,7 @@ class BoxDecoder(nn.Module):
         self.to_corners = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
 
     def forward(self, tokens: PromptTokens) -> Float[Tensor, "prompts 4"]:
+        """Return each prompt's box, its corners in order."""
         valid = tokens.valid[..., None].float()
         read = (self.read_token(tokens.sparse) * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
         first, second = self.to_corners(read).sigmoid().split(2, dim=1)

@@ -53,19 +53,23 @@ def observe_segmentation(model: Virtue, batch: EncoderBatch) -> tuple[SegmentTok
     """Return the segment tokens, if a row has a prompt, and the segmentation stream's recorded quantities."""
     if not len(batch.prompts):
         return None, {}
-    images, prompts = batch.prompted()
+    images, prompts = batch.prompted_images()
     tokens = model.prompt_encoder(prompts)
     features = model.segmentation(images, tokens)
     segments = model.connector(features)
     *_, level = [torch.stack(levels) for levels in zip(*model.segmentation.frozen_features(images), strict=True)]
-    found = {"sam_fpn_last": level[prompts.images], "sam_sparse": tokens.sparse, "mask_embeddings": features.embedding}
+    found = {
+        "sam_fpn_last": level[prompts.image_index],
+        "sam_sparse": tokens.sparse,
+        "mask_embeddings": features.embedding,
+    }
     return segments, {**found, "seg_tokens": segments.tokens}
 
 
 def observe_fusion(head: VLMFusionHead, batch: EncoderBatch, segments: SegmentTokens | None) -> dict[str, Tensor]:
     """Return the recorded quantities of the vision-language model."""
     images = head.backbone.vision_tokens(head.frozen_features(batch.images))
-    vision = [images[index] for index in batch.use_images.tolist()]
+    vision = [images[index] for index in batch.use_image_index.tolist()]
     sequence = head.backbone.embed(batch, vision)
     if segments is not None:
         sequence = sequence.prepend(segments.tokens, batch.prompt_rows)

@@ -13,9 +13,10 @@ from rich.console import Console
 from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
 from virtue_pl.evaluation.reports.curves import read_curve
 from virtue_pl.evaluation.reports.plots import plot_against_number, plot_curves, plot_families
+from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.retrieval.predictions import read_predictions
 from virtue_pl.evaluation.statistics.compare import ComparedRun, Comparison, compare, data_fingerprints, mean_shares
-from virtue_pl.evaluation.statistics.summary import Chance, context, write_json, write_text
+from virtue_pl.evaluation.statistics.summary import Chance, context
 from virtue_pl.pipelines.plan import Run, read_plan, read_run
 from virtue_pl.pipelines.runs import Command, Runs, precision_here
 from virtue_pl.types import VirtueError

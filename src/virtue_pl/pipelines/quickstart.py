@@ -13,8 +13,9 @@ from rich.console import Console
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.data.conversion.source_file import Progress
+from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.reports.tables import markdown, rich_tables
-from virtue_pl.evaluation.statistics.summary import Results, context, merge, select, write_json, write_text
+from virtue_pl.evaluation.statistics.summary import Results, context, merge, select
 from virtue_pl.pipelines.plan import Run, read_plan, read_run
 from virtue_pl.pipelines.runs import Command, Runs, precision_here
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from virtue_pl.evaluation.statistics.summary import write_json, write_text
+from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.pipelines.plan import Run
 from virtue_pl.types import VirtueError
 
@@ -27,11 +27,11 @@ def precision_here(wanted: str) -> str:
         return wanted
     import torch
 
-    from virtue_pl.engine.precision import computes
+    from virtue_pl.engine.precision import has_native_dtype
 
     return (
         "bf16-mixed"
-        if computes(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "bfloat16")
+        if has_native_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "bfloat16")
         else "32-true"
     )
 

@@ -1,4 +1,4 @@
-"""Samples to contrastive and ranking batches: what data workers run for the embedder."""
+"""Collation of samples to contrastive and ranking batches, which data workers run for the embedder."""
 
 from __future__ import annotations
 
@@ -37,31 +37,35 @@ TRAIN_MODES = (*PROMPT_MODES, "blind")
 EVALUATION_MODES = ("box", "point", "mask", "no_prompt", "blind")
 
 FeatureLookup = Callable[[str], ImageFeatures]
-"""From an image's content key to the frozen features that are cached of it, `NO_FEATURES` where there are none."""
+"""Maps an image's content key to its cached frozen features, `NO_FEATURES` where there are none."""
 
 
 def content_id(*parts: str) -> int:
-    """A stable 63-bit id of strings."""
+    """Return a stable 63-bit id of strings."""
     return int.from_bytes(hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def input_id(item: EmbeddingInput) -> int:
-    """Two inputs with the same text and the same images have the same id, whatever their prompt."""
+    """Return an id of an input's text and images, whatever its prompt."""
     return content_id(item.text, *item.image_keys)
 
 
 class ContrastiveCollator:
-    """Chooses how each region is pointed at, and tokenizes, resizes and collates.
+    """A collator that draws how each region is pointed at, tokenizes texts and resizes images.
 
     Args:
         processor: the backbone's tokenizer and image size.
-        formatter: how text and pixels are prepared.
-        segmentation_size: side of the segmentation model's canvas, or None without a segmentation stream.
-        train_modes: how often each prompt mode is shown in training; "blind" shows the instruction alone.
-        evaluation_modes: the modes that every evaluation query is ranked in; "no_prompt" shows the image alone,
-            "blind" the instruction alone. Queries without regions are ranked only as `distinct_modes` says.
-        fingerprints: by stream, of what an image's stored features depend on.
+        formatter: prepares text and pixels.
+        segmentation_size: height and width of the segmentation model's canvas; None without a segmentation stream.
+        train_modes: the share of each prompt mode in training; in "blind" a query is its instruction alone.
+        evaluation_modes: the modes that every evaluation query is ranked in: "no_prompt" is the image alone, "blind"
+            the instruction alone. Queries without regions are ranked in `distinct_modes`.
+        fingerprints: for each stream, of all that an image's stored features depend on.
         segment_unprompted: see `Virtue`.
+
+    Example:
+        >>> collator = ContrastiveCollator(processor, VirtueFormatter(), 512, {"box": 0.8, "none": 0.2}, ["box"])
+        >>> batch = collator.collate_train(samples)
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class ContrastiveCollator:
         self.segment_unprompted = segment_unprompted
 
     def collate_train(self, samples: Sequence[Sample]) -> PairBatch:
+        """Return a training batch; each query's prompt mode is drawn from torch's generator by `train_modes`."""
         modes, weights = list(self.train_modes), torch.tensor(list(self.train_modes.values()))
         draws = torch.multinomial(weights, len(samples), replacement=True).tolist()
         queries = [
@@ -101,6 +106,7 @@ class ContrastiveCollator:
         )
 
     def collate_eval(self, samples: Sequence[RankingSample]) -> RankingBatch:
+        """Return an evaluation batch: every query in each of `distinct_modes`, and the distinct candidates."""
         modes = self.distinct_modes(samples)
         queries = [evaluation_query(sample, mode) for mode in modes for sample in samples]
         candidates: dict[int, EmbeddingInput] = {}
@@ -121,10 +127,10 @@ class ContrastiveCollator:
         )
 
     def distinct_modes(self, samples: Sequence[RankingSample]) -> tuple[str, ...]:
-        """The evaluation modes in which these queries differ.
+        """Return the evaluation modes in which these queries differ.
 
-        Without a region there is nothing to point at, so all modes but "blind" are "no_prompt"; without an image
-        "blind" is, too.
+        Without a region there is nothing to point at: all modes but "blind" are the same as "no_prompt". Without an
+        image "blind" is the same, too.
         """
         if any(sample.region is not None for sample in samples):
             return self.evaluation_modes
@@ -138,8 +144,8 @@ class ContrastiveCollator:
 
         Args:
             items: texts, images and prompts.
-            cached: asked once for each distinct image that has a key; its features stand in for pixels where `items`
-                bring none.
+            cached: called once for each distinct image that has a key; its features are used instead of pixels where
+                `items` bring none.
 
         Raises:
             VirtueError: a row has a visual prompt and no image.
@@ -162,11 +168,11 @@ class ContrastiveCollator:
             input_ids,
             mask,
             self.prepare_images(images, {number for _, number, _ in prompts}),
-            PromptBatch(tuple(prompt for _, _, prompt in prompts), ids([number for _, number, _ in prompts])),
-            ids([row for row, _ in uses]),
+            PromptBatch(tuple(prompt for _, _, prompt in prompts), index_tensor([number for _, number, _ in prompts])),
+            index_tensor([row for row, _ in uses]),
             position_ids,
-            ids([number for _, number in uses]),
-            ids([row for row, _, _ in prompts]),
+            index_tensor([number for _, number in uses]),
+            index_tensor([row for row, _, _ in prompts]),
         )
 
     def tokenize(
@@ -174,17 +180,18 @@ class ContrastiveCollator:
     ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], Int[Tensor, "*axes rows tokens"] | None]:
         """Return token ids, attention mask and positions of prepared inputs.
 
-        prompt_counts: by row, how many of its prompts become segment tokens.
+        prompt_counts: for each row, how many of its prompts become segment tokens.
         """
-        sizes = [[self.processor.resized((image.shape[1], image.shape[2])) for image in item.images] for item in items]
-        texts = [self.formatter.marked(self.formatter.text(item), self.processor.marks) for item in items]
+        sizes = [
+            [self.processor.resized_size((image.shape[1], image.shape[2])) for image in item.images] for item in items
+        ]
+        texts = [
+            self.formatter.delimit_images(self.formatter.text(item), self.processor.image_delimiters) for item in items
+        ]
         input_ids, mask = self.processor.tokenize(texts, sizes)
-        found = self.processor.position_ids(input_ids, mask, sizes)
-        return (
-            input_ids,
-            mask,
-            self.formatter.position_ids(found, [prompt_counts.get(row, 0) for row in range(len(items))]),
-        )
+        positions = self.processor.position_ids(input_ids, mask, sizes)
+        counts = [prompt_counts.get(row, 0) for row in range(len(items))]
+        return input_ids, mask, self.formatter.position_ids(positions, counts)
 
     def prompts_on(self, item: EmbeddingInput, position: int) -> list[VisualPrompt]:
         """Return the prompts on one of the item's images, each of which becomes segment tokens.
@@ -205,9 +212,9 @@ class ContrastiveCollator:
         return ImageBatch(vision, tuple(self.formatter.segmentation_pixels(image, size) for image in images))
 
     def prepare_images(self, images: DistinctImages, prompted: Collection[int]) -> ImageBatch:
-        """Prepare a batch's images for the streams that read them, with features in place of a stream's pixels.
+        """Prepare a batch's images for the streams that read them, with features instead of pixels where there are any.
 
-        The segmentation model reads the `prompted` images (by number) alone.
+        The segmentation model reads the `prompted` images (by index) alone.
         """
         both = list(zip(images.pixels, images.features, strict=True))
         vision = tuple(None if features.vision else self.processor.resize(image) for image, features in both)
@@ -223,17 +230,17 @@ class ContrastiveCollator:
 
 
 class DistinctImages:
-    """The distinct images of a batch, numbered as rows first use them.
+    """The distinct images of a batch, in the order in which rows first use them.
 
     pixels, features, keys: one entry an image; the key is "" for an image without one, which is distinct from every
     other.
 
     Args:
-        cached: features that are looked up by key, once an image, where the input brings none.
+        cached: looks features up by key, once an image, where the input brings none.
 
     Example:
         >>> images = DistinctImages()
-        >>> item = EmbeddingInput("a cat", (image,), image_keys=("cat",))
+        >>> item = EmbeddingInput("a cat", (torch.zeros(3, 8, 8, dtype=torch.uint8),), image_keys=("cat",))
         >>> images.add(item, 0), images.add(item, 0), images.keys
         (0, 0, ['cat'])
     """
@@ -246,7 +253,7 @@ class DistinctImages:
         self._numbers: dict[str, int] = {}
 
     def add(self, item: EmbeddingInput, position: int) -> int:
-        """Return the number of the item's image at `position`, which is added if it is new."""
+        """Return the index of the item's image at `position` among the distinct ones, adding it if it is new."""
         key = item.image_keys[position] if item.image_keys else ""
         if key in self._numbers:
             return self._numbers[key]
@@ -263,26 +270,28 @@ class DistinctImages:
 
 
 def drop_empty(features: Sequence[ImageFeatures]) -> tuple[ImageFeatures, ...]:
-    """Return the features of every image; nothing where no image has any."""
+    """Return the features of every image; an empty tuple where no image has any."""
     return tuple(features) if any(each.segmentation or each.vision for each in features) else ()
 
 
 def pair_ids(samples: Sequence[Sample], negatives: Sequence[tuple[int, EmbeddingInput]]) -> PairIds:
     """Return the content ids of training pairs. negatives: each hard negative with the row of its pair."""
     return PairIds(
-        query_ids=ids([content_id(sample.key) for sample in samples]),
-        target_ids=ids([input_id(sample.target) for sample in samples]),
-        negative_ids=ids([input_id(item) for _, item in negatives]),
-        negative_rows=ids([row for row, _ in negatives]),
-        image_ids=ids([content_id(*sample.query.image_keys[:1] or (sample.key,)) for sample in samples]),
+        query_ids=index_tensor([content_id(sample.key) for sample in samples]),
+        target_ids=index_tensor([input_id(sample.target) for sample in samples]),
+        negative_ids=index_tensor([input_id(item) for _, item in negatives]),
+        negative_rows=index_tensor([row for row, _ in negatives]),
+        image_ids=index_tensor([content_id(*sample.query.image_keys[:1] or (sample.key,)) for sample in samples]),
     )
 
 
-def ids(values: Sequence[int]) -> Int[Tensor, " values"]:
+def index_tensor(values: Sequence[int]) -> Int[Tensor, " values"]:
+    """Return integers as an int64 tensor, which may be empty."""
     return torch.tensor(values, dtype=torch.long)
 
 
 def check_modes(option: str, modes: Sequence[str] | Mapping[str, float], allowed: Sequence[str]) -> None:
+    """Raise VirtueError, naming `option`, for a mode that is not allowed."""
     for mode in modes:
         if mode not in allowed:
             raise VirtueError(f"{option}: {mode!r}, expected some of {', '.join(allowed)}")
@@ -291,7 +300,7 @@ def check_modes(option: str, modes: Sequence[str] | Mapping[str, float], allowed
 def point_at(
     query: EmbeddingInput, region: Region | None, mode: str, generator: torch.Generator | None
 ) -> EmbeddingInput:
-    """The query with its region pointed at; a query without a region (most of MMEB) keeps the prompt that it has.
+    """Return the query with a prompt on its region; a query without a region (most of MMEB) keeps its own prompt.
 
     In mode "blind" it is its text alone, with nothing where the image stood.
     """
@@ -301,6 +310,6 @@ def point_at(
 
 
 def evaluation_query(sample: RankingSample, mode: str) -> EmbeddingInput:
-    """The query in an evaluation mode; the click depends on the sample's key alone."""
+    """Return the query in an evaluation mode; the click depends on the sample's key alone."""
     prompt_mode = "none" if mode == "no_prompt" else mode
     return point_at(sample.query, sample.region, prompt_mode, torch.Generator().manual_seed(content_id(sample.key)))

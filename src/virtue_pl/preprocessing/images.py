@@ -1,4 +1,4 @@
-"""ImageBatch to tensors; compressed ones safely: the header is checked before anything is decoded."""
+"""Images to tensors; compressed ones safely: the header is checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ from torch import Tensor
 from virtue_pl.types import DataError, VirtueError
 
 MAX_PIXELS = 25_000_000
-"""Larger images are refused from their header alone; a small file can claim any size."""
+"""The default limit: larger images are refused from their header alone, since a small file can claim any size."""
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-"""The formats that are read, and the file extension of each."""
+"""Maps each format that is read to its file extension."""
 
 _DAMAGE = (OSError, EOFError, ValueError, SyntaxError, TypeError, IndexError, OverflowError, struct.error, zlib.error)
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class ImageHeader(NamedTuple):
-    """What an image says of itself before it is decoded; height and width are those of the upright image."""
+    """An image's format and size, read before it is decoded; height and width are those of the upright image.
+
+    Example:
+        >>> ImageHeader("jpg", height=480, width=640).extension
+        'jpg'
+    """
 
     extension: str
     height: int
@@ -36,8 +41,9 @@ class ImageHeader(NamedTuple):
 
 
 def read_header(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> ImageHeader:
-    """Format and upright size, without decoding. Raises DataError for another format, damage, or more than
-    `max_pixels`.
+    """Return an image's format and upright size without decoding it.
+
+    Raises DataError naming `key` for another format, damage, or more than `max_pixels`.
     """
     with _open(data, key, max_pixels) as image:
         try:
@@ -49,10 +55,10 @@ def read_header(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> ImageHea
 
 
 def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
-    """The image as RGB, turned upright by its EXIF orientation. Raises DataError naming `key`; transparency is dropped.
+    """Return the image as RGB, turned upright by its EXIF orientation; transparency is dropped.
 
     In memory a pixel's colours stay side by side, as they are decoded: torchvision resizes that layout more than twice
-    as fast.
+    as fast. Raises DataError naming `key` for another format, damage, or more than `max_pixels`.
     """
     with _open(data, key, max_pixels) as image:
         try:
@@ -64,11 +70,16 @@ def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor,
 
 
 def to_image(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
-    """An image in any of its forms as RGB: a path, compressed bytes, a PIL image, an array [height, width(, 3 or 4)] or
-    a tensor [3, height, width].
+    """Return an image in any of its forms as RGB; transparency is dropped.
 
-    Arrays and tensors are uint8; transparency is dropped. Raises VirtueError (DataError) naming the image, `name` where
-    it is no path.
+    Args:
+        image: a path, compressed bytes, a PIL image, a uint8 array [height, width(, 3 or 4)] or a uint8 tensor
+            [3, height, width].
+        name: for messages, the image's name where it has no path.
+        max_pixels: the largest image that is decoded.
+
+    Raises:
+        VirtueError: (DataError) the value is no image, the file is damaged, or the image is too large.
     """
     if isinstance(image, str | Path):
         if not Path(image).is_file():
@@ -82,14 +93,14 @@ def to_image(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
     if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
         raise DataError(
             name,
-            f"an image is {described(image)}, expected a path, a PIL image, uint8 [height, width, 3] or a uint8 tensor"
-            " [3, height, width]",
+            f"an image is {describe_value(image)}, expected a path, a PIL image, uint8 [height, width, 3] or a uint8"
+            " tensor [3, height, width]",
         )
     return pixels.cpu().contiguous()
 
 
 def _channels_first(array: Any) -> Tensor | None:
-    """An array's levels as three channels; None for what is no image."""
+    """Return an array's levels as three channels first; None for an array that is no image."""
     if (
         not isinstance(array, np.ndarray)
         or array.dtype != np.uint8
@@ -101,23 +112,22 @@ def _channels_first(array: Any) -> Tensor | None:
     return torch.from_numpy(levels.transpose(2, 0, 1).copy())
 
 
-def described(value: Any) -> str:
-    """What a value is, with its dtype and shape where it has them."""
+def describe_value(value: Any) -> str:
+    """Return a value's dtype and shape in words, or its type where it has none."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray | Tensor) else type(value).__name__
 
 
 def pixel_key(image: UInt8[Tensor, "3 height width"]) -> str:
-    """What names an image by its pixels."""
+    """Return an image's content key: a hash of its size and pixels."""
     return hashlib.blake2b(
         image.numpy().tobytes(), digest_size=16, person=f"{image.shape[1]}x{image.shape[2]}".encode()[:16]
     ).hexdigest()
 
 
 def smart_size(size: tuple[int, int], min_pixels: int, max_pixels: int, factor: int = 28) -> tuple[int, int]:
-    """The size (height, width) nearest to `size` in multiples of `factor`, its area within the bounds, its ratio as
-    near as can be (Qwen2-VL).
+    """Return the size (height, width) nearest to `size` in multiples of `factor`, with its area within the bounds.
 
-    Raises VirtueError for an image more than 200 times as long as wide.
+    The ratio is kept as near as can be (Qwen2-VL). Raises VirtueError for an image more than 200 times as long as wide.
     """
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -133,11 +143,10 @@ def smart_size(size: tuple[int, int], min_pixels: int, max_pixels: int, factor: 
 def resize_bicubic(
     image: UInt8[Tensor, "3 height width"], size: tuple[int, int]
 ) -> UInt8[Tensor, "3 new_height new_width"]:
-    """The image at `size` = (height, width), by Pillow's filter: torch's own differs by up to two levels.
+    """Return the image at `size` = (height, width), by Pillow's filter: torch's own differs by up to two levels.
 
-    Levels are rounded between the two passes, so that their order shows: across goes first, but where an image grows
-    across and
-    shrinks down, down goes first (as in the images of the published evaluation).
+    Levels are rounded between the two passes, so that their order matters: across goes first, but where an image grows
+    across and shrinks down, down goes first (as in the images of the published evaluation).
     """
     if tuple(image.shape[1:]) == size:
         return image
@@ -148,9 +157,9 @@ def resize_bicubic(
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def resize_to_square(image: UInt8[Tensor, "3 height width"], side: int) -> UInt8[Tensor, "3 side side"]:
-    """The image as a square of `side` pixels, as Pillow makes it in one call (across first)."""
-    small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize((side, side), Image.Resampling.BICUBIC)
+def resize_to_square(image: UInt8[Tensor, "3 height width"], size: int) -> UInt8[Tensor, "3 size size"]:
+    """Return the image stretched to a square of `size` pixels, as Pillow makes it in one call (across first)."""
+    small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())
 
 

@@ -1,4 +1,4 @@
-"""How text, pixels and coordinates are prepared for the model: one object, given to whatever prepares batches."""
+"""Formatters of texts, pixels and coordinates: one object, given to the collators that prepare batches."""
 
 from __future__ import annotations
 
@@ -17,66 +17,84 @@ from virtue_pl.preprocessing.prompts import enclosing_box, pixel_box
 from virtue_pl.types import IMAGE_TOKEN, NO_FEATURES, EmbeddingInput, VirtueError, VisualPrompt
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""By which Qwen2-VL normalises."""
+"""Means and standard deviations of RGB, by which Qwen2-VL normalises pixels."""
 
 
 class InputFormatter(ABC):
-    """One consistent way to prepare inputs; a checkpoint is used with the input formatter that it was trained with."""
+    """One consistent way to prepare inputs; a model is used with the formatter that it was trained with.
+
+    Example:
+        >>> class Lowercase(VirtueFormatter):
+        ...     def text(self, item: EmbeddingInput) -> str:
+        ...         return super().text(item).lower()
+        >>> Lowercase().text(EmbeddingInput("A cat"))
+        'a cat'
+    """
 
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
-        """What is prepared in the item's place. Where pixels change, it is made afresh: nothing known of the old ones
-        may stay.
+        """Return the input to encode instead of `item`, such as a crop of its image.
+
+        Changed pixels need a new image key and no stored features (`replace_first_image`).
         """
         return item
 
-    def marked(self, text: str, marks: tuple[str, str]) -> str:
-        """The text with the model's own marks around each image (`VLMProcessor.marks`)."""
-        before, after = marks
+    def delimit_images(self, text: str, delimiters: tuple[str, str]) -> str:
+        """Return the text with the model's own delimiters around each image (`VLMProcessor.image_delimiters`)."""
+        before, after = delimiters
         return text.replace(IMAGE_TOKEN, f"{before}{IMAGE_TOKEN}{after}")
 
     def position_ids(
-        self, found: Int[Tensor, "*axes rows tokens"] | None, segmented: Sequence[int]
+        self, positions: Int[Tensor, "*axes rows tokens"] | None, prompt_counts: Sequence[int]
     ) -> Int[Tensor, "*axes rows tokens"] | None:
-        """The positions of every row's tokens behind its segment tokens, which stand at 0; here what the model was
-        trained with.
+        """Return the positions of every row's tokens behind its segment tokens, which have position 0.
 
-        found: `VLMProcessor.position_ids`. segmented: how many sets of segment tokens every row has.
+        positions: those that the model was trained with (`VLMProcessor.position_ids`), which are the default.
+        prompt_counts: for every row, how many of its prompts become segment tokens.
         """
-        return found
+        return positions
 
     def visual_prompt(self, item: EmbeddingInput, size: int | None) -> VisualPrompt:
-        """The prompt as the segmentation model is given it on its canvas of `size` pixels; None where there is no such
-        model.
+        """Return the item's prompt for the segmentation model's canvas.
+
+        size: the canvas's height and width in pixels; None without a segmentation model.
         """
         return item.prompt
 
     def segmentation_fingerprint(self, network: str) -> str:
-        """Of what the segmentation model's stored features depend on: the network's own
-        (`SegmentationBackbone.fingerprint`) and `segmentation_pixels`.
+        """Return the fingerprint of all that the segmentation model's stored features depend on.
+
+        These are `segmentation_pixels` and the network. network: its fingerprint (`SegmentationBackbone.fingerprint`).
         """
         return network
 
     @abstractmethod
     def text(self, item: EmbeddingInput) -> str:
-        """The text that is tokenized, with `IMAGE_TOKEN` for each image."""
+        """Return the text to tokenize, with one `IMAGE_TOKEN` for each image."""
 
     @abstractmethod
     def segmentation_pixels(self, image: UInt8[Tensor, "3 height width"], size: int) -> Shaped[Tensor, "3 size size"]:
-        """The image on the segmentation model's square canvas."""
+        """Return the image on the segmentation model's square canvas of `size` pixels."""
 
 
 class VirtueFormatter(InputFormatter):
-    """The default: original pixels, resized once; the prompt is also told in words, as the paper does.
+    """The default formatter: original pixels, resized once; the prompt is also written into the text, as in the paper.
 
     Args:
         prompt_text: append "Referring object bbox: [x1, y1, x2, y2]" (or "point: (x, y)") in pixels of the image, as
-            SCaR's queries do. A mask, a point outside and no prompt have no words.
+            SCaR's queries do. A mask, an outside point and an empty prompt are not written.
+
+    Example:
+        >>> box = VisualPrompt.from_pixels(boxes=[[10, 10, 50, 40]], size=(60, 80))
+        >>> item = EmbeddingInput("What is this?", (torch.zeros(3, 60, 80, dtype=torch.uint8),), box)
+        >>> VirtueFormatter().text(item).splitlines()
+        ['<|image_pad|>', 'What is this?', 'Referring object bbox: [10, 10, 50, 40]']
     """
 
     def __init__(self, prompt_text: bool = True) -> None:
         self.prompt_text = prompt_text
 
     def text(self, item: EmbeddingInput) -> str:
+        """Return the images' tokens where the text has none, the text, and the prompts, one a line."""
         missing = len(item.images) - item.text.count(IMAGE_TOKEN)
         lines = [IMAGE_TOKEN] * missing + [item.text]
         if self.prompt_text and item.images:
@@ -84,6 +102,7 @@ class VirtueFormatter(InputFormatter):
         return "\n".join(line for line in lines if line)
 
     def prompt_lines(self, item: EmbeddingInput) -> list[str]:
+        """Return a line of text for each box and each inside point, in pixels of the first image."""
         height, width = item.images[0].shape[1:]
         lines = []
         for prompt in item.prompts:
@@ -100,34 +119,35 @@ class VirtueFormatter(InputFormatter):
         return lines
 
     def segmentation_pixels(self, image: UInt8[Tensor, "3 height width"], size: int) -> UInt8[Tensor, "3 size size"]:
+        """Return the original image, stretched to the canvas."""
         from torchvision.transforms.v2 import functional as transforms
 
         return image if image.shape[1:] == (size, size) else transforms.resize(image, [size, size], antialias=True)
 
 
 class PublishedFormatter(VirtueFormatter):
-    """What the published weights (VIRTUE, arXiv 2510.00523) were trained with: for them, and for comparison with them,
-    alone.
+    """The published input format (VIRTUE, arXiv 2510.00523), for the published weights and comparisons with them alone.
 
-    It departs from `VirtueFormatter` in five points. The segmentation model is given the image as the vision tower
-    reads it, resized and
-    normalised, stretched to the canvas; the model normalises it again. No marks stand around an image. All axes of a
-    position are
-    equal: a row goes on behind its segment tokens, a text counts from 0. In SCaR a box may lie in another frame, and
-    its
-    evaluation has a space more. Where the published code lets a row depend on its neighbours, a row here is what it is
-    alone; a row of
-    several images, which stops that code, is refused.
+    It departs from `VirtueFormatter` in five points. The segmentation model reads the image as the vision tower does,
+    resized and normalised, stretched to the canvas; the model normalises it again. No delimiters stand around an image.
+    All axes of a position are equal: a row counts on behind its segment tokens, a text from 0. In SCaR a box may lie in
+    another coordinate frame, and the evaluation of SCaR has a space more. Where the published code lets a row depend on
+    the other rows of its batch, a row here is the same in every batch; a row of several images, which stops that code,
+    is refused.
 
     Args:
         prompt_text: see `VirtueFormatter`.
-        prompt_frame: "image": the prompt lies where it points. "canvas": its pixels are read as the canvas's, as in the
-            published
-            training and evaluation on SCaR, so that a prompt on a smaller image shrinks towards the top-left corner.
-            Masks stay.
-        space_after_image: as in the published evaluation on SCaR.
-        num_segment_tokens: how many a prompt becomes, in front of its row.
-        min_pixels, max_pixels: the vision-language model's, of an image after it is resized.
+        prompt_frame: "image": coordinates are pixels of the image. "canvas": they are read as pixels of the canvas, as
+            in the published training and evaluation on SCaR, so that a prompt on a smaller image shrinks towards the
+            top-left corner. Masks stay.
+        space_after_image: add a space after the image, as in the published evaluation on SCaR.
+        num_segment_tokens: how many tokens a prompt becomes, in front of its row.
+        min_pixels, max_pixels: bounds of the area of an image for the vision tower.
+
+    Example:
+        >>> formatter = PublishedFormatter(space_after_image=True)
+        >>> formatter.delimit_images(f"{IMAGE_TOKEN}a cat", ("", ""))
+        '<|image_pad|> a cat'
     """
 
     def __init__(
@@ -147,28 +167,32 @@ class PublishedFormatter(VirtueFormatter):
         self.max_pixels = max_pixels
 
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
+        """Return the item as it is. Raises VirtueError for several images."""
         if len(item.images) > 1:
             raise VirtueError(
-                f"formatter: a row shows {len(item.images)} images, but the published weights know one a row: use"
-                " VirtueFormatter, or show one"
+                f"formatter: a row has {len(item.images)} images, but the published weights take one a row: use"
+                " VirtueFormatter, or give one"
             )
         return item
 
-    def marked(self, text: str, marks: tuple[str, str]) -> str:
+    def delimit_images(self, text: str, delimiters: tuple[str, str]) -> str:
+        """Return the text without delimiters, with a space after each image where `space_after_image` is set."""
         return text.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN} ") if self.space_after_image else text
 
     def position_ids(
-        self, found: Int[Tensor, "axes rows tokens"] | None, segmented: Sequence[int]
+        self, positions: Int[Tensor, "axes rows tokens"] | None, prompt_counts: Sequence[int]
     ) -> Int[Tensor, "axes rows tokens"]:
-        if found is None:
+        """Return positions that count on behind the row's segment tokens, equal on all axes."""
+        if positions is None:
             raise VirtueError(
                 "formatter: PublishedFormatter gives positions, but the language model takes none: give it a Qwen2-VL,"
                 " or use VirtueFormatter"
             )
-        starts = torch.tensor([self.num_segment_tokens * sets for sets in segmented])
-        return (starts[:, None] + torch.arange(found.shape[-1])).expand_as(found)
+        starts = torch.tensor([self.num_segment_tokens * count for count in prompt_counts])
+        return (starts[:, None] + torch.arange(positions.shape[-1])).expand_as(positions)
 
     def visual_prompt(self, item: EmbeddingInput, size: int | None) -> VisualPrompt:
+        """Return the item's prompt in the coordinate frame of `prompt_frame`."""
         if self.prompt_frame == "image" or size is None or not item.images:
             return item.prompt
         height, width = item.images[0].shape[1:]
@@ -176,6 +200,7 @@ class PublishedFormatter(VirtueFormatter):
         return replace(item.prompt, boxes=item.prompt.boxes * scale.repeat(2), points=item.prompt.points * scale)
 
     def segmentation_pixels(self, image: UInt8[Tensor, "3 height width"], size: int) -> Float[Tensor, "3 size size"]:
+        """Return the image as the vision tower reads it, normalised and stretched to the canvas."""
         from torchvision.transforms.v2 import functional as transforms
 
         resized = resize_bicubic(image, smart_size((image.shape[1], image.shape[2]), self.min_pixels, self.max_pixels))
@@ -184,19 +209,24 @@ class PublishedFormatter(VirtueFormatter):
         )
 
     def segmentation_fingerprint(self, network: str) -> str:
+        """Return the fingerprint of the network and the bounds of the image's area."""
         return hashlib.sha256(f"{network} reference {self.min_pixels} {self.max_pixels}".encode()).hexdigest()
 
 
 class CropFormatter(VirtueFormatter):
-    """The model sees only what lies in the box around its prompts: a baseline for a model without a segmentation
-    stream.
+    """A baseline for a model without a segmentation stream: it sees only the crop around its prompts.
 
-    The crop is the whole image from then on, and no prompt is left to tell in words. A mask is cropped to its box, and
-    a
-    image without a prompt is left alone.
+    The crop is the whole image from then on, without a prompt. A mask is cropped to its box; an image without a prompt
+    is left as it is.
 
     Args:
-        point_side: a point is cropped to the square around it whose side is this share of the image's shorter side.
+        point_side: a point is cropped to a square around it, whose length is this share of the image's shorter side.
+
+    Example:
+        >>> box = VisualPrompt.from_pixels(boxes=[[10, 10, 50, 40]], size=(60, 80))
+        >>> item = EmbeddingInput("What is this?", (torch.zeros(3, 60, 80, dtype=torch.uint8),), box)
+        >>> CropFormatter().prepare(item).images[0].shape
+        torch.Size([3, 30, 40])
     """
 
     def __init__(self, point_side: float = 0.4) -> None:
@@ -204,7 +234,8 @@ class CropFormatter(VirtueFormatter):
         self.point_side = point_side
 
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
-        boxes = prompted_pixels(item, self.point_side)
+        """Return the item with the crop around all its prompts as its first image."""
+        boxes = prompt_pixel_boxes(item, self.point_side)
         if not boxes:
             return item
         starts, ends = zip(*((box[:2], box[2:]) for box in boxes), strict=True)
@@ -215,17 +246,21 @@ class CropFormatter(VirtueFormatter):
 
 
 class MarkerFormatter(VirtueFormatter):
-    """A red ellipse is drawn around each prompt's box: a baseline for a model without a segmentation stream.
+    """A baseline for a model without a segmentation stream: a red ellipse is drawn around each prompt's box.
 
     Source: Shtedritski et al., What does CLIP know about a red circle? (arXiv 2304.06712). The ellipse goes through the
-    box's corners,
-    but stays in the image. The prompt is told in words, too. A mask is marked around its box; an image without a prompt
-    is left alone.
+    box's corners, but stays in the image. A mask is marked around its box; an image without a prompt is left as it is.
 
     Args:
         prompt_text: see `VirtueFormatter`.
-        line_width: of the ellipse, as a share of the image's shorter side; at least one pixel.
-        point_side: a point is marked as the square around it whose side is this share of the image's shorter side.
+        line_width: the ellipse's line, as a share of the image's shorter side; at least one pixel.
+        point_side: a point is marked as a square around it, whose length is this share of the image's shorter side.
+
+    Example:
+        >>> box = VisualPrompt.from_pixels(boxes=[[10, 10, 50, 40]], size=(60, 80))
+        >>> item = EmbeddingInput("What is this?", (torch.zeros(3, 60, 80, dtype=torch.uint8),), box)
+        >>> bool(MarkerFormatter().prepare(item).images[0].any())
+        True
     """
 
     def __init__(self, prompt_text: bool = True, line_width: float = 0.02, point_side: float = 0.2) -> None:
@@ -234,23 +269,27 @@ class MarkerFormatter(VirtueFormatter):
         self.point_side = point_side
 
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
-        boxes = prompted_pixels(item, self.point_side)
+        """Return the item with an ellipse around each of its prompts drawn into its first image."""
+        boxes = prompt_pixel_boxes(item, self.point_side)
         if not boxes:
             return item
         marked, red = item.images[0], torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]
         size = (marked.shape[1], marked.shape[2])
         for box in boxes:
             marked = torch.where(
-                ellipse(around(box, size), size, max(1, round(self.line_width * min(size)))), red, marked
+                ellipse_outline(ellipse_bounds(box, size), size, max(1, round(self.line_width * min(size)))),
+                red,
+                marked,
             )
         return replace_first_image(
             item, marked, f"marker {' '.join(str(edge) for box in boxes for edge in box)}", item.prompts
         )
 
 
-def prompted_pixels(item: EmbeddingInput, point_side: float) -> list[tuple[int, int, int, int]]:
-    """The box around each of the item's prompts (`enclosing_box`), xyxy in pixels of its first image; none without
-    image or prompt.
+def prompt_pixel_boxes(item: EmbeddingInput, point_side: float) -> list[tuple[int, int, int, int]]:
+    """Return the box around each of the item's prompts (`enclosing_box`), xyxy in pixels of its first image.
+
+    The list is empty without an image or a prompt.
     """
     if not item.images:
         return []
@@ -262,23 +301,23 @@ def prompted_pixels(item: EmbeddingInput, point_side: float) -> list[tuple[int, 
 def replace_first_image(
     item: EmbeddingInput, image: UInt8[Tensor, "3 height width"], change: str, prompts: tuple[VisualPrompt, ...]
 ) -> EmbeddingInput:
-    """The item with another first image, whose key says what became of the old one, and of which nothing is stored."""
+    """Return the item with another first image, without stored features; `change` is added to the image's key."""
     keys = (f"{item.image_keys[0]}, {change}", *item.image_keys[1:]) if item.image_keys else ()
     features = (NO_FEATURES, *item.features[1:]) if item.features else ()
     return EmbeddingInput(item.text, (image, *item.images[1:]), prompts[0], keys, features, prompts[1:])
 
 
-def around(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The bounds of the ellipse through the box's corners, clipped to the image of `size` = (height, width)."""
+def ellipse_bounds(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the bounds of the ellipse through the box's corners, clipped to the image of `size` = (height, width)."""
     (left, top, right, bottom), (height, width) = box, size
     across, down = (2**0.5 - 1) * (right - left) / 2, (2**0.5 - 1) * (bottom - top) / 2
     return max(left - across, 0), max(top - down, 0), min(right + across, width), min(bottom + down, height)
 
 
-def ellipse(
+def ellipse_outline(
     bounds: tuple[float, float, float, float], size: tuple[int, int], line_width: float
 ) -> Bool[Tensor, "height width"]:
-    """The pixels of an ellipse's line, which lies within the bounds (xyxy, in pixels)."""
+    """Return a mask of an ellipse's line, which lies within the bounds (xyxy, in pixels)."""
     left, top, right, bottom = bounds
     y, x = (torch.arange(length) + 0.5 for length in size)
     dx, dy = (x - (left + right) / 2)[None], (y - (top + bottom) / 2)[:, None]

@@ -10,20 +10,23 @@ from torch import Tensor
 
 
 class VLMProcessor(ABC):
-    """The light half of a backbone, which data workers carry: its tokenizer, its positions and its image size."""
+    """The light half of a backbone, which data workers carry: its tokenizer, its positions and its image size.
 
-    marks: tuple[str, str] = ("", "")
-    """What the model expects in a text before and after each image; the input formatter decides whether it stands
-    there.
+    Example:
+        >>> size = processor.resized_size((480, 640))
+        >>> input_ids, attention_mask = processor.tokenize([f"{IMAGE_TOKEN}What is this?"], [[size]])
     """
+
+    image_delimiters: tuple[str, str] = ("", "")
+    """The text that the model expects before and after each image; the input formatter decides whether to add it."""
 
     @abstractmethod
     def tokenize(
         self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]
     ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
-        """`input_ids` and `attention_mask`, right-padded; each `IMAGE_TOKEN` takes the places of one image's tokens.
+        """Return `input_ids` and `attention_mask`, right-padded; each `IMAGE_TOKEN` becomes all tokens of one image.
 
-        sizes: `resized` of every row's images, in order.
+        sizes: the `resized_size` of every row's images, in order.
         """
 
     def position_ids(
@@ -32,19 +35,19 @@ class VLMProcessor(ABC):
         attention_mask: Int[Tensor, "rows tokens"],
         sizes: Sequence[Sequence[tuple[int, int]]],
     ) -> Int[Tensor, "*axes rows tokens"] | None:
-        """The positions that the model was trained with, of what `tokenize` gave for `sizes`; a row's do not depend on
-        the other rows.
+        """Return the positions that the model was trained with, for the tokens that `tokenize` returned for `sizes`.
 
-        None where `VLMBackbone.embed` finds them in the ids alone.
+        A row's positions do not depend on the other rows. None where `VLMBackbone.embed` derives them from the ids.
         """
         return None
 
     @abstractmethod
     def resize(self, image: UInt8[Tensor, "3 height width"]) -> Shaped[Tensor, "3 new_height new_width"]:
-        """The image as the vision tower reads it: at its size, or cut in tiles that stand side by side."""
+        """Return the image as the vision tower reads it: at its size, or cut in tiles that stand side by side."""
 
     @abstractmethod
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """What the tokens of an image of `size` are counted from: the size (height, width) that `resize` gives, or its
-        own where it is cut.
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) from which the tokens of an image of `size` are counted.
+
+        It is the size of the image that `resize` returns, or `size` itself where the image is cut in tiles.
         """

@@ -15,9 +15,9 @@ PROMPT_MODES = ("box", "point", "mask", "none")
 
 
 def prompt_region(region: Region, mode: str, generator: torch.Generator | None = None) -> VisualPrompt:
-    """Points at `region` as a person would: with its box, one click well inside it, its mask, or not at all.
+    """Return a prompt that points at `region` as a person would: its box, a click well inside it, its mask, or nothing.
 
-    `generator` picks the click; the same state gives the same click. Raises VirtueError for a mode that the region
+    `generator` draws the click; the same state gives the same click. Raises VirtueError for a mode that the region
     lacks data for.
     """
     if mode == "box":
@@ -37,26 +37,26 @@ def prompt_region(region: Region, mode: str, generator: torch.Generator | None =
 
 
 def click_inside(region: Region, generator: torch.Generator | None = None) -> Float[Tensor, "2"]:
-    """A random point of the region away from its edge (of its box's inner half, where there is no mask)."""
+    """Return a random point of the region away from its edge: of its box's inner half, where there is no mask."""
     if region.mask is None:
         corner, opposite = region.box[:2], region.box[2:]
         return corner + (opposite - corner) * (0.25 + 0.5 * torch.rand(2, generator=generator))
     inner = erode(region.mask, max(1, int(region.mask.sum().item() ** 0.5 / 8)))
-    places = (inner if inner.any() else region.mask).nonzero()
-    row, column = places[torch.randint(len(places), (1,), generator=generator).item()].tolist()  # type: ignore[index]
+    pixels = (inner if inner.any() else region.mask).nonzero()
+    row, column = pixels[torch.randint(len(pixels), (1,), generator=generator).item()].tolist()  # type: ignore[index]
     height, width = region.mask.shape
     return torch.tensor([(column + 0.5) / width, (row + 0.5) / height])
 
 
 def erode(mask: Bool[Tensor, "height width"], radius: int) -> Bool[Tensor, "height width"]:
-    """The mask without everything nearer than `radius` pixels to its outside (square neighbourhood)."""
-    side = 2 * radius + 1
-    outside = max_pool2d((~mask).float()[None, None], (side, 1), stride=1, padding=(radius, 0))
-    return max_pool2d(outside, (1, side), stride=1, padding=(0, radius))[0, 0] == 0
+    """Return the mask without all pixels nearer than `radius` pixels to its outside (square neighbourhood)."""
+    size = 2 * radius + 1
+    outside = max_pool2d((~mask).float()[None, None], (size, 1), stride=1, padding=(radius, 0))
+    return max_pool2d(outside, (1, size), stride=1, padding=(0, radius))[0, 0] == 0
 
 
 def flip_horizontally(prompt: VisualPrompt) -> VisualPrompt:
-    """The prompt on the mirrored image."""
+    """Return the prompt for the mirrored image."""
     boxes = prompt.boxes[:, [2, 1, 0, 3]].clone()
     boxes[:, [0, 2]] = 1 - boxes[:, [0, 2]]
     points = prompt.points.clone()
@@ -65,7 +65,7 @@ def flip_horizontally(prompt: VisualPrompt) -> VisualPrompt:
 
 
 def box_of_mask(mask: Bool[Tensor, "height width"]) -> Float[Tensor, "4"]:
-    """The all_reduce_min box around the mask, xyxy, normalised. Raises VirtueError if the mask is empty."""
+    """Return the smallest box around the mask, xyxy, normalised. Raises VirtueError if the mask is empty."""
     height, width = mask.shape
     rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
     if not len(rows):
@@ -81,12 +81,14 @@ def box_of_mask(mask: Bool[Tensor, "height width"]) -> Float[Tensor, "4"]:
 
 
 def enclosing_box(prompt: VisualPrompt, size: tuple[int, int], point_side: float) -> Float[Tensor, "4"] | None:
-    """The all_reduce_min box around all that the prompt means, xyxy, normalised, clipped to the image; None where it
-    means nothing.
+    """Return the smallest box around all that the prompt includes, xyxy, normalised, clipped to the image.
 
-    size: (height, width) of the image, of which only the ratio matters. An inside point stands for the square around it
-    whose
-    side is `point_side` of the image's shorter side; an outside point for nothing.
+    None for a prompt that includes nothing. An inside point stands for a square around it; outside points do not count.
+
+    Args:
+        prompt: boxes, points and masks.
+        size: the image's (height, width), of which only the ratio matters.
+        point_side: the length of a point's square, as a share of the image's shorter side.
     """
     inside = prompt.points[prompt.point_labels == 1]
     half = inside.new_tensor([min(size) / size[1], min(size) / size[0]]) * point_side / 2
@@ -97,8 +99,9 @@ def enclosing_box(prompt: VisualPrompt, size: tuple[int, int], point_side: float
 
 
 def pixel_box(box: Float[Tensor, "4"], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A normalised box in whole pixels of an image of `size` = (height, width), to the nearest edges, at least one
-    pixel each way.
+    """Return a normalised box in whole pixels of an image of `size` = (height, width), rounded to the nearest edges.
+
+    It has at least one pixel in each direction.
     """
     height, width = size
     x1, y1, x2, y2 = box.tolist()
@@ -106,14 +109,15 @@ def pixel_box(box: Float[Tensor, "4"], size: tuple[int, int]) -> tuple[int, int,
     return left, top, max(round(x2 * width), left + 1), max(round(y2 * height), top + 1)
 
 
-def grid_points(side: int) -> VisualPrompt:
-    """`side` x `side` inside points at the centres of equal cells, x fastest: what stands in for "no prompt" (the
-    paper: side 3).
+def grid_points(grid_size: int) -> VisualPrompt:
+    """Return `grid_size` x `grid_size` inside points at the centres of equal cells, x fastest.
+
+    They stand for "no prompt" (the paper: 3 x 3).
     """
-    if side < 1:
-        raise VirtueError(f"grid_side is {side}, expected at least 1 (the paper: 3)")
-    centres = (torch.arange(side) + 0.5) / side
+    if grid_size < 1:
+        raise VirtueError(f"grid_size is {grid_size}, expected at least 1 (the paper: 3)")
+    centres = (torch.arange(grid_size) + 0.5) / grid_size
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return VisualPrompt(
-        points=torch.stack([x.flatten(), y.flatten()], dim=1), point_labels=torch.ones(side * side, dtype=torch.long)
+        points=torch.stack([x.flatten(), y.flatten()], dim=1), point_labels=torch.ones(grid_size**2, dtype=torch.long)
     )

@@ -1,4 +1,4 @@
-"""Batches: rows with images, prompts and ids, and the interface of what makes them."""
+"""Batches: rows with images, prompts and ids, and the interface of the collators that make them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from virtue_pl.types.features import (
-    NO_FEATURES,
-    ImageFeatures,
-    SegmentFeatures,
-)
+from virtue_pl.types.features import NO_FEATURES, ImageFeatures, SegmentFeatures
 from virtue_pl.types.prompts import VisualPrompt
 from virtue_pl.types.samples import RankingSample, Sample
-from virtue_pl.types.tensors import TensorDataclass, _empty, select_owned
+from virtue_pl.types.tensors import TensorDataclass, empty_tensor, select_owned
 
 
 @dataclass(frozen=True, eq=False)
 class ImageBatch(TensorDataclass):
-    """The distinct images of a batch, prepared for the two streams; a tuple because sizes may differ.
+    """The distinct images of a batch, prepared for the two streams; tuples, because sizes may differ.
 
-    vision: for the VLM's tower; segmentation: for the segmentation model. Both are uint8 RGB where the model
-    normalises.
-    features: what is stored of each image; empty where nothing is of any. A stream's features stand in for its pixels,
-    which are None.
-        So are the segmentation model's pixels of an image without a prompt, where it reads prompted images alone.
-    keys: the content key of each image as it was prepared, "" for an image without one; empty for a batch of images
-    alone.
+    vision: pixels for the VLM's tower. segmentation: pixels for the segmentation model. Both are uint8 RGB where the
+        model normalises them. None stands for pixels that are not read: the stream's features are given instead, or the
+        image has no prompt and the segmentation model reads prompted images alone.
+    features: stored or frozen features, one entry an image; empty where no image has any.
+    keys: the content key of each image as it was prepared, "" for an image without one; empty for images that come
+        without rows.
+
+    Example:
+        >>> images = ImageBatch(vision=(torch.zeros(3, 28, 28), torch.zeros(3, 28, 56)))
+        >>> len(images), len(images.select([1]))
+        (2, 1)
     """
 
     vision: tuple[Shaped[Tensor, "3 height width"] | None, ...] = ()
@@ -43,10 +43,11 @@ class ImageBatch(TensorDataclass):
 
     @property
     def stored_features(self) -> tuple[ImageFeatures, ...]:
-        """The stored features of each image, in order; `NO_FEATURES` for one without."""
+        """Each image's stored features, in order; `NO_FEATURES` for an image without any."""
         return self.features or (NO_FEATURES,) * len(self)
 
     def select(self, indices: Sequence[int]) -> ImageBatch:
+        """Return the images of the given indices, in that order."""
         return ImageBatch(
             tuple(self.vision[i] for i in indices) if self.vision else (),
             tuple(self.segmentation[i] for i in indices) if self.segmentation else (),
@@ -55,11 +56,11 @@ class ImageBatch(TensorDataclass):
         )
 
     def split(self, size: int) -> list[ImageBatch]:
-        """In groups of at most `size`, in order."""
+        """Return the images in groups of at most `size`, in order."""
         return [self.select(range(len(self))[start : start + size]) for start in range(0, len(self), size)]
 
     def with_features(self, features: Sequence[ImageFeatures]) -> ImageBatch:
-        """The same images with frozen features, one entry each, in place of all pixels."""
+        """Return the same images with frozen features, one entry each, instead of all pixels."""
         nothing = (None,) * len(self)
         return ImageBatch(
             nothing if self.vision else (), nothing if self.segmentation else (), tuple(features), self.keys
@@ -68,10 +69,16 @@ class ImageBatch(TensorDataclass):
 
 @dataclass(frozen=True, eq=False)
 class ShardImageBatch(TensorDataclass):
-    """Distinct images of one shard, for what is stored of them.
+    """Distinct images of one shard, whose features are to be stored.
 
-    folder: of the shards, and `fingerprint` its content's. shard: the tar's name. keys: the images' content keys.
-    last: nothing more of the shard comes. A shard of which all is stored comes as one such batch, without images.
+    folder: the folder of the shards. fingerprint: of the folder's content. shard: the tar's name.
+    keys: the images' content keys. last: whether this is the shard's last batch. A shard whose features are all stored
+    comes as one such batch, without images.
+
+    Example:
+        >>> batch = ShardImageBatch("shards", "0a1b", "train-0000.tar", (), ImageBatch(), last=True)
+        >>> len(batch)
+        0
     """
 
     folder: str
@@ -87,36 +94,54 @@ class ShardImageBatch(TensorDataclass):
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch(TensorDataclass):
-    """Visual prompts, and which of the batch's images each is on."""
+    """Visual prompts on the images of a batch.
+
+    image_index: for each prompt, the index of its image in the batch.
+
+    Example:
+        >>> prompts = PromptBatch((VisualPrompt(), VisualPrompt()), torch.tensor([3, 5]))
+        >>> prompts.reindex([5, 3]).image_index.tolist()
+        [1, 0]
+    """
 
     prompts: tuple[VisualPrompt, ...]
-    images: Int[Tensor, " prompts"]
+    image_index: Int[Tensor, " prompts"]
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def select(self, indices: Sequence[int]) -> PromptBatch:
-        chosen = torch.as_tensor(indices, dtype=torch.long, device=self.images.device)
-        return PromptBatch(tuple(self.prompts[i] for i in indices), self.images[chosen])
+        """Return the prompts of the given indices, in that order, on the same images."""
+        chosen = torch.as_tensor(indices, dtype=torch.long, device=self.image_index.device)
+        return PromptBatch(tuple(self.prompts[i] for i in indices), self.image_index[chosen])
 
-    def on(self, images: Sequence[int]) -> PromptBatch:
-        """The prompts, with their images' numbers among the given ones."""
-        place = {image: number for number, image in enumerate(images)}
-        numbers = [place[image] for image in self.images.tolist()]
-        return PromptBatch(self.prompts, torch.as_tensor(numbers, dtype=torch.long, device=self.images.device))
+    def reindex(self, images: Sequence[int]) -> PromptBatch:
+        """Return the prompts for a batch of just the given images, as `ImageBatch.select(images)` returns it."""
+        new_index = {image: index for index, image in enumerate(images)}
+        image_index = [new_index[image] for image in self.image_index.tolist()]
+        return PromptBatch(self.prompts, torch.as_tensor(image_index, dtype=torch.long, device=self.image_index.device))
 
 
 @dataclass(frozen=True, eq=False)
 class EncoderBatch(TensorDataclass):
-    """Rows to embed, some with an image and some without, some prompted and some not.
+    """Rows to embed; each may have images and prompts.
 
-    A *use* is one row's use of one image in its text: `use_rows` and `use_images` say which row and which image.
+    A *use* is the use of one image in one row's text: `use_rows` and `use_image_index` give its row and its image.
     Several rows may use one image, which is then encoded once. Each of `prompts` becomes segment tokens in front of its
-    row
-    (`prompt_rows`); a use may have several prompts on its image, or none.
-    position_ids: as the input formatter wants them; None where the backbone finds them in the ids alone.
-    use_images, prompt_rows: left out where every use has one prompt: then `prompts.images` and `use_rows` say it.
-    segments: what a frozen segmentation stream sees at each prompt, one prompt each; empty where nothing is known.
+    row (`prompt_rows`); a use may have several prompts on its image, or none.
+
+    position_ids: as the input formatter computes them; None where the backbone derives them from the ids.
+    use_image_index, prompt_rows: by default every use has one prompt; then they equal `prompts.image_index` and
+        `use_rows`.
+    segments: the frozen segmentation stream's output for each prompt, one prompt each; empty where it is still to be
+        computed.
+
+    Example:
+        >>> none = torch.zeros(0, dtype=torch.long)
+        >>> ids = torch.tensor([[7, 8, 9], [7, 0, 0]])
+        >>> batch = EncoderBatch(ids, (ids > 0).long(), ImageBatch(), PromptBatch((), none), use_rows=none)
+        >>> batch.select([1]).input_ids.tolist()
+        [[7]]
     """
 
     input_ids: Int[Tensor, "rows tokens"]
@@ -125,13 +150,13 @@ class EncoderBatch(TensorDataclass):
     prompts: PromptBatch
     use_rows: Int[Tensor, " uses"]
     position_ids: Int[Tensor, "*axes rows tokens"] | None = None
-    use_images: Int[Tensor, " uses"] = None  # type: ignore[assignment]  # filled below
+    use_image_index: Int[Tensor, " uses"] = None  # type: ignore[assignment]  # filled below
     prompt_rows: Int[Tensor, " prompts"] = None  # type: ignore[assignment]  # filled below
     segments: tuple[SegmentFeatures, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.use_images is None:
-            object.__setattr__(self, "use_images", self.prompts.images)
+        if self.use_image_index is None:
+            object.__setattr__(self, "use_image_index", self.prompts.image_index)
         if self.prompt_rows is None:
             object.__setattr__(self, "prompt_rows", self.use_rows)
 
@@ -139,14 +164,14 @@ class EncoderBatch(TensorDataclass):
         return len(self.input_ids)
 
     def split(self, size: int) -> tuple[EncoderBatch, ...]:
-        """Chunks of at most `size` rows, each with just the images it uses."""
+        """Return chunks of at most `size` rows, in order, each with just the images that it uses."""
         return tuple(self.select(range(start, min(start + size, len(self)))) for start in range(0, len(self), size))
 
     def select(self, rows: Sequence[int]) -> EncoderBatch:
-        """The given rows, in that order, with just the images they use; trailing padding is dropped."""
+        """Return the given rows, in that order, with just the images that they use and without trailing padding."""
         uses, use_rows = select_owned(self.use_rows, rows)
         prompts, prompt_rows = select_owned(self.prompt_rows, rows)
-        used, prompted = self.use_images[uses].tolist(), self.prompts.images[prompts].tolist()
+        used, prompted = self.use_image_index[uses].tolist(), self.prompts.image_index[prompts].tolist()
         images = list(dict.fromkeys([*used, *prompted]))
         index = torch.as_tensor(list(rows), dtype=torch.long, device=self.input_ids.device)
         mask = self.attention_mask[index]
@@ -155,7 +180,7 @@ class EncoderBatch(TensorDataclass):
             self.input_ids[index][:, :length],
             mask[:, :length],
             self.images.select(images),
-            self.prompts.select(prompts.tolist()).on(images),
+            self.prompts.select(prompts.tolist()).reindex(images),
             use_rows,
             None if self.position_ids is None else self.position_ids[..., index, :length],
             torch.as_tensor([images.index(image) for image in used], dtype=torch.long, device=index.device),
@@ -163,22 +188,22 @@ class EncoderBatch(TensorDataclass):
             tuple(self.segments[prompt] for prompt in prompts.tolist()) if self.segments else (),
         )
 
-    def prompted(self) -> tuple[ImageBatch, PromptBatch]:
-        """The images that prompts are on, and the prompts on them."""
-        images = list(dict.fromkeys(self.prompts.images.tolist()))
-        return self.images.select(images), self.prompts.on(images)
+    def prompted_images(self) -> tuple[ImageBatch, PromptBatch]:
+        """Return the images that prompts are on, and the prompts on these images."""
+        images = list(dict.fromkeys(self.prompts.image_index.tolist()))
+        return self.images.select(images), self.prompts.reindex(images)
 
 
 @dataclass(frozen=True, eq=False)
 class PairIds(TensorDataclass):
-    """Content ids of a contrastive batch, by which a loss tells which candidates are no negatives.
+    """Content ids of a contrastive batch, by which a loss excludes false negatives.
 
     Equal ids mean equal content: a candidate whose id equals that of a query's target is right for that query, too.
 
     query_ids: of each pair's sample. target_ids: of each pair's target.
-    negative_ids: of each hard negative, those of all queries in one list. negative_rows: the pair that each hard
-    negative belongs to.
-    image_ids: of each query's image, or of its sample where it has none; empty where images are not told apart.
+    negative_ids: of each hard negative, those of all queries in one list. negative_rows: for each hard negative, the
+        index of its pair.
+    image_ids: of each query's image, or of its sample where it has none; empty where images are not distinguished.
 
     Example:
         >>> ids = PairIds(torch.tensor([7, 8]), torch.tensor([1, 2]))
@@ -188,9 +213,9 @@ class PairIds(TensorDataclass):
 
     query_ids: Int[Tensor, " pairs"]
     target_ids: Int[Tensor, " pairs"]
-    negative_ids: Int[Tensor, " negatives"] = _empty(0, dtype=torch.long)
-    negative_rows: Int[Tensor, " negatives"] = _empty(0, dtype=torch.long)
-    image_ids: Int[Tensor, " pairs"] = _empty(0, dtype=torch.long)
+    negative_ids: Int[Tensor, " negatives"] = empty_tensor(0, dtype=torch.long)
+    negative_rows: Int[Tensor, " negatives"] = empty_tensor(0, dtype=torch.long)
+    image_ids: Int[Tensor, " pairs"] = empty_tensor(0, dtype=torch.long)
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -200,8 +225,13 @@ class PairIds(TensorDataclass):
 class PairBatch(TensorDataclass):
     """A contrastive batch: row i of `targets` is right for row i of `queries`.
 
-    negatives: the hard negatives of all queries, in one batch; `ids.negative_rows` says whose each is. None without
-    any.
+    keys: the samples' keys. negatives: the hard negatives of all queries in one batch (`ids.negative_rows` gives the
+    pair of each); None without any.
+
+    Example:
+        >>> batch = model.collator.collate_train(samples)
+        >>> len(batch) == len(batch.queries) == len(batch.targets)
+        True
     """
 
     keys: tuple[str, ...]
@@ -221,12 +251,19 @@ EMBEDDING_FILE_KEYS = {
     "negative_rows": "negative_rows",
     "image_ids": "picture_ids",
 }
-"""Field of `PairIds` -> name of its tensor in a file of stored embeddings."""
+"""Maps each field of `PairIds` to the name of its tensor in a file of stored embeddings."""
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingBatch(TensorDataclass):
-    """A `PairBatch` after encoding: unit vectors, and the pairs' ids."""
+    """A `PairBatch` after encoding: unit vectors, and the pairs' ids.
+
+    Example:
+        >>> pairs = PairIds(torch.tensor([1, 2]), torch.tensor([3, 4]))
+        >>> batch = EmbeddingBatch(torch.eye(2), torch.eye(2), torch.zeros(0, 2), pairs)
+        >>> sorted(batch.to_tensors())[:3]
+        ['negative_ids', 'negative_rows', 'negatives']
+    """
 
     queries: Float[Tensor, "pairs dim"]
     targets: Float[Tensor, "pairs dim"]
@@ -237,13 +274,13 @@ class EmbeddingBatch(TensorDataclass):
         return len(self.queries)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return all tensors under their names in a file of stored embeddings."""
+        """Return all tensors by their names in a file of stored embeddings."""
         ids = {name: getattr(self.ids, field) for field, name in EMBEDDING_FILE_KEYS.items()}
         return {"queries": self.queries, "targets": self.targets, "negatives": self.negatives, **ids}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EmbeddingBatch:
-        """Return the batch of which `to_tensors` gave the tensors."""
+        """Return the batch whose tensors are given as `to_tensors` returns them."""
         ids = {field: tensors[name] for field, name in EMBEDDING_FILE_KEYS.items() if name in tensors}
         return cls(tensors["queries"], tensors["targets"], tensors["negatives"], PairIds(**ids))
 
@@ -252,8 +289,13 @@ class EmbeddingBatch(TensorDataclass):
 class RankingBatch(TensorDataclass):
     """Evaluation queries, each in several prompt modes, and their candidates.
 
-    Row `m * len(samples) + i` of `queries` is sample i in mode `modes[m]`.
-    candidates: the distinct candidates of the batch; `candidate_rows[i]` are the rows of sample i's.
+    queries: row `m * len(samples) + i` is sample i in mode `modes[m]`.
+    candidates: the distinct candidates of the batch. candidate_rows: for each sample, the rows of its candidates.
+
+    Example:
+        >>> batch = model.collator.collate_eval(samples)
+        >>> len(batch.queries) == len(batch.modes) * len(batch.samples)
+        True
     """
 
     samples: tuple[RankingSample, ...]
@@ -268,10 +310,16 @@ class RankingBatch(TensorDataclass):
 
 @dataclass(frozen=True, eq=False)
 class RankingOutput(TensorDataclass):
-    """What evaluation returns for a `RankingBatch`, mode by mode, sample by sample (`m * len(samples) + i`).
+    """The scores of a `RankingBatch`, mode by mode, sample by sample (index `m * len(samples) + i`).
 
-    scores: cosine with each candidate of the sample, in the sample's order.
-    mask_logits: the segmentation model's mask for each row that has an image (`mask_rows`); None without the stream.
+    scores: each query's cosines with its sample's candidates, in the sample's order.
+    mask_logits: the segmentation model's mask for each prompted row; None without the stream.
+    mask_rows: for each mask, the row of `RankingBatch.queries` that it belongs to.
+
+    Example:
+        >>> output = RankingOutput(scores=(torch.tensor([0.9, 0.1]),))
+        >>> int(output.scores[0].argmax())
+        0
     """
 
     scores: tuple[Float[Tensor, " candidates"], ...]
@@ -281,10 +329,15 @@ class RankingOutput(TensorDataclass):
 
 @dataclass(frozen=True, eq=False)
 class RegionBatch(TensorDataclass):
-    """Prompts and the regions they mean, for what learns from regions alone (prompt encoder, segmentation).
+    """Prompts and the regions they point at, from which a prompt encoder or a segmentation model learns alone.
 
-    masks: float in {0, 1}, over the whole image at `mask_size`; boxes: xyxy, normalised.
-    tasks, modes: of every row, its dataset and how its region is pointed at.
+    masks: in {0, 1}, over the whole image at `mask_size`. boxes: xyxy, normalised.
+    tasks, modes: each row's dataset, and the prompt mode by which its region is pointed at.
+
+    Example:
+        >>> batch = segmentation_extractor.collator.collate_train(samples)
+        >>> batch.masks.shape[0] == len(batch.prompts)
+        True
     """
 
     keys: tuple[str, ...]
@@ -300,17 +353,22 @@ class RegionBatch(TensorDataclass):
 
 
 class Collator(Protocol):
-    """What data learns from the model: how samples become one of its batches (`connect(collator)`)."""
+    """An interface by which a model gives data the code that makes its batches (`connect(collator)`).
+
+    Example:
+        >>> data.connect(model.collator)
+        >>> batch = model.collator.collate_train([sample])
+    """
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """By stream ("segmentation", "vision"), of what the features depend on that may be stored of an image."""
+        """Each stream's fingerprint ("segmentation", "vision") of all that an image's stored features depend on."""
 
     def collate_train(self, samples: Sequence[Sample]) -> Any:
-        """A training batch. Random choices (which kind of prompt) come from torch's generator."""
+        """Return a training batch; random choices (which kind of prompt) are drawn from torch's generator."""
 
     def collate_eval(self, samples: Sequence[RankingSample]) -> Any:
-        """An evaluation batch, with no random choice but what the sample's key seeds."""
+        """Return an evaluation batch, whose random choices are seeded by each sample's key."""
 
     def collate_images(self, images: Sequence[UInt8[Tensor, "3 height width"]]) -> ImageBatch:
-        """ImageBatch alone, as the streams read them."""
+        """Return images without rows, prepared for the streams."""

@@ -9,9 +9,7 @@ from typing import NamedTuple, Protocol
 from jaxtyping import Int
 from torch import Tensor
 
-from virtue_pl.types.batches import (
-    EncoderBatch,
-)
+from virtue_pl.types.batches import EncoderBatch
 from virtue_pl.types.prompts import Region
 from virtue_pl.types.samples import EmbeddingInput
 from virtue_pl.types.tensors import TensorDataclass
@@ -21,11 +19,19 @@ from virtue_pl.types.tensors import TensorDataclass
 class EvaluationRow:
     """A query of an evaluation set and its candidates, before any image is decoded.
 
-    Inputs name their images by `image_keys` and hold no pixels. `row` counts from 0 in the set's file.
-    text: of the query, without the region in words; published_text: the same as the published evaluation writes it.
-    box_words: the region's box as the published evaluation says it; "" without a region. size: (height, width) of the
-    query's image.
+    Inputs name their images by `image_keys` and hold no pixels.
+
+    set: the name of the evaluation set. row: its row in the set's file, from 0.
+    text: the query's text, without the region in words. published_text: the same as the published evaluation writes it.
+    box_words: the region's box in words, as the published evaluation writes it; "" without a region.
+    image: the content key of the query's image; None without one. size: its (height, width).
     rankings: see `RankingSample`; a candidate with the right one's content is in none.
+
+    Example:
+        >>> captions = EmbeddingInput("a cat"), EmbeddingInput("a dog")
+        >>> row = EvaluationRow("scar", 3, "What?", "What?", "", None, None, None, captions, {"hit@1": (0, 1)})
+        >>> row.key
+        'scar/3'
     """
 
     set: str
@@ -41,11 +47,19 @@ class EvaluationRow:
 
     @property
     def key(self) -> str:
+        """The row's name among those of all sets."""
         return f"{self.set}/{self.row}"
 
 
 class SetDescription(NamedTuple):
-    """An evaluation set. benchmark: "scar", "mmeb" or another family. distribution: "IND", "OOD" or ""."""
+    """The name of an evaluation set, and the groups that its results are averaged in.
+
+    benchmark: "scar", "mmeb" or another family. distribution: "IND" (in training's domain), "OOD" or "".
+
+    Example:
+        >>> SetDescription("VOC2007", "mmeb", meta_task="classification", distribution="OOD").benchmark
+        'mmeb'
+    """
 
     name: str
     benchmark: str
@@ -55,8 +69,15 @@ class SetDescription(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RankedSet:
-    """A set whose inputs are numbers among all distinct inputs of an evaluation. candidates: of every row, in its
-    order.
+    """An evaluation set whose inputs are indices into the distinct inputs of a whole evaluation.
+
+    queries: the index of each row's query. candidates: the indices of each row's candidates, in the row's order.
+
+    Example:
+        >>> import torch
+        >>> ranked = RankedSet(SetDescription("scar", "scar"), (), torch.zeros(0, dtype=torch.long), ())
+        >>> ranked.about.name
+        'scar'
     """
 
     about: SetDescription
@@ -67,8 +88,14 @@ class RankedSet:
 
 @dataclass(frozen=True, eq=False)
 class InputBatch(TensorDataclass):
-    """Distinct inputs to embed. keys: their content keys; sources: for messages, where each stands first. Empty where a
-    rank has nothing left.
+    """Distinct inputs to embed; empty where a rank has none left.
+
+    keys: the inputs' content keys. sources: for messages, the first row in which each input occurs.
+    inputs: the inputs as rows; None in an empty batch.
+
+    Example:
+        >>> len(InputBatch((), (), None))
+        0
     """
 
     keys: tuple[str, ...]
@@ -80,13 +107,18 @@ class InputBatch(TensorDataclass):
 
 
 class InputCollator(Protocol):
-    """What an evaluation's data learns from the model (`connect(collator)`)."""
+    """An interface by which an evaluation's data module makes the model's inputs (`connect(collator)`).
+
+    Example:
+        >>> missing = set(collator.missing_keys(keys))
+        >>> batch = collator.encoder_batch([item for key, item in zip(keys, items) if key in missing])
+    """
 
     def query(self, row: EvaluationRow) -> EmbeddingInput:
-        """What is embedded of a row's query, without pixels."""
+        """Return the input to embed for a row's query, without pixels."""
 
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
-        """Inputs with their pixels, as rows."""
+        """Return inputs, which hold their pixels, as rows of one batch, in order."""
 
-    def unknown(self, keys: Sequence[str]) -> list[str]:
-        """Those of the content keys whose embeddings are still wanted."""
+    def missing_keys(self, keys: Sequence[str]) -> list[str]:
+        """Return the content keys whose embeddings are not stored yet, in order."""

@@ -16,9 +16,14 @@ from virtue_pl.types.tensors import TensorDataclass
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures(TensorDataclass):
-    """What the frozen networks see in one image, whatever the prompt; a stream of which nothing is known is empty.
+    """One image's outputs of the frozen networks, which depend on no prompt; empty for a stream without any.
 
     segmentation: `SegmentationBackbone.image_features`, finest scale first. vision: `VLMBackbone.vision_features`.
+
+    Example:
+        >>> features = ImageFeatures(vision=(torch.zeros(16, 64),))
+        >>> bool(features.vision), bool(features.segmentation)
+        (True, False)
     """
 
     segmentation: tuple[Float[Tensor, "channels height width"], ...] = ()
@@ -26,7 +31,7 @@ class ImageFeatures(TensorDataclass):
 
 
 NO_FEATURES = ImageFeatures()
-"""Of an image of which no frozen features are stored or cached."""
+"""Stands for an image of which no frozen features are stored or cached."""
 
 
 def merge_features(features: ImageFeatures, other: ImageFeatures) -> ImageFeatures:
@@ -36,40 +41,53 @@ def merge_features(features: ImageFeatures, other: ImageFeatures) -> ImageFeatur
 
 @dataclass(frozen=True, eq=False)
 class PromptTokens(TensorDataclass):
-    """Prompts as the segmentation model reads them, d = its width.
+    """Visual prompts encoded for the segmentation model, whose width is d.
 
-    A row is a list of tokens of its own length (`valid` marks the real ones, which stand first).
-    image_positions: the positional encoding of the feature map's places, from the same matrix.
-    drawn: the prompt as maps (boxes, inside points, outside points, masks), in [0, 1], four times as fine as the
-    feature map, where the
-        encoder draws it.
+    sparse: each prompt's tokens, padded to one length. valid: which tokens are real; they come first.
+    dense: one map a prompt, added to the image's feature map.
+    image_positions: the positional encoding of the feature map's cells, from the same matrix as the tokens'.
+    image_index: for each prompt, the index of its image in the batch.
+    prompt_maps: each prompt drawn as maps (boxes, inside points, outside points, masks) in [0, 1], four times as fine
+        as the feature map; None where the encoder draws none.
+
+    Example:
+        >>> sparse, valid = torch.zeros(1, 3, 8), torch.ones(1, 3, dtype=torch.bool)
+        >>> dense, positions = torch.zeros(1, 8, 4, 4), torch.zeros(8, 4, 4)
+        >>> tokens = PromptTokens(sparse, valid, dense, positions, torch.tensor([0]), torch.ones(1, 4, 16, 16))
+        >>> tokens.focus.shape
+        torch.Size([1, 4, 4])
     """
 
     sparse: Float[Tensor, "prompts tokens d"]
     valid: Bool[Tensor, "prompts tokens"]
     dense: Float[Tensor, "prompts d height width"]
     image_positions: Float[Tensor, "d height width"]
-    images: Int[Tensor, " prompts"]
-    drawn: Float[Tensor, "prompts 4 map_height map_width"] | None = None
+    image_index: Int[Tensor, " prompts"]
+    prompt_maps: Float[Tensor, "prompts 4 map_height map_width"] | None = None
 
     @property
     def focus(self) -> Float[Tensor, "prompts height width"] | None:
-        """How much of each place of the feature map the prompt touches, in [0, 1], where the encoder draws it."""
-        if self.drawn is None:
+        """The share of each cell of the feature map that the prompt covers, in [0, 1]; None without `prompt_maps`."""
+        if self.prompt_maps is None:
             return None
-        touched = self.drawn[:, [0, 1, 3]].sum(dim=1, keepdim=True).clamp(max=1)
-        return avg_pool2d(touched, self.drawn.shape[-1] // self.image_positions.shape[-1])[:, 0]
+        covered = self.prompt_maps[:, [0, 1, 3]].sum(dim=1, keepdim=True).clamp(max=1)
+        return avg_pool2d(covered, self.prompt_maps.shape[-1] // self.image_positions.shape[-1])[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentFeatures(TensorDataclass):
-    """What the segmentation model knows of each prompt.
+    """The segmentation model's output for each prompt.
 
     embedding: the prompt-conditioned image embedding (image side of the two-way transformer), the paper's feature.
     image: the unprompted features of the same image, at whatever resolution and width the backbone gives.
     mask_logits: the predicted mask over the whole image (> 0 is inside); None where the backbone predicts none.
-    image_positions: the positional encoding of `embedding`'s places.
+    image_positions: the positional encoding of `embedding`'s cells.
     focus: `PromptTokens.focus`.
+
+    Example:
+        >>> features = SegmentFeatures(torch.zeros(2, 8, 4, 4), torch.zeros(2, 8, 4, 4), None, torch.zeros(8, 4, 4))
+        >>> [len(one.embedding) for one in features.split()]
+        [1, 1]
     """
 
     embedding: Float[Tensor, "prompts d height width"]
@@ -79,18 +97,19 @@ class SegmentFeatures(TensorDataclass):
     focus: Float[Tensor, "prompts height width"] | None = None
 
     def split(self) -> list[SegmentFeatures]:
-        """Of each prompt alone."""
-        return [self.only(slice(index, index + 1)) for index in range(len(self.embedding))]
+        """Return each prompt's features by themselves, in order."""
+        return [self.select(slice(index, index + 1)) for index in range(len(self.embedding))]
 
-    def only(self, chosen: slice) -> SegmentFeatures:
-        logits, focus = (None if field is None else field[chosen] for field in (self.mask_logits, self.focus))
+    def select(self, prompts: slice) -> SegmentFeatures:
+        """Return the features of a range of prompts."""
+        logits, focus = (None if field is None else field[prompts] for field in (self.mask_logits, self.focus))
         return replace(
-            self, embedding=self.embedding[chosen], image=self.image[chosen], mask_logits=logits, focus=focus
+            self, embedding=self.embedding[prompts], image=self.image[prompts], mask_logits=logits, focus=focus
         )
 
     @classmethod
     def join(cls, parts: Sequence[SegmentFeatures]) -> SegmentFeatures:
-        """Of all prompts of `parts`, which have the same fields and one feature map."""
+        """Return the features of all prompts of `parts`, which have the same fields and one feature map's size."""
         logits = [part.mask_logits for part in parts if part.mask_logits is not None]
         focus = [part.focus for part in parts if part.focus is not None]
         embedding, image = torch.cat([part.embedding for part in parts]), torch.cat([part.image for part in parts])
@@ -104,7 +123,12 @@ class SegmentFeatures(TensorDataclass):
 
 
 class FeatureWidths(NamedTuple):
-    """Channels of `SegmentFeatures`: of `embedding` and of `image`."""
+    """The numbers of channels of `SegmentFeatures.embedding` and `SegmentFeatures.image`.
+
+    Example:
+        >>> FeatureWidths(embedding=256, image=384).image
+        384
+    """
 
     embedding: int
     image: int
@@ -112,10 +136,14 @@ class FeatureWidths(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SegmentTokens(TensorDataclass):
-    """What a connector makes of `SegmentFeatures`, one row a prompt.
+    """A connector's output for `SegmentFeatures`, one row a prompt.
 
-    tokens: for the language model, in front of the row.
-    summary: a vector that joins the row's pooled state behind the language model; None without that short way.
+    tokens: for the language model, in front of the prompt's row of text.
+    summary: a vector that joins the row's pooled state behind the language model; None without that shortcut.
+
+    Example:
+        >>> SegmentTokens(torch.zeros(2, 4, 64)).tokens.shape
+        torch.Size([2, 4, 64])
     """
 
     tokens: Float[Tensor, "prompts tokens hidden"]
@@ -124,48 +152,55 @@ class SegmentTokens(TensorDataclass):
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence(TensorDataclass):
-    """What a language model reads: embeddings, which of them are real, and their positions, always moved together.
+    """A language model's input: embeddings, attention mask and positions, always moved together.
 
     position_ids: [rows, tokens], or [axes, rows, tokens] for a model with several position axes.
-    deepstack_embeds: one for each of the model's first layers, what is added to its states behind it, at the places of
-    `visual_pos_mask`, row by row
-        (DeepStack); empty for a model that reads an image's tokens at its input alone.
+    deepstack_embeds: for each of the model's first layers, what is added to its output at the positions of
+        `visual_pos_mask`, row by row (DeepStack); empty for a model that reads an image's tokens at its input alone.
+
+    Example:
+        >>> ones = torch.ones(2, 3, dtype=torch.long)
+        >>> sequence = TokenSequence(torch.zeros(2, 3, 8), ones, ones)
+        >>> sequence.prepend(torch.zeros(1, 4, 8), torch.tensor([0])).attention_mask.tolist()
+        [[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1]]
     """
 
     embeds: Float[Tensor, "rows tokens hidden"]
     attention_mask: Int[Tensor, "rows tokens"]
     position_ids: Int[Tensor, "*axes rows tokens"]
-    deepstack_embeds: tuple[Float[Tensor, "places hidden"], ...] = ()
+    deepstack_embeds: tuple[Float[Tensor, "visual_tokens hidden"], ...] = ()
     visual_pos_mask: Bool[Tensor, "rows tokens"] | None = None
 
-    def prepend(self, tokens: Float[Tensor, "chosen new hidden"], rows: Int[Tensor, " chosen"]) -> TokenSequence:
-        """`tokens` in front of the given rows, at position 0; a row with less of them than another gets padding before
-        them.
+    def prepend(self, tokens: Float[Tensor, "sets new hidden"], rows: Int[Tensor, " sets"]) -> TokenSequence:
+        """Return the sequence with sets of tokens in front of the given rows, at position 0.
 
-        A row that is given several times has them all, in the order in which they are given.
+        A row that is given several times gets all its sets, in the order given; a row with fewer sets than another gets
+        padding before them.
         """
         if not len(rows):
             return self
-        earlier = (rows[:, None] == rows).tril(diagonal=-1).sum(dim=1)
-        given = torch.zeros(len(self.embeds), dtype=torch.long, device=rows.device).index_add(
-            0, rows, torch.ones_like(rows)
-        )
-        most = int(given.max())
-        places = (rows, most - given[rows] + earlier)
-        embeds = self.embeds.new_zeros(len(self.embeds), most, *tokens.shape[1:]).index_put(
-            places, tokens.to(self.embeds.dtype)
-        )
-        mask = self.attention_mask.new_zeros(len(self.embeds), most).index_put(
-            places, self.attention_mask.new_ones(len(rows))
-        )
-        front = mask.repeat_interleave(tokens.shape[1], dim=1)
-        positions = self.position_ids.new_zeros(*self.position_ids.shape[:-1], front.shape[1])
+        embeds, mask = self._front(tokens, rows)
+        positions = self.position_ids.new_zeros(*self.position_ids.shape[:-1], mask.shape[1])
+        visual = self.visual_pos_mask
         return TokenSequence(
-            torch.cat([embeds.flatten(1, 2), self.embeds], dim=1),
-            torch.cat([front, self.attention_mask], dim=1),
+            torch.cat([embeds, self.embeds], dim=1),
+            torch.cat([mask, self.attention_mask], dim=1),
             torch.cat([positions, self.position_ids], dim=-1),
             self.deepstack_embeds,
-            None
-            if self.visual_pos_mask is None
-            else torch.cat([torch.zeros_like(front, dtype=torch.bool), self.visual_pos_mask], dim=1),
+            None if visual is None else torch.cat([torch.zeros_like(mask, dtype=torch.bool), visual], dim=1),
         )
+
+    def _front(
+        self, tokens: Float[Tensor, "sets new hidden"], rows: Int[Tensor, " sets"]
+    ) -> tuple[Float[Tensor, "rows front hidden"], Int[Tensor, "rows front"]]:
+        """Return the embeddings and the mask of the tokens in front of every row, padded on the left."""
+        earlier = (rows[:, None] == rows).tril(diagonal=-1).sum(dim=1)
+        counts = torch.zeros(len(self.embeds), dtype=torch.long, device=rows.device)
+        counts = counts.index_add(0, rows, torch.ones_like(rows))
+        most = int(counts.max())
+        index = (rows, most - counts[rows] + earlier)
+        embeds = self.embeds.new_zeros(len(self.embeds), most, *tokens.shape[1:])
+        embeds = embeds.index_put(index, tokens.to(self.embeds.dtype))
+        mask = self.attention_mask.new_zeros(len(self.embeds), most)
+        mask = mask.index_put(index, self.attention_mask.new_ones(len(rows)))
+        return embeds.flatten(1, 2), mask.repeat_interleave(tokens.shape[1], dim=1)

@@ -10,37 +10,41 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from virtue_pl.types.errors import VirtueError
-from virtue_pl.types.tensors import TensorDataclass, _empty
+from virtue_pl.types.tensors import TensorDataclass, empty_tensor
 
 
 @dataclass(frozen=True, eq=False)
 class VisualPrompt(TensorDataclass):
-    """What a person points at in one image; every field may be empty, and all empty means "no prompt".
+    """Boxes, points and masks by which a person points at something in one image; all empty means "no prompt".
 
-    boxes: xyxy, normalised. points: (x, y), normalised. point_labels: 1 = inside, 0 = outside.
+    Coordinates are normalised to [0, 1], x before y, with the origin at the top left.
+
+    boxes: xyxy. points: (x, y). point_labels: 1 = inside, 0 = outside.
     masks: over the whole image, at any resolution.
+
+    Example:
+        >>> prompt = VisualPrompt.from_pixels(boxes=[[16, 8, 32, 24]], size=(32, 64))
+        >>> prompt.boxes
+        tensor([[0.2500, 0.2500, 0.5000, 0.7500]])
+        >>> VisualPrompt().is_empty
+        True
     """
 
-    boxes: Float[Tensor, "boxes 4"] = _empty(0, 4)
-    points: Float[Tensor, "points 2"] = _empty(0, 2)
-    point_labels: Int[Tensor, " points"] = _empty(0, dtype=torch.long)
-    masks: Bool[Tensor, "masks height width"] = _empty(0, 1, 1, dtype=torch.bool)
+    boxes: Float[Tensor, "boxes 4"] = empty_tensor(0, 4)
+    points: Float[Tensor, "points 2"] = empty_tensor(0, 2)
+    point_labels: Int[Tensor, " points"] = empty_tensor(0, dtype=torch.long)
+    masks: Bool[Tensor, "masks height width"] = empty_tensor(0, 1, 1, dtype=torch.bool)
 
     def __post_init__(self) -> None:
-        for name, found, expected in (
-            ("boxes", self.boxes.shape, self.boxes.ndim == 2 and self.boxes.shape[1] == 4),
-            ("points", self.points.shape, self.points.ndim == 2 and self.points.shape[1] == 2),
-            ("point_labels", self.point_labels.shape, self.point_labels.shape == self.points.shape[:1]),
-            ("masks", self.masks.shape, self.masks.ndim == 3),
+        for name, is_valid, expected in (
+            ("boxes", self.boxes.ndim == 2 and self.boxes.shape[1] == 4, "[boxes, 4]"),
+            ("points", self.points.ndim == 2 and self.points.shape[1] == 2, "[points, 2]"),
+            ("point_labels", self.point_labels.shape == self.points.shape[:1], "one label a point"),
+            ("masks", self.masks.ndim == 3, "[masks, height, width]"),
         ):
-            if not expected:
-                shape = {
-                    "boxes": "[boxes, 4]",
-                    "points": "[points, 2]",
-                    "point_labels": "one label a point",
-                    "masks": "[masks, height, width]",
-                }
-                raise VirtueError(f"visual prompt: {name} of shape {list(found)}, expected {shape[name]}")
+            if not is_valid:
+                found = list(getattr(self, name).shape)
+                raise VirtueError(f"visual prompt: {name} of shape {found}, expected {expected}")
 
     @classmethod
     def from_pixels(
@@ -52,50 +56,75 @@ class VisualPrompt(TensorDataclass):
         *,
         size: tuple[int, int],
     ) -> VisualPrompt:
-        """A prompt in pixels of an image of `size` = (height, width). Boxes are xyxy; points without labels are inside.
+        """Return a prompt whose coordinates are given in pixels of an image.
 
-        Raises VirtueError for a box or a point outside the image, a box of no area, an empty mask, a label other than 0
-        or 1.
+        Args:
+            boxes: xyxy.
+            points: (x, y).
+            labels: 1 = inside, 0 = outside, one a point; by default all points are inside.
+            masks: over the whole image, at any resolution.
+            size: the image's (height, width).
+
+        Raises:
+            VirtueError: a box or a point outside the image, a box of no area, an empty mask, a label other than 0 or 1.
         """
         height, width = size
         scale = torch.tensor([width, height], dtype=torch.float32)
         pixel_boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4) if len(boxes) else torch.zeros(0, 4)
         pixel_points = torch.as_tensor(points, dtype=torch.float32).reshape(-1, 2) if len(points) else torch.zeros(0, 2)
-        for box in pixel_boxes.tolist():
-            x1, y1, x2, y2 = box
-            if not (0 <= x1 <= width and 0 <= x2 <= width and 0 <= y1 <= height and 0 <= y2 <= height):
-                raise VirtueError(f"box {_numbers(box)} lies outside the image of {width}x{height} pixels")
-            if not (x1 < x2 and y1 < y2):
-                raise VirtueError(
-                    f"box {_numbers(box)} has no area, expected [x1, y1, x2, y2] with x1 < x2 and y1 < y2"
-                )
-        for point in pixel_points.tolist():
-            if not (0 <= point[0] <= width and 0 <= point[1] <= height):
-                raise VirtueError(f"point {_numbers(point)} lies outside the image of {width}x{height} pixels")
-        point_labels = (
-            torch.ones(len(pixel_points), dtype=torch.long)
-            if labels is None
-            else torch.as_tensor(labels, dtype=torch.long)
+        _check_boxes(pixel_boxes, height, width)
+        _check_points(pixel_points, height, width)
+        return cls(
+            pixel_boxes / scale.repeat(2), pixel_points / scale, _labels(labels, len(pixel_points)), _masks(masks)
         )
-        if not bool(((point_labels == 0) | (point_labels == 1)).all()):
-            raise VirtueError(f"point labels {point_labels.tolist()}, expected 1 (inside) or 0 (outside)")
-        mask = torch.zeros(0, 1, 1, dtype=torch.bool) if masks is None else torch.as_tensor(masks, dtype=torch.bool)
-        if len(mask) and not bool(mask.flatten(1).any(dim=1).all()):
-            raise VirtueError("a mask is empty, expected at least one pixel inside")
-        return cls(pixel_boxes / scale.repeat(2), pixel_points / scale, point_labels, mask)
 
     @property
     def is_empty(self) -> bool:
+        """Whether the prompt points at nothing."""
         return not (len(self.boxes) or len(self.points) or len(self.masks))
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{value:g}" for value in values) + "]"
 
 
 @dataclass(frozen=True, eq=False)
 class Region(TensorDataclass):
-    """One annotated object: its box (xyxy, normalised) and, where known, its exact mask over the whole image."""
+    """One annotated object: its box (xyxy, normalised) and its exact mask over the whole image, None without one.
+
+    Example:
+        >>> Region(torch.tensor([0.1, 0.2, 0.5, 0.6])).mask is None
+        True
+    """
 
     box: Float[Tensor, "4"]
     mask: Bool[Tensor, "height width"] | None = None
+
+
+def _check_boxes(boxes: Float[Tensor, "boxes 4"], height: int, width: int) -> None:
+    for box in boxes.tolist():
+        x1, y1, x2, y2 = box
+        if not (0 <= x1 <= width and 0 <= x2 <= width and 0 <= y1 <= height and 0 <= y2 <= height):
+            raise VirtueError(f"box {_numbers(box)} lies outside the image of {width}x{height} pixels")
+        if not (x1 < x2 and y1 < y2):
+            raise VirtueError(f"box {_numbers(box)} has no area, expected [x1, y1, x2, y2] with x1 < x2 and y1 < y2")
+
+
+def _check_points(points: Float[Tensor, "points 2"], height: int, width: int) -> None:
+    for point in points.tolist():
+        if not (0 <= point[0] <= width and 0 <= point[1] <= height):
+            raise VirtueError(f"point {_numbers(point)} lies outside the image of {width}x{height} pixels")
+
+
+def _labels(labels: Sequence[int] | Tensor | None, count: int) -> Int[Tensor, " points"]:
+    found = torch.ones(count, dtype=torch.long) if labels is None else torch.as_tensor(labels, dtype=torch.long)
+    if not bool(((found == 0) | (found == 1)).all()):
+        raise VirtueError(f"point labels {found.tolist()}, expected 1 (inside) or 0 (outside)")
+    return found
+
+
+def _masks(masks: Bool[Tensor, "masks height width"] | None) -> Bool[Tensor, "masks height width"]:
+    found = torch.zeros(0, 1, 1, dtype=torch.bool) if masks is None else torch.as_tensor(masks, dtype=torch.bool)
+    if len(found) and not bool(found.flatten(1).any(dim=1).all()):
+        raise VirtueError("a mask is empty, expected at least one pixel inside")
+    return found
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in values) + "]"

@@ -1,20 +1,18 @@
-"""Dataclasses of tensors that move, are cast and are pinned together."""
+"""Dataclasses of tensors that are moved, cast and pinned together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-Self = TypeVar("Self")
-
 
 def move(value: Any, device: torch.device | str, non_blocking: bool = False) -> Any:
-    """Everything that can move to `device`, inside tuples, mappings and batches too."""
+    """Return `value` with all tensors on `device`, inside tuples, mappings and batches too."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=non_blocking)
     if isinstance(value, TensorDataclass):
@@ -27,7 +25,7 @@ def move(value: Any, device: torch.device | str, non_blocking: bool = False) -> 
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Every floating-point tensor in `dtype`, inside tuples and batches too."""
+    """Return `value` with all floating-point tensors in `dtype`, inside tuples and batches too."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, TensorDataclass):
@@ -36,7 +34,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def pin(value: Any) -> Any:
-    """`value` in page-locked memory, inside tuples, mappings and batches too."""
+    """Return `value` with all tensors in page-locked memory, inside tuples, mappings and batches too."""
     if isinstance(value, Tensor):
         return value.pin_memory()
     if isinstance(value, TensorDataclass):
@@ -49,25 +47,32 @@ def pin(value: Any) -> Any:
 
 
 class TensorDataclass:
-    """A frozen dataclass whose tensors move together."""
+    """A base for frozen dataclasses whose tensors move together.
 
-    def to(self: Self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    Example:
+        >>> from virtue_pl.types import VisualPrompt
+        >>> VisualPrompt().to("cpu").boxes.device
+        device(type='cpu')
+    """
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the same dataclass with all tensors on `device`."""
         return replace(self, **{f.name: move(getattr(self, f.name), device, non_blocking) for f in fields(self)})  # type: ignore[type-var, arg-type]
 
-    def pin_memory(self: Self) -> Self:
+    def pin_memory(self) -> Self:
+        """Return the same dataclass with all tensors in page-locked memory."""
         return replace(self, **{f.name: pin(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var, arg-type]
 
 
-def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Any:
+def empty_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a dataclass field whose default is a tensor of zeros of the given shape."""
     return field(default_factory=lambda: torch.zeros(shape, dtype=dtype))
 
 
 def select_owned(
     owners: Int[Tensor, " items"], rows: Sequence[int]
 ) -> tuple[Int[Tensor, " owned"], Int[Tensor, " owned"]]:
-    """Return the indices of the items that the given rows own, row by row, and the position of each item's owner in
-    `rows`.
-    """
+    """Return the indices of the items that the given rows own, row by row, and each owner's position in `rows`."""
     of_row: dict[int, list[int]] = {}
     for item, row in enumerate(owners.tolist()):
         of_row.setdefault(row, []).append(item)

@@ -1,4 +1,4 @@
-"""What a promptable segmentation model must give: a prompt encoder and a backbone that reads its tokens.
+"""Interface of a promptable segmentation model: a prompt encoder, and a backbone that reads its tokens.
 
 One file provides both finals, since they share the positional matrix and the width d.
 """
@@ -14,37 +14,53 @@ from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFea
 
 
 class PromptEncoder(nn.Module, ABC):
-    """Visual prompts to tokens of width `embed_dim`, for a feature map of `feature_size` = (height, width) places."""
+    """Visual prompts to tokens of width `embed_dim`, for a feature map of `feature_size` = (height, width) cells.
+
+    Example:
+        >>> from virtue_pl.backbones import TimmSamPromptEncoder
+        >>> encoder: PromptEncoder = TimmSamPromptEncoder(embed_dim=32, image_size=64)
+        >>> encoder.embed_dim, encoder.feature_size
+        (32, (4, 4))
+    """
 
     embed_dim: int
     feature_size: tuple[int, int]
 
     @abstractmethod
     def forward(self, prompts: PromptBatch) -> PromptTokens:
-        """Tokens of every prompt. An empty prompt becomes the grid of points. A row does not depend on its
-        neighbours.
+        """Return the tokens of every prompt; a row does not depend on the others.
+
+        An empty prompt becomes a grid of points.
         """
 
 
 class SegmentationBackbone(nn.Module, ABC):
-    """ImageBatch and prompt tokens to prompt-conditioned features and masks."""
+    """Images and prompt tokens to prompt-conditioned features and masks.
+
+    Example:
+        >>> import torch
+        >>> from virtue_pl.backbones import TimmSamBackbone
+        >>> backbone: SegmentationBackbone = TimmSamBackbone(embed_dim=32, image_size=64)
+        >>> len(backbone.image_features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)))
+        4
+    """
 
     widths: FeatureWidths
     image_size: int
-    """Side of the square canvas, in pixels, that images are resized to."""
+    """Height and width, in pixels, of the square canvas that images are resized to."""
 
     @abstractmethod
     def image_features(
         self, pixels: Shaped[Tensor, "images 3 size size"]
     ) -> tuple[Float[Tensor, "images channels height width"], ...]:
-        """The frozen, prompt-free part: features of each image, at several scales, finest first."""
+        """Return the frozen, prompt-free features of each image, at several scales, finest first."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes with whatever `image_features` depend on (`network_fingerprint`)."""
+        """Return a string that changes with whatever `image_features` depend on (`network_fingerprint`)."""
 
     @abstractmethod
     def forward(
         self, features: tuple[Float[Tensor, "images channels height width"], ...], tokens: PromptTokens
     ) -> SegmentFeatures:
-        """The prompted part; `tokens.images` says which image's features each prompt reads."""
+        """The prompted part; `tokens.image_index` says which image's features each prompt reads."""

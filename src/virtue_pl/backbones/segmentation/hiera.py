@@ -1,12 +1,10 @@
-"""Hiera, SAM 2's image encoder, over the weights of transformers' own modules: the same numbers in a good half of the
-time on a CPU.
+"""Hiera, SAM 2's image encoder, on the weights of transformers' own modules: the same numbers in half of the time.
 
-One image at a time. The first blocks look into windows that are never mixed before the third stage, so a few windows go
-through all of
-them while they are in the processor's cache; transformers' attention also computes a product of queries and keys that
-nothing reads.
+On a CPU, one image at a time. The first blocks attend within windows that are never mixed before the third stage, so
+that a few windows go through all of these blocks while they are in the processor's cache; transformers' attention also
+computes a product of queries and keys that nothing reads.
 
-n = windows (or 1, the whole map), s = side of a window in places, c = channels.
+Shapes: n = windows (or 1, the whole map), s = cells along a window's side, c = channels.
 """
 
 from __future__ import annotations
@@ -20,128 +18,143 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.sam2.modeling_sam2 import window_partition, window_unpartition
 
-TILE = 2048
-"""Places that go through the first blocks together: one row of windows of a canvas of 1024 pixels."""
+TILE_TOKENS = 2048
+"""Cells that go through the first blocks together: one row of windows on a canvas of 1024 pixels."""
 
 
 class Hiera:
-    """Runs a transformers `Sam2HieraDetModel`. It holds no weights of its own."""
+    """Runs a transformers `Sam2HieraDetModel`, without weights of its own.
+
+    Example:
+        >>> backbone = Sam2Backbone()
+        >>> maps = Hiera(backbone.vision_encoder.backbone).stages(pixels)
+        >>> [tuple(stage.shape) for stage in maps]
+        [(1, 256, 256, 112), (1, 128, 128, 224), (1, 64, 64, 448), (1, 32, 32, 896)]
+    """
 
     def __init__(self, network: Any) -> None:
         self.network = network
-        self.known: tuple[tuple[Any, ...], Tensor] | None = None
-        """The positions of the last map, behind what they came from."""
+        self.cached_positions: tuple[tuple[Any, ...], Tensor] | None = None
+        """The positions of the last map, behind what they were computed from."""
 
     def stages(self, pixels: Float[Tensor, "1 3 size size"]) -> list[Float[Tensor, "1 height width c"]]:
-        """The map behind each of the four stages, finest first."""
+        """Return the map behind each of the four stages, finest first."""
         blocks, ends = list(self.network.blocks), self.network.stage_ends
-        # its channels lie last behind it, too
-        places = self.network.patch_embed(pixels.contiguous(memory_format=torch.channels_last))
-        places = places + self.positions(tuple(places.shape[1:3]))
-        inside = leading_windows(blocks, places.shape[1:3])
+        # channels last, as its output
+        features = self.network.patch_embed(pixels.contiguous(memory_format=torch.channels_last))
+        features = features + self.positions(tuple(features.shape[1:3]))
+        num_windowed = leading_windows(blocks, features.shape[1:3])
         found: list[Tensor] = []
-        if inside:
-            places, found = tiled(blocks[:inside], [end for end in ends if end < inside], places)
-        for number in range(inside, len(blocks)):
-            places = over_map(blocks[number], places)
+        if num_windowed:
+            windowed_ends = [end for end in ends if end < num_windowed]
+            features, found = run_in_strips(blocks[:num_windowed], windowed_ends, features)
+        for number in range(num_windowed, len(blocks)):
+            features = run_block_on_map(blocks[number], features)
             if number in ends:
-                found.append(places)
+                found.append(features)
         return found
 
     def positions(self, size: tuple[int, ...]) -> Float[Tensor, "1 height width c"]:
-        """The learned positions, stretched to the map; once for as long as nothing learns them, loads others or moves
-        them.
-        """
+        """Return the learned positions, interpolated to the map; cached until they are trained, reloaded or moved."""
         sources = self.network.pos_embed, self.network.pos_embed_window
         if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
-            return self.stretched(size)
+            return self.interpolate_positions(size)
         state = (size, *((source.data_ptr(), source._version, source.dtype, source.device) for source in sources))
-        if self.known is None or self.known[0] != state:
-            self.known = state, self.stretched(size)
-        return self.known[1]
+        if self.cached_positions is None or self.cached_positions[0] != state:
+            self.cached_positions = state, self.interpolate_positions(size)
+        return self.cached_positions[1]
 
-    def stretched(self, size: tuple[int, ...]) -> Float[Tensor, "1 height width c"]:
+    def interpolate_positions(self, size: tuple[int, ...]) -> Float[Tensor, "1 height width c"]:
+        """Return the learned positions at `size`, as transformers computes them."""
         positions: Tensor = self.network._get_pos_embed(size)
         return positions
 
 
 def leading_windows(blocks: Sequence[Any], size: Sequence[int]) -> int:
-    """How many of the first blocks never look beyond the windows of the very first."""
-    side = blocks[0].window_size
-    if not side or size[0] % side or size[1] % side:
+    """Return how many of the first blocks never attend beyond the windows of the very first."""
+    window_size = blocks[0].window_size
+    if not window_size or size[0] % window_size or size[1] % window_size:
         return 0
     for number, block in enumerate(blocks):
-        if block.window_size != side:
+        if block.window_size != window_size:
             return number
-        side = side // 2 if block.query_stride else side
+        window_size = window_size // 2 if block.query_stride else window_size
     return len(blocks)
 
 
-def tiled(
-    blocks: Sequence[Any], ends: Sequence[int], places: Float[Tensor, "1 height width c"]
+def run_in_strips(
+    blocks: Sequence[Any], ends: Sequence[int], features: Float[Tensor, "1 height width c"]
 ) -> tuple[Float[Tensor, "1 new_height new_width new_c"], list[Float[Tensor, "1 end_height end_width end_c"]]]:
-    """The map behind `blocks`, and behind those of them whose numbers are `ends`; a few rows of windows at a time."""
-    side, width = blocks[0].window_size, places.shape[2]
-    band = side * max(1, TILE // (side * width))
+    """Return the map behind `blocks`, and behind those with the numbers `ends`.
+
+    A few rows of windows are computed at a time; the windows of `blocks` tile the map (`leading_windows`).
+    """
+    window_size, width = blocks[0].window_size, features.shape[2]
+    strip_height = window_size * max(1, TILE_TOKENS // (window_size * width))
     rows: list[list[Tensor]] = []
-    for start in range(0, places.shape[1], band):
-        strip = places[:, start : start + band]
-        windows, _ = window_partition(strip, side)
-        kept = []
+    for start in range(0, features.shape[1], strip_height):
+        strip = features[:, start : start + strip_height]
+        windows, _ = window_partition(strip, window_size)
+        outputs = []
         for number, block in enumerate(blocks):
-            windows = block_in_windows(block, windows)
+            windows = run_block_on_windows(block, windows)
             if number in ends or number == len(blocks) - 1:
-                kept.append(as_map(windows, strip.shape[1] // side))
-        rows.append(kept)
+                outputs.append(join_windows(windows, strip.shape[1] // window_size))
+        rows.append(outputs)
     maps = [torch.cat(strips, dim=1) for strips in zip(*rows, strict=True)]
     return maps[-1], maps[: len(ends)]
 
 
-def as_map(windows: Float[Tensor, "n s s c"], rows: int) -> Float[Tensor, "1 height width c"]:
-    """Windows side by side, in `rows` rows."""
-    side = windows.shape[1]
-    size = (rows * side, len(windows) // rows * side)
-    return window_unpartition(windows, side, size, size)
+def join_windows(windows: Float[Tensor, "n s s c"], rows: int) -> Float[Tensor, "1 height width c"]:
+    """Return the map that the windows make up side by side, in `rows` rows."""
+    window_size = windows.shape[1]
+    size = (rows * window_size, len(windows) // rows * window_size)
+    return window_unpartition(windows, window_size, size, size)
 
 
-def over_map(block: Any, places: Float[Tensor, "1 height width c"]) -> Float[Tensor, "1 new_height new_width new_c"]:
-    """A block over the whole map, which its windows need not tile: what they lack is padded, and cut off again."""
+def run_block_on_map(
+    block: Any, features: Float[Tensor, "1 height width c"]
+) -> Float[Tensor, "1 new_height new_width new_c"]:
+    """Return a block's output for the whole map, padded where its windows do not tile it, and cropped again."""
     if not block.window_size:
-        return block_in_windows(block, places)
-    normed = block.layer_norm1(places)
-    short = shortcut(block, places, normed)
+        return run_block_on_windows(block, features)
+    normed = block.layer_norm1(features)
+    residual = shortcut(block, features, normed)
     windows, padded = window_partition(normed, block.window_size)
     attended = attend(block.attn, windows)
     shrink = block.window_size // attended.shape[1]
     size = (padded[0] // shrink, padded[1] // shrink)
-    return with_mlp(block, short + window_unpartition(attended, attended.shape[1], size, short.shape[1:3]))
+    return add_mlp(block, residual + window_unpartition(attended, attended.shape[1], size, residual.shape[1:3]))
 
 
-def block_in_windows(block: Any, windows: Float[Tensor, "n s s c"]) -> Float[Tensor, "n new_s new_s new_c"]:
+def run_block_on_windows(block: Any, windows: Float[Tensor, "n s s c"]) -> Float[Tensor, "n new_s new_s new_c"]:
+    """Return a block's output for windows that attend to themselves alone."""
     normed = block.layer_norm1(windows)
-    return with_mlp(block, shortcut(block, windows, normed) + attend(block.attn, normed))
+    return add_mlp(block, shortcut(block, windows, normed) + attend(block.attn, normed))
 
 
-def with_mlp(block: Any, windows: Float[Tensor, "n s s c"]) -> Float[Tensor, "n s s c"]:
+def add_mlp(block: Any, windows: Float[Tensor, "n s s c"]) -> Float[Tensor, "n s s c"]:
+    """Return the windows with the output of the block's MLP added."""
     return windows + block.mlp(block.layer_norm2(windows))
 
 
 def shortcut(
     block: Any, windows: Float[Tensor, "n s s c"], normed: Float[Tensor, "n s s c"]
 ) -> Float[Tensor, "n new_s new_s new_c"]:
-    """What the attention is added to; where a stage begins, a wider map at half the resolution."""
+    """Return the residual branch; where a stage begins, it is a wider map at half the resolution."""
     if block.dim == block.dim_out:
         return windows
     wider = block.proj(normed)
-    return halved(wider) if block.query_stride else wider
+    return max_pool_2x2(wider) if block.query_stride else wider
 
 
 def attend(attention: Any, windows: Float[Tensor, "n s s c"]) -> Float[Tensor, "n new_s new_s new_c"]:
+    """Return the attention's output within each window, of pooled queries where a stage begins."""
     number, height, width, _ = windows.shape
     heads = attention.num_attention_heads
     query, key, value = attention.qkv(windows).reshape(number, height * width, 3, heads, -1).unbind(2)
     if attention.query_stride:
-        query = halved(query.reshape(number, height, width, -1))
+        query = max_pool_2x2(query.reshape(number, height, width, -1))
         height, width = query.shape[1:3]
         query = query.reshape(number, height * width, heads, -1)
     read = scaled_dot_product_attention(
@@ -150,9 +163,7 @@ def attend(attention: Any, windows: Float[Tensor, "n s s c"]) -> Float[Tensor, "
     return attention.proj(read.transpose(1, 2).reshape(number, height, width, -1))
 
 
-def halved(windows: Float[Tensor, "n s s c"]) -> Float[Tensor, "n s/2 s/2 c"]:
-    """The maximum of every 2x2 places, by two plain maxima, which are faster than a pooling over channels that lie
-    last.
-    """
+def max_pool_2x2(windows: Float[Tensor, "n s s c"]) -> Float[Tensor, "n s/2 s/2 c"]:
+    """Return the maximum of every 2x2 cells, by two plain maxima: faster than pooling where channels lie last."""
     rows = torch.maximum(windows[:, 0::2], windows[:, 1::2])
     return torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2])

@@ -1,9 +1,8 @@
-"""SAM (the first) on segment-anything's own classes: its prompt encoder, its image encoder and the two-way transformer
-of its mask decoder.
+"""SAM (the first) on segment-anything's own classes: prompt encoder, image encoder, and two-way transformer.
 
-Shapes: d = embed_dim (256 in every release); on a canvas of 1024 pixels the feature map has 64x64 places, the predicted
-masks 256x256.
-The paper's feature is the image side of the two-way transformer (VIRTUE, section 3), which SAM has as SAM 2 has it.
+Shapes: d = embed_dim (256 in every release); on a canvas of 1024 pixels the feature map has 64x64 cells, the predicted
+masks 256x256. The paper's feature is the image side of the two-way transformer (VIRTUE, section 3), which SAM has as
+SAM 2 has it.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from torch import Tensor, nn
 
 from virtue_pl.backbones.segmentation.base import PromptEncoder, SegmentationBackbone
 from virtue_pl.backbones.segmentation.prompt_tokens import dense_embeddings, sparse_tokens
-from virtue_pl.backbones.strict_weights import fill
+from virtue_pl.backbones.strict_weights import load_parts
 from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.prompts import grid_points
 from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, cast
 
 STRIDE = 16
-"""Pixels a side of one place of the feature map."""
+"""Pixels along the side of a cell of the feature map."""
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""By which SAM normalises pixels of 0 to 255."""
+"""SAM's normalisation of pixels in [0, 255]."""
 PARTS = ("image_encoder.", "prompt_encoder.", "mask_decoder.")
 NUM_MULTIMASKS = 3
 
@@ -37,30 +36,33 @@ NUM_MULTIMASKS = 3
 class Sam1PromptEncoder(PromptEncoder):
     """SAM's prompt encoder for rows that hold any number of points, boxes and masks, or nothing.
 
-    Each row gets what segment-anything gives for it alone (`sam_prompts`). A mask moves the dense embedding; several
-    masks mean the area
-    that they cover together.
+    Each row gets the tokens that segment-anything gives for it alone (`prompt_tokens`). A mask moves the dense
+    embedding; several masks mean the area that they cover together.
 
     Args:
         weights: an original checkpoint (`.pth`), or None for random ones.
         embed_dim: d.
-        image_size: side of the square canvas in pixels, divisible by 16.
-        grid_side: an empty prompt becomes `grid_side` x `grid_side` inside points (the paper: 3).
+        image_size: height and width of the square canvas in pixels, divisible by 16.
+        grid_size: an empty prompt becomes `grid_size` x `grid_size` inside points (the paper: 3).
+
+    Example:
+        >>> Sam1PromptEncoder(embed_dim=32, image_size=64).feature_size
+        (4, 4)
     """
 
     def __init__(
-        self, weights: str | Path | None = None, embed_dim: int = 256, image_size: int = 1024, grid_side: int = 3
+        self, weights: str | Path | None = None, embed_dim: int = 256, image_size: int = 1024, grid_size: int = 3
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.feature_size = (feature_grid_size(image_size),) * 2
         self.encoder = sam.PromptEncoder(embed_dim, self.feature_size, (image_size, image_size), mask_in_chans=16)
-        self.grid = grid_points(grid_side)
+        self.grid = grid_points(grid_size)
         if weights is not None:
             load_sam1({"prompt_encoder.": self.encoder}, weights)
 
     def forward(self, prompts: PromptBatch) -> PromptTokens:
-        device = prompts.images.device
+        device = prompts.image_index.device
         rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
         sparse, valid = sparse_tokens(self.encoder, rows, device)
         dense = dense_embeddings(
@@ -70,24 +72,28 @@ class Sam1PromptEncoder(PromptEncoder):
             self.encoder.mask_input_size,
             self.encoder.mask_downscaling,
         )
-        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.images)
+        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.image_index)
 
 
 class Sam1Backbone(SegmentationBackbone):
     """SAM's image encoder, frozen, and its two-way transformer. Both streams of `SegmentFeatures` have width d.
 
     Without `predict_masks` only what reaches the paper's feature is computed. The predicted mask is SAM's first, the
-    one it means for
-    unambiguous prompts.
+    one it means for unambiguous prompts. The defaults are ViT-B's.
 
     Args:
         weights: an original checkpoint (`.pth`), or None for random ones.
-        width, depth, num_heads: of the image encoder. These and what follows: ViT-B.
-        global_attention: which blocks look at the whole image.
-        window: side of what the other blocks look at.
+        width, depth, num_heads: sizes of the image encoder.
+        global_attention: indices of the blocks that attend to the whole image.
+        window: cells along the side of the windows of the other blocks.
         embed_dim: d, the prompt encoder's too.
-        image_size: side of the square canvas in pixels, the prompt encoder's too.
-        predict_masks: give `SegmentFeatures.mask_logits` too, which a connector may read and validation draws.
+        image_size: height and width of the square canvas in pixels, the prompt encoder's too.
+        predict_masks: also return `SegmentFeatures.mask_logits`, which a connector may read and validation draws.
+
+    Example:
+        >>> backbone = Sam1Backbone(width=16, depth=1, num_heads=2, global_attention=(0,), embed_dim=32, image_size=64)
+        >>> backbone.image_features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0].shape
+        torch.Size([1, 32, 4, 4])
     """
 
     mean: Tensor
@@ -136,7 +142,7 @@ class Sam1Backbone(SegmentationBackbone):
     def image_features(
         self, pixels: Shaped[Tensor, "images 3 size size"]
     ) -> tuple[Float[Tensor, "images channels height width"], ...]:
-        """One map, of stride 16. pixels: uint8, or float of which 1 is white; they are normalised here."""
+        """Return one map, of stride 16. pixels: uint8, or float in [0, 1]; they are normalised here."""
         byte = pixels.to(self.mean.dtype) * (1 if pixels.dtype == torch.uint8 else 255)
         return (self.image_encoder(((byte - self.mean) / self.std).to(next(self.image_encoder.parameters()).dtype)),)
 
@@ -146,7 +152,7 @@ class Sam1Backbone(SegmentationBackbone):
     def forward(
         self, features: tuple[Float[Tensor, "images channels height width"], ...], tokens: PromptTokens
     ) -> SegmentFeatures:
-        image = features[0][tokens.images]
+        image = features[0][tokens.image_index]
         tokens = cast(tokens, self.mask_decoder.iou_token.weight.dtype)
         mask_tokens, embedding = self.read_prompts(image + tokens.dense, tokens)
         logits = self.mask_logits(embedding, mask_tokens) if self.predict_masks else None
@@ -155,8 +161,9 @@ class Sam1Backbone(SegmentationBackbone):
     def read_prompts(
         self, keys: Float[Tensor, "prompts d height width"], tokens: PromptTokens
     ) -> tuple[Float[Tensor, "prompts d"], Float[Tensor, "prompts d height width"]]:
-        """The two-way transformer's first mask token and image side, prompts of equal token count together: its
-        attention has no mask.
+        """Return the two-way transformer's first mask token and image side.
+
+        Its attention has no mask, so that prompts of equal token count go together.
         """
         counts = tokens.valid.sum(dim=1)
         own = torch.cat([self.mask_decoder.iou_token.weight, self.mask_decoder.mask_tokens.weight])
@@ -164,9 +171,9 @@ class Sam1Backbone(SegmentationBackbone):
         for count in counts.unique().tolist():
             rows = (counts == count).nonzero()[:, 0]
             queries = torch.cat([own.expand(len(rows), -1, -1), tokens.sparse[rows, :count]], dim=1)
-            read, places = self.two_way(queries, keys[rows], tokens.image_positions.expand_as(keys[rows]))
+            read, image_tokens = self.two_way(queries, keys[rows], tokens.image_positions.expand_as(keys[rows]))
             mask_tokens = mask_tokens.index_copy(0, rows, read[:, 1])
-            embedding = embedding.index_copy(0, rows, places.transpose(1, 2).reshape(keys[rows].shape))
+            embedding = embedding.index_copy(0, rows, image_tokens.transpose(1, 2).reshape(keys[rows].shape))
         return mask_tokens, embedding
 
     def two_way(
@@ -174,37 +181,39 @@ class Sam1Backbone(SegmentationBackbone):
         queries: Float[Tensor, "rows tokens d"],
         keys: Float[Tensor, "rows d height width"],
         positions: Float[Tensor, "rows d height width"],
-    ) -> tuple[Float[Tensor, "rows tokens d"], Float[Tensor, "rows places d"]]:
-        """Both sides of the two-way transformer; its last attention changes the tokens alone, and is left out where no
-        mask is predicted.
+    ) -> tuple[Float[Tensor, "rows tokens d"], Float[Tensor, "rows image_tokens d"]]:
+        """Return both sides of the two-way transformer.
+
+        Its last attention changes the tokens alone, and is left out where no mask is predicted.
         """
         transformer = self.mask_decoder.transformer
         if self.predict_masks:
             return transformer(keys, positions, queries)
         read = queries
-        places, where = (each.flatten(2).transpose(1, 2) for each in (keys, positions))
+        image_tokens, image_positions = (each.flatten(2).transpose(1, 2) for each in (keys, positions))
         for layer in transformer.layers:
-            read, places = layer(queries=read, keys=places, query_pe=queries, key_pe=where)
-        return read, places
+            read, image_tokens = layer(queries=read, keys=image_tokens, query_pe=queries, key_pe=image_positions)
+        return read, image_tokens
 
     def mask_logits(
         self, embedding: Float[Tensor, "prompts d height width"], mask_tokens: Float[Tensor, "prompts d"]
     ) -> Float[Tensor, "prompts 4*height 4*width"]:
-        """The map, up-scaled twice, whose channels the mask token weighs."""
+        """Return the map, upscaled twice, with its channels weighted by the mask token."""
         pixels = self.mask_decoder.output_upscaling(embedding)
         return torch.einsum("pc,pchw->phw", self.mask_decoder.output_hypernetworks_mlps[0](mask_tokens), pixels)
 
 
 def feature_grid_size(image_size: int) -> int:
-    """Places a side of the feature map. Raises VirtueError for a canvas that they don't tile."""
+    """Return the cells along the feature map's side. Raises VirtueError for a canvas that they do not tile."""
     if image_size % STRIDE:
         raise VirtueError(f"image_size is {image_size}, expected a multiple of {STRIDE} (SAM: 1024)")
     return image_size // STRIDE
 
 
 def load_sam1(parts: Mapping[str, nn.Module], weights: str | Path) -> None:
-    """Fills parts of SAM from an original checkpoint. Raises VirtueError for a tensor too many, too few or of another
-    shape.
+    """Load parts of SAM from an original checkpoint.
+
+    Raises VirtueError for a missing tensor, an unknown one, or one of another shape.
     """
     if not Path(weights).is_file():
         raise VirtueError(
@@ -222,4 +231,4 @@ def load_sam1(parts: Mapping[str, nn.Module], weights: str | Path) -> None:
             f"weights: {weights} has an unknown {strange[0]}, expected the tensors of SAM alone:"
             f" {', '.join(name + '*' for name in PARTS)}"
         )
-    fill(parts, state, str(weights), "SAM")
+    load_parts(parts, state, str(weights), "SAM")

@@ -1,9 +1,8 @@
-"""SAM 2.1 on transformers' own classes: its prompt encoder, its image encoder and the two-way transformer of its mask
-decoder.
+"""SAM 2.1 on transformers' own classes: prompt encoder, image encoder, and two-way transformer.
 
-Shapes: d = embed_dim (256 in every release); on a canvas of 1024 pixels the feature map has 64x64 places, the predicted
-masks 256x256.
-The paper's feature (VIRTUE, section 3) is the image side of the two-way transformer, before any mask is predicted.
+Shapes: d = embed_dim (256 in every release); on a canvas of 1024 pixels the feature map has 64x64 cells, the predicted
+masks 256x256. The paper's feature (VIRTUE, section 3) is the image side of the two-way transformer, before any mask is
+predicted.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from transformers.models.sam2.configuration_sam2 import (
 
 from virtue_pl.backbones.segmentation.base import PromptEncoder, SegmentationBackbone
 from virtue_pl.backbones.segmentation.hiera import Hiera
-from virtue_pl.backbones.segmentation.prompt_tokens import BOTTOM_RIGHT, PADDING, TOP_LEFT, dense_embeddings, padded
+from virtue_pl.backbones.segmentation.prompt_tokens import BOTTOM_RIGHT, PADDING, TOP_LEFT, dense_embeddings, pad_rows
 from virtue_pl.backbones.segmentation.sam2_weights import load_sam2
 from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.prompts import grid_points
 from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt, cast
 
 STRIDE = 16
-"""Pixels a side of one place of the feature map."""
+"""Pixels along the side of a cell of the feature map."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, by which SAM 2 normalises."""
+"""SAM 2's normalisation of pixels in [0, 1], which is ImageNet's."""
 NUM_MASK_TOKENS = 4
 
 
@@ -43,18 +42,21 @@ class Sam2PromptEncoder(PromptEncoder):
     """SAM 2's prompt encoder for rows that hold any number of points, boxes and masks, or nothing.
 
     A row's tokens are its boxes' corners, its points, and one padding point, which VIRTUE always has. A mask moves the
-    dense
-    embedding; several masks mean the area that they cover together.
+    dense embedding; several masks mean the area that they cover together.
 
     Args:
         weights: an original checkpoint (`.pt`), a folder or hub name of transformers' Sam2, or None for random ones.
         embed_dim: d.
-        image_size: side of the square canvas in pixels, divisible by 32.
-        grid_side: an empty prompt becomes `grid_side` x `grid_side` inside points (the paper: 3).
+        image_size: height and width of the square canvas in pixels, divisible by 32.
+        grid_size: an empty prompt becomes `grid_size` x `grid_size` inside points (the paper: 3).
+
+    Example:
+        >>> Sam2PromptEncoder(embed_dim=32, image_size=64).feature_size
+        (4, 4)
     """
 
     def __init__(
-        self, weights: str | Path | None = None, embed_dim: int = 256, image_size: int = 1024, grid_side: int = 3
+        self, weights: str | Path | None = None, embed_dim: int = 256, image_size: int = 1024, grid_size: int = 3
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
@@ -63,35 +65,36 @@ class Sam2PromptEncoder(PromptEncoder):
         self.encoder = stock.Sam2PromptEncoder(
             Sam2PromptEncoderConfig(hidden_size=embed_dim, image_size=image_size, patch_size=STRIDE)
         )
-        self.grid = grid_points(grid_side)
+        self.grid = grid_points(grid_size)
         if weights is not None:
             load_sam2({"prompt_encoder.": self.encoder}, weights)
 
     def forward(self, prompts: PromptBatch) -> PromptTokens:
-        device = prompts.images.device
+        device = prompts.image_index.device
         rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
         points = [labelled_points(row) for row in rows]
         no_mask = self.encoder.no_mask_embed.weight
-        sparse, valid = padded(
+        sparse, valid = pad_rows(
             self.embed_points(points) if rows else no_mask[:0], [len(labels) for _, labels in points]
         )
         dense = dense_embeddings(
             no_mask, self.feature_size, rows, self.encoder.mask_input_size, self.encoder.mask_embed
         )
-        return PromptTokens(sparse, valid, dense, self.image_positions(), prompts.images)
+        return PromptTokens(sparse, valid, dense, self.image_positions(), prompts.image_index)
 
     def embed_points(
         self, rows: Sequence[tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]]
     ) -> Float[Tensor, "all_tokens d"]:
-        """The labelled points of all rows, one after the other; the encoder adds one padding point behind the last,
-        which is dropped.
+        """Return the embedded points of all rows, one after the other.
+
+        The encoder adds one padding point behind the last, which is dropped.
         """
         points = torch.cat([points for points, _ in rows]) * self.image_size
         labels = torch.cat([labels for _, labels in rows])
         return self.encoder(points[None, None], labels[None, None], None, None)[0][0, 0, :-1]
 
     def image_positions(self) -> Float[Tensor, "d height width"]:
-        """The positional encoding of the feature map's places, from the points' own matrix."""
+        """Return the positional encoding of the feature map's cells, from the points' own matrix."""
         height, width = self.feature_size
         matrix = self.encoder.shared_embedding.positional_embedding
         y = (torch.arange(height, device=matrix.device, dtype=matrix.dtype) + 0.5) / height
@@ -100,8 +103,9 @@ class Sam2PromptEncoder(PromptEncoder):
 
 
 def feature_grid_size(image_size: int) -> int:
-    """Places a side of the feature map. Raises VirtueError for a canvas that the coarsest map, of stride 32, does not
-    tile.
+    """Return the cells along the feature map's side.
+
+    Raises VirtueError for a canvas that the coarsest map, of stride 32, does not tile.
     """
     if image_size % (2 * STRIDE):
         raise VirtueError(f"image_size is {image_size}, expected a multiple of {2 * STRIDE} (SAM 2: 1024)")
@@ -109,7 +113,7 @@ def feature_grid_size(image_size: int) -> int:
 
 
 def labelled_points(prompt: VisualPrompt) -> tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]:
-    """A prompt's box corners, points and padding point, normalised, with SAM's labels."""
+    """Return a prompt's box corners, points and padding point, normalised, with SAM's labels."""
     corners = prompt.point_labels.new_tensor([TOP_LEFT, BOTTOM_RIGHT]).repeat(len(prompt.boxes))
     points = torch.cat([prompt.boxes.reshape(-1, 2), prompt.points, prompt.points.new_zeros(1, 2)])
     return points, torch.cat([corners, prompt.point_labels, prompt.point_labels.new_full((1,), PADDING)])
@@ -119,21 +123,26 @@ class Sam2Backbone(SegmentationBackbone):
     """SAM 2's image encoder, frozen, and its two-way transformer. Both streams of `SegmentFeatures` have width d.
 
     Without `predict_masks` only what reaches the paper's feature is computed: two of the pyramid's four levels, and no
-    mask.
-    The predicted mask is SAM 2's first, the one it means for unambiguous prompts.
+    mask. The predicted mask is SAM 2's first, the one it means for unambiguous prompts. The defaults are base-plus's.
 
     Args:
         weights: an original checkpoint (`.pt`), a folder or hub name of transformers' Sam2, or None for random ones.
-        width: of the image encoder's first stage; every stage doubles it. This and what follows: base-plus.
-        num_heads: of the first stage's attention; doubled like the width.
-        blocks: of each stage.
-        global_attention: which blocks look at the whole image.
-        windows: side of what the other blocks look at, by stage.
-        position_grid: height and width of the learned positions, which are stretched to the image.
+        width: channels of the image encoder's first stage; every stage doubles them.
+        num_heads: heads of the first stage's attention; doubled like the width.
+        blocks: number of blocks of each stage.
+        global_attention: indices of the blocks that attend to the whole image.
+        windows: cells along the side of the other blocks' windows, by stage.
+        position_grid: height and width of the learned positions, which are interpolated to the image.
         embed_dim: d, the prompt encoder's too.
-        image_size: side of the square canvas in pixels, the prompt encoder's too.
-        predict_masks: give `SegmentFeatures.mask_logits` too, which a connector may read and validation draws.
-        dtype: of the weights, "float32" or, where all are frozen, "bfloat16".
+        image_size: height and width of the square canvas in pixels, the prompt encoder's too.
+        predict_masks: also return `SegmentFeatures.mask_logits`, which a connector may read and validation draws.
+        dtype: type of the weights, "float32" or, where all are frozen, "bfloat16".
+
+    Example:
+        >>> sizes = {"width": 8, "num_heads": 1, "blocks": (1, 1, 1, 1), "global_attention": (), "embed_dim": 32}
+        >>> backbone = Sam2Backbone(**sizes, image_size=64)
+        >>> backbone.image_features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))[0].shape
+        torch.Size([1, 32, 4, 4])
     """
 
     mean: Tensor
@@ -188,16 +197,15 @@ class Sam2Backbone(SegmentationBackbone):
     def image_features(
         self, pixels: Shaped[Tensor, "images 3 size size"]
     ) -> tuple[Float[Tensor, "images channels height width"], ...]:
-        """The pyramid's level of stride 16; with `predict_masks` behind those of stride 4 and 8, as the mask decoder
-        reads them.
+        """Return the pyramid's level of stride 16; with `predict_masks` behind the levels of stride 4 and 8.
 
-        pixels: uint8, or float of which 1 is white. They are normalised here.
+        The finer levels are those that the mask decoder reads. pixels: uint8, or float in [0, 1], normalised here.
         """
-        maps = [self.single_image_features(self.normalised(image)) for image in pixels.split(1)]
+        maps = [self.single_image_features(self.normalise(image)) for image in pixels.split(1)]
         return tuple(torch.cat(levels) for levels in zip(*maps, strict=True))
 
-    def normalised(self, image: Shaped[Tensor, "1 3 size size"]) -> Float[Tensor, "1 3 size size"]:
-        """In the type of the weights; what is computed before is one copy, changed in place."""
+    def normalise(self, image: Shaped[Tensor, "1 3 size size"]) -> Float[Tensor, "1 3 size size"]:
+        """Return the normalised image in the type of the weights, from one copy that is changed in place."""
         unit = torch.empty(image.shape, dtype=self.mean.dtype, device=image.device).copy_(image)
         if image.dtype == torch.uint8:
             unit.div_(255.0)  # a whole number takes six times as long
@@ -206,7 +214,7 @@ class Sam2Backbone(SegmentationBackbone):
     def single_image_features(
         self, pixels: Float[Tensor, "1 3 size size"]
     ) -> tuple[Float[Tensor, "1 channels height width"], ...]:
-        """Of one normalised image: a CPU's cache holds no more."""
+        """Return the levels of one normalised image: a CPU's cache holds no more."""
         stages = self.hiera.stages(pixels)
         laterals = [
             conv(stage.permute(0, 3, 1, 2))
@@ -218,7 +226,7 @@ class Sam2Backbone(SegmentationBackbone):
         return self.mask_decoder.conv_s0(laterals[3]), self.mask_decoder.conv_s1(laterals[2]), level
 
     def read_stages(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """The image encoder's stages that reach an output, coarsest first, as the neck's convolutions are ordered."""
+        """Return the image encoder's stages that reach an output, coarsest first, in the neck's order."""
         return list(stages[::-1] if self.predict_masks else stages[:1:-1])
 
     def fingerprint(self) -> str:
@@ -230,10 +238,10 @@ class Sam2Backbone(SegmentationBackbone):
     ) -> SegmentFeatures:
         *fine, level = features
         tokens = cast(tokens, level.dtype)
-        image = (level + self.no_memory_embedding.reshape(1, -1, 1, 1))[tokens.images]
+        image = (level + self.no_memory_embedding.reshape(1, -1, 1, 1))[tokens.image_index]
         mask_tokens, embedding = self.read_prompts(image + tokens.dense, tokens)
         logits = (
-            self.mask_logits(embedding, mask_tokens, *(feature[tokens.images] for feature in fine))
+            self.mask_logits(embedding, mask_tokens, *(feature[tokens.image_index] for feature in fine))
             if self.predict_masks
             else None
         )
@@ -242,8 +250,9 @@ class Sam2Backbone(SegmentationBackbone):
     def read_prompts(
         self, keys: Float[Tensor, "prompts d height width"], tokens: PromptTokens
     ) -> tuple[Float[Tensor, "prompts d"], Float[Tensor, "prompts d height width"]]:
-        """The two-way transformer's first mask token and image side, prompts of equal token count together: its
-        attention has no mask.
+        """Return the two-way transformer's first mask token and image side.
+
+        Its attention has no mask, so that prompts of equal token count go together.
         """
         counts = tokens.valid.sum(dim=1)
         mask_tokens, embedding = keys.new_zeros(len(keys), keys.shape[1]), torch.zeros_like(keys)
@@ -252,9 +261,9 @@ class Sam2Backbone(SegmentationBackbone):
         for count in counts.unique().tolist():
             rows = (counts == count).nonzero()[:, 0]
             queries = torch.cat([own.expand(len(rows), -1, -1), tokens.sparse[rows, :count]], dim=1)[:, None]
-            read, places = self.two_way(queries, keys[rows], tokens.image_positions.expand_as(keys[rows]))
+            read, image_tokens = self.two_way(queries, keys[rows], tokens.image_positions.expand_as(keys[rows]))
             mask_tokens = mask_tokens.index_copy(0, rows, read[:, 0, -count - NUM_MASK_TOKENS])
-            embedding = embedding.index_copy(0, rows, places[:, 0].transpose(1, 2).reshape(keys[rows].shape))
+            embedding = embedding.index_copy(0, rows, image_tokens[:, 0].transpose(1, 2).reshape(keys[rows].shape))
         return mask_tokens, embedding
 
     def two_way(
@@ -262,24 +271,25 @@ class Sam2Backbone(SegmentationBackbone):
         queries: Float[Tensor, "rows 1 tokens d"],
         keys: Float[Tensor, "rows d height width"],
         positions: Float[Tensor, "rows d height width"],
-    ) -> tuple[Float[Tensor, "rows 1 tokens d"], Float[Tensor, "rows 1 places d"]]:
-        """Both sides of the two-way transformer; its last attention changes the tokens alone, and is left out where no
-        mask is predicted.
+    ) -> tuple[Float[Tensor, "rows 1 tokens d"], Float[Tensor, "rows 1 image_tokens d"]]:
+        """Return both sides of the two-way transformer.
+
+        Its last attention changes the tokens alone, and is left out where no mask is predicted.
         """
         transformer = self.mask_decoder.transformer
         if self.predict_masks:
             return transformer(queries, keys, positions, attention_similarity=None)
         read = queries
-        places, where = (each.flatten(2).transpose(1, 2)[:, None] for each in (keys, positions))
+        image_tokens, image_positions = (each.flatten(2).transpose(1, 2)[:, None] for each in (keys, positions))
         for layer in transformer.layers:
-            read, places, _ = layer(
+            read, image_tokens, _ = layer(
                 queries=read,
-                keys=places,
+                keys=image_tokens,
                 query_point_embedding=queries,
-                key_point_embedding=where,
+                key_point_embedding=image_positions,
                 attention_similarity=None,
             )
-        return read, places
+        return read, image_tokens
 
     def mask_logits(
         self,
@@ -288,7 +298,7 @@ class Sam2Backbone(SegmentationBackbone):
         finest: Float[Tensor, "prompts finest_channels 4*height 4*width"],
         finer: Float[Tensor, "prompts finer_channels 2*height 2*width"],
     ) -> Float[Tensor, "prompts 4*height 4*width"]:
-        """The map, up-scaled twice beside the image's finer features, whose channels the mask token weighs."""
+        """Return the map, upscaled twice with the image's finer features, its channels weighted by the mask token."""
         decoder = self.mask_decoder
         pixels = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(embedding) + finer))
         pixels = decoder.activation(decoder.upscale_conv2(pixels) + finest)
@@ -296,6 +306,7 @@ class Sam2Backbone(SegmentationBackbone):
 
 
 def weights_dtype(name: str) -> torch.dtype:
+    """Return the torch type of a name. Raises VirtueError for any but float32 and bfloat16."""
     if name not in ("float32", "bfloat16"):
         raise VirtueError(f"dtype is {name!r}, expected float32 or bfloat16")
     return torch.float32 if name == "float32" else torch.bfloat16
@@ -310,7 +321,7 @@ def vision_config(
     position_grid: Sequence[int],
     embed_dim: int,
 ) -> Sam2VisionConfig:
-    """SAM 2's image encoder in transformers' terms. Raises VirtueError where the stages are not four."""
+    """Return transformers' config of SAM 2's image encoder. Raises VirtueError where the stages are not four."""
     if len(blocks) != 4 or len(windows) != 4:
         raise VirtueError(
             f"blocks {list(blocks)} and windows {list(windows)}, expected four each: SAM 2's image encoder has four"

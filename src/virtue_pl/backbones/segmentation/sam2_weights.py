@@ -1,6 +1,4 @@
-"""Published SAM 2 checkpoints under transformers' names: the original `.pt` by renaming alone, a hub folder as
-it is.
-"""
+"""Published SAM 2 checkpoints under transformers' names: the original `.pt` renamed, a hub folder as it is."""
 
 from __future__ import annotations
 
@@ -12,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from virtue_pl.backbones.strict_weights import fill
+from virtue_pl.backbones.strict_weights import load_parts
 from virtue_pl.types import VirtueError
 
-RENAMED = (
+RENAMES = (
     (r"\.layers\.0\.(weight|bias)$", r".proj_in.\1"),
     (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
     (r"^image_encoder\.neck\.convs\.(\d)\.conv\.", r"vision_encoder.neck.convs.\1."),
@@ -39,25 +37,26 @@ RENAMED = (
     (r"\.layers\.2\.(weight|bias)$", r".proj_out.\1"),
     (r"\.layers\.1\.(weight|bias)$", r".layers.0.\1"),
 )
-"""From the original names to transformers', in this order: an MLP's first layer goes before its second takes the
+"""From the original names to transformers', in this order: an MLP's first layer is renamed before its second takes the
 number.
 """
 POINTS = re.compile(r"prompt_encoder\.point_embeddings\.(\d)\.weight")
-LEFT_OUT = re.compile(
+VIDEO_TENSORS = re.compile(
     r"memory_attention\.|memory_encoder\.|maskmem_tpos_enc|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial|mask_downsample\.|obj_ptr_proj\.|obj_ptr_tpos_proj\."
 )
-"""What follows an object through a video, by the names of the original."""
+"""Original names of the tensors that track an object through a video, which are not loaded."""
 
 
 def load_sam2(parts: Mapping[str, nn.Module | nn.Parameter], weights: str | Path) -> None:
-    """Fills each part from the tensors under its prefix. Raises VirtueError for a tensor too many, too few or of
-    another shape.
+    """Load each part from the tensors under its prefix.
+
+    Raises VirtueError for a missing tensor, an unknown one, or one of another shape.
     """
-    fill(parts, read_sam2(str(weights)), str(weights), "SAM 2")
+    load_parts(parts, read_sam2(str(weights)), str(weights), "SAM 2")
 
 
 def read_sam2(weights: str) -> dict[str, Tensor]:
-    """A checkpoint's tensors under transformers' names."""
+    """Return a checkpoint's tensors under transformers' names. Raises VirtueError where it is not one of SAM 2."""
     if not weights.endswith(".pt"):
         return read_pretrained(weights)
     if not Path(weights).is_file():
@@ -68,11 +67,14 @@ def read_sam2(weights: str) -> dict[str, Tensor]:
     state = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
     if "model" not in state:
         raise VirtueError(f"weights: {weights} has no entry 'model', expected an original SAM 2 checkpoint")
-    return renamed({name: tensor for name, tensor in state["model"].items() if not LEFT_OUT.match(name)})
+    return rename_tensors({name: tensor for name, tensor in state["model"].items() if not VIDEO_TENSORS.match(name)})
 
 
 def read_pretrained(name: str) -> dict[str, Tensor]:
-    """The tensors of a folder or hub name of transformers' Sam2."""
+    """Return the tensors of a folder or hub name of transformers' Sam2.
+
+    Raises VirtueError where the folder, or a tensor in it, is missing.
+    """
     from transformers import Sam2Model
 
     if name.startswith((".", "/")) and not Path(name).is_dir():
@@ -89,8 +91,8 @@ def read_pretrained(name: str) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The original's tensors under transformers' names; the four kinds of point become the rows of one table."""
+def rename_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the original's tensors under transformers' names, the four kinds of point as rows of one table."""
     found = {rename(name): tensor for name, tensor in state.items()}
     points = sorted(name for name in found if POINTS.fullmatch(name))
     if points:
@@ -99,6 +101,7 @@ def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rename(name: str) -> str:
-    for pattern, replacement in RENAMED:
+    """Return an original tensor's name in transformers' model."""
+    for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
     return name

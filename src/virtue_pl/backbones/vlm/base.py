@@ -1,6 +1,4 @@
-"""What a vision-language backbone must give: images and texts in, last hidden states out, through one token
-sequence.
-"""
+"""Interface of a vision-language backbone: images and texts in, last hidden states out, through one token sequence."""
 
 from __future__ import annotations
 
@@ -18,8 +16,15 @@ from virtue_pl.types import EncoderBatch, TokenSequence
 class VLMBackbone(nn.Module, ABC):
     """A vision tower and a language model that share one sequence.
 
-    Of the tower, `vision_features` is frozen, and may be computed once and stored; `vision_tokens` is what may be
-    trained.
+    `vision_features` is the tower's frozen part, which may be computed once and stored; `vision_tokens` is the part
+    that may be trained.
+
+    Example:
+        >>> from virtue_pl.backbones import Qwen2VLBackbone
+        >>> backbone: VLMBackbone = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct")
+        >>> images = backbone.vision_tokens(backbone.vision_features(batch.images.vision))
+        >>> backbone(backbone.embed(batch, images)).shape    # rows, tokens, hidden
+        torch.Size([2, 84, 1536])
     """
 
     hidden_size: int
@@ -28,11 +33,11 @@ class VLMBackbone(nn.Module, ABC):
     @property
     @abstractmethod
     def language_model(self) -> nn.Module:
-        """What reads a token sequence, and what adapters go into."""
+        """Return the module that reads a token sequence, into which adapters go."""
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The language model's layers: of its lists of modules the all_reduce_max."""
+        """Return the language model's layers: of its module lists the one with the most parameters."""
         lists = [module for module in self.language_model.modules() if isinstance(module, nn.ModuleList)]
         return max(lists, key=lambda modules: sum(parameter.numel() for parameter in modules.parameters()))
 
@@ -40,31 +45,32 @@ class VLMBackbone(nn.Module, ABC):
     def vision_features(
         self, pixels: Sequence[Shaped[Tensor, "3 height width"]]
     ) -> tuple[tuple[Float[Tensor, "..."], ...], ...]:
-        """Each image's frozen features, at one scale or several, without gradients."""
+        """Return each image's frozen features, at one scale or several, without gradients."""
 
     @abstractmethod
     def vision_tokens(
         self, features: Sequence[tuple[Float[Tensor, "..."], ...]]
     ) -> tuple[Float[Tensor, "tokens hidden"], ...]:
-        """Each image's tokens, at the width of the language model, from its `vision_features`."""
+        """Return each image's tokens, at the width of the language model, from its `vision_features`."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes with whatever `vision_features` depend on (`network_fingerprint`)."""
+        """Return a string that changes with whatever `vision_features` depend on (`network_fingerprint`)."""
 
     @abstractmethod
     def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens hidden"]]) -> TokenSequence:
-        """Embedded texts with the vision tokens in their places, and position ids that do not depend on the batch.
+        """Return embedded texts with the vision tokens in their positions, and position ids independent of the batch.
 
-        vision: one a use, in the order of `inputs.use_rows`.
+        vision: the tokens of each use of an image, in the order of `inputs.use_rows`.
         """
 
     @abstractmethod
     def forward(self, sequence: TokenSequence) -> Float[Tensor, "rows tokens hidden"]:
-        """The last hidden state (after the final norm); no logits are computed."""
+        """Return the last hidden state (after the final norm); no logits are computed."""
 
     def last_states(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
-        """`forward`'s state of each row's last token, for a pooling that reads no other: a backbone may spare itself
-        the others.
+        """Return `forward`'s state of each row's last token, for a pooling that reads no other.
+
+        A backbone may override it to skip the other states.
         """
         return LastTokenPooling()(self(sequence), sequence.attention_mask)

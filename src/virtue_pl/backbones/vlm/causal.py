@@ -1,6 +1,4 @@
-"""What vision-language models on transformers' own classes have in common: a folder, a tokenizer, a frozen tower, a
-causal language model.
-"""
+"""Vision-language models on transformers' own classes: tokenizer, frozen tower, and causal language model."""
 
 from __future__ import annotations
 
@@ -14,17 +12,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-from virtue_pl.backbones.pretrained import are_weights_left_out, unfilled
+from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights
 from virtue_pl.backbones.vlm.base import VLMBackbone
 from virtue_pl.preprocessing.processor import VLMProcessor
 from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
 
 
 class CausalVLMProcessor(VLMProcessor):
-    """Tokenizes with the model's own tokenizer; an image's ids stand where `IMAGE_TOKEN` does, and no chat template
-    around the text.
+    """Abstract processor on the model's own tokenizer, without a chat template; `IMAGE_TOKEN` becomes an image's ids.
 
     `normalise` is the model's own image processor.
+
+    Args:
+        vlm_model: folder or hub name of the model.
+        max_tokens: longer texts are cut; an image's tokens do not count.
+
+    Example:
+        >>> from virtue_pl.backbones import Qwen2VLBackbone
+        >>> processor: CausalVLMProcessor = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct").processor
+        >>> input_ids, attention_mask = processor.tokenize(["a dog", "a black dog"], sizes=[[], []])
     """
 
     def __init__(self, vlm_model: str, max_tokens: int) -> None:
@@ -34,49 +40,58 @@ class CausalVLMProcessor(VLMProcessor):
         self.max_tokens = max_tokens
 
     @abstractmethod
-    def image_ids(self, size: tuple[int, int], alone: bool = True) -> list[int]:
-        """The ids of one image of `size`, resized: `image_id` for each of its tokens, and whatever the model expects
-        between them.
+    def image_ids(self, size: tuple[int, int], only_image: bool = True) -> list[int]:
+        """Return the ids of one image of `size` = (height, width), resized.
 
-        alone: whether its text shows no other.
+        They are `image_id` for each of its tokens, and whatever the model expects between them. only_image: whether the
+        image is its text's only one.
         """
 
     def tokenize(
         self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]
     ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
-        rows = [self.row(text, shown) for text, shown in zip(texts, sizes, strict=True)]
+        """Return `input_ids` and `attention_mask`, right-padded. sizes: of every row's images, resized, in order."""
+        rows = [self.tokenize_row(text, image_sizes) for text, image_sizes in zip(texts, sizes, strict=True)]
         longest = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id
         input_ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         return input_ids, mask
 
-    def row(self, text: str, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """A row's ids. Of the text at most `max_tokens` are kept, of the images all."""
+    def tokenize_row(self, text: str, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """Return a row's ids: at most `max_tokens` of the text, and all of the images.
+
+        Raises VirtueError where `IMAGE_TOKEN`s and images differ in number, or the text holds the model's image token.
+        """
         pieces = text.split(IMAGE_TOKEN)
         if len(pieces) - 1 != len(sizes):
             raise VirtueError(
-                f"a text has {len(pieces) - 1} places for images, expected {len(sizes)}, one {IMAGE_TOKEN} for each of"
-                " its images"
+                f"a text has {len(pieces) - 1} positions for images, expected {len(sizes)}, one {IMAGE_TOKEN} for each"
+                " of its images"
             )
         ids: list[int] = []
-        left = self.max_tokens
+        budget = self.max_tokens
         for number, piece in enumerate(pieces):
             if number:
                 ids += self.image_ids(sizes[number - 1], len(sizes) == 1)
-            kept = self.tokenizer(piece, add_special_tokens=False)["input_ids"][:left]
-            if self.image_id in kept:
+            piece_ids = self.tokenizer(piece, add_special_tokens=False)["input_ids"][:budget]
+            if self.image_id in piece_ids:
                 token = self.tokenizer.convert_ids_to_tokens(self.image_id)
                 raise VirtueError(
                     f"a text holds the model's own {token}, expected {IMAGE_TOKEN} where an image stands: take it out"
                     " of the text"
                 )
-            ids, left = ids + kept, left - len(kept)
+            ids, budget = ids + piece_ids, budget - len(piece_ids)
         return ids
 
 
 class TileProcessor(CausalVLMProcessor):
-    """For a model that cuts images in tiles by their own size, and counts all tokens one after another."""
+    """Abstract processor of a model that cuts images in tiles by their own size, and counts all tokens in sequence.
+
+    Example:
+        >>> from virtue_pl.backbones import SmolVLMBackbone
+        >>> processor: TileProcessor = SmolVLMBackbone("HuggingFaceTB/SmolVLM2-500M-Video-Instruct").processor
+    """
 
     def position_ids(
         self,
@@ -84,19 +99,30 @@ class TileProcessor(CausalVLMProcessor):
         attention_mask: Int[Tensor, "rows tokens"],
         sizes: Sequence[Sequence[tuple[int, int]]],
     ) -> Int[Tensor, "rows tokens"]:
+        """Return the number of real tokens before each token; 0 for padding."""
         return (attention_mask.cumsum(dim=1) - 1) * attention_mask
 
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size
 
 
 class CausalVLM(VLMBackbone):
-    """A model on one of transformers' classes, without the head that predicts words. All but the language model's
-    layers is frozen.
+    """A model on one of transformers' classes, without the head that predicts words.
 
-    What the tower gives for an image is at the language model's width already. Where there are several levels, the
-    first one stands in
-    the sequence, and the others are added behind the language model's first layers (`TokenSequence.deepstack_embeds`).
+    All is frozen but the language model's layers and final norm. The tower's features are at the language model's width
+    already. Where there are several levels, the first one stands in the sequence, and the others are added behind the
+    language model's first layers (`TokenSequence.deepstack_embeds`).
+
+    Args:
+        vlm_model: folder or hub name of the model.
+        dtype: type of the weights, "float32" or "bfloat16".
+        attention: transformers' name of the attention's implementation.
+
+    Example:
+        >>> from virtue_pl.backbones import Qwen2VLBackbone
+        >>> backbone: CausalVLM = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16")
+        >>> backbone.hidden_size
+        1536
     """
 
     model_class: ClassVar[Any]
@@ -106,45 +132,57 @@ class CausalVLM(VLMBackbone):
     def __init__(self, vlm_model: str, dtype: str, attention: str) -> None:
         super().__init__()
         self.model = load_vlm(self.model_class, vlm_model, dtype, attention)
-        self.change_layers()
+        self.replace_layers()
         self.hidden_size = self.model.config.text_config.hidden_size
         self.model.requires_grad_(False)
-        for learning in (self.language_model.layers, self.language_model.norm):
-            learning.requires_grad_(True)
+        for trained in (self.language_model.layers, self.language_model.norm):
+            trained.requires_grad_(True)
 
-    def change_layers(self) -> None:
-        """Where a model's own layers are replaced by quicker ones of the same weights."""
+    def replace_layers(self) -> None:
+        """Replace layers of the model by faster ones of the same weights, where a final has some."""
 
     @property
     def language_model(self) -> Any:
-        """What reads a token sequence: the part of the model that learns."""
+        """Return the part of the model that reads a token sequence and is trained."""
         return self.model.get_decoder()
 
     def vision_tokens(
         self, features: Sequence[tuple[Float[Tensor, "tokens hidden"], ...]]
     ) -> tuple[Float[Tensor, "tokens levels_hidden"], ...]:
-        """An image's levels side by side."""
+        """Return each image's levels, concatenated."""
         return tuple(torch.cat(levels, dim=1) for levels in features)
 
-    def read(self, tokens: Float[Tensor, "tokens levels_hidden"], alone: bool) -> Float[Tensor, "shown levels_hidden"]:
-        """What a row reads of an image, for which `image_ids` leaves places; all of it, but in models that read several
-        less closely than one.
+    def select_tokens(
+        self, tokens: Float[Tensor, "tokens levels_hidden"], only_image: bool
+    ) -> Float[Tensor, "row_tokens levels_hidden"]:
+        """Return the tokens of an image that stand in a row, as many as `image_ids` has.
+
+        All of them, but in models that read several images less closely than one. only_image: whether the image is its
+        row's only one.
         """
         return tokens
 
     def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens levels_hidden"]]) -> TokenSequence:
+        """Return embedded texts with the vision tokens in their positions. vision: one for each use of an image."""
         assert inputs.position_ids is not None, "the processor gives them"
         embeds = self.language_model.embed_tokens(inputs.input_ids)
         if not vision:
             return TokenSequence(embeds, inputs.attention_mask, inputs.position_ids)
-        shown = inputs.input_ids == self.processor.image_id
-        alone = (inputs.use_rows.bincount()[inputs.use_rows] == 1).tolist()
-        read = [self.read(tokens, only) for tokens, only in zip(vision, alone, strict=True)]
-        first, *added = torch.cat(read).to(embeds.dtype).split(self.hidden_size, dim=1)
-        embeds = embeds.masked_scatter(shown.unsqueeze(-1), first)
-        return TokenSequence(embeds, inputs.attention_mask, inputs.position_ids, tuple(added), shown if added else None)
+        is_image = inputs.input_ids == self.processor.image_id
+        only_image = (inputs.use_rows.bincount()[inputs.use_rows] == 1).tolist()
+        selected = [self.select_tokens(tokens, only) for tokens, only in zip(vision, only_image, strict=True)]
+        first, *deepstack_embeds = torch.cat(selected).to(embeds.dtype).split(self.hidden_size, dim=1)
+        embeds = embeds.masked_scatter(is_image.unsqueeze(-1), first)
+        return TokenSequence(
+            embeds,
+            inputs.attention_mask,
+            inputs.position_ids,
+            tuple(deepstack_embeds),
+            is_image if deepstack_embeds else None,
+        )
 
     def forward(self, sequence: TokenSequence) -> Float[Tensor, "rows tokens hidden"]:
+        """Return the language model's last hidden state."""
         levels = (
             {"visual_pos_masks": sequence.visual_pos_mask, "deepstack_visual_embeds": list(sequence.deepstack_embeds)}
             if sequence.deepstack_embeds
@@ -161,8 +199,9 @@ class CausalVLM(VLMBackbone):
 
 
 def load_vlm(model_class: Any, name: str, dtype: str, attention: str) -> Any:
-    """The model without its head. Raises VirtueError where the folder is missing, is of another model, or lacks a
-    tensor.
+    """Return the model without its head.
+
+    Raises VirtueError where the folder is missing, is of another model, or lacks a tensor.
     """
     expected = model_class.config_class.model_type
     if name.startswith((".", "/")) and not Path(name).is_dir():
@@ -173,8 +212,8 @@ def load_vlm(model_class: Any, name: str, dtype: str, attention: str) -> Any:
             f"vlm_model: {name} is a {found}, expected a {expected}: name another folder, or give the backbone's class"
             f" for {found}"
         )
-    if are_weights_left_out():
-        return unfilled(name, {}, dtype=getattr(torch, dtype), attn_implementation=attention)
+    if are_weights_skipped():
+        return build_without_weights(name, {}, dtype=getattr(torch, dtype), attn_implementation=attention)
     model, report = model_class.from_pretrained(
         name, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True
     )

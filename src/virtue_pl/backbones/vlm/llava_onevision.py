@@ -14,33 +14,46 @@ from virtue_pl.features.frozen import network_fingerprint
 
 
 class LlavaOnevisionProcessor(TileProcessor):
-    """Tokenizes for LLaVA-OneVision. A text's only image becomes a view of the whole and the grid of at most
-    `max_tiles` tiles that fits it
-    best; of several each is seen whole only, as the model was trained.
+    """Processor of LLaVA-OneVision, which cuts a text's only image in tiles and reads several images whole, as trained.
+
+    A text's only image becomes a view of the whole and the best-fitting grid of at most `max_tiles` tiles.
+
+    Args:
+        vlm_model: folder or hub name of the model.
+        max_tiles: largest number of tiles of an image.
+        max_tokens: longer texts are cut; an image's tokens do not count.
+
+    Example:
+        >>> processor = LlavaOnevisionProcessor("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 9, max_tokens=512)
+        >>> len(processor.image_ids((384, 384), only_image=False))
+        730
     """
 
     def __init__(self, vlm_model: str, max_tiles: int, max_tokens: int) -> None:
         super().__init__(vlm_model, max_tokens)
-        self.counts = AutoProcessor.from_pretrained(vlm_model)
-        self.normalise = self.counts.image_processor
+        self.token_counter = AutoProcessor.from_pretrained(vlm_model)
+        self.normalise = self.token_counter.image_processor
         tile = min(min(grid) for grid in self.normalise.image_grid_pinpoints) ** 2
-        self.grids = [grid for grid in self.normalise.image_grid_pinpoints if grid[0] * grid[1] <= max_tiles * tile]
-        self.normalise.image_grid_pinpoints = self.grids
-        # of an image beside others: whole, and the mark that ends a line
-        self.beside: int = self.counts.num_image_tokens + 1
+        self.grid_pinpoints = [
+            grid for grid in self.normalise.image_grid_pinpoints if grid[0] * grid[1] <= max_tiles * tile
+        ]
+        self.normalise.image_grid_pinpoints = self.grid_pinpoints
+        # of an image among several: the whole, and the token that ends a line
+        self.tokens_per_square: int = self.token_counter.num_image_tokens + 1
 
-    def image_ids(self, size: tuple[int, int], alone: bool = True) -> list[int]:
-        if not alone:
-            return [self.image_id] * self.beside
-        (count,) = self.counts._get_num_multimodal_tokens(image_sizes=[list(size)])["num_image_tokens"]
+    def image_ids(self, size: tuple[int, int], only_image: bool = True) -> list[int]:
+        """Return the image token's id for each of the image's tokens and line ends."""
+        if not only_image:
+            return [self.image_id] * self.tokens_per_square
+        (count,) = self.token_counter._get_num_multimodal_tokens(image_sizes=[list(size)])["num_image_tokens"]
         return [self.image_id] * count
 
     def resize(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 height width"]:
-        """As it is: how the tiles' tokens are laid out depends on the image's own size."""
+        """Return the image unchanged: the layout of the tiles' tokens depends on its own size."""
         return image
 
-    def square(self, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 side side"]:
-        """The image as the tower sees it beside others: padded to a square."""
+    def pad_to_square(self, image: UInt8[Tensor, "3 height width"]) -> Float[Tensor, "3 size size"]:
+        """Return the image as the tower reads it among several: padded to a square, resized and normalised."""
         normalise = self.normalise
         padded = normalise.pad_to_square(image, tuple(int(255 * value) for value in normalise.image_mean))
         resized = normalise.resize(padded[None], normalise.size, resample=normalise.resample)
@@ -50,15 +63,21 @@ class LlavaOnevisionProcessor(TileProcessor):
 
 
 class LlavaOnevisionBackbone(CausalVLM):
-    """LLaVA-OneVision (arXiv 2408.03326). The tower sees each image whole and in tiles, and once more whole, for rows
-    with several images.
+    """LLaVA-OneVision (arXiv 2408.03326).
+
+    The tower sees each image whole and in tiles, and once more whole, for rows with several images.
 
     Args:
         vlm_model: folder or hub name of the model, in transformers' layout, loaded by `from_pretrained`.
-        max_tiles: into how many an image is cut at most; the released models know grids of 1 to 36.
+        max_tiles: largest number of tiles of an image; the released models are trained on grids of 1 to 36.
         max_tokens: longer texts are cut; an image's tokens do not count.
-        dtype: of the weights, "float32" or "bfloat16".
+        dtype: type of the weights, "float32" or "bfloat16".
         attention: transformers' name of the attention's implementation.
+
+    Example:
+        >>> backbone = LlavaOnevisionBackbone("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", max_tiles=9)
+        >>> backbone.hidden_size
+        896
     """
 
     model_class = LlavaOnevisionModel
@@ -74,28 +93,34 @@ class LlavaOnevisionBackbone(CausalVLM):
     ) -> None:
         super().__init__(vlm_model, dtype, attention)
         self.processor = LlavaOnevisionProcessor(vlm_model, max_tiles, max_tokens)
-        self.model.config.image_grid_pinpoints = self.processor.grids
+        self.model.config.image_grid_pinpoints = self.processor.grid_pinpoints
 
     @torch.no_grad()
     def vision_features(
         self, pixels: Sequence[UInt8[Tensor, "3 height width"]]
     ) -> tuple[tuple[Float[Tensor, "tokens hidden"]], ...]:
-        """Behind the projector, which is frozen too: the whole image's tokens, and the tiles' line by line; then those
-        it has beside others.
+        """Return each image's tokens behind the projector, which is frozen too.
+
+        They are the whole image's tokens, the tiles' line by line, and last those of the image among several.
         """
         prepared = self.processor.normalise(list(pixels), return_tensors="pt").to(pixels[0].device)
-        sizes, squares = prepared["image_sizes"], torch.stack([self.processor.square(image) for image in pixels])
-        alone = self.model.get_image_features(prepared["pixel_values"].to(self.model.dtype), sizes).pooler_output
-        several = [max(2, len(pixels))]  # two or more are not cut; of a batch of one the surplus is not looked at
-        beside = self.model.get_image_features(
-            squares[:, None].to(self.model.dtype), sizes, batch_num_images=several
+        sizes, squares = prepared["image_sizes"], torch.stack([self.processor.pad_to_square(image) for image in pixels])
+        tiled = self.model.get_image_features(prepared["pixel_values"].to(self.model.dtype), sizes).pooler_output
+        num_images = [max(2, len(pixels))]  # two or more are not cut; one image is declared as two, of which one exists
+        whole = self.model.get_image_features(
+            squares[:, None].to(self.model.dtype), sizes, batch_num_images=num_images
         ).pooler_output
-        return tuple((torch.cat(both),) for both in zip(alone, beside, strict=True))
+        return tuple((torch.cat(both),) for both in zip(tiled, whole, strict=True))
 
-    def read(self, tokens: Float[Tensor, "tokens hidden"], alone: bool) -> Float[Tensor, "shown hidden"]:
-        beside = self.processor.beside
-        return tokens[:-beside] if alone else tokens[-beside:]
+    def select_tokens(
+        self, tokens: Float[Tensor, "tokens hidden"], only_image: bool
+    ) -> Float[Tensor, "row_tokens hidden"]:
+        """Return the tokens of an only image, or those of an image among several."""
+        num_tokens = self.processor.tokens_per_square
+        return tokens[:-num_tokens] if only_image else tokens[-num_tokens:]
 
     def fingerprint(self) -> str:
         projector = network_fingerprint(self.model.multi_modal_projector, self.model.image_newline.tolist())
-        return network_fingerprint(self.model.vision_tower, projector, self.processor.grids, "alone and beside others")
+        return network_fingerprint(
+            self.model.vision_tower, projector, self.processor.grid_pinpoints, "alone and beside others"
+        )

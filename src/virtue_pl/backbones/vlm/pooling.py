@@ -1,4 +1,4 @@
-"""From the states of a row's tokens to one vector."""
+"""Pooling of a row's token states to one vector."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ from torch import Tensor
 
 
 class Pooling(ABC):
-    """Reduces each row's real tokens, wherever its padding stands."""
+    """Reduction of each row's real tokens to one vector, wherever its padding stands.
+
+    Example:
+        >>> pooling: Pooling = MeanPooling()
+        >>> pooling(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]])).tolist()
+        [[2.0]]
+    """
 
     @abstractmethod
     def __call__(
         self, states: Float[Tensor, "rows tokens hidden"], attention_mask: Int[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows hidden"]:
-        """One vector a row."""
+        """Return one vector a row."""
 
 
 class MeanPooling(Pooling):
-    """The mean over real tokens, as sentence encoders are trained."""
+    """The mean over real tokens, as sentence encoders are trained.
+
+    Example:
+        >>> MeanPooling()(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]])).tolist()
+        [[2.0]]
+    """
 
     def __call__(
         self, states: Float[Tensor, "rows tokens hidden"], attention_mask: Int[Tensor, "rows tokens"]
@@ -30,7 +41,12 @@ class MeanPooling(Pooling):
 
 
 class LastTokenPooling(Pooling):
-    """The last real token, as causal models are trained (VIRTUE, section 3)."""
+    """The last real token, as causal models are trained (VIRTUE, section 3).
+
+    Example:
+        >>> LastTokenPooling()(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]])).tolist()
+        [[3.0]]
+    """
 
     def __call__(
         self, states: Float[Tensor, "rows tokens hidden"], attention_mask: Int[Tensor, "rows tokens"]
@@ -39,12 +55,17 @@ class LastTokenPooling(Pooling):
 
 
 def last_token_index(attention_mask: Int[Tensor, "rows tokens"]) -> Int[Tensor, " rows"]:
-    """Where each row's last real token stands."""
+    """Return the index of each row's last real token."""
     return (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(dim=1)
 
 
 class FirstTokenPooling(Pooling):
-    """The first real token, a BERT's [CLS] where nothing stands before it."""
+    """The first real token, a BERT's [CLS] where nothing stands before it.
+
+    Example:
+        >>> FirstTokenPooling()(torch.tensor([[[9.0], [1.0], [3.0]]]), torch.tensor([[0, 1, 1]])).tolist()
+        [[1.0]]
+    """
 
     def __call__(
         self, states: Float[Tensor, "rows tokens hidden"], attention_mask: Int[Tensor, "rows tokens"]

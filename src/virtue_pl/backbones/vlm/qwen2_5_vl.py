@@ -13,7 +13,13 @@ from virtue_pl.backbones.vlm.qwen_vl import QwenVLBackbone
 
 
 class Qwen2_5VLBackbone(QwenVLBackbone):
-    """Qwen2.5-VL (arXiv 2502.13923). Its arguments are `QwenVLBackbone`'s."""
+    """Qwen2.5-VL (arXiv 2502.13923), with `QwenVLBackbone`'s arguments.
+
+    Example:
+        >>> backbone = Qwen2_5VLBackbone("Qwen/Qwen2.5-VL-3B-Instruct", dtype="bfloat16")
+        >>> backbone.hidden_size
+        2048
+    """
 
     model_class = Qwen2_5_VLModel
 
@@ -21,4 +27,5 @@ class Qwen2_5VLBackbone(QwenVLBackbone):
     def vision_features(
         self, pixels: Sequence[UInt8[Tensor, "3 height width"]]
     ) -> tuple[tuple[Float[Tensor, "tokens hidden"]], ...]:
-        return tuple((tokens,) for tokens in self.encoded(pixels).pooler_output)
+        """Return each image's tokens behind the merger, which is frozen too."""
+        return tuple((tokens,) for tokens in self.encode_images(pixels).pooler_output)

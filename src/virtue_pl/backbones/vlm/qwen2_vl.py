@@ -1,6 +1,4 @@
-"""Qwen2-VL on transformers' own model: its vision tower and its language model, without the head that predicts
-words.
-"""
+"""Qwen2-VL on transformers' own model: vision tower and language model, without the head that predicts words."""
 
 from __future__ import annotations
 
@@ -12,28 +10,35 @@ from torch import Tensor
 from transformers import Qwen2VLModel
 
 from virtue_pl.backbones.vlm.pooling import last_token_index
-from virtue_pl.backbones.vlm.qwen2_vl_last_layer import let_last_layer_give_one_token
+from virtue_pl.backbones.vlm.qwen2_vl_last_layer import use_last_token_layer
 from virtue_pl.backbones.vlm.qwen_vl import QwenVLBackbone
 from virtue_pl.types import TokenSequence
 
 
 class Qwen2VLBackbone(QwenVLBackbone):
-    """Qwen2-VL, the paper's model. Its arguments are `QwenVLBackbone`'s."""
+    """Qwen2-VL (arXiv 2409.12191), the paper's model, with `QwenVLBackbone`'s arguments.
+
+    Example:
+        >>> backbone = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16")
+        >>> backbone.hidden_size
+        1536
+    """
 
     model_class = Qwen2VLModel
 
-    def change_layers(self) -> None:
-        let_last_layer_give_one_token(self.model.language_model)
+    def replace_layers(self) -> None:
+        """Replace the last layer by one that can compute a single token (`LastTokenLayer`)."""
+        use_last_token_layer(self.model.language_model)
 
     @torch.no_grad()
     def vision_features(
         self, pixels: Sequence[UInt8[Tensor, "3 height width"]]
     ) -> tuple[tuple[Float[Tensor, "tokens hidden"]], ...]:
-        """Behind the merger, which is frozen too: already at the language model's width."""
-        return tuple((tokens,) for tokens in self.encoded(pixels).pooler_output)
+        """Return each image's tokens behind the merger, which is frozen too: already at the language model's width."""
+        return tuple((tokens,) for tokens in self.encode_images(pixels).pooler_output)
 
     def last_states(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
-        """The last layer is computed for each row's last token alone."""
+        """Return the state of each row's last token, for which alone the last layer is computed."""
         output = self.model.language_model(
             inputs_embeds=sequence.embeds,
             attention_mask=sequence.attention_mask,

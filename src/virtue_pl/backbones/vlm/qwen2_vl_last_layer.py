@@ -1,6 +1,4 @@
-"""The last layer of Qwen2-VL's language model, for one token a row: keys and values of all tokens, everything else of
-that one.
-"""
+"""The last layer of Qwen2-VL's language model, for one token a row; keys and values are those of all tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +12,13 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer, 
 
 
 class LastTokenLayer(Qwen2VLDecoderLayer):
-    """transformers' own layer; given `last_token_index`, it gives the states of these tokens alone."""
+    """transformers' own layer; given `last_token_index`, it computes the states of these tokens alone.
+
+    Example:
+        >>> use_last_token_layer(model.language_model)
+        >>> type(model.language_model.layers[-1]).__name__
+        'LastTokenLayer'
+    """
 
     def forward(
         self,
@@ -23,17 +27,18 @@ class LastTokenLayer(Qwen2VLDecoderLayer):
         last_token_index: Int[Tensor, " rows"] | None = None,
         **options: Any,
     ) -> Tensor:
+        """Return the states of all tokens, or those at `last_token_index` as rows of one token."""
         if last_token_index is None:
             return super().forward(hidden_states, *arguments, **options)
         rows = torch.arange(len(last_token_index), device=last_token_index.device)
         mask = options["attention_mask"]
-        read = self.read_all(
+        read = self.attend_from_last(
             self.input_layernorm(hidden_states), rows, last_token_index, options["position_embeddings"], mask
         )
         last = hidden_states[rows, last_token_index][:, None] + read
         return last + self.mlp(self.post_attention_layernorm(last))
 
-    def read_all(
+    def attend_from_last(
         self,
         states: Float[Tensor, "rows tokens hidden"],
         rows: Int[Tensor, " rows"],
@@ -41,8 +46,9 @@ class LastTokenLayer(Qwen2VLDecoderLayer):
         rotation: tuple[Float[Tensor, "rows tokens head_dim"], Float[Tensor, "rows tokens head_dim"]],
         mask: Bool[Tensor, "rows 1 tokens tokens"] | Float[Tensor, "rows 1 tokens tokens"] | None,
     ) -> Float[Tensor, "rows 1 hidden"]:
-        """The attention of the last tokens. The query heads that share a key head stand where a sequence's tokens
-        would.
+        """Return the attention's output for the last tokens.
+
+        The query heads that share a key head stand where a sequence's tokens would.
         """
         attention = self.self_attn
         number, tokens, _ = states.shape
@@ -55,19 +61,18 @@ class LastTokenLayer(Qwen2VLDecoderLayer):
         )
         key = rotate(key, cos[:, None], sin[:, None])
         query = query.view(number, key.shape[1], -1, attention.head_dim)
-        seen = None if mask is None else mask[rows, :, last][:, :, None]
-        read = scaled_dot_product_attention(query, key, value, seen, scale=attention.scaling)
+        mask_rows = None if mask is None else mask[rows, :, last][:, :, None]
+        read = scaled_dot_product_attention(query, key, value, mask_rows, scale=attention.scaling)
         return attention.o_proj(read.reshape(number, 1, -1))
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return the states with the rotary positions applied."""
     return states * cos + rotate_half(states) * sin
 
 
-def let_last_layer_give_one_token(language_model: Any) -> None:
-    """Puts a `LastTokenLayer` with the same weights in the place of the last layer. No padding: the last token is the
-    last of its row.
-    """
+def use_last_token_layer(language_model: Any) -> None:
+    """Replace the last layer by a `LastTokenLayer` with the same weights, in place."""
     number = len(language_model.layers) - 1
     old = language_model.layers[number]
     with torch.device("meta"):

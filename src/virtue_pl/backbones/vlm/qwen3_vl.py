@@ -13,7 +13,13 @@ from virtue_pl.backbones.vlm.qwen_vl import QwenVLBackbone
 
 
 class Qwen3VLBackbone(QwenVLBackbone):
-    """Qwen3-VL (arXiv 2511.21631). Its arguments are `QwenVLBackbone`'s; its tokens are squares of 32x32 pixels."""
+    """Qwen3-VL (arXiv 2511.21631), with `QwenVLBackbone`'s arguments; its tokens are squares of 32x32 pixels.
+
+    Example:
+        >>> backbone = Qwen3VLBackbone("Qwen/Qwen3-VL-2B-Instruct", dtype="bfloat16")
+        >>> backbone.hidden_size
+        2048
+    """
 
     model_class = Qwen3VLModel
 
@@ -21,6 +27,6 @@ class Qwen3VLBackbone(QwenVLBackbone):
     def vision_features(
         self, pixels: Sequence[UInt8[Tensor, "3 height width"]]
     ) -> tuple[tuple[Float[Tensor, "tokens hidden"], ...], ...]:
-        """The image's tokens, and for each of the language model's first layers what is added behind it (DeepStack)."""
-        found = self.encoded(pixels)
+        """Return each image's tokens, and the levels to add behind the language model's first layers (DeepStack)."""
+        found = self.encode_images(pixels)
         return tuple(zip(found.pooler_output, *found.deepstack_features, strict=True))

@@ -1,6 +1,4 @@
-"""What the Qwen-VL models have in common: images of any size in whole tokens, and positions in three directions
-(M-RoPE).
-"""
+"""The common part of the Qwen-VL models: images of any size in whole tokens, and positions on three axes (M-RoPE)."""
 
 from __future__ import annotations
 
@@ -18,15 +16,24 @@ from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.images import resize_bicubic, smart_size
 
 AXES = 3
-"""Of a position: time, height, width."""
+"""Axes of a position: time, height, width."""
 
 
 class QwenVLProcessor(CausalVLMProcessor):
-    """Tokenizes for a Qwen-VL. An image is resized to multiples of `factor` pixels, of which a square becomes one
-    token.
+    """Processor of a Qwen-VL; an image is resized to multiples of `factor` pixels, a square of which becomes a token.
+
+    Args:
+        vlm_model: folder or hub name of the model.
+        min_pixels, max_pixels: bounds of a resized image's number of pixels.
+        max_tokens: longer texts are cut; an image's tokens do not count.
+
+    Example:
+        >>> processor = QwenVLProcessor("Qwen/Qwen2-VL-2B-Instruct", 4 * 28 * 28, 1280 * 28 * 28, max_tokens=512)
+        >>> processor.grid((280, 560))
+        (10, 20)
     """
 
-    marks = ("<|vision_start|>", "<|vision_end|>")
+    image_delimiters = ("<|vision_start|>", "<|vision_end|>")
 
     def __init__(self, vlm_model: str, min_pixels: int, max_pixels: int, max_tokens: int) -> None:
         super().__init__(vlm_model, max_tokens)
@@ -36,12 +43,13 @@ class QwenVLProcessor(CausalVLMProcessor):
         self.min_pixels = min_pixels
         self.max_pixels = max_pixels
 
-    def image_ids(self, size: tuple[int, int], alone: bool = True) -> list[int]:
+    def image_ids(self, size: tuple[int, int], only_image: bool = True) -> list[int]:
+        """Return the image token's id for each of the image's tokens."""
         height, width = self.grid(size)
         return [self.image_id] * (height * width)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of a resized image's tokens."""
+        """Return rows and columns of a resized image's tokens."""
         return size[0] // self.factor, size[1] // self.factor
 
     def position_ids(
@@ -50,50 +58,56 @@ class QwenVLProcessor(CausalVLMProcessor):
         attention_mask: Int[Tensor, "rows tokens"],
         sizes: Sequence[Sequence[tuple[int, int]]],
     ) -> Int[Tensor, "3 rows tokens"]:
-        """The models' own positions (M-RoPE), each row's as if it were alone: text counts on all axes, an image's
-        tokens in two directions.
+        """Return the models' own positions (M-RoPE), each row's as if it were alone.
+
+        A text counts on all axes alike, an image's tokens in two directions.
         """
         positions = torch.zeros(AXES, *input_ids.shape, dtype=torch.long)
         for row, length in enumerate(attention_mask.sum(dim=1).tolist()):
-            shown = (input_ids[row, :length] == self.image_id).tolist()
-            pieces = row_positions(shown, [self.grid(size) for size in sizes[row]])
+            is_image = (input_ids[row, :length] == self.image_id).tolist()
+            pieces = row_positions(is_image, [self.grid(size) for size in sizes[row]])
             positions[:, row, :length] = torch.cat([torch.zeros(AXES, 0, dtype=torch.long), *pieces], dim=1)
         return positions
 
     def resize(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 new_height new_width"]:
-        return resize_bicubic(image, self.resized((image.shape[1], image.shape[2])))
+        return resize_bicubic(image, self.resized_size((image.shape[1], image.shape[2])))
 
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return smart_size(size, self.min_pixels, self.max_pixels, self.factor)
 
 
-def row_positions(shown: Sequence[bool], grids: Sequence[tuple[int, int]]) -> Iterator[Int[Tensor, "3 tokens"]]:
-    """Positions of a row's pieces, in order. An image starts where the text has come to, and the text goes on after its
-    longer side.
+def row_positions(is_image: Sequence[bool], grids: Sequence[tuple[int, int]]) -> Iterator[Int[Tensor, "3 tokens"]]:
+    """Yield the positions of a row's pieces, in order.
+
+    An image starts where the text has come to, and the text goes on after its longer side. is_image: for each of the
+    row's tokens; grids: rows and columns of each image's tokens.
     """
-    place, start, left = 0, 0, iter(grids)
-    while place < len(shown):
-        if shown[place]:
-            height, width = next(left)
+    index, start, remaining = 0, 0, iter(grids)
+    while index < len(is_image):
+        if is_image[index]:
+            height, width = next(remaining)
             y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
             yield torch.stack([torch.zeros_like(y), y, x]).flatten(1) + start
-            place, start = place + height * width, start + max(height, width)
+            index, start = index + height * width, start + max(height, width)
         else:
-            end = shown.index(True, place) if True in shown[place:] else len(shown)
-            yield (torch.arange(end - place) + start).expand(AXES, -1)
-            place, start = end, start + end - place
+            end = is_image.index(True, index) if True in is_image[index:] else len(is_image)
+            yield (torch.arange(end - index) + start).expand(AXES, -1)
+            index, start = end, start + end - index
 
 
 class QwenVLBackbone(CausalVLM):
-    """A Qwen-VL. The vision tower with its merger and the word embeddings are frozen, the language model's layers are
-    not.
+    """Abstract Qwen-VL: frozen vision tower, merger and word embeddings; trained language model's layers.
 
     Args:
         vlm_model: folder or hub name of the model, loaded by `from_pretrained`; a release of VIRTUE is a Qwen2-VL, too.
-        min_pixels, max_pixels: how many an image has after it is resized (the paper: 4x28x28 to 1280x28x28).
+        min_pixels, max_pixels: bounds of a resized image's number of pixels (the paper: 4x28x28 to 1280x28x28).
         max_tokens: longer texts are cut; an image's tokens do not count.
-        dtype: of the weights, "float32" or "bfloat16".
+        dtype: type of the weights, "float32" or "bfloat16".
         attention: transformers' name of the attention's implementation.
+
+    Example:
+        >>> from virtue_pl.backbones import Qwen2_5VLBackbone
+        >>> backbone: QwenVLBackbone = Qwen2_5VLBackbone("Qwen/Qwen2.5-VL-3B-Instruct", max_pixels=640 * 28 * 28)
     """
 
     processor: QwenVLProcessor
@@ -111,10 +125,8 @@ class QwenVLBackbone(CausalVLM):
         self.model.visual.patch_embed = FlatPatchEmbed(self.model.visual.patch_embed)
         self.processor = QwenVLProcessor(vlm_model, min_pixels, max_pixels, max_tokens)
 
-    def encoded(self, pixels: Sequence[UInt8[Tensor, "3 height width"]]) -> Any:
-        """The model's own output for resized images: `pooler_output` behind the merger, and whatever else its tower
-        gives.
-        """
+    def encode_images(self, pixels: Sequence[UInt8[Tensor, "3 height width"]]) -> Any:
+        """Return the model's own output for resized images: `pooler_output` behind the merger, and other levels."""
         return self.model.get_image_features(*self.processor.patches(pixels))
 
     def fingerprint(self) -> str:

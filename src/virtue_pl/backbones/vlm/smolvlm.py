@@ -16,38 +16,51 @@ from virtue_pl.features.frozen import network_fingerprint
 
 
 class SmolVLMProcessor(TileProcessor):
-    """Tokenizes for SmolVLM. An image's longer side is cut in `tiles`; each tile, and then a view of the whole, is
-    named in the text.
+    """Processor of SmolVLM, which cuts an image's longer side in `tiles`.
+
+    Each tile, and behind them a view of the whole, is named in the text.
+
+    Args:
+        vlm_model: folder or hub name of the model.
+        tiles: number of tiles along an image's longer side.
+        max_tokens: longer texts are cut; an image's tokens do not count.
+
+    Example:
+        >>> processor = SmolVLMProcessor("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", tiles=4, max_tokens=512)
+        >>> processor.grid((512, 1024))
+        (2, 4)
     """
 
     def __init__(self, vlm_model: str, tiles: int, max_tokens: int) -> None:
         super().__init__(vlm_model, max_tokens)
         config = AutoConfig.from_pretrained(vlm_model)
-        self.tokens_a_tile = (
+        self.tokens_per_tile = (
             config.vision_config.image_size // config.vision_config.patch_size // config.scale_factor
         ) ** 2
-        self.side: int = self.normalise.max_image_size["longest_edge"]
+        self.tile_size: int = self.normalise.max_image_size["longest_edge"]
         self.tiles = tiles
-        self.normalise.size = SizeDict(longest_edge=tiles * self.side)
+        self.normalise.size = SizeDict(longest_edge=tiles * self.tile_size)
 
-    def image_ids(self, size: tuple[int, int], alone: bool = True) -> list[int]:
+    def image_ids(self, size: tuple[int, int], only_image: bool = True) -> list[int]:
+        """Return the ids of the image's prompt: each tile's name and tokens, and those of the whole."""
         image = self.tokenizer.convert_ids_to_tokens(self.image_id)
         text = get_image_prompt_string(
-            *self.grid(size), self.tokens_a_tile, "<fake_token_around_image>", image, "<global-img>"
+            *self.grid(size), self.tokens_per_tile, "<fake_token_around_image>", image, "<global-img>"
         )
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of an image's tiles; (0, 0) for one that is seen whole only. The image processor says, given
-        nothing but sizes.
+        """Return rows and columns of an image's tiles; (0, 0) for one that is read whole only.
+
+        The model's image processor computes them, on a tensor without data.
         """
         resized = self.normalise.resize(torch.empty(1, 3, *size, device="meta"), self.normalise.size)
-        fitted = self.normalise.resize_for_vision_encoder(resized, self.side)
-        rows, columns = fitted.shape[2] // self.side, fitted.shape[3] // self.side
+        fitted = self.normalise.resize_for_vision_encoder(resized, self.tile_size)
+        rows, columns = fitted.shape[2] // self.tile_size, fitted.shape[3] // self.tile_size
         return (rows, columns) if rows * columns > 1 else (0, 0)
 
-    def resize(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 side tiles_side"]:
-        """The tiles side by side, line by line, and the view of the whole at their end."""
+    def resize(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 tile_size tiles_width"]:
+        """Return the tiles side by side, line by line, and the view of the whole at their end."""
         (tiles,) = self.normalise([[image]], do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
         return torch.cat(list(tiles.to(torch.uint8)), dim=2)
 
@@ -57,10 +70,15 @@ class SmolVLMBackbone(CausalVLM):
 
     Args:
         vlm_model: folder or hub name of a SmolVLM2, loaded by `from_pretrained`.
-        tiles: an image's longer side is resized to so many tiles; 1 shows it whole only.
+        tiles: number of tiles along an image's longer side; 1 reads it whole only.
         max_tokens: longer texts are cut; an image's tokens do not count.
-        dtype: of the weights, "float32" or "bfloat16".
+        dtype: type of the weights, "float32" or "bfloat16".
         attention: transformers' name of the attention's implementation.
+
+    Example:
+        >>> backbone = SmolVLMBackbone("HuggingFaceTB/SmolVLM2-2.2B-Instruct", tiles=1)
+        >>> backbone.hidden_size
+        2048
     """
 
     model_class = SmolVLMModel
@@ -74,16 +92,18 @@ class SmolVLMBackbone(CausalVLM):
 
     @torch.no_grad()
     def vision_features(
-        self, pixels: Sequence[UInt8[Tensor, "3 side tiles_side"]]
+        self, pixels: Sequence[UInt8[Tensor, "3 tile_size tiles_width"]]
     ) -> tuple[tuple[Float[Tensor, "tokens hidden"]], ...]:
-        """Behind the connector, which is frozen too: the tiles' tokens and the whole image's."""
-        tiles = [tile for strip in pixels for tile in strip.split(self.processor.side, dim=2)]
+        """Return each image's tokens behind the connector, which is frozen too: the tiles' and the whole image's."""
+        tiles = [tile for strip in pixels for tile in strip.split(self.processor.tile_size, dim=2)]
         normalise = self.processor.normalise
         prepared = normalise.rescale_and_normalize(
             torch.stack(tiles), True, normalise.rescale_factor, True, normalise.image_mean, normalise.image_std
         )
         found = iter(self.model.get_image_features(prepared[:, None]).pooler_output)
-        return tuple((torch.cat([next(found) for _ in strip.split(self.processor.side, dim=2)]),) for strip in pixels)
+        return tuple(
+            (torch.cat([next(found) for _ in strip.split(self.processor.tile_size, dim=2)]),) for strip in pixels
+        )
 
     def fingerprint(self) -> str:
         return network_fingerprint(

@@ -13,8 +13,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoModel, AutoTokenizer
 
-from virtue_pl.backbones.pretrained import are_weights_left_out, unfilled
-from virtue_pl.backbones.timm_trunk import TimmTrunk, levels_from
+from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights
+from virtue_pl.backbones.timm_trunk import TimmTrunk, feature_levels
 from virtue_pl.backbones.vlm.base import VLMBackbone
 from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.processor import VLMProcessor
@@ -22,40 +22,52 @@ from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueErro
 
 
 class TimmTextProcessor(VLMProcessor):
-    """Tokenizes for a BERT-like encoder; an image takes `side` x `side` places, marked by the id -1."""
+    """Processor of a BERT-like encoder; an image takes `grid_size` x `grid_size` tokens with the id -1.
+
+    Args:
+        text_model: folder or hub name of the encoder.
+        image_size: height and width of the square that images are resized to, in pixels.
+        grid_size: tokens along an image's side.
+        max_tokens: longer texts are cut; an image's tokens do not count.
+
+    Example:
+        >>> processor = TimmTextProcessor("sentence-transformers/all-MiniLM-L6-v2", 256, grid_size=4, max_tokens=128)
+        >>> input_ids, attention_mask = processor.tokenize(["a dog", "a black dog"], sizes=[[], []])
+    """
 
     IMAGE_ID = -1
 
-    def __init__(self, text_model: str | Path, image_size: int, side: int, max_tokens: int) -> None:
+    def __init__(self, text_model: str | Path, image_size: int, grid_size: int, max_tokens: int) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(str(text_model), trust_remote_code=False)
         self.image_size = image_size
-        self.side = side
+        self.grid_size = grid_size
         self.max_tokens = max_tokens
 
     def tokenize(
         self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]
     ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"]]:
-        rows = [self.row(text) for text in texts]
+        rows = [self.tokenize_row(text) for text in texts]
         longest = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id
         input_ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         return input_ids, mask
 
-    def row(self, text: str) -> list[int]:
+    def tokenize_row(self, text: str) -> list[int]:
+        """Return a row's ids: [CLS], the text with its images' ids, [SEP]."""
         pieces = text.split(IMAGE_TOKEN)
         ids = [self.tokenizer.cls_token_id]
         for number, piece in enumerate(pieces):
-            ids += [self.IMAGE_ID] * self.side**2 if number else []
+            ids += [self.IMAGE_ID] * self.grid_size**2 if number else []
             ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
         images = len(pieces) - 1
-        return [*ids[: self.max_tokens - 1 + images * self.side**2], self.tokenizer.sep_token_id]
+        return [*ids[: self.max_tokens - 1 + images * self.grid_size**2], self.tokenizer.sep_token_id]
 
     def resize(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 size size"]:
         size = [self.image_size, self.image_size]
         return image if list(image.shape[1:]) == size else transforms.resize(image, size, antialias=True)
 
-    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return self.image_size, self.image_size
 
 
@@ -63,14 +75,19 @@ class TimmTextBackbone(VLMBackbone):
     """Pooled features of a frozen timm network as tokens of a pretrained text encoder.
 
     Args:
+        text_model: folder or hub name of a BERT-like encoder, loaded by `from_pretrained`.
         vision_model: any timm network that gives feature maps.
         vision_weights: safetensors file with timm's names, or null for random weights.
-        text_model: folder or hub name of a BERT-like encoder, loaded by `from_pretrained`.
-        image_size: side of the square that images are resized to, in pixels.
-        side: an image becomes `side` x `side` tokens.
-        frozen_layers: how many of the text encoder's lowest layers (with its embeddings) are not trained.
-        dropout: of the text encoder, in training.
+        image_size: height and width of the square that images are resized to, in pixels.
+        grid_size: an image becomes `grid_size` x `grid_size` tokens.
+        frozen_layers: number of the text encoder's lowest layers (with its embeddings) that are not trained.
+        dropout: dropout of the text encoder, in training.
         max_tokens: longer texts are cut.
+
+    Example:
+        >>> backbone = TimmTextBackbone("sentence-transformers/all-MiniLM-L6-v2", grid_size=4, frozen_layers=3)
+        >>> backbone.hidden_size
+        384
     """
 
     text: Any
@@ -82,23 +99,24 @@ class TimmTextBackbone(VLMBackbone):
         vision_model: str = "tf_efficientnet_lite0",
         vision_weights: str | None = None,
         image_size: int = 256,
-        side: int = 4,
+        grid_size: int = 4,
         frozen_layers: int = 0,
         dropout: float = 0.0,
         max_tokens: int = 256,
     ) -> None:
         super().__init__()
-        self.vision = TimmTrunk(vision_model, vision_weights, levels_from(vision_model, 16))
+        self.vision = TimmTrunk(vision_model, vision_weights, feature_levels(vision_model, 16))
         self.text = load_text_encoder(text_model, dropout)
-        self.processor = TimmTextProcessor(text_model, image_size, side, max_tokens)
+        self.processor = TimmTextProcessor(text_model, image_size, grid_size, max_tokens)
         self.hidden_size = self.text.config.hidden_size
-        self.side = side
+        self.grid_size = grid_size
         channels = sum(self.vision.channels)
         self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, self.hidden_size))
-        self.places = nn.Parameter(torch.randn(side**2, self.hidden_size) * 0.02)
+        self.places = nn.Parameter(torch.randn(grid_size**2, self.hidden_size) * 0.02)
         self.freeze(frozen_layers)
 
     def freeze(self, layers: int) -> None:
+        """Freeze the lowest `layers` layers of the text encoder and its embeddings; 0 freezes neither."""
         for module in [self.text.embeddings, *self.text.encoder.layer[:layers]] if layers else []:
             module.requires_grad_(False)
 
@@ -108,13 +126,13 @@ class TimmTextBackbone(VLMBackbone):
 
     def vision_features(
         self, pixels: Sequence[UInt8[Tensor, "3 size size"]]
-    ) -> tuple[tuple[Float[Tensor, "channels side side"]], ...]:
+    ) -> tuple[tuple[Float[Tensor, "channels grid_size grid_size"]], ...]:
         maps = self.vision(torch.stack(list(pixels)))
-        pooled = torch.cat([adaptive_avg_pool2d(feature, self.side) for feature in maps], dim=1)
+        pooled = torch.cat([adaptive_avg_pool2d(feature, self.grid_size) for feature in maps], dim=1)
         return tuple((feature,) for feature in pooled.unbind())
 
     def vision_tokens(
-        self, features: Sequence[tuple[Float[Tensor, "channels side side"], ...]]
+        self, features: Sequence[tuple[Float[Tensor, "channels grid_size grid_size"], ...]]
     ) -> tuple[Float[Tensor, "tokens hidden"], ...]:
         if not features:
             return ()
@@ -123,11 +141,11 @@ class TimmTextBackbone(VLMBackbone):
 
     def fingerprint(self) -> str:
         return network_fingerprint(
-            self.vision, self.vision.name, self.vision.strides, self.processor.image_size, self.side
+            self.vision, self.vision.name, self.vision.strides, self.processor.image_size, self.grid_size
         )
 
     def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens hidden"]]) -> TokenSequence:
-        """Texts keep the positions they have without images; an image's tokens stand at position 0."""
+        """Return embedded texts with the positions they have without images; an image's tokens stand at position 0."""
         of_image = inputs.input_ids == TimmTextProcessor.IMAGE_ID
         embeds = self.text.embeddings.word_embeddings(inputs.input_ids.masked_fill(of_image, 0))
         if vision:
@@ -145,7 +163,7 @@ class TimmTextBackbone(VLMBackbone):
 
 
 def load_text_encoder(name: str, dropout: float) -> nn.Module:
-    """A BERT-like encoder without its pooler."""
+    """Return a BERT-like encoder without its pooler. Raises VirtueError for a missing folder or another model."""
     if name.startswith((".", "/")) or ("/" in name and not Path(name).exists() and Path(name).parent.exists()):
         if not Path(name).is_dir():
             raise VirtueError(
@@ -154,8 +172,8 @@ def load_text_encoder(name: str, dropout: float) -> nn.Module:
     dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     # The fused attention's backward is slower than plain products on a CPU, and its sequences are short here.
     settings = {"attn_implementation": "eager", "add_pooling_layer": False}
-    if are_weights_left_out():
-        model = unfilled(name, dropouts, **settings)
+    if are_weights_skipped():
+        model = build_without_weights(name, dropouts, **settings)
     else:
         model = AutoModel.from_pretrained(name, trust_remote_code=False, **dropouts, **settings)
     if not hasattr(model, "embeddings"):

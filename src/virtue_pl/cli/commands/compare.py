@@ -20,8 +20,9 @@ def main(argv: list[str]) -> int:
 
     from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
     from virtue_pl.evaluation.reports.plots import plot_families
+    from virtue_pl.evaluation.reports.report_files import write_json, write_text
     from virtue_pl.evaluation.statistics.compare import ComparedRun, compare, data_fingerprints, read_chance, read_run
-    from virtue_pl.evaluation.statistics.summary import context, write_json, write_text
+    from virtue_pl.evaluation.statistics.summary import context
 
     chosen = [folder_and_mode(run, arguments.mode) for run in arguments.runs]
     names = unique_names(arguments.runs, chosen)

@@ -24,31 +24,32 @@ def main(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     from rich.console import Console
 
-    from virtue_pl.data.conversion.source_file import silent
+    from virtue_pl.data.conversion.source_file import no_progress
     from virtue_pl.data.doctor.checks import count_words
     from virtue_pl.data.doctor.contact_sheet import ContactSheet
-    from virtue_pl.data.doctor.examine import as_json, errors, examine
+    from virtue_pl.data.doctor.examine import count_errors, examine, to_json
     from virtue_pl.data.io.atomic import write_json
 
     sheet = ContactSheet()
     count = load_token_counter(arguments.tokenizer) if arguments.tokenizer else count_words
-    options = {"max_pixels": arguments.max_pixels, "count_tokens": count, "show": sheet.show}
-    progress = silent if arguments.json == "-" else show_progress
+    options = {"max_pixels": arguments.max_pixels, "count_tokens": count, "on_finding": sheet.add}
+    progress = no_progress if arguments.json == "-" else show_progress
     checkups = examine(
         [Path(path) for path in arguments.paths], arguments.train_split, progress, arguments.workers, **options
     )
     if arguments.json == "-":
-        print(json.dumps(as_json(checkups), indent=1, ensure_ascii=False))
+        print(json.dumps(to_json(checkups), indent=1, ensure_ascii=False))
     elif arguments.json:
-        write_json(Path(arguments.json), as_json(checkups))
+        write_json(Path(arguments.json), to_json(checkups))
     if arguments.sheet:
         sheet.save(Path(arguments.sheet))
     console = Console(stderr=arguments.json == "-")
     console.print(problems_table(checkups))
     console.print(histograms_table(checkups))
     found = sum(len(checkup.findings) for checkup in checkups)
-    print(f"{errors(checkups)} errors, {found - errors(checkups)} warnings in {len(checkups)} folders", file=sys.stderr)
-    return int((found if arguments.strict else errors(checkups)) > 0)
+    errors = count_errors(checkups)
+    print(f"{errors} errors, {found - errors} warnings in {len(checkups)} folders", file=sys.stderr)
+    return int((found if arguments.strict else errors) > 0)
 
 
 def parser() -> argparse.ArgumentParser:

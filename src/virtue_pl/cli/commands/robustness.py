@@ -37,9 +37,10 @@ def main(argv: list[str]) -> int:
     )
     from virtue_pl.evaluation.probes.robustness import Robustness, robustness
     from virtue_pl.evaluation.reports.probe_tables import prompt_consistency_tables, robustness_tables
+    from virtue_pl.evaluation.reports.report_files import write_json
     from virtue_pl.evaluation.reports.robustness_plots import plot_robustness
     from virtue_pl.evaluation.reports.tables import TerminalTable
-    from virtue_pl.evaluation.statistics.summary import context, write_json
+    from virtue_pl.evaluation.statistics.summary import context
 
     options, loading = read_options(RobustnessOptions, arguments), read_options(LoadingOptions, arguments)
     sets = folders(arguments.shards)
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     if perturbations := [kind for kind in kinds if kind != PROMPT_CONSISTENCY]:
         found = robustness(embedder.embed, passes[0], perturbations, options.seed, group=GROUP)
     if PROMPT_CONSISTENCY in kinds:
-        consistency = prompt_consistency(embedder.embed, passes[1], embedder.masks)
+        consistency = prompt_consistency(embedder.embed, passes[1], embedder.predict_masks)
     for table in (*robustness_tables(found.as_json()), *prompt_consistency_tables(consistency)):
         Console().print(TerminalTable(f"{table.title}; {table.caption}", table.cells))
     report = {

@@ -1,1 +1,1 @@
-"""Published and own datasets to shards."""
+"""Published and own datasets to folders of shards."""

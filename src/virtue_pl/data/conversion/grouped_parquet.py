@@ -13,10 +13,11 @@ import numpy as np
 from virtue_pl.types import VirtueError
 
 Group = list[tuple[int, dict[str, Any]]]
+"""Rows that share a record, each with its number in the file."""
 
 
 def column_names(path: Path) -> list[str]:
-    """Raises VirtueError where the file is no parquet."""
+    """Return the names of a parquet file's columns. Raises VirtueError where the file is no parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -27,6 +28,7 @@ def column_names(path: Path) -> list[str]:
 
 
 def num_rows(path: Path) -> int:
+    """Return the number of rows of a parquet file."""
     import pyarrow.parquet as pq
 
     return int(pq.read_metadata(path).num_rows)
@@ -40,10 +42,10 @@ def grouped_rows(
     rows_per_pass: int = 50_000,
     key: Callable[..., str] = str,
 ) -> Iterator[Group]:
-    """Lists of (row number, row) that share the `key` of their values in the columns `by`, which are among `columns`.
+    """Yield lists of (row number, row) that share the `key` of their values in the columns `by`, a part of `columns`.
 
-    Groups are ordered by a seeded hash of that key. Only the hashes (8 bytes a row) and about `rows_per_pass` rows
-    are held at a time: the file is read through once for each such part of the order.
+    Groups are ordered by a seeded hash of that key. Only the hashes (8 bytes a row) and about `rows_per_pass` rows are
+    in memory at a time: the file is read once for each such part of the order.
     """
     hashes = _hashes(path, by, seed, key)
     limits = [*np.unique(np.sort(hashes)[::rows_per_pass]).tolist(), 2**64]

@@ -1,4 +1,4 @@
-"""JSON Lines of people's own pairs to parquet, a bounded number of lines at a time."""
+"""JSON Lines of own pairs to parquet, a bounded number of lines at a time."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from virtue_pl.data.io.atomic import replacing
+from virtue_pl.data.io.atomic import replace_whole
 from virtue_pl.types import VirtueError
 
-LINES_AT_A_TIME = 10_000
+LINES_PER_READ = 10_000
 
 
 def to_parquet(path: Path, table: Path, schema: pa.Schema, needed: Sequence[Sequence[str]]) -> None:
-    """Writes the schema's columns of every line to `table`; a row's number is its line's, from 0.
+    """Write the schema's columns of every line to `table`; a row's number is its line's, from 0.
 
-    needed: of each of these groups of columns one must occur. Raises VirtueError naming the line that is no object or
-    has another type.
+    Of each group of columns in `needed` one must occur. Raises VirtueError, which names the line, for one that is no
+    object or has a value of another type.
     """
     seen: set[str] = set()
-    with replacing(table) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with replace_whole(table) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for lines in _batches(path):
             seen |= {name for _, line in lines for name in line}
             writer.write_table(_table(path, lines, schema))
@@ -34,10 +34,10 @@ def to_parquet(path: Path, table: Path, schema: pa.Schema, needed: Sequence[Sequ
 
 
 def _batches(path: Path) -> Iterator[Sequence[tuple[int, Mapping[str, Any]]]]:
-    """Lines with their numbers from 1, some at a time."""
+    """Yield lines with their numbers from 1, `LINES_PER_READ` at a time."""
     with path.open(encoding="utf-8") as file:
         numbered = enumerate(file, 1)
-        while lines := list(islice(numbered, LINES_AT_A_TIME)):
+        while lines := list(islice(numbered, LINES_PER_READ)):
             yield [(number, _object(path, number, line)) for number, line in lines]
 
 
@@ -65,5 +65,5 @@ def _table(path: Path, lines: Sequence[tuple[int, Mapping[str, Any]]], schema: p
 
 
 def _value(value: Any, field: pa.Field) -> Any:
-    """The value for a column; what a column of strings is given as an object or a list is written as JSON."""
+    """Return the value for a column; an object or a list in a column of strings is written as JSON."""
     return json.dumps(value) if isinstance(value, dict | list) and field.type == pa.string() else value

@@ -1,10 +1,9 @@
-"""People's own pairs and rankings, as JSON Lines or parquet with images beside, to folders of shards.
+"""Own pairs and rankings, as JSON Lines or parquet with images beside, to folders of shards.
 
 A line or row has `query` and `query_image`, and for training `target`, `target_image`, `negatives` and
-`negative_images`, for evaluation
-`candidates` and `candidate_images`, the right one first. Texts and images may be missing, but not both. `bbox` ([x, y,
-width, height] in
-pixels) and `segmentation` (COCO's) say which region of its image a query means.
+`negative_images`, for evaluation `candidates` and `candidate_images`, the right one first. Texts and images may be
+missing, but not both. `bbox` ([x, y, width, height] in pixels) and `segmentation` (COCO's) give the region of its image
+that a query is about.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from virtue_pl.data.conversion.grouped_parquet import column_names
 from virtue_pl.data.conversion.json_lines import to_parquet
 from virtue_pl.data.conversion.mmeb import MMEBFile
-from virtue_pl.data.conversion.source_file import Progress, Settings, convert, licence_of, silent
+from virtue_pl.data.conversion.source_file import Progress, Settings, convert, no_progress, read_licence
 from virtue_pl.data.formats.mmeb import RowImages, pair_row, ranking_row
 from virtue_pl.data.formats.scar import run_lengths, xyxy
 from virtue_pl.data.io.image_files import ImageFiles
@@ -39,22 +38,31 @@ _TYPES = {"bbox": pa.list_(pa.float64()), **dict.fromkeys((*CANDIDATES, *NEGATIV
 SCHEMA = pa.schema(
     [(name, _TYPES.get(name, pa.string())) for name in (*QUERY, *TARGET, *CANDIDATES, *NEGATIVES, *REGION)]
 )
-"""Of JSON Lines; a segmentation is kept as JSON."""
+"""Columns of JSON Lines; a segmentation is stored as JSON."""
 
 
 @dataclass(frozen=True)
 class PairFile(MMEBFile):
-    """One such file. Rows share a record as MMEB's do."""
+    """A file of own pairs or rankings. Rows share a record as MMEB's do.
+
+    Example:
+        >>> (file,) = find_files(Path("my_pairs"), tables=Path("/tmp/tables"))  # doctest: +SKIP
+        >>> file.kind, file.name  # doctest: +SKIP
+        ('pairs', 'train')
+    """
 
     @property
-    def needed(self) -> Sequence[str]:
+    def required_columns(self) -> Sequence[str]:
+        """See `SourceFile`."""
         return ()
 
-    def optional(self, found: Sequence[str]) -> list[str]:
+    def optional_columns(self, found: Sequence[str]) -> list[str]:
+        """See `SourceFile`."""
         return [name for name in SCHEMA.names if name in found]
 
     @property
-    def grouped_by(self) -> tuple[str, ...]:
+    def group_columns(self) -> tuple[str, ...]:
+        """See `SourceFile`."""
         found = column_names(self.table)
         return tuple(
             name
@@ -63,12 +71,14 @@ class PairFile(MMEBFile):
         )
 
     def record_key(self, *values: Any) -> str:
-        named = dict(zip(self.grouped_by, values, strict=True))
+        """See `MMEBFile`."""
+        named = dict(zip(self.group_columns, values, strict=True))
         return super().record_key(
             named.get("query_image"), named.get(TARGET[1]) or named.get(CANDIDATES[1]), named.get("query")
         )
 
-    def to_row(self, row: Mapping[str, Any], key: str, number: int, book: RowImages) -> dict[str, Any]:
+    def to_row(self, row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
+        """See `MMEBFile`."""
         texts = {
             "qry": row.get("query"),
             "qry_image_path": row.get("query_image"),
@@ -80,18 +90,19 @@ class PairFile(MMEBFile):
                 {**texts, "tgt_text": row.get("candidates"), "tgt_img_path": row.get("candidate_images")},
                 key,
                 number,
-                book,
+                row_images,
             )
         else:
             target = {"pos_text": row.get("target"), "pos_image_path": row.get("target_image")}
             negatives = {"neg_text": row.get("negatives"), "neg_image_path": row.get("negative_images")}
-            stored = pair_row({**texts, **target, **negatives}, key, number, book)
-        return {**stored, **region(row, stored["query"][1], book, key)}
+            stored = pair_row({**texts, **target, **negatives}, key, number, row_images)
+        return {**stored, **region(row, stored["query"][1], row_images, key)}
 
 
-def region(row: Mapping[str, Any], image: int | None, book: RowImages, key: str) -> dict[str, Any]:
-    """The stored region of the query's image; empty where the row names none. Raises DataError for a region of no
-    image.
+def region(row: Mapping[str, Any], image: int | None, row_images: RowImages, key: str) -> dict[str, Any]:
+    """Return the stored region of the query's image; empty where the row has none.
+
+    Raises DataError for a region without an image.
     """
     if row.get("bbox") is None:
         if row.get("segmentation"):
@@ -99,14 +110,15 @@ def region(row: Mapping[str, Any], image: int | None, book: RowImages, key: str)
         return {}
     if image is None:
         raise DataError(key, "box without an image: the query has none")
-    header = read_header(book.images[image][0], key, book.max_pixels)
+    header = read_header(row_images.images[image][0], key, row_images.max_pixels)
     size = (header.height, header.width)
     return {"box": xyxy(row["bbox"], key, size), "mask": run_lengths(row.get("segmentation"), key, size)}
 
 
 def find_files(root: Path, tables: Path, images: Sequence[Path] = ()) -> Iterator[PairFile]:
-    """The files in `root`; those of JSON Lines become parquet files in the folder `tables`. Raises VirtueError if there
-    are none, or columns lack.
+    """Yield the files in `root`; those of JSON Lines become parquet files in the folder `tables`.
+
+    Raises VirtueError if there are none, or columns are missing.
     """
     found = sorted(
         path for path in root.glob("*") if path.suffix in (".jsonl", ".parquet") and not path.name.startswith(".")
@@ -123,12 +135,12 @@ def find_files(root: Path, tables: Path, images: Sequence[Path] = ()) -> Iterato
         table = path if path.suffix == ".parquet" else tables / f"{path.stem}.parquet"
         if table is not path:
             to_parquet(path, table, SCHEMA, (QUERY, (*TARGET, *CANDIDATES)))
-        kind = "rankings" if _ranks(path, table) else "pairs"
-        yield PairFile(path, ImageFiles.below(root, given=images), kind, path.stem, path.stem, "own", rows_in=table)
+        kind = "rankings" if _is_evaluation(path, table) else "pairs"
+        yield PairFile(path, ImageFiles.find(root, given=images), kind, path.stem, path.stem, "own", parquet_copy=table)
 
 
-def _ranks(path: Path, table: Path) -> bool:
-    """Whether the rows are for evaluation. Raises VirtueError where neither kind's columns are there."""
+def _is_evaluation(path: Path, table: Path) -> bool:
+    """Return whether the rows are for evaluation. Raises VirtueError where the columns of both kinds are missing."""
     names = column_names(table)
     if not set(QUERY) & set(names) or not {*TARGET, *CANDIDATES} & set(names):
         raise VirtueError(
@@ -150,14 +162,15 @@ def convert_pairs(
     seed: int = 0,
     licence: str | None = None,
     max_pixels: int = MAX_PIXELS,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     workers: int = 1,
 ) -> dict[str, Manifest]:
-    """Writes OUT/NAME for every NAME.jsonl and NAME.parquet in `root`, whose images lie in `root`/images or in the
-    folders `images`, see `convert`.
+    """Write OUT/NAME for every NAME.jsonl and NAME.parquet in `root`, see `convert`.
+
+    Their images are in `root`/images or in the folders `images`. The arguments are those of `convert_scar`.
     """
     root = Path(root)
-    settings = Settings(images_per_shard, seed, licence or licence_of(root, "not stated"), max_pixels)
+    settings = Settings(images_per_shard, seed, licence or read_licence(root, "not stated"), max_pixels)
     with TemporaryDirectory(prefix="virtue-pl-") as tables:
         return convert(
             list(find_files(root, Path(tables), tuple(map(Path, images)))), Path(out), settings, progress, workers

@@ -15,8 +15,8 @@ from virtue_pl.data.conversion.source_file import (
     Settings,
     SourceFile,
     convert,
-    licence_of,
-    silent,
+    no_progress,
+    read_licence,
 )
 from virtue_pl.data.formats.catalogue import scar_sets
 from virtue_pl.data.formats.scar import form_columns, pair_row, ranking_row
@@ -32,20 +32,28 @@ OPTIONAL_COLUMNS = ("neg_text", "segmentation", "category")
 PUBLISHED_LICENCE = "CC-BY-NC-4.0"
 
 LAYOUT = (("SCaR-train", "pairs", "SCAR_"), ("SCaR-eval", "rankings", "SCaR_eval_"))
-"""Of the published repositories: folder, what its files are, and how the folders of shards are called."""
+"""Folders of the published repositories, each with the kind of its files and the prefix of their folders of shards."""
 
 _PREFIX = re.compile("^SCaR_(?:eval_|train_)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class SCaRFile(SourceFile):
-    """One of SCaR's parquet files; a record is an image with its rows."""
+    """One of SCaR's parquet files; a record is an image with its rows.
+
+    Example:
+        >>> (file,) = find_files(Path("data/scar_mini"))  # doctest: +SKIP
+        >>> file.name, file.kind  # doctest: +SKIP
+        ('SCAR_mini', 'pairs')
+    """
 
     @property
-    def needed(self) -> Sequence[str]:
+    def required_columns(self) -> Sequence[str]:
+        """See `SourceFile`."""
         return PAIR_COLUMNS if self.kind == "pairs" else RANKING_COLUMNS
 
-    def optional(self, found: Sequence[str]) -> list[str]:
+    def optional_columns(self, found: Sequence[str]) -> list[str]:
+        """See `SourceFile`."""
         forms = (
             [name for name in found if name in form_columns(found) or name.startswith("tgt_kinds_")]
             if self.kind == "rankings"
@@ -54,13 +62,16 @@ class SCaRFile(SourceFile):
         return [*(name for name in OPTIONAL_COLUMNS if name in found), *forms]
 
     @property
-    def grouped_by(self) -> tuple[str, ...]:
+    def group_columns(self) -> tuple[str, ...]:
+        """See `SourceFile`."""
         return ("qry_image_path",)
 
     def record_key(self, *values: Any) -> str:
+        """Return the image's path."""
         return str(values[0])
 
     def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
+        """See `SourceFile`."""
         image = group[0][1]["qry_image_path"]
         try:
             data, header = self.images.read_checked(image, f"{self.name} ({image})", max_pixels)
@@ -80,19 +91,17 @@ class SCaRFile(SourceFile):
 
 
 def find_files(root: Path, images: Sequence[Path] = ()) -> list[SourceFile]:
-    """The training and evaluation files under `root`. Raises VirtueError if there are none."""
-    found = [file for folder, kind, prefix in LAYOUT for file in _files_of(root, folder, kind, prefix, images)]
+    """Return the training and evaluation files under `root`. Raises VirtueError if there are none."""
+    found = [file for folder, kind, prefix in LAYOUT for file in _find_files_in(root, folder, kind, prefix, images)]
     if not found:
         raise VirtueError(f"--root {root}: found neither SCaR-train/SCAR_*.parquet nor SCaR-eval/SCaR_eval_*.parquet")
     return found
 
 
-def _files_of(root: Path, name: str, kind: str, prefix: str, given: Sequence[Path]) -> Iterator[SourceFile]:
-    """The files in the folder `name`, as the published configs write it or as the hub does ("SCaR-Train"); further down
-    in it, too.
-    """
+def _find_files_in(root: Path, name: str, kind: str, prefix: str, given: Sequence[Path]) -> Iterator[SourceFile]:
+    """Yield the files at any depth of the folder `name`, whose case may differ ("SCaR-Train" on the hub)."""
     for folder in sorted(path for path in root.glob("*") if path.name.lower() == name.lower()):
-        images = ImageFiles.below(folder, root, given=given)
+        images = ImageFiles.find(folder, root, given=given)
         for path in sorted(folder.rglob("*.parquet")):
             stem = re.sub(r"-00000-of-00001$", "", path.stem)
             dataset = _PREFIX.sub("", stem)
@@ -110,16 +119,21 @@ def convert_scar(
     seed: int = 0,
     licence: str | None = None,
     max_pixels: int = MAX_PIXELS,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     workers: int = 1,
 ) -> dict[str, Manifest]:
-    """Writes OUT/NAME for every parquet file NAME under `root`, see `convert`.
+    """Write OUT/NAME for every parquet file NAME under `root`, see `convert`.
 
     Args:
+        root: folder of the published repositories, or of composed scenes.
+        out: folder for the folders of shards.
         images: folders to look for images in, before those under `root`.
-        licence: of the data; by default what composed scenes say of themselves, or else the published SCaR's.
-        workers: see `convert`.
+        images_per_shard: records of a tar.
+        seed: of the records' order.
+        licence: of the data; default that of composed scenes, or else the published SCaR's.
+        max_pixels: larger images are left out.
+        progress, workers: see `convert`.
     """
     root = Path(root)
-    settings = Settings(images_per_shard, seed, licence or licence_of(root, PUBLISHED_LICENCE), max_pixels)
+    settings = Settings(images_per_shard, seed, licence or read_licence(root, PUBLISHED_LICENCE), max_pixels)
     return convert(find_files(root, tuple(map(Path, images))), Path(out), settings, progress, workers)

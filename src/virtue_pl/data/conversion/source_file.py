@@ -1,4 +1,4 @@
-"""A dataset's parquet files and images to folders of shards: what all formats share."""
+"""The conversion of a parquet file and its images to a folder of shards, as all formats share it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from virtue_pl.data.conversion.grouped_parquet import Group, column_names, grouped_rows, num_rows
-from virtue_pl.data.conversion.parallel_files import in_processes
+from virtue_pl.data.conversion.parallel_files import convert_in_processes
 from virtue_pl.data.conversion.parallel_records import RecordSink, records_in_order
 from virtue_pl.data.io.atomic import sha256
 from virtue_pl.data.io.image_files import ImageFiles
@@ -24,113 +24,139 @@ from virtue_pl.types import VirtueError
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""Called with a file's name and its number of rows; what it gives is called with the number of rows done."""
+"""Called with a file's name and its number of rows; provides a function to call with the number of rows done."""
 
 
 @contextmanager
-def silent(name: str, rows: int) -> Iterator[Advance]:
-    """No progress is shown."""
+def no_progress(name: str, rows: int) -> Iterator[Advance]:
+    """Show no progress."""
     yield lambda rows: None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What, beside its source, makes a folder of shards what it is."""
+    """How a folder of shards is written; with the source's content, it decides every byte.
+
+    Example:
+        >>> Settings(images_per_shard=100, seed=0, licence="CC0", max_pixels=10_000).fingerprint_text
+        "Settings(pictures_per_shard=100, seed=0, licence='CC0', max_pixels=10000)"
+    """
 
     images_per_shard: int
     seed: int
     licence: str
     max_pixels: int
 
+    @property
+    def fingerprint_text(self) -> str:
+        """Return the settings as the `source` fingerprint of a manifest spells them.
+
+        The spelling is fixed: with another one, every folder written before would count as one of another source.
+        """
+        values = f"seed={self.seed!r}, licence={self.licence!r}, max_pixels={self.max_pixels!r}"
+        return f"Settings(pictures_per_shard={self.images_per_shard!r}, {values})"
+
 
 @dataclass(frozen=True)
 class SourceFile(ABC):
-    """One parquet file (or one of which a parquet file was made, `rows_in`), which becomes one folder of shards.
+    """One parquet file, which becomes one folder of shards.
 
-    images: where its images are. kind: "pairs" or "rankings". name: of the folder of shards.
-    task: the dataset, whichever split the file is. distribution: see `Manifest`.
+    Example:
+        >>> from virtue_pl.data.conversion.scar import find_files
+        >>> for file in find_files(Path("data/scar_mini")):  # doctest: +SKIP
+        ...     print(file.name, file.kind, file.num_rows())
+        SCAR_mini pairs 8000
     """
 
     path: Path
     images: ImageFiles
+    """Where the rows' images are."""
     kind: str
+    """Either "pairs" or "rankings", see `Manifest`."""
     name: str
+    """Of the folder of shards."""
     task: str
+    """The dataset, whichever split the file is."""
     meta_task: str
     distribution: str = ""
-    rows_in: Path | None = None
+    """See `Manifest`."""
+    parquet_copy: Path | None = None
+    """The parquet file that was made of `path`, where `path` is none."""
 
     @property
     def table(self) -> Path:
-        """The parquet file with the rows."""
-        return self.rows_in or self.path
+        """Return the parquet file with the rows."""
+        return self.parquet_copy or self.path
 
     @property
     @abstractmethod
-    def needed(self) -> Sequence[str]:
-        """Columns that must be there."""
+    def required_columns(self) -> Sequence[str]:
+        """Return the columns that must be in the file."""
 
     @abstractmethod
-    def optional(self, found: Sequence[str]) -> list[str]:
-        """Those of the columns found that are read, too."""
+    def optional_columns(self, found: Sequence[str]) -> list[str]:
+        """Return those of the columns found that are read, too."""
 
     @property
     @abstractmethod
-    def grouped_by(self) -> tuple[str, ...]:
-        """The columns that say which rows share a record, see `record_key`."""
+    def group_columns(self) -> tuple[str, ...]:
+        """Return the columns whose values decide which rows share a record, see `record_key`."""
 
     @abstractmethod
     def record_key(self, *values: Any) -> str:
-        """Rows with the same key, made from their values in `grouped_by`, share a record."""
+        """Return a key made from a row's values in `group_columns`: rows with the same key share a record."""
 
     @abstractmethod
     def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
-        """Writes one record with the usable rows of the group; the others are noted."""
+        """Write one record with the usable rows of the group, and skip the others."""
 
     def columns(self) -> list[str]:
-        """What is read. Raises VirtueError where a needed column is missing."""
+        """Return the columns to read. Raises VirtueError where a required one is missing."""
         found = column_names(self.table)
-        missing = [name for name in self.needed if name not in found]
+        missing = [name for name in self.required_columns if name not in found]
         if missing:
             raise VirtueError(f"{self.path} lacks the columns {', '.join(missing)}; it has {', '.join(found)}")
-        return list(dict.fromkeys([*self.needed, *self.optional(found)]))
+        return list(dict.fromkeys([*self.required_columns, *self.optional_columns(found)]))
 
     def num_rows(self) -> int:
+        """Return the number of rows of the file."""
         return num_rows(self.table)
 
     def groups(self, seed: int) -> Iterator[Group]:
-        """The rows that share a record, in seeded random order; the same for the same file and seed."""
-        return grouped_rows(self.table, self.columns(), self.grouped_by, seed, key=self.record_key)
+        """Return the rows that share a record, in seeded random order; the same for the same file and seed."""
+        return grouped_rows(self.table, self.columns(), self.group_columns, seed, key=self.record_key)
 
 
 def convert(
     files: Sequence[SourceFile], out: Path, settings: Settings, progress: Progress, workers: int = 1
 ) -> dict[str, Manifest]:
-    """Writes OUT/NAME for every file: shards of records in seeded random order, and a manifest.
+    """Write OUT/NAME for every file: shards of records in seeded random order, and a manifest.
 
-    What is finished from the same source is kept; a stopped file goes on behind its last whole shard. Rows that cannot
-    be used are left
-    out, counted and named in the manifest. Raises VirtueError for missing columns, and for shards in OUT that were made
-    from something else.
+    A folder that is finished from the same source stays as it is; a stopped file resumes behind its last whole shard.
+    Rows that cannot be used are left out, counted and named in the manifest. Raises VirtueError for missing columns,
+    and for shards in OUT that were made from something else.
 
     Args:
-        workers: how many processes; files are converted at a time, each by one of them, or where there are fewer files
-            one by one, each
-            by all. What is written is the same for any number, and a stopped run may go on with another.
+        files: what to convert.
+        out: folder for the folders of shards.
+        settings: how they are written.
+        progress: shows how far the conversion is.
+        workers: number of processes; each converts one file at a time, or, where there are fewer files, all convert one
+            file after the other. The shards are the same for any number, and a stopped run may resume with another.
     """
     for file in files:
         file.columns()
     found = {file.name: _finished(file, out / file.name, settings) for file in files}
     todo = [file for file in files if found[file.name] is None]
     if 1 < workers <= len(todo):
-        made = in_processes(partial(_convert, out=out, settings=settings), todo, progress, workers)
+        made = convert_in_processes(partial(_convert, out=out, settings=settings), todo, progress, workers)
     else:
         made = {file.name: _convert(file, out, settings, progress, workers) for file in todo}
     return {file.name: found[file.name] or made[file.name] for file in files}
 
 
-def licence_of(root: Path, published: str) -> str:
-    """What composed scenes say of themselves, or else `published`."""
+def read_licence(root: Path, published: str) -> str:
+    """Return the licences that composed scenes in `root` name, or else `published`."""
     scenes = root / "scenes.json"
     if not scenes.is_file():
         return published
@@ -139,7 +165,7 @@ def licence_of(root: Path, published: str) -> str:
 
 
 def _source(file: SourceFile, settings: Settings) -> str:
-    return hashlib.sha256(f"{FORMAT} {sha256(file.path)} {settings}".encode()).hexdigest()
+    return hashlib.sha256(f"{FORMAT} {sha256(file.path)} {settings.fingerprint_text}".encode()).hexdigest()
 
 
 def _finished(file: SourceFile, folder: Path, settings: Settings) -> Manifest | None:
@@ -161,10 +187,10 @@ def _convert(file: SourceFile, out: Path, settings: Settings, progress: Progress
             written = (
                 _write(file, groups, writer, settings)
                 if workers == 1
-                else _write_held(file, groups, writer, settings, workers)
+                else _write_buffered(file, groups, writer, settings, workers)
             )
             for rows in written:
-                writer.group_done()
+                writer.finish_group()
                 advance(rows)
         return writer.write_manifest(
             name=file.name,
@@ -177,16 +203,16 @@ def _convert(file: SourceFile, out: Path, settings: Settings, progress: Progress
 
 
 def _write(file: SourceFile, groups: Iterator[Group], writer: ShardWriter, settings: Settings) -> Iterator[int]:
-    """The number of rows of every group, once it is written."""
+    """Write every group's record; yield the group's number of rows."""
     for group in groups:
         file.write_record(group, writer, settings.max_pixels)
         yield len(group)
 
 
-def _write_held(
+def _write_buffered(
     file: SourceFile, groups: Iterator[Group], writer: ShardWriter, settings: Settings, workers: int
 ) -> Iterator[int]:
-    """The same, where other processes make the records."""
-    for held in records_in_order(file, groups, settings.max_pixels, workers):
-        held.give(writer)
-        yield held.rows
+    """Write every group's record, which other processes make; yield the group's number of rows."""
+    for buffered in records_in_order(file, groups, settings.max_pixels, workers):
+        buffered.write_to(writer)
+        yield buffered.rows

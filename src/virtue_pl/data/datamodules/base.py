@@ -1,4 +1,4 @@
-"""What every DataModule that streams shares: its rank among all, the epoch, the model's collator, what was skipped."""
+"""The DataModule that all streaming ones extend: ranks, epochs, the model's collator, skipped samples."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ class StreamingDataModule(LightningDataModule):
     """A DataModule whose loaders are `StreamLoader`s.
 
     Args:
-        batch_size: training samples a step and rank.
+        batch_size: training samples of a step on one rank.
         reader: how records are read.
+
+    Example:
+        >>> data = StreamingDataModule(batch_size=8, reader=ReaderOptions(num_workers=2))
+        >>> data.reader_info().num_readers, data.skip_summary()
+        (1, 'no bad samples')
     """
 
     def __init__(self, batch_size: int, reader: ReaderOptions) -> None:
@@ -28,38 +33,44 @@ class StreamingDataModule(LightningDataModule):
         self.epoch = 0
         self._collator: Collator | None = None
         self.skipped: dict[str, str] = {}
-        """Every sample that was skipped so far, in all loaders and their workers: key -> problem."""
+        """The problem of every sample skipped so far, in all loaders and their workers, by its key."""
 
     def connect(self, collator: Collator) -> None:
-        """Takes what data must learn from the model: how samples become its batches."""
+        """Set the model's collator, which turns samples into the model's batches."""
         self._collator = collator
 
     @property
     def rank(self) -> int:
+        """Return this process's index among all ranks; 0 without a trainer."""
         return 0 if self.trainer is None else self.trainer.global_rank
 
     @property
     def world_size(self) -> int:
+        """Return the number of ranks; 1 without a trainer."""
         return 1 if self.trainer is None else self.trainer.world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch to stream, where no trainer says it."""
+        """Set the epoch to stream, where there is no trainer."""
         self.epoch = epoch
 
     def current_epoch(self) -> int:
+        """Return the trainer's epoch, or else the one of `set_epoch`."""
         return self.epoch if self.trainer is None else self.trainer.current_epoch
 
     def skip_summary(self) -> str:
-        """One line on the samples that were skipped so far."""
+        """Return one line on the samples that were skipped so far."""
         return skip_summary(self.skipped)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, for a checkpoint."""
         return {"epoch": self.current_epoch()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the epoch of a checkpoint."""
         self.epoch = state_dict["epoch"]
 
-    def _connected(self) -> Collator:
+    def _require_collator(self) -> Collator:
+        """Return the model's collator. Raises VirtueError where `connect` has not been called."""
         if self._collator is None:
             raise VirtueError(
                 f"{type(self).__name__} is not connected to a model: call connect(model.collator) before asking it for"
@@ -68,7 +79,7 @@ class StreamingDataModule(LightningDataModule):
         return self._collator
 
     def reader_info(self) -> ReaderInfo:
-        """Return what a stream must know of this rank: which it is, and how much bad input it passes over."""
+        """Return this rank's position among the readers, and its limits of bad samples."""
         return ReaderInfo(self.rank, self.world_size, limits=self.reader.limits)
 
     def _loader(self, stream: BatchStream) -> StreamLoader:

@@ -1,4 +1,6 @@
-"""MMEB and SCaR by name: one DataModule over any of their sets, each a folder of shards as the converters name it."""
+"""The DataModule of MMEB and SCaR by name, over any of their sets, each a folder of shards as the
+converters name it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ class BenchmarkMixture:
     block_size: int = 8
     """Samples of one set, side by side in a batch; it divides `batch_size` (the paper: 64 of 1024)."""
     steps_per_epoch: int | None = None
-    """Default as many as go into the rows of all trained sets once."""
+    """Training steps of an epoch; default as many as go into the rows of all trained sets once."""
     train_rows: int | dict[str, int] | None = None
     """At most so many training rows of every set, the first ones (the paper: 100,000); or by set, for some."""
     num_negatives: int | dict[str, int] = 0
@@ -50,10 +52,10 @@ class BenchmarkMixture:
                     raise VirtueError(f"{option}: {name!r} is not among the sets, expected some of {', '.join(names)}")
 
     def sampling_of(self, name: str) -> SamplingOptions:
-        """Return how samples of one set are drawn. Raises VirtueError for a count that cannot be."""
+        """Return how samples of one set are drawn. Raises VirtueError for an impossible count."""
         return SamplingOptions(
-            num_negatives=of_set(self.num_negatives, name, 0),
-            train_rows=of_set(self.train_rows, name, None),
+            num_negatives=value_for_set(self.num_negatives, name, 0),
+            train_rows=value_for_set(self.train_rows, name, None),
             shuffle_buffer=self.shuffle_buffer,
             sample_buffer=self.sample_buffer,
         )
@@ -64,15 +66,14 @@ class BenchmarkDataModule(MixedDataModule):
 
     Args:
         sets: names of sets (`ImageNet_1K`, `RefCOCOg`), or of groups: `mmeb` (36 sets, of which 20 are trained on),
-            `mmeb_mini`, `scar`, and
-            MMEB's meta-tasks and distributions, `mmeb_vqa`, `mmeb_IND` and the like (`groups`).
+            `mmeb_mini`, `scar`, and MMEB's meta-tasks and distributions, `mmeb_vqa`, `mmeb_IND` and the like
+            (`groups`).
         root: folder or URL below which every set has its folders of shards, by the names that `virtue-pl shards` gives
             them.
         train: whether to train on the sets that can be; else they are only tested.
         batch_size: training samples a step and rank.
         eval_batch_size: of sets whose candidates are texts. Those whose candidates are images, up to a thousand a row,
-            are tested
-            row by row.
+            are tested row by row.
         test_rows, features, predict, cache: of every set, see `ShardDataModule`.
         mixture: how training batches are mixed of the sets.
         reader: how records are read, of every set.
@@ -98,11 +99,11 @@ class BenchmarkDataModule(MixedDataModule):
         reader: ReaderOptions = ReaderOptions(),
         cache: CacheOptions = CacheOptions(),
     ) -> None:
-        names = chosen(sets)
+        names = select_sets(sets)
         mixture.check_names(names)
         parts: dict[str, ShardDataModule] = {}
         for name in names:
-            module, trained, tested, images = place_of(name)
+            module, trained, tested, images = locate_set(name)
             parts[name] = module(
                 f"{root.rstrip('/')}/{trained}" if train and trained else None,
                 test={"test": f"{root.rstrip('/')}/{tested}"} if tested else None,
@@ -117,7 +118,7 @@ class BenchmarkDataModule(MixedDataModule):
 
 
 def groups() -> dict[str, tuple[str, ...]]:
-    """The sets of every group, by its name."""
+    """Return the sets of every group, by its name."""
     found: dict[str, list[str]] = {"scar": list(scar_sets())}
     for name, one in mmeb_sets().items():
         benchmark = "mmeb" if one.distribution else "mmeb_mini"
@@ -130,25 +131,27 @@ def groups() -> dict[str, tuple[str, ...]]:
     return {group: tuple(names) for group, names in found.items()}
 
 
-def chosen(sets: Sequence[str]) -> tuple[str, ...]:
-    """Every set that is named, itself or by a group, once. Raises VirtueError for a name that is neither, and
-    for none.
+def select_sets(sets: Sequence[str]) -> tuple[str, ...]:
+    """Return every set that is named, itself or by a group, once.
+
+    Raises VirtueError for a name that is neither, and for no name.
     """
-    known, single = groups(), {*mmeb_sets(), *scar_sets()}
+    by_group, single = groups(), {*mmeb_sets(), *scar_sets()}
     for name in sets:
-        if name not in known and name not in single:
+        if name not in by_group and name not in single:
             raise VirtueError(
-                f"sets: {name!r} is no set and no group, expected some of {', '.join(sorted(known))}, or names like"
+                f"sets: {name!r} is no set and no group, expected some of {', '.join(sorted(by_group))}, or names like"
                 " ImageNet_1K"
             )
     if not sets:
-        raise VirtueError(f"sets is empty, expected some of {', '.join(sorted(known))}, or names like ImageNet_1K")
-    return tuple(dict.fromkeys(one for name in sets for one in known.get(name, (name,))))
+        raise VirtueError(f"sets is empty, expected some of {', '.join(sorted(by_group))}, or names like ImageNet_1K")
+    return tuple(dict.fromkeys(one for name in sets for one in by_group.get(name, (name,))))
 
 
-def place_of(name: str) -> tuple[type[ShardDataModule], str, str, bool]:
-    """The module of a set, its folders of training and evaluation shards ("" where it has none), and whether its
-    candidates are images.
+def locate_set(name: str) -> tuple[type[ShardDataModule], str, str, bool]:
+    """Return a set's DataModule, its folders of training and of evaluation shards, and whether it ranks images.
+
+    A folder is "" where the set has none.
     """
     if name in scar_sets():
         return SCaRDataModule, scar_sets()[name].train_file, scar_sets()[name].eval_file, False
@@ -157,6 +160,6 @@ def place_of(name: str) -> tuple[type[ShardDataModule], str, str, bool]:
     return MMEBDataModule, trained, f"MMEB_eval_{name}", one.wording.endswith("2i")
 
 
-def of_set(value: Value | Mapping[str, Value], name: str, default: Value) -> Value:
-    """What holds for one set: its own, or everyone's."""
+def value_for_set(value: Value | Mapping[str, Value], name: str, default: Value) -> Value:
+    """Return the value for one set: its own, or the one for all."""
     return value.get(name, default) if isinstance(value, Mapping) else value

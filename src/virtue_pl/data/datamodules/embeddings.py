@@ -1,4 +1,4 @@
-"""Stored embeddings as contrastive batches, for a loss that is studied alone."""
+"""Stored embeddings as contrastive batches, for training a loss alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from virtue_pl.types import Collator, EmbeddingBatch, PairIds, VirtueError
 
 
 class EmbeddingBatches(Dataset[EmbeddingBatch]):
-    """Batches of `batch_size` of the pairs at `indices`, in that order."""
+    """Batches of `batch_size` of the pairs at `indices`, in that order.
+
+    Example:
+        >>> tensors = EmbeddingBatch.from_tensors(load_file("embeddings.safetensors"))  # doctest: +SKIP
+        >>> len(EmbeddingBatches(tensors, torch.arange(100), batch_size=32))  # doctest: +SKIP
+        4
+    """
 
     def __init__(self, tensors: EmbeddingBatch, indices: torch.Tensor, batch_size: int) -> None:
         self.tensors = tensors
@@ -39,13 +45,17 @@ class EmbeddingBatches(Dataset[EmbeddingBatch]):
 
 
 class EmbeddingDataModule(LightningDataModule):
-    """The file that `predict` with an `EmbeddingWriter` wrote, split into training and validation pairs.
+    """Embeddings written by `predict` with an `EmbeddingWriter`, split into training and validation pairs.
 
     Args:
-        path: safetensors as `EmbeddingBatch.to_tensors` names them.
-        batch_size: pairs a batch.
+        path: safetensors, with the names of `EmbeddingBatch.to_tensors`.
+        batch_size: pairs of a batch.
         validation_share: share of the pairs held out.
         seed: of the split and of each epoch's order.
+
+    Example:
+        >>> EmbeddingDataModule("embeddings.safetensors", batch_size=64).validation_share
+        0.2
     """
 
     def __init__(self, path: str, batch_size: int, validation_share: float = 0.2, seed: int = 0) -> None:
@@ -56,9 +66,10 @@ class EmbeddingDataModule(LightningDataModule):
         self.seed = seed
 
     def connect(self, collator: Collator) -> None:
-        """Nothing is left to prepare."""
+        """Do nothing: embeddings need no preparation."""
 
     def setup(self, stage: str) -> None:
+        """Read the file and split its pairs. Raises VirtueError where it is missing."""
         if not Path(self.path).is_file():
             raise VirtueError(
                 f"embeddings: {self.path} is not there; write it with `lightning predict`, or change data.path"
@@ -69,21 +80,25 @@ class EmbeddingDataModule(LightningDataModule):
         self.validation, self.training = order[:held_out], order[held_out:]
 
     def loader(self, indices: torch.Tensor) -> DataLoader[Any]:
+        """Return a loader over the pairs at `indices`, in that order."""
         return DataLoader(EmbeddingBatches(self.tensors, indices, self.batch_size), batch_size=None)
 
     def train_dataloader(self) -> DataLoader[Any]:
+        """Return the training pairs in this epoch's order."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         shuffle = torch.randperm(len(self.training), generator=torch.Generator().manual_seed(self.seed + 1 + epoch))
         return self.loader(self.training[shuffle])
 
     def val_dataloader(self) -> DataLoader[Any]:
+        """Return the pairs held out."""
         return self.loader(self.validation)
 
     def test_dataloader(self) -> DataLoader[Any]:
+        """Return the pairs held out."""
         return self.loader(self.validation)
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row a split, for `virtue-pl check`."""
+        """Return one entry for each split, for `virtue-pl check`."""
         self.setup("fit")
         return [
             {"split": name, "samples": len(part)} for name, part in (("train", self.training), ("val", self.validation))

@@ -1,6 +1,4 @@
-"""The data of an evaluation: any sets of MMEB and SCaR, from shards or official folders, as distinct inputs to
-embed.
-"""
+"""The DataModule of an evaluation: sets of MMEB and SCaR, from shards or official folders, as distinct inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from typing import Any
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from virtue_pl.data.eval_sets.files import asked_for, find_set, missing_sets
+from virtue_pl.data.eval_sets.files import find_set, missing_sets, resolve_sets
 from virtue_pl.data.eval_sets.images import ImageLibrary
 from virtue_pl.data.eval_sets.options import EvaluationDataOptions
 from virtue_pl.data.eval_sets.plan import EvaluationPlan, make_plan
@@ -26,7 +24,7 @@ from virtue_pl.types import DataError, EvaluationRow, InputBatch, InputCollator,
 
 
 class EvaluationDataModule(LightningDataModule):
-    """Evaluation sets by name. Whatever occurs twice, in a set or in several, is embedded once.
+    """Evaluation sets by name; an input that occurs twice, in one set or in several, is embedded once.
 
     Args:
         root: a folder of folders of shards, or an official one: parquet files in it, in `data/`, `instruct/SET` or
@@ -34,6 +32,12 @@ class EvaluationDataModule(LightningDataModule):
         sets: "scar", "mmeb", "scar_mini", "mmeb_mini" or names of their sets.
         options: which rows are read, and how.
         max_pixels: larger images are refused.
+
+    Example:
+        >>> data = EvaluationDataModule("data/shards", ["scar_mini"], EvaluationDataOptions(limit=100))
+        >>> data.connect(model.collator)  # doctest: +SKIP
+        >>> len(data.plan.inputs), data.plan.total  # doctest: +SKIP
+        (1100, 2200)
     """
 
     def __init__(
@@ -54,19 +58,21 @@ class EvaluationDataModule(LightningDataModule):
         self._collator: InputCollator | None = None
 
     def connect(self, collator: InputCollator) -> None:
-        """Takes what data must learn from the model."""
+        """Set the model's collator, which turns inputs into the model's batches."""
         self._collator = collator
 
     @cached_property
     def plan(self) -> EvaluationPlan:
-        """Every set's rows and the distinct inputs among them. Raises VirtueError for missing files and for a row that
-        cannot be ranked.
+        """Return the rows of every set, and the distinct inputs among them.
+
+        Raises VirtueError for missing files, and DataError for a row that cannot be ranked.
         """
-        query = self._connected().query
+        query = self._require_collator().query
         found, missing = self.read_sets()
         return make_plan(found, query, self.library.sizes, missing, self.options.batch_size)
 
-    def _connected(self) -> InputCollator:
+    def _require_collator(self) -> InputCollator:
+        """Return the model's collator. Raises VirtueError where `connect` has not been called."""
         if self._collator is None:
             raise VirtueError(
                 "EvaluationDataModule is not connected to a model: call connect(model.collator) before asking it for"
@@ -75,25 +81,29 @@ class EvaluationDataModule(LightningDataModule):
         return self._collator
 
     def read_sets(self) -> tuple[dict[SetDescription, list[EvaluationRow]], dict[str, str]]:
-        """The rows of every set that is there, and why others are not."""
+        """Return the rows of every set that has files, and the reason for every other.
+
+        Raises VirtueError where the root, all files, or the files of a set are missing (unless `allow_missing`), and
+        DataError for a row that cannot be ranked.
+        """
         if not self.root.is_dir():
             raise VirtueError(f"--data {self.root}: there is no such folder")
         options, images = self.options, [Path(folder) for folder in self.options.images]
-        files = {about: find_set(self.root, about, options.form, images) for about in asked_for(self.sets)}
-        missing = {about.name: "no files" for about, place in files.items() if place is None}
+        files = {about: find_set(self.root, about, options.form, images) for about in resolve_sets(self.sets)}
+        missing = {about.name: "no files" for about, found_files in files.items() if found_files is None}
         if len(missing) == len(files) or (missing and not options.allow_missing):
             hint = "" if len(missing) == len(files) else "; give --allow-missing to evaluate the others"
             raise VirtueError(missing_sets(self.root, missing) + hint)
         reader = RowReader(self.library)
         found = {}
-        for about, place in files.items():
-            if place is None:
+        for about, found_files in files.items():
+            if found_files is None:
                 continue
             try:
                 rows = (
-                    list(reader.read(place, options.limit))
-                    if place.shards is None
-                    else shard_rows(place, reader, options.limit)
+                    list(reader.read(found_files, options.limit))
+                    if found_files.shards is None
+                    else shard_rows(found_files, reader, options.limit)
                 )
             except DataError as error:
                 if not (options.allow_missing and error.problem.startswith("missing image")):
@@ -106,17 +116,19 @@ class EvaluationDataModule(LightningDataModule):
         return found, missing
 
     def test_dataloader(self) -> PlannedLoader:
+        """Return this rank's batches of the plan."""
         trainer = self.trainer
         reader = ReaderInfo() if trainer is None else ReaderInfo(trainer.global_rank, trainer.world_size)
         return PlannedLoader(
-            PlannedBatches(self.plan, self.library, self._connected(), reader), self.options.num_workers
+            PlannedBatches(self.plan, self.library, self._require_collator(), reader), self.options.num_workers
         )
 
     def fingerprint(self) -> str:
+        """Return the plan's fingerprint."""
         return self.plan.fingerprint()
 
     def describe(self) -> list[dict[str, Any]]:
-        """What would be read, one entry a set."""
+        """Return what would be read, one entry for each set."""
         found, missing = self.read_sets()
         there = [
             {"split": f"test/{about.name}", "path": str(self.root), "rows": len(rows), "task": about.meta_task}
@@ -132,10 +144,15 @@ class EvaluationDataModule(LightningDataModule):
 
 
 class PlannedBatches(IterableDataset[InputBatch]):
-    """This process's batches of a plan: every `world_size`-th, and as many as any process has, so that none waits for
-    another; the last may be empty.
+    """This process's batches of a plan: every `world_size`-th one, without the inputs that are embedded already.
 
-    What is embedded already is left out of its batch.
+    All processes have equally many, so that none waits for another; the last batch may be empty.
+
+    Example:
+        >>> reader = ReaderInfo(rank=1, world_size=2)
+        >>> batches = PlannedBatches(data.plan, data.library, collator, reader)  # doctest: +SKIP
+        >>> len(batches) == -(-len(data.plan.batches) // 2)  # doctest: +SKIP
+        True
     """
 
     def __init__(
@@ -158,21 +175,27 @@ class PlannedBatches(IterableDataset[InputBatch]):
             yield self.batch(numbers)
 
     def batch(self, numbers: Sequence[int]) -> InputBatch:
-        unknown = set(self.collator.unknown([self.plan.keys[number] for number in numbers]))
-        numbers = [number for number in numbers if self.plan.keys[number] in unknown]
+        """Return the inputs of these numbers that are not embedded yet, ready for the model."""
+        missing = set(self.collator.missing_keys([self.plan.keys[number] for number in numbers]))
+        numbers = [number for number in numbers if self.plan.keys[number] in missing]
         if not numbers:
             return InputBatch((), (), None)
-        wanted = [self.plan.inputs[number] for number in numbers]
-        pixels = {key: self.library.pixels(key) for item in wanted for key in item.image_keys}
-        shown = [replace(item, images=tuple(pixels[key] for key in item.image_keys)) for item in wanted]
+        inputs = [self.plan.inputs[number] for number in numbers]
+        pixels = {key: self.library.pixels(key) for item in inputs for key in item.image_keys}
+        with_images = [replace(item, images=tuple(pixels[key] for key in item.image_keys)) for item in inputs]
         keys = tuple(self.plan.keys[number] for number in numbers)
         return InputBatch(
-            keys, tuple(self.plan.sources[number] for number in numbers), self.collator.encoder_batch(shown)
+            keys, tuple(self.plan.sources[number] for number in numbers), self.collator.encoder_batch(with_images)
         )
 
 
 class PlannedLoader:
-    """What the trainer iterates; it has a length, and no sampler that a trainer would replace."""
+    """The loader that a trainer iterates; it has a length, and no sampler that a trainer would replace.
+
+    Example:
+        >>> loader = PlannedLoader(batches, num_workers=2)  # doctest: +SKIP
+        >>> next(iter(loader)).keys  # doctest: +SKIP
+    """
 
     def __init__(self, batches: PlannedBatches, num_workers: int) -> None:
         self.batches = batches

@@ -1,4 +1,4 @@
-"""Several datasets as one: batches made of blocks, each from one dataset, and evaluation of all."""
+"""Several datasets as one: training batches made of blocks, each from one dataset, and evaluation of all."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ class MixedDataModule(StreamingDataModule):
     """Trains on several datasets at once, as the paper does on MMEB and SCaR, and evaluates on all of them.
 
     A training batch is made of blocks of samples of one dataset, so that a query's negatives in the batch are mostly of
-    its own kind.
-    Which dataset a block is of is drawn by weight, alike on every rank. A part's own `batch_size`,
+    its own kind. Which dataset a block is of is drawn by weight, alike on every rank. A part's own `batch_size`,
     `sampling.steps_per_epoch` and `reader` count only where it is used alone, but for the images' sizes in `reader`.
 
     Args:
@@ -76,13 +75,16 @@ class MixedDataModule(StreamingDataModule):
             part.eval_batch_size = eval_batch_size or part.eval_batch_size
 
     def connect(self, collator: Collator) -> None:
+        """Set the model's collator, here and in every part."""
         super().connect(collator)
         for part in self.parts.values():
             part.connect(collator)
 
     @property
     def steps(self) -> int:
-        """Training steps of an epoch, on every rank. Raises VirtueError where the rows make no batch."""
+        """Return the training steps of an epoch, on every rank. Raises VirtueError where the rows are fewer than a
+        batch.
+        """
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch
         rows = sum(self.parts[name].train_folder.manifest.rows for name in self.weights)
@@ -96,15 +98,16 @@ class MixedDataModule(StreamingDataModule):
         return rows // needed
 
     def train_dataloader(self) -> StreamLoader:
+        """Return the mixed training stream. Raises VirtueError where no part is trained on."""
         if not self.weights:
             raise VirtueError("no part has training shards and a weight above 0: set `train` of some of the parts")
         seed = self.reader.seed
-        trained = {name: part for name, part in self._placed().items() if name in self.weights}
+        trained = {name: part for name, part in self._attach_trainer().items() if name in self.weights}
         sources = {name: part.training_source(derive_seed(seed, name)) for name, part in trained.items()}
         stream = MixedStream(
             sources,
             self.weights,
-            self._connected().collate_train,
+            self._require_collator().collate_train,
             blocks=self.batch_size // self.block_size,
             block_size=self.block_size,
             steps=self.steps,
@@ -114,28 +117,33 @@ class MixedDataModule(StreamingDataModule):
         return self._loader(stream)
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
-        loaders = [part.val_dataloader() for part in self._placed().values() if part.val]
-        return self._joined(loaders) if loaders else []
+        """Return the validation sets of all parts, one after the other; an empty list where there are none."""
+        loaders = [part.val_dataloader() for part in self._attach_trainer().values() if part.val]
+        return self._join(loaders) if loaders else []
 
     def test_dataloader(self) -> StreamLoader:
+        """Return the test sets of all parts, one after the other. Raises VirtueError where there are none."""
         if not any(part.test for part in self.parts.values()):
             raise VirtueError("no part has `test`: give some of them folders of evaluation shards by name")
-        return self._joined([part.test_dataloader() for part in self._placed().values() if part.test])
+        return self._join([part.test_dataloader() for part in self._attach_trainer().values() if part.test])
 
     def predict_dataloader(self) -> StreamLoader:
-        """The training samples of one epoch, or every image of every part, for what is stored of them (`predict`)."""
+        """Return one epoch of training samples, or every image of every part, as `predict` says ("pairs", "images")."""
         if self.predict == "pairs":
             return self.train_dataloader()
-        return self._joined([part.predict_dataloader() for part in self._placed().values()])
+        return self._join([part.predict_dataloader() for part in self._attach_trainer().values()])
 
     def fingerprint(self) -> str:
-        """Changes where any byte of any shard does."""
+        """Return a fingerprint of the shards of all parts, which changes with any of their bytes."""
         return hashlib.sha256(
             "".join(f"{name}={part.fingerprint()}\n" for name, part in self.parts.items()).encode()
         ).hexdigest()
 
     def describe(self) -> list[dict[str, Any]]:
-        """As a part's, one entry a folder of a part; the samples of an epoch are those that its weight promises."""
+        """Return one entry for each folder of a part, see `ShardDataModule.describe`.
+
+        The number of training samples of an epoch is the expected one, by the part's weight.
+        """
         return [
             {"split": f"{name}/{split}", "path": str(folder.path), **self._describe(name, split, folder)}
             for name, part in self.parts.items()
@@ -150,19 +158,20 @@ class MixedDataModule(StreamingDataModule):
         samples = round(share * self.steps * self.batch_size * self.world_size)
         return {**describe_folder(folder, samples, self.steps), "weight": round(share, 3)}
 
-    def _placed(self) -> dict[str, ShardDataModule]:
-        """The parts, which know this module's trainer from then on."""
+    def _attach_trainer(self) -> dict[str, ShardDataModule]:
+        """Set this module's trainer in every part; return the parts."""
         for part in self.parts.values():
             part.trainer = self.trainer
         return self.parts
 
-    def _joined(self, loaders: Sequence[Any]) -> StreamLoader:
+    def _join(self, loaders: Sequence[Any]) -> StreamLoader:
         return self._loader(JoinedStream([loader.stream for loader in loaders], self.reader_info()))
 
 
 def weights_of(parts: Mapping[str, ShardDataModule], weights: Mapping[str, float] | None) -> dict[str, float]:
-    """The weight of every part that is trained on. Raises VirtueError for a name that is no part's, and for weights
-    that cannot be.
+    """Return the weight of every part that is trained on.
+
+    Raises VirtueError for a name that is no part's, for a negative weight, and for a part without one.
     """
     trained = [name for name, part in parts.items() if part.train is not None]
     if weights is None:
@@ -183,14 +192,26 @@ def weights_of(parts: Mapping[str, ShardDataModule], weights: Mapping[str, float
 
 
 class MixedStream(BatchStream):
-    """`steps` training batches a rank and epoch, each of `blocks` blocks.
+    """Training batches, `steps` for a rank and epoch, each of `blocks` blocks of samples of one dataset.
 
-    Which datasets a step's blocks are of depends on seed, epoch and step alone: every rank has as many hard negatives.
-    No sample is twice in a batch.
+    The datasets of a step's blocks depend on seed, epoch and step alone: every rank has as many hard negatives. No
+    sample is twice in a batch.
 
     Args:
         sources: each dataset, with a seed of its own.
-        seed: of which datasets a step's blocks are of.
+        weights: how often blocks of a dataset are drawn, relative to each other.
+        collate: `Collator.collate_train`.
+        blocks: blocks of a batch.
+        block_size: samples of a block.
+        steps: batches of an epoch.
+        seed: of the datasets of a step's blocks.
+        reader: see `BatchStream`.
+
+    Example:
+        >>> stream = MixedStream({}, {"scar": 3.0, "more": 1.0}, list, blocks=4, block_size=2, steps=1, seed=0,
+        ...     reader=ReaderInfo())
+        >>> sum(stream.sizes(epoch=0, step=0).values())
+        8
     """
 
     def __init__(
@@ -216,16 +237,17 @@ class MixedStream(BatchStream):
 
     @property
     def num_batches(self) -> int:
+        """See `BatchStream`."""
         return self.steps
 
     def sizes(self, epoch: int, step: int) -> dict[str, int]:
-        """How many samples of each dataset are in a batch, in its order."""
+        """Return how many samples of each dataset are in the batch of a step, in the batch's order."""
         generator = random.Random(derive_seed(self.seed, epoch, step))
         drawn = Counter(generator.choices(list(self.weights), list(self.weights.values()), k=self.blocks))
         return {name: drawn[name] * self.block_size for name in self.weights if drawn[name]}
 
     def samples(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
-        """This worker's batches of samples, before they are collated."""
+        """Yield this worker's batches of samples, before they are collated."""
         batches = {name: self._batches_of(name, reader, epoch, log) for name in self.sources}
         for step in range(reader.worker, self.steps, reader.num_workers):
             yield [sample for name in self.sizes(epoch, step) for sample in next(batches[name])]
@@ -239,11 +261,18 @@ class MixedStream(BatchStream):
         )
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        """See `BatchStream`."""
         return collate_batches(self.samples(reader, epoch, log), self.collate, self.seed, epoch, reader)
 
 
 class JoinedStream(BatchStream):
-    """The batches of several streams, one after the other, dealt to data workers in one turn."""
+    """The batches of several streams, one stream after the other, dealt to data workers in one turn.
+
+    Example:
+        >>> joined = JoinedStream([first, second], ReaderInfo())  # doctest: +SKIP
+        >>> joined.num_batches == first.num_batches + second.num_batches  # doctest: +SKIP
+        True
+    """
 
     def __init__(self, streams: Sequence[BatchStream], reader: ReaderInfo) -> None:
         super().__init__(reader)
@@ -251,9 +280,11 @@ class JoinedStream(BatchStream):
 
     @property
     def num_batches(self) -> int:
+        """See `BatchStream`."""
         return sum(stream.num_batches for stream in self.streams)
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        """See `BatchStream`."""
         offset = 0
         for stream in self.streams:
             worker = (reader.worker - offset) % reader.num_workers

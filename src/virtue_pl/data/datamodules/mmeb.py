@@ -1,4 +1,4 @@
-"""MMEB, as the shards hold it, to samples."""
+"""The DataModule of MMEB's rows, as shards store them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from virtue_pl.types import IMAGE_TOKEN, DataError, EmbeddingInput, RankingSampl
 class MMEBDataModule(ShardDataModule):
     """A dataset of MMEB or MMEB-mini: queries and targets of text, image or both, and no region.
 
-    Texts are MMEB's own, with the instruction inside; only the image token becomes the one that every backbone knows.
-    Several datasets are trained on together by a `MixedDataModule`.
+    Texts are MMEB's own, with the instruction inside; only the image token is replaced by the one that every backbone
+    reads. Several datasets are trained on together by a `MixedDataModule`.
+
+    Example:
+        >>> MMEBDataModule("shards/MMEB_CIRR", test={"test": "shards/MMEB_eval_CIRR"}, batch_size=8).eval_batch_size
+        8
     """
 
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
+        """See `ShardDataModule`."""
         query = embedding_input(row, row["query"], images)
         if "candidates" not in row.fields:
             target = embedding_input(row, row["target"], images)
@@ -36,8 +41,9 @@ class MMEBDataModule(ShardDataModule):
 
 
 def embedding_input(row: Row, stored: Any, images: Sequence[RecordImage]) -> EmbeddingInput:
-    """What a row stores as [TEXT, NUMBER OF ITS IMAGE OR NULL]. Raises DataError for anything else, and for two image
-    tokens or one without an image.
+    """Return the input of [TEXT, NUMBER OF ITS IMAGE OR NULL].
+
+    Raises DataError for anything else, and for more image tokens than images.
     """
     if not (
         isinstance(stored, list)

@@ -1,4 +1,4 @@
-"""People's own pairs, as the shards hold them, to samples."""
+"""The DataModule of own pairs, as shards store them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from virtue_pl.types import RankingSample, Sample
 
 
 class PairDataModule(MMEBDataModule):
-    """Pairs and rankings of texts, images or both (`virtue-pl shards pairs`); a query may mean a region of its
-    image.
+    """Pairs and rankings of texts, images or both (`virtue-pl shards pairs`), with or without a region.
+
+    The region is one of the query's image.
+
+    Example:
+        >>> PairDataModule("shards/train", test={"test": "shards/test"}, batch_size=8).batch_size
+        8
     """
 
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
+        """See `ShardDataModule`."""
         sample = MMEBDataModule.to_sample(row, images)
         if row.fields.get("box") is None:
             return sample

@@ -1,4 +1,4 @@
-"""SCaR (segmentation-and-scene caption retrieval), as the shards hold it, to samples."""
+"""The DataModule of SCaR's rows (segmentation-and-scene caption retrieval), as shards store them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from virtue_pl.types import DataError, EmbeddingInput, RankingSample, Sample
 class SCaRDataModule(ShardDataModule):
     """SCaR and SCaR-mini: an image and a region of it, one right caption and wrong ones.
 
-    The query holds the instruction and the image; how the region is pointed at is chosen by the model's collator.
+    The query holds the instruction and the image; the model's collator adds the region, as text, drawn, or as a prompt.
+
+    Example:
+        >>> SCaRDataModule("shards/SCAR_mini", val="shards/SCaR_eval_mini_val").val
+        {'val': 'shards/SCaR_eval_mini_val'}
     """
 
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
+        """See `ShardDataModule`."""
         if not images:
             raise DataError(row.key, "it has no image, expected one")
         image = images[0]
@@ -42,11 +47,16 @@ class SCaRDataModule(ShardDataModule):
 class PublishedSCaRDataModule(SCaRDataModule):
     """SCaR with the box as text in every query, letter by letter as the published implementation writes it.
 
-    For `PublishedFormatter(prompt_text=False)`, which adds no words of its own, with the prompt mode "box" alone.
+    For `PublishedFormatter(prompt_text=False)`, which adds no region text of its own, with the prompt mode "box" alone.
+
+    Example:
+        >>> PublishedSCaRDataModule(test={"RefCOCO+": "shards/SCaR_eval_RefCOCO_plus"}).val
+        {}
     """
 
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
+        """See `ShardDataModule`."""
         sample = SCaRDataModule.to_sample(row, images)
         text = published_query(row.text("query"), row["box"], ranked="candidates" in row.fields)
         return replace(sample, query=replace(sample.query, text=text))

@@ -37,11 +37,9 @@ class ShardDataModule(StreamingDataModule, ABC):
         test_rows: of each folder of `test` only its first images, as many as have at most so many rows; default all.
         features: name of the folder, inside each folder of shards, with what is stored of the images by
             configs/overlays/features/store_features.yaml: frozen networks then see only images that are new, such as a
-            crop or a
-            mirrored one. With `predict: images`, where it will be.
+            crop or a mirrored one. With `predict: images`, where it will be.
         predict: what a prediction is of, "pairs" (the training samples of one epoch) or "images" (each of all folders
-            once,
-            `eval_batch_size` records a batch; of those in `test` the first shards with `test_rows` rows).
+            once, `eval_batch_size` records a batch; of those in `test` the first shards with `test_rows` rows).
         sampling: how training samples are drawn.
         reader: how records are read.
         cache: copies of shards that a URL names.
@@ -49,7 +47,7 @@ class ShardDataModule(StreamingDataModule, ABC):
     Example:
         >>> from virtue_pl.data.datamodules.scar import SCaRDataModule
         >>> sampling, reader = SamplingOptions(num_negatives=4), ReaderOptions(num_workers=2)
-        >>> SCaRDataModule("shards/SCAR_mini", val="shards/SCaR_eval_mini_val", sampling=sampling, reader=reader).num_negatives
+        >>> SCaRDataModule("shards/SCAR_mini", val="shards/SCaR_eval", sampling=sampling, reader=reader).num_negatives
         4
     """
 
@@ -81,23 +79,21 @@ class ShardDataModule(StreamingDataModule, ABC):
 
     @property
     def num_negatives(self) -> int:
-        """Hard negatives of a training sample."""
+        """Return the number of hard negatives of a training sample."""
         return self.sampling.num_negatives
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Training steps of an epoch as they were asked for; None for as many as go into the rows once."""
+        """Return the training steps of an epoch as the options set them; None for as many as go into the rows once."""
         return self.sampling.steps_per_epoch
 
     @staticmethod
     @abstractmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
-        """What one row means in this dataset, beside its record's images. Raises DataError for a row that means
-        nothing.
-        """
+        """Return the sample of one row, whose record has `images`. Raises DataError for a row that has no meaning."""
 
     def connect(self, collator: Collator) -> None:
-        """As any. Raises VirtueError for stored features that another network than the model's made."""
+        """Set the model's collator. Raises VirtueError for stored features of another network than the model's."""
         super().connect(collator)
         if self.features is not None and self.predict == "pairs":
             paths = [*([] if self.train is None else [self.train]), *self.val.values(), *self.test.values()]
@@ -107,6 +103,7 @@ class ShardDataModule(StreamingDataModule, ABC):
 
     @cached_property
     def train_folder(self) -> ShardFolder:
+        """Return the folder of training shards. Raises VirtueError where it is not set, or does not fit the options."""
         if self.train is None:
             raise VirtueError("train is not set: give the folder of training shards")
         folder = ShardFolder.open(self.train, "train", self.cache)
@@ -117,21 +114,25 @@ class ShardDataModule(StreamingDataModule, ABC):
                 f"num_negatives is {self.num_negatives}, but rows of {self.train} have as few as"
                 f" {folder.manifest.negatives[0]}"
             )
-        return self._read(folder, None).first(self.sampling.train_rows)
+        return self._read(folder, None).limit_rows(self.sampling.train_rows)
 
     @cached_property
     def val_folders(self) -> dict[str, ShardFolder]:
+        """Return the folders of validation shards by name. Raises VirtueError for one that holds no rankings."""
         folders = _ranking_folders(self.val, "val", self.cache)
         return {name: self._read(folder, None) for name, folder in folders.items()}
 
     @cached_property
     def test_folders(self) -> dict[str, ShardFolder]:
+        """Return the folders of test shards by name. Raises VirtueError for one that holds no rankings."""
         folders = _ranking_folders(self.test, "test", self.cache)
         return {name: self._read(folder, self.test_rows) for name, folder in folders.items()}
 
     @property
     def steps(self) -> int:
-        """Training steps of an epoch, on every rank. Raises VirtueError where the rows make no batch."""
+        """Return the training steps of an epoch, on every rank. Raises VirtueError where the rows are fewer than a
+        batch.
+        """
         rows, steps = self.train_folder.manifest.rows, self.sampling.steps_per_epoch
         needed = self.batch_size * (self.world_size if steps is None else 1)
         if rows < needed:
@@ -140,27 +141,30 @@ class ShardDataModule(StreamingDataModule, ABC):
         return rows // needed if steps is None else steps
 
     def training_source(self, seed: int) -> TrainingSource:
-        """Return what this dataset's training samples come from, drawn with `seed`."""
+        """Return the training samples of this dataset, to be drawn with `seed`."""
         return TrainingSource(self.train_folder, self.to_sample, self.sampling, seed, self.reader.max_pixels)
 
     def train_dataloader(self) -> StreamLoader:
-        source, collate = self.training_source(self.reader.seed), self._connected().collate_train
+        """Return the training stream."""
+        source, collate = self.training_source(self.reader.seed), self._require_collator().collate_train
         options: dict[str, Any] = {"batch_size": self.batch_size, "steps": self.steps, "reader": self.reader_info()}
         return self._loader(TrainingStream(source, collate, **options))
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
+        """Return all validation sets; an empty list where there are none."""
         return self._ranking_loader(self.val_folders) if self.val else []
 
     def test_dataloader(self) -> StreamLoader:
+        """Return all test sets. Raises VirtueError where there are none."""
         if not self.test:
             raise VirtueError("test is not set: give the folders of evaluation shards by name")
         return self._ranking_loader(self.test_folders, self.test_rows)
 
     def predict_dataloader(self) -> StreamLoader:
-        """The training samples of one epoch, or every image, for what is stored of them (`predict`)."""
+        """Return one epoch of training samples, or every image, as `predict` says ("pairs", "images")."""
         if self.predict == "pairs":
             return self.train_dataloader()
-        collator = self._connected()
+        collator = self._require_collator()
         limits = {f"test/{name}": self.test_rows for name in self.test}
         folders = {
             folder.path.resolve(): (folder, limits.get(split)) for split, folder in reversed(self.folders().items())
@@ -180,15 +184,16 @@ class ShardDataModule(StreamingDataModule, ABC):
         return self._loader(stream)
 
     def fingerprint(self) -> str:
-        """Changes where any byte of any shard does."""
+        """Return a fingerprint of all shards, which changes with any of their bytes."""
         folders = self.folders()
         return hashlib.sha256(
             "".join(f"{split}={folder.manifest.fingerprint}\n" for split, folder in folders.items()).encode()
         ).hexdigest()
 
     def describe(self) -> list[dict[str, Any]]:
-        """What would be read, one entry a folder: split, path, task, licence, counts, samples and steps of an epoch,
-        fingerprint.
+        """Return what would be read, one entry for each folder.
+
+        An entry has split, path, task, licence, counts, samples and steps of an epoch, and fingerprint.
         """
         return [
             {"split": split, "path": str(folder.path), **self._describe(split, folder)}
@@ -196,18 +201,17 @@ class ShardDataModule(StreamingDataModule, ABC):
         ]
 
     def _read(self, folder: ShardFolder, rows: int | None) -> ShardFolder:
-        """The folder as its images are to be read: at which size, and with what is stored of them
-        (`_with_features`).
-        """
-        side = self.reader.resize_to_square
-        if side is not None and self.features is not None:
-            found = f"resize_to_square is {side}, but features are of images at their own size"
+        """Return the folder with the size of its images, and their stored features (`_with_features`)."""
+        square_size = self.reader.resize_to_square
+        if square_size is not None and self.features is not None:
+            found = f"resize_to_square is {square_size}, but features are of images at their own size"
             raise VirtueError(f"{found}: leave resize_to_square or features out")
-        return replace(self._with_features(folder, rows), resize_to_square=side)
+        return replace(self._with_features(folder, rows), resize_to_square=square_size)
 
     def _with_features(self, folder: ShardFolder, rows: int | None) -> ShardFolder:
-        """The folder with its stored features, if they are to be read; they must cover the shards with its first `rows`
-        rows.
+        """Return the folder with its stored features, if they are to be read.
+
+        They must cover the shards with its first `rows` rows.
         """
         if self.features is None or self.predict == "images" or self._collator is None:
             return folder
@@ -218,7 +222,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         return replace(folder, features=StoredFeatures(path, streams))
 
     def folders(self) -> dict[str, ShardFolder]:
-        """Every folder that is set, by its split: "train", "val/NAME", "test/NAME"."""
+        """Return every folder that is set by its split: "train", "val/NAME", "test/NAME"."""
         train = {} if self.train is None else {"train": self.train_folder}
         return (
             train
@@ -236,7 +240,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         stream = RankingStream(
             folders,
             self.to_sample,
-            self._connected().collate_eval,
+            self._require_collator().collate_eval,
             batch_size=self.eval_batch_size,
             rows=rows,
             max_pixels=self.reader.max_pixels,
@@ -246,7 +250,7 @@ class ShardDataModule(StreamingDataModule, ABC):
 
 
 def describe_folder(folder: ShardFolder, samples: int, steps: int) -> dict[str, Any]:
-    """What is in a folder, with the samples and steps that an epoch takes from it."""
+    """Return an entry on a folder, with the samples and steps that an epoch takes from it."""
     manifest = folder.manifest
     return {
         "task": manifest.task,

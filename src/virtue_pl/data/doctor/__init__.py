@@ -1,1 +1,1 @@
-"""Checks of datasets before a training finds out."""
+"""Checks of shards and official folders: problems are found before a training meets them."""

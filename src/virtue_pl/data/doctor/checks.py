@@ -1,4 +1,4 @@
-"""What can be wrong with a record, found by looking at everything in it."""
+"""The check-up of one folder of shards or one official file: every problem in its records."""
 
 from __future__ import annotations
 
@@ -13,98 +13,110 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from virtue_pl.data.doctor.images import Look, Looked, at_once, shown
+from virtue_pl.data.doctor.images import CheckImages, ImageCheck, check_images_here, decode_or_none
 from virtue_pl.data.io.atomic import digest
 from virtue_pl.data.shards.records import Row, content_key, read_region
 from virtue_pl.types import DataError, Region
 
 WARNINGS = ("duplicate pair", "looks like a training image", "AppleDouble leftover beside the images")
-"""Problems that a training survives and that may be meant; all others are errors."""
+"""Problems that a training survives and that may be intended; all others are errors."""
 
 MASK_OVERLAP = 0.5
-"""A mask whose own box overlaps the row's box by less (intersection over union) is another thing's."""
+"""A mask whose own box overlaps the row's by less (intersection over union) belongs to another thing."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 CountTokens = Callable[[str], int]
-Shown = Callable[[], UInt8[Tensor, "3 height width"] | None] | None
+ReadImage = Callable[[], UInt8[Tensor, "3 height width"] | None] | None
 Box = Sequence[float] | None
 
 
 def count_words(text: str) -> int:
-    """Words and punctuation marks, where no tokenizer is given."""
+    """Return the number of words and punctuation marks, where no tokenizer is given."""
     return len(_WORD.findall(text))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem: its kind, the row or record that has it, the path of its image where one is known, and what exactly
-    was found.
+    """One problem of a row or record.
+
+    Example:
+        >>> Finding("duplicate pair", "SCAR_mini/7", "the same query and answer as SCAR_mini/3").is_warning
+        True
     """
 
     kind: str
     key: str
+    """The row or record that has the problem."""
     detail: str
+    """What exactly was found."""
     image: str = ""
+    """The path of the row's image; "" where none is at hand."""
 
     @property
     def is_warning(self) -> bool:
+        """Return whether the problem is one of `WARNINGS`."""
         return self.kind in WARNINGS
 
 
-Find = Callable[[Finding, Shown, Box], None]
-Tell = Callable[[str, str], None]
+ReportFinding = Callable[[Finding, ReadImage, Box], None]
+CompleteFinding = Callable[[Finding, ReadImage, Box], tuple[Finding, ReadImage, Box]]
+ReportProblem = Callable[[str, str], None]
 """Called with a problem's kind and what exactly was found."""
 
 
 @dataclass
 class Checkup:
-    """What was seen of one folder of shards, or of one official file.
+    """The findings and counts of one folder of shards, or of one official file; a `RecordSink`.
 
-    exact, near: the images' content keys and difference hashes, each with its record's key. sizes: images by their
-    shorter side,
-    lengths: texts by their tokens, both by the power of two at or below.
+    Example:
+        >>> checkup = Checkup("SCAR_mini", "pairs", max_pixels=10_000)
+        >>> checkup.report(Finding("damaged mask", "SCAR_mini/7", "its run lengths do not add up to 4 x 4 pixels"))
+        >>> [finding.key for finding in checkup.findings]
+        ['SCAR_mini/7']
     """
 
     name: str
     kind: str
+    """Either "pairs" or "rankings", see `Manifest`."""
     max_pixels: int
     count_tokens: CountTokens = count_words
     rows: int = 0
     images: int = 0
     findings: list[Finding] = field(default_factory=list)
-    exact: dict[str, str] = field(default_factory=dict)
-    near: dict[str, int] = field(default_factory=dict)
+    names_by_content: dict[str, str] = field(default_factory=dict)
+    """The record of each image, by the image's content key."""
+    hashes_by_name: dict[str, int] = field(default_factory=dict)
+    """The difference hash of each image, by its record."""
     sizes: Counter[int] = field(default_factory=Counter)
+    """Number of images by their shorter side in pixels, rounded down to a power of two."""
     lengths: Counter[int] = field(default_factory=Counter)
-    show: Callable[[Finding, Shown, Box], None] = lambda finding, image, box: None
-    """Called with each finding, what gives the image (None where there is none), and the row's box in its pixels."""
-    look: Look = at_once
-    ahead: int = 0
-    """How many records may wait for `look`; what is found is the same for any number."""
-    complete: Callable[[Finding, Shown, Box], tuple[Finding, Shown, Box]] = lambda finding, image, box: (
-        finding,
-        image,
-        box,
-    )
-    """What is done to the findings of what is added from now on, before they are shown."""
-    again: Callable[[str], UInt8[Tensor, "3 height width"] | None] = lambda path: None
+    """Number of texts by their tokens, rounded down to a power of two."""
+    on_finding: ReportFinding = lambda finding, image, box: None
+    """Called with each finding, a reader of its image (None where there is none), and the row's box in its pixels."""
+    check_images: CheckImages = check_images_here
+    max_pending: int = 0
+    """How many records may wait for `check_images`; the findings are the same for any number."""
+    complete_finding: CompleteFinding = lambda finding, image, box: (finding, image, box)
+    """Applied to the findings of records added from now on, before they are reported."""
+    reread_image: Callable[[str], UInt8[Tensor, "3 height width"] | None] = lambda path: None
     """Reads an image once more, by its path."""
-    _pairs: dict[str, str] = field(default_factory=dict)
-    _waiting: deque[Callable[[], None]] = field(default_factory=deque)
+    _first_rows: dict[str, str] = field(default_factory=dict)
+    """The first row with each pair of query and answer, by the pair's digest."""
+    _pending: deque[Callable[[], None]] = field(default_factory=deque)
 
     def skip(self, error: DataError, rows: int = 1) -> None:
-        """What a converter or the stream would leave out; the problem's words before ":" are its kind."""
-        self.find(Finding(error.problem.partition(":")[0], error.key, error.problem))
+        """Report what a converter or the stream would leave out; the problem's words before ":" are its kind."""
+        self.report(Finding(error.problem.partition(":")[0], error.key, error.problem))
 
-    def find(self, finding: Finding, image: Shown = None, box: Box = None) -> None:
-        """Takes a finding in, behind those of the records that wait."""
-        completed = self.complete(finding, image, box)
-        self._later(lambda: self._found(*completed))
+    def report(self, finding: Finding, image: ReadImage = None, box: Box = None) -> None:
+        """Add a finding, behind those of the records that are pending."""
+        completed = self.complete_finding(finding, image, box)
+        self._enqueue(lambda: self._record(*completed))
 
-    def _found(self, finding: Finding, image: Shown, box: Box) -> None:
+    def _record(self, finding: Finding, image: ReadImage, box: Box) -> None:
         self.findings.append(finding)
-        self.show(finding, image, box)
+        self.on_finding(finding, image, box)
 
     def add(
         self,
@@ -113,115 +125,118 @@ class Checkup:
         rows: Sequence[Mapping[str, Any]],
         paths: Sequence[str] = (),
     ) -> None:
-        """Looks at one record, see `RecordSink`."""
+        """Check one record, see `RecordSink`."""
         data = [image for image, _ in images]
-        named = paths or [image_path, *(f"{image_path}, image {number}" for number in range(1, len(images)))]
-        answer, complete = self.look(data, self.max_pixels), self.complete
-        self._later(
-            lambda: self._looked(data, answer(), rows, list(named), lambda *found: self._found(*complete(*found)))
-        )
+        names = paths or [image_path, *(f"{image_path}, image {number}" for number in range(1, len(images)))]
+        wait_for_checks, complete = self.check_images(data, self.max_pixels), self.complete_finding
 
-    def settle(self) -> None:
-        """Waits for what is still being looked at."""
-        while self._waiting:
-            self._waiting.popleft()()
+        def report(finding: Finding, image: ReadImage, box: Box) -> None:
+            self._record(*complete(finding, image, box))
 
-    def _later(self, step: Callable[[], None]) -> None:
-        self._waiting.append(step)
-        while len(self._waiting) > self.ahead:
-            self._waiting.popleft()()
+        self._enqueue(lambda: self._check_record(data, wait_for_checks(), rows, list(names), report))
 
-    def _looked(
+    def drain(self) -> None:
+        """Wait for the images that are still being checked, and check their records."""
+        while self._pending:
+            self._pending.popleft()()
+
+    def _enqueue(self, step: Callable[[], None]) -> None:
+        self._pending.append(step)
+        while len(self._pending) > self.max_pending:
+            self._pending.popleft()()
+
+    def _check_record(
         self,
         data: Sequence[bytes],
-        seen: Sequence[Looked],
+        checks: Sequence[ImageCheck],
         rows: Sequence[Mapping[str, Any]],
         paths: Sequence[str],
-        find: Find,
+        report_finding: ReportFinding,
     ) -> None:
-        """Checks a record whose images were looked at."""
+        """Check a record whose images have been checked."""
         self.rows += len(rows)
         keys = [content_key(image) for image in data]
-        for key, looked, path in zip(keys, seen, paths, strict=False):
-            self._image(key, looked, path, find)
-        sound = bool(seen) and not seen[0].problem
-        image_path, image = (paths[0] if paths else ""), (partial(shown, data[0], self.max_pixels) if sound else None)
+        for key, check, path in zip(keys, checks, paths, strict=False):
+            self._check_image(key, check, path, report_finding)
+        sound = bool(checks) and not checks[0].problem
+        image_path = paths[0] if paths else ""
+        image = partial(decode_or_none, data[0], self.max_pixels) if sound else None
         for fields in rows:
             row = Row(f"{self.name}/{fields['row']}", "", fields)
-            tell = teller(row, image_path, image, find)
+            report = problem_reporter(row, image_path, image, report_finding)
             if sound and fields.get("box") is not None:
-                self._region(row, seen[0].size, tell)
-            self._texts(row, keys, tell)
+                self._check_region(row, checks[0].size, report)
+            self._check_texts(row, keys, report)
 
-    def _image(self, key: str, looked: Looked, path: str, find: Find) -> None:
+    def _check_image(self, key: str, check: ImageCheck, path: str, report_finding: ReportFinding) -> None:
         self.images += 1
         name = f"{self.name} ({path})"
-        if looked.problem:
-            find(Finding(looked.problem.partition(":")[0], name, looked.problem, path), None, None)
+        if check.problem:
+            report_finding(Finding(check.problem.partition(":")[0], name, check.problem, path), None, None)
             return
-        self.sizes[power_of_two(min(looked.size))] += 1
-        self.exact.setdefault(key, name)
-        if looked.looks is not None:
-            self.near.setdefault(name, looked.looks)
+        self.sizes[power_of_two(min(check.size))] += 1
+        self.names_by_content.setdefault(key, name)
+        if check.difference_hash is not None:
+            self.hashes_by_name.setdefault(name, check.difference_hash)
 
-    def _region(self, row: Row, size: tuple[int, int], tell: Tell) -> None:
-        """Whether the row's box and mask can be, and belong together."""
+    def _check_region(self, row: Row, size: tuple[int, int], report: ReportProblem) -> None:
+        """Check that the row's box and mask are possible, and belong together."""
         try:
             region = read_region(row, size)
         except DataError as error:
-            tell(region_kind(error.problem), error.problem)
+            report(name_region_problem(error.problem), error.problem)
             return
         overlap = mask_overlap(region)
         if overlap < MASK_OVERLAP:
-            tell(
+            report(
                 "mask elsewhere than its box",
                 f"the mask's own box overlaps the row's by {overlap:.2f}, expected {MASK_OVERLAP} or more",
             )
 
-    def _texts(self, row: Row, keys: Sequence[str], tell: Tell) -> None:
-        """Lengths, pairs that occurred before, and right answers that stand among the wrong ones."""
-        answers = row.fields.get("candidates") or [row.fields.get("target"), *row.fields.get("negatives", ())]
-        query, (right, *wrong) = identity(row.fields.get("query"), keys), [identity(answer, keys) for answer in answers]
+    def _check_texts(self, row: Row, keys: Sequence[str], report: ReportProblem) -> None:
+        """Count lengths; find pairs that occurred before, and right answers among the wrong ones."""
+        stored = row.fields.get("candidates") or [row.fields.get("target"), *row.fields.get("negatives", ())]
+        query = normalize_answer(row.fields.get("query"), keys)
+        right, *wrong = [normalize_answer(answer, keys) for answer in stored]
         for text, _ in (query, right, *wrong):
             self.lengths[power_of_two(self.count_tokens(text))] += 1
         if right in wrong:
-            tell("caption equals a distractor", f"{right[0]!r} is right and wrong")
-        pair = digest(
-            str((query, right, row.fields.get("box"), keys[:1] if isinstance(row.fields.get("query"), str) else None))
-        )
-        first = self._pairs.setdefault(pair, row.key)
+            report("caption equals a distractor", f"{right[0]!r} is right and wrong")
+        image = keys[:1] if isinstance(row.fields.get("query"), str) else None
+        first = self._first_rows.setdefault(digest(str((query, right, row.fields.get("box"), image))), row.key)
         if first != row.key:
-            tell("duplicate pair", f"the same query and answer as {first}")
+            report("duplicate pair", f"the same query and answer as {first}")
 
 
-def teller(row: Row, image_path: str, image: Shown, find: Find) -> Tell:
-    """Tells of problems of one row."""
-    return lambda kind, detail: find(Finding(kind, row.key, detail, image_path), image, row.fields.get("box"))
+def problem_reporter(row: Row, image_path: str, image: ReadImage, report_finding: ReportFinding) -> ReportProblem:
+    """Return a function that reports problems of one row."""
+    return lambda kind, detail: report_finding(Finding(kind, row.key, detail, image_path), image, row.fields.get("box"))
 
 
-def identity(stored: Any, keys: Sequence[str]) -> tuple[str, str]:
-    """A text without what does not matter (case, white space) and its image's content key, of a caption or a [TEXT,
-    NUMBER].
+def normalize_answer(stored: Any, keys: Sequence[str]) -> tuple[str, str]:
+    """Return a text without differences of case and white space, and its image's content key ("" for none).
+
+    `stored` is a caption, or [TEXT, NUMBER OF AN IMAGE OR NULL]; `keys` are the content keys of the record's images.
     """
     text, number = stored if isinstance(stored, list) and len(stored) == 2 else (stored, None)
     image = keys[number] if isinstance(number, int) and number < len(keys) else ""
     return " ".join(str(text or "").casefold().split()), image
 
 
-def region_kind(problem: str) -> str:
-    """A short name for what is wrong with a region."""
-    for words, kind in (
+def name_region_problem(problem: str) -> str:
+    """Return a short name for a problem of a region."""
+    for phrase, kind in (
         ("outside the image", "box outside the image"),
         ("no area", "box without area"),
         ("mask is empty", "empty mask"),
     ):
-        if words in problem:
+        if phrase in problem:
             return kind
     return "mask does not match" if "mask" in problem else "no box"
 
 
 def mask_overlap(region: Region) -> float:
-    """Intersection over union of the region's box and the box around its mask; 1 without a mask."""
+    """Return the intersection over union of the region's box and the box around its mask; 1 without a mask."""
     if region.mask is None:
         return 1.0
     height, width = region.mask.shape
@@ -234,5 +249,5 @@ def mask_overlap(region: Region) -> float:
 
 
 def power_of_two(value: int) -> int:
-    """The greatest power of two that is not above the value; 0 for 0."""
+    """Return the greatest power of two that is not above the value; 0 for 0."""
     return 1 << value.bit_length() - 1 if value else 0

@@ -1,4 +1,6 @@
-"""Looks at shards or official folders before a training does, and says what is wrong with them."""
+"""Checks of shards or official folders before a training: every record of them, and images that leak from training into
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ from torch import Tensor
 
 from virtue_pl.data.conversion import mmeb, pairs, scar
 from virtue_pl.data.conversion.grouped_parquet import Group
-from virtue_pl.data.conversion.source_file import Progress, SourceFile, silent
-from virtue_pl.data.doctor.checks import Box, Checkup, Finding, Shown
-from virtue_pl.data.doctor.image_hashes import look_alike
-from virtue_pl.data.doctor.images import looking
+from virtue_pl.data.conversion.source_file import Progress, SourceFile, no_progress
+from virtue_pl.data.doctor.checks import Box, Checkup, Finding, ReadImage
+from virtue_pl.data.doctor.image_hashes import find_lookalikes
+from virtue_pl.data.doctor.images import open_image_checker
 from virtue_pl.data.io.archives import is_apple_double
 from virtue_pl.data.io.atomic import sha256
 from virtue_pl.data.shards.manifest import MANIFEST, ShardFolder
@@ -33,34 +35,42 @@ IMAGE_COLUMNS = ("qry_image_path", "qry_img_path", "query_image")
 
 
 def examine(
-    paths: Sequence[Path], train_split: str = "original", progress: Progress = silent, workers: int = 1, **options: Any
+    paths: Sequence[Path],
+    train_split: str = "original",
+    progress: Progress = no_progress,
+    workers: int = 1,
+    **options: Any,
 ) -> list[Checkup]:
-    """A check-up of every folder of shards and every official file below `paths`; leaks between them are findings of
-    the evaluated one.
+    """Return a check-up of every folder of shards and every official file below `paths`.
+
+    An image that both training and evaluation have is a finding of the evaluation.
 
     Args:
-        train_split: of MMEB-train.
-        workers: processes that decode images; what is found is the same for any number.
-        options: of every `Checkup`: max_pixels, count_tokens, show.
+        paths: folders to check, see `find_sources`.
+        train_split: of MMEB-train, "original" or "diverse_instruction".
+        progress: see `Progress`.
+        workers: processes that decode images; the findings are the same for any number.
+        options: fields of every `Checkup`: max_pixels, count_tokens, on_finding.
     """
     found: list[Checkup] = []
-    with TemporaryDirectory(prefix="virtue-pl-") as tables, looking(workers) as look:
-        options = {**options, "look": look, "ahead": 0 if workers == 1 else 4 * workers}
+    with TemporaryDirectory(prefix="virtue-pl-") as tables, open_image_checker(workers) as check_images:
+        options = {**options, "check_images": check_images, "max_pending": 0 if workers == 1 else 4 * workers}
         for path in paths:
-            for source in sources(path, train_split, Path(tables)):
+            for source in find_sources(path, train_split, Path(tables)):
                 found.append(
-                    of_shards(source, progress, options)
+                    check_shards(source, progress, options)
                     if isinstance(source, ShardFolder)
-                    else of_file(source, progress, options)
+                    else check_file(source, progress, options)
                 )
-            found += leftovers(path, options)
+            found += check_leftovers(path, options)
     find_leaks(found)
     return found
 
 
-def sources(path: Path, train_split: str, tables: Path) -> Iterator[ShardFolder | SourceFile]:
-    """What is below a path: folders of shards, or else the files of an official layout. Raises VirtueError where there
-    is neither.
+def find_sources(path: Path, train_split: str, tables: Path) -> Iterator[ShardFolder | SourceFile]:
+    """Yield the folders of shards below a path, or else the files of an official layout.
+
+    Raises VirtueError where there is neither.
     """
     if not path.is_dir():
         raise VirtueError(f"{path} is no folder, expected one of shards, or with MMEB-train/, SCaR-train/ or *.jsonl")
@@ -84,16 +94,16 @@ def sources(path: Path, train_split: str, tables: Path) -> Iterator[ShardFolder 
         yield from pairs.find_files(path, tables)
 
 
-def of_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) -> Checkup:
-    """Every record of every shard, and whether the shards are those that were written."""
+def check_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) -> Checkup:
+    """Check every record of every shard, and that the shards are those that were written."""
     manifest = folder.manifest
     checkup = Checkup(manifest.name, manifest.kind, **options)
-    checkup.again = partial(shard_image, folder, max_pixels=checkup.max_pixels)
+    checkup.reread_image = partial(read_shard_image, folder, max_pixels=checkup.max_pixels)
     log = SkipLog(_NO_LIMITS)
     with progress(manifest.name, manifest.rows) as advance:
         for shard, path in zip(manifest.shards, folder.paths, strict=True):
             if sha256(path) != shard.sha256:
-                checkup.find(
+                checkup.report(
                     Finding(
                         "shard changed",
                         f"{manifest.name}/{shard.name}",
@@ -112,31 +122,34 @@ def of_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) 
                 advance(len(record.rows))
     for key, problem in log.drain():
         kind = problem.partition(":")[0]
-        checkup.find(
+        checkup.report(
             Finding(kind if kind in ("damaged tar", "the tar holds no record") else "damaged record", key, problem)
         )
-    checkup.settle()
+    checkup.drain()
     return checkup
 
 
-def of_file(file: SourceFile, progress: Progress, options: dict[str, Any]) -> Checkup:
-    """Every row of an official file, as the converter would read it, and every image."""
+def check_file(file: SourceFile, progress: Progress, options: dict[str, Any]) -> Checkup:
+    """Check every row of an official file, as the converter would read it, and every image."""
     file.columns()
     checkup = Checkup(file.name, file.kind, **options)
-    checkup.again = partial(file_image, file, max_pixels=checkup.max_pixels)
+    checkup.reread_image = partial(read_file_image, file, max_pixels=checkup.max_pixels)
     with progress(file.name, file.num_rows()) as advance:
         for group in file.groups(0):
-            checkup.complete = partial(replace_first_image, file, group, checkup.max_pixels)
+            checkup.complete_finding = partial(locate_image, file, group, checkup.max_pixels)
             file.write_record(group, checkup, checkup.max_pixels)
             advance(len(group))
-        checkup.settle()
+        checkup.drain()
     return checkup
 
 
-def replace_first_image(
-    file: SourceFile, group: Group, max_pixels: int, finding: Finding, image: Shown, box: Box
-) -> tuple[Finding, Shown, Box]:
-    """A finding with the path of its row's image, what gives the image, and the row's box (xyxy)."""
+def locate_image(
+    file: SourceFile, group: Group, max_pixels: int, finding: Finding, image: ReadImage, box: Box
+) -> tuple[Finding, ReadImage, Box]:
+    """Complete a finding without an image: its row's image path, a reader of that image, and the row's box.
+
+    The box is xyxy in pixels. A finding with an image, or of no row of the group, is returned as it is.
+    """
     row = next((row for number, row in group if finding.key == f"{file.name}/{number}"), None)
     if image is not None or row is None:
         return finding, image, box
@@ -144,19 +157,22 @@ def replace_first_image(
     if row.get("bbox") is not None and len(row["bbox"]) == 4 and None not in row["bbox"]:
         x, y, width, height = row["bbox"]
         box = [x, y, x + width, y + height]
-    return replace(finding, image=path), partial(file_image, file, path, max_pixels), box
+    return replace(finding, image=path), partial(read_file_image, file, path, max_pixels), box
 
 
-def file_image(file: SourceFile, path: str, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
-    """The image, if there is one that can be decoded."""
+def read_file_image(file: SourceFile, path: str, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
+    """Return the image, or None where it is missing or cannot be decoded."""
     try:
         return decode(file.images.read(path, ""), "", max_pixels)
     except DataError:
         return None
 
 
-def shard_image(folder: ShardFolder, path: str, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
-    """The image of this path ("PATH, image 1": the second of its record), if it can be decoded."""
+def read_shard_image(folder: ShardFolder, path: str, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
+    """Return the image of a path, or None where it is missing or cannot be decoded.
+
+    "PATH, image 1" is the second image of the record of PATH.
+    """
     name = folder.manifest.name
     for shard in folder.paths:
         for members in read_tar(str(shard), name, SkipLog(_NO_LIMITS)):
@@ -170,17 +186,17 @@ def shard_image(folder: ShardFolder, path: str, max_pixels: int) -> UInt8[Tensor
 
 
 def path_of(key: str) -> str:
-    """The path in "RECORD (PATH)"."""
+    """Return the path in a record's key, "RECORD (PATH)"."""
     return key.partition(" (")[2].removesuffix(")")
 
 
-def leftovers(path: Path, options: dict[str, Any]) -> list[Checkup]:
-    """AppleDouble files and half-written shards below a path; empty where there are none."""
+def check_leftovers(path: Path, options: dict[str, Any]) -> list[Checkup]:
+    """Return a check-up of AppleDouble files and half-written shards below a path; empty without any."""
     checkup = Checkup(path.name, "files", **options)
     for folder, folders, files in os.walk(path):
         for name in folders:
             if name.startswith(".") and name.endswith(".partial"):
-                checkup.find(
+                checkup.report(
                     Finding(
                         "half-written shards",
                         f"{folder}/{name}",
@@ -189,46 +205,48 @@ def leftovers(path: Path, options: dict[str, Any]) -> list[Checkup]:
                 )
         for name in files:
             if is_apple_double(name):
-                checkup.find(
+                checkup.report(
                     Finding(
                         "AppleDouble leftover beside the images", f"{folder}/{name}", "macOS left it there: remove it"
                     )
                 )
-    checkup.settle()
+    checkup.drain()
     return [checkup] if checkup.findings else []
 
 
 def find_leaks(checkups: Sequence[Checkup]) -> None:
-    """ImageBatch of evaluation that training has, the same bytes or alike."""
+    """Report images of evaluation that training has: the same bytes, or images that look alike."""
     trained = [checkup for checkup in checkups if checkup.kind == "pairs"]
-    exact = {key: name for checkup in trained for key, name in checkup.exact.items()}
-    near = {value: name for checkup in trained for name, value in checkup.near.items()}
+    exact = {key: name for checkup in trained for key, name in checkup.names_by_content.items()}
+    near = {value: name for checkup in trained for name, value in checkup.hashes_by_name.items()}
     for checkup in checkups:
         if checkup.kind != "rankings":
             continue
-        leaked = {name: exact[key] for key, name in checkup.exact.items() if key in exact}
+        leaked = {name: exact[key] for key, name in checkup.names_by_content.items() if key in exact}
         for name, other in leaked.items():
-            tell_leak(checkup, "image of the training data", name, f"its bytes are those of {other}")
-        for name, value in look_alike(
-            near, {name: value for name, value in checkup.near.items() if name not in leaked}
+            report_leak(checkup, "image of the training data", name, f"its bytes are those of {other}")
+        for name, value in find_lookalikes(
+            near, {name: value for name, value in checkup.hashes_by_name.items() if name not in leaked}
         ):
-            tell_leak(checkup, "looks like a training image", name, f"it looks like {near[value]}")
-        checkup.settle()
+            report_leak(checkup, "looks like a training image", name, f"it looks like {near[value]}")
+        checkup.drain()
 
 
-def tell_leak(checkup: Checkup, kind: str, name: str, detail: str) -> None:
+def report_leak(checkup: Checkup, kind: str, name: str, detail: str) -> None:
+    """Report one image of an evaluation that training has."""
     path = path_of(name)
-    checkup.find(Finding(kind, name, detail, path), partial(checkup.again, path))
+    checkup.report(Finding(kind, name, detail, path), partial(checkup.reread_image, path))
 
 
-def errors(checkups: Sequence[Checkup]) -> int:
+def count_errors(checkups: Sequence[Checkup]) -> int:
+    """Return the number of findings that are no warnings."""
     return sum(not finding.is_warning for checkup in checkups for finding in checkup.findings)
 
 
-def as_json(checkups: Sequence[Checkup], named: int = 100) -> dict[str, Any]:
-    """What was found, counted; of each kind of problem in a folder the first `named`."""
+def to_json(checkups: Sequence[Checkup], named: int = 100) -> dict[str, Any]:
+    """Return the findings, counted by kind for each folder; of each kind, the first `named` in detail."""
     return {
-        "errors": errors(checkups),
+        "errors": count_errors(checkups),
         "findings": sum(len(checkup.findings) for checkup in checkups),
         "folders": [_folder(c, named) for c in checkups],
     }

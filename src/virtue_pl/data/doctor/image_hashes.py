@@ -1,4 +1,4 @@
-"""ImageBatch that are the same, or look the same."""
+"""Difference hashes: which images look the same."""
 
 from __future__ import annotations
 
@@ -15,34 +15,32 @@ NEAR = 3
 """Bits by which the hashes of two images that look the same may differ: of four quarters one is equal then."""
 
 PLAIN = 6
-"""An image whose hash has so few ones or zeros (a plain surface, a slope of light) looks like too many others to be
-told by it.
-"""
+"""An image whose hash has fewer ones or zeros (a plain surface, a gradient) looks like too many others."""
 
 
 def difference_hash(image: UInt8[Tensor, "3 height width"]) -> int | None:
-    """64 bits, each whether a place is darker than its right neighbour in the image of 9x8 grey places; None for a
-    plain image.
+    """Return 64 bits: whether each cell of the image, reduced to 9x8 grey cells, is darker than its right neighbour.
 
-    Scaling, compression and small shifts of colour leave most of them as they are; crops and mirrors do not.
+    Return None for a plain image. Scaling, compression and small shifts of colour leave most bits as they are; crops
+    and mirrored images differ.
     """
     grey = (
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).convert("L").resize((9, 8), Image.Resampling.BOX)
     )
-    places = np.asarray(grey, dtype=np.int16)
-    bits = (places[:, 1:] > places[:, :-1]).reshape(-1)
+    cells = np.asarray(grey, dtype=np.int16)
+    bits = (cells[:, 1:] > cells[:, :-1]).reshape(-1)
     if not PLAIN <= int(bits.sum()) <= BITS - PLAIN:
         return None
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def look_alike(known: Iterable[int], asked: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """The names among `asked` whose hash is near one of `known`, with that one."""
+def find_lookalikes(hashes: Iterable[int], candidates: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yield each name of `candidates` (name -> hash) whose hash is near one of `hashes`, with that hash."""
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for value in set(known):
+    for value in set(hashes):
         for quarter in range(4):
             buckets[quarter, value >> 16 * quarter & 0xFFFF].append(value)
-    for name, value in asked.items():
+    for name, value in candidates.items():
         close = (
             other
             for quarter in range(4)

@@ -1,4 +1,4 @@
-"""What a look at an image tells the doctor, by one process or by several."""
+"""Checks of compressed images, by one process or by several."""
 
 from __future__ import annotations
 
@@ -16,57 +16,68 @@ from virtue_pl.preprocessing.images import decode
 from virtue_pl.types import DataError
 
 
-class Looked(NamedTuple):
-    """size: (height, width) of the decoded image. looks: its difference hash, None for a plain one. problem: why there
-    is none, or "".
+class ImageCheck(NamedTuple):
+    """The size and difference hash of a decoded image, or why it cannot be decoded.
+
+    Example:
+        >>> check_image(b"", max_pixels=10_000).problem
+        'empty image: it has no bytes'
     """
 
     size: tuple[int, int] = (0, 0)
-    looks: int | None = None
+    """(height, width) in pixels; (0, 0) where it cannot be decoded."""
+    difference_hash: int | None = None
+    """See `image_hashes.difference_hash`; None for a plain image."""
     problem: str = ""
+    """Why it cannot be decoded; "" where it can."""
 
 
-Answer = Callable[[], list[Looked]]
-"""Gives what was seen of the images, once it is known."""
+PendingChecks = Callable[[], list[ImageCheck]]
+"""Waits for the checks of some images, and returns them."""
 
-Look = Callable[[Sequence[bytes], int], Answer]
-"""Looks at compressed images of at most so many pixels."""
-
-
-def look_at(images: Sequence[bytes], max_pixels: int) -> list[Looked]:
-    return [look_at_one(data, max_pixels) for data in images]
+CheckImages = Callable[[Sequence[bytes], int], PendingChecks]
+"""Begins to check compressed images of at most so many pixels."""
 
 
-def look_at_one(data: bytes, max_pixels: int) -> Looked:
+def check_images(images: Sequence[bytes], max_pixels: int) -> list[ImageCheck]:
+    """Return the check of every image, in order."""
+    return [check_image(data, max_pixels) for data in images]
+
+
+def check_image(data: bytes, max_pixels: int) -> ImageCheck:
+    """Return the check of one compressed image, of at most `max_pixels` pixels."""
     if not data:
-        return Looked(problem="empty image: it has no bytes")
+        return ImageCheck(problem="empty image: it has no bytes")
     if data.startswith(APPLE_DOUBLE):
-        return Looked(problem="AppleDouble leftover: what macOS leaves beside a file stands in the image's place")
+        return ImageCheck(problem="AppleDouble leftover: what macOS leaves beside a file stands in the image's place")
     try:
-        found = decode(data, "", max_pixels)
+        image = decode(data, "", max_pixels)
     except DataError as error:
-        return Looked(problem=error.problem)
-    return Looked((found.shape[1], found.shape[2]), difference_hash(found))
+        return ImageCheck(problem=error.problem)
+    return ImageCheck((image.shape[1], image.shape[2]), difference_hash(image))
 
 
-def at_once(images: Sequence[bytes], max_pixels: int) -> Answer:
-    """Looks here and now."""
-    found = look_at(images, max_pixels)
-    return lambda: found
+def check_images_here(images: Sequence[bytes], max_pixels: int) -> PendingChecks:
+    """Check images in this process, at once."""
+    checks = check_images(images, max_pixels)
+    return lambda: checks
 
 
 @contextmanager
-def looking(workers: int) -> Iterator[Look]:
-    """Looks in `workers` processes, or, for 1, in this one. Raises VirtueError where a process is killed."""
+def open_image_checker(workers: int) -> Iterator[CheckImages]:
+    """Provide a check of images in `workers` processes, or, for 1, in this one.
+
+    Raises VirtueError where a process is killed.
+    """
     if workers == 1:
-        yield at_once
+        yield check_images_here
         return
     with worker_pool(workers, __name__) as pool:
-        yield lambda images, max_pixels: pool.submit(look_at, images, max_pixels).result
+        yield lambda images, max_pixels: pool.submit(check_images, images, max_pixels).result
 
 
-def shown(data: bytes, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
-    """The image, if it can be decoded."""
+def decode_or_none(data: bytes, max_pixels: int) -> UInt8[Tensor, "3 height width"] | None:
+    """Return the decoded image; None where it cannot be decoded."""
     try:
         return decode(data, "", max_pixels)
     except DataError:

@@ -1,4 +1,4 @@
-"""Fetches the images that package registries carry, checks them by content and keeps them in a cache.
+"""Images from package registries, checked by content and stored in a cache.
 
 Debian packages are downloaded and unpacked without root and never installed; weights are fetched by
 `virtue_pl.data.download.weights`.
@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from virtue_pl.data.download.weights import fetch_weights
-from virtue_pl.data.io.atomic import matches, read_json, replacing, write_json
+from virtue_pl.data.io.atomic import has_checksum, read_json, replace_whole, write_json
 from virtue_pl.data.scenes import catalogue
 from virtue_pl.types import VirtueError
 
@@ -28,32 +28,53 @@ __all__ = ["AptListsMissing", "AptMissing", "DownloadReport", "ImagesUnavailable
 
 
 class ImagesUnavailable(VirtueError):
-    """The photographs cannot be had here; scenes of drawn shapes can."""
+    """The photographs cannot be fetched here; scenes of drawn shapes need none.
+
+    Example:
+        >>> isinstance(apt_error("mate-backgrounds", "E: Could not resolve host"), ImagesUnavailable)
+        True
+    """
 
 
 class AptMissing(ImagesUnavailable):
-    """This machine has no apt."""
+    """This machine has no apt.
+
+    Example:
+        >>> issubclass(AptMissing, ImagesUnavailable)
+        True
+    """
 
 
 class AptListsMissing(ImagesUnavailable):
-    """apt is there, but does not know its packages yet."""
+    """apt has no lists of packages yet.
+
+    Example:
+        >>> str(apt_error("mate-backgrounds", "E: Unable to locate package mate-backgrounds"))
+        'apt does not know mate-backgrounds: run `sudo apt-get update`, or use --source shapes'
+    """
 
 
 @dataclass
 class DownloadReport:
-    """What became of the catalogue's images."""
+    """The state of the catalogue's images after a download.
+
+    Example:
+        >>> DownloadReport(present=3).missing
+        []
+    """
 
     present: int = 0
+    """Number of images in the cache."""
     fetched: list[str] = field(default_factory=list)
-    """Packages that had to be fetched."""
+    """Packages that were fetched."""
     missing: list[str] = field(default_factory=list)
-    """ImageBatch that this release's packages lack, or hold with another content: left out of the scenes."""
+    """Images that this release's packages lack, or hold with another content: left out of the scenes."""
 
 
 def fetch_images(cache: str | Path, console: Console | None = None) -> DownloadReport:
-    """All the catalogue's images into `cache`/images; what is there and right is kept.
+    """Fetch all the catalogue's images into `cache`/pictures; those with the right content stay as they are.
 
-    Raises AptMissing or AptListsMissing, both ImagesUnavailable, where Debian's packages cannot be had.
+    Raises AptMissing or AptListsMissing, both ImagesUnavailable, where Debian's packages cannot be fetched.
     """
     console = console or Console(stderr=True)
     folder = Path(cache) / "pictures"
@@ -62,12 +83,12 @@ def fetch_images(cache: str | Path, console: Console | None = None) -> DownloadR
     report = DownloadReport()
     _copy_samples(folder, wanted)
     for package, paths in _debian_paths().items():
-        lacking = [path for path in paths if not matches(folder / path, wanted[path])]
+        lacking = [path for path in paths if not has_checksum(folder / path, wanted[path])]
         if lacking and set(lacking) != set(manifest.get("missing", {}).get(package, ())):
             with console.status(f"fetching {package}"):
                 _fetch_debian(package, lacking, wanted, folder)
             report.fetched.append(package)
-    report.missing = [path for path, checksum in wanted.items() if not matches(folder / path, checksum)]
+    report.missing = [path for path, checksum in wanted.items() if not has_checksum(folder / path, checksum)]
     report.present = len(wanted) - len(report.missing)
     missing = {
         package: [path for path in paths if path in report.missing] for package, paths in _debian_paths().items()
@@ -80,7 +101,7 @@ def fetch_images(cache: str | Path, console: Console | None = None) -> DownloadR
 
 
 def _debian_paths() -> dict[str, list[str]]:
-    """The catalogue's images by the Debian package that carries them."""
+    """Return the catalogue's images by the Debian package that carries them."""
     paths: dict[str, list[str]] = {"tuxpaint-stamps-default": [entry.path for entry in catalogue.objects()]}
     for entry in catalogue.backgrounds():
         if entry.package in catalogue.DEBIAN_PACKAGES:
@@ -89,16 +110,16 @@ def _debian_paths() -> dict[str, list[str]]:
 
 
 def _copy_samples(folder: Path, wanted: Mapping[str, str]) -> None:
-    """scikit-image's photographs, from where it is installed."""
+    """Copy scikit-image's photographs from where it is installed."""
     for entry in catalogue.backgrounds():
-        if entry.package == "scikit-image" and not matches(folder / entry.path, entry.sha256):
+        if entry.package == "scikit-image" and not has_checksum(folder / entry.path, entry.sha256):
             source = files("skimage").joinpath(*Path(entry.path).parts[1:])
             if source.is_file():
-                _keep(source.read_bytes(), folder / entry.path, wanted[entry.path])
+                _write_if_matching(source.read_bytes(), folder / entry.path, wanted[entry.path])
 
 
 def _fetch_debian(package: str, paths: Iterable[str], wanted: Mapping[str, str], folder: Path) -> None:
-    """Downloads and unpacks a Debian package without root, and keeps those of `paths` whose content is as wanted."""
+    """Download and unpack a Debian package without root; store those of `paths` that have the content of `wanted`."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise AptMissing("this machine has no apt-get and dpkg-deb, which fetch the photographs: use --source shapes")
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,19 +139,19 @@ def _fetch_debian(package: str, paths: Iterable[str], wanted: Mapping[str, str],
         for path in paths:
             source = workplace / "unpacked" / path
             if source.is_file() and not source.is_symlink():
-                _keep(source.read_bytes(), folder / path, wanted[path])
+                _write_if_matching(source.read_bytes(), folder / path, wanted[path])
 
 
 def apt_error(package: str, output: str) -> ImagesUnavailable:
-    """What apt's refusal means, and the one command that helps."""
+    """Return an error for apt's output, with the one command that helps."""
     if re.search(r"Unable to locate package|No candidate|Can't select|Can't find a source", output):
         return AptListsMissing(f"apt does not know {package}: run `sudo apt-get update`, or use --source shapes")
     last = (output.strip().splitlines() or ["no message"])[-1]
     return ImagesUnavailable(f"apt-get download {package} failed ({last}): try again, or use --source shapes")
 
 
-def _keep(content: bytes, path: Path, checksum: str) -> None:
-    """Writes `content`, if it is what the checksum says."""
+def _write_if_matching(content: bytes, path: Path, checksum: str) -> None:
+    """Write `content`, if it has this checksum."""
     if hashlib.sha256(content).hexdigest() == checksum:
-        with replacing(path) as temporary:
+        with replace_whole(path) as temporary:
             temporary.write_bytes(content)

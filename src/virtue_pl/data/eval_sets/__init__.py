@@ -1,1 +1,1 @@
-"""Evaluation sets: files to rows to distinct inputs."""
+"""Evaluation sets: from files to rows to distinct inputs."""

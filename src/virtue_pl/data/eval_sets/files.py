@@ -1,4 +1,4 @@
-"""Which evaluation sets are asked for, and where their files are: shards, or the official parquet files."""
+"""The names of evaluation sets, and their files: shards, or the official parquet files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from virtue_pl.data.shards.manifest import MANIFEST, ShardFolder
 from virtue_pl.types import SetDescription, VirtueError
 
 FORMS = {"instruct": ("instruct", "MMEB_Test_Instruct"), "v1": ("v1", "MMEB-eval")}
-"""MMEB's evaluation files: instruction and text in columns of their own, or joined; and the folders in which each lies.
-"""
-BESIDE = ("MMEB-eval",)
-"""Folders whose images the instruction form shows, too."""
+"""Folders of MMEB's evaluation files by form: instruction and text in columns of their own, or joined."""
+EXTRA_IMAGE_FOLDERS = ("MMEB-eval",)
+"""Folders whose images the instruction form uses, too."""
 SHARD_FORMS = {"instruct": "MMEB_instruct_", "v1": "MMEB_eval_"}
+"""Prefixes of the folders of shards by MMEB's form."""
 MINI_SPLITS = ("mini_test_seen", "mini_test_held_out")
 _PREFIX = re.compile(r"^(?:scar_eval_|scar_|mmeb_eval_|mmeb_instruct_|mmeb_)", re.IGNORECASE)
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
@@ -26,7 +26,13 @@ _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
 @dataclass(frozen=True)
 class SetFiles:
-    """Where a set is: in a folder of shards, or in parquet files with their images."""
+    """The files of a set: a folder of shards, or parquet files with their images.
+
+    Example:
+        >>> (about,) = resolve_sets(["RefCOCO+"])
+        >>> SetFiles(about, tables=(Path("data/RefCOCO_plus.parquet"),)).about.benchmark
+        'scar'
+    """
 
     about: SetDescription
     shards: ShardFolder | None = None
@@ -34,8 +40,8 @@ class SetFiles:
     images: ImageFiles | None = None
 
 
-def known_sets() -> dict[str, SetDescription]:
-    """By its spelling without prefix: the five of SCaR, the 36 of MMEB, and the small ones of both."""
+def available_sets() -> dict[str, SetDescription]:
+    """Return all sets by normalized name: the five of SCaR, the 36 of MMEB, and the small ones of both."""
     scar = [SetDescription(f"SCaR_{name}", "scar", "region captions") for name in scar_sets()]
     mini = [SetDescription(f"SCaR_{split}", "scar_mini", "region captions") for split in MINI_SPLITS]
     mmeb = [
@@ -44,27 +50,28 @@ def known_sets() -> dict[str, SetDescription]:
         )
         for found in mmeb_sets().values()
     ]
-    return {spelling(about.name): about for about in (*scar, *mini, *mmeb)}
+    return {normalize_name(about.name): about for about in (*scar, *mini, *mmeb)}
 
 
-def spelling(name: str) -> str:
-    """What different spellings of a set's name have in common: "SCaR_eval_RefCOCO_plus" and "RefCOCO+" are one."""
+def normalize_name(name: str) -> str:
+    """Return what different spellings of a set's name share: "SCaR_eval_RefCOCO_plus" and "RefCOCO+" are one."""
     return _PREFIX.sub("", name).lower().replace("+", "_plus").replace("-", "_")
 
 
-def asked_for(names: Sequence[str]) -> list[SetDescription]:
-    """The sets of the given names or benchmarks ("scar", "mmeb", "scar_mini", "mmeb_mini"), each once. Raises
-    VirtueError for an unknown one.
+def resolve_sets(names: Sequence[str]) -> list[SetDescription]:
+    """Return the sets of the given names or benchmarks ("scar", "mmeb", "scar_mini", "mmeb_mini"), each once.
+
+    Raises VirtueError for an unknown name, and for no name.
     """
-    known = known_sets()
-    benchmarks = dict.fromkeys(about.benchmark for about in known.values())
+    available = available_sets()
+    benchmarks = dict.fromkeys(about.benchmark for about in available.values())
     found: dict[str, SetDescription] = {}
     for name in names:
-        members = [about for about in known.values() if about.benchmark == name.lower()] or [
-            known[key] for key in (spelling(name),) if key in known
+        members = [about for about in available.values() if about.benchmark == name.lower()] or [
+            available[key] for key in (normalize_name(name),) if key in available
         ]
         if not members:
-            closest = get_close_matches(name, [*benchmarks, *(about.name for about in known.values())], 1, 0.5)
+            closest = get_close_matches(name, [*benchmarks, *(about.name for about in available.values())], 1, 0.5)
             hint = f"; did you mean {closest[0]}?" if closest else ""
             raise VirtueError(
                 f"--sets {name}: no such set, expected {', '.join(benchmarks)} or the name of one of their sets{hint}"
@@ -78,56 +85,62 @@ def asked_for(names: Sequence[str]) -> list[SetDescription]:
 def find_set(
     root: Path, about: SetDescription, form: str | None = None, images: Sequence[Path] = ()
 ) -> SetFiles | None:
-    """The set's files under `root`, shards first; None where there are none. form: of MMEB's files, by default
-    whichever is there.
+    """Return the set's files under `root`, shards before others; None where there are none.
+
+    `form` is that of MMEB's files, by default whichever exists; `images` are folders to look into first.
     """
     for folder in shard_folders(root, about, form):
         return SetFiles(about, shards=ShardFolder.open(folder, "--data"))
     for tables in table_groups(root, about, form):
         parent = tables[0].parent
         above = [root.parent] if root.name in ("data", *FORMS) else []
-        beside = [root / name for name in BESIDE if (root / name).is_dir()]
+        beside = [root / name for name in EXTRA_IMAGE_FOLDERS if (root / name).is_dir()]
         roots = list(dict.fromkeys([root, parent, parent.parent, *beside, *above]))
-        return SetFiles(about, tables=tuple(tables), images=ImageFiles.below(*roots, given=tuple(images)))
+        return SetFiles(about, tables=tuple(tables), images=ImageFiles.find(*roots, given=tuple(images)))
     return None
 
 
 def shard_folders(root: Path, about: SetDescription, form: str | None) -> Iterator[Path]:
+    """Yield the folders of evaluation shards of a set, in `root` and one level below."""
     for folder in sorted([root, *(path for path in root.glob("*") if path.is_dir())]):
         other_form = form is not None and folder.name.startswith(
             tuple(prefix for name, prefix in SHARD_FORMS.items() if name != form)
         )
-        if (folder / MANIFEST).is_file() and spelling(folder.name) == spelling(about.name) and not other_form:
+        if (
+            (folder / MANIFEST).is_file()
+            and normalize_name(folder.name) == normalize_name(about.name)
+            and not other_form
+        ):
             if ShardFolder.open(folder, "--data").manifest.kind == "rankings":
                 yield folder
 
 
 def table_groups(root: Path, about: SetDescription, form: str | None) -> Iterator[list[Path]]:
-    """Groups of parquet files that may be the set's, the likeliest first."""
+    """Yield groups of parquet files that may be the set's, the likeliest first."""
     if about.benchmark.startswith("mmeb"):
-        places = [place for name, folders in FORMS.items() if form in (None, name) for place in folders]
-        for folder in (*(root / place / about.name for place in places), root / about.name):
+        forms = [folder for name, folders in FORMS.items() if form in (None, name) for folder in folders]
+        for folder in (*(root / form_folder / about.name for form_folder in forms), root / about.name):
             files = sorted(folder.glob("test-*.parquet")) or sorted(folder.glob("*.parquet"))
             if files:
                 yield files
     for folder in (root, root / "data", *(path for path in sorted(root.glob("*")) if path.name.lower() == "scar-eval")):
-        for place in (folder, folder / "data"):
+        for parent in (folder, folder / "data"):
             files = [
                 path
-                for path in sorted(place.glob("*.parquet"))
-                if spelling(_PART.sub("", path.stem)) == spelling(about.name)
+                for path in sorted(parent.glob("*.parquet"))
+                if normalize_name(_PART.sub("", path.stem)) == normalize_name(about.name)
             ]
             if files:
                 yield files
 
 
-def dataset_of(about: SetDescription) -> MMEBSet:
-    """What the table of MMEB says of the set."""
+def mmeb_set_of(about: SetDescription) -> MMEBSet:
+    """Return the entry of a set in MMEB's catalogue."""
     return next(found for found in mmeb_sets().values() if found.eval_folder == about.name)
 
 
 def missing_sets(root: Path, names: Iterable[str]) -> str:
-    """One line on sets without files."""
+    """Return one line on sets without files."""
     listed = ", ".join(names)
     return (
         f"--data {root} has no files of {listed}: looked for shards, and for parquet files in it, in data/,"

@@ -1,4 +1,4 @@
-"""The images of an evaluation by content: found once, decoded when they are wanted."""
+"""The images of an evaluation by content: found once, decoded when they are needed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from virtue_pl.data.io.image_files import ImageFiles, header_of
+from virtue_pl.data.io.image_files import ImageFiles, read_named_header
 from virtue_pl.data.shards.records import content_key
 from virtue_pl.preprocessing.images import MAX_PIXELS, decode, read_header, resize_to_square
 from virtue_pl.types import DataError
@@ -16,24 +16,36 @@ from virtue_pl.types import DataError
 
 @dataclass(frozen=True)
 class FileImage:
-    """An image by the path that a table has for it."""
+    """An image by the path that a table has for it.
+
+    Example:
+        >>> FileImage(ImageFiles((Path("images"),)), "a.jpg").path
+        'a.jpg'
+    """
 
     images: ImageFiles
     path: str
 
     def read(self, key: str) -> bytes:
+        """Return the compressed bytes. Raises DataError where the file is missing."""
         return self.images.read(self.path, key)
 
 
 @dataclass(frozen=True)
 class TarImage:
-    """An image's bytes inside a tar."""
+    """An image inside a tar, by the range of its bytes.
+
+    Example:
+        >>> TarImage(Path("shards/SCAR_mini/shard-000000.tar"), start=512, size=4_096).size
+        4096
+    """
 
     tar: Path
     start: int
     size: int
 
     def read(self, key: str) -> bytes:
+        """Return the compressed bytes. Raises DataError where the tar is missing."""
         try:
             with self.tar.open("rb") as file:
                 file.seek(self.start)
@@ -43,54 +55,61 @@ class TarImage:
 
 
 class ImageLibrary:
-    """Where every image is, under the key of its content; the same image in two places is one.
+    """The location of every image, by a key of its content; the same image in two files is one.
 
     Args:
-        resize_to_square: side in pixels of the square that every image is made before all else, and its key says so;
-            the published
-            evaluation's setting `image_resolution: high` is 1344. None for the image's own size.
+        resize_to_square: size in pixels of the square to which every image is resized before all else; it is part of
+            the key. The published evaluation's setting `image_resolution: high` is 1344. None for the image's own size.
         max_pixels: larger images are refused.
+
+    Example:
+        >>> library = ImageLibrary(resize_to_square=1344)
+        >>> key = library.add_path(ImageFiles((Path("images"),)), "a.jpg", row="RefCOCO+ row 0")  # doctest: +SKIP
+        >>> library.pixels(key).shape  # doctest: +SKIP
+        torch.Size([3, 1344, 1344])
     """
 
     def __init__(self, resize_to_square: int | None = None, max_pixels: int = MAX_PIXELS) -> None:
         self.resize_to_square = resize_to_square
         self.max_pixels = max_pixels
         self.sizes: dict[str, tuple[int, int]] = {}
-        """(height, width) of each image as it was found."""
-        self._places: dict[str, FileImage | TarImage] = {}
+        """(height, width) in pixels of each image at its own size, by its key."""
+        self._locations: dict[str, FileImage | TarImage] = {}
         self._keys: dict[FileImage, str] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
-    def named(self, images: ImageFiles, path: str, row: str) -> str:
-        """The key of an image by its path. Raises DataError naming `row` where it is missing or no image."""
-        place = FileImage(images, path)
-        if place not in self._keys:
-            self._keys[place] = self.add(place, place.read(row), row)
-        return self._keys[place]
+    def add_path(self, images: ImageFiles, path: str, row: str) -> str:
+        """Add an image by its path; return its key. Raises DataError, which names `row`, where it is missing or no
+        image.
+        """
+        location = FileImage(images, path)
+        if location not in self._keys:
+            self._keys[location] = self.add(location, location.read(row), row)
+        return self._keys[location]
 
-    def add(self, place: FileImage | TarImage, data: bytes, row: str) -> str:
-        """The key of an image whose bytes are known."""
-        side = self.resize_to_square
-        key = content_key(data) + ("" if side is None else f", {side} pixels square")
-        if key not in self._places:
+    def add(self, location: FileImage | TarImage, data: bytes, row: str) -> str:
+        """Add an image by its location and bytes; return its key."""
+        square_size = self.resize_to_square
+        key = content_key(data) + ("" if square_size is None else f", {square_size} pixels square")
+        if key not in self._locations:
             header = (
-                header_of(data, place.path, row, self.max_pixels)
-                if isinstance(place, FileImage)
+                read_named_header(data, location.path, row, self.max_pixels)
+                if isinstance(location, FileImage)
                 else read_header(data, row, self.max_pixels)
             )
-            self._places[key], self.sizes[key] = place, (header.height, header.width)
+            self._locations[key], self.sizes[key] = location, (header.height, header.width)
         return key
 
     def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]:
-        """The decoded image, as the model is to see it. Raises DataError where its file has gone or is damaged."""
-        place = self._places[key]
-        name = place.path if isinstance(place, FileImage) else str(place.tar)
-        image = decode(place.read(name), name, self.max_pixels)
+        """Return the decoded image, resized for the model. Raises DataError where its file is missing or damaged."""
+        location = self._locations[key]
+        name = location.path if isinstance(location, FileImage) else str(location.tar)
+        image = decode(location.read(name), name, self.max_pixels)
         return image if self.resize_to_square is None else resize_to_square(image, self.resize_to_square)
 
     def image(self, key: str) -> UInt8[Tensor, "3 height width"]:
-        """The decoded image as it was found."""
-        place = self._places[key]
-        return decode(place.read(key), key, self.max_pixels)
+        """Return the decoded image at its own size."""
+        location = self._locations[key]
+        return decode(location.read(key), key, self.max_pixels)

@@ -1,4 +1,4 @@
-"""Evaluation rows out of shards, in the order of their rows."""
+"""Evaluation rows from shards, in the order of their rows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from virtue_pl.types import DataError, EvaluationRow
 
 
 def shard_rows(files: SetFiles, reader: RowReader, limit: int | None = None) -> list[EvaluationRow]:
-    """Every row of a folder of shards, or the first `limit` that stand there, sorted by row. Raises DataError for one
-    that cannot be ranked.
+    """Return every row of a folder of shards, or the first `limit` in it, sorted by row.
+
+    Raises DataError for one that cannot be ranked.
     """
     rows: list[EvaluationRow] = []
     for record, images in records(files, reader.library):
@@ -29,7 +30,7 @@ def shard_rows(files: SetFiles, reader: RowReader, limit: int | None = None) -> 
 
 
 def records(files: SetFiles, library: ImageLibrary) -> Iterator[tuple[Record, list[str]]]:
-    """Records with their images' keys."""
+    """Yield records with their images' keys."""
     assert files.shards is not None
     manifest = files.shards.manifest
     for path in files.shards.paths:
@@ -41,14 +42,15 @@ def records(files: SetFiles, library: ImageLibrary) -> Iterator[tuple[Record, li
                 contents: dict[str, Any] = {"__key__": members[0].name.partition(".")[0]}
                 contents |= {member.name.partition(".")[2]: read_member(tar, member) for member in members}
                 record = read_record(contents, manifest.name, manifest.task)
-                places = {
+                locations = {
                     contents[member.name.partition(".")[2]]: TarImage(path, member.offset_data, member.size)
                     for member in members
                 }
-                yield record, [library.add(places[data], data, record.key) for data in record.data]
+                yield record, [library.add(locations[data], data, record.key) for data in record.data]
 
 
 def open_tar(path: Path, name: str) -> tarfile.TarFile:
+    """Open a tar. Raises DataError where it is damaged."""
     try:
         return tarfile.open(path)
     except (tarfile.TarError, OSError) as error:
@@ -56,12 +58,14 @@ def open_tar(path: Path, name: str) -> tarfile.TarFile:
 
 
 def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Return the bytes of a tar's member."""
     stream = tar.extractfile(member)
     assert stream is not None
     return stream.read()
 
 
 def evaluation_row(files: SetFiles, reader: RowReader, row: Row, images: list[str]) -> EvaluationRow:
+    """Return a stored row as evaluation ranks it; `images` are the keys of its record's images."""
     number, candidates = int(row["row"]), row["candidates"]
     rankings = read_rankings(row, len(candidates))
     if isinstance(row["query"], str):
@@ -70,7 +74,7 @@ def evaluation_row(files: SetFiles, reader: RowReader, row: Row, images: list[st
             files.about, number, row["query"], box_words(row["box"]), images[0], region, candidates, rankings
         )
     pairs = [
-        [(text, None if place is None else images[place]) for text, place in stored]
+        [(text, None if image is None else images[image]) for text, image in stored]
         for stored in ([row["query"]], candidates)
     ]
     if not candidates:

@@ -1,7 +1,7 @@
-"""Rows of MMEB's parquet files to rows of shards, each checked. A DataError's words before ":" are the reason it is
-left out for.
+"""Rows of MMEB's parquet files to rows of shards, each checked.
 
-Whatever is embedded is stored as [TEXT, NUMBER]: MMEB's own string, and the number of its image in the record, or null.
+A DataError's words before ":" are the reason for which a row is left out. Inputs are stored as [TEXT, NUMBER]: MMEB's
+own string, and the number of its image in the record, or null.
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ from virtue_pl.data.io.image_files import ImageFiles
 from virtue_pl.types import DataError
 
 Item = tuple[str, str]
-"""Text and image's path, either of which may be empty."""
+"""A text and an image's path, either of which may be empty."""
 
 PUBLISHED_TOKEN = re.compile(r"<\|image_(?:\d+|pad)\|>")
 """Where a text of MMEB has its image."""
 
 
 class RowImages:
-    """The images of one record, each once, in the order in which rows ask for them."""
+    """The images of one record, each once, in the order in which rows need them.
+
+    Example:
+        >>> from pathlib import Path
+        >>> row_images = RowImages(ImageFiles((Path("images"),)), max_pixels=10_000)
+        >>> row_images.store([("a cat", "")], key="MMEB_mini/0"), row_images.first
+        ([['a cat', None]], '')
+    """
 
     def __init__(self, files: ImageFiles, max_pixels: int) -> None:
         self.files = files
@@ -31,12 +38,13 @@ class RowImages:
 
     @property
     def first(self) -> str:
-        """The first image's path; "" without any."""
+        """Return the first image's path; "" without images."""
         return next(iter(self.numbers), "")
 
-    def stored(self, items: Sequence[Item], key: str) -> list[list[Any]]:
-        """The items as they are stored. Raises DataError, having taken none of their images, where one is missing or
-        damaged.
+    def store(self, items: Sequence[Item], key: str) -> list[list[Any]]:
+        """Return the items as [TEXT, NUMBER], and add their images to the record.
+
+        Raises DataError, and adds none of their images, where one is missing or damaged.
         """
         for text, path in items:
             if not path and PUBLISHED_TOKEN.search(text):
@@ -56,26 +64,26 @@ class RowImages:
         return data, header.extension
 
 
-def pair_row(row: Mapping[str, Any], key: str, number: int, book: RowImages) -> dict[str, Any]:
-    """A training row with its hard negatives, where it has some: one text and path, or lists of them."""
+def pair_row(row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
+    """Return a training row with its hard negatives, where it has some: one text and path, or lists of them."""
     query, target = (
-        item(row["qry"], row["qry_image_path"], "query", key),
-        item(row["pos_text"], row["pos_image_path"], "target", key),
+        read_item(row["qry"], row["qry_image_path"], "query", key),
+        read_item(row["pos_text"], row["pos_image_path"], "target", key),
     )
     negatives = [
-        found for found in items(row.get("neg_text"), row.get("neg_image_path"), "negatives", key) if any(found)
+        found for found in read_items(row.get("neg_text"), row.get("neg_image_path"), "negatives", key) if any(found)
     ]
     if target in negatives:
         raise DataError(key, f"target repeated among negatives: {target!r}")
-    stored = book.stored([query, target, *negatives], key)
+    stored = row_images.store([query, target, *negatives], key)
     return {"row": number, "query": stored[0], "target": stored[1], "negatives": stored[2:]}
 
 
-def ranking_row(row: Mapping[str, Any], key: str, number: int, book: RowImages) -> dict[str, Any]:
-    """An evaluation row: the candidates, each once, the right one first, are ranked as "hit@1"."""
+def ranking_row(row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
+    """Return an evaluation row: the candidates, each once, the right one first, are ranked as "hit@1"."""
     query, found = (
-        item(row["qry_text"], row["qry_img_path"], "query", key),
-        items(row["tgt_text"], row["tgt_img_path"], "candidates", key),
+        read_item(row["qry_text"], row["qry_img_path"], "query", key),
+        read_items(row["tgt_text"], row["tgt_img_path"], "candidates", key),
     )
     if len(found) < 2 or not all(map(any, found)):
         raise DataError(
@@ -84,7 +92,7 @@ def ranking_row(row: Mapping[str, Any], key: str, number: int, book: RowImages) 
     if found[0] in found[1:]:
         raise DataError(key, f"gold repeated among distractors: {found[0]!r}")
     candidates = list(dict.fromkeys(found))
-    stored = book.stored([query, *candidates], key)
+    stored = row_images.store([query, *candidates], key)
     return {
         "row": number,
         "query": stored[0],
@@ -93,14 +101,18 @@ def ranking_row(row: Mapping[str, Any], key: str, number: int, book: RowImages) 
     }
 
 
-def item(text: str | None, path: str | None, what: str, key: str) -> Item:
+def read_item(text: str | None, path: str | None, what: str, key: str) -> Item:
+    """Return a text and a path, with "" for None. Raises DataError, which names `what`, where both are empty."""
     if not text and not path:
         raise DataError(key, f"missing {what}: both its text and its image are empty")
     return text or "", path or ""
 
 
-def items(texts: Any, paths: Any, what: str, key: str) -> list[Item]:
-    """Texts and paths side by side, each a list, a single one or none at all."""
+def read_items(texts: Any, paths: Any, what: str, key: str) -> list[Item]:
+    """Return texts and paths side by side, each given as a list, a single one or None.
+
+    Raises DataError for lists of unequal length.
+    """
     columns = [[found] if isinstance(found, str) else list(found or []) for found in (texts, paths)]
     longest = max(map(len, columns))
     if any(column and len(column) != longest for column in columns):

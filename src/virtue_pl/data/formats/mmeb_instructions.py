@@ -1,4 +1,4 @@
-"""MMEB's instruction-split form to its one-string form: instruction and text become the string that is embedded.
+"""MMEB's instruction form to its one-string form: instruction and text are joined to the string that is embedded.
 
 Strings are those of the published evaluation, recorded in tests/golden/parsers.json, white space included.
 """
@@ -22,9 +22,10 @@ IMAGE_TARGET = ("image_t2i", "image_i2i")
 """Wordings whose candidates are images."""
 
 
-def one_string(row: Mapping[str, Any], dataset: MMEBSet, key: str) -> dict[str, Any]:
-    """The row in the columns of MMEB's first form. Raises DataError where texts and images of candidates are not as
-    many.
+def to_one_string(row: Mapping[str, Any], dataset: MMEBSet, key: str) -> dict[str, Any]:
+    """Return the row in the columns of MMEB's first form.
+
+    Raises DataError where the candidates' texts and images differ in number.
     """
     texts, paths = list(row["tgt_text"] or []), list(row["tgt_img_path"] or [])
     if len(texts) != len(paths):
@@ -35,20 +36,21 @@ def one_string(row: Mapping[str, Any], dataset: MMEBSet, key: str) -> dict[str, 
 
 
 def query_string(dataset: MMEBSet, instruction: str, text: str) -> str:
+    """Return a query's string."""
     if dataset.wording == "image_t2i":
         return f"{instruction} {text}" + "\n" * dataset.query_newlines
-    said = _TOKEN.sub("", instruction)
-    return imaged(f"\n{said.strip()}" if dataset.wording in QUESTION else said, text) + "\n"
+    wording = _TOKEN.sub("", instruction)
+    return with_image_token(f"\n{wording.strip()}" if dataset.wording in QUESTION else wording, text) + "\n"
 
 
 def target_string(dataset: MMEBSet, instruction: str, text: str) -> str:
-    """A candidate's string; a text that is ranked stands as it is, without an instruction."""
+    """Return a candidate's string; a text that is ranked stands as it is, without an instruction."""
     if dataset.wording not in IMAGE_TARGET:
         return text
     alone = dataset.wording == "image_i2i" and not text
-    return imaged(_TOKEN.sub("", instruction), text) + ("" if alone else "\n")
+    return with_image_token(_TOKEN.sub("", instruction), text) + ("" if alone else "\n")
 
 
-def imaged(instruction: str, text: str) -> str:
-    """RecordImage, instruction and text, without spaces in front of line breaks."""
+def with_image_token(instruction: str, text: str) -> str:
+    """Return image token, instruction and text, without spaces in front of line breaks."""
     return f"{TOKEN} {instruction}{' ' if text else ''}{text}".replace(" \n", "\n")

@@ -1,5 +1,6 @@
-"""Rows of SCaR's parquet files to rows of shards, each checked. A DataError's words before ":" are the reason it is
-left out for.
+"""Rows of SCaR's parquet files to rows of shards, each checked.
+
+A DataError's words before ":" are the reason for which a row is left out.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from jaxtyping import Bool
 from virtue_pl.types import DataError
 
 BOX_SLACK = 1.0
-"""Pixels that a box may reach out of its image (annotations round); such a box is clipped."""
+"""Pixels by which a box may exceed its image (annotations round); such a box is clipped."""
 
 
 def pair_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
-    """A training row; boxes become xyxy pixels, masks run lengths. `size` = (height, width)."""
+    """Return a training row, with its box as xyxy pixels and its mask as run lengths. `size` = (height, width)."""
     target = _caption(row["pos_text"], key)
     found = row.get("neg_text")
     negatives = [text for text in ([found] if isinstance(found, str) else found or []) if text]
@@ -29,24 +30,24 @@ def pair_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int
 
 
 def ranking_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
-    """An evaluation row; its candidates are the captions of all forms, each once, the right one first.
+    """Return an evaluation row; its candidates are the captions of all forms, each once, the right one first.
 
     `tgt_text` is ranked as "hit@1", `tgt_text_FORM` as "hit@1_FORM"; with `tgt_kinds_FORM`, each kind of distractor
-    under its own name.
+    under its own name, too.
     """
     gold = _caption((row["tgt_text"] or [""])[0], key)
-    places: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     rankings: dict[str, list[int]] = {}
     for column in form_columns(row):
         form = column.removeprefix("tgt_text")
         captions = _form(row[column], gold, column, key)
-        rankings[f"hit@1{form}"] = indices = [places.setdefault(caption, len(places)) for caption in captions]
+        rankings[f"hit@1{form}"] = indices = [index_of.setdefault(caption, len(index_of)) for caption in captions]
         rankings |= _by_kind(indices, row.get(f"tgt_kinds{form}"), form, key)
-    return {**_region(row, row["qry_text"], key, number, size), "candidates": list(places), "rankings": rankings}
+    return {**_region(row, row["qry_text"], key, number, size), "candidates": list(index_of), "rankings": rankings}
 
 
 def form_columns(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """The columns that hold captions to rank, the main one first."""
+    """Return the columns that hold captions to rank, the main one first."""
     return sorted(name for name in names if name == "tgt_text" or name.startswith("tgt_text_"))
 
 
@@ -86,7 +87,10 @@ def _region(row: Mapping[str, Any], query: str | None, key: str, number: int, si
 
 
 def xyxy(box: Sequence[float] | None, key: str, size: tuple[int, int]) -> list[float]:
-    """COCO's [x, y, width, height] in pixels as [x1, y1, x2, y2], clipped to the image by at most `BOX_SLACK`."""
+    """Return COCO's [x, y, width, height] in pixels as [x1, y1, x2, y2], clipped to the image by at most `BOX_SLACK`.
+
+    Raises DataError for a box outside the image of `size` = (height, width), or without area.
+    """
     if box is None or len(box) != 4 or any(value is None for value in box):
         raise DataError(key, f"no box: found {box}, expected [x, y, width, height] in pixels")
     (x, y, box_width, box_height), (height, width) = box, size
@@ -100,10 +104,10 @@ def xyxy(box: Sequence[float] | None, key: str, size: tuple[int, int]) -> list[f
 
 
 def run_lengths(segmentation: Any, key: str, size: tuple[int, int]) -> dict[str, Any] | None:
-    """COCO's RLE (compressed or not), polygons or a mask of 0 and 1 as uncompressed RLE, which needs no library to
-    read; None where there is none.
+    """Return a segmentation as uncompressed run lengths, which need no library to read; None where there is none.
 
-    Any of them may be written as JSON.
+    A segmentation is COCO's RLE (compressed or not), polygons, or a mask of 0 and 1; any of them may be written as
+    JSON. Raises DataError for a damaged or empty one, or one of another size than `size` = (height, width).
     """
     if segmentation is None or segmentation == "":
         return None
@@ -121,8 +125,8 @@ def run_lengths(segmentation: Any, key: str, size: tuple[int, int]) -> dict[str,
     return {"size": list(size), "counts": np.diff(np.concatenate([bounds, changes, [len(pixels)]])).tolist()}
 
 
-def is_drawn(segmentation: Any, size: tuple[int, int]) -> bool:
-    """Whether it is a mask as such, `height` rows of `width` zeros and ones."""
+def is_bitmap(segmentation: Any, size: tuple[int, int]) -> bool:
+    """Return whether a segmentation is a mask of `height` rows of `width` zeros and ones."""
     height, width = size
     if (
         isinstance(segmentation, Mapping)
@@ -134,12 +138,12 @@ def is_drawn(segmentation: Any, size: tuple[int, int]) -> bool:
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """The mask, by pycocotools where it is encoded; polygons are drawn at `size` = (height, width)."""
+    """Return the mask of a segmentation; polygons are drawn at `size` = (height, width)."""
     from pycocotools import mask as coco
 
     if not segmentation:
         return np.zeros(size, dtype=bool)
-    if is_drawn(segmentation, size):
+    if is_bitmap(segmentation, size):
         return np.asarray(segmentation, dtype=bool)
     if not isinstance(segmentation, Mapping):
         encoded = coco.merge(coco.frPyObjects([list(polygon) for polygon in segmentation], *size))

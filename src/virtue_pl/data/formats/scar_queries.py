@@ -1,4 +1,4 @@
-"""SCaR's query strings as published, and what a row ranks."""
+"""SCaR's query strings as published, and the rankings of its rows."""
 
 from __future__ import annotations
 
@@ -18,34 +18,37 @@ _BOX_STRING = re.compile(r"\s*Referring object (?:bbox|point): [\[(][^\])]*[\])]
 
 
 NO_PROMPT = VisualPrompt()
-"""One for all: making it anew for each of a sample's captions takes longer than decoding its image."""
+"""Shared by all captions: making one for each of a sample's captions takes longer than decoding its image."""
 
 
 def published_query(query: str, box: Sequence[float], ranked: bool) -> str:
-    """The query with its box, xyxy in pixels, as Python prints it.
+    """Return the query with its box, xyxy in pixels, as Python prints it.
 
-    An evaluation query has spaces behind the image token, of which the input formatter adds the first
-    (`space_after_image`).
-    Source: tests/golden/parsers.json.
+    An evaluation query (`ranked`) has spaces behind the image token, of which the input formatter adds the first
+    (`space_after_image`). Source: tests/golden/parsers.json.
     """
-    said = _PUBLISHED_TOKEN.sub("", _BOX_STRING.sub("", query))
+    wording = _PUBLISHED_TOKEN.sub("", _BOX_STRING.sub("", query))
     if ranked:
-        said = f"  {said}".replace(" \n", "\n")[1:]
-    return f"{IMAGE_TOKEN}{said}\nReferring object bbox: {list(box)}"
+        wording = f"  {wording}".replace(" \n", "\n")[1:]
+    return f"{IMAGE_TOKEN}{wording}\nReferring object bbox: {list(box)}"
 
 
 def caption(text: str) -> EmbeddingInput:
+    """Return a caption as an input without images or prompt."""
     return EmbeddingInput(text, prompt=NO_PROMPT)
 
 
 def instruction(query: str) -> str:
-    """The query's text without image token and without the region as text; formatters add both as they need them."""
+    """Return the query's text without image token and without the region as text; formatters add both where they need
+    them.
+    """
     return _BOX_STRING.sub("", _IMAGE_TOKEN.sub("", query)).strip()
 
 
 def read_rankings(row: Row, num_candidates: int) -> dict[str, tuple[int, ...]]:
-    """The row's rankings, each a tuple of candidate indices, the right one first. Raises DataError for anything
-    else.
+    """Return the row's rankings by name, each a tuple of candidate indices, the right one first.
+
+    Raises DataError for anything else, and for an index that is not below `num_candidates`.
     """
     rankings = row["rankings"]
     try:

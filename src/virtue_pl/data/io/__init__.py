@@ -1,1 +1,3 @@
-"""Files: atomic writing, archives, remote copies and their cache, image files, worker pools."""
+"""Files: atomic writing, archives, remote copies and their cache, image
+files, worker pools.
+"""

@@ -1,4 +1,4 @@
-"""ImageBatch read out of a zip without unpacking it: nothing in it is trusted."""
+"""Images in a zip, read without unpacking it; nothing in the zip is trusted."""
 
 from __future__ import annotations
 
@@ -13,25 +13,34 @@ from typing import NamedTuple
 from virtue_pl.types import DataError, VirtueError
 
 MAX_MEMBERS = 5_000_000
-"""An archive that lists more is refused: its table of contents alone would fill the memory."""
+"""An archive that lists more members is refused: its table of contents alone would fill the memory."""
 
 MAX_IMAGE_BYTES = 256 * 2**20
-"""A compressed image that claims, or turns out, to be larger is no image."""
+"""A compressed image that claims, or turns out, to be larger is refused."""
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07"
-"""How the bytes begin that macOS leaves beside a file."""
+"""First bytes of the AppleDouble files that macOS leaves beside other files."""
 
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class Archive(NamedTuple):
-    """An open zip and its images by path, "images/" in front left out."""
+    """An open zip and its images by path, without "images/" in front.
+
+    Example:
+        >>> archive = open_archive(Path("images.zip"))  # doctest: +SKIP
+        >>> archive.read("mini_train/0000.jpg", key="SCAR_mini/0")[:2]  # doctest: +SKIP
+        b'\\xff\\xd8'
+    """
 
     file: zipfile.ZipFile
     members: Mapping[str, zipfile.ZipInfo]
 
     def read(self, path: str, key: str) -> bytes:
-        """Raises DataError for a member that is encrypted, damaged, or larger than `MAX_IMAGE_BYTES`."""
+        """Return the bytes of an image.
+
+        Raises DataError for a member that is encrypted, damaged, or larger than `MAX_IMAGE_BYTES`.
+        """
         member = self.members[path]
         if member.file_size > MAX_IMAGE_BYTES:
             raise DataError(
@@ -46,10 +55,10 @@ class Archive(NamedTuple):
 
 @lru_cache(maxsize=4)
 def open_archive(path: Path) -> Archive:
-    """The archive, kept open for the next image. Raises VirtueError for one that is damaged or unsafe as a whole.
+    """Open an archive, or return it if it is open already.
 
-    Unsafe is a member that would lie outside the folder, a link, or more than `MAX_MEMBERS`. AppleDouble leftovers are
-    passed over.
+    AppleDouble leftovers are passed over. Raises VirtueError for an archive that is damaged, or unsafe as a whole: with
+    a member that would lie outside the folder, with a link, or with more than `MAX_MEMBERS` members.
     """
     try:
         file = zipfile.ZipFile(path)
@@ -69,7 +78,7 @@ def open_archive(path: Path) -> Archive:
 
 
 def inner_path(member: zipfile.ZipInfo, archive: Path) -> str:
-    """The member's path below "images/". Raises VirtueError for one outside the folder, and for a link."""
+    """Return the member's path below "images/". Raises VirtueError for one outside the folder, and for a link."""
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise VirtueError(
@@ -81,6 +90,8 @@ def inner_path(member: zipfile.ZipInfo, archive: Path) -> str:
 
 
 def is_apple_double(path: str) -> bool:
-    """Whether a path is what macOS leaves beside a file in an archive: `._name`, or anything in `__MACOSX`."""
+    """Return whether a path is one that macOS leaves beside a file in an archive: `._name`, or
+    anything in `__MACOSX`.
+    """
     parts = PurePosixPath(path).parts
     return bool(parts) and (parts[-1].startswith("._") or "__MACOSX" in parts)

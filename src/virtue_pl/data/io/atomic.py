@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and known by their content."""
+"""Files that are written whole or not at all, and checksums of files and texts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if all goes well, and is gone if not."""
+def replace_whole(path: Path) -> Iterator[Path]:
+    """Provide a temporary path beside `path`, which replaces `path` if the block succeeds, and is removed if not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -24,25 +24,27 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def matches(path: Path, checksum: str) -> bool:
-    """Whether the file is there with that content."""
+def has_checksum(path: Path, checksum: str) -> bool:
+    """Return whether the file exists and its content has this SHA-256."""
     return path.is_file() and sha256(path) == checksum
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's content; empty where there is no file."""
+    """Return the content of a JSON file; an empty dictionary where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_json(path: Path, content: Any) -> None:
-    with replacing(path) as temporary:
+    """Write `content` as an indented JSON file, whole or not at all."""
+    with replace_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def digest(text: str) -> str:
-    """What names a text: the same for the same text."""
+    """Return 24 hexadecimal digits that identify a text."""
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

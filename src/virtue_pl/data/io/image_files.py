@@ -1,4 +1,4 @@
-"""Where a dataset's images are: in folders, or still in zips."""
+"""The images of a dataset, in folders or still in zips."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from virtue_pl.types import DataError, VirtueError
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """ImageBatch by the path that a table has for them; a path may begin with "images/".
+    """Images by the path that a table has for them, which may begin with "images/".
 
-    folders: looked into in order. archives: zips, looked into where no folder has the image. packed: what must be
-    unpacked first, which
-    is said where an image is missing: a compressed tar cannot be read from its middle.
+    Example:
+        >>> files = ImageFiles((Path("data/images"),), archives=(Path("data/images.zip"),))
+        >>> files.read("images/mini_train/0000.jpg", key="SCAR_mini/0")  # doctest: +SKIP
     """
 
     folders: tuple[Path, ...]
+    """Folders to look into first, in order."""
     archives: tuple[Path, ...] = ()
+    """Zips to look into where no folder has the image."""
     packed: tuple[Path, ...] = ()
+    """Archives that must be unpacked first (a compressed tar cannot be read from its middle); named where an image is
+    missing.
+    """
 
     @classmethod
-    def below(cls, *roots: Path, given: Sequence[Path] = ()) -> ImageFiles:
-        """What official layouts have: `images/`, `images.zip` and `images_zip/*.zip`, under any of the roots that is
-        there.
+    def find(cls, *roots: Path, given: Sequence[Path] = ()) -> ImageFiles:
+        """Find the images of official layouts: `images/`, `images.zip` and `images_zip/*.zip` under any of the roots.
 
-        given: folders to look into first. Raises VirtueError where one is not there.
+        `given` are folders to look into first. Raises VirtueError where one of them does not exist.
         """
         for folder in given:
             if not folder.is_dir():
@@ -57,15 +61,16 @@ class ImageFiles:
         )
 
     def read(self, image: str | None, key: str) -> bytes:
-        """The image's bytes as they are. Raises DataError where it is missing, empty, or would lie outside of the
-        folders.
+        """Return the compressed bytes of an image.
+
+        Raises DataError where it is missing, empty, or would lie outside the folders.
         """
         if not image:
             raise DataError(key, f"no image: {image!r} names no file in {self.folders[0]}")
         if is_apple_double(image):
             raise DataError(key, f"AppleDouble leftover: {image} is what macOS leaves beside a file, no image")
         path = image.removeprefix("images/")
-        data = self._found(path, key)
+        data = self._read_bytes(path, key)
         if not data:
             raise DataError(key, f"empty image: {self.folders[0] / path} has no bytes")
         if data.startswith(APPLE_DOUBLE):
@@ -73,18 +78,20 @@ class ImageFiles:
         return data
 
     def read_checked(self, image: str | None, key: str, max_pixels: int) -> tuple[bytes, ImageHeader]:
-        """The image's bytes, and what they say of it. Raises DataError, which names the path, for what is no image or
-        too large, too.
+        """Return the compressed bytes of an image, and its header.
+
+        Raises DataError, which names the path, as `read` does, and for a file that is no image or has more than
+        `max_pixels`.
         """
         data = self.read(image, key)
-        return data, header_of(data, str(image), key, max_pixels)
+        return data, read_named_header(data, str(image), key, max_pixels)
 
-    def _found(self, path: str, key: str) -> bytes:
-        files = [confined(folder, path, key) for folder in self.folders]
+    def _read_bytes(self, path: str, key: str) -> bytes:
+        files = [resolve_inside(folder, path, key) for folder in self.folders]
         for file in files:
             if file.is_file():
                 return read_file(file, key)
-        for archive in nearest(self.archives, path):
+        for archive in archives_for(self.archives, path):
             opened = open_archive(archive)
             if path in opened.members:
                 return opened.read(path, key)
@@ -95,16 +102,16 @@ class ImageFiles:
         raise DataError(key, f"missing image: {self.folders[0] / path} (No such file or directory{beside}{packed})")
 
 
-def header_of(data: bytes, path: str, key: str, max_pixels: int) -> ImageHeader:
-    """What an image says of itself. Raises DataError, which names its path."""
+def read_named_header(data: bytes, path: str, key: str, max_pixels: int) -> ImageHeader:
+    """Return the header of a compressed image. Raises DataError, which names the image's path."""
     try:
         return read_header(data, key, max_pixels)
     except DataError as error:
         raise DataError(key, f"{error.problem} ({path})") from error
 
 
-def confined(folder: Path, path: str, key: str) -> Path:
-    """The file in the folder. Raises DataError for a path that leads out of it, through links too."""
+def resolve_inside(folder: Path, path: str, key: str) -> Path:
+    """Return a file in a folder. Raises DataError for a path that leads out of it, through links too."""
     file = (folder / path).resolve()
     if not file.is_relative_to(folder.resolve()):
         raise DataError(key, f"no image: {path!r} names no file in {folder}")
@@ -112,6 +119,7 @@ def confined(folder: Path, path: str, key: str) -> Path:
 
 
 def read_file(file: Path, key: str) -> bytes:
+    """Return the bytes of an image's file. Raises DataError where it cannot be read or is too large."""
     try:
         if file.stat().st_size > MAX_IMAGE_BYTES:
             raise DataError(key, f"image too large: {file} has more than {MAX_IMAGE_BYTES:,} bytes")
@@ -120,8 +128,8 @@ def read_file(file: Path, key: str) -> bytes:
         raise DataError(key, f"missing image: {file} ({error.strerror})") from error
 
 
-def nearest(archives: Iterable[Path], path: str) -> Iterator[Path]:
-    """The archives that may hold the path: the one called like its first folder, if there is one, or else all."""
+def archives_for(archives: Iterable[Path], path: str) -> Iterator[Path]:
+    """Yield the archives that may hold the path: the one named like its first folder, if there is one, or else all."""
     found = tuple(archives)
     named = [archive for archive in found if archive.stem == path.split("/")[0]]
     yield from named or found

@@ -1,6 +1,4 @@
-"""Folders of shards that lie elsewhere: any URL that fsspec knows, copied file by file, when they are first read, to a
-local cache.
-"""
+"""Folders of shards at a URL (any that fsspec reads), copied file by file to a local cache when they are first read."""
 
 from __future__ import annotations
 
@@ -14,40 +12,45 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from virtue_pl.data.io.cache import CacheOptions, held, make_room
+from virtue_pl.data.io.cache import CacheOptions, hold_copy, make_room
 from virtue_pl.types import VirtueError
 
 ATTEMPTS = 5
+"""How often a file is asked for before it is given up."""
 FIRST_WAIT = 0.5
 """Seconds before the second attempt; each further one waits twice as long."""
 CHUNK = 1 << 20
 MAX_MANIFEST = 1 << 30
-"""Bytes of the longest file that is read without knowing its length."""
+"""Bytes of the longest file that is read without its length being given."""
 
 
 def is_remote(path: str | Path) -> bool:
+    """Return whether a path is a URL."""
     return "://" in str(path)
 
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder at `url` and its copy below the folder of `cache`.
+    """A folder at a URL, and its copy below the folder of `cache`.
 
     A copy is written under a temporary name, checked, and moved, so that several workers may ask for the same file.
 
-    version: of the folder's content: another one is copied to another place, so that old and new shards are never
-    mixed.
-    option: which setting gave the URL, for errors.
+    Example:
+        >>> folder = RemoteFolder("https://example.org/shards/SCAR_mini", version="0123")
+        >>> folder.path.name
+        'SCAR_mini-90e3844a31d1'
     """
 
     url: str
     cache: CacheOptions = field(default_factory=CacheOptions)
     version: str = ""
+    """Of the folder's content: another one is copied to another folder, so that old and new shards are never mixed."""
     option: str = "train"
+    """The setting that gave the URL, for errors."""
 
     @property
     def path(self) -> Path:
-        """Where the copies are: a folder of its own for each URL and version."""
+        """Return the folder of the copies: one of its own for each URL and version."""
         url = self.url.rstrip("/")
         return (
             Path(self.cache.folder)
@@ -55,18 +58,19 @@ class RemoteFolder:
         )
 
     @contextmanager
-    def reading(self, name: str, size: int, sha256: str) -> Iterator[Path]:
-        """The local copy of the file, as by `fetch`, which nobody removes meanwhile."""
+    def hold_file(self, name: str, size: int, sha256: str) -> Iterator[Path]:
+        """Provide the local copy of a file, as by `fetch`, which nobody removes within the block."""
         while True:
             path = self.fetch(name, size, sha256)
-            with held(path) as there:
+            with hold_copy(path) as there:
                 if there:
                     yield path
                     return
 
     def fetch(self, name: str, size: int | None = None, sha256: str | None = None) -> Path:
-        """The local copy of the file, made unless one of the size is there. Raises VirtueError where it cannot
-        be had.
+        """Return the local copy of a file, which is made unless one of that size exists.
+
+        Raises VirtueError where the file cannot be read.
         """
         if Path(name).name != name or name in ("", ".", ".."):
             raise VirtueError(
@@ -119,7 +123,10 @@ class RemoteFolder:
 
 
 def copy(url: str, write: Callable[[bytes], object], limit: int) -> tuple[int, str]:
-    """Reads the URL from beginning to end. Gives its length and sha256. Raises OSError for more than `limit` bytes."""
+    """Read a URL from beginning to end into `write`; return its length and SHA-256.
+
+    Raises OSError for more than `limit` bytes.
+    """
     import fsspec
 
     digest, found = hashlib.sha256(), 0

@@ -1,4 +1,4 @@
-"""A pool of worker processes: for files, for one file's records, for images."""
+"""A pool of worker processes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from virtue_pl.types import VirtueError
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 """Workers begin without this process's threads and memory."""
-GO_ON = "; the same command goes on where it stopped"
-"""Advice of what can be gone on with."""
+RESUME_ADVICE = "; the same command goes on where it stopped"
+"""Advice for a command that can be resumed."""
 
 
 @contextmanager
 def worker_pool(workers: int, preload: str, advice: str = "", **options: Any) -> Iterator[ProcessPoolExecutor]:
-    """What is left undone when the block ends, as by an error, is cancelled. Raises VirtueError where a worker is
-    killed while its result is waited for.
+    """Provide a pool of processes; what is left undone when the block ends, as by an error, is cancelled.
+
+    Raises VirtueError where a worker is killed while its result is waited for.
 
     Args:
-        preload: the module that is imported once, not by every worker.
-        advice: what else to do where one is killed.
+        workers: number of processes.
+        preload: a module to import once, not in every worker.
+        advice: what else to do where a worker is killed.
         options: of `ProcessPoolExecutor`.
     """
     FORKSERVER.set_forkserver_preload([preload])

@@ -17,7 +17,7 @@ TEMPLATES = (
     "{object} that is {relation} {reference}, {phrase}",
     "{phrase}, {object} {relation} {reference}",
 )
-"""A sample's captions share one of these."""
+"""Templates of captions; all of a sample's captions share one."""
 
 PUBLISHED_KINDS = ("gold", *["object"] * 3, *["relation"] * 3, *["scene"] * 3)
 
@@ -26,66 +26,84 @@ Named = TypeVar("Named", Thing, Background)
 
 @dataclass(frozen=True)
 class Claim:
-    """What a caption says: `thing` is `relation` the `reference`, at `place`."""
+    """The content of a caption: `thing` is `relation` the `reference`, on `background`.
+
+    Example:
+        >>> fox, hen = Thing("fox", "fox", "train", ()), Thing("owl", "owl", "train", ())
+        >>> claim = Claim(fox, "above", hen, Background("on a beach", "beach", ()))
+        >>> claim.sentence(TEMPLATES[0])
+        'a fox above an owl, on a beach'
+    """
 
     thing: Thing
     relation: str
     reference: Thing
-    place: Background
+    background: Background
 
     def sentence(self, template: str) -> str:
+        """Return the claim as a caption."""
         return template.format(
             object=with_article(self.thing.name),
             relation=self.relation,
             reference=with_article(self.reference.name),
-            phrase=self.place.phrase,
+            phrase=self.background.phrase,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What swaps are drawn from: `things` to take the target's part, every scene phrase."""
+    """The things and backgrounds that swaps are drawn from; `things` may replace the target.
+
+    Example:
+        >>> Vocabulary(library.of_split("train"), library.backgrounds)  # doctest: +SKIP
+    """
 
     things: Sequence[Thing]
-    places: Sequence[Background]
+    backgrounds: Sequence[Background]
 
 
 @dataclass(frozen=True, eq=False)
 class Situation:
-    """A true claim, and what else is in the image (the reference left out)."""
+    """A true claim, and the other things in the image (without the reference).
+
+    Example:
+        >>> fox, owl = Thing("fox", "fox", "train", ()), Thing("owl", "owl", "train", ())
+        >>> Situation(Claim(fox, "above", owl, Background("on a beach", "beach", ())), others=[]).gold.relation
+        'above'
+    """
 
     gold: Claim
     others: Sequence[Thing]
 
 
 def with_article(name: str) -> str:
+    """Return a name behind its indefinite article."""
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def balanced(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Ten claims, the true one first: the eight corners of object x relation x scene, and two made from any of the
-    corners.
+def balanced_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
+    """Return ten claims, the true one first: the eight corners of object x relation x scene, and two made from a
+    corner.
 
-    Nothing in the set depends on which corner is true, so whoever sees only the captions is right at most once in
-    eight.
-    Every false claim has an element that is false by itself.
+    Nothing in the set depends on which corner is true, so a guess from the captions alone is right at most once in
+    eight. Every false claim has an element that is false by itself.
     """
     gold = situation.gold
     things = [gold.thing, *_other_things(rng, situation, vocabulary, 2)]
     relations = [gold.relation, *_other_relations(rng, gold.relation)]
-    places = [gold.place, *distinct_kinds(rng, vocabulary.places, [gold.place], 2)]
+    backgrounds = [gold.background, *distinct_kinds(rng, vocabulary.backgrounds, [gold.background], 2)]
     corners = [
-        Claim(thing, relation, gold.reference, place)
-        for thing, relation, place in product(things[:2], relations[:2], places[:2])
+        Claim(thing, relation, gold.reference, background)
+        for thing, relation, background in product(things[:2], relations[:2], backgrounds[:2])
     ]
-    changes = [{"thing": things[2]}, {"relation": relations[2]}, {"place": places[2]}]
+    changes = [{"thing": things[2]}, {"relation": relations[2]}, {"background": backgrounds[2]}]
     extras = [replace(corners[rng.integers(8)], **changes[change]) for change in rng.permutation(3)[:2]]
-    return [corners[0], *_shuffled(rng, [*corners[1:], *extras])]
+    return [corners[0], *_shuffle(rng, [*corners[1:], *extras])]
 
 
-def published(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Ten claims in the published benchmark's form, in the order of `PUBLISHED_KINDS`: three swaps of each single
-    element.
+def published_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
+    """Return ten claims in the published benchmark's form: three swaps of each element, in the order of
+    `PUBLISHED_KINDS`.
 
     The first object swap is in the image, the other two are not.
     """
@@ -99,33 +117,37 @@ def published(rng: np.random.Generator, situation: Situation, vocabulary: Vocabu
         gold,
         *(replace(gold, thing=thing) for thing in things),
         *(replace(gold, relation=relation) for relation in _other_relations(rng, gold.relation)),
-        *(replace(gold, place=place) for place in distinct_kinds(rng, vocabulary.places, [gold.place], 3)),
+        *(
+            replace(gold, background=background)
+            for background in distinct_kinds(rng, vocabulary.backgrounds, [gold.background], 3)
+        ),
     ]
 
 
-def hard_negatives(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Ten false claims for training: the seven false corners of `balanced`, the two other relations, one more
-    object.
+def negative_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
+    """Return ten false claims for training.
+
+    They are the seven false corners of `balanced_claims`, the two other relations, and one more object.
     """
     gold = situation.gold
     things = [gold.thing, *_other_things(rng, situation, vocabulary, 2)]
     relations = [gold.relation, *_other_relations(rng, gold.relation)]
-    places = [gold.place, *distinct_kinds(rng, vocabulary.places, [gold.place], 1)]
+    backgrounds = [gold.background, *distinct_kinds(rng, vocabulary.backgrounds, [gold.background], 1)]
     corners = [
-        Claim(thing, relation, gold.reference, place)
-        for thing, relation, place in product(things[:2], relations[:2], places)
+        Claim(thing, relation, gold.reference, background)
+        for thing, relation, background in product(things[:2], relations[:2], backgrounds)
     ]
     singles = [replace(gold, relation=relation) for relation in relations[2:]]
-    return _shuffled(rng, [*corners[1:], *singles, replace(gold, thing=things[2])])
+    return _shuffle(rng, [*corners[1:], *singles, replace(gold, thing=things[2])])
 
 
 def _candidates(situation: Situation, vocabulary: Vocabulary) -> list[Thing]:
-    """Things in the image that may take the target's part."""
+    """Return the things in the image that may replace the target."""
     return [thing for thing in situation.others if thing in vocabulary.things]
 
 
 def _other_things(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary, count: int) -> list[Thing]:
-    """Things that are not the target, first those in the image."""
+    """Return `count` things that are not the target, those in the image first."""
     present = _choose(rng, _candidates(situation, vocabulary), count)
     return [
         *present,
@@ -139,12 +161,16 @@ def _other_things(rng: np.random.Generator, situation: Situation, vocabulary: Vo
 
 
 def _other_relations(rng: np.random.Generator, relation: str) -> list[str]:
-    return _shuffled(rng, [other for other in RELATIONS if other != relation])
+    return _shuffle(rng, [other for other in RELATIONS if other != relation])
 
 
-def distinct_kinds(rng: np.random.Generator, pool: Sequence[Named], taken: Sequence[Named], count: int) -> list[Named]:
-    """Members of `pool` of kinds that are not `taken`, each of another kind."""
-    kinds = {member.kind for member in taken}
+def distinct_kinds(
+    rng: np.random.Generator, pool: Sequence[Named], excluded: Sequence[Named], count: int
+) -> list[Named]:
+    """Return up to `count` members of `pool`, in random order, each of a kind that neither `excluded` nor another one
+    has.
+    """
+    kinds = {member.kind for member in excluded}
     chosen: list[Named] = []
     for index in rng.permutation(len(pool)):
         if len(chosen) == count:
@@ -159,8 +185,8 @@ T = TypeVar("T")
 
 
 def _choose(rng: np.random.Generator, items: Sequence[T], count: int) -> list[T]:
-    return _shuffled(rng, items)[:count]
+    return _shuffle(rng, items)[:count]
 
 
-def _shuffled(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
+def _shuffle(rng: np.random.Generator, items: Sequence[T]) -> list[T]:
     return [items[index] for index in rng.permutation(len(items))]

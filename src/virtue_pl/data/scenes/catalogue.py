@@ -1,4 +1,4 @@
-"""The hand-checked list of photographs: what each shows, in which split it is, where it comes from."""
+"""The hand-checked list of photographs: their names, splits and origins."""
 
 from __future__ import annotations
 
@@ -22,44 +22,54 @@ DEBIAN_PACKAGES = ("tuxpaint-stamps-default", "mate-backgrounds", "plasma-worksp
 class ObjectEntry:
     """One cut-out photograph.
 
-    name: a noun phrase with no article; images of one name share it and its split.
-    kind: names of one kind could be said of one another, so they never meet in a scene or as each other's swap.
-    split: `train` or `held_out`. path: inside the package. sha256: of the file's content.
+    Example:
+        >>> objects()[0].split in ("train", "held_out")
+        True
     """
 
     name: str
+    """A noun phrase without an article; images of one name share it and its split."""
     category: str
     kind: str
+    """Names of one kind could be said of one another, so they never meet in a scene or as each other's swap."""
     split: str
+    """Either `train` or `held_out`."""
     path: str
+    """Inside the package."""
     sha256: str
+    """Of the file's content."""
 
 
 @dataclass(frozen=True)
 class BackgroundEntry:
     """One background photograph and the phrase for it.
 
-    split: `train`, or `test` for a photograph that only the tests use; its phrase has other photographs in training.
+    Example:
+        >>> backgrounds()[0].split in ("train", "test")
+        True
     """
 
     phrase: str
     kind: str
     split: str
+    """Either `train`, or `test` for a photograph that only tests use; its phrase has other photographs in training."""
     package: str
     path: str
     sha256: str
 
 
 def objects() -> tuple[ObjectEntry, ...]:
+    """Return the listed cut-outs."""
     return tuple(ObjectEntry(**row) for row in _rows("objects.csv"))
 
 
 def backgrounds() -> tuple[BackgroundEntry, ...]:
+    """Return the listed background photographs."""
     return tuple(BackgroundEntry(**row) for row in _rows("backgrounds.csv"))
 
 
 def checksums() -> dict[str, str]:
-    """SHA-256 of every listed image's content, by path."""
+    """Return the SHA-256 of every listed image's content, by path."""
     return {entry.path: entry.sha256 for entries in (objects(), backgrounds()) for entry in entries}
 
 

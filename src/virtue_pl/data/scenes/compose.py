@@ -1,4 +1,4 @@
-"""One scene: its things, where they stand, the image with exact masks, and its samples."""
+"""One scene: its things, their layout, the image with exact masks, and its samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from virtue_pl.data.scenes.captions import TEMPLATES, Claim, Situation, Vocabulary, balanced, hard_negatives, published
+from virtue_pl.data.scenes.captions import (
+    TEMPLATES,
+    Claim,
+    Situation,
+    Vocabulary,
+    balanced_claims,
+    negative_claims,
+    published_claims,
+)
 from virtue_pl.data.scenes.layout import Layout, draw_layout, relation_between
 from virtue_pl.data.scenes.library import HELD_OUT, TEST, TRAIN, Background, Photograph, SceneLibrary, Thing
 from virtue_pl.data.scenes.staging import Region, crop_background, draw_cutout, paste, stands_out, visible_regions
@@ -20,7 +28,13 @@ ATTEMPTS = 40
 
 @dataclass(frozen=True, eq=False)
 class SceneSample:
-    """One target of a scene: hard negatives in training, else two forms of ten captions, the true one first."""
+    """One target of a scene: hard negatives in training, else two forms of ten captions, the true one first.
+
+    Example:
+        >>> region = Region(np.ones((2, 2), bool), (0, 0, 2, 2))
+        >>> SceneSample(region, "fox", "a fox above an owl", negatives=("an owl above a fox",)).category
+        'fox'
+    """
 
     region: Region
     category: str
@@ -32,6 +46,14 @@ class SceneSample:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
+    """A composed image, its background photograph, and a sample for each of its two targets.
+
+    Example:
+        >>> scene = compose(np.random.default_rng(0), Cast.of("train", library), 256, training=True)  # doctest: +SKIP
+        >>> scene.image.size, len(scene.samples)  # doctest: +SKIP
+        ((256, 256), 2)
+    """
+
     image: Image.Image
     photograph: Photograph
     samples: tuple[SceneSample, ...]
@@ -39,48 +61,62 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Cast:
-    """Who may appear in a split: targets (and their swaps), the rest, and which photographs."""
+    """The things and backgrounds that may appear in a split.
+
+    Example:
+        >>> Cast.of("test_held_out", library).photographs  # doctest: +SKIP
+        'test'
+    """
 
     targets: Sequence[Thing]
+    """Things that are targets, or replace one in a caption."""
     rest: Sequence[Thing]
-    places: Sequence[Background]
+    """Things that are references and bystanders."""
+    backgrounds: Sequence[Background]
     photographs: str
+    """Split of the background photographs: `train` or `test`."""
 
     @classmethod
     def of(cls, split: str, library: SceneLibrary) -> Cast:
-        """Training objects everywhere, but for the targets of `test_held_out`; test photographs in both tests only."""
+        """Return the cast of a split.
+
+        Its things are objects of training, but for the targets of `test_held_out`; test photographs are for the two
+        tests.
+        """
         train = library.of_split(TRAIN)
         targets = library.of_split(HELD_OUT) if split == "test_held_out" else train
-        return cls(targets, train, library.places, TEST if split.startswith("test") else TRAIN)
+        return cls(targets, train, library.backgrounds, TEST if split.startswith("test") else TRAIN)
 
 
-def compose(rng: np.random.Generator, cast: Cast, side: int, training: bool) -> Scene:
-    """The scene that `rng` stands for."""
+def compose(rng: np.random.Generator, cast: Cast, image_size: int, training: bool) -> Scene:
+    """Return the scene that `rng` draws, of `image_size` pixels a side. Raises VirtueError where no layout fits."""
     for _ in range(ATTEMPTS):
         things = _draw_things(rng, cast)
-        cutouts = [draw_cutout(rng, thing, side) for thing in things]
-        layout = draw_layout(rng, [cutout.size for cutout in cutouts], side)
+        cutouts = [draw_cutout(rng, thing, image_size) for thing in things]
+        layout = draw_layout(rng, [cutout.size for cutout in cutouts], image_size)
         if layout is None:
             continue
-        place = cast.places[int(rng.integers(len(cast.places)))]
-        photographs = place.shown_in(cast.photographs)
+        background = cast.backgrounds[int(rng.integers(len(cast.backgrounds)))]
+        photographs = background.photographs_for(cast.photographs)
         photograph = photographs[int(rng.integers(len(photographs)))]
-        background = crop_background(rng, photograph.image, side)
-        image, owners = paste(rng, background, cutouts, layout.boxes)
+        backdrop = crop_background(rng, photograph.image, image_size)
+        image, owners = paste(rng, backdrop, cutouts, layout.boxes)
         regions = visible_regions(owners, cutouts[: len(layout.boxes)])
         if (
             regions is None
             or not _relations_hold(regions, layout)
-            or not all(stands_out(image, background, region) for region in regions[:2])
+            or not all(stands_out(image, backdrop, region) for region in regions[:2])
         ):
             continue
-        samples = _samples(rng, things[: len(layout.boxes)], layout, regions, place, cast, training)
+        samples = _samples(rng, things[: len(layout.boxes)], layout, regions, background, cast, training)
         return Scene(image, photograph, samples)
-    raise VirtueError(f"no scene of {side} pixels fits the things drawn in {ATTEMPTS} attempts: choose another --size")
+    raise VirtueError(
+        f"no scene of {image_size} pixels fits the things drawn in {ATTEMPTS} attempts: choose another --size"
+    )
 
 
 def _draw_things(rng: np.random.Generator, cast: Cast) -> list[Thing]:
-    """Two targets, two references, perhaps a bystander, all of different kinds."""
+    """Return two targets, two references, perhaps a bystander, all of different kinds."""
     count = 5 if rng.random() < BYSTANDER_CHANCE else 4
     chosen: list[Thing] = []
     while len(chosen) < count:
@@ -92,7 +128,7 @@ def _draw_things(rng: np.random.Generator, cast: Cast) -> list[Thing]:
 
 
 def _relations_hold(regions: Sequence[Region], layout: Layout) -> bool:
-    """Whether both relations are still clear between what is visible."""
+    """Return whether both relations are still clear between the visible parts."""
     return all(relation_between(regions[i].box, regions[i + 2].box) == layout.relations[i] for i in range(2))
 
 
@@ -101,16 +137,16 @@ def _samples(
     things: Sequence[Thing],
     layout: Layout,
     regions: Sequence[Region],
-    place: Background,
+    background: Background,
     cast: Cast,
     training: bool,
 ) -> tuple[SceneSample, ...]:
-    vocabulary = Vocabulary(cast.targets, cast.places)
+    vocabulary = Vocabulary(cast.targets, cast.backgrounds)
     samples = []
     for index, relation in enumerate(layout.relations):
         thing, reference = things[index], things[index + 2]
         others = [other for other in things if other is not thing and other is not reference]
-        situation = Situation(Claim(thing, relation, reference, place), others)
+        situation = Situation(Claim(thing, relation, reference, background), others)
         samples.append(_sample(rng, situation, regions[index], vocabulary, training))
     return tuple(samples)
 
@@ -125,6 +161,9 @@ def _sample(
 
     caption, category = situation.gold.sentence(template), situation.gold.thing.name
     if training:
-        return SceneSample(region, category, caption, negatives=sentences(hard_negatives(rng, situation, vocabulary)))
-    candidates = sentences(balanced(rng, situation, vocabulary)), sentences(published(rng, situation, vocabulary))
+        return SceneSample(region, category, caption, negatives=sentences(negative_claims(rng, situation, vocabulary)))
+    candidates = (
+        sentences(balanced_claims(rng, situation, vocabulary)),
+        sentences(published_claims(rng, situation, vocabulary)),
+    )
     return SceneSample(region, category, caption, balanced=candidates[0], published=candidates[1])

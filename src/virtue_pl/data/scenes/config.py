@@ -1,4 +1,4 @@
-"""What a set of scenes is made of; equal settings give equal files."""
+"""The settings of a set of scenes; equal settings give equal files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ SPLITS = ("train", "val", "test_seen", "test_held_out")
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """Settings of `write_scenes`. Raises VirtueError for a source, count or size that cannot be."""
+    """Settings of `write_scenes`. Raises VirtueError for an impossible source, count or size.
+
+    Example:
+        >>> config = SceneConfig(source="shapes", train=100)
+        >>> config.samples("train"), config.samples("test_seen")
+        (200, 700)
+    """
 
     source: str = "stamps"
     """`stamps`: cut-out photographs, fetched once. `shapes`: coloured shapes, drawn with no download."""
@@ -24,7 +30,7 @@ class SceneConfig:
     test: int = 700
     """Samples in each of `test_seen` and `test_held_out`."""
     size: int = 256
-    """Side of the square images, in pixels."""
+    """Width and height of the square images, in pixels."""
     mmeb_train: int = 0
     """Training rows of each task of MMEB-mini; 0 writes none."""
     mmeb_test: int = 0
@@ -32,7 +38,7 @@ class SceneConfig:
     seed: int = 0
     """Scene i of a split depends on nothing but the seed, the split and i."""
     cache: str = "data/cache"
-    """Where fetched images lie; it does not change the scenes."""
+    """Folder of fetched images; it does not change the scenes."""
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
@@ -45,8 +51,9 @@ class SceneConfig:
 
     @property
     def images(self) -> Path:
+        """Return the folder of fetched images."""
         return Path(self.cache) / "pictures"
 
     def samples(self, split: str) -> int:
-        """How many rows `split` gets."""
+        """Return the number of rows of `split`."""
         return {"train": 2 * self.train, "val": self.val}.get(split, self.test)

@@ -1,4 +1,4 @@
-"""Coloured shapes on patterned grounds, as a library that needs no download."""
+"""A library of coloured shapes on patterned grounds, which needs no download."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from PIL import Image, ImageDraw
 
 from virtue_pl.data.scenes.library import HELD_OUT, TEST, TRAIN, Background, Photograph, SceneLibrary, Thing, trim
 
-SIDE = 160
-GROUND_SIDE = 384
+CUTOUT_SIZE = 160
+"""Width and height of a shape, in pixels."""
+GROUND_SIZE = 384
+"""Width and height of a ground, in pixels."""
 COLOURS = {
     "red": (214, 39, 40),
     "blue": (40, 90, 220),
@@ -29,11 +31,14 @@ PALETTES = {
     TRAIN: ((150, 170, 190), (190, 170, 150), (160, 190, 160), (185, 160, 185), (120, 135, 120)),
     TEST: ((170, 150, 160), (150, 185, 190)),
 }
-"""Ground colours; those of the tests are never seen in training."""
+"""Ground colours; those of the tests never occur in training."""
 
 
 def draw_shapes() -> SceneLibrary:
-    """56 shapes, a quarter of them held out (every colour and every form is seen in training), on 8 grounds."""
+    """Return 56 shapes on 8 grounds.
+
+    A quarter of the shapes is held out; every colour and every form occurs in training.
+    """
     things = [
         Thing(
             f"{colour} {shape}",
@@ -45,7 +50,7 @@ def draw_shapes() -> SceneLibrary:
         for row, colour in enumerate(COLOURS)
         for column, shape in enumerate(SHAPES)
     ]
-    places = [
+    backgrounds = [
         Background(
             f"on a {pattern} ground",
             pattern,
@@ -57,41 +62,41 @@ def draw_shapes() -> SceneLibrary:
         )
         for pattern in GROUNDS
     ]
-    return SceneLibrary(things, places, {"shapes": "drawn by this package"}).check()
+    return SceneLibrary(things, backgrounds, {"shapes": "drawn by this package"}).check()
 
 
 def _shape(shape: str, colour: tuple[int, int, int]) -> Image.Image:
-    mask = Image.new("L", (4 * SIDE, 4 * SIDE), 0)
-    _draw(shape, ImageDraw.Draw(mask), 4.0 * SIDE)
-    cutout = Image.new("RGBA", (SIDE, SIDE), colour)
-    cutout.putalpha(mask.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+    mask = Image.new("L", (4 * CUTOUT_SIZE, 4 * CUTOUT_SIZE), 0)
+    _draw(shape, ImageDraw.Draw(mask), 4.0 * CUTOUT_SIZE)
+    cutout = Image.new("RGBA", (CUTOUT_SIZE, CUTOUT_SIZE), colour)
+    cutout.putalpha(mask.resize((CUTOUT_SIZE, CUTOUT_SIZE), Image.Resampling.LANCZOS))
     return trim(cutout)
 
 
-def _draw(shape: str, draw: ImageDraw.ImageDraw, side: float) -> None:
-    whole = (0, 0, side - 1, side - 1)
+def _draw(shape: str, draw: ImageDraw.ImageDraw, size: float) -> None:
+    whole = (0, 0, size - 1, size - 1)
     if shape == "square":
         draw.rectangle(whole, fill=255)
     elif shape == "triangle":
-        draw.polygon([(side / 2, 0), (side, side), (0, side)], fill=255)
+        draw.polygon([(size / 2, 0), (size, size), (0, size)], fill=255)
     elif shape == "star":
-        draw.polygon(_star(side), fill=255)
+        draw.polygon(_star(size), fill=255)
     elif shape == "cross":
-        draw.rectangle((side / 3, 0, 2 * side / 3, side), fill=255)
-        draw.rectangle((0, side / 3, side, 2 * side / 3), fill=255)
+        draw.rectangle((size / 3, 0, 2 * size / 3, size), fill=255)
+        draw.rectangle((0, size / 3, size, 2 * size / 3), fill=255)
     else:
         draw.ellipse(whole, fill=255)
         if shape == "ring":
-            draw.ellipse((side / 4, side / 4, 3 * side / 4, 3 * side / 4), fill=0)
+            draw.ellipse((size / 4, size / 4, 3 * size / 4, 3 * size / 4), fill=0)
         elif shape == "crescent":
-            draw.ellipse((side / 3, 0, 4 * side / 3, side), fill=0)
+            draw.ellipse((size / 3, 0, 4 * size / 3, size), fill=0)
 
 
-def _star(side: float) -> list[tuple[float, float]]:
-    radii = [side / 2 if corner % 2 == 0 else side / 5 for corner in range(10)]
+def _star(size: float) -> list[tuple[float, float]]:
+    radii = [size / 2 if corner % 2 == 0 else size / 5 for corner in range(10)]
     angles = [math.pi * corner / 5 - math.pi / 2 for corner in range(10)]
     return [
-        (side / 2 + radius * math.cos(angle), side / 2 + radius * math.sin(angle))
+        (size / 2 + radius * math.cos(angle), size / 2 + radius * math.sin(angle))
         for radius, angle in zip(radii, angles, strict=True)
     ]
 
@@ -102,8 +107,8 @@ def _ground(pattern: str, colour: Sequence[int]) -> Image.Image:
 
 
 def _pattern(pattern: str) -> Float[np.ndarray, "height width"]:
-    """Brightness in [0, 1]."""
-    y, x = np.mgrid[:GROUND_SIDE, :GROUND_SIDE].astype(float)
+    """Return a pattern's brightness in [0, 1]."""
+    y, x = np.mgrid[:GROUND_SIZE, :GROUND_SIZE].astype(float)
     period = 24.0
     if pattern == "striped":
         return ((x + y) % period < period / 2).astype(float)
@@ -116,7 +121,7 @@ def _pattern(pattern: str) -> Float[np.ndarray, "height width"]:
     if pattern == "wavy":
         return 0.5 + 0.5 * np.sin((y + 10 * np.sin(x / 14)) / 5)
     if pattern == "noisy":
-        return np.random.default_rng(0).random((GROUND_SIDE, GROUND_SIDE))
+        return np.random.default_rng(0).random((GROUND_SIZE, GROUND_SIZE))
     if pattern == "shaded":
-        return y / GROUND_SIDE
-    return np.full((GROUND_SIDE, GROUND_SIDE), 0.6)
+        return y / GROUND_SIZE
+    return np.full((GROUND_SIZE, GROUND_SIZE), 0.6)

@@ -13,28 +13,36 @@ from virtue_pl.data.scenes.layout import Box
 from virtue_pl.data.scenes.library import LONGEST, Thing
 
 SIZES = (0.16, 0.27)
-"""A thing's size as parts of the image's side: square root of its box's area. Its longest side is limited by
-`library.LONGEST`.
-"""
+"""Smallest and largest size of a thing, as shares of the image's width: the square root of its box's area."""
 VISIBLE = 0.8
-"""Least visible part of every thing."""
+"""Smallest visible share of every thing."""
 CONTRAST = 20
-"""Least mean difference of a target's pixels from the background under them, of 255."""
+"""Smallest mean difference of a target's pixels from the background under them, of 255."""
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A target's visible pixels and the box around them (x, y, width, height in pixels)."""
+    """A target's visible pixels and the box around them (x, y, width, height in pixels).
+
+    Example:
+        >>> Region(np.eye(4, dtype=bool), (0, 0, 4, 4)).box
+        (0, 0, 4, 4)
+    """
 
     mask: Bool[np.ndarray, "height width"]
     box: tuple[int, int, int, int]
 
 
-def draw_cutout(rng: np.random.Generator, thing: Thing, side: int, sizes: tuple[float, float] = SIZES) -> Image.Image:
-    """One of the thing's cut-outs at a random size (of `sizes`), perhaps mirrored, a little brighter or darker."""
+def draw_cutout(
+    rng: np.random.Generator, thing: Thing, image_size: int, sizes: tuple[float, float] = SIZES
+) -> Image.Image:
+    """Return one of the thing's cut-outs at a random size (of `sizes`).
+
+    It may be mirrored, and is a little brighter or darker.
+    """
     cutout = thing.cutouts[int(rng.integers(len(thing.cutouts)))]
-    wanted = side * rng.uniform(*sizes)
-    scale = min(wanted / (cutout.width * cutout.height) ** 0.5, side * LONGEST / max(cutout.size))
+    wanted = image_size * rng.uniform(*sizes)
+    scale = min(wanted / (cutout.width * cutout.height) ** 0.5, image_size * LONGEST / max(cutout.size))
     sized = cutout.resize(
         (max(4, round(cutout.width * scale)), max(4, round(cutout.height * scale))),
         Image.Resampling.BICUBIC,
@@ -52,18 +60,21 @@ def _jitter(rng: np.random.Generator, cutout: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def crop_background(rng: np.random.Generator, background: Image.Image, side: int) -> Image.Image:
-    """A random square of the photograph, at least three fifths of its shorter side."""
+def crop_background(rng: np.random.Generator, background: Image.Image, image_size: int) -> Image.Image:
+    """Return a random square of the photograph, at least three fifths of its shorter side."""
     extent = rng.uniform(0.6, 1.0) * min(background.size)
     x, y = rng.uniform(0, background.width - extent), rng.uniform(0, background.height - extent)
-    image = background.resize((side, side), Image.Resampling.BILINEAR, box=(x, y, x + extent, y + extent))
+    image = background.resize((image_size, image_size), Image.Resampling.BILINEAR, box=(x, y, x + extent, y + extent))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
 def paste(
     rng: np.random.Generator, background: Image.Image, cutouts: Sequence[Image.Image], boxes: Sequence[Box]
 ) -> tuple[Image.Image, UInt8[np.ndarray, "height width"]]:
-    """The background with things on it in random order, and whose each pixel is (0: background; i + 1: thing i)."""
+    """Return the background with things on it in random order, and the owner of each pixel.
+
+    0 is the background, i + 1 thing i.
+    """
     image = background.copy()
     owners = np.zeros((image.height, image.width), dtype=np.uint8)
     for index in rng.permutation(len(boxes)):
@@ -83,7 +94,7 @@ def _opaque(cutout: Image.Image) -> Bool[np.ndarray, "height width"]:
 
 
 def visible_regions(owners: UInt8[np.ndarray, "height width"], cutouts: Sequence[Image.Image]) -> list[Region] | None:
-    """Every pasted cut-out's visible region, or None where one is hidden too much."""
+    """Return the visible region of every cut-out; None where too much of one is hidden."""
     regions = []
     for index, cutout in enumerate(cutouts):
         mask = owners == index + 1
@@ -99,7 +110,9 @@ def _bounds(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]
 
 
 def stands_out(image: Image.Image, background: Image.Image, region: Region) -> bool:
-    """Whether the region can be told from the background; that depends on its place, never on its relation."""
+    """Return whether the region differs from the background under it; that depends on its box, never
+    on its relation.
+    """
     x, y, width, height = region.box
     box = (x, y, x + width, y + height)
     difference = np.abs(np.asarray(image.crop(box), dtype=np.int16) - np.asarray(background.crop(box), dtype=np.int16))

@@ -1,4 +1,4 @@
-"""The fetched photographs, as a library."""
+"""A library of the fetched photographs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from virtue_pl.data.scenes.library import LONGEST, Background, Photograph, Scene
 from virtue_pl.types import VirtueError
 
 CUTOUT_SCALE, BACKGROUND_SCALE = 1.25 * LONGEST, 1.7
-"""ImageBatch are kept no larger than scenes need, as parts of a scene's side: a cut-out's longest side, a background's
-shortest.
-"""
+"""Sizes at which images are kept, as shares of a scene's width: a cut-out's longest side, a background's shortest."""
 
 Entry = TypeVar("Entry", catalogue.ObjectEntry, catalogue.BackgroundEntry)
 
 
 def stamp_contents(folder: Path) -> list[str]:
-    """What `load_stamps` would load, with names and checksums. Raises VirtueError where nothing was fetched."""
+    """Return the entries that `load_stamps` would load, with names and checksums.
+
+    Raises VirtueError where nothing was fetched.
+    """
     if not folder.is_dir():
         raise VirtueError(
             f"no images in {folder}: run `virtue-pl fetch images`, change --cache, or use --source shapes"
@@ -31,8 +32,8 @@ def stamp_contents(folder: Path) -> list[str]:
     return ["|".join(astuple(entry)) for entry in things] + ["|".join(astuple(entry)) for entry in photographs]
 
 
-def load_stamps(folder: Path, side: int) -> SceneLibrary:
-    """The catalogue's images that `fetch_images` left in `folder`, at the size that scenes of `side` pixels need."""
+def load_stamps(folder: Path, image_size: int) -> SceneLibrary:
+    """Return the images that `fetch_images` left in `folder`, at the size that scenes of `image_size` pixels need."""
     found, missing = _present(folder, catalogue.objects())
     photographs, missing_photographs = _present(folder, catalogue.backgrounds())
     things = [
@@ -40,20 +41,22 @@ def load_stamps(folder: Path, side: int) -> SceneLibrary:
             name,
             entries[0].kind,
             entries[0].split,
-            tuple(_cutout(folder / entry.path, side) for entry in entries),
+            tuple(_cutout(folder / entry.path, image_size) for entry in entries),
             entries[0].category,
         )
         for name, entries in _grouped(found, lambda entry: entry.name).items()
     ]
-    places = [
+    backgrounds = [
         Background(
             phrase,
             entries[0].kind,
-            tuple(Photograph(entry.path, entry.split, _background(folder / entry.path, side)) for entry in entries),
+            tuple(
+                Photograph(entry.path, entry.split, _background(folder / entry.path, image_size)) for entry in entries
+            ),
         )
         for phrase, entries in _grouped(photographs, lambda entry: entry.phrase).items()
     ]
-    return SceneLibrary(things, places, catalogue.LICENCES, [*missing, *missing_photographs]).check()
+    return SceneLibrary(things, backgrounds, catalogue.LICENCES, [*missing, *missing_photographs]).check()
 
 
 def _present(folder: Path, entries: Iterable[Entry]) -> tuple[list[Entry], list[str]]:
@@ -74,16 +77,16 @@ def _grouped(entries: Iterable[Entry], key: Callable[[Any], str]) -> dict[str, l
     return groups
 
 
-def _cutout(path: Path, side: int) -> Image.Image:
+def _cutout(path: Path, image_size: int) -> Image.Image:
     with Image.open(path) as image:
         cutout = trim(image.convert("RGBA"))
-    longest = round(CUTOUT_SCALE * side)
+    longest = round(CUTOUT_SCALE * image_size)
     cutout.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return cutout
 
 
-def _background(path: Path, side: int) -> Image.Image:
-    shortest = round(BACKGROUND_SCALE * side)
+def _background(path: Path, image_size: int) -> Image.Image:
+    shortest = round(BACKGROUND_SCALE * image_size)
     with Image.open(path) as image:
         image.draft("RGB", (2 * shortest, 2 * shortest))
         scale = shortest / min(image.size)

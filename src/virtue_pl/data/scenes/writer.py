@@ -1,4 +1,4 @@
-"""Writes a set of scenes: in blocks, by several processes, resumable, each file complete or absent."""
+"""The writer of a set of scenes: in blocks, by several processes, resumable, each file complete or absent."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from virtue_pl.data.io.atomic import read_json, replacing, write_json
+from virtue_pl.data.io.atomic import read_json, replace_whole, write_json
 from virtue_pl.data.scenes.config import SPLITS, SceneConfig
 from virtue_pl.data.scenes.library import SceneLibrary
-from virtue_pl.data.scenes.mmeb import NOTES, TASKS
+from virtue_pl.data.scenes.mmeb.tasks import NOTES, TASKS
 from virtue_pl.data.scenes.shapes import draw_shapes
 from virtue_pl.data.scenes.stamps import load_stamps, stamp_contents
 from virtue_pl.data.scenes.tables.sheets import Sheet, sheets_of
@@ -34,7 +34,13 @@ PARTS = ".parts"
 
 @dataclass(frozen=True)
 class Block:
-    """Drawings `start` to `stop` of a sheet, with `rows` rows in all, which one process writes at a time."""
+    """Drawings `start` to `stop` of a sheet, with `rows` rows in all, which one process writes at a time.
+
+    Example:
+        >>> from virtue_pl.data.scenes.tables.sheets import SCaRSheet
+        >>> Block(SCaRSheet(300, 2, "val"), start=0, stop=100, rows=200).path
+        '.parts/val/000000000.parquet'
+    """
 
     sheet: Sheet
     start: int
@@ -43,18 +49,20 @@ class Block:
 
     @property
     def path(self) -> str:
+        """Return the path of the block's file, relative to the root."""
         return f"{PARTS}/{self.sheet.name}/{self.start:09d}.parquet"
 
 
 def load_library(config: SceneConfig) -> SceneLibrary:
+    """Return the shapes or photographs that a set of scenes is composed of."""
     return draw_shapes() if config.source == "shapes" else load_stamps(config.images, config.size)
 
 
 def write_scenes(config: SceneConfig, out: str | Path, workers: int = 1) -> dict[str, Any]:
-    """Writes what `config` asks for into `out`, going on where an earlier call was stopped. Returns what `scenes.json`
-    says.
+    """Write a set of scenes into `out`, and return the content of its `scenes.json`.
 
-    Raises VirtueError for a folder that holds something else, or scenes of other settings.
+    A call resumes where an earlier one was stopped. Raises VirtueError for a folder that holds something else, or
+    scenes of other settings.
     """
     out = Path(out)
     identity = fingerprint(config)
@@ -74,13 +82,13 @@ def write_scenes(config: SceneConfig, out: str | Path, workers: int = 1) -> dict
 
 
 def settings_of(config: SceneConfig) -> dict[str, Any]:
-    """The settings that scenes depend on; those of MMEB-mini only where it is asked for."""
+    """Return the settings that scenes depend on; those of MMEB-mini only where it is written."""
     unused = {"cache"} if config.mmeb_train or config.mmeb_test else {"cache", "mmeb_train", "mmeb_test"}
     return {name: value for name, value in asdict(config).items() if name not in unused}
 
 
 def fingerprint(config: SceneConfig) -> str:
-    """Equal for equal scenes: of the settings and of the images' content."""
+    """Return a fingerprint of the settings and of the images' content: equal for equal scenes."""
     contents = [] if config.source == "shapes" else stamp_contents(config.images)
     return hashlib.sha256(json.dumps([FORMAT, settings_of(config), contents], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -100,9 +108,9 @@ def _describe(config: SceneConfig, library: SceneLibrary) -> dict[str, Any]:
         "objects": {split: len(library.of_split(split)) for split in ("train", "held_out")},
         "missing_pictures": list(library.missing),
         "backgrounds": [
-            {"phrase": place.phrase, "photograph": photograph.name, "split": photograph.split}
-            for place in library.places
-            for photograph in place.photographs
+            {"phrase": background.phrase, "photograph": photograph.name, "split": photograph.split}
+            for background in library.backgrounds
+            for photograph in background.photographs
         ],
         "licences": library.licences,
         "notes": [
@@ -133,7 +141,7 @@ def _describe_mmeb(config: SceneConfig) -> dict[str, Any]:
 
 
 def _begin(out: Path, config: SceneConfig, identity: str) -> dict[str, Any]:
-    """What `out` says of itself; a new folder is told what it will hold."""
+    """Return the content of `scenes.json` in `out`; a new folder gets one."""
     path, wanted = out / "scenes.json", settings_of(config)
     if path.exists():
         found = read_json(path)
@@ -171,7 +179,7 @@ def _write_blocks(blocks: list[Block], config: SceneConfig, library: SceneLibrar
 
 
 def _run(blocks: list[Block], config: SceneConfig, library: SceneLibrary, out: Path, workers: int) -> Iterator[Block]:
-    """Writes the blocks, yielding each when it is done. Workers inherit the library's images by forking."""
+    """Write the blocks, and yield each when it is done. Workers inherit the library's images by forking."""
     if workers <= 1 or len(blocks) <= 1:
         for block in blocks:
             write_block(block, config, library, out)
@@ -203,20 +211,20 @@ def _write_inherited(block: Block) -> Block:
 
 
 def write_block(block: Block, config: SceneConfig, library: SceneLibrary, out: Path) -> None:
-    """The block's images, then its rows; drawing i is the same in whatever block and process it is written."""
+    """Write the block's images, then its rows; drawing i is the same in any block and process."""
     sheet = block.sheet
     rows = [row for index in range(block.start, block.stop) for row in sheet.write(index, config, library, out)]
     table = pa.Table.from_pylist(rows[: block.rows], schema=sheet.schema)
-    with replacing(out / block.path) as path:
+    with replace_whole(out / block.path) as path:
         pq.write_table(table, path)
 
 
 def _merge(out: Path, sheet: Sheet) -> None:
-    """All the sheet's blocks in one file, read one at a time."""
+    """Write all the sheet's blocks to one file, reading one at a time."""
     target = out / sheet.parquet
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as path, pq.ParquetWriter(path, sheet.schema) as writer:
+    with replace_whole(target) as path, pq.ParquetWriter(path, sheet.schema) as writer:
         for block in _blocks(sheet):
             writer.write_table(pq.read_table(out / block.path))

@@ -1,11 +1,9 @@
-"""Folders of shards: tars of images with their rows, and the manifest that says what is in them.
+"""Folders of shards: tars of images with their rows, and the manifest that describes them.
 
-One tar record is one image: `000000123.jpg` (its bytes as they were found) and `000000123.json`,
-`{"image": PATH, "rows": [...]}`, so that an image with several regions is stored, read and encoded once.
-Rows that speak of several images stand beside `000000123.jpg`, `000000123.1.jpg`, `000000123.2.jpg`, ..., and rows of
-text
-alone beside none; the json then says how many there are, `"pictures": 3`.
-The number is the record's place in the folder, counted over all shards.
+One tar record is one image: `000000123.jpg` (its bytes as they were found) and `000000123.json`, `{"image": PATH,
+"rows": [...]}`, so that an image with several regions is stored, read and encoded once. Rows with several images stand
+beside `000000123.jpg`, `000000123.1.jpg`, `000000123.2.jpg`, ..., and rows of text alone beside none; the json then
+gives their number, `"pictures": 3`. A record's number is its index in the folder, counted over all shards.
 """
 
 from __future__ import annotations
@@ -30,23 +28,29 @@ from virtue_pl.types import VirtueError
 FORMAT = "virtue_pl shards 1"
 MANIFEST = "manifest.json"
 SHARD_KEYS = {"images": "pictures", "rows_per_image": "rows_per_picture"}
-"""Fields of `Shard` that have another name in a manifest."""
+"""Keys of a manifest by the field of `Shard`, where they differ."""
 NAMED_SKIPS = 1000
 """How many skipped rows a manifest names; all are counted."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar. `images` counts its records, whatever the number of images in them; `rows_per_image` has each one's
-    rows, in order.
+    """One tar of a folder.
+
+    Example:
+        >>> shard = Shard("shard-000000.tar", images=2, rows=3, bytes=10_240, sha256="0123", rows_per_image=(1, 2))
+        >>> shard.to_json()["pictures"]
+        2
     """
 
     name: str
     images: int
+    """Number of records, whatever the number of images in them."""
     rows: int
     bytes: int
     sha256: str
     rows_per_image: tuple[int, ...]
+    """Number of rows of each record, in order."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the shard as it stands in a manifest."""
@@ -54,50 +58,60 @@ class Shard:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Shard:
-        """Return the shard that `to_json` gave. Raises KeyError or TypeError for another mapping."""
+        """Return the shard that `to_json` wrote. Raises KeyError or TypeError for another mapping."""
         names = {SHARD_KEYS.get(name, name): name for name in cls.__dataclass_fields__}
-        return cls(**{names[key]: tuples(value) for key, value in content.items()})
+        return cls(**{names[key]: as_tuples(value) for key, value in content.items()})
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds and where it came from.
+    """The contents of a folder of shards, and their origin.
 
-    kind: "pairs" (training) or "rankings" (evaluation). source: fingerprint of what was converted, and how.
-    distribution: "IND" or "OOD", where the benchmark says whether the dataset is trained on, or else "".
-    negatives: the fewest and the most hard negatives of a row. rankings: names that the rows are scored under.
-    skipped: rows left out, counted by reason; the first of them with key and problem in `skipped_rows`.
+    Example:
+        >>> shard = Shard("shard-000000.tar", 2, 3, 10_240, "0123", (1, 2))
+        >>> Manifest("SCAR_mini", "pairs", "scar_mini", "region captions", "CC0", "", (shard,)).rows
+        3
     """
 
     name: str
     kind: str
+    """Either "pairs" (training) or "rankings" (evaluation)."""
     task: str
     meta_task: str
     licence: str
     source: str
+    """Fingerprint of what was converted, and how."""
     shards: tuple[Shard, ...]
     negatives: tuple[int, int] = (0, 0)
+    """The fewest and the most hard negatives of a row."""
     rankings: tuple[str, ...] = ()
+    """Names under which the rows are scored."""
     skipped: Mapping[str, int] = field(default_factory=dict)
+    """Number of rows left out, by reason."""
     skipped_rows: tuple[tuple[str, str], ...] = ()
+    """Key and problem of the first rows left out."""
     distribution: str = ""
+    """Either "IND" or "OOD", where the benchmark says whether the dataset is trained on; else ""."""
     finished: bool = False
     format: str = FORMAT
 
     @property
     def rows(self) -> int:
+        """Return the number of rows in all shards."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def images(self) -> int:
+        """Return the number of records in all shards."""
         return sum(shard.images for shard in self.shards)
 
     @property
     def fingerprint(self) -> str:
-        """The data itself: sha256 over the shards' checksums."""
+        """Return the fingerprint of the data itself: SHA-256 over the shards' checksums."""
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     def write(self, path: Path) -> None:
+        """Write the manifest to `path`, whole or not at all."""
         content = {
             **asdict(self),
             "shards": [shard.to_json() for shard in self.shards],
@@ -111,11 +125,11 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Raises VirtueError where the file is no finished manifest of this format."""
+        """Return the manifest of a file. Raises VirtueError where it is no finished manifest of this format."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             names = cls.__dataclass_fields__
-            values = {name: tuples(value) for name, value in content.items() if name in names}
+            values = {name: as_tuples(value) for name, value in content.items() if name in names}
             manifest = cls(**{**values, "shards": tuple(Shard.from_json(shard) for shard in content["shards"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise VirtueError(
@@ -129,33 +143,38 @@ class Manifest:
         return manifest
 
 
-def tuples(value: Any) -> Any:
-    """Lists, inside lists too, as tuples."""
-    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+def as_tuples(value: Any) -> Any:
+    """Return lists, also those inside lists, as tuples; any other value as it is."""
+    return tuple(as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A finished folder of shards, and where its images' stored features are read, if they are.
+    """A finished folder of shards, and how its images are read.
 
-    `remote` is where shards that are not there yet come from. `resize_to_square` is `Record`'s. Where `manifest` has
-    been cut (`first`), its
-    shards' last images are passed over.
+    Example:
+        >>> folder = ShardFolder.open("shards/SCAR_mini", option="train")  # doctest: +SKIP
+        >>> folder.limit_rows(100).manifest.rows  # doctest: +SKIP
+        100
     """
 
     path: Path
     manifest: Manifest
+    """One that was cut by `limit_rows` describes the first records only; the rest of the shards is passed over."""
     features: StoredFeatures | None = None
+    """Stored features of the images; None where they are not read."""
     remote: RemoteFolder | None = None
+    """Where shards that have not been copied yet come from."""
     resize_to_square: int | None = None
+    """See `Record`."""
 
     @classmethod
     def open(cls, path: str | Path, option: str, cache: CacheOptions = CacheOptions()) -> ShardFolder:
-        """Raises VirtueError naming `option` (which setting gave the path) where shards are missing.
+        """Open a folder of shards, or the URL of one.
 
-        A URL's shards are copied to a folder in `cache.folder` when they are read; once all are there, that folder can
-        be named in its
-        place.
+        A URL's shards are copied to a folder in `cache.folder` when they are read; once all are copied, that folder can
+        be named in place of the URL. Raises VirtueError, which names `option` (the setting that gave the path), where
+        shards are missing.
         """
         if is_remote(path):
             manifest = Manifest.read(RemoteFolder(str(path), cache, option=option).fetch(MANIFEST))
@@ -178,30 +197,31 @@ class ShardFolder:
             )
         return folder
 
-    def reading(self, name: str) -> AbstractContextManager[Path]:
-        """The shard's file, which is copied from where it lies if it is not there, and stays while it is read. Raises
-        VirtueError where it cannot be had.
+    def hold_file(self, name: str) -> AbstractContextManager[Path]:
+        """Provide the file of a shard, copied from its URL if need be, which is kept while it is read.
+
+        Raises VirtueError where it cannot be read.
         """
         if self.remote is None:
             return nullcontext(self.path / name)
         shard = self._by_name[name]
-        return self.remote.reading(name, shard.bytes, shard.sha256)
+        return self.remote.hold_file(name, shard.bytes, shard.sha256)
 
-    def first(self, rows: int | None) -> ShardFolder:
-        """The folder of the first images alone, as many as have at most `rows` rows; None for all."""
+    def limit_rows(self, rows: int | None) -> ShardFolder:
+        """Return the folder of the first images alone, as many as have at most `rows` rows; None for all."""
         if rows is None or rows >= self.manifest.rows:
             return self
-        kept: list[Shard] = []
+        whole: list[Shard] = []
         for shard in self.manifest.shards:
-            counts = counts_within(shard.rows_per_image, rows - sum(found.rows for found in kept))
+            counts = counts_within(shard.rows_per_image, rows - sum(found.rows for found in whole))
             if counts:
-                kept.append(replace(shard, images=len(counts), rows=sum(counts), rows_per_image=counts))
+                whole.append(replace(shard, images=len(counts), rows=sum(counts), rows_per_image=counts))
             if len(counts) < shard.images:
                 break
-        return replace(self, manifest=replace(self.manifest, shards=tuple(kept)))
+        return replace(self, manifest=replace(self.manifest, shards=tuple(whole)))
 
     def shards_within(self, rows: int | None) -> tuple[Shard, ...]:
-        """All shards, or the first ones that hold `rows` rows."""
+        """Return all shards, or the first ones that hold `rows` rows."""
         ends = accumulate(shard.rows for shard in self.manifest.shards)
         return tuple(
             shard
@@ -211,6 +231,7 @@ class ShardFolder:
 
     @property
     def paths(self) -> tuple[Path, ...]:
+        """Return the path of every shard."""
         return tuple(self.path / shard.name for shard in self.manifest.shards)
 
     @cached_property
@@ -219,5 +240,5 @@ class ShardFolder:
 
 
 def counts_within(counts: tuple[int, ...], rows: int) -> tuple[int, ...]:
-    """The first of the counts whose sum is at most `rows`."""
+    """Return the first of the counts whose sum is at most `rows`."""
     return counts[: bisect_right(tuple(accumulate(counts)), rows)]

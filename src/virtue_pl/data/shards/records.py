@@ -22,39 +22,47 @@ IMAGE_EXTENSIONS = (*EXTENSIONS.values(), "jpeg")
 
 
 _DECODED: WeakValueDictionary[tuple[str, int], Tensor] = WeakValueDictionary()
-"""ImageBatch that something still holds, by content key and `max_pixels`: a candidate of many rows is in memory once.
-"""
+"""Decoded images that are in use, by content key and `max_pixels`: a candidate of many rows is in memory once."""
 
 
 @dataclass(frozen=True, eq=False)
 class RecordImage:
-    """An image that is decoded when `image` is first asked for: of many candidates, only those that a row shows are.
+    """An image of a record, decoded when `image` is first read: of many candidates, only those that rows use.
 
-    `content_key` is the same for the same pixels. `features` are what is stored of it. The other fields are `Record`'s.
+    Example:
+        >>> image = RecordImage(jpeg, content_key(jpeg), "SCAR_mini/0", max_pixels=10_000)  # doctest: +SKIP
+        >>> image.image.shape  # (3, height, width)  # doctest: +SKIP
+        torch.Size([3, 48, 64])
     """
 
     data: bytes
+    """The compressed image."""
     content_key: str
+    """The same for the same pixels."""
     record: str
+    """The record's key, for errors."""
     max_pixels: int
     features: ImageFeatures = NO_FEATURES
+    """Stored features of the image."""
     resize_to_square: int | None = None
+    """See `Record`."""
 
     @cached_property
     def image(self) -> UInt8[Tensor, "3 height width"]:
-        """Raises DataError if the image cannot be decoded, or has more than `max_pixels`."""
-        place = (self.content_key, self.max_pixels)
-        known = _DECODED.get(place)
-        if known is None:
-            known = decode(self.data, self.record, self.max_pixels)
-            side = self.resize_to_square
-            _DECODED[place] = known = known if side is None else resize_bicubic(known, (side, side))
-        return known
+        """Return the decoded image. Raises DataError if it cannot be decoded, or has more than `max_pixels`."""
+        key = (self.content_key, self.max_pixels)
+        decoded = _DECODED.get(key)
+        if decoded is None:
+            decoded = decode(self.data, self.record, self.max_pixels)
+            size = self.resize_to_square
+            _DECODED[key] = decoded = decoded if size is None else resize_bicubic(decoded, (size, size))
+        return decoded
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the image as it is stored, in whose pixels its boxes and masks are. Raises DataError as
-        `image` does.
+        """Return (height, width) of the image as it is stored, in whose pixels its boxes and masks are.
+
+        Raises DataError as `image` does.
         """
         if self.resize_to_square is None:
             return self.image.shape[1], self.image.shape[2]
@@ -64,75 +72,88 @@ class RecordImage:
 
 @dataclass(frozen=True)
 class Row:
-    """One annotation of a record's images, as the shard's JSON has it. `key` finds it again: folder and row of the
-    source.
+    """One annotation of a record's images, as the shard's JSON has it.
+
+    Example:
+        >>> Row("SCAR_mini/7", "scar_mini", {"row": 7, "target": "a cat to the left of a dog"}).text("target")
+        'a cat to the left of a dog'
     """
 
     key: str
+    """Folder and row of the source."""
     task: str
     fields: Mapping[str, Any]
 
     def __getitem__(self, name: str) -> Any:
+        """Return a field. Raises DataError where it is missing."""
         if name not in self.fields:
             raise DataError(self.key, f"field {name!r} is missing, found {', '.join(self.fields)}")
         return self.fields[name]
 
     def text(self, name: str) -> str:
+        """Return a field that is a text. Raises DataError for anything else, and for an empty text."""
         value = self[name]
         if not isinstance(value, str) or not value:
             raise DataError(self.key, f"field {name!r} is {value!r}, expected a text")
         return value
 
     def texts(self, name: str) -> list[str]:
+        """Return a field that is a list of texts. Raises DataError for anything else."""
         value = self[name]
         if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
             raise DataError(self.key, f"field {name!r} is {value!r}, expected a list of texts")
         return value
 
 
-def nothing_stored(key: str) -> ImageFeatures:
-    """Of any image."""
+def no_features(key: str) -> ImageFeatures:
+    """Return no features, whatever the image."""
     return NO_FEATURES
 
 
 @dataclass(frozen=True)
 class Record:
-    """Rows and the images that they speak of, still compressed: mostly one, but several or none are as good.
+    """The rows of one tar entry, and their images, still compressed: mostly one, but several or none are possible.
 
-    `index` is the record's place in the folder. `stored` gives what is stored of an image, by its content key.
-    `resize_to_square`: images are stretched to a square of so many pixels a side; None leaves them as they are.
+    Example:
+        >>> Record("SCAR_mini/000000000 (a.jpg)", 0, data=(b"", b""), rows=()).images(max_pixels=10_000)[1].record
+        'SCAR_mini/000000000 (a.jpg)'
     """
 
     key: str
     index: int
+    """The record's index in the folder."""
     data: tuple[bytes, ...]
+    """The compressed images, in order."""
     rows: tuple[Row, ...]
-    stored: Callable[[str], ImageFeatures] = nothing_stored
+    stored: Callable[[str], ImageFeatures] = no_features
+    """Returns the stored features of an image, by its content key."""
     resize_to_square: int | None = None
+    """Images are stretched to a square of so many pixels a side; None leaves them as they are."""
 
     def images(self, max_pixels: int) -> tuple[RecordImage, ...]:
-        """None of them decoded yet."""
-        side = self.resize_to_square
-        change = "" if side is None else f", squash {side}"  # part of keys, which stay as they were
+        """Return the images, none of them decoded yet."""
+        size = self.resize_to_square
+        change = "" if size is None else f", squash {size}"  # part of keys, which stay as they were
         pairs = [(data, content_key(data)) for data in self.data]
         return tuple(
-            RecordImage(data, key + change, self.key, max_pixels, self.stored(key), side) for data, key in pairs
+            RecordImage(data, key + change, self.key, max_pixels, self.stored(key), size) for data, key in pairs
         )
 
 
 def content_key(data: bytes) -> str:
-    """What names an image: the same for the same bytes."""
+    """Return a key for an image: the same for the same bytes."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def image_member(number: int, extension: str) -> str:
-    """What stands behind a record's key in the name of its image `number`: `jpg`, `1.jpg`, `2.jpg`, ..."""
+    """Return what follows a record's key in the name of its image `number`: `jpg`, `1.jpg`, `2.jpg`, ..."""
     return f"{number}.{extension}" if number else extension
 
 
 def read_record(members: Mapping[str, Any], name: str, task: str) -> Record:
-    """The record of one tar entry of the folder `name`. Raises DataError naming it. Its json says how many images it
-    has, if not one.
+    """Return the record of one tar entry of the folder `name`.
+
+    Its json gives the number of its images, if not one. Raises DataError, which names the record, for a damaged entry.
     """
     key = f"{name}/{members['__key__']}"
     if "json" not in members:
@@ -147,7 +168,9 @@ def read_record(members: Mapping[str, Any], name: str, task: str) -> Record:
 
 
 def read_images(members: Mapping[str, Any], count: int, key: str) -> tuple[bytes, ...]:
-    """The bytes of the record's `count` images, in order. Raises DataError where one is not there or there twice."""
+    """Return the bytes of the record's `count` images, in order. Raises DataError where one is missing
+    or occurs twice.
+    """
     names = [
         [name for extension in IMAGE_EXTENSIONS if (name := image_member(number, extension)) in members]
         for number in range(count)
@@ -162,11 +185,15 @@ def read_images(members: Mapping[str, Any], count: int, key: str) -> tuple[bytes
 
 
 def found_members(members: Mapping[str, Any]) -> str:
+    """Return the names of a tar entry's members, for errors."""
     return ", ".join(name for name in members if not name.startswith("__"))
 
 
 def read_region(row: Row, size: tuple[int, int]) -> Region:
-    """The row's "box" (xyxy pixels) and "mask" (run lengths or null). Raises DataError for one that is none."""
+    """Return the row's "box" (xyxy in pixels) and "mask" (run lengths or null) as a region.
+
+    `size` = (height, width) of the image. Raises DataError for a box or mask that is impossible.
+    """
     box = row["box"]
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)):
         raise DataError(row.key, f"box {box!r}, expected four numbers [x1, y1, x2, y2] in pixels")
@@ -179,9 +206,10 @@ def read_region(row: Row, size: tuple[int, int]) -> Region:
 
 
 def read_mask(row: Row, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
-    """The row's mask over the whole image of `size` = (height, width).
+    """Return the row's mask over the whole image of `size` = (height, width).
 
-    It is stored as COCO's uncompressed run lengths, down the columns: outside, inside, outside, ...
+    It is stored as COCO's uncompressed run lengths, down the columns: outside, inside, outside, ... Raises DataError
+    for one of another size.
     """
     encoded, (height, width) = row["mask"], size
     if (

@@ -1,4 +1,4 @@
-"""webdataset with its open doors shut: no pickle, no shell, no URL is opened by it.
+"""webdataset, restricted: it opens no pickle, no shell and no URL.
 
 `WDS_SECURE` also forbids it to open local files, so the stream opens shards itself and hands it the open file.
 """

@@ -1,4 +1,4 @@
-"""Writes a folder of shards, record by record; a run that was stopped goes on where its last whole shard ended."""
+"""The writer of a folder of shards, record by record; a run that was stopped resumes behind its last whole shard."""
 
 from __future__ import annotations
 
@@ -13,27 +13,32 @@ from types import TracebackType
 from typing import Any
 
 from virtue_pl.data.io.atomic import sha256
-from virtue_pl.data.shards.manifest import MANIFEST, NAMED_SKIPS, Manifest, Shard, tuples
+from virtue_pl.data.shards.manifest import MANIFEST, NAMED_SKIPS, Manifest, Shard, as_tuples
 from virtue_pl.data.shards.records import image_member
 from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.types import DataError, VirtueError
 
 JOURNAL = "journal.jsonl"
-"""In a half-written folder: first what it is made from, then a line for every finished shard."""
+"""File in a half-written folder: a first line with its source, then a line for every finished shard."""
 
 
 class ShardWriter:
-    """Writes the shards of one folder; nothing is seen under the folder's name before `finish`.
+    """Writes the shards of one folder, which appears under its name when `write_manifest` has been called.
 
-    Until then they are in `.NAME.partial`. A writer of the same source continues such a folder: `groups` says how many
-    groups of
-    rows its finished shards took. Raises VirtueError for one that was made from something else, and while another
-    process writes it.
+    Until then they are in `.NAME.partial`. A writer of the same source continues such a folder: `groups` is the number
+    of groups of rows in its finished shards. Raises VirtueError for one that was made from something else, and while
+    another process writes it.
 
     Args:
-        folder: where the shards will be; must not be there yet.
-        images_per_shard: when the next tar begins, in records.
+        folder: where the shards will be; must not exist yet.
+        images_per_shard: records of a tar.
         source: fingerprint of what is converted, and how.
+
+    Example:
+        >>> with ShardWriter(Path("shards/mini"), images_per_shard=100) as writer:  # doctest: +SKIP
+        ...     writer.add([(jpeg, "jpg")], "a.jpg", [{"row": 0, "query": "...", "target": "a cat"}])
+        ...     writer.finish_group()
+        ...     writer.write_manifest(name="mini", kind="pairs", task="mini", meta_task="captions", licence="CC0")
     """
 
     def __init__(self, folder: Path, images_per_shard: int, source: str = "") -> None:
@@ -55,7 +60,7 @@ class ShardWriter:
         self.partial.mkdir(parents=True, exist_ok=True)
         self._journal = (self.partial / JOURNAL).open("a+", encoding="utf-8")
         self._lock()
-        self._continue()
+        self._resume()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -79,10 +84,9 @@ class ShardWriter:
         rows: Sequence[Mapping[str, Any]],
         paths: Sequence[str] = (),
     ) -> None:
-        """One record: images, each as (bytes, extension), and all rows that speak of them. `image` says where they are
-        from.
+        """Write one record: images, each as (bytes, extension), and all rows that refer to them.
 
-        `paths`, where each of them is from, are not kept.
+        `image_path` names the images' source. `paths`, the source of each of them, are not stored.
         """
         if self._tar is None:
             self._stream = self._path.open("wb")
@@ -96,19 +100,19 @@ class ShardWriter:
         self.rankings |= {name: None for row in rows for name in row.get("rankings", ())}
 
     def skip(self, error: DataError, rows: int = 1) -> None:
-        """Counts rows that are left out; the problem's words before ":" are the reason."""
+        """Count rows that are left out; the words of the problem before ":" are the reason."""
         self.skipped[error.problem.partition(":")[0]] += rows
         if len(self.skipped_rows) < NAMED_SKIPS:
             self.skipped_rows.append((error.key, error.problem))
 
-    def group_done(self) -> None:
-        """A group of rows has been added or skipped; only here may a shard end."""
+    def finish_group(self) -> None:
+        """Count a group of rows that has been added or skipped; only here may a shard end."""
         self.groups += 1
         if len(self._counts) == self.images_per_shard:
             self._finish_shard()
 
     def write_manifest(self, **about: Any) -> Manifest:
-        """Writes the manifest and gives the folder its name. `about` are the manifest's other fields."""
+        """Write the manifest, with the other fields in `about`, and give the folder its name."""
         if self._counts:
             self._finish_shard()
         manifest = Manifest(
@@ -139,7 +143,7 @@ class ShardWriter:
         path, counts = self._path, tuple(self._counts)
         self.shards.append(Shard(path.name, len(counts), sum(counts), path.stat().st_size, sha256(path), counts))
         self._counts = []
-        self._note(
+        self._append_line(
             shard=self.shards[-1].to_json(),
             groups=self.groups,
             skipped=self.skipped,
@@ -149,7 +153,7 @@ class ShardWriter:
         )
         self._named = len(self.skipped_rows)
 
-    def _note(self, **line: Any) -> None:
+    def _append_line(self, **line: Any) -> None:
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
 
@@ -162,8 +166,8 @@ class ShardWriter:
                 f"{self.partial} is being written by another process: wait for it, or change --out"
             ) from error
 
-    def _continue(self) -> None:
-        """Takes over what the journal says is whole, and removes everything else."""
+    def _resume(self) -> None:
+        """Restore what the journal says is whole, and remove everything else."""
         first, *lines = journal_lines(self.partial / JOURNAL) or [{}]
         if first and first != self._first_line:
             self._journal.close()
@@ -171,31 +175,31 @@ class ShardWriter:
                 f"{self.partial} holds half of something else, made from another source or with other settings: remove"
                 " it, or change --out"
             )
-        kept = list(whole_shards(self.partial, lines))
-        for line in kept:
-            self._take(line)
+        whole = list(whole_shards(self.partial, lines))
+        for line in whole:
+            self._restore(line)
         names = {shard.name for shard in self.shards} | {JOURNAL}
         for path in self.partial.iterdir():
             if path.name not in names:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._journal.truncate(0)
-        for line in [self._first_line, *kept]:
-            self._note(**line)
+        for line in [self._first_line, *whole]:
+            self._append_line(**line)
 
     @property
     def _first_line(self) -> dict[str, Any]:
         return {"source": self.source, "pictures_per_shard": self.images_per_shard}
 
-    def _take(self, line: Mapping[str, Any]) -> None:
+    def _restore(self, line: Mapping[str, Any]) -> None:
         self.shards.append(Shard.from_json(line["shard"]))
         self.groups, self.skipped = line["groups"], Counter(line["skipped"])
-        self.skipped_rows += [tuples(row) for row in line["skipped_rows"]]
+        self.skipped_rows += [as_tuples(row) for row in line["skipped_rows"]]
         self._named = len(self.skipped_rows)
         self.negatives, self.rankings = set(line["negatives"]), dict.fromkeys(line["rankings"])
 
 
 def journal_lines(path: Path) -> list[dict[str, Any]]:
-    """The journal's whole lines; one that was cut off, and what follows it, is left out."""
+    """Return the journal's whole lines, up to one that was cut off."""
     lines: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -206,7 +210,7 @@ def journal_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def whole_shards(folder: Path, lines: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    """The lines up to the first shard that is not there as it was written."""
+    """Return the lines up to the first shard whose file is missing or has changed."""
     for number, line in enumerate(lines):
         shard = line["shard"]
         path = folder / shard["name"]

@@ -1,1 +1,1 @@
-"""Shards to batches, for each rank and worker."""
+"""Shards to batches, for each rank and data worker."""

@@ -1,4 +1,4 @@
-"""ImageBatch alone, shard by shard, for what is computed once of each and stored."""
+"""Images alone, shard by shard, for what is computed once of each image and stored."""
 
 from __future__ import annotations
 
@@ -13,22 +13,31 @@ from virtue_pl.data.shards.manifest import Shard, ShardFolder
 from virtue_pl.data.shards.records import Record, RecordImage
 from virtue_pl.data.streaming.loader import BatchStream
 from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog, read_shards
-from virtue_pl.features.store import Making, features_path, is_stored
+from virtue_pl.features.store import FeatureProvenance, features_path, is_stored
 from virtue_pl.types import DataError, ImageBatch, ShardImageBatch
 
 
 class ImageStream(BatchStream):
-    """Every distinct image of every shard once, over all ranks and workers, each of which has whole shards.
+    """Every distinct image of every shard once, over all ranks and workers, each of which reads whole shards.
 
     A batch holds the images of up to `batch_size` records of one shard. Raises VirtueError for stored features that
-    were made otherwise.
+    were made from other data or by another network.
 
     Args:
         shards: the shards to read, in order.
-        collate: `Collator.images`.
-        features: name of the folder of stored features in each folder of shards: a shard that is there is passed over;
-            None reads all.
-        fingerprints: by stream, of what the features depend on.
+        collate: `Collator.collate_images`.
+        batch_size: records of a batch.
+        features: name of the folder of stored features in each folder of shards: a shard with stored features is passed
+            over; None reads all.
+        fingerprints: of what the features depend on, by stream.
+        max_pixels: larger images count as bad.
+        reader: the rank that is read for, and its limits of bad samples.
+
+    Example:
+        >>> folder = ShardFolder.open("shards/SCAR_mini", "train")  # doctest: +SKIP
+        >>> shards = [(folder, shard) for shard in folder.manifest.shards]  # doctest: +SKIP
+        >>> stream = ImageStream(shards, model.collator.collate_images, batch_size=8, features=None, fingerprints={},
+        ...     max_pixels=10_000_000, reader=ReaderInfo())  # doctest: +SKIP
     """
 
     def __init__(
@@ -53,19 +62,23 @@ class ImageStream(BatchStream):
         ]
 
     def stored(self, folder: ShardFolder, shard: Shard, features: str, fingerprints: Mapping[str, str]) -> bool:
-        """Whether a run before this one stored the shard's features."""
+        """Return whether an earlier run stored the shard's features."""
         return is_stored(
-            features_path(folder.path / features, shard.name), Making(None, fingerprints, folder.manifest.fingerprint)
+            features_path(folder.path / features, shard.name),
+            FeatureProvenance(None, fingerprints, folder.manifest.fingerprint),
         )
 
     @property
     def num_batches(self) -> int:
+        """See `BatchStream`."""
         return sum(self.batches_of(shard, stored) for _, shard, stored in self.shards)
 
     def batches_of(self, shard: Shard, stored: bool) -> int:
+        """Return the number of batches of one shard; 1, which is empty, for one with stored features."""
         return 1 if stored else max(1, -(-shard.images // self.batch_size))
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        """See `BatchStream`."""
         for folder, shard, stored in self.shards[reader.worker :: reader.num_workers]:
             records = iter(()) if stored else read_shards([{"url": str(folder.path / shard.name)}], folder, log)
             seen: set[str] = set()
@@ -79,7 +92,7 @@ class ImageStream(BatchStream):
                 )
 
     def distinct(self, records: Iterable[Record], seen: set[str], log: SkipLog) -> Iterator[RecordImage]:
-        """The records' images that are not in `seen`, which they then are, decoded; bad ones are named and skipped."""
+        """Yield the records' images that are not in `seen`, and add them to it; bad ones are named and skipped."""
         for image in chain.from_iterable(record.images(self.max_pixels) for record in records):
             if image.content_key in seen:
                 continue
@@ -89,5 +102,5 @@ class ImageStream(BatchStream):
             except DataError as error:
                 log.skip(error)
             else:
-                log.good()
+                log.reset_consecutive()
                 yield image

@@ -1,4 +1,4 @@
-"""Loaders with a true length over streams that each data worker reads for itself."""
+"""Loaders with a true length, over streams that each data worker reads for itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from virtue_pl.data.shards.manifest import ShardFolder
-from virtue_pl.data.streaming.partition import ranking_batches, share_of
+from virtue_pl.data.streaming.partition import ranking_batches, share_for_rank
 from virtue_pl.data.streaming.pipeline import (
     ReaderInfo,
     SkipLog,
@@ -26,23 +26,37 @@ from virtue_pl.types import RankingSample, Sample, TensorDataclass, VirtueError
 
 @dataclass(frozen=True, eq=False)
 class Delivery(TensorDataclass):
-    """What a worker hands over: a batch if there is one, what it skipped since its last delivery, and why it stopped if
-    it did.
+    """What a worker hands over: a batch, what it skipped since its last delivery, and why it stopped.
+
+    Example:
+        >>> Delivery(batch=None, skipped=(("SCAR_mini/7", "damaged image"),)).error is None
+        True
     """
 
     batch: Any = None
+    """None where the worker only reports."""
     skipped: tuple[tuple[str, str], ...] = ()
+    """Key and problem of every sample skipped."""
     error: str | None = None
+    """Why the worker stopped; None where it did not."""
 
 
 class BatchStream(IterableDataset[Delivery], ABC):
     """Batches of one epoch, dealt to data workers in turn: worker w of W has batches w, w + W, ...
 
-    `epoch` is shared memory, since workers that live on keep their own copy of everything else.
+    `epoch` is in shared memory, since persistent workers have their own copy of everything else.
 
     Args:
         reader: the rank that is read for, and its limits of bad samples; its data workers are told apart where they
             run.
+
+    Example:
+        >>> class Numbers(BatchStream):
+        ...     num_batches = 3
+        ...     def batches(self, reader, epoch, log):
+        ...         return iter(range(reader.worker, 3, reader.num_workers))
+        >>> [delivery.batch for delivery in Numbers(ReaderInfo())]
+        [0, 1, 2, None]
     """
 
     def __init__(self, reader: ReaderInfo) -> None:
@@ -54,11 +68,11 @@ class BatchStream(IterableDataset[Delivery], ABC):
     @property
     @abstractmethod
     def num_batches(self) -> int:
-        """Batches of this rank's epoch, over all its workers."""
+        """Return the number of batches of this rank's epoch, over all its workers."""
 
     @abstractmethod
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        """This worker's batches, ready for the model; None for one that bad samples left empty."""
+        """Yield this worker's batches, ready for the model; None for one that bad samples left empty."""
 
     def __iter__(self) -> Iterator[Delivery]:
         info = get_worker_info()
@@ -73,12 +87,22 @@ class BatchStream(IterableDataset[Delivery], ABC):
 
 
 class TrainingStream(BatchStream):
-    """`steps` training batches a rank and epoch; what is random depends on seed, epoch, rank, world size and workers
-    alone.
+    """Training batches, `steps` for a rank and epoch.
+
+    Everything random depends on seed, epoch, rank, world size and workers alone.
 
     Args:
         source: the dataset, and how its samples are drawn.
         collate: `Collator.collate_train`; torch's generator is seeded anew for each of its calls.
+        batch_size: samples of a batch.
+        steps: batches of an epoch.
+        reader: see `BatchStream`.
+
+    Example:
+        >>> stream = TrainingStream(data.training_source(seed=0), model.collator.collate_train, batch_size=8, steps=10,
+        ...     reader=ReaderInfo())  # doctest: +SKIP
+        >>> len(list(stream.samples(ReaderInfo(), 0, stream.log)))  # doctest: +SKIP
+        10
     """
 
     def __init__(
@@ -98,15 +122,17 @@ class TrainingStream(BatchStream):
 
     @property
     def num_batches(self) -> int:
+        """See `BatchStream`."""
         return self.steps
 
     def samples(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
-        """This worker's batches of samples, before they are collated."""
+        """Yield this worker's batches of samples, before they are collated."""
         stream = training_samples(self.source, log, reader, epoch)
         sizes = [self.batch_size] * len(range(reader.worker, self.steps, reader.num_workers))
         return distinct_batches(stream, sizes, patience=20 * self.source.folder.manifest.rows)
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        """See `BatchStream`."""
         return collate_batches(self.samples(reader, epoch, log), self.collate, self.source.seed, epoch, reader)
 
 
@@ -117,8 +143,9 @@ def collate_batches(
     epoch: int,
     reader: ReaderInfo,
 ) -> Iterator[Any]:
-    """Yield each batch as `collate` makes it, for which torch's generator is seeded by the batch's number here and the
-    other arguments.
+    """Yield each batch as `collate` returns it.
+
+    Before each call, torch's generator is seeded from the batch's number here and the other arguments.
     """
     for step, samples in enumerate(batches):
         with torch.random.fork_rng(devices=[]):
@@ -131,8 +158,19 @@ class RankingStream(BatchStream):
     """Every evaluation sample of the named folders once, over all ranks and workers; a batch is of one folder.
 
     Args:
+        folders: folders of shards by name.
+        to_sample: the dataset's `to_sample`.
         collate: `Collator.collate_eval`.
+        batch_size: samples of a batch.
         rows: of each folder only its first images, as many as have at most so many rows; None for all.
+        max_pixels: larger images count as bad.
+        reader: see `BatchStream`.
+
+    Example:
+        >>> stream = RankingStream(data.test_folders, data.to_sample, model.collator.collate_eval, batch_size=8,
+        ...     max_pixels=10_000_000, reader=ReaderInfo())  # doctest: +SKIP
+        >>> stream.num_batches  # doctest: +SKIP
+        88
     """
 
     def __init__(
@@ -148,17 +186,18 @@ class RankingStream(BatchStream):
     ) -> None:
         super().__init__(reader)
         self.folders = dict(folders)
-        self.shares = {name: share_of(folder, batch_size, reader, rows) for name, folder in folders.items()}
+        self.shares = {name: share_for_rank(folder, batch_size, reader, rows) for name, folder in folders.items()}
         self.to_sample = to_sample
         self.collate = collate
         self.max_pixels = max_pixels
 
     @property
     def num_batches(self) -> int:
+        """See `BatchStream`."""
         return sum(share.num_batches for share in self.shares.values())
 
     def samples(self, reader: ReaderInfo, log: SkipLog) -> Iterator[list[RankingSample]]:
-        """This worker's batches of samples, before they are collated."""
+        """Yield this worker's batches of samples, before they are collated."""
         offset = 0
         for name, folder in self.folders.items():
             share = self.shares[name]
@@ -168,22 +207,27 @@ class RankingStream(BatchStream):
             offset += share.num_batches
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        """See `BatchStream`."""
         return (self.collate(samples) if samples else None for samples in self.samples(reader, log))
 
 
 class StreamLoader:
-    """What the trainer iterates: as many batches as `len` says (fewer only where bad samples empty an evaluation
-    batch).
+    """The loader that a trainer iterates, with as many batches as `len` gives.
 
-    Its state is how many batches of the pass were taken. A run that is resumed within an epoch reads those again,
-    passes them over,
-    and goes on with the batch that it would have had.
+    There are fewer only where bad samples leave an evaluation batch empty. Its state is the number of batches read in
+    this pass: a run that resumes within an epoch reads those again, passes them over, and goes on with the batch that
+    it would have had.
 
     Args:
         stream: what to read.
         num_workers: data workers; 0 reads in this process.
-        epoch: asked at the start of every pass.
-        skipped: where the keys and problems of skipped samples are written, as they become known here.
+        epoch: called at the start of every pass.
+        skipped: receives the keys and problems of skipped samples, as workers report them.
+
+    Example:
+        >>> loader = StreamLoader(stream, num_workers=2, epoch=lambda: 0, skipped={})  # doctest: +SKIP
+        >>> loader.state_dict()  # doctest: +SKIP
+        {'taken': 0}
     """
 
     def __init__(
@@ -192,7 +236,7 @@ class StreamLoader:
         self.stream = stream
         self.epoch = epoch
         self.skipped = skipped
-        self.taken = 0
+        self.batches_read = 0
         self._resume_at = 0
         self._loader = DataLoader(
             stream,
@@ -212,10 +256,11 @@ class StreamLoader:
         batches = enumerate(delivery.batch for delivery in self.deliveries() if delivery.batch is not None)
         for number, batch in batches:
             if number >= first:
-                self.taken = number + 1
+                self.batches_read = number + 1
                 yield batch
 
     def deliveries(self) -> Iterator[Delivery]:
+        """Yield what the workers hand over. Raises VirtueError where one stopped."""
         for delivery in self._loader:
             self.skipped.update(delivery.skipped)
             if delivery.error is not None:
@@ -223,8 +268,9 @@ class StreamLoader:
             yield delivery
 
     def state_dict(self) -> dict[str, int]:
-        return {"taken": self.taken}
+        """Return the number of batches read in this pass."""
+        return {"taken": self.batches_read}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """The next pass goes on behind the batches that were taken; one that was whole begins anew."""
+        """Let the next pass begin behind the batches that were read; a pass that was whole begins anew."""
         self._resume_at = state_dict["taken"] % len(self)

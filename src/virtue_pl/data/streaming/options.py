@@ -10,7 +10,7 @@ from virtue_pl.types import VirtueError
 
 
 def check_counts(counts: Mapping[str, int | None], minimum: int = 1) -> None:
-    """Raise VirtueError for an option below `minimum`; None is an option that is not given."""
+    """Raise VirtueError, which names the option, for a value below `minimum`; None is an option that is not set."""
     for option, value in counts.items():
         if value is not None and value < minimum:
             raise VirtueError(f"{option} is {value}, expected {minimum} or more")
@@ -18,7 +18,7 @@ def check_counts(counts: Mapping[str, int | None], minimum: int = 1) -> None:
 
 @dataclass(frozen=True)
 class BadSampleLimits:
-    """How many samples may be bad before it is no accident any more and the run stops.
+    """How many samples may be bad before the run stops.
 
     Example:
         >>> BadSampleLimits(max_bad_samples=10)
@@ -28,7 +28,7 @@ class BadSampleLimits:
     max_bad_samples: int = 100
     """How many different bad samples each worker skips before the run stops."""
     max_consecutive_bad: int = 20
-    """The same for bad samples in a row."""
+    """How many bad samples in a row each worker skips before the run stops."""
 
     def __post_init__(self) -> None:
         check_counts(
@@ -48,17 +48,18 @@ class ReaderOptions:
     num_workers: int = 0
     """Data workers a rank; 0 reads in the training process."""
     seed: int = 0
-    """Of the training stream."""
+    """Seed of the training stream."""
     max_bad_samples: int = BadSampleLimits.max_bad_samples
     """How many different bad samples each worker skips before the run stops."""
     max_consecutive_bad: int = BadSampleLimits.max_consecutive_bad
-    """The same for bad samples in a row."""
+    """How many bad samples in a row each worker skips before the run stops."""
     max_pixels: int = MAX_PIXELS
     """Larger images count as bad."""
     resize_to_square: int | None = None
     """Every image is stretched to a square of so many pixels a side, as the published evaluation does (1344), before
-    anything else sees
-    it; default none, the image's own size. How many pixels the vision tower reads is the backbone's to say."""
+    anything else sees it; default none, the image's own size. How many pixels the vision tower reads is an option of
+    the backbone.
+    """
 
     def __post_init__(self) -> None:
         check_counts({"max_pixels": self.max_pixels, "resize_to_square": self.resize_to_square})
@@ -67,7 +68,7 @@ class ReaderOptions:
 
     @property
     def limits(self) -> BadSampleLimits:
-        """The limits of bad samples alone. Raises VirtueError for one below 0."""
+        """Return the limits of bad samples alone. Raises VirtueError for one below 0."""
         return BadSampleLimits(self.max_bad_samples, self.max_consecutive_bad)
 
 
@@ -85,13 +86,13 @@ class SamplingOptions:
     train_rows: int | None = None
     """Only the first images of `train`, as many as have at most so many rows; default all."""
     steps_per_epoch: int | None = None
-    """Default as many as go into the rows once."""
+    """Training steps of an epoch; default as many as go into the rows once."""
     shuffle_buffer: int = 1000
     """Images, still compressed, that each worker shuffles among."""
     sample_buffer: int = 256
     """Samples, with decoded images, that each worker shuffles among; 1 keeps the rows of an image in one batch, where
-    it is encoded once
-    and they are each other's negatives."""
+    it is encoded once and they are each other's negatives.
+    """
 
     def __post_init__(self) -> None:
         check_counts({"train_rows": self.train_rows, "steps_per_epoch": self.steps_per_epoch})

@@ -1,4 +1,4 @@
-"""Who evaluates what: every row of a folder exactly once, over any number of ranks and data workers."""
+"""The partition of evaluation: every row of a folder exactly once, over any number of ranks and data workers."""
 
 from __future__ import annotations
 
@@ -16,38 +16,45 @@ from virtue_pl.types import RankingSample
 
 @dataclass(frozen=True)
 class Share:
-    """One rank's rows of one folder, cut into batches.
+    """The rows of one folder that one rank evaluates, cut into batches.
 
-    A rank has consecutive images, whole, and batches hold consecutive rows. All ranks have equally many batches,
-    as nearly equal in size as can be, as long as there are rows for them.
+    A rank has consecutive images, whole, and batches hold consecutive rows. All ranks have equally many batches, as
+    nearly equal in size as possible, as long as there are rows for them.
 
-    row_starts: where each image's rows begin, and the number of rows. bounds: where each batch begins, and the last
-    ends.
+    Example:
+        >>> share = Share(row_starts=(0, 2, 3, 5), bounds=(0, 3, 5))
+        >>> share.num_batches, share.batch_of(row=3)
+        (2, 1)
     """
 
     row_starts: tuple[int, ...]
+    """The first row of each image, and the number of rows."""
     bounds: tuple[int, ...]
+    """The first row of each batch, and the end of the last."""
 
     @property
     def num_batches(self) -> int:
+        """Return the number of batches."""
         return len(self.bounds) - 1
 
     def batch_of(self, row: int) -> int:
-        """The batch of a row of the folder; less than 0 or `num_batches` and more for other ranks' rows."""
+        """Return the batch of a row of the folder; less than 0 or `num_batches` and more for other ranks' rows."""
         return bisect_right(self.bounds, row) - 1 if row < self.bounds[-1] else self.num_batches
 
     def touches(self, first_image: int, end_image: int, batches: frozenset[int]) -> bool:
-        """Whether a row of these images is in one of `batches`."""
+        """Return whether a row of these images is in one of `batches`."""
         first, last = self.row_starts[first_image], self.row_starts[end_image] - 1
         return not batches.isdisjoint(range(self.batch_of(first), self.batch_of(last) + 1))
 
     def is_in(self, batches: frozenset[int], first_row: int, position: int) -> bool:
+        """Return whether the row at `position` of the record that begins at `first_row` is in one of `batches`."""
         return self.batch_of(first_row + position) in batches
 
 
-def share_of(folder: ShardFolder, batch_size: int, reader: ReaderInfo, rows: int | None = None) -> Share:
-    """The share of the reader's rank; of the whole folder, or of its first images, as many as have at most
-    `rows` rows.
+def share_for_rank(folder: ShardFolder, batch_size: int, reader: ReaderInfo, rows: int | None = None) -> Share:
+    """Return the share of the reader's rank.
+
+    It is of the whole folder, or of its first images, as many as have at most `rows` rows.
     """
     counts = [count for shard in folder.manifest.shards for count in shard.rows_per_image]
     starts = tuple(accumulate(counts, initial=0))
@@ -71,7 +78,7 @@ def ranking_batches(
     offset: int,
     max_pixels: int,
 ) -> Iterator[list[RankingSample]]:
-    """The batches of `share` that are this worker's, in order: those whose number, counted from `offset`, falls to it.
+    """Yield this worker's batches of `share`, in order: those whose number, counted from `offset`, falls to it.
 
     A batch lacks its bad samples, and may thus be empty.
     """
@@ -90,8 +97,9 @@ def ranking_batches(
 def numbered_samples(
     folder: ShardFolder, share: Share, batches: frozenset[int], to_sample: ToSample, log: SkipLog, max_pixels: int
 ) -> Iterator[tuple[int, RankingSample]]:
-    """The rows of the given batches, each with its number in the folder; other images are not decoded, other shards not
-    opened.
+    """Yield the samples of the given batches, each with its row's number in the folder.
+
+    Other images are not decoded, other shards not opened.
     """
     starts = share.row_starts
     for first, shard in zip(

@@ -1,4 +1,4 @@
-"""Shards to samples: the stages of the stream, as plain generators, and what they do with bad input."""
+"""Shards to samples: the stages of the stream, as plain generators, and how they treat bad input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from virtue_pl.data.shards.manifest import ShardFolder
-from virtue_pl.data.shards.records import Record, RecordImage, Row, nothing_stored, read_record
+from virtue_pl.data.shards.records import Record, RecordImage, Row, no_features, read_record
 from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
 from virtue_pl.types import DataError, RankingSample, Sample, VirtueError
@@ -22,9 +22,9 @@ ToSample = Callable[[Row, Sequence[RecordImage]], Sample | RankingSample]
 
 
 class SkipLog:
-    """What was skipped, by key, and the limits after which it is no accident any more.
+    """The samples that were skipped, by key, and the limits at which the run stops.
 
-    A bad sample that comes again (the next epoch) counts once.
+    A bad sample that comes again (in the next epoch) counts once.
 
     Args:
         limits: as many bad samples are passed over; one more stops the run.
@@ -55,17 +55,18 @@ class SkipLog:
             found = f"{skip_summary(self.problems)}: {self.consecutive} in a row"
             raise VirtueError(f"{found}, more than max_consecutive_bad = {most_in_a_row}")
 
-    def good(self) -> None:
+    def reset_consecutive(self) -> None:
+        """Note a good sample: bad ones are counted in a row from 0 again."""
         self.consecutive = 0
 
     def drain(self) -> tuple[tuple[str, str], ...]:
-        """Keys and problems since the last call."""
+        """Return keys and problems since the last call."""
         new, self._new = tuple(self._new), []
         return new
 
 
 def skip_summary(problems: Mapping[str, str], named: int = 5) -> str:
-    """One line: how many samples were bad, and the first of them with their problems."""
+    """Return one line: how many samples were bad, and the first of them with their problems."""
     if not problems:
         return "no bad samples"
     first = "; ".join(f"{key}: {problem}" for key, problem in islice(problems.items(), named))
@@ -75,7 +76,7 @@ def skip_summary(problems: Mapping[str, str], named: int = 5) -> str:
 
 @dataclass(frozen=True)
 class ReaderInfo:
-    """Which of the parallel readers this is, and how much bad input it passes over.
+    """The position of one of the parallel readers, and its limits of bad samples.
 
     Example:
         >>> ReaderInfo(rank=1, world_size=2).in_worker(0, 4).reader_id
@@ -84,21 +85,21 @@ class ReaderInfo:
 
     rank: int = 0
     world_size: int = 1
-    """How many ranks there are."""
+    """Number of ranks."""
     worker: int = 0
-    """Of the rank's data workers, from 0; 0 also where the rank's own process reads."""
+    """Index among the rank's data workers; 0 also where the rank's own process reads."""
     num_workers: int = 1
-    """How many processes read for the rank: at least 1."""
+    """Number of processes that read for the rank: at least 1."""
     limits: BadSampleLimits = field(default_factory=BadSampleLimits)
 
     @property
     def reader_id(self) -> int:
-        """Number of this reader among those of all ranks."""
+        """Return the index of this reader among those of all ranks."""
         return self.rank * self.num_workers + self.worker
 
     @property
     def num_readers(self) -> int:
-        """Readers of all ranks."""
+        """Return the number of readers of all ranks."""
         return self.world_size * self.num_workers
 
     def in_worker(self, worker: int, num_workers: int) -> ReaderInfo:
@@ -107,39 +108,39 @@ class ReaderInfo:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """One seed from several plain values, the same in every process and far from its neighbours'.
+    """Return one seed from several plain values, the same in every process, and unlike those of similar values.
 
-    Only numbers and strings: what is hashed is their text, and a class's own would change with its name.
+    Only numbers and strings are allowed: their text is hashed, and a class's own would change with its name.
     """
     return hash_seed(repr(parts))
 
 
-def derive_reader_seed(seed: int, epoch: int, reader: ReaderInfo, *further: int) -> int:
-    """One seed for a reader in an epoch, and for a batch of it where `further` numbers one.
+def derive_reader_seed(seed: int, epoch: int, reader: ReaderInfo, *extra: int) -> int:
+    """Return one seed for a reader in an epoch, and for a batch of it where `extra` numbers one.
 
-    The text that is hashed is fixed: other words in it would be another shuffle.
+    The text that is hashed is fixed: another text would be another shuffle.
     """
     ranks = f"rank={reader.rank}, world={reader.world_size}"
     text = f"Place({ranks}, worker={reader.worker}, workers={reader.num_workers})"
-    return hash_seed(f"({', '.join([str(seed), str(epoch), text, *map(str, further)])})")
+    return hash_seed(f"({', '.join([str(seed), str(epoch), text, *map(str, extra)])})")
 
 
 def hash_seed(text: str) -> int:
-    """48 bits of a text's hash, the same in every process."""
+    """Return 48 bits of a text's hash, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
 
 
 def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: SkipLog) -> Iterator[Record]:
-    """Every record of the shards (`{"url": path}`), in order. What cannot be read is named and skipped: the rest of a
-    tar, or one record.
+    """Yield every record of the shards (`{"url": path}`), in order.
 
-    Raises VirtueError for a shard that lies elsewhere and cannot be had: that is no bad sample.
+    What cannot be read is named and skipped: the rest of a tar, or one record. Raises VirtueError for a shard of a URL
+    that cannot be copied: that is no bad sample.
     """
     end = folder.manifest.images
     for shard in shards:
         name = shard["url"].rpartition("/")[2]
-        stored = nothing_stored if folder.features is None else partial(folder.features.of, name)
-        with folder.reading(name) as path:
+        stored = no_features if folder.features is None else partial(folder.features.read, name)
+        with folder.hold_file(name) as path:
             for members in read_tar(str(path), folder.manifest.name, log):
                 try:
                     record = read_record(members, folder.manifest.name, folder.manifest.task)
@@ -150,7 +151,7 @@ def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: S
 
 
 def read_tar(path: str, name: str, log: SkipLog) -> Iterator[dict[str, Any]]:
-    """The records of one tar, grouped by webdataset, up to where it is damaged."""
+    """Yield the records of one tar, grouped by webdataset, up to where it is damaged."""
     errors: list[Exception] = []
 
     def stop(error: Exception) -> bool:
@@ -175,10 +176,9 @@ def read_tar(path: str, name: str, log: SkipLog) -> Iterator[dict[str, Any]]:
 def record_samples(
     record: Record, to_sample: ToSample, log: SkipLog, max_pixels: int, wanted: Callable[[int], bool] | None = None
 ) -> Iterator[tuple[int, Sample | RankingSample]]:
-    """Yield the record's samples, each with its row's position in it; `wanted` chooses rows. All share the images,
-    decoded once.
+    """Yield the record's samples, each with its row's position in it; `wanted` selects rows by position.
 
-    An image that is bad takes the rows that show it with it; it counts once.
+    All share the images, which are decoded once. A bad image counts once, and the rows that use it are left out.
     """
     images = record.images(max_pixels)
     bad: set[str] = set()
@@ -192,12 +192,12 @@ def record_samples(
                 log.skip(error)
             bad.add(error.key)
         else:
-            log.good()
+            log.reset_consecutive()
             yield position, sample
 
 
 def draw_negatives(samples: Iterable[Sample], count: int, seed: int) -> Iterator[Sample]:
-    """Each sample with `count` of its hard negatives, drawn anew each time without replacement."""
+    """Yield each sample with `count` of its hard negatives, drawn anew each time without replacement."""
     generator = random.Random(seed)
     for sample in samples:
         if len(sample.negatives) < count:
@@ -209,11 +209,10 @@ def draw_negatives(samples: Iterable[Sample], count: int, seed: int) -> Iterator
 
 
 def distinct_batches(samples: Iterable[Sample], sizes: Iterable[int], patience: int) -> Iterator[list[Sample]]:
-    """Batches of the given sizes in which no key occurs twice: a repeat is dropped, it will come again.
+    """Yield batches of the given sizes in which no key occurs twice: a repeat is dropped, it will come again.
 
-    A sample whose target says what another's in the batch says waits for the next batch, as long as no more than `size`
-    wait.
-    Raises VirtueError after `patience` repeats in a row: fewer different samples can be read than a batch holds.
+    A sample with the same target as another in the batch waits for the next batch, as long as no more than `size` wait.
+    Raises VirtueError after `patience` repeats in a row: there are fewer different samples than a batch holds.
     """
     source = iter(samples)
     waiting: deque[Sample] = deque()
@@ -246,7 +245,13 @@ def distinct_batches(samples: Iterable[Sample], sizes: Iterable[int], patience: 
 
 @dataclass(frozen=True)
 class TrainingSource:
-    """What one dataset's training samples come from, and how they are drawn."""
+    """One dataset's training samples, and how they are drawn.
+
+    Example:
+        >>> source = data.training_source(seed=0)  # doctest: +SKIP
+        >>> next(training_samples(source, SkipLog(BadSampleLimits()), ReaderInfo(), epoch=0)).key  # doctest: +SKIP
+        'SCAR_mini/7'
+    """
 
     folder: ShardFolder
     to_sample: ToSample
@@ -257,15 +262,16 @@ class TrainingSource:
 
 
 def training_samples(source: TrainingSource, log: SkipLog, reader: ReaderInfo, epoch: int) -> Iterator[Sample]:
-    """Return an endless seeded stream, the same for the same arguments; readers draw different shards from one
-    sequence.
+    """Return an endless seeded stream of samples, the same for the same arguments.
+
+    Readers take different shards from one sequence.
     """
     folder, sampling = source.folder, source.sampling
     own = derive_reader_seed(source.seed, epoch, reader)
     paths, order = [str(path) for path in folder.paths], derive_seed(source.seed, epoch)
     buffer = max(1, min(sampling.shuffle_buffer, folder.manifest.images))
     stages = wds.DataPipeline(
-        lambda: islice(rounds(paths, order), reader.reader_id, None, reader.num_readers),
+        lambda: islice(endless_shards(paths, order), reader.reader_id, None, reader.num_readers),
         lambda shards: read_shards(shards, folder, log),
         wds.detshuffle(buffer, initial=buffer, seed=own),
         lambda records: samples_of(records, source, log),
@@ -282,9 +288,10 @@ def samples_of(records: Iterable[Record], source: TrainingSource, log: SkipLog) 
             yield sample
 
 
-def rounds(paths: Sequence[str], seed: int) -> Iterator[dict[str, str]]:
-    """All shards in a new order, again and again: with `webdataset.ResampledShards`, which draws with replacement, an
-    epoch misses a third of them.
+def endless_shards(paths: Sequence[str], seed: int) -> Iterator[dict[str, str]]:
+    """Yield all shards in a new order, again and again.
+
+    With `webdataset.ResampledShards`, which draws with replacement, an epoch would miss a third of them.
     """
     generator = random.Random(seed)
     while True:

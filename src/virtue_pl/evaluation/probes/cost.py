@@ -23,16 +23,17 @@ PROCESS = Path("/proc/self")
 def measure_cost(
     embedder: Embedder, image: UInt8[Tensor, "3 height width"], rows: int = 8, repeats: int = 5
 ) -> dict[str, Any]:
-    """Measure the cost of every kind of query on an image like the given one. Returns, for JSON, device, dtype,
-    threads, image, and by mode
+    """Measure the cost of every kind of query on an image like the given one.
 
-    first_s, next_s: seconds of one query on an image that was not seen, and of another on one that was (median of
-        `repeats`); the latter is null for texts. rows_per_second: of `rows` different images at once.
-        peak_memory_bytes: what the device had allocated at most, or on a CPU the process's resident memory; null where
-        the system does not tell.
+    Returns, for JSON, device, dtype, threads, image ([width, height]), rows, repeats, and `modes`: by kind of query
 
-    Every query passes through `Embedder.embed`, and is prepared within the time. "crop" shows the region alone as an
-    image: the baseline. Raises VirtueError for fewer than one row or repeat.
+    first_s, next_s: seconds of the first query on an image, and of a further one on the same image (median of
+        `repeats`); the latter is null for texts. rows_per_second: with `rows` different images at once.
+        peak_memory_bytes: the most that the device had allocated, or on a CPU the process's resident memory; null where
+        the system does not report it.
+
+    Every query passes through `Embedder.embed`, and its preparation counts. "crop" is a baseline: the region alone as
+    an image. Raises VirtueError for fewer than one row or repeat.
     """
     if rows < 1 or repeats < 1:
         raise VirtueError(f"rows is {rows}, repeats {repeats}, expected at least 1 each")
@@ -51,13 +52,13 @@ def measure_cost(
 
 
 Query = Callable[[Tensor, int], EmbeddingInput]
-"""(image, number) -> a query on the image, whose prompt or text is that number's own"""
+"""(image, number) -> a query on the image, whose prompt or text differs for every number"""
 
 
 def mode_cost(
     embedder: Embedder, query: Query, image: UInt8[Tensor, "3 height width"], rows: int, repeats: int
 ) -> dict[str, float | int | None]:
-    """Measure one kind of query, after one that warms up."""
+    """Measure one kind of query, after a warm-up."""
     others = [image.roll(number + 1, dims=2) for number in range(rows)]
     embedder.embed([query(image, 0)])
     with peak_memory(embedder.device) as peak:
@@ -77,21 +78,21 @@ def mode_cost(
 
 
 def embedding_seconds(embedder: Embedder, items: Sequence[EmbeddingInput], forget: bool) -> float:
-    """Return how long embedding takes, in seconds. forget: on images that were not seen."""
+    """Return the duration of embedding, in seconds. forget: clear the cache of image features first."""
     if forget:
-        embedder.recent.clear()
+        embedder.feature_cache.clear()
     start = time.perf_counter()
     embedder.embed(items)
     return time.perf_counter() - start
 
 
-def half_side(number: int) -> float:
-    """Return half of a region's side as a share of the image's, another for every number: from 0.1 to 0.4."""
+def half_extent(number: int) -> float:
+    """Return half of a region's extent as a share of the image's, different for every number: from 0.1 to 0.4."""
     return 0.1 + 0.3 * ((number * 0.618034) % 1)
 
 
 def text_query(image: Tensor, number: int) -> EmbeddingInput:
-    """Return a caption without an image."""
+    """Return a caption as a query without an image."""
     return EmbeddingInput(f"A caption of an object in its place, number {number}.")
 
 
@@ -105,13 +106,13 @@ def point_query(image: Tensor, number: int) -> EmbeddingInput:
     return EmbeddingInput(
         QUESTION,
         (image,),
-        VisualPrompt(points=torch.full((1, 2), half_side(number)), point_labels=torch.ones(1, dtype=torch.long)),
+        VisualPrompt(points=torch.full((1, 2), half_extent(number)), point_labels=torch.ones(1, dtype=torch.long)),
     )
 
 
 def box_query(image: Tensor, number: int) -> EmbeddingInput:
     """Return a query with a box in the middle."""
-    half = half_side(number)
+    half = half_extent(number)
     return EmbeddingInput(
         QUESTION, (image,), VisualPrompt(boxes=torch.tensor([[0.5 - half, 0.5 - half, 0.5 + half, 0.5 + half]]))
     )
@@ -133,7 +134,7 @@ def crop_query(image: Tensor, number: int) -> EmbeddingInput:
 def region(image: Tensor, number: int) -> tuple[slice, slice]:
     """Return rows and columns of the region in the middle."""
     height, width = image.shape[1:]
-    half = half_side(number)
+    half = half_extent(number)
     rows, columns = (slice(int((0.5 - half) * length), int((0.5 + half) * length)) for length in (height, width))
     return rows, columns
 
@@ -150,7 +151,7 @@ QUERIES: dict[str, Query] = {
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[dict[str, int]]:
-    """Measure the peak of allocated memory: afterwards the dictionary has "bytes", unless the system does not tell."""
+    """Measure the peak of allocated memory: afterwards the dictionary has "bytes", if the system reports it."""
     found: dict[str, int] = {}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

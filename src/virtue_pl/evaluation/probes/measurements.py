@@ -1,4 +1,4 @@
-"""Measurements beside an evaluation's ranking: cost of the model, and robustness against imprecise prompts."""
+"""Measurements beside an evaluation's ranking: cost of the model, and robustness to imprecise prompts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ Cost = Mapping[str, Any]
 
 
 class Pixels(Protocol):
-    """Decoded images by their content key, as the model is to see them.
+    """Decoded images by their content key, as the model reads them.
 
     Example:
-        >>> library.pixels(key).shape  # (3, height, width)
+        >>> library.pixels(key).shape  # doctest: +SKIP
+        torch.Size([3, 480, 640])
     """
 
     def pixels(self, key: str) -> UInt8[Tensor, "3 height width"]:
@@ -33,9 +34,9 @@ class Pixels(Protocol):
 
 
 class Measurements(NamedTuple):
-    """Measured cost and robustness, each None where it was not asked for.
+    """Measured cost and robustness, each None where it was not measured.
 
-    cost: as `measure_cost` gives it. robustness: task -> kind -> levels, as `Robustness.as_json` gives it.
+    cost: the result of `measure_cost`. robustness: task -> kind -> levels, the result of `Robustness.as_json`.
 
     Example:
         >>> Measurements().as_json()
@@ -46,7 +47,7 @@ class Measurements(NamedTuple):
     robustness: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return what was measured, by name."""
+        """Return the measurements by name."""
         return {name: dict(found) for name, found in self._asdict().items() if found is not None}
 
 

@@ -1,9 +1,8 @@
-"""Perturbed prompts, as hasty hands give them: boxes that are off or of the wrong size, clicks beside the object, masks
-that are too small or half hidden.
+"""Perturbed prompts, as imprecise users give them.
 
-Source of the list: what readers of VIRTUE (arXiv 2510.00523) asked for. A perturbation at level `neutral` leaves the
-prompt as it is, and the same generator state gives the same direction at every level, so that a curve shows the level
-alone.
+Boxes are shifted or of the wrong size, clicks lie beside the object, masks are too small, too large or half hidden. The
+list follows questions of VIRTUE's readers (arXiv 2510.00523). A perturbation at level `neutral` does not change the
+prompt, and the same generator state gives the same direction at every level, so that a curve shows the level alone.
 """
 
 from __future__ import annotations
@@ -27,12 +26,14 @@ Perturb = Callable[[VisualPrompt, float, tuple[int, int], torch.Generator], Visu
 class Perturbation(NamedTuple):
     """Perturbation of prompts of one kind, at several levels.
 
-    mode: the kind of prompt, "box", "point" or "mask". unit: of its levels. perturb: changes a prompt. neutral: the
-    level that changes nothing.
+    mode: the kind of prompt, "box", "point" or "mask". unit: description of the levels. perturb: returns a changed
+    prompt. neutral: the level that changes nothing.
 
     Example:
-        >>> jitter = PERTURBATIONS["box_jitter"]
-        >>> jitter.perturb(prompt, jitter.levels[1], (480, 640), torch.Generator().manual_seed(0)).boxes
+        >>> prompt = VisualPrompt(boxes=torch.tensor([[0.2, 0.2, 0.6, 0.6]]))
+        >>> scale = PERTURBATIONS["box_scale"]
+        >>> scale.perturb(prompt, 1.5, (480, 640), torch.Generator()).boxes
+        tensor([[0.1000, 0.1000, 0.7000, 0.7000]])
     """
 
     mode: str
@@ -43,14 +44,14 @@ class Perturbation(NamedTuple):
 
 
 def jitter_box(prompt: VisualPrompt, level: float, size: tuple[int, int], generator: torch.Generator) -> VisualPrompt:
-    """Move every edge of each box by up to `level` of the box's side, in or out, but not out of the image."""
+    """Move every edge of each box by up to `level` of the box's extent, in or out, but not out of the image."""
     draws = 2 * torch.rand(len(prompt.boxes), 4, generator=generator) - 1
-    sides = (prompt.boxes[:, 2:] - prompt.boxes[:, :2]).repeat(1, 2)
-    return replace(prompt, boxes=clamp_boxes(prompt.boxes + level * draws * sides))
+    extents = (prompt.boxes[:, 2:] - prompt.boxes[:, :2]).repeat(1, 2)
+    return replace(prompt, boxes=clamp_boxes(prompt.boxes + level * draws * extents))
 
 
 def scale_box(prompt: VisualPrompt, level: float, size: tuple[int, int], generator: torch.Generator) -> VisualPrompt:
-    """Multiply each box's sides by `level` around its centre; what leaves the image is cut off."""
+    """Multiply each box's width and height by `level` around its centre; what leaves the image is cut off."""
     centres, halves = (prompt.boxes[:, :2] + prompt.boxes[:, 2:]) / 2, (prompt.boxes[:, 2:] - prompt.boxes[:, :2]) / 2
     return replace(prompt, boxes=clamp_boxes(torch.cat([centres - level * halves, centres + level * halves], dim=1)))
 
@@ -74,7 +75,7 @@ def erode_mask(prompt: VisualPrompt, level: float, size: tuple[int, int], genera
 
 
 def erode_at_most(mask: Bool[Tensor, "height width"], radius: int) -> Bool[Tensor, "height width"]:
-    """Return the mask eroded by the all_reduce_max radius up to `radius` pixels that leaves something of it."""
+    """Return the mask eroded by the largest radius up to `radius` pixels that leaves something of it."""
     while radius > 0:
         inner = erode(mask, radius)
         if inner.any():

@@ -1,6 +1,4 @@
-"""Consistency over prompts: whether an embedding means the region, given by a box, a click, a mask, or the model's own
-mask of the box.
-"""
+"""Consistency over prompts of a region: its box, a click, its mask, or the model's own mask of the box."""
 
 from __future__ import annotations
 
@@ -20,14 +18,13 @@ from virtue_pl.preprocessing.images import pixel_key
 from virtue_pl.types import EmbeddingInput, RankingSample, VisualPrompt
 
 Masks = Callable[[Sequence[EmbeddingInput]], Sequence[Bool[Tensor, "height width"]] | None]
-"""What the model takes each input's prompt for, as `Embedder.masks` gives it; None from a model that predicts no masks.
-"""
+"""Returns the mask that the model predicts for each input's prompt (`Embedder.predict_masks`); None without masks."""
 PROMPT_VARIANTS = ("point", "mask", "own_mask", "filled_box")
-"""Beside the box: a click inside, the annotated mask, what the model predicts for the box, and the box as a mask."""
+"""Beside the box: a click inside, the annotated mask, the model's mask of the box, and the box as a mask."""
 SAME_REGION_IOU = 0.5
-"""Two boxes that overlap (IoU) by more are of one region."""
-BOX_MASK_SIDE = 64
-"""Side of the mask of a box over the whole image, in pixels."""
+"""Two boxes with at least this IoU are of one region."""
+BOX_MASK_SIZE = 64
+"""Height and width of the mask of a box over the whole image, in pixels."""
 
 PromptedQuery = tuple[int, str]
 """Index of a sample, and the variant of its prompt."""
@@ -57,9 +54,9 @@ class PromptConsistency:
     """Tallies by task and variant; `without_other_region` counts samples alone on their image, which are left out.
 
     Example:
-        >>> found = prompt_consistency(embedder.embed, samples, embedder.masks)
+        >>> found = PromptConsistency({"scar/ADE20K": {"point": Tally(n=2, nearer=1, same=1.8, other=1.2)}})
         >>> found.as_json()["scar/ADE20K"]["point"]["nearer"]
-        1.0
+        0.5
     """
 
     tallies: dict[str, dict[str, Tally]] = field(default_factory=dict)
@@ -79,11 +76,10 @@ def mean_tally(tally: Tally) -> dict[str, float]:
 
 
 def prompt_consistency(embed: Embed, samples: Iterable[RankingSample], masks: Masks | None = None) -> PromptConsistency:
-    """Point at every region in each variant, and count where its box is nearer to that than to any other region of the
-    image.
+    """Embed every region in each variant, and count how often its box is nearer to that than to any other region.
 
-    Other regions are given in that variant or by their box. Samples of one image are expected to follow each other, as
-    shards have them. The cosines contain what an input formatter says of a box in words.
+    Other regions are those of the same image, given in that variant or by their box. Samples of one image are expected
+    to follow each other, as in shards. What an input formatter writes about a box enters the cosines.
     """
     found = PromptConsistency()
     for _, together in groupby((sample for sample in samples if sample.region is not None), key=image_key_of):
@@ -123,7 +119,7 @@ def embed_variants(samples: Sequence[RankingSample], embed: Embed, masks: Masks 
 def prompt_variants(
     sample: RankingSample, predicted: Bool[Tensor, "height width"] | None
 ) -> Iterator[tuple[str, EmbeddingInput]]:
-    """Return the query with its region given otherwise than by its box. predicted: the model's own mask of the box."""
+    """Return the query with each other prompt of its region. predicted: the model's own mask of the box."""
     assert sample.region is not None
     yield "point", evaluation_query(sample, "point")
     if sample.region.mask is not None:
@@ -134,8 +130,8 @@ def prompt_variants(
 
 
 def box_mask(box: Float[Tensor, "4"]) -> Bool[Tensor, "height width"]:
-    """Return a box (normalised, xyxy) as a mask over the whole image: the pixels whose centres it holds."""
-    centres = (torch.arange(BOX_MASK_SIDE) + 0.5) / BOX_MASK_SIDE
+    """Return a box (normalised, xyxy) as a mask over the whole image: the pixels whose centres lie in it."""
+    centres = (torch.arange(BOX_MASK_SIZE) + 0.5) / BOX_MASK_SIZE
     x1, y1, x2, y2 = box.tolist()
     return ((centres >= y1) & (centres <= y2))[:, None] & ((centres >= x1) & (centres <= x2))
 
@@ -146,7 +142,7 @@ def update_tallies(
     others: Sequence[Sequence[int]],
     embeddings: Embeddings,
 ) -> None:
-    """Count one image's samples. others: of each sample, the indices of those about other regions."""
+    """Count one image's samples. others: for each sample, the indices of those about other regions."""
     for index, sample in enumerate(samples):
         for variant in PROMPT_VARIANTS if others[index] else ():
             if (index, variant) not in embeddings:

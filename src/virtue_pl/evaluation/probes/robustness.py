@@ -1,4 +1,4 @@
-"""Robustness of the ranking against imprecise prompts: a curve for each kind of perturbation."""
+"""Robustness of the ranking to imprecise prompts: a curve for each kind of perturbation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PerturbedQuery(NamedTuple):
     """Query of a sample with a perturbed prompt.
 
     Example:
-        >>> queries = list(perturbed_queries(sample, ["box_jitter"], seed=0))
+        >>> queries = list(perturbed_queries(sample, ["box_jitter"], seed=0))  # doctest: +SKIP
         >>> queries[0].level
         0
     """
@@ -41,7 +41,8 @@ class PerturbedQuery(NamedTuple):
 class Tally:
     """Sums over the queries of one level.
 
-    same: queries whose first candidate is that of the unperturbed prompt. cosine: of the two embeddings.
+    n: queries. hits: queries whose right candidate came first. same: queries whose first candidate is that of the
+    unperturbed prompt. cosine: sum of the cosines of the two prompts' embeddings.
 
     Example:
         >>> Tally(n=4, hits=3, same=4, cosine=3.8).row(level=0.1)["hit@1"]
@@ -69,10 +70,12 @@ class Tally:
 
 @dataclass
 class Robustness:
-    """Tallies by task, kind and level; `without_region` counts samples with nothing to point at, which are left out.
+    """Tallies by task, kind and level; `without_region` counts samples without a region, which are left out.
 
     Example:
-        >>> robustness(embedder.embed, samples, ["click_offset"]).as_json()["scar/ADE20K"]["click_offset"]["unit"]
+        >>> found = Robustness()
+        >>> found.tally("scar/ADE20K", "click_offset", level=0).n = 1
+        >>> found.as_json()["scar/ADE20K"]["click_offset"]["unit"]
         'click moved, in pixels'
     """
 
@@ -115,8 +118,8 @@ def robustness(
 ) -> Robustness:
     """Rank every sample with a region at every level of the given kinds.
 
-    What is drawn depends on the seed, the sample's key and the kind alone. `group` samples are embedded together, with
-    all their prompts, so that the image towers run once an image.
+    Random draws depend on the seed, the sample's key and the kind alone. `group` samples are embedded together, with
+    all their prompts, so that the image towers run once for each image.
 
     Raises VirtueError for an unknown kind, and where no sample has a region, or one lacks the ranking.
     """
@@ -155,7 +158,7 @@ def perturbed_queries(sample: RankingSample, kinds: Sequence[str], seed: int) ->
 
 
 def update_tallies(found: Robustness, queries: Sequence[PerturbedQuery], embed: Embed, ranking: str) -> None:
-    """Embed queries and their candidates, rank, and count."""
+    """Embed queries and their candidates, rank them, and add the outcomes to the tallies."""
     if not queries:
         return
     samples = {id(one.sample): one.sample for one in queries}
@@ -169,7 +172,7 @@ def update_tallies(found: Robustness, queries: Sequence[PerturbedQuery], embed: 
         )
     )
     scores = [lists[id(one.sample)] @ query for one, query in zip(queries, embeddings, strict=False)]
-    ranks = sample_ranks([one.sample for one in queries], scores).of(ranking).tolist()
+    ranks = sample_ranks([one.sample for one in queries], scores).in_ranking(ranking).tolist()
     if len(ranks) != len(queries):
         missing = next(sample for sample in samples.values() if ranking not in sample.rankings)
         raise VirtueError(

@@ -1,1 +1,1 @@
-"""Tables, plots and pages of what was found."""
+"""Tables, plots and pages of results."""

@@ -13,7 +13,7 @@ Row = Mapping[str, Estimate]
 
 
 def rich_comparison(comparison: Comparison, chance_levels: Chance | None = None) -> list[TerminalTable]:
-    """Return the tables for the terminal, with intervals below what they belong to."""
+    """Return the tables for the terminal, each interval below its value."""
     return [
         TerminalTable(f"{title}, {caption}", stack_intervals(cells))
         for title, cells, caption in tables(comparison, chance_levels or {})
@@ -31,8 +31,9 @@ def markdown_comparison(comparison: Comparison, chance_levels: Chance | None = N
 
 
 def tables(comparison: Comparison, chance_levels: Chance) -> Iterator[TitledTable]:
-    """Return one table of all tasks where there are several, then shares and differences of each; runs are in the
-    comparison's order.
+    """Yield one table of all tasks where there are several, then shares and differences of each task.
+
+    Runs are in the comparison's order.
     """
     if len(comparison.shares) > 1:
         yield TitledTable("All tasks", overview_grid(comparison), f"hit@1, % right, with {LEVEL:.0%} intervals")
@@ -51,8 +52,9 @@ def tables(comparison: Comparison, chance_levels: Chance) -> Iterator[TitledTabl
 
 
 def overview_grid(comparison: Comparison, ranking: str = "hit@1") -> Grid:
-    """Return a row for each run, a column for each task, those of a benchmark before their mean; the best of each is
-    marked.
+    """Return a row for each run and a column for each task, the best of each column marked.
+
+    A benchmark's tasks come before their mean.
     """
     columns: dict[str, Row] = {}
     ends = [task.rpartition("/")[2] for task in comparison.shares]
@@ -103,20 +105,21 @@ def share_grid(rows: Mapping[str, Row], chance_levels: Mapping[str, float]) -> G
 
 
 def counts(row: Row) -> tuple[str, str]:
-    """Return the most queries of a ranking, and the seeds."""
+    """Return the numbers of queries and of seeds, each the largest of all rankings."""
     return str(max(found.queries for found in row.values())), str(max(found.seeds for found in row.values()))
 
 
 def difference_grid(rows: Mapping[str, Row], references: Mapping[str, str]) -> Grid:
-    """Return one task's differences, those whose interval leaves zero out marked; with a column "against" where
-    `references` is not empty.
+    """Return one task's differences, those whose interval excludes zero marked.
+
+    A last column names the reference where `references` is not empty.
     """
     rankings = rankings_of(rows)
     lines = [
         [name, *(cell(row, ranking, "+") for ranking in rankings), *([references[name]] if references else [])]
         for name, row in rows.items()
     ]
-    places = (
+    cells = (
         (line, column, row[ranking])
         for line, row in enumerate(rows.values())
         for column, ranking in enumerate(rankings, 1)
@@ -125,7 +128,7 @@ def difference_grid(rows: Mapping[str, Row], references: Mapping[str, str]) -> G
     return Grid(
         ["run", *rankings, *(["against"] if references else [])],
         lines,
-        {(line, column) for line, column, found in places if found.differs},
+        {(line, column) for line, column, found in cells if found.differs},
     )
 
 
@@ -135,9 +138,7 @@ def rankings_of(rows: Mapping[str, Row]) -> list[str]:
 
 
 def cell(row: Row, ranking: str, sign: str) -> str:
-    """Return percent and interval, with a plus before what is positive if `sign` is "+"; empty where the run was not
-    ranked so.
-    """
+    """Return percent and interval, with a plus before positive ones if `sign` is "+"; "" without such a ranking."""
     if ranking not in row:
         return ""
     mean, low, high = (format(100 * value, f"{sign}.1f") for value in row[ranking][:3])

@@ -1,4 +1,4 @@
-"""Scalars that a run logged while it trained, read from its TensorBoard events."""
+"""Scalars that a training run logged, read from its TensorBoard events."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ Curve = dict[int, float]
 
 
 def read_curve(folder: str | Path, tag: str) -> Curve:
-    """Read a scalar of a run by step, from all its event files; of a step that was logged twice, as where a run went
-    on, the later value.
+    """Read a scalar of a run by step, from all its event files.
+
+    The later value counts for a step that was logged twice, as happens where a run was resumed.
     """
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 

@@ -13,23 +13,24 @@ from typing import Any
 from rich.console import Console
 
 from virtue_pl.evaluation.probes.measurements import Measurements
-from virtue_pl.evaluation.reports.evaluation_tables import metric_tables, terminal_table
 from virtue_pl.evaluation.reports.failures import failures_of
 from virtue_pl.evaluation.reports.html_report import html_report
+from virtue_pl.evaluation.reports.metric_tables import metric_tables, terminal_table
 from virtue_pl.evaluation.reports.probe_tables import measurement_tables
+from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.reports.tables import markdown, markdown_table
 from virtue_pl.evaluation.statistics.averages import Average, averages, averages_as_json, published_results
-from virtue_pl.evaluation.statistics.summary import chance, context, summarise, write_json, write_text
+from virtue_pl.evaluation.statistics.summary import chance, context, summarise
 from virtue_pl.metrics.ranking import RankRows
 
 Write = Callable[[Iterable[Mapping[str, Any]]], None]
 
 
 class EvaluationReport:
-    """Writes a folder's files, each whole or not at all.
+    """Report of an evaluation: the files of a folder, each written whole or not at all.
 
     Args:
-        folder: where to.
+        folder: folder of the files.
 
     Example:
         >>> report = EvaluationReport(Path("runs/eval"))
@@ -43,7 +44,7 @@ class EvaluationReport:
 
     @contextmanager
     def lines(self, rank: int) -> Iterator[Write]:
-        """Open this process's part of predictions.jsonl, and return what writes lines into it."""
+        """Open this process's part of predictions.jsonl, and yield a function that writes lines into it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.part(rank).open("w", encoding="utf-8") as file:
             yield lambda lines: file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -63,9 +64,9 @@ class EvaluationReport:
         world_size: int,
         measured: Measurements,
     ) -> None:
-        """Write the report of what every process found.
+        """Write the report of the results of all processes.
 
-        found: metrics by set. encoded: inputs that were embedded in this run. world_size: number of processes.
+        found: metrics by set. encoded: number of inputs embedded in this run. world_size: number of processes.
         """
         self.join([len(ranked.rows) for ranked in plan.sets], world_size)
         means = averages(found, [ranked.about for ranked in plan.sets])
@@ -118,16 +119,16 @@ class EvaluationReport:
         self.print_tables([*tables, *measurement_tables(measured)], notes)
 
     def join(self, lengths: Sequence[int], world_size: int) -> None:
-        """Join all processes' parts into one file, in turn, as rows were dealt out; they may be too many to hold.
+        """Join all processes' parts into one file, line by line in the order in which rows were distributed.
 
-        lengths: of the sets.
+        lengths: number of rows of each set.
         """
         whole = self.folder / f".predictions.{os.getpid()}.part"
         with ExitStack() as files:
             parts = [files.enter_context(self.part(rank).open("rb")) for rank in range(world_size)]
             file = files.enter_context(whole.open("wb"))
             for length in lengths:
-                file.writelines(next(parts[place % world_size]) for place in range(length))
+                file.writelines(next(parts[row % world_size]) for row in range(length))
         os.replace(whole, self.folder / "predictions.jsonl")
         for rank in range(world_size):
             self.part(rank).unlink()
@@ -139,10 +140,10 @@ class EvaluationReport:
         embedded: Mapping[str, int],
         settings: Mapping[str, Any],
     ) -> list[str]:
-        """Return what a reader of the tables must know, in sentences."""
+        """Return remarks on the tables, in sentences."""
         share = (
-            f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_images']} unique of"
-            f" {embedded['total_images']} images"
+            f"{embedded['unique']} unique of {embedded['total']} inputs, {embedded['unique_pictures']} unique of"
+            f" {embedded['total_pictures']} images"
         )
         notes = [
             f"{share}; {embedded['encoded']} embedded in this run, {embedded['unique'] - embedded['encoded']} stored or"

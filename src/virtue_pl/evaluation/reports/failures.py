@@ -1,4 +1,4 @@
-"""Failures of an evaluation, with their images and prompts drawn, by kind of distractor."""
+"""Failures of an evaluation by kind of distractor, with their images and prompts drawn."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from torch import Tensor
 
 from virtue_pl.types import DataError, EmbeddingInput, EvaluationRow, RankedSet, Region
 
-SIDE = 240
-"""Longest side of the drawn images, in pixels."""
+IMAGE_SIZE = 240
+"""Longer edge of the drawn images, in pixels."""
 MAX_OF_KIND, MAX_FAILURES = 6, 60
-"""Number of failures that are drawn of each kind, and of all."""
+"""Number of failures drawn of each kind of each set, and in all."""
 RED = (230, 30, 30)
 
 
-class ImageBatch(Protocol):
+class ImageLibrary(Protocol):
     """Decoded images by their content key.
 
     Example:
-        >>> library.image(key).shape  # (3, height, width)
+        >>> library.image(key).shape  # doctest: +SKIP
+        torch.Size([3, 480, 640])
     """
 
     def image(self, key: str) -> UInt8[Tensor, "3 height width"]:
-        """Return the decoded image as it was found."""
+        """Return the decoded image as in its file."""
         ...
 
 
 class RenderedInput(NamedTuple):
-    """Input of a model, as a page shows it. image: a JPEG as a data URL, or "".
+    """Input of a model as a page shows it. image: a JPEG as a data URL, or "".
 
     Example:
         >>> RenderedInput("a fox", image="").text
@@ -48,8 +49,8 @@ class RenderedInput(NamedTuple):
 class Failure(NamedTuple):
     """Query whose right candidate did not come first.
 
-    kind: of the distractor that was chosen. scores: of the chosen and of the right candidate. rank: of the right one,
-    from 0.
+    kind: kind of the distractor that was chosen. rank: rank of the right candidate, from 0. scores: those of the chosen
+    and of the right candidate.
 
     Example:
         >>> fox, boat = RenderedInput("a fox", ""), RenderedInput("a boat", "")
@@ -67,7 +68,9 @@ class Failure(NamedTuple):
 
 
 class Failures(NamedTuple):
-    """Failures of an evaluation. examples: those that are drawn. counts: (set, kind) -> how often such a distractor was
+    """Failures of an evaluation.
+
+    examples: the failures that are drawn. counts: (set, kind) -> number of queries for which such a distractor was
     chosen.
 
     Example:
@@ -79,7 +82,7 @@ class Failures(NamedTuple):
     counts: dict[tuple[str, str], int]
 
 
-def failures_of(lines: Iterable[Mapping[str, Any]], sets: Sequence[RankedSet], library: ImageBatch) -> Failures:
+def failures_of(lines: Iterable[Mapping[str, Any]], sets: Sequence[RankedSet], library: ImageLibrary) -> Failures:
     """Count all failures among the lines of predictions.jsonl, and draw the first of each kind.
 
     A right candidate that ties with the chosen one counts as wrong.
@@ -92,19 +95,19 @@ def failures_of(lines: Iterable[Mapping[str, Any]], sets: Sequence[RankedSet], l
         if not rank:
             continue
         row = rows[line["set"], line["row"]]
-        chosen = next(place for place in line["ranking"] if place in row.rankings["hit@1"])
+        chosen = next(index for index in line["ranking"] if index in row.rankings["hit@1"])
         kind = kind_of(row, chosen)
         counts[line["set"], kind] += 1
         if counts[line["set"], kind] <= MAX_OF_KIND and len(examples) < MAX_FAILURES:
             scores = score(line, chosen), score(line, 0)
-            imaged = [render_candidate(row.candidates[place], library) for place in (chosen, 0)]
+            rendered = [render_candidate(row.candidates[index], library) for index in (chosen, 0)]
             examples.append(
                 Failure(
                     f"{line['set']}, row {line['row']}",
                     kind,
                     render_query(row, library),
-                    imaged[0],
-                    imaged[1],
+                    rendered[0],
+                    rendered[1],
                     rank,
                     scores,
                 )
@@ -112,43 +115,41 @@ def failures_of(lines: Iterable[Mapping[str, Any]], sets: Sequence[RankedSet], l
     return Failures(sorted(examples, key=lambda failure: failure.kind), dict(counts))
 
 
-def score(line: Mapping[str, Any], place: int) -> float:
-    """Return the score of a candidate that a line names, see `prediction_lists`."""
+def score(line: Mapping[str, Any], candidate: int) -> float:
+    """Return the score of a candidate, by index, from a line that lists it; see `prediction_lists`."""
     if "scores" in line:
-        return float(line["scores"][place])
-    return float(line["ranking_scores"][line["ranking"].index(place)] if place else line["gold_score"])
+        return float(line["scores"][candidate])
+    return float(line["ranking_scores"][line["ranking"].index(candidate)] if candidate else line["gold_score"])
 
 
 def kind_of(row: EvaluationRow, chosen: int) -> str:
-    """Return the name of the shortest named list that has the chosen distractor: "relation", say, of SCaR-mini; "any"
-    where no kinds are named.
-    """
+    """Return the name of the shortest ranking that has the chosen distractor, such as "relation"; "any" if none."""
     named = [
-        (len(places), name)
-        for name, places in row.rankings.items()
-        if chosen in places[1:] and not name.startswith("hit@1")
+        (len(candidates), name)
+        for name, candidates in row.rankings.items()
+        if chosen in candidates[1:] and not name.startswith("hit@1")
     ]
     return min(named)[1] if named else "any"
 
 
-def render_query(row: EvaluationRow, library: ImageBatch) -> RenderedInput:
+def render_query(row: EvaluationRow, library: ImageLibrary) -> RenderedInput:
     """Return a row's query with its region drawn."""
     return RenderedInput(row.text.strip(), render_image(row.image, row.region, library) if row.image else "")
 
 
-def render_candidate(item: EmbeddingInput, library: ImageBatch) -> RenderedInput:
+def render_candidate(item: EmbeddingInput, library: ImageLibrary) -> RenderedInput:
     """Return a candidate with its image."""
     return RenderedInput(item.text.strip(), render_image(item.image_keys[0], None, library) if item.image_keys else "")
 
 
-def render_image(key: str, region: Region | None, library: ImageBatch) -> str:
-    """Return the image with its region's box and mask, as a data URL; "" where its file has gone."""
+def render_image(key: str, region: Region | None, library: ImageLibrary) -> str:
+    """Return the image with its region's box and mask, as a data URL; "" where its file is gone."""
     try:
         pixels = library.image(key)
     except DataError:
         return ""
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
     if region is not None:
         draw_region(image, region)
     content = io.BytesIO()

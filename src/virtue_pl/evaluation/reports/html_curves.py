@@ -1,4 +1,4 @@
-"""Curves of robustness as SVG for a page that needs nothing else: a plot for each kind, a line for each task."""
+"""Curves of robustness as SVG for a self-contained page: a plot for each kind, a line for each task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
-"""Okabe and Ito's, which the colour-blind tell apart."""
+"""Okabe and Ito's colours, which are safe for colour-blind readers."""
 WIDTH, HEIGHT = 370, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 26, 46
 """Sizes of a plot and its margins, in pixels."""
@@ -15,7 +15,7 @@ Levels = Sequence[Mapping[str, float]]
 
 
 def curves(tasks: Mapping[str, Any]) -> Iterator[str]:
-    """Return the HTML of all plots. tasks: task -> kind -> levels, as `Robustness.as_json` gives them."""
+    """Yield the HTML of the legend and of all plots. tasks: task -> kind -> levels, from `Robustness.as_json`."""
     kinds = dict.fromkeys(kind for by_kind in tasks.values() for kind in by_kind)
     key = "".join(
         f'<span style="color:{colour(number)}">&#9679; {escape(task)}</span> ' for number, task in enumerate(tasks)
@@ -29,7 +29,7 @@ def curves(tasks: Mapping[str, Any]) -> Iterator[str]:
 
 
 def plot(kind: str, found: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
-    """Return the plot of hit@1 over the level. found: of each task its number and what was measured of the kind."""
+    """Return the plot of hit@1 over the level. found: (number of the task, its results of the kind)."""
     about = found[0][1]
     levels = [row["level"] for row in about["levels"]]
     low, high = min(levels), max(levels)
@@ -60,11 +60,11 @@ def plot(kind: str, found: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
 
 
 def curve(levels: Levels, stroke: str, low: float, high: float) -> Iterator[str]:
-    """Return the line through all levels; at each a dot, and a bar of one standard error up and down."""
-    places = [(x_of_level(row["level"], low, high), 100 * row["hit@1"], 100 * row["standard_error"]) for row in levels]
-    joined = " ".join(f"{x:.1f},{y_of_share(share):.1f}" for x, share, _ in places)
+    """Yield the line through all levels, and at each a dot and a bar of one standard error up and down."""
+    points = [(x_of_level(row["level"], low, high), 100 * row["hit@1"], 100 * row["standard_error"]) for row in levels]
+    joined = " ".join(f"{x:.1f},{y_of_share(share):.1f}" for x, share, _ in points)
     yield f'<polyline points="{joined}" fill="none" stroke="{stroke}" stroke-width="2"/>'
-    for x, share, error in places:
+    for x, share, error in points:
         ends = f'y1="{y_of_share(max(share - error, 0)):.1f}" y2="{y_of_share(min(share + error, 100)):.1f}"'
         yield (
             f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{stroke}"/><circle cx="{x:.1f}"'
@@ -80,13 +80,13 @@ def line_of_share(share: int) -> str:
 
 
 def readable_levels(levels: Sequence[float], low: float, high: float) -> Iterator[float]:
-    """Return the levels whose labels do not run into each other."""
+    """Yield the levels whose labels do not overlap."""
     last = float("-inf")
     for level in sorted(set(levels)):
-        place = x_of_level(level, low, high)
-        if place - last >= 26:
+        x = x_of_level(level, low, high)
+        if x - last >= 26:
             yield level
-            last = place
+            last = x
 
 
 def label_of_level(level: float, low: float, high: float) -> str:
@@ -96,15 +96,15 @@ def label_of_level(level: float, low: float, high: float) -> str:
 
 
 def x_of_level(level: float, low: float, high: float) -> float:
-    """Return where a level lies, in pixels from the left."""
+    """Return the position of a level, in pixels from the left."""
     return LEFT + 8 + (WIDTH - LEFT - RIGHT - 16) * ((level - low) / (high - low) if high > low else 0.5)
 
 
 def y_of_share(share: float) -> float:
-    """Return where a percentage lies, in pixels from the top."""
+    """Return the position of a percentage, in pixels from the top."""
     return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share / 100)
 
 
 def colour(number: int) -> str:
-    """Return the colour of the line of a number."""
+    """Return the colour of the line with a number."""
     return COLOURS[number % len(COLOURS)]

@@ -1,4 +1,4 @@
-"""Report as one page that needs nothing else: tables, plots as SVG, and failures with their images."""
+"""Report as one self-contained page: tables, plots as SVG, and failures with their images."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ BAR, GAP, LEFT, WIDTH = 16, 6, 190, 560
 """Sizes of the plots, in pixels."""
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 MARKED = ("VLM2Vec-2B", "VIRTUE-2B", "VIRTUE-2B + SCaR-train", "VLM2Vec-V1 Qwen2VL-2B")
-"""Published models that stand as lines in the plots, where they have a score."""
-LETTERS = 400
+"""Published models that are lines in the plots, where they have a score."""
+MAX_CHARACTERS = 400
+"""Length at which the text of a failure is cut off."""
 
 
 def html_report(
@@ -47,7 +48,7 @@ def html_report(
     failures: Failures,
     measured: Measurements,
 ) -> str:
-    """Return the whole page, which names no other file and no address."""
+    """Return the whole page, which refers to no other file and no address."""
     kinds = [
         TitledTable(task, grid(results[task], chance_levels.get(task, {})), "% right ± standard error")
         for task in sorted(results)
@@ -77,7 +78,7 @@ def html_report(
 
 
 def measurement_sections(measured: Measurements) -> Iterator[str]:
-    """Return the sections on cost and robustness, or that they were not measured."""
+    """Yield the sections on cost and robustness, which say so where they were not measured."""
     yield '<h2 id="cost">Cost</h2>'
     yield (
         html_table(cost_table(measured.cost)) if measured.cost else "<p>Not measured: it is with <code>cost</code>.</p>"
@@ -109,15 +110,15 @@ def cell(text: str, best: bool) -> str:
 
 
 def bars(benchmark: str, found: Mapping[str, Mapping[str, float]], sets: Sequence[RankedSet]) -> str:
-    """Return bars of every set's hit@1, with published models' as lines across them."""
+    """Return bars of every set's hit@1, crossed by lines of published models'."""
     names = [ranked.about.name for ranked in sets if ranked.about.benchmark == benchmark]
     reported = published_results().get(benchmark, {})
     models = [model for model in MARKED if any(name in reported.get(model, {}) for name in names)]
     height = (BAR + GAP) * len(names) + 46
     drawn = [
         line
-        for place, name in enumerate(names)
-        for line in bar(place, name, found[name]["hit@1"], [reported[model].get(name) for model in models])
+        for index, name in enumerate(names)
+        for line in bar(index, name, found[name]["hit@1"], [reported[model].get(name) for model in models])
     ]
     axis = [tick(share, height) for share in (0, 25, 50, 75, 100)]
     key = "".join(
@@ -131,9 +132,9 @@ def bars(benchmark: str, found: Mapping[str, Mapping[str, float]], sets: Sequenc
     )
 
 
-def bar(place: int, name: str, share: float, others: Iterable[float | None]) -> Iterable[str]:
-    """Return one set's bar. others: shares of published models."""
-    top = 22 + place * (BAR + GAP)
+def bar(index: int, name: str, share: float, others: Iterable[float | None]) -> Iterable[str]:
+    """Yield one set's bar, the one with that index from the top. others: shares of published models."""
+    top = 22 + index * (BAR + GAP)
     yield f'<text x="{LEFT - 6}" y="{top + 12}" text-anchor="end" font-size="12">{escape(name)}</text>'
     yield f'<rect x="{LEFT}" y="{top}" width="{share * WIDTH:.1f}" height="{BAR}" fill="{COLOURS[0]}"/>'
     for number, other in enumerate(others):
@@ -154,7 +155,7 @@ def tick(share: int, height: int) -> str:
 
 
 def failure_section(failures: Failures) -> Iterable[str]:
-    """Return how often each kind of distractor was chosen, and some of each."""
+    """Yield a table of how often each kind of distractor was chosen, and examples of each."""
     if not failures.counts:
         yield "<p>None: every right candidate came first.</p>"
         return
@@ -179,13 +180,13 @@ def failure_card(failure: Failure) -> str:
     columns = [
         column("query", "", failure.query),
         column(f"chosen, score {failure.scores[0]:.4f}", "wrong", failure.chosen),
-        column(f"right, score {failure.scores[1]:.4f}, place {failure.rank + 1}", "right", failure.right),
+        column(f"right, score {failure.scores[1]:.4f}, rank {failure.rank + 1}", "right", failure.right),
     ]
     return f'<div class="failure"><h4>{escape(failure.name)}</h4>{"".join(columns)}</div>'
 
 
 def column(title: str, style: str, item: RenderedInput) -> str:
     """Return one input with its image."""
-    text = item.text if len(item.text) <= LETTERS else item.text[:LETTERS] + " …"
+    text = item.text if len(item.text) <= MAX_CHARACTERS else item.text[:MAX_CHARACTERS] + " …"
     image = f'<img src="{item.image}" alt="">' if item.image else ""
     return f'<div><small>{escape(title)}</small>{image}<p class="{style}">{escape(text)}</p></div>'

@@ -1,6 +1,6 @@
 """Plots of comparisons: bars, a curve over a number, learning curves.
 
-They need matplotlib, which the extra `ablations` brings.
+They need matplotlib, which is in the extra `ablations`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from virtue_pl.evaluation.reports.curves import Curve
+from virtue_pl.evaluation.reports.report_files import write_bytes
 from virtue_pl.evaluation.statistics.bootstrap import LEVEL, Estimate
 from virtue_pl.evaluation.statistics.compare import Comparison
-from virtue_pl.evaluation.statistics.summary import Chance, write_bytes
+from virtue_pl.evaluation.statistics.summary import Chance
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
-"""Okabe and Ito's, which the colour-blind tell apart; markers and places say the same."""
+"""Okabe and Ito's colours, which are safe for colour-blind readers; markers and positions say the same."""
 MARKERS = "osD^vPXh"
 INK, GRID = "#333333", "#DDDDDD"
 
@@ -50,13 +51,13 @@ def plot_bars(
         shares = comparison.shares[task]
         shift = (number - (len(tasks) - 1) / 2) * thickness
         found = [
-            (place + shift, shares[name][ranking]) for place, name in enumerate(rows) if ranking in shares.get(name, {})
+            (row + shift, shares[name][ranking]) for row, name in enumerate(rows) if ranking in shares.get(name, {})
         ]
         draw_bars(axes, found, 0.92 * thickness, colour(number), label(task))
     axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
     axes.set(ylim=(len(rows) - 0.45, -0.55), xlabel=f"{ranking}, % of queries (lines: {LEVEL:.0%} intervals)")
     axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
-    show_chance(
+    draw_chance(
         axes.axvline, [chance_levels[task][ranking] for task in tasks if ranking in chance_levels.get(task, {})]
     )
     axes.grid(axis="x", color=GRID, linewidth=0.7)
@@ -65,10 +66,10 @@ def plot_bars(
 
 
 def draw_bars(axes: Axes, found: Sequence[tuple[float, Estimate]], thickness: float, fill: str, name: str) -> None:
-    """Draw bars at the given places, each with its interval and its figure behind it."""
-    places = [place for place, _ in found]
+    """Draw bars, each with its interval, and its value beside it. found: (position, estimate)."""
+    positions = [position for position, _ in found]
     axes.barh(
-        places,
+        positions,
         percent(found),
         thickness,
         color=fill,
@@ -76,8 +77,8 @@ def draw_bars(axes: Axes, found: Sequence[tuple[float, Estimate]], thickness: fl
         xerr=errors(found),
         error_kw={"ecolor": INK, "capsize": 2},
     )
-    for place, estimate in found:
-        axes.text(100 * estimate.high + 0.8, place, f"{100 * estimate.mean:.1f}", va="center", fontsize=8, color=INK)
+    for position, estimate in found:
+        axes.text(100 * estimate.high + 0.8, position, f"{100 * estimate.mean:.1f}", va="center", fontsize=8, color=INK)
 
 
 def plot_against_number(
@@ -89,7 +90,7 @@ def plot_against_number(
     meaning: str,
     ranking: str = "hit@1",
 ) -> Path:
-    """Draw the share right of the named runs over the number that each stands for, one line for each task."""
+    """Draw the shares of right answers over each run's number, one line for each task."""
     figure, axes = new_figure(6, 4)
     for order, task in enumerate(easiest_first(comparison, tasks, ranking)):
         found = sorted(
@@ -101,7 +102,7 @@ def plot_against_number(
         )
     axes.set_xticks(sorted(numbers.values()))
     axes.set(xlabel=meaning, ylabel=f"{ranking}, % of queries", ylim=(0, None))
-    show_chance(
+    draw_chance(
         axes.axhline, [chance_levels[task][ranking] for task in tasks if ranking in chance_levels.get(task, {})]
     )
     axes.grid(color=GRID, linewidth=0.7)
@@ -110,8 +111,9 @@ def plot_against_number(
 
 
 def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, meaning: str) -> Path:
-    """Draw one line for each run: the mean of its trainings at the steps that all have logged, and a band from the
-    lowest to the highest.
+    """Draw one line for each run: the mean of its trainings, in a band from the lowest to the highest.
+
+    Steps that not all trainings have logged are left out.
     """
     figure, axes = new_figure(7.5, 4.5)
     for order, (name, trainings) in enumerate(curves.items()):
@@ -128,12 +130,12 @@ def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, meaning: str)
 
 
 def colour(number: int) -> str:
-    """Return the colour of the line or bar of a number."""
+    """Return the colour of the line or bar with a number."""
     return COLOURS[number % len(COLOURS)]
 
 
 def marker(number: int) -> str:
-    """Return the marker of the line of a number."""
+    """Return the marker of the line with a number."""
     return MARKERS[number % len(MARKERS)]
 
 
@@ -150,7 +152,7 @@ def percent(found: Sequence[tuple[float, Estimate]]) -> list[float]:
 
 
 def errors(found: Sequence[tuple[float, Estimate]]) -> list[list[float]]:
-    """Return how far the intervals reach below and above, in percent."""
+    """Return the intervals' extents below and above the means, in percentage points."""
     below = [100 * max(0, estimate.mean - estimate.low) for _, estimate in found]
     above = [100 * max(0, estimate.high - estimate.mean) for _, estimate in found]
     return [below, above]
@@ -161,7 +163,7 @@ def label(task: str) -> str:
     return task.rpartition("/")[2].removeprefix("test_").replace("_", " ")
 
 
-def show_chance(line: Any, shares: Sequence[float]) -> None:
+def draw_chance(line: Any, shares: Sequence[float]) -> None:
     """Draw a line at each chance level. line: `Axes.axvline` or `Axes.axhline`."""
     for share in sorted(set(np.round(shares, 6))):
         line(100 * share, color=INK, linestyle=":", linewidth=1.2, label=f"chance, {100 * share:.3g}%")

@@ -1,4 +1,4 @@
-"""Tables of what the probes measured: cost, robustness, prompt consistency."""
+"""Tables of the probes' measurements: cost, robustness, prompt consistency."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ CONSISTENCY_CAPTION = "instead of the box; nearer: to the box of the same region
 
 
 def measurement_tables(measured: Measurements) -> list[TitledTable]:
-    """Return a table of the cost, and one of each task's robustness, where they were measured."""
+    """Return a table of the cost and one of each task's robustness, where they were measured."""
     cost = [cost_table(measured.cost)] if measured.cost else []
     return [*cost, *robustness_tables(measured.robustness or {})]
 
 
 def cost_table(cost: Mapping[str, Any]) -> TitledTable:
     """Return the cost as a table for a report."""
-    lines = [[mode, *figures(row)] for mode, row in cost["modes"].items()]
+    lines = [[mode, *cost_cells(row)] for mode, row in cost["modes"].items()]
     width, height = cost["image"]
-    where = (
+    machine = (
         f"{cost['device']}, {count_phrase(cost['threads'], 'thread')}" if cost["device"] == "cpu" else cost["device"]
     )
     caption = (
-        f"{where}, {cost['dtype']}, images of {width}x{height}, {cost['rows']} queries at once, median of"
+        f"{machine}, {cost['dtype']}, images of {width}x{height}, {cost['rows']} queries at once, median of"
         f" {cost['repeats']}"
     )
     return TitledTable(
@@ -37,7 +37,7 @@ def cost_table(cost: Mapping[str, Any]) -> TitledTable:
     )
 
 
-def figures(row: Mapping[str, float | int | None]) -> list[str]:
+def cost_cells(row: Mapping[str, float | int | None]) -> list[str]:
     """Return a mode's cells; empty where it was not measured."""
     first, following, speed, memory = (
         row[name] for name in ("first_s", "next_s", "rows_per_second", "peak_memory_bytes")
@@ -52,7 +52,7 @@ def count_phrase(number: int, name: str) -> str:
 
 
 def robustness_tables(tasks: Mapping[str, Any]) -> list[TitledTable]:
-    """Return one table for each task, kinds and levels down. tasks: as `Robustness.as_json` gives them."""
+    """Return one table for each task, with a row for each kind and level. tasks: the result of `Robustness.as_json`."""
     columns = ["kind", "level", "hit@1, %", "same first, %", "cosine", "n"]
     return [
         TitledTable(f"{task}, imprecise prompts", Grid(columns, [*robustness_lines(kinds)], set()), ROBUSTNESS_CAPTION)
@@ -61,7 +61,7 @@ def robustness_tables(tasks: Mapping[str, Any]) -> list[TitledTable]:
 
 
 def robustness_lines(kinds: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Return a task's rows of cells."""
+    """Yield a task's rows of cells."""
     for kind, about in kinds.items():
         for number, row in enumerate(about["levels"]):
             right = f"{100 * row['hit@1']:.1f}±{100 * row['standard_error']:.1f}"
@@ -76,7 +76,7 @@ def robustness_lines(kinds: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def prompt_consistency_tables(found: PromptConsistency) -> list[TitledTable]:
-    """Return one table for each task, the variants down."""
+    """Return one table for each task, with a row for each variant."""
     columns = ["instead", "nearer, %", "cosine", "of the nearest other", "n"]
     return [
         TitledTable(
@@ -89,7 +89,7 @@ def prompt_consistency_tables(found: PromptConsistency) -> list[TitledTable]:
 
 
 def consistency_lines(variants: dict[str, dict[str, float]]) -> Iterator[list[str]]:
-    """Return a task's rows of cells."""
+    """Yield a task's rows of cells."""
     for variant, row in variants.items():
         shares = [f"{100 * row['nearer']:.1f}", f"{row['same']:.3f}", f"{row['other']:.3f}"]
         yield [variant.replace("_", " "), *shares, str(row["n"])]

@@ -1,4 +1,4 @@
-"""Plots of `robustness`; they need matplotlib."""
+"""Plots of robustness; they need matplotlib."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from virtue_pl.evaluation.reports import plots
 
 
 def plot_robustness(found: Robustness, folder: Path) -> list[Path]:
-    """Draw FOLDER/robustness_KIND.png for every kind: the share right over the level, one line for each task, with
-    standard errors.
+    """Draw FOLDER/robustness_KIND.png for every kind: hit@1 over the level, one line for each task.
+
+    Error bars are standard errors.
     """
     tasks = found.as_json()
     kinds = dict.fromkeys(kind for by_kind in tasks.values() for kind in by_kind)
@@ -26,15 +27,15 @@ def plot_robustness(found: Robustness, folder: Path) -> list[Path]:
 
 
 def plot_kind(tasks: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
-    """Draw one kind's curves. tasks: as `Robustness.as_json` has it for each task."""
+    """Draw one kind's curves. tasks: task -> the kind's part of `Robustness.as_json`."""
     figure, axes = plots.new_figure(6, 4)
     for number, (task, about) in enumerate(tasks.items()):
         levels = about["levels"]
         shares = [100 * row["hit@1"] for row in levels]
         errors = [100 * row["standard_error"] for row in levels]
-        places = [row["level"] for row in levels]
+        xs = [row["level"] for row in levels]
         axes.errorbar(
-            places,
+            xs,
             shares,
             errors,
             color=plots.colour(number),

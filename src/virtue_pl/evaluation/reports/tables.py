@@ -21,7 +21,7 @@ PRECISION = "% right ± standard error"
 
 
 class Grid(NamedTuple):
-    """Cells of a table. best: (row, column) of the cells to mark, as each ranking's best mode.
+    """Cells of a table. best: (row, column) of the cells to mark, such as each ranking's best mode.
 
     Example:
         >>> Grid(["mode", "hit@1"], [["box", "61.0"], ["point", "58.2"]], best={(0, 1)}).columns
@@ -34,7 +34,7 @@ class Grid(NamedTuple):
 
 
 class TitledTable(NamedTuple):
-    """Table with its title and caption, as reports have it.
+    """Table of a report, with its title and caption.
 
     Example:
         >>> TitledTable("scar", Grid(["mode"], [["box"]], set()), "hit@1, %").title
@@ -47,9 +47,9 @@ class TitledTable(NamedTuple):
 
 
 def sort_names(names: Iterable[str], first: Sequence[str]) -> list[str]:
-    """Return `names`, those of `first` in its order, then the others by name."""
-    places = {name: place for place, name in enumerate(first)}
-    return sorted(names, key=lambda name: (places.get(name, len(places)), name))
+    """Return the names sorted: those in `first` in its order, then the others by name."""
+    order = {name: index for index, name in enumerate(first)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
 def grid(
@@ -75,7 +75,7 @@ def grid(
 
 
 def cell(row: Mapping[str, Any], ranking: str) -> str:
-    """Return percent right and its standard error; empty where the mode was not ranked so."""
+    """Return the percentage of right answers and its standard error; "" where the mode has no such ranking."""
     return f"{100 * row[ranking]:.1f}±{100 * row['standard_error'][ranking]:.1f}" if ranking in row else ""
 
 
@@ -88,11 +88,16 @@ def rich_tables(
 
 
 class TerminalTable(NamedTuple):
-    """Table for `Console.print`. Where it is wider than the terminal, its columns stand in several blocks below each
-    other.
+    """Table for `Console.print`; one that is wider than the terminal is split into blocks of columns.
 
     Example:
-        >>> Console().print(TerminalTable("scar", Grid(["mode", "n"], [["box", "400"]], set())))
+        >>> Console(width=40).print(TerminalTable("scar", Grid(["mode", "n"], [["box", "400"]], set())))
+        scar
+        mode   n
+        ────────
+        box  400
+        <BLANKLINE>
+        <BLANKLINE>
     """
 
     title: str
@@ -106,16 +111,16 @@ class TerminalTable(NamedTuple):
 
 
 def blocks(cells: Grid, width: int) -> list[list[int]]:
-    """Return blocks of columns, by number, that fit beside each other and the first, which every block has."""
+    """Return blocks of column indices, each as many as fit into the width; every block begins with the first column."""
     widths = [
-        max(map(longest_line, (heading(name), *(row[place] for row in cells.rows))))
-        for place, name in enumerate(cells.columns)
+        max(map(longest_line, (heading(name), *(row[column] for row in cells.rows))))
+        for column, name in enumerate(cells.columns)
     ]
     found: list[list[int]] = [[0]]
-    for place in range(1, len(widths)):
-        if len(found[-1]) > 1 and sum(1 + widths[taken] for taken in found[-1]) + widths[place] > width:
+    for column in range(1, len(widths)):
+        if len(found[-1]) > 1 and sum(1 + widths[other] for other in found[-1]) + widths[column] > width:
             found.append([0])
-        found[-1].append(place)
+        found[-1].append(column)
     return found
 
 
@@ -125,18 +130,18 @@ def longest_line(text: str) -> int:
 
 
 def heading(name: str) -> str:
-    """Return a column's name in several lines, which is narrower."""
+    """Return a column's name broken into several short lines."""
     return name.replace("_", "\n").replace(", ", ",\n")
 
 
 def rich_block(cells: Grid, columns: Sequence[int]) -> Table:
     """Return the given columns as a table for the terminal."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
-    for place in columns:
-        table.add_column(heading(cells.columns[place]), justify="right" if place else "left", no_wrap=True)
+    for column in columns:
+        table.add_column(heading(cells.columns[column]), justify="right" if column else "left", no_wrap=True)
     for number, row in enumerate(cells.rows):
         cells_of_row = highlight_best(cells, number, "[bold]{}[/bold]")
-        table.add_row(*(cells_of_row[place] for place in columns), style="dim" if row[0] == "chance" else None)
+        table.add_row(*(cells_of_row[column] for column in columns), style="dim" if row[0] == "chance" else None)
     return table
 
 
@@ -156,7 +161,7 @@ def markdown_table(title: str, cells: Grid, caption: str) -> str:
 
 
 def highlight_best(cells: Grid, number: int, bold: str) -> list[str]:
-    """Return a row's cells, the best with `bold` around them."""
+    """Return a row's cells, the best in the format `bold`."""
     return [
         bold.format(text) if (number, column) in cells.best else text for column, text in enumerate(cells.rows[number])
     ]

@@ -1,7 +1,7 @@
 """Scores and orders of every row's candidates, whether rows share their candidates or not.
 
-Cosines are added up in float64 and rounded once, so that they depend neither on which rows are ranked together, nor in
-which process, and equal embeddings score alike.
+Cosines are summed in float64 and rounded once, so that they depend neither on the rows that are ranked together nor on
+the process, and equal embeddings have equal scores.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ POOL_AT_ONCE, NUMBERS_AT_ONCE = 8192, 1_000_000
 """Bounds of what is copied at once: embeddings of a pool; numbers in embeddings of candidates that rows do not share.
 """
 SHARED = 8
-"""A pool is scored as a whole where that is at most so many times as many scores as are asked for: a product of
-matrices costs less than copies.
+"""A pool is scored as a whole where that gives at most this many times the scores needed: a matrix product costs less
+than copies.
 """
 MAX_LISTED = 1000
-"""Candidates in a line of predictions.jsonl whose list is cut."""
+"""Candidates in a line of predictions.jsonl whose list is truncated."""
 DECIMALS = 7
-PLACE_BITS = 31
+INDEX_BITS = 31
+"""Bits of a sort key that hold the candidate's index."""
 
 
 def cosines(
@@ -40,10 +41,10 @@ def cosines(
     pool = seen.nonzero().flatten()
     if len(pool) * len(queries) > SHARED * len(flat):
         return list(score_own_lists(queries, flat, lengths, embeddings))
-    place = torch.zeros(len(embeddings), dtype=torch.long)
-    place[pool] = torch.arange(len(pool))
+    column_of = torch.zeros(len(embeddings), dtype=torch.long)
+    column_of[pool] = torch.arange(len(pool))
     scores = score_pool(queries, pool, embeddings)
-    return [row[places] for row, places in zip(scores, place[flat].split(lengths), strict=True)]
+    return [row[columns] for row, columns in zip(scores, column_of[flat].split(lengths), strict=True)]
 
 
 def score_pool(
@@ -62,16 +63,17 @@ def score_own_lists(
     lengths: Sequence[int],
     embeddings: Float[Tensor, "inputs dim"],
 ) -> Iterator[Float[Tensor, " candidates"]]:
-    """Return the scores of every query with candidates of its own; `flat` has those of all queries, one query after the
-    other.
+    """Return the scores of every query with candidates of its own.
+
+    flat: the candidates of all queries, one query after the other. lengths: number of each query's candidates.
     """
     rows, size = torch.repeat_interleave(torch.tensor(lengths)), max(1, NUMBERS_AT_ONCE // max(1, embeddings.shape[1]))
     parts = zip(flat.split(size), rows.split(size), strict=True)
     return iter(
         torch.cat(
             [
-                torch.linalg.vecdot(embeddings[chosen].double(), queries[asking].double()).float()
-                for chosen, asking in parts
+                torch.linalg.vecdot(embeddings[chosen].double(), queries[owners].double()).float()
+                for chosen, owners in parts
             ]
         ).split(lengths)
     )
@@ -80,27 +82,27 @@ def score_own_lists(
 def rank_by_score(scores: Float[Tensor, "rows candidates"], count: int | None = None) -> Int[np.ndarray, "rows count"]:
     """Return the indices of every row's candidates from the best to the worst, or the first `count` of them.
 
-    Equal ones keep their order, but the first, which is the right one, comes last of its equals. Scores are numbers, or
-    -inf where a row is shorter.
+    Ties keep their order, but the first candidate, which is the right one, comes last among its ties. Scores are
+    finite, or -inf where a row is shorter.
 
-    One integer holds a score, as bits that rise where the score falls, and a place: sorting these is several times
+    One integer holds a score, as bits that rise where the score falls, and an index: sorting these is several times
     faster than a stable argsort.
     """
     bits = (scores.float() + 0.0).numpy().view(np.int32).astype(np.int64)  # +0.0: the two zeros are equal
-    keys = np.where(bits < 0, bits + (1 << 32), 0x7FFFFFFF - bits) << PLACE_BITS
+    keys = np.where(bits < 0, bits + (1 << 32), 0x7FFFFFFF - bits) << INDEX_BITS
     keys += np.where(np.arange(keys.shape[1]) == 0, keys.shape[1], np.arange(keys.shape[1]))
     if count is not None and count < keys.shape[1]:
         keys = np.partition(keys, count, axis=1)[:, :count]
-    found = np.sort(keys, axis=1) & ((1 << PLACE_BITS) - 1)
+    found = np.sort(keys, axis=1) & ((1 << INDEX_BITS) - 1)
     return np.where(found == scores.shape[1], 0, found)
 
 
 def prediction_lists(scores: Sequence[Float[Tensor, " candidates"]], full_lists: int) -> Iterator[dict[str, Any]]:
-    """Return what a line of predictions.jsonl says of each row's scores.
+    """Yield each row's scores as fields of its line of predictions.jsonl.
 
-    ranking: candidates' places from best to worst; scores: in the candidates' order. Of more than `full_lists`
-    candidates the best `MAX_LISTED` alone are in `ranking`, and instead of all scores there are `ranking_scores`, in
-    the order of `ranking`, and `gold_score`.
+    ranking: candidates' indices from best to worst; scores: in the candidates' order. A row with more than
+    `full_lists` candidates has only the best `MAX_LISTED` in `ranking`, and instead of `scores` it has
+    `ranking_scores`, in the order of `ranking`, and `gold_score`.
     """
     if max(map(len, scores), default=0) > full_lists:
         yield from (prediction_list(row, full_lists) for row in scores)
@@ -112,7 +114,7 @@ def prediction_lists(scores: Sequence[Float[Tensor, " candidates"]], full_lists:
 
 
 def prediction_list(scores: Float[Tensor, " candidates"], full_lists: int) -> dict[str, Any]:
-    """Return what a line says of one row's scores, see `prediction_lists`."""
+    """Return one row's scores as fields of its line, see `prediction_lists`."""
     cut = len(scores) > full_lists
     ranking, rounded = (
         rank_by_score(scores[None], MAX_LISTED if cut else None)[0],

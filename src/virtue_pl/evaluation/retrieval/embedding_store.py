@@ -1,8 +1,8 @@
-"""Embeddings on disk by what they are of: a stopped evaluation goes on, a repeated one only ranks.
+"""Embeddings on disk by content key: an interrupted evaluation resumes, a repeated one only ranks.
 
-STORE/FINGERPRINT/part-*.safetensors, the fingerprint being that of the model and of how it is used; each part has a
-tensor `embeddings` and its rows' content keys. Parts are written whole and moved into place, so that several processes,
-and several evaluations, may add at once.
+They lie in STORE/FINGERPRINT/part-*.safetensors, where the fingerprint is that of the model and its use; each part has
+a tensor `embeddings` and its rows' content keys. Parts are written whole and then renamed, so that several processes
+and several evaluations may add at the same time.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from torch import Tensor
 from virtue_pl.types import VirtueError
 
 ROWS_A_PART, SECONDS_A_PART = 4096, 20.0
-"""Rows and seconds after which a part is written; a process that is killed loses less than that."""
+"""Rows and seconds after which a part is written: the most that a killed process loses."""
 
 
 class EmbeddingStore:
-    """The embeddings of one model, used in one way.
-
-    Args:
-        folder: of all models' embeddings.
-        fingerprint: of the model and how it is used.
+    """Embeddings of one model, used in one way.
 
     Raises VirtueError for a file in the folder that holds no embeddings.
+
+    Args:
+        folder: folder of all models' embeddings.
+        fingerprint: hash of the model and of its use.
 
     Example:
         >>> store = EmbeddingStore("runs/embeddings", "0a1b")
@@ -45,7 +45,7 @@ class EmbeddingStore:
 
     def __init__(self, folder: str | Path, fingerprint: str) -> None:
         self.folder = Path(folder) / fingerprint[:24]
-        self.added = 0
+        self.num_added = 0
         self._rows: dict[str, tuple[int, int]] = {}
         self._parts: list[Float[Tensor, "rows dim"]] = []
         self._read: set[str] = set()
@@ -60,15 +60,15 @@ class EmbeddingStore:
         return len(self._rows)
 
     def refresh(self) -> None:
-        """Read what other processes have written meanwhile."""
+        """Read the parts that other processes have written meanwhile."""
         for path in sorted(self.folder.glob("part-*.safetensors")):
             if path.name not in self._read:
                 self._register(path.name, *read_part(path))
 
     def add(self, keys: Sequence[str], embeddings: Float[Tensor, "rows dim"]) -> None:
-        """Add embeddings, and write a part where enough of them, or seconds, have come together."""
+        """Add embeddings, and write a part once there are enough of them, or enough seconds have passed."""
         self._buffer.append((tuple(keys), embeddings.detach().float().cpu()))
-        self.added += len(keys)
+        self.num_added += len(keys)
         if (
             sum(len(keys) for keys, _ in self._buffer) >= ROWS_A_PART
             or time.monotonic() - self._written >= SECONDS_A_PART
@@ -76,7 +76,7 @@ class EmbeddingStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added since the last part."""
+        """Write the embeddings that were added since the last part."""
         if not self._buffer:
             return
         keys = [key for of_batch, _ in self._buffer for key in of_batch]
@@ -90,12 +90,12 @@ class EmbeddingStore:
         self._buffer, self._written = [], time.monotonic()
 
     def get(self, keys: Sequence[str]) -> Float[Tensor, "rows dim"]:
-        """Return the embeddings of the keys, in order. Raises KeyError for one that is not there."""
-        places = torch.tensor([self._rows[key] for key in keys], dtype=torch.long).reshape(-1, 2)
+        """Return the embeddings of the keys, in order. Raises KeyError for one that is not stored."""
+        part_rows = torch.tensor([self._rows[key] for key in keys], dtype=torch.long).reshape(-1, 2)
         found = torch.zeros(len(keys), self._parts[0].shape[1] if self._parts else 0)
-        for part in places[:, 0].unique().tolist():
-            mine = places[:, 0] == part
-            found[mine] = self._parts[part][places[mine, 1]]
+        for part in part_rows[:, 0].unique().tolist():
+            mine = part_rows[:, 0] == part
+            found[mine] = self._parts[part][part_rows[mine, 1]]
         return found
 
     def _register(self, name: str, keys: Sequence[str], embeddings: Float[Tensor, "rows dim"]) -> None:
@@ -105,50 +105,53 @@ class EmbeddingStore:
 
 
 class ModelStore:
-    """The embeddings of a model: of texts, which are the same for every query format, so that all baselines share them;
-    and of inputs with images.
+    """Embeddings of a model, those of texts apart from those of inputs with images.
+
+    Texts' embeddings are the same for every query format, so that all baselines share them.
 
     Args:
-        folder: of all models' embeddings.
-        texts, imaged: fingerprints of what each of the two depends on.
+        folder: folder of all models' embeddings.
+        texts, with_images: fingerprints of all that the embeddings of each kind depend on.
 
     Example:
-        >>> store = ModelStore("runs/embeddings", texts="0a", imaged="1b")
-        >>> store.add(["caption"], torch.ones(1, 4), imaged=False)
+        >>> store = ModelStore("runs/embeddings", texts="0a", with_images="1b")
+        >>> store.add(["a text"], torch.ones(1, 4), with_images=False)
+        >>> store.num_added
+        1
     """
 
-    def __init__(self, folder: str | Path, texts: str, imaged: str) -> None:
+    def __init__(self, folder: str | Path, texts: str, with_images: str) -> None:
         self.texts = EmbeddingStore(folder, texts)
-        self.imaged = EmbeddingStore(folder, imaged)
+        self.with_images = EmbeddingStore(folder, with_images)
 
     @property
-    def added(self) -> int:
+    def num_added(self) -> int:
         """Number of embeddings added since the store was opened."""
-        return self.texts.added + self.imaged.added
+        return self.texts.num_added + self.with_images.num_added
 
     def __contains__(self, key: str) -> bool:
-        return key in self.texts or key in self.imaged
+        return key in self.texts or key in self.with_images
 
-    def add(self, keys: Sequence[str], embeddings: Float[Tensor, "rows dim"], imaged: bool) -> None:
+    def add(self, keys: Sequence[str], embeddings: Float[Tensor, "rows dim"], with_images: bool) -> None:
         """Add embeddings of texts, or of inputs with images."""
-        (self.imaged if imaged else self.texts).add(keys, embeddings)
+        (self.with_images if with_images else self.texts).add(keys, embeddings)
 
     def flush(self) -> None:
-        """Write what was added since the last parts."""
+        """Write the embeddings that were added since the last parts."""
         self.texts.flush()
-        self.imaged.flush()
+        self.with_images.flush()
 
     def refresh(self) -> None:
-        """Read what other processes have written meanwhile."""
+        """Read the parts that other processes have written meanwhile."""
         self.texts.refresh()
-        self.imaged.refresh()
+        self.with_images.refresh()
 
     def get(self, keys: Sequence[str]) -> Float[Tensor, "rows dim"]:
-        """Return the embeddings of the keys, in order. Raises KeyError for one that is not there."""
+        """Return the embeddings of the keys, in order. Raises KeyError for one that is not stored."""
         texts = torch.tensor([key in self.texts for key in keys], dtype=torch.bool)
-        parts = [(chosen, store) for chosen, store in ((texts, self.texts), (~texts, self.imaged)) if chosen.any()]
+        parts = [(chosen, store) for chosen, store in ((texts, self.texts), (~texts, self.with_images)) if chosen.any()]
         found = [
-            (chosen, store.get([keys[place] for place in chosen.nonzero().flatten().tolist()]))
+            (chosen, store.get([keys[index] for index in chosen.nonzero().flatten().tolist()]))
             for chosen, store in parts
         ]
         together = torch.zeros(len(keys), found[0][1].shape[1] if found else 0)
@@ -158,7 +161,7 @@ class ModelStore:
 
 
 def read_part(path: Path) -> tuple[list[str], Float[Tensor, "rows dim"]]:
-    """Read keys and embeddings of a part. Raises VirtueError for another file."""
+    """Read keys and embeddings of a part. Raises VirtueError for a file that is none."""
     try:
         with safe_open(path, "pt") as file:
             keys, embeddings = json.loads((file.metadata() or {})["keys"]), file.get_tensor("embeddings")

@@ -1,6 +1,4 @@
-"""Predictions, one line for each query: the ranked candidates, their scores, and the rank of the right one; read back
-as ranks.
-"""
+"""Predictions, one line for each query: the ranked candidates, their scores, and the rank of the right one."""
 
 from __future__ import annotations
 
@@ -17,9 +15,10 @@ Prediction = dict[str, Any]
 
 
 def predictions(batch: RankingBatch, output: RankingOutput) -> Iterator[Prediction]:
-    """Return a line for every sample of a batch in every mode that `output` has scored, the leading ones: task, key,
-    mode; gold, an index into the sample's candidates; ranking, such indices from best to worst; scores, in the
-    candidates' order; ranks, {ranking's name: [rank, of how many]}.
+    """Yield a line for every sample of a batch in every mode that `output` has scored, the first ones of the batch.
+
+    A line has task, key, mode; gold, an index into the sample's candidates; ranking, such indices from best to worst;
+    scores, in the candidates' order; ranks, {ranking's name: [rank, number of candidates]}.
     """
     for number, mode in enumerate(batch.modes[: len(output.scores) // len(batch)]):
         scores = output.scores[number * len(batch) : (number + 1) * len(batch)]

@@ -1,4 +1,4 @@
-"""Queries of an evaluation as a model reads them: the region in words, and the prompt on the image."""
+"""Queries of an evaluation as a model reads them: the region described in the text, and the prompt on the image."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from virtue_pl.preprocessing.prompts import prompt_region
 from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, EncoderBatch, EvaluationRow, Region, VirtueError, VisualPrompt
 
 REGION_SETTINGS = ("prompt_text", "prompt_frame")
-"""Attributes of an input formatter that say how a region is described and where it lies."""
+"""Attributes of an input formatter that determine a region's description and its frame."""
 
 
 class EvaluationCollator:
-    """Turns rows of evaluation sets into queries, and inputs into batches, as a `QueryFormat` says.
+    """Collator that turns rows of evaluation sets into queries, and inputs into batches, by a `QueryFormat`.
 
     Raises VirtueError where the frame is "pixels" and the model's formatter is not the published one.
 
     Args:
-        collator: the model's own.
-        query_format: how queries are put to the model; the segmentation stream is used where its `stream` is "whole".
+        collator: the model's own collator.
+        query_format: the form of queries; the segmentation stream is used where its `stream` is "whole".
 
     Example:
-        >>> preparation = EvaluationCollator(model.collator, QueryFormat(mode="point"))
-        >>> batch = preparation.encoder_batch([preparation.query(row) for row in rows])
+        >>> collator = EvaluationCollator(model.collator, QueryFormat(mode="point"))  # doctest: +SKIP
+        >>> batch = collator.encoder_batch([collator.query(row) for row in rows])
     """
 
     def __init__(self, collator: ContrastiveCollator, query_format: QueryFormat) -> None:
@@ -46,7 +46,7 @@ class EvaluationCollator:
             )
         self.collator = ContrastiveCollator(
             collator.processor,
-            configure_recipe(formatter, query_format.describe_region and not self.published),
+            configure_formatter(formatter, query_format.describe_region and not self.published),
             self.canvas,
             collator.train_modes,
             collator.evaluation_modes,
@@ -55,7 +55,7 @@ class EvaluationCollator:
         )
 
     def query(self, row: EvaluationRow) -> EmbeddingInput:
-        """Return what is embedded of a row in the format's mode; images are named by their keys.
+        """Return the row's query in the format's mode; images are referred to by their keys.
 
         Raises VirtueError where the mode needs a mask that the region lacks.
         """
@@ -71,7 +71,7 @@ class EvaluationCollator:
         return EmbeddingInput(text, (), self.to_frame(prompt, row.size), keys)
 
     def to_frame(self, prompt: VisualPrompt, size: tuple[int, int]) -> VisualPrompt:
-        """Return the prompt with boxes and points in the frame of the segmentation model; masks stay.
+        """Return the prompt with boxes and points in the frame of the segmentation model; masks do not change.
 
         size: (height, width) of the image in pixels.
         """
@@ -110,9 +110,10 @@ class EvaluationCollator:
         ]
 
 
-def configure_recipe(formatter: InputFormatter, describe_region: bool) -> InputFormatter:
-    """Return the input formatter with or without the region in words, and without the published space, which texts of
-    evaluations bring along.
+def configure_formatter(formatter: InputFormatter, describe_region: bool) -> InputFormatter:
+    """Return the input formatter with or without the region's description in the text.
+
+    The published formatter's space after an image is left out, because texts of evaluations bring it along.
     """
     if not isinstance(formatter, VirtueFormatter):
         return formatter
@@ -124,7 +125,7 @@ def configure_recipe(formatter: InputFormatter, describe_region: bool) -> InputF
 
 
 def region_prompt(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt:
-    """Return the prompt of a region in a mode; the click depends on the row alone.
+    """Return the prompt of a region in a mode; the click depends on the row's key alone.
 
     Raises VirtueError naming a row that lacks a mask.
     """
@@ -135,8 +136,9 @@ def region_prompt(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt
 
 
 def published_region_text(prompt: VisualPrompt, row: EvaluationRow) -> str:
-    """Return what the published evaluation adds to a query's text, a point as its demonstration writes it; nothing for
-    a mask.
+    """Return the description that the published evaluation appends to a query's text; "" for a mask.
+
+    A point is written as in the published demonstration.
     """
     if len(prompt.boxes):
         return f"\n{row.box_words}"

@@ -1,6 +1,4 @@
-"""The part of a model that embeds: all of it, its fusion head without the segmentation stream, or with RoI-pooled
-vision tokens in its place.
-"""
+"""Encoder of queries: the whole model, or its fusion head without segment tokens or with RoI-pooled vision tokens."""
 
 from __future__ import annotations
 
@@ -19,24 +17,26 @@ from virtue_pl.models.virtue import Virtue
 from virtue_pl.preprocessing.prompts import enclosing_box
 from virtue_pl.types import EncoderBatch, ImageFeatures, SegmentTokens, VirtueError
 
-ROI_SIDE = 4
-POINT_SIDE = 0.4
-"""Side of the square around a point, as a share of the image's shorter side."""
+ROI_GRID_SIZE = 4
+"""Tokens across and down a pooled box."""
+POINT_BOX_SIZE = 0.4
+"""Extent of the square around a point, as a share of the image's shorter edge."""
 
 
 class QueryEncoder:
-    """Embeds rows; each image of a batch goes through the frozen networks once, however many rows show it.
+    """Encoder of rows; the frozen networks run once for each image of a batch, however many rows use it.
 
     Args:
         model: Virtue or a fusion head.
-        stream: "whole": the model as it is. "none": its language model without segment tokens. "roi": the vision tokens
-            of each prompt's box, pooled to `ROI_SIDE` x `ROI_SIDE`, stand where segment tokens would; nothing is
-            trained for it.
+        stream: "whole": the whole model. "none": its language model without segment tokens. "roi": the vision tokens of
+            each prompt's box, pooled to `ROI_GRID_SIZE` x `ROI_GRID_SIZE`, take the position of segment tokens; nothing
+            is trained for it.
         chunk_size: rows encoded at once.
 
     Example:
-        >>> encoder = QueryEncoder(model, "none", chunk_size=8)
-        >>> encoder.encode(model.collator.encoder_batch(items)).shape  # (rows, embed_dim)
+        >>> encoder = QueryEncoder(model, "none", chunk_size=8)  # doctest: +SKIP
+        >>> encoder.encode(model.collator.encoder_batch(items)).shape
+        torch.Size([2, 384])
     """
 
     def __init__(self, model: EmbeddingModel, stream: Stream, chunk_size: int) -> None:
@@ -64,11 +64,12 @@ class QueryEncoder:
         return torch.cat([self._rows(chunk).float() for chunk in inputs.split(self.chunk_size)])
 
     def features(self, inputs: EncoderBatch) -> tuple[ImageFeatures, ...]:
-        """Return each image's frozen features in input order; those of the segmentation model only for images with a
-        prompt.
+        """Return each image's frozen features in input order.
+
+        Those of the segmentation model are computed only for images with a prompt.
         """
         if isinstance(self.model, Virtue) and self.stream == "whole":
-            return self.model.encode_streams(inputs.images, list(dict.fromkeys(inputs.prompts.images.tolist())))
+            return self.model.encode_streams(inputs.images, list(dict.fromkeys(inputs.prompts.image_index.tolist())))
         return self.head.image_features(inputs.images)
 
     def _rows(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
@@ -77,12 +78,12 @@ class QueryEncoder:
         return self.head(inputs, self.roi_tokens(inputs) if self.stream == "roi" and len(inputs.prompts) else None)
 
     def roi_tokens(self, inputs: EncoderBatch) -> SegmentTokens:
-        """Return the pooled vision tokens of each prompt's box, or of the whole image where nothing is pointed at."""
+        """Return the pooled vision tokens of each prompt's box, or of the whole image for an empty prompt."""
         tokens = self.head.backbone.vision_tokens(self.head.frozen_features(inputs.images))
         maps = [token_map(found, image_size(inputs, number)) for number, found in enumerate(tokens)]
         pooled = [
-            pool_box(maps[image], enclosing_box(prompt, image_size(inputs, image), POINT_SIDE))
-            for prompt, image in zip(inputs.prompts.prompts, inputs.prompts.images.tolist(), strict=True)
+            pool_box(maps[image], enclosing_box(prompt, image_size(inputs, image), POINT_BOX_SIZE))
+            for prompt, image in zip(inputs.prompts.prompts, inputs.prompts.image_index.tolist(), strict=True)
         ]
         return SegmentTokens(torch.stack(pooled))
 
@@ -94,9 +95,7 @@ def image_size(inputs: EncoderBatch, number: int) -> tuple[int, int]:
 
 
 def token_map(tokens: Float[Tensor, "tokens hidden"], size: tuple[int, int]) -> Float[Tensor, "hidden rows columns"]:
-    """Return an image's tokens as a map: of all ways to lay them out, the one nearest to the ratio of `size`, (height,
-    width).
-    """
+    """Return an image's tokens as a map, in the layout nearest to the aspect ratio of `size`, (height, width)."""
     count, ratio = len(tokens), size[0] / size[1]
     rows = min(
         (rows for rows in range(1, count + 1) if count % rows == 0),
@@ -108,16 +107,16 @@ def token_map(tokens: Float[Tensor, "tokens hidden"], size: tuple[int, int]) -> 
 def pool_box(
     tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, "4"] | None
 ) -> Float[Tensor, "pooled hidden"]:
-    """Return the tokens of a box (normalised, xyxy) or of the whole map, pooled to `ROI_SIDE` x `ROI_SIDE`."""
+    """Return the tokens of a box (normalised, xyxy) or of the whole map, pooled to `ROI_GRID_SIZE` squared."""
     rows, columns = tokens.shape[1:]
     corners = torch.tensor([0.0, 0.0, 1.0, 1.0]) if box is None else box.cpu().float()
     scaled = (corners * torch.tensor([columns, rows, columns, rows])).to(tokens.device)
-    pooled = roi_align(tokens[None].float(), [scaled[None]], ROI_SIDE, aligned=True)
+    pooled = roi_align(tokens[None].float(), [scaled[None]], ROI_GRID_SIZE, aligned=True)
     return pooled[0].flatten(1).T.to(tokens.dtype)
 
 
 def check_finite(embeddings: Float[Tensor, "rows dim"], sources: Sequence[str]) -> None:
-    """Raise VirtueError naming the first row that is not finite, by the set and row where it stands."""
+    """Raise VirtueError naming the set and number of the first row that is not finite."""
     broken = (~embeddings.isfinite()).any(dim=1).nonzero().flatten().tolist()
     if broken:
         raise VirtueError(

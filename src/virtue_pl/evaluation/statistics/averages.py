@@ -1,4 +1,4 @@
-"""Means over sets as the papers take them, and the scores that the papers report: `published_results.csv`."""
+"""Means over sets as in the papers, and the papers' scores, which are in `published_results.csv`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALL = "all"
 class Average(NamedTuple):
     """Unweighted mean of each metric over the ranked sets of a group.
 
-    sets: how many were ranked. of: how many the group has.
+    sets: number of sets that were ranked. of: number of sets in the group.
 
     Example:
         >>> Average("scar", "all", {"hit@1": 0.5}, sets=4, of=5).metrics["hit@1"]
@@ -37,7 +37,7 @@ class Average(NamedTuple):
 def averages(found: Mapping[str, Mapping[str, float]], about: Sequence[SetDescription]) -> list[Average]:
     """Return the means over each meta-task, IND, OOD and all of each benchmark.
 
-    An overall mean is over sets, not over meta-tasks, as in VLM2Vec and VIRTUE.
+    An overall mean is over sets, not over meta-tasks, as in VLM2Vec and VIRTUE. found: metrics by set.
     """
     result = []
     for benchmark in dict.fromkeys(each.benchmark for each in about):

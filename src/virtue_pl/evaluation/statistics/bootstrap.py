@@ -1,11 +1,10 @@
 """Bootstrap intervals of a hit rate, and of the difference between two runs, over resampled queries and seeds.
 
 Each resample draws as many queries as there are, with replacement, and of each run as many seeds as it has. Two runs
-that are compared share the drawn queries (a paired bootstrap, Efron and Tibshirani 1993), so what makes a query hard
-for both drops out; their seeds are drawn apart, unless they are the same trainings in two evaluation modes: then a
-training counts as often for one as for the other. With one seed the interval says how sure the figure of this one
-training is, not how another training would do; with three it knows that trainings differ, but so few draws still make
-it a little narrow.
+that are compared share the sampled queries (a paired bootstrap, Efron and Tibshirani 1993), so what makes a query hard
+for both cancels; their seeds are drawn independently, unless they are the same trainings in two evaluation modes: then
+a training counts as often for one as for the other. With one seed the interval is that of this one training, and says
+nothing of another; with three it includes how much trainings differ, though so few make it a little narrow.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ Hits = Bool[np.ndarray, "seeds queries"]
 
 
 class Estimate(NamedTuple):
-    """Share or difference of shares with its interval, and how many queries and seeds (of a difference: the first
-    run's) it rests on.
+    """Share, or difference of shares, with its interval, both in [-1, 1].
+
+    queries, seeds: the numbers that it is estimated from; a difference counts the first run's.
 
     Example:
         >>> Estimate(0.12, 0.05, 0.19, queries=400, seeds=3).differs
@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """True where the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -51,8 +51,9 @@ def interval(hits: Hits, level: float = LEVEL, resamples: int = RESAMPLES, seed:
 
 
 def mean_interval(tasks: Sequence[Hits], level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """Return the unweighted mean of one run's shares over several tasks, whose queries are drawn apart; it counts the
-    queries of all.
+    """Return the unweighted mean of one run's shares over several tasks, whose queries are drawn independently.
+
+    Its number of queries is that of all tasks.
     """
     drawn = np.mean(
         [resampled_shares([hits], resamples, seed + number)[0] for number, hits in enumerate(tasks)], axis=0
@@ -69,7 +70,7 @@ def difference(
     seed: int = 0,
     same_trainings: bool = False,
 ) -> Estimate:
-    """Return how much more often the first run is right than the second; column q of both is the same query.
+    """Return the first run's share of right answers less the second's; column q of both is the same query.
 
     same_trainings: row s of both is the same training, too.
     """
@@ -105,10 +106,10 @@ def resampled_shares(
 
 
 def align_hits(*runs: Sequence[Mapping[str, int]], k: int = 1) -> tuple[Hits, ...]:
-    """Return every run's hits among the first `k`, over the queries that all trainings of all runs have ranked, in one
-    order.
+    """Return every run's hits among the first `k`, over the queries that all trainings of all runs have ranked.
 
-    runs: of each training, rank by the query's key (`RankRows.ranks`). Raises VirtueError if no key is shared.
+    Column q is the same query in all. runs: for each training, rank by the query's key (`RankRows.ranks`).
+    Raises VirtueError if no key is shared.
     """
     keys = sorted(set.intersection(*(set(ranks) for run in runs for ranks in run)))
     if not keys:

@@ -1,4 +1,4 @@
-"""Comparison of runs: each one's share of right answers with its interval, and its paired difference to a reference."""
+"""Comparison of runs: shares of right answers with their intervals, and paired differences to a reference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import VirtueError
 
 SET_BLIND = "set_blind"
-"""Mode that is reported beside every other."""
+"""Name of the mode that is reported beside every other."""
 Estimates = dict[str, dict[str, dict[str, Estimate]]]
 """task -> run -> ranking -> estimate"""
 
@@ -32,13 +32,12 @@ Estimates = dict[str, dict[str, dict[str, Estimate]]]
 class ComparedRun:
     """A run in one evaluation mode: a row of the comparison.
 
-    trainings: what each of its seeds ranked; two runs that share this object are the same trainings in two modes.
-    reference: the name of the run whose share is taken off; its own where it is compared to none.
-    use_only_mode: a task that was not ranked in the mode, but in one other, counts in that one, as queries without a
-    region do.
+    trainings: the ranks of each of its seeds; two runs that share this object are the same trainings in two modes.
+    reference: name of the run whose share is subtracted; its own name for no comparison.
+    use_only_mode: count a task that was ranked in one other mode alone in that mode, such as queries without a region.
 
     Example:
-        >>> virtue = ComparedRun("virtue", read_run("runs/virtue"), mode="box", reference="virtue")
+        >>> virtue = ComparedRun("virtue", read_run("runs/virtue"), mode="box", reference="virtue")  # doctest: +SKIP
         >>> crop = ComparedRun("crop", read_run("runs/crop"), mode="box", reference="virtue")
     """
 
@@ -49,7 +48,7 @@ class ComparedRun:
     use_only_mode: bool = False
 
     def ranks(self) -> dict[tuple[str, str], list[dict[str, int]]]:
-        """Return (task, ranking) -> of each training, rank by the query's key.
+        """Return (task, ranking) -> for each training, rank by the query's key.
 
         Raises VirtueError if nothing was ranked in the mode.
         """
@@ -84,11 +83,11 @@ class ComparedRun:
 class Comparison(NamedTuple):
     """Shares of runs, and differences to their references.
 
-    runs: in the order they were given. references: run -> the run it is compared to, where it is.
+    runs: names in the given order. references: run -> the run that it is compared to, if any.
     means: benchmark -> run -> hit@1 over all tasks of the benchmark, where it has several.
 
     Example:
-        >>> compare([virtue, crop]).differences["scar/ADE20K"]["crop"]["hit@1"].differs
+        >>> compare([virtue, crop]).differences["scar/ADE20K"]["crop"]["hit@1"].differs  # doctest: +SKIP
         True
     """
 
@@ -123,7 +122,7 @@ def estimates_as_json(estimates: Estimates) -> dict[str, Any]:
 def compare(runs: Sequence[ComparedRun]) -> Comparison:
     """Compare every run on every task and ranking that it has, and to its reference on those that both have.
 
-    Raises VirtueError for a reference that is no run.
+    Raises VirtueError for a reference that is not among the runs.
     """
     ranks = {run.name: run.ranks() for run in runs}
     trainings_of = {run.name: run.trainings for run in runs}
@@ -150,7 +149,7 @@ def benchmark_means(
 ) -> dict[str, dict[str, Estimate]]:
     """Return benchmark -> run -> the mean over the benchmark's tasks, of runs that have all of them.
 
-    ranks: of each run, as `ComparedRun.ranks` gives them.
+    ranks: run -> the result of `ComparedRun.ranks`.
     """
     benchmarks: dict[str, list[str]] = {}
     for task in sorted({task for found in ranks.values() for task, name in found if name == ranking}):
@@ -172,8 +171,9 @@ def benchmark_of(task: str) -> str:
 
 
 def mean_shares(shares: Estimates, prefix: str, ranking: str = "hit@1") -> dict[str, float]:
-    """Return every run's unweighted mean over the tasks whose name starts with `prefix`, as MMEB is reported; of runs
-    that have all.
+    """Return every run's unweighted mean over the tasks whose name starts with `prefix`, as MMEB is reported.
+
+    Runs that lack a task are left out.
     """
     tasks = [rows for task, rows in shares.items() if task.startswith(prefix)]
     runs = [
@@ -187,17 +187,17 @@ def mean_shares(shares: Estimates, prefix: str, ranking: str = "hit@1") -> dict[
 def paired_difference(trainings: list[dict[str, int]], others: list[dict[str, int]], same: bool) -> Estimate:
     """Return the difference between two runs' shares over the queries that both have ranked.
 
-    same: both are the same trainings, in two modes. Where one was not ranked in both, they are drawn apart all the
-    same.
+    same: both are the same trainings, in two modes. Their seeds are drawn independently all the same where one was not
+    ranked in both modes.
     """
     first, second = align_hits(trainings, others)
     return difference(first, second, same_trainings=same and len(first) == len(second))
 
 
 def read_run(folder: str | Path) -> tuple[RankRows, ...]:
-    """Read what a tested run ranked: from its own folder, or from those of its seeds, `seed_*`, in it.
+    """Read the ranks of a tested run: from its own folder, or from the folders of its seeds, `seed_*`, in it.
 
-    Raises VirtueError where there is nothing.
+    Raises VirtueError where there are none.
     """
     files = run_files(folder, "predictions.jsonl")
     if not files:
@@ -209,7 +209,7 @@ def read_run(folder: str | Path) -> tuple[RankRows, ...]:
 
 
 def read_chance(folders: Iterable[str | Path]) -> Chance:
-    """Return chance levels from the runs' own reports."""
+    """Read chance levels from the runs' own reports."""
     return {
         task: values
         for folder in folders
@@ -219,7 +219,7 @@ def read_chance(folders: Iterable[str | Path]) -> Chance:
 
 
 def data_fingerprints(folder: str | Path) -> list[str]:
-    """Return the fingerprints of the data that a run was tested on: one, unless its seeds met different data."""
+    """Return the fingerprints of the data that a run was tested on: one, unless its seeds had different data."""
     found = {report.get("context", {}).get("data_fingerprint") for report in read_reports(folder)}
     return sorted(found - {None})
 

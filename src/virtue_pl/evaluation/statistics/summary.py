@@ -1,8 +1,7 @@
-"""Reports of ranks: how often the right candidate came first, by task, prompt mode and kind of distractor."""
+"""Summaries of ranks: how often the right candidate came first, by task, prompt mode and ranking."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -11,24 +10,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError
 
 Results = dict[str, dict[str, dict[str, Any]]]
-"""task -> mode -> {ranking: share right, ..., "n": samples, "standard_error": {ranking: ...}}"""
+"""task -> mode -> {ranking: share of right answers, ..., "n": samples, "standard_error": {ranking: ...}}"""
 
 Chance = dict[str, dict[str, float]]
-"""task -> ranking -> expected share right of a random ranking"""
+"""task -> ranking -> expected share of right answers of a random ranking"""
 
 PACKAGES = ("virtue-pl", "torch", "lightning", "transformers", "timm", "torchmetrics", "segment-anything", "webdataset")
 
 
 def summarise(rows: RankRows) -> Results:
-    """Return the share of samples whose right candidate came first, for each task, mode and ranking, with its standard
-    error.
+    """Return the share of samples whose right candidate came first, with its standard error.
+
+    Each task, mode and ranking has its own.
     """
     results: Results = {}
     for (task, mode, ranking), group in rows.groups().items():
@@ -46,7 +45,7 @@ def hit_rate(rows: Sequence[RankRow], k: int = 1) -> float:
 
 
 def chance(rows: RankRows) -> Chance:
-    """Return chance levels: the mean of one over the length of the list, for each task and ranking."""
+    """Return chance levels: the mean of 1 / number of candidates, for each task and ranking."""
     lengths: dict[tuple[str, str], dict[str, int]] = {}
     for row in rows:
         lengths.setdefault((row.task, row.ranking), {})[row.key] = row.candidates
@@ -57,9 +56,9 @@ def chance(rows: RankRows) -> Chance:
 
 
 def select(results: Results, names: Mapping[str, str]) -> Results:
-    """Return the given modes alone, each under its new name: `{"box": "no_segmentation"}` takes one row of a run for
-    another's table.
+    """Return the named modes alone, each under its new name.
 
+    `names={"box": "no_segmentation"}` makes one row of a run ready to be merged into another's table.
     Raises VirtueError for a mode that no task has.
     """
     for mode in names:
@@ -90,7 +89,7 @@ def merge(*runs: Results) -> Results:
 def context(
     config: Mapping[str, Any] | None = None, seed: int | None = None, data_fingerprint: str | None = None
 ) -> dict[str, Any]:
-    """Return what a result depends on besides the model: settings, seed, data, versions, machine, command."""
+    """Return the circumstances of a result beside the model: settings, seed, data, versions, machine, command."""
     return {
         "config": config,
         "seed": seed,
@@ -101,29 +100,3 @@ def context(
         "command": shlex.join(sys.argv),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text whole or not at all, see `write_bytes`."""
-    return write_bytes(path, text.encode())
-
-
-def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write beside `path` first and then move, so that no reader ever finds half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-    return path
-
-
-def write_json(path: str | Path, report: Mapping[str, Any]) -> Path:
-    """Write a report as strict, indented JSON. Raises VirtueError for a number that JSON cannot hold."""
-    try:
-        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    except ValueError as error:
-        raise VirtueError(
-            f"{path}: the report holds a value that is no number ({error}), expected finite metrics"
-        ) from error
-    return write_text(path, text + "\n")

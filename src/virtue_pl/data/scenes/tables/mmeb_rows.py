@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from virtue_pl.data.scenes.mmeb import Answer, Question
+from virtue_pl.data.scenes.mmeb.rows import Answer, Question
 
 NUM_NEGATIVES = 4
-"""Wrong candidates that a training row keeps as hard negatives."""
+"""Wrong candidates that a training row has as hard negatives."""
 
 TRAIN_SCHEMA = pa.schema(
     [
@@ -35,16 +35,17 @@ TEST_SCHEMA = pa.schema(
 
 
 def schema(split: str) -> pa.Schema:
+    """Return the columns of a split."""
     return TRAIN_SCHEMA if split == "train" else TEST_SCHEMA
 
 
 def folder(task: str, split: str) -> str:
-    """Of a task's images, relative to the folder `images`."""
+    """Return the folder of a task's images, relative to the folder `images`."""
     return f"{task}/{split.capitalize()}"
 
 
 def parquet_path(task: str, split: str) -> str:
-    """Relative to the root, named as the published files are."""
+    """Return the path of a task's parquet file, relative to the root, as the published files are named."""
     return (
         f"MMEB-train/{task}/original-00000-of-00001.parquet"
         if split == "train"
@@ -53,7 +54,9 @@ def parquet_path(task: str, split: str) -> str:
 
 
 def row(question: Question, paths: Mapping[str, str], split: str) -> dict[str, Any]:
-    """`paths` are the images', by name, relative to the folder `images`. As published, those of training begin with
+    """Return a question as a row.
+
+    `paths` are those of the images by name, relative to the folder `images`. As published, those of training begin with
     "images/".
     """
     begin = "images/" if split == "train" else ""

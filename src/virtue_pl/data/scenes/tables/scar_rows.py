@@ -49,21 +49,22 @@ EVAL_SCHEMA = pa.schema(
 
 
 def schema(split: str) -> pa.Schema:
+    """Return the columns of a split."""
     return TRAIN_SCHEMA if split == "train" else EVAL_SCHEMA
 
 
 def image_path(split: str, index: int) -> str:
-    """Relative to the folder `images`."""
+    """Return the path of a scene's image, relative to the folder `images`."""
     return f"mini_{split}/{index:08d}.jpg"
 
 
 def parquet_path(split: str) -> str:
-    """Relative to the root."""
+    """Return the path of a split's parquet file, relative to the root."""
     return "SCaR-train/SCAR_mini.parquet" if split == "train" else f"SCaR-eval/SCaR_eval_mini_{split}.parquet"
 
 
 def rows_of(scene: Scene, split: str, index: int) -> list[dict[str, Any]]:
-    """One row a sample."""
+    """Return the rows of a scene, one for each sample."""
     return [_row(scene, sample, split, index) for sample in scene.samples]
 
 
@@ -94,6 +95,6 @@ def _row(scene: Scene, sample: SceneSample, split: str, index: int) -> dict[str,
 
 
 def encode_mask(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
-    """COCO's compressed run lengths: size is [height, width]."""
+    """Return a mask as COCO's compressed run lengths; their size is [height, width]."""
     encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}

@@ -1,4 +1,4 @@
-"""The tables that a set of scenes is written as, each with its images."""
+"""The parquet files that a set of scenes is written as, each with its images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from PIL import Image
 from virtue_pl.data.scenes.compose import Cast, compose
 from virtue_pl.data.scenes.config import SPLITS, SceneConfig
 from virtue_pl.data.scenes.library import TEST, TRAIN, SceneLibrary
-from virtue_pl.data.scenes.mmeb import TASKS, MMEBTask, Studio
+from virtue_pl.data.scenes.mmeb.studio import Studio
+from virtue_pl.data.scenes.mmeb.tasks import TASKS, MMEBTask
 from virtue_pl.data.scenes.tables import mmeb_rows, scar_rows
 
 JPEG_QUALITY = 90
@@ -23,28 +24,36 @@ JPEG_QUALITY = 90
 
 @dataclass(frozen=True)
 class Sheet(ABC):
-    """One parquet file and its images, made of drawings that depend on nothing but settings, sheet and number.
+    """One parquet file and its images, made of drawings that depend on settings, sheet and number alone.
 
-    rows: how many the file has. rows_per_drawing: how many a drawing gives; the last one's may be cut.
+    Example:
+        >>> for sheet in sheets_of(SceneConfig(source="shapes", train=10)):
+        ...     print(sheet.name, sheet.rows)
+        train 20
+        val 300
+        test_seen 700
+        test_held_out 700
     """
 
     rows: int
+    """Number of rows of the file."""
     rows_per_drawing: int
+    """Number of rows that a drawing gives; the last one's may be cut."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """One that no other sheet has."""
+        """Return a name that no other sheet has."""
 
     @property
     @abstractmethod
     def parquet(self) -> str:
-        """The file, relative to the root."""
+        """Return the path of the file, relative to the root."""
 
     @property
     @abstractmethod
     def images(self) -> str:
-        """The folder of its images, relative to the root."""
+        """Return the folder of its images, relative to the root."""
 
     @property
     @abstractmethod
@@ -52,36 +61,47 @@ class Sheet(ABC):
 
     @abstractmethod
     def write(self, index: int, config: SceneConfig, library: SceneLibrary, out: Path) -> list[dict[str, Any]]:
-        """Writes the images of drawing `index`, and returns its rows."""
+        """Write the images of drawing `index`; return its rows."""
 
     @property
     def drawings(self) -> int:
+        """Return the number of drawings."""
         return -(-self.rows // self.rows_per_drawing)
 
 
 @dataclass(frozen=True)
 class SCaRSheet(Sheet):
-    """A split of SCaR-mini; a drawing is a scene."""
+    """A split of SCaR-mini; a drawing is a scene.
+
+    Example:
+        >>> SCaRSheet(rows=7, rows_per_drawing=2, split="val").drawings
+        4
+    """
 
     split: str
 
     @property
     def name(self) -> str:
+        """See `Sheet`."""
         return self.split
 
     @property
     def parquet(self) -> str:
+        """See `Sheet`."""
         return scar_rows.parquet_path(self.split)
 
     @property
     def images(self) -> str:
+        """See `Sheet`."""
         return f"images/mini_{self.split}"
 
     @property
     def schema(self) -> pa.Schema:
+        """See `Sheet`."""
         return scar_rows.schema(self.split)
 
     def write(self, index: int, config: SceneConfig, library: SceneLibrary, out: Path) -> list[dict[str, Any]]:
+        """See `Sheet`."""
         rng = np.random.default_rng([config.seed, SPLITS.index(self.split), index])
         scene = compose(rng, Cast.of(self.split, library), config.size, training=self.split == "train")
         save_jpeg(scene.image, out / "images" / scar_rows.image_path(self.split, index))
@@ -90,28 +110,38 @@ class SCaRSheet(Sheet):
 
 @dataclass(frozen=True)
 class MMEBSheet(Sheet):
-    """A task of MMEB-mini in training or test; a drawing is a group of rows."""
+    """A task of MMEB-mini in training or test; a drawing is a group of rows.
+
+    Example:
+        >>> MMEBSheet(rows=20, rows_per_drawing=TASKS[0].rows, task=TASKS[0], split="train").name
+        'mmeb_train_ObjectMini'
+    """
 
     task: MMEBTask
     split: str
 
     @property
     def name(self) -> str:
+        """See `Sheet`."""
         return f"mmeb_{self.split}_{self.task.name}"
 
     @property
     def parquet(self) -> str:
+        """See `Sheet`."""
         return mmeb_rows.parquet_path(self.task.name, self.split)
 
     @property
     def images(self) -> str:
+        """See `Sheet`."""
         return f"images/{mmeb_rows.folder(self.task.name, self.split)}"
 
     @property
     def schema(self) -> pa.Schema:
+        """See `Sheet`."""
         return mmeb_rows.schema(self.split)
 
     def write(self, index: int, config: SceneConfig, library: SceneLibrary, out: Path) -> list[dict[str, Any]]:
+        """See `Sheet`."""
         rng = np.random.default_rng([config.seed, len(SPLITS) + TASKS.index(self.task), self.split == "test", index])
         group = self.task.draw(rng, Studio(library, config.size, TRAIN if self.split == "train" else TEST))
         folder = mmeb_rows.folder(self.task.name, self.split)
@@ -122,13 +152,14 @@ class MMEBSheet(Sheet):
 
 
 def sheets_of(config: SceneConfig) -> list[Sheet]:
-    """All the tables that `config` asks for."""
+    """Return all the sheets of a set of scenes."""
     counts = {"train": config.mmeb_train, "test": config.mmeb_test}
     mmeb = [MMEBSheet(count, task.rows, task, split) for task in TASKS for split, count in counts.items() if count]
     return [*(SCaRSheet(config.samples(split), 2, split) for split in SPLITS), *mmeb]
 
 
 def save_jpeg(image: Image.Image, path: Path) -> None:
+    """Write an image as JPEG."""
     buffer = BytesIO()
     image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     path.write_bytes(buffer.getvalue())

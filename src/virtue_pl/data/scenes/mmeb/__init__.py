@@ -1,0 +1,3 @@
+"""MMEB-mini: eight tasks in MMEB's form, two of each meta-task, from the same cut-outs and photographs
+as the scenes.
+"""

@@ -1,0 +1,149 @@
+"""Every command and every block of Python that the documentation shows is run, small: see `small_runs.py` for how.
+
+What downloads something, and the quickstart in full, has the marker `network`: `make test-network`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pages import ROOT, Block, blocks
+from small_runs import make_clone, rule_for, run_small
+from torch import Tensor
+
+from tiny_quickstart import fetch
+from virtue_pl.backbones import class_names
+from virtue_pl.cli.main import main
+from virtue_pl.pipelines import quickstart
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
+SHELL = [block for block in blocks() if block.language == "sh"]
+PYTHON = [block for block in blocks() if block.language == "python"]
+NUMBER = re.compile(r"-?\d+\.\d*")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder as a clone is after a quickstart; blocks run there in the order of the pages."""
+    folder = tmp_path_factory.mktemp("clone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart, "fetch", fetch)
+        patch.setattr(class_names, "embed_names", remembered(class_names.embed_names))
+        with pytest.MonkeyPatch.context() as inside:
+            inside.chdir(folder)
+            make_clone(folder)
+        yield folder
+
+
+def remembered(embed_names: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the function that embeds a thousand class descriptions, which does so once for each language model."""
+    known: dict[str, Tensor] = {}
+
+    def embed(names: list[str], text_model: str) -> Tensor:
+        if class_names.are_weights_left_out():
+            return embed_names(names, text_model)
+        if text_model not in known:
+            known[text_model] = embed_names(names, text_model)
+        return known[text_model].clone()
+
+    return embed
+
+
+@pytest.fixture(scope="module")
+def done() -> set[str]:
+    """The commands that were run: what several pages show is run once."""
+    return set()
+
+
+def test_every_block_is_of_a_kind_that_is_run_or_drawn() -> None:
+    assert {block.language for block in blocks()} <= {"sh", "python", "json", ""}
+    assert all(len(block.commands) for block in SHELL)
+
+
+def test_a_command_without_a_rule_is_found() -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"no rule in small_runs\.py says how to run small: virtue-pl fly"):
+        rule_for(["virtue-pl", "fly"])
+    with pytest.raises(AssertionError, match="rsync: command not found"):
+        _ = Block(ROOT / "README.md", 1, "sh", "rsync -a here there\n").commands
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_shell(block: Block, clone: Path, done: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("COLUMNS", "200")
+    for words in block.commands:
+        run_small(words, done)
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python(block: Block, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs on the tiny model, and prints as many numbers as the comments behind it show."""
+    monkeypatch.chdir(clone)
+    assert len(NUMBER.findall(printed(block))) == len(NUMBER.findall(comments(block)))
+
+
+def printed(block: Block) -> str:
+    """Run the block; return what it prints."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(block.text, str(block), "exec"), {"__name__": "documented"})
+    return output.getvalue()
+
+
+def comments(block: Block) -> str:
+    """Return the lines of the block that show what it prints."""
+    return "\n".join(line for line in block.text.splitlines() if line.startswith("#"))
+
+
+@pytest.mark.network
+def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for block in SHELL:
+        for words in block.commands:
+            if rule_for(words) is None:
+                download(words)
+
+
+def download(words: list[str]) -> None:
+    """Do what the command does, but for what it would change outside of the clone: this is only simulated."""
+    if words[0] == "virtue-pl":
+        assert main(words[1:]) == 0
+        return
+    simulated = {
+        "sudo": ["apt-get", "--simulate", *words[2:]],
+        "pip": [str(ROOT / ".venv/bin/pip"), "install", "--dry-run", *words[2:]],
+        "conda": [*words, "--dry-run"],
+        "make": words,
+    }[words[0]]
+    if shutil.which(simulated[0]) is None:
+        pytest.skip(f"{simulated[0]} is not here")
+    subprocess.run(simulated, cwd=ROOT, check=True)
+
+
+@pytest.mark.network
+def test_the_whole_quickstart_and_the_python_on_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The captions that the documentation shows first are first."""
+    monkeypatch.chdir(ROOT)
+    subprocess.run(["make", "quickstart"], cwd=ROOT, check=True)
+    shutil.rmtree(ROOT / "mini", ignore_errors=True)
+    assert main(["export", "runs/quickstart/virtue/checkpoints/last.ckpt", "--out", "mini"]) == 0
+    for block in PYTHON:
+        rows = [NUMBER.findall(line) for line in printed(block).splitlines()]
+        shown = [NUMBER.findall(line) for line in comments(block).splitlines()]
+        assert [best(row) for row in rows if row] == [best(row) for row in shown if row]
+
+
+def best(row: list[str]) -> int:
+    """Return the place of a row's largest number."""
+    return max(range(len(row)), key=lambda index: float(row[index]))

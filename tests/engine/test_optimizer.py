@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.types import VirtueError
+
+
+def model() -> nn.ModuleDict:
+    parts = nn.ModuleDict({"fusion": nn.Linear(2, 2), "connector": nn.Linear(2, 2), "trunk": nn.Linear(2, 2)})
+    parts["trunk"].requires_grad_(False)
+    return parts
+
+
+def test_groups_by_prefix_and_by_decay() -> None:
+    groups = Optimization(1e-3, 0.1, 0, "constant", {"connector": 10.0}).parameter_groups(model())
+    found = {(group["lr"], group["weight_decay"]): len(group["params"]) for group in groups}
+    assert found == {(1e-3, 0.1): 1, (1e-3, 0.0): 1, (1e-2, 0.1): 1, (1e-2, 0.0): 1}
+
+
+@pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
+def test_schedules_warm_up_and_end(schedule: str, half: float) -> None:
+    optimization = Optimization(1.0, 0.0, 10, schedule)
+    assert optimization.lr_factor(0, 110) == pytest.approx(0.1)
+    assert optimization.lr_factor(60, 110) == pytest.approx(half)
+    assert optimization.lr_factor(110, 110) == pytest.approx(1.0 if schedule == "constant" else 0.0)
+
+
+def test_the_scheduler_steps_with_the_optimizer() -> None:
+    configured = Optimization(0.5, 0.0, 2, "linear").configure(model(), 4)
+    assert configured["lr_scheduler"]["interval"] == "step"
+    assert isinstance(configured["optimizer"], torch.optim.AdamW)
+    assert configured["optimizer"].param_groups[0]["lr"] == pytest.approx(0.25)
+
+
+def test_a_prefix_that_nothing_answers_to_is_refused() -> None:
+    with pytest.raises(VirtueError, match="no trainable parameter starts with 'conector'; there are connector, fusion"):
+        Optimization(1.0, 0.0, 0, "linear", {"conector": 2.0}).parameter_groups(model())
+    with pytest.raises(VirtueError, match=r"optimization\.schedule is 'step'"):
+        Optimization(1.0, 0.0, 0, "step")

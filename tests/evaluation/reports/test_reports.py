@@ -1,0 +1,167 @@
+"""Tables, reports and comparisons from ranks that are known."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from virtue_pl.evaluation.reports.report_files import write_json
+from virtue_pl.evaluation.reports.tables import Grid, TerminalTable, markdown, rich_tables
+from virtue_pl.evaluation.retrieval.predictions import predictions, read_predictions
+from virtue_pl.evaluation.statistics.summary import chance, context, merge, select, summarise
+from virtue_pl.metrics.ranking import RankRow, RankRows
+from virtue_pl.types import (
+    EmbeddingInput,
+    EncoderBatch,
+    ImageBatch,
+    PromptBatch,
+    RankingBatch,
+    RankingOutput,
+    RankingSample,
+    VirtueError,
+)
+
+
+def rows(
+    mode: str, ranks: list[int], ranking: str = "hit@1", candidates: int = 10, task: str = "test_seen"
+) -> list[RankRow]:
+    return [RankRow(task, mode, ranking, f"key-{number}", rank, candidates) for number, rank in enumerate(ranks)]
+
+
+TABLE = RankRows(
+    [
+        *rows("box", [0, 0, 0, 3]),
+        *rows("box", [0, 1, 0, 0], "object", 4),
+        *rows("blind", [0, 2, 9, 9]),
+        *rows("blind", [1, 1, 1, 1], "object", 4),
+    ]
+)
+
+
+def test_a_summary_counts_who_came_first() -> None:
+    box = summarise(TABLE)["test_seen"]["box"]
+    assert (box["hit@1"], box["object"], box["n"]) == (0.75, 0.75, 4)
+    assert box["standard_error"]["hit@1"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+
+
+def test_chance_is_the_mean_of_one_over_the_length() -> None:
+    mixed = RankRows(
+        [
+            RankRow("task", "box", "hit@1", "a", 0, 10),
+            RankRow("task", "box", "hit@1", "b", 0, 5),
+            RankRow("task", "blind", "hit@1", "b", 1, 5),
+        ]
+    )
+    assert chance(mixed) == {"task": {"hit@1": pytest.approx(0.15)}}
+    assert chance(TABLE) == {"test_seen": {"hit@1": pytest.approx(0.1), "object": 0.25}}
+
+
+def test_another_runs_row_joins_under_its_own_name() -> None:
+    first, second = summarise(TABLE), summarise(RankRows(rows("box", [1, 1, 1, 0])))
+    merged = merge(first, select(second, {"box": "no_segmentation"}))
+    assert list(merged["test_seen"]) == ["blind", "box", "no_segmentation"]
+    assert merged["test_seen"]["no_segmentation"]["hit@1"] == 0.25
+    with pytest.raises(VirtueError, match="two runs have the row 'box' of 'test_seen'"):
+        merge(first, second)
+    with pytest.raises(VirtueError, match="no mode 'mask', expected one of box"):
+        select(second, {"mask": "other"})
+
+
+def test_markdown_is_bold_where_best() -> None:
+    assert markdown(summarise(TABLE), chance(TABLE)).splitlines()[2:7] == [
+        "| mode | hit@1 | object | n |",
+        "|---|---:|---:|---:|",
+        "| box | **75.0±21.7** | **75.0±21.7** | 4 |",
+        "| blind | 25.0±21.7 | 0.0±0.0 | 4 |",
+        "| chance | 10.0 | 25.0 |  |",
+    ]
+
+
+def test_the_terminal_shows_a_table_for_each_task() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    table = RankRows([*TABLE, *rows("box", [0, 1], task="test_held_out")])
+    for task in rich_tables(summarise(table), chance(table)):
+        console.print(task)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.index("test_held_out") < text.index("test_seen")
+    assert "75.0±21.7" in text and "chance" in text
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 200])
+def test_a_terminal_that_is_narrow_loses_no_figure(width: int) -> None:
+    """Columns that do not fit stand in further blocks, each behind the rows' names."""
+    cells = Grid(
+        ["a set's name", *(f"metric_{number}" for number in range(12))],
+        [["SCaR_RefCOCO_plus", *(f"{number}.25" for number in range(12))]],
+        set(),
+    )
+    console = Console(file=io.StringIO(), width=width)
+    console.print(TerminalTable("title " * 20, cells))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= width and "…" not in "".join(lines)
+    rows = [line.split() for line in lines if line.startswith("SCaR_RefCOCO_plus")]
+    assert [figure for row in rows for figure in row[1:]] == cells.rows[0][1:] and (len(rows) == 1) == (width == 200)
+
+
+def test_a_report_survives_the_disk(tmp_path: Path) -> None:
+    report: dict[str, Any] = {
+        "results": summarise(TABLE),
+        "chance": chance(TABLE),
+        "context": context({"model": {"dim": 8}}, seed=7, data_fingerprint="abc"),
+    }
+    path = write_json(tmp_path / "deep" / "report.json", report)
+    assert json.loads(path.read_text()) == report
+    assert [file.name for file in path.parent.iterdir()] == ["report.json"]
+    assert {"python", "virtue-pl", "torch", "lightning", "webdataset"} <= set(report["context"]["versions"])
+    with pytest.raises(VirtueError, match="no number"):
+        write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text()) == report
+
+
+def batch_of(samples: tuple[RankingSample, ...], modes: tuple[str, ...]) -> RankingBatch:
+    nothing = torch.zeros(0, dtype=torch.long)
+    empty = EncoderBatch(
+        torch.zeros(0, 0, dtype=torch.long),
+        torch.zeros(0, 0, dtype=torch.long),
+        ImageBatch(),
+        PromptBatch((), nothing),
+        nothing,
+    )
+    return RankingBatch(samples, modes, empty, empty, tuple(tuple(range(len(sample.candidates))) for sample in samples))
+
+
+def test_predictions_give_their_ranks_back(tmp_path: Path) -> None:
+    captions = tuple(EmbeddingInput(f"caption {number}") for number in range(3))
+    samples = (
+        RankingSample("a", "seen", EmbeddingInput(), captions, {"hit@1": (1, 0, 2), "object": (1, 2)}),
+        RankingSample("b", "seen", EmbeddingInput(), captions[:2], {"hit@1": (0, 1)}),
+    )
+    scores = (
+        torch.tensor([0.5, 0.5, 0.1]),
+        torch.tensor([0.2, 0.1]),
+        torch.tensor([0.1, 0.2, 0.3]),
+        torch.tensor([0.1, 0.2]),
+    )
+    lines = list(predictions(batch_of(samples, ("box", "blind")), RankingOutput(scores)))
+    assert lines[0] == {
+        "task": "seen",
+        "key": "a",
+        "mode": "box",
+        "gold": 1,
+        "ranking": [0, 1, 2],
+        "scores": [0.5, 0.5, 0.1],
+        "ranks": {"hit@1": [1, 3], "object": [0, 2]},
+    }
+    file = tmp_path / "predictions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = read_predictions(file)
+    assert read.ranks("seen", "box", "hit@1") == {"a": 1, "b": 0}
+    assert read.ranks("seen", "blind", "hit@1") == {"a": 1, "b": 1}
+    assert next(iter(read)).candidates == 3

@@ -1,0 +1,102 @@
+"""Decoding images: right pixels, and nothing decoded that should not be."""
+
+from __future__ import annotations
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from virtue_pl.preprocessing.images import decode, read_header, resize_bicubic
+from virtue_pl.types import DataError
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(height: int = 6, width: int = 9, channels: int = 3) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("format", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
+def test_pixels_are_those_of_the_file(format: str, extension: str) -> None:
+    data = encoded(noise(), format)
+    image = decode(data, "key")
+    assert image.dtype == torch.uint8 and image.permute(1, 2, 0).is_contiguous()
+    assert torch.equal(image, torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1))
+    assert read_header(data, "key") == (extension, 6, 9)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "CMYK"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    format = "JPEG" if mode == "CMYK" else "PNG"
+    assert decode(encoded(noise().convert(mode), format), "key").shape == (3, 6, 9)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_image_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(noise(), "PNG", exif=exif)
+    image = decode(data, "key")
+    assert tuple(image.shape[1:]) == ((6, 9) if orientation < 5 else (9, 6))
+    assert read_header(data, "key")[1:] == tuple(image.shape[1:])
+    if orientation == 3:
+        assert torch.equal(image, decode(encoded(noise(), "PNG"), "key").flip(1, 2))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no image", encoded(noise(), "JPEG")[:-60], encoded(noise(64, 64), "PNG")[:200], encoded(noise(), "BMP")],
+)
+def test_what_cannot_be_decoded_is_named(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"^image 7: damaged image") as caught:
+        decode(data, "image 7")
+    assert caught.value.key == "image 7"
+
+
+def test_a_large_image_is_refused_from_its_header() -> None:
+    data = encoded(Image.new("1", (3000, 2000)), "PNG")
+    with pytest.raises(DataError, match="3000x2000 pixels, more than max_pixels = 5000000"):
+        decode(data, "key", max_pixels=5_000_000)
+
+
+@pytest.mark.parametrize("length", [6_000, 12_000, 60_000])
+def test_an_image_that_claims_a_huge_size_is_never_decoded(length: int) -> None:
+    data = encoded(Image.new("1", (8, 8)), "PNG")
+    header = b"IHDR" + length.to_bytes(4, "big") * 2 + data[24:29]
+    with pytest.raises(DataError, match=r"^key: image too large"):
+        decode(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:], "key")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "down_first"),
+    [
+        ((122, 184), (112, 196), True),
+        ((188, 126), (196, 112), False),
+        ((80, 78), (90, 100), False),
+        ((90, 80), (70, 75), False),
+        ((90, 80), (70, 80), False),
+    ],
+)
+def test_levels_are_rounded_between_the_two_passes_in_the_published_order(before, after, down_first) -> None:
+    """Down first where an image grows across and shrinks down; else across first."""
+    image = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, *before), dtype=np.uint8))
+    (height, width), pillow_image = after, Image.fromarray(image.permute(1, 2, 0).numpy())
+    between = (pillow_image.width, height) if down_first else (width, pillow_image.height)
+    wanted = pillow_image.resize(between, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+    assert torch.equal(resize_bicubic(image, after), torch.from_numpy(np.array(wanted)).permute(2, 0, 1))
+    if min(abs(new - old) for new, old in zip(after, before, strict=True)):
+        other = (width, pillow_image.height) if down_first else (pillow_image.width, height)
+        assert not np.array_equal(
+            np.array(
+                pillow_image.resize(other, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+            ),
+            np.array(wanted),
+        )
