@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_release import quickstart_spec, release, run_checkpoint
+from fixtures.tiny_release import quickstart_spec, release, run_checkpoint
 
 import virtue_pl
 from virtue_pl.checkpoints.class_paths import import_class, public_path
@@ -34,8 +34,7 @@ NOT_CLASSES = {
     "virtue_pl.cli.main.import_module",
     "virtue_pl.models.virtue.Path",
     "virtue_pl.models.virtue.Virtual",
-    "virtue_pl.parts.segmenter.SegmentationExtractor",
-    "virtue_pl.losses.InfoNCE",
+    "virtue_pl.recipes.ReferenceRecipe",
 }
 """Class paths in tests of what is refused."""
 

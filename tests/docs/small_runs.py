@@ -24,7 +24,7 @@ from pages import ROOT, blocks
 from PIL import Image
 
 from evaluation_files import write_mmeb_sets, write_scar_set
-from tiny_quickstart import tiny_plan
+from fixtures.tiny_quickstart import tiny_plan
 from virtue_pl.cli.main import main
 
 Words = list[str]

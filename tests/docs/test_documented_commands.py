@@ -18,7 +18,7 @@ from pages import ROOT, Block, blocks
 from small_runs import make_clone, rule_for, run_small
 from torch import Tensor
 
-from tiny_quickstart import fetch
+from fixtures.tiny_quickstart import fetch
 from virtue_pl.backbones import class_names
 from virtue_pl.cli.main import main
 from virtue_pl.pipelines import quickstart
