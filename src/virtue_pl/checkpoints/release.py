@@ -128,8 +128,9 @@ def instantiate(spec: Any, folder: Path, allowed: Sequence[str], hint: Any = Non
 
 
 def construct(cls: type, init_args: Spec, folder: Path, allowed: Sequence[str]) -> Any:
-    """Return an instance of the class; an argument that is a factory (`Callable[...]`) becomes the class that is named
-    with the arguments that are stated.
+    """Return an instance of the class.
+
+    An argument that is a factory (`Callable[...]`) becomes the class that is named, with the arguments that are stated.
     """
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]  # of the class, not of an instance
     unknown = init_args.keys() - inspect.signature(cls).parameters.keys()
@@ -161,8 +162,9 @@ def factory(spec: Spec, folder: Path, allowed: Sequence[str], hint: Any = None) 
 
 
 def find_class(path: str, folder: Path, allowed: Sequence[str], hint: Any = None) -> type:
-    """Return the class at a dotted path. Raises VirtueError, before anything is imported, for a path outside of what is
-    allowed.
+    """Return the class at a dotted path.
+
+    Raises VirtueError, before anything is imported, for a path outside of what is allowed.
     """
     module = str(path).rpartition(".")[0]
     if not path.startswith(tuple(allowed)):
