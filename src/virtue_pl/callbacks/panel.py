@@ -113,7 +113,7 @@ def draw_captions(
     scores: Float[Tensor, " captions"],
     gold: int,
 ) -> None:
-    """Draw captions with their scores, one per line, best first.
+    """Draw captions with their scores, one a line, best first.
 
     A bar behind each shows its score between the lowest and the highest.
     """

@@ -132,9 +132,9 @@ def without_weights(spec: Any) -> Any:
 
 
 def copy_language_models(spec: Any, origin: Path, target: Path) -> Any:
-    """Copy every language model that a spec names (`..._model`) into `target`, without weights.
+    """Copy every language model that a spec names (`..._model`) into `target`, without its weights.
 
-    Returns the spec that names the copies.
+    Returns the spec with the copies' names.
     """
     copies: dict[str, str] = {}
     for name, value in arguments(spec):
@@ -150,7 +150,7 @@ def copy_language_models(spec: Any, origin: Path, target: Path) -> Any:
 
 
 def language_model_folder(value: str, origin: Path) -> Path | None:
-    """Return the folder of a language model by its path, its path inside `origin` or its hub name.
+    """Return a language model's folder by its path, its path inside `origin` or its hub name.
 
     None for a name of another kind (timm's).
     """

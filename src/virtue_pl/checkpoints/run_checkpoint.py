@@ -50,7 +50,7 @@ def read_run(checkpoint: Path, config: Path | None = None) -> CheckpointSpec:
 def starting_folder(config: Path, found: Mapping[str, Any]) -> Path:
     """Return the folder that a run's relative paths are relative to.
 
-    It is the one above `trainer.default_root_dir` if the config still lies there, or else the current one.
+    It is the one above `trainer.default_root_dir`, where the config still lies there, or else the current one.
     """
     own = Path(str((found.get("trainer") or {}).get("default_root_dir") or ""))
     folder = config.resolve().parent
@@ -87,7 +87,7 @@ def find_config(checkpoint: Path) -> Path:
 def with_left_out(checkpoint: CheckpointSpec) -> CheckpointSpec:
     """Return the model with the tensors that only the published layout needs.
 
-    They are read from the files that the run started from, as far as they still exist.
+    They are read from the files that the run started from, as far as those still exist.
     """
     found: dict[str, Tensor] = {}
     for name, value in arguments(checkpoint.spec):

@@ -122,9 +122,9 @@ def write_config(checkpoint: CheckpointSpec, folder: Path) -> None:
 
 
 def own_settings(checkpoint: CheckpointSpec, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the published layout has no entry for, where they are not its defaults.
+    """Return the settings that differ from the published layout's defaults and have no entry in it.
 
-    These are the input formatter and a learned temperature.
+    They are the input formatter and a learned temperature.
     """
     stride = argument(checkpoint.spec, "connector.stride") or 4
     plain = {name: value for name, value in config.items() if name != OURS}

@@ -60,9 +60,9 @@ def field_docs(settings: type) -> dict[str, str]:
 
 
 def field_types(settings: type) -> dict[str, tuple[Any, ...]]:
-    """Return the types that a command-line value may have, by field.
+    """Return the types that a word on the command line may be read as, by field.
 
-    A field that takes objects alone has none.
+    None for a field that takes objects alone.
     """
     unknown: dict[str, Any] = {}
     while True:

@@ -22,7 +22,7 @@ SIZES = "vlm_sizes"
 class DescribedCLI(VirtueCLI):
     """`VirtueCLI` that builds the model on the meta device where `shared.vlm_sizes` is given.
 
-    The model is not connected to the data.
+    Such a model is not connected to the data.
 
     unread: the weights that a run would read, by their options.
 

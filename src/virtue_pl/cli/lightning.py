@@ -165,9 +165,9 @@ def parser_keys(parser: Any) -> list[str]:
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Raise VirtueError at once for a checkpoint that does not exist.
+    """Raise VirtueError at once for a checkpoint that is not there.
 
-    Lightning would raise only after setting up the data.
+    Lightning would say so only after setting up the data.
     """
     named = path is None or path in ("last", "best", "hpc") or path.startswith("registry") or "://" in path
     if not named and not Path(str(path)).is_file():

@@ -50,7 +50,7 @@ def show_data(console: Console, trainer: Trainer, model: LightningModule, data: 
 def show_described(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:
     """Print the tables of `show_data` for data that is not connected to the model.
 
-    Missing data is reported, and allowed.
+    Missing data is printed, and allowed.
     """
     try:
         data.trainer = trainer
@@ -101,9 +101,9 @@ def parts_table(model: LightningModule) -> Table:
 
 
 def adapter_tables(model: LightningModule) -> Iterable[Table]:
-    """Yield a table of the modules with adapters, or nothing without adapters.
+    """Yield a table of the modules with adapters; none without adapters.
 
-    Modules of the same name in all layers are one row.
+    Modules of the same name in all layers have one row.
     """
     layers: dict[str, list[nn.Module]] = {}
     for name, module in adapter_layers(model):

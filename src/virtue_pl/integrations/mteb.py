@@ -1,6 +1,6 @@
-"""A model of this package in MTEB, with its segmentation stream.
+"""`MTEBModel`: a model of this package in MTEB, with its segmentation stream.
 
-The segmentation stream sees each image under the grid of points that stands for "no prompt".
+The stream sees each image under the grid of points that stands for "no prompt".
 
     import mteb
     from virtue_pl.integrations import MTEBModel
@@ -109,7 +109,7 @@ class MTEBModel(AbsEncoder):
 def batch_rows(batch: Mapping[str, Any], instruction: str, prompt_type: PromptType | None) -> Iterator[EmbeddingInput]:
     """Yield the rows of one of MTEB's batches.
 
-    Columns are "text" and "image", one entry per row, either of which may be missing or None.
+    Its columns are "text" and "image", one entry a row, either of which may be missing or None.
     """
     columns = {name: batch[name] for name in sorted(MODALITIES) if name in batch}
     if not columns:

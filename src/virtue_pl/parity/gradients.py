@@ -28,7 +28,7 @@ STEPS: dict[str, FullBatch | GradientCache] = {"plain": FullBatch(), "cached": G
 
 
 class AdaptedWeight(nn.Module):
-    """Parametrization of a weight by an adapter, whose tensors are trained instead.
+    """Parametrization of a weight by an adapter, whose tensors are trained instead of the weight.
 
     Its parameters have the kinds' names.
 
@@ -169,7 +169,7 @@ def relative_row(
 ) -> ParityRow:
     """Compare a gradient relative to its own largest value.
 
-    One that is zero, as lora_A's is at first, is compared relative to the largest of all gradients.
+    One that is zero, as lora_A's is at first, is compared relative to the largest value of all gradients.
     """
     scale = wanted.abs().max().item() or largest_gradient
     return row(case, name, [(found, wanted)], scale, tolerance)

@@ -82,7 +82,7 @@ class AblationPlan:
     def read(cls, path: str | Path) -> AblationPlan:
         """Read a plan from YAML.
 
-        Its `overrides`, `seeds` and `reference` hold for all variants; a variant may have its own.
+        Its `overrides`, `seeds` and `reference` stand for all variants; a variant may state its own.
         """
         found = read_plan(
             path,
@@ -135,8 +135,8 @@ class Ablations(Runs):
         lightning: runs `fit` or `test` with their arguments.
 
     Example:
-        >>> Ablations(AblationPlan.read("configs/studies/ablations.yaml"), Path("runs/ablations"), lightning.main,
-        Console())(["virtue", "crop"])
+        >>> plan, out = AblationPlan.read("configs/studies/ablations.yaml"), Path("runs/ablations")
+        >>> Ablations(plan, out, lightning.main, Console())(["virtue", "crop"])
     """
 
     def __init__(self, plan: AblationPlan, out: Path, lightning: Command, console: Console) -> None:
@@ -210,9 +210,9 @@ class Ablations(Runs):
         return report
 
     def variant_entry(self, name: str, variant: Variant) -> dict[str, Any]:
-        """Return a variant's entry of `report.json`.
+        """Return a variant's entry in `report.json`.
 
-        It has the variant's settings, mean seconds of its stages, and its test data's fingerprints.
+        It has the settings, mean seconds of the stages, and the test data's fingerprints.
         """
         entry = asdict(variant)
         entry = {"against" if name == "reference" else name: value for name, value in entry.items()}

@@ -20,9 +20,9 @@ Command = Callable[[list[str]], int]
 
 
 def precision_here(wanted: str) -> str:
-    """Return `wanted`, a precision of Lightning's, or this machine's for "auto".
+    """Return `wanted`, a precision of Lightning's, or for "auto" the one that suits this machine.
 
-    That is bfloat16 where this machine multiplies in it (a GPU, or a processor with AVX512-BF16 or AMX).
+    That is bfloat16 where the machine multiplies in it (a GPU, or a processor with AVX512-BF16 or AMX).
     """
     if wanted != "auto":
         return wanted
@@ -38,9 +38,9 @@ def precision_here(wanted: str) -> str:
 
 
 class Stages:
-    """Stages that are run once.
+    """Stages that are done once.
 
-    Their seconds and the fingerprints of their inputs are stored in `stages.json`, and a later call reuses them.
+    `stages.json` holds their seconds and a fingerprint of their inputs, and a later call reuses them.
 
     Example:
         >>> stages = Stages(Path("runs/study"), Console())
@@ -56,7 +56,7 @@ class Stages:
         self.number = 0
 
     def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[str], None]) -> str:
-        """Run `work(fingerprint)`, which must write `result`, unless that was done for the same fingerprint.
+        """Run `work`, which is given the fingerprint of the stage's inputs (`made_from`) and must leave `result`.
 
         Returns the fingerprint.
         """
@@ -118,7 +118,10 @@ class Runs:
         )
 
     def train(self, name: str, arguments: list[str], fingerprint: str) -> None:
-        """Resume an interrupted run of the same fingerprint from its last checkpoint, or start in an empty folder."""
+        """Train a run, or go on with one of the same fingerprint that was stopped.
+
+        It goes on from the last checkpoint; any other run begins in an empty folder.
+        """
         folder = self.out / name
         begun, checkpoint = folder / "fingerprint", self.checkpoint(name)
         if begun.is_file() and begun.read_text(encoding="utf-8") == fingerprint and checkpoint.is_file():

@@ -66,9 +66,9 @@ def only_mode(trainings: Sequence[RankRows], mode: str) -> str:
 
 
 def unique_names(runs: list[str], chosen: list[tuple[Path, str]]) -> list[str]:
-    """Return the runs' names: their folders, with the mode where it was given.
+    """Name the runs by their folders, with the mode where it was given.
 
-    Paths are used in full where folders' names alone would be ambiguous.
+    They are named as they were typed where that would not tell them apart.
 
     Raises VirtueError for a run that is named twice.
     """

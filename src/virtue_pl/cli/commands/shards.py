@@ -124,7 +124,7 @@ def report(manifests: Mapping[str, Manifest]) -> int:
 
 
 def summary(manifest: Manifest) -> str:
-    """Return a summary in one line.
+    """Return one line on what was written.
 
     It has the numbers of rows, images and shards, and of the rows left out, with reasons and the first one.
     """
