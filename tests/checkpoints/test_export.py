@@ -186,6 +186,7 @@ def test_a_class_path_of_before_is_one_line(quickstart, tmp_path, capsys, now, b
     for path in (tmp_path / "exported" / "virtue.yaml", tmp_path / "run" / "config.yaml"):
         text = path.read_text()
         assert f"class_path: {now}\n" in text
+        text = text.replace(str(quickstart / "files"), str(quickstart / "gone"))
         path.write_text(text.replace(f"class_path: {now}\n", f"class_path: {before}\n"))
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     for source in (tmp_path / "exported", checkpoint):
@@ -208,7 +209,7 @@ def test_an_argument_of_before_in_a_folder_is_one_line(quickstart, tmp_path):
 
 def test_other_classes_are_allowed_by_name(tmp_path):
     folder = write_spec(tmp_path / "folder", {"class_path": "fixtures.cli_dummies.Root", "init_args": {}})
-    with pytest.raises(VirtueError, match=r"allow it by `--allow-classes fixtures`"):
+    with pytest.raises(VirtueError, match=r"allow it by `--allow-classes fixtures.cli_dummies`"):
         from_pretrained(folder)
     with pytest.raises(VirtueError, match=r"Root cannot be built of"):
         from_pretrained(folder, allow_classes=["fixtures.cli_dummies."])
