@@ -143,7 +143,7 @@ def test_a_folder_cannot_run_code_nor_lead_out(tmp_path, spec, told):
         from_pretrained(write_spec(tmp_path / "folder", spec))
 
 
-def test_the_published_recipe_on_another_backbone_is_refused_before_it_is_written(quickstart, tmp_path):
+def test_the_published_formatter_on_another_backbone_is_refused_before_it_is_written(quickstart, tmp_path):
     shutil.copytree(quickstart / "exported", tmp_path / "model")
     path = tmp_path / "model" / "virtue.yaml"
     path.write_text(path.read_text().replace("VirtueFormatter", "PublishedFormatter"))

@@ -70,7 +70,7 @@ def test_a_wrong_config_is_one_line(config_file, capsys, old, new, told):
         ("'${shared.width}'", "wide", "model.encoder.width: expected int, found 'wide'"),
     ],
 )
-def test_a_mistake_in_a_part_names_its_place(config_file, capsys, old, new, told):
+def test_a_mistake_in_a_part_names_its_key(config_file, capsys, old, new, told):
     part = config_file.parent / "parts" / "encoder.yaml"
     part.write_text(part.read_text().replace(old, new))
     assert main(["fit", "--config", str(config_file)]) == 2
