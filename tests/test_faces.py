@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_release import quickstart_spec, release, run_checkpoint
 
 import virtue_pl
+from fixtures.tiny_release import quickstart_spec, release, run_checkpoint
 from virtue_pl.checkpoints.class_paths import import_class, public_path
 from virtue_pl.cli.commands import export
 from virtue_pl.cli.main import main

@@ -167,8 +167,8 @@ class TinyModel(LightningModule):
 
 def tiny_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
     return Trainer(
-        accelerator="cpu", logger=TensorBoardLogger(folder, name="tiny", version=0), callbacks=list(callbacks), log_every_n_steps=1,
-        enable_progress_bar=False, enable_model_summary=False, **options,
+        accelerator="cpu", logger=TensorBoardLogger(folder, name="tiny", version=0), callbacks=list(callbacks),
+        log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
 
 

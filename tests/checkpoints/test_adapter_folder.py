@@ -40,7 +40,7 @@ def smolvlm(dora: bool, folder: Path) -> dict[str, Any]:
     return part("virtue_pl.models.VLMFusionHead", backbone=backbone, pooling=pooling, adapter=adapter(dora))
 
 
-def shown() -> list[EmbeddingInput]:
+def embedding_inputs() -> list[EmbeddingInput]:
     image = torch.randint(0, 256, (3, 60, 90), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     box = VisualPrompt.from_pixels(boxes=[[5, 5, 40, 50]], size=(60, 90))
     return [EmbeddingInput("a cat"), EmbeddingInput("what is it", (image,), box)]
@@ -49,7 +49,7 @@ def shown() -> list[EmbeddingInput]:
 def embeddings(folder: Path) -> torch.Tensor:
     model = from_pretrained(folder)
     with torch.no_grad():
-        return model.encode(model.collator.encoder_batch(shown()))
+        return model.encode(model.collator.encoder_batch(embedding_inputs()))
 
 
 @pytest.mark.parametrize("dora", [True, False], ids=["dora", "lora"])
@@ -68,7 +68,7 @@ def test_adapters_come_through_bit_for_bit_and_merged_they_embed_alike(build, do
     assert not any("lora_" in name or "base_layer" in name for name in read_release(tmp_path / "merged").tensors)
     expected, merged = embeddings(tmp_path / "adapted"), embeddings(tmp_path / "merged")
     torch.testing.assert_close(merged, expected, atol=1e-5, rtol=0)
-    half = Embedder.from_pretrained(tmp_path / "adapted", device="cpu", dtype="bfloat16").embed(shown())
+    half = Embedder.from_pretrained(tmp_path / "adapted", device="cpu", dtype="bfloat16").embed(embedding_inputs())
     assert (half * expected).sum(dim=1).min() > 0.99
 
 

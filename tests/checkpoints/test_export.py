@@ -143,7 +143,7 @@ def test_a_folder_cannot_run_code_nor_lead_out(tmp_path, spec, told):
         from_pretrained(write_spec(tmp_path / "folder", spec))
 
 
-def test_the_published_recipe_on_another_backbone_is_refused_before_it_is_written(quickstart, tmp_path):
+def test_the_published_formatter_on_another_backbone_is_refused_before_it_is_written(quickstart, tmp_path):
     shutil.copytree(quickstart / "exported", tmp_path / "model")
     path = tmp_path / "model" / "virtue.yaml"
     path.write_text(path.read_text().replace("VirtueFormatter", "PublishedFormatter"))
@@ -208,7 +208,7 @@ def test_an_argument_of_before_in_a_folder_is_one_line(quickstart, tmp_path):
 
 def test_other_classes_are_allowed_by_name(tmp_path):
     folder = write_spec(tmp_path / "folder", {"class_path": "fixtures.cli_dummies.Root", "init_args": {}})
-    with pytest.raises(VirtueError, match=r"allow it by `--allow-classes fixtures`"):
+    with pytest.raises(VirtueError, match=r"allow it by `--allow-classes fixtures.cli_dummies`"):
         from_pretrained(folder)
     with pytest.raises(VirtueError, match=r"Root cannot be built of"):
         from_pretrained(folder, allow_classes=["fixtures.cli_dummies."])

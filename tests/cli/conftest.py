@@ -18,7 +18,9 @@ model:
     connector: parts/connector.yaml
     segmentation: parts/encoder.yaml
     scales: {box: 1.0}
-    optimization: {class_path: virtue_pl.engine.Optimization, init_args: {lr: 0.1, weight_decay: 0.0, warmup_steps: 0, schedule: constant}}
+    optimization:
+      class_path: virtue_pl.engine.Optimization
+      init_args: {lr: 0.1, weight_decay: 0.0, warmup_steps: 0, schedule: constant}
 data:
   class_path: fixtures.cli_dummies.Data
   init_args: {folder: "${shared.run}/data", batch_size: 4, rows: 16}

@@ -70,7 +70,7 @@ def test_a_wrong_config_is_one_line(formatter, capsys, old, new, told):
         ("'${shared.width}'", "wide", "model.encoder.width: expected int, found 'wide'"),
     ],
 )
-def test_a_mistake_in_a_part_names_its_place(formatter, capsys, old, new, told):
+def test_a_mistake_in_a_part_names_its_key(formatter, capsys, old, new, told):
     part = formatter.parent / "parts" / "encoder.yaml"
     part.write_text(part.read_text().replace(old, new))
     assert main(["fit", "--config", str(formatter)]) == 2
@@ -107,7 +107,7 @@ OLD_CLASS = "there is no class virtue_pl"
     ("old", "new", "problem"),
     [
         (
-            "cli_dummies.Root",
+            "fixtures.cli_dummies.Root",
             "virtue_pl.parts.virtue.Virtue",
             f"model: {OLD_CLASS}.parts.virtue.Virtue: it is virtue_pl.models.Virtue",
         ),
@@ -117,7 +117,7 @@ OLD_CLASS = "there is no class virtue_pl"
             f"model.optimization: {OLD_CLASS}.parts.optimization.Optimization: it is virtue_pl.engine.Optimization",
         ),
         (
-            "cli_dummies.Data",
+            "fixtures.cli_dummies.Data",
             "virtue_pl.data.scar_module.SCaRData",
             f"data: {OLD_CLASS}.data.scar_module.SCaRData: the closest is virtue_pl.data.SCaRDataModule",
         ),

@@ -49,7 +49,8 @@ import ctypes
 from virtue_pl.cli.memory import keep_freed_memory
 keep_freed_memory()
 class Found(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "free_chunks", "a", "b", "mapped", "c", "d", "in_use", "free", "top")]
+    names = ("arena", "free_chunks", "a", "b", "mapped", "c", "d", "in_use", "free", "top")
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
 library = ctypes.CDLL(None)
 library.mallinfo2.restype = Found
 import torch

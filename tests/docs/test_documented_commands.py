@@ -1,4 +1,4 @@
-"""Every command and block of Python of the documentation is run small, as fixtures/documented_commands.py says.
+"""Every command and block of Python of the documentation is run small, as fixtures/small_runs.py says.
 
 What downloads something, and the quickstart in full, has the marker `network`: `make test-network`.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from fixtures.documented_commands import make_clone, rule_for, run_small
 from fixtures.pages import ROOT, Block, blocks
+from fixtures.small_runs import make_clone, rule_for, run_small
 from fixtures.tiny_quickstart import fetch
 from virtue_pl.backbones import class_names
 from virtue_pl.cli.main import main
@@ -48,14 +48,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def remembered(embed_names: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return the function that embeds a thousand class descriptions, which does so once for each language model."""
-    known: dict[str, Tensor] = {}
+    computed: dict[str, Tensor] = {}
 
     def embed(names: list[str], text_model: str) -> Tensor:
         if class_names.are_weights_left_out():
             return embed_names(names, text_model)
-        if text_model not in known:
-            known[text_model] = embed_names(names, text_model)
-        return known[text_model].clone()
+        if text_model not in computed:
+            computed[text_model] = embed_names(names, text_model)
+        return computed[text_model].clone()
 
     return embed
 
@@ -72,9 +72,7 @@ def test_every_block_is_of_a_kind_that_is_run_or_drawn() -> None:
 
 
 def test_a_command_without_a_rule_is_found() -> None:
-    with pytest.raises(
-        pytest.fail.Exception, match=r"no rule in documented_commands\.py says how to run small: virtue-pl fly"
-    ):
+    with pytest.raises(pytest.fail.Exception, match=r"no rule in small_runs\.py says how to run small: virtue-pl fly"):
         rule_for(["virtue-pl", "fly"])
     with pytest.raises(AssertionError, match="rsync: command not found"):
         _ = Block(ROOT / "README.md", 1, "sh", "rsync -a here there\n").commands
@@ -84,8 +82,8 @@ def test_a_command_without_a_rule_is_found() -> None:
 def test_shell(block: Block, clone: Path, done: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clone)
     monkeypatch.setenv("COLUMNS", "200")
-    for words in block.commands:
-        run_small(words, done)
+    for arguments in block.commands:
+        run_small(arguments, done)
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
@@ -112,22 +110,22 @@ def comments(block: Block) -> str:
 def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for block in SHELL:
-        for words in block.commands:
-            if rule_for(words) is None:
-                download(words)
+        for arguments in block.commands:
+            if rule_for(arguments) is None:
+                download(arguments)
 
 
-def download(words: list[str]) -> None:
+def download(arguments: list[str]) -> None:
     """Do what the command does, but for what it would change outside of the clone: this is only simulated."""
-    if words[0] == "virtue-pl":
-        assert main(words[1:]) == 0
+    if arguments[0] == "virtue-pl":
+        assert main(arguments[1:]) == 0
         return
     simulated = {
-        "sudo": ["apt-get", "--simulate", *words[2:]],
-        "pip": [str(ROOT / ".venv/bin/pip"), "install", "--dry-run", *words[2:]],
-        "conda": [*words, "--dry-run"],
-        "make": words,
-    }[words[0]]
+        "sudo": ["apt-get", "--simulate", *arguments[2:]],
+        "pip": [str(ROOT / ".venv/bin/pip"), "install", "--dry-run", *arguments[2:]],
+        "conda": [*arguments, "--dry-run"],
+        "make": arguments,
+    }[arguments[0]]
     if shutil.which(simulated[0]) is None:
         pytest.skip(f"{simulated[0]} is not here")
     subprocess.run(simulated, cwd=ROOT, check=True)

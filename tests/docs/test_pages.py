@@ -49,10 +49,10 @@ def test_a_command_in_the_text_is_one() -> None:
     commands = {name for group in COMMANDS.values() for name in group}
     targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines() if ":" in line}
     for page, span in spans():
-        program, *words = span.split()
-        known = {"virtue-pl": {*commands, "--help"}, "lightning": commands, "make": targets}.get(program)
-        if known is not None and words:
-            assert words[0] in known, f"{relative(page)} says `{span}`"
-            assert not any(word.startswith("--") and word != "--help" for word in words), (
+        program, *arguments = span.split()
+        covered = {"virtue-pl": {*commands, "--help"}, "lightning": commands, "make": targets}.get(program)
+        if covered is not None and arguments:
+            assert arguments[0] in covered, f"{relative(page)} says `{span}`"
+            assert not any(word.startswith("--") and word != "--help" for word in arguments), (
                 f"a block for `{span}`, please"
             )

@@ -106,7 +106,7 @@ PROMPTS = {
 }
 
 
-def shown(*prompts: VisualPrompt, text: str = "find it") -> EmbeddingInput:
+def query(*prompts: VisualPrompt, text: str = "find it") -> EmbeddingInput:
     return EmbeddingInput(text, (make_image(0),), prompts[0], ("a",), (), prompts[1:])
 
 
@@ -115,8 +115,8 @@ def rows() -> list[EmbeddingInput]:
     several = EmbeddingInput("which of these", (make_image(1), make_image(0)), BOX, ("b", "a"), (), (MASK,))
     return [
         EmbeddingInput("a cat"),
-        *(shown(prompt) for prompt in PROMPTS.values()),
-        shown(BOX, MASK, INSIDE),
+        *(query(prompt) for prompt in PROMPTS.values()),
+        query(BOX, MASK, INSIDE),
         EmbeddingInput("a much longer text, with no image beside it"),
         several,
         EmbeddingInput("look at this image", (make_image(1),), image_keys=("b",)),
@@ -140,23 +140,23 @@ def test_a_row_in_any_batch_is_itself_alone(model):
 
 
 def test_every_prompt_moves_the_embedding_its_own_way(model):
-    embeddings = embed(model, *(shown(prompt) for prompt in PROMPTS.values()))
+    embeddings = embed(model, *(query(prompt) for prompt in PROMPTS.values()))
     distances = torch.cdist(embeddings.double(), embeddings.double()) + torch.eye(len(PROMPTS))
-    assert distances.min() > 1e-4, [list(PROMPTS)[place] for place in divmod(int(distances.argmin()), len(PROMPTS))]
+    assert distances.min() > 1e-4, [list(PROMPTS)[index] for index in divmod(int(distances.argmin()), len(PROMPTS))]
 
 
 def test_each_region_has_segment_tokens_of_its_own(model):
     """Two regions are not one region of two boxes; their order is that of the prompts."""
-    batch = model.collator.encoder_batch([shown(BOX, OTHER_BOX), shown(PROMPTS["two boxes"])])
+    batch = model.collator.encoder_batch([query(BOX, OTHER_BOX), query(PROMPTS["two boxes"])])
     assert batch.prompt_rows.tolist() == [0, 0, 1] and batch.use_rows.tolist() == [0, 1]
     one, both, swapped, joint = embed(
-        model, shown(BOX), shown(BOX, OTHER_BOX), shown(OTHER_BOX, BOX), shown(PROMPTS["two boxes"])
+        model, query(BOX), query(BOX, OTHER_BOX), query(OTHER_BOX, BOX), query(PROMPTS["two boxes"])
     )
     assert min((both - other).norm() for other in (one, swapped, joint)) > 1e-4
 
 
 def test_segment_tokens_stand_in_front_of_their_row(model):
-    batch = model.collator.encoder_batch([shown(BOX, MASK), shown(BOX), EmbeddingInput("a cat")])
+    batch = model.collator.encoder_batch([query(BOX, MASK), query(BOX), EmbeddingInput("a cat")])
     tokens = model.connector(model.segment(batch)).tokens
     read = model.fusion.backbone.embed(
         batch, [torch.zeros(int((batch.input_ids[0] == model.fusion.backbone.processor.image_id).sum()), 64)] * 2
@@ -168,10 +168,10 @@ def test_segment_tokens_stand_in_front_of_their_row(model):
     )
 
 
-@pytest.mark.parametrize("side", [1, 2, 5])
-def test_the_grid_of_points_has_the_side_that_is_set(side):
-    model = virtue(sam2, grid_size=side)
-    torch.testing.assert_close(embed(model, shown(VisualPrompt())), embed(model, shown(grid_points(side))))
+@pytest.mark.parametrize("grid_size", [1, 2, 5])
+def test_the_grid_of_points_has_the_size_that_is_set(grid_size):
+    model = virtue(sam2, grid_size=grid_size)
+    torch.testing.assert_close(embed(model, query(VisualPrompt())), embed(model, query(grid_points(grid_size))))
 
 
 def test_a_grid_of_nothing_is_refused():
@@ -181,7 +181,7 @@ def test_a_grid_of_nothing_is_refused():
 
 def test_an_image_without_a_prompt_may_go_without_segment_tokens():
     model = virtue(sam2, segment_unprompted=False)
-    items = [shown(VisualPrompt()), shown(BOX), EmbeddingInput("a cat"), replace(rows()[-2], extra_prompts=())]
+    items = [query(VisualPrompt()), query(BOX), EmbeddingInput("a cat"), replace(rows()[-2], extra_prompts=())]
     batch = model.collator.encoder_batch(items)
     assert batch.prompt_rows.tolist() == [1, 3] and batch.use_rows.tolist() == [0, 1, 3, 3]
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_the_segmentation_model_reads_only_images_that_are_pointed_at(monkeypatc
     monkeypatch.setattr(
         model.segmentation.backbone, "image_features", lambda pixels: read.append(len(pixels)) or encode(pixels)
     )
-    embed(model, shown(BOX), EmbeddingInput("look", (make_image(1),), image_keys=("b",)))
+    embed(model, query(BOX), EmbeddingInput("look", (make_image(1),), image_keys=("b",)))
     assert read == [1]
 
 

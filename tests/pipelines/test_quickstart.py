@@ -75,8 +75,8 @@ def test_a_run_that_was_stopped_goes_on_and_a_changed_one_begins_anew(
     folder, quickstart, _ = finished
     called: list[list[str]] = []
 
-    def record(words: list[str]) -> int:
-        called.append(words)
+    def record(arguments: list[str]) -> int:
+        called.append(arguments)
         return 0
 
     again = Quickstart(
