@@ -1,4 +1,4 @@
-"""Every command and block of Python of the documentation is run small, as fixtures/documented_commands.py says.
+"""Every command and block of Python of the documentation is run small, as fixtures/small_runs.py says.
 
 What downloads something, and the quickstart in full, has the marker `network`: `make test-network`.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from fixtures.documented_commands import make_clone, rule_for, run_small
 from fixtures.pages import ROOT, Block, blocks
+from fixtures.small_runs import make_clone, rule_for, run_small
 from fixtures.tiny_quickstart import fetch
 from virtue_pl.backbones import class_names
 from virtue_pl.cli.main import main
@@ -72,9 +72,7 @@ def test_every_block_is_of_a_kind_that_is_run_or_drawn() -> None:
 
 
 def test_a_command_without_a_rule_is_found() -> None:
-    with pytest.raises(
-        pytest.fail.Exception, match=r"no rule in documented_commands\.py says how to run small: virtue-pl fly"
-    ):
+    with pytest.raises(pytest.fail.Exception, match=r"no rule in small_runs\.py says how to run small: virtue-pl fly"):
         rule_for(["virtue-pl", "fly"])
     with pytest.raises(AssertionError, match="rsync: command not found"):
         _ = Block(ROOT / "README.md", 1, "sh", "rsync -a here there\n").commands
