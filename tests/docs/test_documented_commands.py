@@ -10,16 +10,14 @@ import io
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from fixtures.pages import ROOT, Block, blocks
 from fixtures.small_runs import make_clone, rule_for, run_small
 from fixtures.tiny_quickstart import fetch
-from virtue_pl.backbones import class_names
 from virtue_pl.cli.main import main
 from virtue_pl.pipelines import quickstart
 
@@ -39,25 +37,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("clone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quickstart, "fetch", fetch)
-        patch.setattr(class_names, "embed_names", remembered(class_names.embed_names))
         with pytest.MonkeyPatch.context() as inside:
             inside.chdir(folder)
             make_clone(folder)
         yield folder
-
-
-def remembered(embed_names: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return the function that embeds a thousand class descriptions, which does so once for each language model."""
-    computed: dict[str, Tensor] = {}
-
-    def embed(names: list[str], text_model: str) -> Tensor:
-        if class_names.are_weights_left_out():
-            return embed_names(names, text_model)
-        if text_model not in computed:
-            computed[text_model] = embed_names(names, text_model)
-        return computed[text_model].clone()
-
-    return embed
 
 
 @pytest.fixture(scope="module")
