@@ -10,7 +10,7 @@ import pytest
 
 from virtue_pl import __version__
 from virtue_pl.cli import main as dispatcher
-from virtue_pl.cli.main import COMMANDS, Command, main
+from virtue_pl.cli.main import COMMANDS, Command, find_commands, main
 from virtue_pl.types import VirtueError
 
 NAMES = [name for group in COMMANDS.values() for name in group]
@@ -51,6 +51,21 @@ def test_version(capsys):
 def test_every_command_has_a_module(name):
     command = next(group[name] for group in COMMANDS.values() if name in group)
     assert importlib.util.find_spec(command.module) is not None
+
+
+def test_a_command_is_one_file(tmp_path):
+    text = '"""`virtue-pl probe FOLDER`: look at a folder."""\n\nGROUP = "data"\n'
+    (tmp_path / "probe.py").write_text(text)
+    assert find_commands(tmp_path)["data"] == {"probe": Command("virtue_pl.cli.commands.probe", "look at a folder")}
+
+
+@pytest.mark.parametrize(
+    "text", ['GROUP = "data"', '"""`virtue-pl probe`: look."""', '"""`virtue-pl probe`: look."""\nGROUP = "date"']
+)
+def test_a_command_must_say_its_help_and_its_group(tmp_path, text):
+    (tmp_path / "probe.py").write_text(text)
+    with pytest.raises(VirtueError, match=r"probe\.py: expected a docstring .* and GROUP, one of start, data"):
+        find_commands(tmp_path)
 
 
 def test_an_unknown_command_without_a_likeness(capsys):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 from virtue_pl import __version__
@@ -28,45 +31,55 @@ class Command(NamedTuple):
     prefix: tuple[str, ...] = ()
 
 
-COMMANDS: dict[str, dict[str, Command]] = {
-    "start here": {
-        "quickstart": Command(
-            "virtue_pl.cli.commands.quickstart",
-            "fetch images, write scenes, train, and print what a visual prompt is worth",
-        ),
-    },
-    "data": {
-        "fetch": Command(
-            "virtue_pl.cli.commands.fetch", "download images and weights, checked against their checksums"
-        ),
-        "scenes": Command("virtue_pl.cli.commands.scenes", "compose images with exact masks, boxes and captions"),
-        "shards": Command("virtue_pl.cli.commands.shards", "turn a dataset into webdataset shards with a manifest"),
-        "doctor": Command("virtue_pl.cli.commands.doctor", "look for what is wrong with shards or a dataset's folders"),
-    },
-    "runs, configured by --config FILE and dotted overrides": {
-        "check": Command("virtue_pl.cli.commands.check", "build what `fit` would need, and say what would happen"),
-        "fit": Command("virtue_pl.cli.lightning", "train the model, or one of its parts", ("fit",)),
-        "validate": Command("virtue_pl.cli.lightning", "one pass over the validation data", ("validate",)),
-        "test": Command("virtue_pl.cli.lightning", "the test sets, and their report", ("test",)),
-        "predict": Command("virtue_pl.cli.lightning", "outputs for given inputs", ("predict",)),
-    },
-    "models": {
-        "export": Command("virtue_pl.cli.commands.export", "a checkpoint or a release as a folder with its model card"),
-        "parity": Command("virtue_pl.cli.commands.parity", "a model against recorded outputs, to the last digits"),
-    },
-    "results": {
-        "eval": Command("virtue_pl.cli.commands.evaluate", "a model on the sets of SCaR and MMEB, with a report"),
-        "ablations": Command(
-            "virtue_pl.cli.commands.ablations", "train the variants of a study, compare and plot them"
-        ),
-        "robustness": Command(
-            "virtue_pl.cli.commands.robustness", "what imprecise boxes, clicks and masks cost a model"
-        ),
-        "compare": Command(
-            "virtue_pl.cli.commands.compare", "tested runs side by side, with intervals and paired differences"
-        ),
-    },
+GROUPS = {
+    "start": "start here",
+    "data": "data",
+    "runs": "runs, configured by --config FILE and dotted overrides",
+    "models": "models",
+    "results": "results",
 }
+"""Groups of commands, which a command's module names as GROUP, and their titles in the overview."""
+LIGHTNING = {
+    "fit": "train the model, or one of its parts",
+    "validate": "one pass over the validation data",
+    "test": "the test sets, and their report",
+    "predict": "outputs for given inputs",
+}
+SUMMARY = re.compile(r"`virtue-pl (?P<name>[\w-]+)[^`]*`: (?P<help>.+?)\.?$", re.DOTALL)
+
+
+def find_commands(folder: Path) -> dict[str, dict[str, Command]]:
+    """Return all commands by the titles of their groups: one of each module in `folder`, and Lightning's four.
+
+    A module says its command's name and help in its docstring (the form of `SUMMARY`), and the group in GROUP; it is
+    read as text, not imported. Raises VirtueError for a module that does not.
+    """
+    found: dict[str, dict[str, Command]] = {title: {} for title in GROUPS.values()}
+    for path in sorted(folder.glob("[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        summary = SUMMARY.match(" ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split()))
+        group = next((node.value.value for node in tree.body if is_group(node)), None)  # type: ignore[attr-defined]
+        if summary is None or group not in GROUPS:
+            raise VirtueError(
+                f"{path}: expected a docstring '`virtue-pl NAME`: HELP.' and GROUP, one of {', '.join(GROUPS)}"
+            )
+        module = f"virtue_pl.cli.commands.{path.stem}"
+        found[GROUPS[group]][summary["name"]] = Command(module, summary["help"])
+    runs = {name: Command("virtue_pl.cli.lightning", text, (name,)) for name, text in LIGHTNING.items()}
+    found[GROUPS["runs"]] |= runs
+    return found
+
+
+def is_group(node: ast.stmt) -> bool:
+    """Return whether a statement is `GROUP = "..."`."""
+    return (
+        isinstance(node, ast.Assign)
+        and [ast.unparse(target) for target in node.targets] == ["GROUP"]
+        and isinstance(node.value, ast.Constant)
+    )
+
+
+COMMANDS = find_commands(Path(__file__).parent / "commands")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

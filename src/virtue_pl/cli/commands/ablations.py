@@ -1,10 +1,12 @@
-"""`virtue-pl ablations`: a study from its plan."""
+"""`virtue-pl ablations`: train the variants of a study, compare and plot them."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from pathlib import Path
+
+GROUP = "results"
 
 
 def main(argv: list[str]) -> int:

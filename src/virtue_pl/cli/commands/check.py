@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+GROUP = "runs"
+
 
 def main(argv: list[str]) -> int:
     """Build a run and print its summary; argv as for fit.

@@ -1,4 +1,4 @@
-"""`virtue-pl compare`: tested runs side by side, with intervals and paired differences."""
+"""`virtue-pl compare`: put tested runs side by side, with intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
     from virtue_pl.metrics.ranking import RankRows
+
+GROUP = "results"
 
 
 def main(argv: list[str]) -> int:

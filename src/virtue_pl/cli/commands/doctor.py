@@ -1,4 +1,4 @@
-"""`virtue-pl doctor`: problems of shards or official folders, found before a training meets them."""
+"""`virtue-pl doctor`: look for what is wrong with shards or a dataset's folders."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from virtue_pl.data.doctor.checks import Checkup
+
+GROUP = "data"
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`virtue-pl eval`: a model on sets of SCaR and MMEB, with a report."""
+"""`virtue-pl eval`: rank sets of SCaR and MMEB with a model, and write a report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from virtue_pl.cli.dataclass_options import add_options, read_options
 from virtue_pl.data.eval_sets.options import EvaluationDataOptions
 from virtue_pl.evaluation.settings import EncodingOptions, LoadingOptions, QueryFormat, ReportOptions
+
+GROUP = "results"
 
 SETTINGS = (QueryFormat, ReportOptions, EvaluationDataOptions, EncodingOptions, LoadingOptions)
 TRAINER = {

@@ -1,9 +1,11 @@
-"""`virtue-pl export SOURCE --out FOLDER`: a trained model as a folder that `from_pretrained` reads."""
+"""`virtue-pl export SOURCE --out FOLDER`: write a checkpoint or a release as a folder with its model card."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+
+GROUP = "models"
 
 
 def main(argv: list[str]) -> int:

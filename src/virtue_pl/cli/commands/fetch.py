@@ -1,8 +1,10 @@
-"""`virtue-pl fetch`: images and weights into the cache."""
+"""`virtue-pl fetch`: download images and weights, checked against their checksums."""
 
 from __future__ import annotations
 
 import argparse
+
+GROUP = "data"
 
 
 def main(argv: list[str]) -> int:

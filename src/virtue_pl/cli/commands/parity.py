@@ -1,4 +1,4 @@
-"""`virtue-pl parity FOLDER`: comparison of a model with recorded outputs."""
+"""`virtue-pl parity FOLDER`: compare a model with recorded outputs, to the last digits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from virtue_pl.parity.result import ParityRow
+
+GROUP = "models"
 
 WIDTH = 180
 """Width of the table, in characters, in a file or a pipe."""

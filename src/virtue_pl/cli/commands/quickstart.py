@@ -1,10 +1,12 @@
-"""`virtue-pl quickstart`: data, training and a table of results on this machine, in one command."""
+"""`virtue-pl quickstart`: fetch images, write scenes, train, and print what a visual prompt is worth."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from pathlib import Path
+
+GROUP = "start"
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`virtue-pl robustness`: loss of accuracy by imprecise prompts, and consistency of embeddings across prompts."""
+"""`virtue-pl robustness`: measure what imprecise boxes, clicks and masks cost a model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
     from virtue_pl.types import RankingSample
+
+GROUP = "results"
 
 PROMPT_CONSISTENCY = "prompt_consistency"
 """Kind of the probe that measures whether a region's embeddings agree whatever prompt points at it."""

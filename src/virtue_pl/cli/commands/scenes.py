@@ -1,9 +1,11 @@
-"""`virtue-pl scenes`: a set of scenes in SCaR's format, and tasks in MMEB's."""
+"""`virtue-pl scenes`: compose images with exact masks, boxes and captions."""
 
 from __future__ import annotations
 
 import argparse
 import os
+
+GROUP = "data"
 
 
 def main(argv: list[str]) -> int:

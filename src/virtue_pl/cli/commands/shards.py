@@ -1,4 +1,4 @@
-"""`virtue-pl shards`: conversion of a dataset's files to folders of shards."""
+"""`virtue-pl shards`: turn a dataset into webdataset shards with a manifest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from virtue_pl.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from virtue_pl.data.shards.manifest import Manifest
+
+GROUP = "data"
 
 
 def main(argv: list[str]) -> int:
