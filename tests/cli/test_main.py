@@ -59,9 +59,10 @@ def test_a_command_is_one_file(tmp_path):
     assert find_commands(tmp_path)["data"] == {"probe": Command("virtue_pl.cli.commands.probe", "look at a folder")}
 
 
-@pytest.mark.parametrize(
-    "text", ['GROUP = "data"', '"""`virtue-pl probe`: look."""', '"""`virtue-pl probe`: look."""\nGROUP = "date"']
-)
+HELP = '"""`virtue-pl probe`: look."""'
+
+
+@pytest.mark.parametrize("text", ['GROUP = "data"', HELP, f'{HELP}\nGROUP = "date"'])
 def test_a_command_must_say_its_help_and_its_group(tmp_path, text):
     (tmp_path / "probe.py").write_text(text)
     with pytest.raises(VirtueError, match=r"probe\.py: expected a docstring .* and GROUP, one of start, data"):
