@@ -34,8 +34,7 @@ NOT_CLASSES = {
     "virtue_pl.cli.main.import_module",
     "virtue_pl.models.virtue.Path",
     "virtue_pl.models.virtue.Virtual",
-    "virtue_pl.parts.segmenter.SegmentationExtractor",
-    "virtue_pl.losses.InfoNCE",
+    "virtue_pl.recipes.ReferenceRecipe",
 }
 """Class paths in tests of what is refused."""
 

@@ -198,7 +198,7 @@ def test_names_are_the_fields():
         ("def f(picture_ids): ...", "image"),
         ("def known(): ...", "encode_frozen"),
         ("def shown(): ...", "a verb"),
-        ("canvas_places = 3", "index"),
+        ("canvas_places = 3", "feature_grid_size"),
         ("parser.add_argument('--squash')", "resize_to_square"),
         ("class A:\n    world: int", "world_size"),
     ],

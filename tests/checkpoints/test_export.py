@@ -186,6 +186,7 @@ def test_a_class_path_of_before_is_one_line(quickstart, tmp_path, capsys, now, b
     for path in (tmp_path / "exported" / "virtue.yaml", tmp_path / "run" / "config.yaml"):
         text = path.read_text()
         assert f"class_path: {now}\n" in text
+        text = text.replace(str(quickstart / "files"), str(quickstart / "gone"))
         path.write_text(text.replace(f"class_path: {now}\n", f"class_path: {before}\n"))
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     for source in (tmp_path / "exported", checkpoint):

@@ -44,22 +44,22 @@ PARTS = {
 
 
 @pytest.fixture
-def formatter(tmp_path: Path) -> Path:
-    """A runnable formatter whose parts are files beside it, and whose run folder is `tmp_path / "run"`."""
+def config_file(tmp_path: Path) -> Path:
+    """A runnable config whose parts are files beside it, and whose run folder is `tmp_path / "run"`."""
     (tmp_path / "parts").mkdir()
     for name, text in PARTS.items():
         (tmp_path / "parts" / f"{name}.yaml").write_text(text)
-    (tmp_path / "formatter.yaml").write_text(CONFIG % (tmp_path / "run"))
-    return tmp_path / "formatter.yaml"
+    (tmp_path / "config.yaml").write_text(CONFIG % (tmp_path / "run"))
+    return tmp_path / "config.yaml"
 
 
 @pytest.fixture
-def build(formatter: Path) -> Callable[..., Any]:
+def build(config_file: Path) -> Callable[..., Any]:
     """`build("--shared.width", "5")` gives the parsed and instantiated fit."""
 
     def built(*arguments: str) -> Any:
         from virtue_pl.cli.lightning import VirtueCLI
 
-        return VirtueCLI("fit", ["--config", str(formatter), *arguments])
+        return VirtueCLI("fit", ["--config", str(config_file), *arguments])
 
     return built

@@ -50,11 +50,11 @@ from virtue_pl.cli.main import main
         ("accelerator: cpu", "accelerator: quantum", "trainer: You selected an invalid accelerator name"),
     ],
 )
-def test_a_wrong_config_is_one_line(formatter, capsys, old, new, told):
-    text = formatter.read_text()
+def test_a_wrong_config_is_one_line(config_file, capsys, old, new, told):
+    text = config_file.read_text()
     assert old in text
-    formatter.write_text(text.replace(old, new))
-    assert main(["fit", "--config", str(formatter)]) in (1, 2)
+    config_file.write_text(text.replace(old, new))
+    assert main(["fit", "--config", str(config_file)]) in (1, 2)
     captured = capsys.readouterr().err.strip().splitlines()[-1]
     assert told in captured
 
@@ -70,11 +70,11 @@ def test_a_wrong_config_is_one_line(formatter, capsys, old, new, told):
         ("'${shared.width}'", "wide", "model.encoder.width: expected int, found 'wide'"),
     ],
 )
-def test_a_mistake_in_a_part_names_its_key(formatter, capsys, old, new, told):
-    part = formatter.parent / "parts" / "encoder.yaml"
+def test_a_mistake_in_a_part_names_its_key(config_file, capsys, old, new, told):
+    part = config_file.parent / "parts" / "encoder.yaml"
     part.write_text(part.read_text().replace(old, new))
-    assert main(["fit", "--config", str(formatter)]) == 2
-    assert capsys.readouterr().err == f"virtue-pl: {formatter}: {told}\n"
+    assert main(["fit", "--config", str(config_file)]) == 2
+    assert capsys.readouterr().err == f"virtue-pl: {config_file}: {told}\n"
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_a_mistake_in_a_part_names_its_key(formatter, capsys, old, new, told):
         (["--config", "nope.yaml"], "nope.yaml: config: no such file"),
     ],
 )
-def test_a_wrong_option_is_one_line(formatter, capsys, arguments, told):
-    assert main(["fit", "--config", str(formatter), *arguments]) == 2
+def test_a_wrong_option_is_one_line(config_file, capsys, arguments, told):
+    assert main(["fit", "--config", str(config_file), *arguments]) == 2
     assert capsys.readouterr().err == f"virtue-pl: {told}\n"
 
 
@@ -124,12 +124,12 @@ OLD_CLASS = "there is no class virtue_pl"
     ],
     ids=["root class", "nested class", "close name"],
 )
-def test_a_class_that_moved_is_one_line_with_its_path_today(formatter, capsys, old, new, problem):
-    text = formatter.read_text()
+def test_a_class_that_moved_is_one_line_with_its_path_today(config_file, capsys, old, new, problem):
+    text = config_file.read_text()
     assert old in text
-    formatter.write_text(text.replace(old, new))
-    assert main(["fit", "--config", str(formatter)]) == 2
-    assert capsys.readouterr().err == f"virtue-pl: {formatter}: {problem}\n"
+    config_file.write_text(text.replace(old, new))
+    assert main(["fit", "--config", str(config_file)]) == 2
+    assert capsys.readouterr().err == f"virtue-pl: {config_file}: {problem}\n"
 
 
 @pytest.mark.parametrize(

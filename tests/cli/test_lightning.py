@@ -60,8 +60,8 @@ def test_a_part_is_left_out_by_null(build):
     assert build("--model.init_args.segmentation", "null").model.segmentation is None
 
 
-def test_print_config_shows_the_resolved_config(formatter, capsys):
-    assert main(["fit", "--config", str(formatter), "--shared.width=6", "--print_config"]) == 0
+def test_print_config_shows_the_resolved_config(config_file, capsys):
+    assert main(["fit", "--config", str(config_file), "--shared.width=6", "--print_config"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["model"]["init_args"]["encoder"]["init_args"]["width"] == 6
 
@@ -70,45 +70,45 @@ def test_checkpoints_are_read_without_running_code(build):
     assert build().config.weights_only is True
 
 
-def test_a_checkpoint_that_is_not_there(formatter, capsys):
-    assert main(["fit", "--config", str(formatter), "--ckpt_path", "gone.ckpt"]) == 1
+def test_a_checkpoint_that_is_not_there(config_file, capsys):
+    assert main(["fit", "--config", str(config_file), "--ckpt_path", "gone.ckpt"]) == 1
     assert (
         capsys.readouterr().err
         == "virtue-pl: ckpt_path: gone.ckpt is not there; expected a checkpoint file, `last` or `best`\n"
     )
 
 
-def test_a_run_saves_its_config_and_can_be_repeated_in_its_folder(formatter, tmp_path):
+def test_a_run_saves_its_config_and_can_be_repeated_in_its_folder(config_file, tmp_path):
     for width in (4, 4):
-        assert main(["fit", "--config", str(formatter), f"--shared.width={width}"]) == 0
+        assert main(["fit", "--config", str(config_file), f"--shared.width={width}"]) == 0
     saved = tmp_path / "run" / "config.yaml"
     assert yaml.safe_load(saved.read_text())["shared"]["width"] == 4
     assert [path.name for path in saved.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_saved_config_runs_again_and_serves_other_commands(formatter, tmp_path):
-    assert main(["fit", "--config", str(formatter)]) == 0
+def test_the_saved_config_runs_again_and_serves_other_commands(config_file, tmp_path):
+    assert main(["fit", "--config", str(config_file)]) == 0
     saved = str(tmp_path / "run" / "config.yaml")
     assert main(["test", "--config", saved, "--ckpt_path", str(tmp_path / "run" / "checkpoints" / "last.ckpt")]) == 0
     assert (tmp_path / "run" / "config_test.yaml").is_file()
 
 
 @pytest.mark.filterwarnings("ignore:Attribute .* is an instance of `nn.Module`:UserWarning")  # said anew while loading
-def test_a_checkpoint_rebuilds_its_model(formatter, tmp_path):
-    assert main(["fit", "--config", str(formatter)]) == 0
+def test_a_checkpoint_rebuilds_its_model(config_file, tmp_path):
+    assert main(["fit", "--config", str(config_file)]) == 0
     model = Root.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert (model.encoder.width, model.connector.kernel) == (4, 4)
 
 
-def test_sigterm_saves_and_the_run_goes_on_from_there(formatter, tmp_path, capsys):
+def test_sigterm_saves_and_the_run_goes_on_from_there(config_file, tmp_path, capsys):
     before = signal.getsignal(signal.SIGTERM)
-    assert main(["fit", "--config", str(formatter), "--model.init_args.sigterm_at", "5"]) == 143
+    assert main(["fit", "--config", str(config_file), "--model.init_args.sigterm_at", "5"]) == 143
     assert "--ckpt_path last" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 6
     from virtue_pl.cli.lightning import VirtueCLI
 
-    again = VirtueCLI("fit", ["--config", str(formatter), "--ckpt_path", "last"])
+    again = VirtueCLI("fit", ["--config", str(config_file), "--ckpt_path", "last"])
     again.run()
     assert again.model.seen == [6, 7]

@@ -62,14 +62,14 @@ def test_clipping_that_nobody_would_do_is_refused() -> None:
     check_run(Model(), None, trainer(clip=0.5))
 
 
-def test_check_and_fit_refuse_before_the_first_step(formatter: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_and_fit_refuse_before_the_first_step(config_file: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("check", "fit"):
         assert (
             main(
                 [
                     command,
                     "--config",
-                    str(formatter),
+                    str(config_file),
                     "--trainer.gradient_clip_val",
                     "1.0",
                     "--model.init_args.by_itself",

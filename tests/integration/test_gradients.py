@@ -16,7 +16,7 @@ from torch import Tensor
 from fixtures.recorded import CANVAS, GOLDEN
 from virtue_pl.adapters.lora import LoRA
 from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone, Sam2PromptEncoder
-from virtue_pl.backbones.segmentation.sam2_weights import load_sam2, renamed
+from virtue_pl.backbones.segmentation.sam2_weights import load_sam2, rename_tensors
 from virtue_pl.backbones.vlm.pooling import LastTokenPooling
 from virtue_pl.backbones.vlm.qwen2_vl import Qwen2VLBackbone
 from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
@@ -63,7 +63,7 @@ def segmentation(weights: dict[str, Tensor]) -> SegmentationExtractor:
     load_sam2({"vision_encoder.": backbone.vision_encoder, "no_memory_embedding": backbone.no_memory_embedding}, SAM)
     decoder = {
         name.removeprefix("mask_decoder."): tensor
-        for name, tensor in renamed(weights).items()
+        for name, tensor in rename_tensors(weights).items()
         if name.startswith("mask_decoder.")
     }
     report = backbone.mask_decoder.load_state_dict(decoder, strict=False)

@@ -17,7 +17,7 @@ from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.cli.commands import export, parity
 from virtue_pl.parity.evaluation_rows import read_evaluations
 from virtue_pl.parity.golden import read_cases
-from virtue_pl.parity.gradients import contrastive_step, pairs, trained, with_adapters
+from virtue_pl.parity.gradients import contrastive_step, pairs, trained_parameters, with_adapters
 from virtue_pl.parity.hooks import observe
 from virtue_pl.preprocessing.prompts import grid_points
 from virtue_pl.types import VirtueError
@@ -183,7 +183,7 @@ def record_gradients(folder: Path) -> None:
         with with_adapters(model, modules, 2.0) as adapters:
             from virtue_pl.engine.gradient_cache import FullBatch
 
-            step = contrastive_step(model, FullBatch(), pairs(folder, case), 0.05, trained(model, adapters))
+            step = contrastive_step(model, FullBatch(), pairs(folder, case), 0.05, trained_parameters(model, adapters))
         content[values] = {"rowwise": {"loss": step.pop("loss").item()}}
         for name in ("qry", "tgt"):
             tensors[f"reps_{values}_rowwise/{name}"] = step.pop(name)

@@ -25,6 +25,7 @@ class QuickDropout(nn.Dropout):
     """
 
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the input with elements dropped and the rest scaled; unchanged in eval mode."""
         dropped, scale = self.drop_unscaled(input)
         return dropped if scale == 1 else dropped * scale
 
@@ -51,6 +52,7 @@ class DropoutMask(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, mask: Tensor) -> Tensor:
+        """Return the product of input and mask."""
         ctx.save_for_backward(mask)
         return input * mask.to(input.dtype)
 

@@ -29,7 +29,7 @@ class ClassNames(nn.Module):
             object of none of the classes.
 
     Example:
-        >>> names = ClassNames("tf_efficientnet_lite0", "weights/minilm")
+        >>> names = ClassNames("tf_efficientnet_lite0", "weights/minilm")  # doctest: +SKIP
         >>> names(torch.randn(2, names.width)).shape
         torch.Size([2, 384])
     """

@@ -13,8 +13,9 @@ from virtue_pl.types import VirtueError
 
 
 class LastCheckpoint(Callback):
-    """Callback that saves `last.ckpt` beside the run's checkpoints when training ends, or after the step in which
-    SIGTERM came.
+    """Callback that saves `last.ckpt` when training ends, or after the step in which SIGTERM came.
+
+    It lies beside the run's other checkpoints.
 
     `ModelCheckpoint(every_n_train_steps=...)` leaves out the steps behind the last multiple. Lightning raises
     SIGTERMException at the end of a step; its own `save_on_exception=True` would save after any error too, and so

@@ -37,8 +37,9 @@ class StartedShard:
 
 
 class FeatureWriter(Callback):
-    """Callback that writes the features of a `predict` run over images into a folder in each folder of shards
-    (`virtue_pl.features.store`).
+    """Callback that writes the features of a `predict` run over images.
+
+    They go into a folder in each folder of shards (`virtue_pl.features.store`).
 
     A shard's file is written after its last batch; a stopped run goes on with the missing shards. It is no
     BasePredictionWriter, since Lightning wants a batch's indices for one, and a stream has none.
@@ -62,7 +63,7 @@ class FeatureWriter(Callback):
         self.written: dict[Path, FeatureProvenance] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start a run: Lightning is told not to keep the predictions, and the networks' fingerprints are read."""
+        """Read the networks' fingerprints; Lightning keeps no predictions."""
         trainer.predict_loop.return_predictions = False
         self.streams = dict(pl_module.collator.fingerprints)  # type: ignore[union-attr, arg-type]
         self.clock = time.perf_counter()

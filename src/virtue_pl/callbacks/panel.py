@@ -113,8 +113,9 @@ def draw_captions(
     scores: Float[Tensor, " captions"],
     gold: int,
 ) -> None:
-    """Draw captions with their scores, one a line, best first; a bar behind each shows its score between the lowest and
-    the highest.
+    """Draw captions with their scores, one a line, best first.
+
+    A bar behind each shows its score between the lowest and the highest.
     """
     order = rank_candidates(scores[None], torch.tensor([gold]))[0].tolist()
     gold_rank = int(gold_ranks(scores[None], None, torch.tensor([gold])))

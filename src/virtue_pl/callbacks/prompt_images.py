@@ -17,8 +17,9 @@ from virtue_pl.types import IMAGE_TOKEN, RankingBatch, RankingOutput, VirtueErro
 
 
 class PromptImages(Callback):
-    """Callback that draws the first queries of a validation or test: image, prompt, predicted mask, ranked captions,
-    the right one marked.
+    """Callback that draws the first queries of a validation or test.
+
+    A drawing has the image, the prompt, the predicted mask, and the ranked captions with the right one marked.
 
     Query i is drawn in mode i modulo the number of modes that give the model an image; a query without an image is left
     out, and so is one whose candidates are images. TensorBoard shows them as `val/retrieved/NUMBER_MODE` (or

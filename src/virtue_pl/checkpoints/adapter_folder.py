@@ -135,8 +135,9 @@ def group_by_module(
 
 
 def merge(adapters: Adapters, tensors: Mapping[str, Tensor], wanted: Set[str], name: str) -> dict[str, Tensor]:
-    """Return the tensors with every adapter merged into its module's weight. Raises VirtueError unless exactly the
-    modules `wanted` have one.
+    """Return the tensors with every adapter merged into its module's weight.
+
+    Raises VirtueError unless exactly the modules `wanted` have one.
     """
     for module in sorted(wanted ^ adapters.modules.keys()):
         problem = "lacks the adapter of" if module in wanted else "has an adapter of"
@@ -184,8 +185,9 @@ def check_parts(module: str, parts: Mapping[str, Tensor], weight: Tensor, settin
 def merge_weight(
     weight: Float[Tensor, "rows columns"], parts: Mapping[str, Tensor], scale: float
 ) -> Float[Tensor, "rows columns"]:
-    """Return the weight that a module with this adapter multiplies by. The rows' lengths are constants for the
-    gradient, as in DoRA.
+    """Return the weight that a module with this adapter multiplies by.
+
+    The rows' lengths are constants for the gradient, as in DoRA.
     """
     changed = weight + scale * (parts["lora_B"] @ parts["lora_A"])
     if "lora_magnitude_vector" not in parts:

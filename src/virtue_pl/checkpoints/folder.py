@@ -33,8 +33,9 @@ NOT_DESCRIPTION = ("*.index.json", "adapter_config.json", "virtue.yaml", "README
 
 
 def read_folder(folder: Path) -> CheckpointSpec:
-    """Return the model of an exported folder. Raises VirtueError for another format, and where its spec names weights
-    outside of its own file.
+    """Return the model of an exported folder.
+
+    Raises VirtueError for another format, and where its spec names weights outside of its own file.
     """
     try:
         content = yaml.safe_load((folder / SPEC_FILE).read_text(encoding="utf-8"))
@@ -77,8 +78,9 @@ def write_folder(checkpoint: CheckpointSpec, target: Path, source: str, license:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target` that is renamed to it if all goes well. Raises VirtueError where
-    `target` is not empty.
+    """Yield a temporary folder beside `target` that is renamed to it if all goes well.
+
+    Raises VirtueError where `target` is not empty.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise VirtueError(f"{target} is there and not empty, expected a new folder: remove it, or give another `--out`")
@@ -130,8 +132,9 @@ def without_weights(spec: Any) -> Any:
 
 
 def copy_language_models(spec: Any, origin: Path, target: Path) -> Any:
-    """Copy every language model that a spec names (`..._model`) into `target`, without weights; returns the spec that
-    names the copies.
+    """Copy every language model that a spec names (`..._model`) into `target`, without its weights.
+
+    Returns the spec with the copies' names.
     """
     copies: dict[str, str] = {}
     for name, value in arguments(spec):
@@ -147,8 +150,9 @@ def copy_language_models(spec: Any, origin: Path, target: Path) -> Any:
 
 
 def language_model_folder(value: str, origin: Path) -> Path | None:
-    """Return the folder of a language model by its path, its path inside `origin` or its hub name; None for a name of
-    another kind (timm's).
+    """Return a language model's folder by its path, its path inside `origin` or its hub name.
+
+    None for a name of another kind (timm's).
     """
     if value.startswith(IN_FOLDER) and (origin / value / "config.json").is_file():
         return origin / value

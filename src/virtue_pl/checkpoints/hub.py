@@ -15,8 +15,9 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.yaml")
 def local_folder(
     name: str | Path, patterns: Sequence[str] = (*DESCRIPTION, *WEIGHTS), revision: str | None = None
 ) -> Path:
-    """Return the folder of that name, or the hub's repository of that name, downloaded once. Raises VirtueError where
-    there is neither.
+    """Return the folder of that name, or the hub's repository of that name, downloaded once.
+
+    Raises VirtueError where there is neither.
     """
     if Path(name).is_dir():
         return Path(name)

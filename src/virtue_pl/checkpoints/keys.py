@@ -85,8 +85,9 @@ class AdapterName(NamedTuple):
 
 
 def from_published(name: str) -> str | None:
-    """Return this package's name of a tensor or module of the language model, the vision tower or the connector; None
-    for an unknown one.
+    """Return this package's name of a tensor or module of the language model, vision tower or connector.
+
+    None for an unknown one.
     """
     for pattern, prefix in FROM_PUBLISHED:
         if match := re.match(pattern, name):
@@ -95,8 +96,9 @@ def from_published(name: str) -> str | None:
 
 
 def to_published(name: str) -> str | None:
-    """Return the published name (transformers 4.52) of a tensor of the language model, the vision tower or the
-    connector; None for another part's.
+    """Return the published name (transformers 4.52) of a tensor of the language model, vision tower or connector.
+
+    None for another part's.
     """
     for prefix, published in TO_PUBLISHED:
         if name.startswith(prefix):
@@ -105,8 +107,9 @@ def to_published(name: str) -> str | None:
 
 
 def adapter_name(name: str) -> AdapterName | None:
-    """Return the module and kind of an adapter's tensor by its published name, or its name in the published training
-    code; None for a tensor of no adapter.
+    """Return the module and kind of an adapter's tensor by its published name.
+
+    The published training code's names are read, too. None for a tensor of no adapter.
     """
     match = ADAPTER.match(name)
     module = None if match is None else from_published(match["module"])
@@ -120,8 +123,9 @@ def adapter_name_here(name: str) -> AdapterName | None:
 
 
 def sam2_from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return a SAM 2 checkpoint's tensors under this package's names, and those that only track objects in a video
-    under their own.
+    """Return a SAM 2 checkpoint's tensors under this package's names.
+
+    Those that only track objects in a video come second, under their own names.
     """
     needed = rename_tensors({name: tensor for name, tensor in state.items() if not SAM2_LEFT_OUT.match(name)})
     left_out = {name: tensor for name, tensor in state.items() if SAM2_LEFT_OUT.match(name)}

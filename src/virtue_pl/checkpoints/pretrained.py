@@ -32,8 +32,9 @@ def from_pretrained(
     revision: str | None = None,
     allow_classes: Sequence[str] = (),
 ) -> EmbeddingModel:
-    """Load a model in eval mode: one that `virtue-pl export` wrote, a published release, a run's checkpoint, or a
-    published training checkpoint of adapters.
+    """Load a model in eval mode from a folder, the hub, or a run's checkpoint.
+
+    A folder is one that `virtue-pl export` wrote, a published release, or a published training checkpoint of adapters.
 
     Args:
         name: the folder, OWNER/NAME on the hub, or a run's checkpoint (.ckpt), whose run's config.yaml is above it.

@@ -1,5 +1,6 @@
-"""Reading the published layout: config.json with `virtue_sam`, a Qwen2-VL's weights, the connector's `.pth`, SAM 2.1's
-`.pt`, perhaps adapters.
+"""Reading the published layout.
+
+It has config.json with `virtue_sam`, a Qwen2-VL's weights, the connector's `.pth`, SAM 2.1's `.pt`, perhaps adapters.
 
 Without an input formatter of its own in config.json, such a folder was trained with the published one
 (`PublishedFormatter`).

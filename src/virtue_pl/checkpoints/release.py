@@ -36,7 +36,7 @@ class CheckpointSpec:
     spec: class_path and init_args of the model; a value "./NAME" is a folder of `folder`.
     tensors: all that the model holds, by the names of its `state_dict()`.
     left_out: further tensors of the published layout, by its own names: the head that predicts words, SAM 2's memory.
-    named: returns a tensor's name in the files, for messages.
+    name_in_files: returns a tensor's name in the files, for messages.
     license: the licence that the folder's model card states.
 
     Example:
@@ -49,7 +49,7 @@ class CheckpointSpec:
     spec: Spec
     tensors: dict[str, Tensor]
     left_out: dict[str, Tensor] = field(default_factory=dict)
-    named: Callable[[str], str] = str
+    name_in_files: Callable[[str], str] = str
     license: str | None = None
 
     def build(self, dtype: torch.dtype | None = torch.float32, allow_classes: Sequence[str] = ()) -> EmbeddingModel:
@@ -80,15 +80,15 @@ def check_tensors(wanted: Mapping[str, Tensor], checkpoint: CheckpointSpec) -> N
             count = f"{len(names)} tensor{'s' * (len(names) > 1)}"
             expected = f"expected exactly the {len(wanted)} of the model that its config describes"
             raise VirtueError(
-                f"{checkpoint.folder} {problem} {count}, e.g. {checkpoint.named(names[0])}: {expected}; download it"
-                " again, or name another folder"
+                f"{checkpoint.folder} {problem} {count}, e.g. {checkpoint.name_in_files(names[0])}: {expected};"
+                " download it again, or name another folder"
             )
     for name, tensor in wanted.items():
         found = checkpoint.tensors[name].shape
         if found != tensor.shape:
             raise VirtueError(
-                f"{checkpoint.folder}: {checkpoint.named(name)} is {list(found)}, expected {list(tensor.shape)} by the"
-                " sizes in its config: they are of two models"
+                f"{checkpoint.folder}: {checkpoint.name_in_files(name)} is {list(found)}, expected {list(tensor.shape)}"
+                " by the sizes in its config: they are of two models"
             )
 
 
@@ -128,8 +128,9 @@ def instantiate(spec: Any, folder: Path, allowed: Sequence[str], hint: Any = Non
 
 
 def construct(cls: type, init_args: Spec, folder: Path, allowed: Sequence[str]) -> Any:
-    """Return an instance of the class; an argument that is a factory (`Callable[...]`) becomes the class that is named
-    with the arguments that are stated.
+    """Return an instance of the class.
+
+    An argument that is a factory (`Callable[...]`) becomes the class that is named, with the arguments that are stated.
     """
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]  # of the class, not of an instance
     unknown = init_args.keys() - inspect.signature(cls).parameters.keys()
@@ -161,8 +162,9 @@ def factory(spec: Spec, folder: Path, allowed: Sequence[str], hint: Any = None) 
 
 
 def find_class(path: str, folder: Path, allowed: Sequence[str], hint: Any = None) -> type:
-    """Return the class at a dotted path. Raises VirtueError, before anything is imported, for a path outside of what is
-    allowed.
+    """Return the class at a dotted path.
+
+    Raises VirtueError, before anything is imported, for a path outside of what is allowed.
     """
     module = str(path).rpartition(".")[0]
     if not path.startswith(tuple(allowed)):

@@ -48,8 +48,9 @@ def read_run(checkpoint: Path, config: Path | None = None) -> CheckpointSpec:
 
 
 def starting_folder(config: Path, found: Mapping[str, Any]) -> Path:
-    """Return the folder that a run's relative paths are relative to: the one above `trainer.default_root_dir`, where
-    the config still lies there, or else the current one.
+    """Return the folder that a run's relative paths are relative to.
+
+    It is the one above `trainer.default_root_dir`, where the config still lies there, or else the current one.
     """
     own = Path(str((found.get("trainer") or {}).get("default_root_dir") or ""))
     folder = config.resolve().parent
@@ -84,8 +85,9 @@ def find_config(checkpoint: Path) -> Path:
 
 
 def with_left_out(checkpoint: CheckpointSpec) -> CheckpointSpec:
-    """Return the model with the tensors that only the published layout needs, read from the files that the run started
-    from, as far as they still exist.
+    """Return the model with the tensors that only the published layout needs.
+
+    They are read from the files that the run started from, as far as those still exist.
     """
     found: dict[str, Tensor] = {}
     for name, value in arguments(checkpoint.spec):

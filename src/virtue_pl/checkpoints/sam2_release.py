@@ -61,8 +61,9 @@ TRUNK_FIELDS = {
 
 
 def find_checkpoint(folder: Path, settings: Mapping[str, Any], given: str | Path | None) -> Path:
-    """Return SAM's checkpoint: the file `given` (or in the folder `given`), or the one that `virtue_sam` names, beside
-    the release's folder or in it. Raises VirtueError where there is none.
+    """Return SAM's checkpoint: the file `given` (or in the folder `given`), or the one that `virtue_sam` names.
+
+    That one is looked for beside the release's folder and in it. Raises VirtueError where there is none.
     """
     named = PurePosixPath(str(settings.get("checkpoint", "")))
     candidates = (
@@ -89,8 +90,9 @@ def paths_near(folder: Path, named: PurePosixPath) -> Iterator[Path]:
 
 
 def read_sizes(folder: Path, settings: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Return `Sam2Backbone`'s sizes by the configuration file that `virtue_sam` names; of SAM 2's own files the name is
-    enough. Raises VirtueError for any other that is not there.
+    """Return `Sam2Backbone`'s sizes by the configuration file that `virtue_sam` names.
+
+    Of SAM 2's own files the name is enough. Raises VirtueError for any other that is not there.
     """
     named = PurePosixPath(str(settings.get("config_path", "")))
     roots = (folder.resolve().parent, folder.resolve(), folder.resolve().parent / "sam2", checkpoint.resolve().parent)

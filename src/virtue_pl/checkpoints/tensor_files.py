@@ -61,8 +61,9 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def load_pickled(path: Path) -> Any:
-    """Return the tensors and plain values of a `.bin`, `.pt` or `.pth` file. Raises VirtueError for anything else in
-    it, which is not run.
+    """Return the tensors and plain values of a `.bin`, `.pt` or `.pth` file.
+
+    Raises VirtueError for anything else in it, which is not run.
     """
     return read_checked(path, lambda file: torch.load(file, map_location="cpu", weights_only=True))
 

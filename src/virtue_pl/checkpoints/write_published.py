@@ -44,8 +44,9 @@ CLASSES = {
 
 
 def write_published(checkpoint: CheckpointSpec, target: Path, source: str, license: str | None = None) -> None:
-    """Write a model in the published layout, with SAM's checkpoint in the same folder. Raises VirtueError for parts
-    that the layout cannot hold.
+    """Write a model in the published layout, with SAM's checkpoint in the same folder.
+
+    Raises VirtueError for parts that the layout cannot hold.
     """
     for path, expected in CLASSES.items():
         check_class(checkpoint.spec, path, expected)
@@ -121,8 +122,9 @@ def write_config(checkpoint: CheckpointSpec, folder: Path) -> None:
 
 
 def own_settings(checkpoint: CheckpointSpec, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the published layout has no entry for, where they differ from its defaults: the input
-    formatter, a learned temperature.
+    """Return the settings that differ from the published layout's defaults and have no entry in it.
+
+    They are the input formatter and a learned temperature.
     """
     stride = argument(checkpoint.spec, "connector.stride") or 4
     plain = {name: value for name, value in config.items() if name != OURS}

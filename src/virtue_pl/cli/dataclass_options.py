@@ -60,8 +60,9 @@ def field_docs(settings: type) -> dict[str, str]:
 
 
 def field_types(settings: type) -> dict[str, tuple[Any, ...]]:
-    """Return the types that a word on the command line may be read as, by field; none for a field that takes objects
-    alone.
+    """Return the types that a word on the command line may be read as, by field.
+
+    None for a field that takes objects alone.
     """
     unknown: dict[str, Any] = {}
     while True:

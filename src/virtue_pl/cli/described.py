@@ -20,8 +20,9 @@ SIZES = "vlm_sizes"
 
 
 class DescribedCLI(VirtueCLI):
-    """`VirtueCLI` that builds the model on the meta device, not connected to the data, where `shared.vlm_sizes` is
-    given.
+    """`VirtueCLI` that builds the model on the meta device where `shared.vlm_sizes` is given.
+
+    Such a model is not connected to the data.
 
     unread: the weights that a run would read, by their options.
 
@@ -78,8 +79,9 @@ def name_vlm(config: Any, folder: Path) -> None:
 
 @contextmanager
 def description(sizes: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield a temporary folder that describes a Qwen2-VL of these sizes: its config, a tokenizer of single bytes, its
-    image processor, and no weights.
+    """Yield a temporary folder that describes a Qwen2-VL of these sizes.
+
+    It has a config, a tokenizer of single bytes, an image processor, and no weights.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor

@@ -165,8 +165,9 @@ def parser_keys(parser: Any) -> list[str]:
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Raise VirtueError at once for a checkpoint that is not there; Lightning would say so only after setting up the
-    data.
+    """Raise VirtueError at once for a checkpoint that is not there.
+
+    Lightning would say so only after setting up the data.
     """
     named = path is None or path in ("last", "best", "hpc") or path.startswith("registry") or "://" in path
     if not named and not Path(str(path)).is_file():

@@ -70,8 +70,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, and return its exit code: 0, 1 for what a user can mend, 2 for a wrong option or config, 130 and
-    143 for signals.
+    """Run one command, and return its exit code.
+
+    It is 0, 1 for what a user can mend, 2 for a wrong option or config, 130 and 143 for signals.
 
     A mistake is one line on stderr; with VIRTUE_DEBUG=1 it is a traceback.
     """

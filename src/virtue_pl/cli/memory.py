@@ -32,8 +32,9 @@ def keep_freed_memory() -> bool:
 
 
 def join_freed_memory() -> None:
-    """Start this command anew, once, with glibc's caches of small pieces off, which needs the environment of a new
-    process.
+    """Start this command anew, once, with glibc's caches of small pieces off.
+
+    Only the environment of a new process can set that.
 
     torch asks for aligned memory, and glibc cuts a few bytes from each tensor's two ends for it. Pieces in a cache do
     not join the space of the freed tensor between them, so that the next tensor of that size does not fit there: the

@@ -32,8 +32,9 @@ def check_run(model: LightningModule, data: Any, trainer: Trainer) -> None:
 
 
 def most_negatives(data: Any) -> int | None:
-    """Return the data module's hard negatives of a query, in a mixture the most of any part; None where it has no such
-    setting.
+    """Return the hard negatives of a query in a data module, in a mixture the most of any part.
+
+    None where it has no such setting.
     """
     parts = getattr(data, "parts", None)
     if isinstance(parts, dict):

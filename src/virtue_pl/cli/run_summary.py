@@ -48,8 +48,9 @@ def show_data(console: Console, trainer: Trainer, model: LightningModule, data: 
 
 
 def show_described(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:
-    """Print the tables of `show_data` for data that is not connected to the model; missing data is printed, and
-    allowed.
+    """Print the tables of `show_data` for data that is not connected to the model.
+
+    Missing data is printed, and allowed.
     """
     try:
         data.trainer = trainer
@@ -100,8 +101,9 @@ def parts_table(model: LightningModule) -> Table:
 
 
 def adapter_tables(model: LightningModule) -> Iterable[Table]:
-    """Yield a table of the modules with adapters, one row for those of the same name in all layers; none without
-    adapters.
+    """Yield a table of the modules with adapters; none without adapters.
+
+    Modules of the same name in all layers have one row.
     """
     layers: dict[str, list[nn.Module]] = {}
     for name, module in adapter_layers(model):

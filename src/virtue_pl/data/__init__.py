@@ -1,4 +1,6 @@
-"""Data, from a tar to a batch. The way of a training sample, which is an order to read the sub-packages in:
+"""Data, from a tar to a batch.
+
+The way of a training sample, which is an order to read the sub-packages in:
 
 1. `shards`: a folder of tars and its manifest; `records.read_record` turns a tar entry into a `Record`.
 2. `formats`: what a row of SCaR or MMEB means: regions, instructions, rankings.

@@ -39,7 +39,7 @@ def features_path(folder: Path, shard: str) -> Path:
 
 @dataclass(frozen=True)
 class FeatureProvenance:
-    """How features were made, by which stored ones are accepted or refused.
+    """Provenance of features, by which stored ones are accepted or refused.
 
     dtype: the dtype that they are stored in; None accepts any. streams: for each stream, the fingerprint of its frozen
     network. shards: the fingerprint of the content of the folder of shards.

@@ -1,5 +1,6 @@
-"""A model of this package in MTEB, with its segmentation stream, which sees each image under the grid of points that
-stands for "no prompt".
+"""`MTEBModel`: a model of this package in MTEB, with its segmentation stream.
+
+The stream sees each image under the grid of points that stands for "no prompt".
 
     import mteb
     from virtue_pl.integrations import MTEBModel
@@ -84,8 +85,9 @@ class MTEBModel(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Return unit float32 embeddings of all rows, [rows, embed_dim]. Raises VirtueError for another modality than
-        text and image.
+        """Return unit float32 embeddings of all rows, [rows, embed_dim].
+
+        Raises VirtueError for another modality than text and image.
         """
         instruction = self.instruction(task_metadata, prompt_type)
         items = (item for batch in inputs for item in batch_rows(batch, instruction, prompt_type))
@@ -105,8 +107,9 @@ class MTEBModel(AbsEncoder):
 
 
 def batch_rows(batch: Mapping[str, Any], instruction: str, prompt_type: PromptType | None) -> Iterator[EmbeddingInput]:
-    """Yield the rows of one of MTEB's batches: columns "text" and "image", one entry a row, either of which may be
-    missing or None.
+    """Yield the rows of one of MTEB's batches.
+
+    Its columns are "text" and "image", one entry a row, either of which may be missing or None.
     """
     columns = {name: batch[name] for name in sorted(MODALITIES) if name in batch}
     if not columns:

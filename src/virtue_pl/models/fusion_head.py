@@ -39,7 +39,7 @@ class VLMFusionHead(EmbeddingModel):
         adapter: trained in place of the language model's own weights.
 
     Example:
-        >>> backbone = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct")
+        >>> backbone = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct")  # doctest: +SKIP
         >>> head = VLMFusionHead(backbone, pooling=LastTokenPooling(), adapter=LoRA(rank=8))
         >>> head.hidden_size
         1536

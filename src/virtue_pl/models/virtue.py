@@ -63,7 +63,7 @@ class Virtue(EmbeddingModel):
             paper); otherwise such an image has no segment tokens, and costs none.
 
     Example:
-        >>> encoder = VisualPromptEncoder(Sam2PromptEncoder())
+        >>> encoder = VisualPromptEncoder(Sam2PromptEncoder())  # doctest: +SKIP
         >>> segmentation = SegmentationExtractor(Sam2Backbone(), frozen=True)
         >>> fusion = VLMFusionHead(Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct"), LastTokenPooling())
         >>> model = Virtue(encoder, segmentation, ConvolutionConnector, fusion, InfoNCELoss())

@@ -77,8 +77,9 @@ def comparisons(model: EmbeddingModel, folder: Path, tolerances: Tolerances) -> 
 
 
 def compare_case(model: EmbeddingModel, case: Case, tolerances: Tolerances) -> Iterator[ParityRow]:
-    """Compare all recorded quantities of a case, in the order in which a model computes them. Raises VirtueError where
-    no embedding is recorded.
+    """Compare all recorded quantities of a case, in the order in which a model computes them.
+
+    Raises VirtueError where no embedding is recorded.
     """
     found = {name: value.cpu() for name, value in observe(model, case.items).items()}
     names = [name for name in case.outputs if recorded_name(name, found) in found and name not in case.not_compared]

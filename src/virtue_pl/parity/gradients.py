@@ -28,8 +28,9 @@ STEPS: dict[str, FullBatch | GradientCache] = {"plain": FullBatch(), "cached": G
 
 
 class AdaptedWeight(nn.Module):
-    """Parametrization of a weight by an adapter, whose tensors are trained instead; its parameters have the kinds'
-    names.
+    """Parametrization of a weight by an adapter, whose tensors are trained instead of the weight.
+
+    Its parameters have the kinds' names.
 
     Example:
         >>> parts = {"lora_A": torch.ones(1, 2), "lora_B": torch.ones(3, 1)}
@@ -166,8 +167,9 @@ def compare_step(
 def relative_row(
     case: str, name: str, found: Tensor, wanted: Tensor, largest_gradient: float, tolerance: float
 ) -> ParityRow:
-    """Compare a gradient relative to its own largest value; one that is zero, as lora_A's is at first, to the largest
-    of all gradients.
+    """Compare a gradient relative to its own largest value.
+
+    One that is zero, as lora_A's is at first, is compared relative to the largest value of all gradients.
     """
     scale = wanted.abs().max().item() or largest_gradient
     return row(case, name, [(found, wanted)], scale, tolerance)

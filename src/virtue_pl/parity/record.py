@@ -67,8 +67,9 @@ POINTINGS = (
 
 
 def record(model: EmbeddingModel, folder: Path, seed: int = 0) -> int:
-    """Write images and cases into the folder; returns the number of cases. Raises VirtueError where the folder holds a
-    recording already.
+    """Write images and cases into the folder; returns the number of cases.
+
+    Raises VirtueError where the folder holds a recording already.
     """
     if (folder / f"{FORWARD}.json").exists():
         raise VirtueError(

@@ -24,8 +24,9 @@ from virtue_pl.types import VirtueError
 
 @dataclass(frozen=True)
 class FeaturesRun:
-    """Run of `predict`, which stores each image's frozen features. result: the last file that it writes, in the folder
-    of shards.
+    """Run of `predict`, which stores each image's frozen features.
+
+    result: the last file that it writes, in the folder of shards.
 
     Example:
         >>> FeaturesRun(Run(("configs/virtue_mini.yaml",), {}), "features/features.json").result
@@ -79,8 +80,9 @@ class AblationPlan:
 
     @classmethod
     def read(cls, path: str | Path) -> AblationPlan:
-        """Read a plan, in whose file `overrides`, `seeds` and `reference` stand for all variants, and a variant may say
-        its own.
+        """Read a plan from YAML.
+
+        Its `overrides`, `seeds` and `reference` stand for all variants; a variant may state its own.
         """
         found = read_plan(
             path,
@@ -133,8 +135,8 @@ class Ablations(Runs):
         lightning: runs `fit` or `test` with their arguments.
 
     Example:
-        >>> Ablations(AblationPlan.read("configs/studies/ablations.yaml"), Path("runs/ablations"), lightning.main,
-        Console())(["virtue", "crop"])
+        >>> plan, out = AblationPlan.read("configs/studies/ablations.yaml"), Path("runs/ablations")
+        >>> Ablations(plan, out, lightning.main, Console())(["virtue", "crop"])
     """
 
     def __init__(self, plan: AblationPlan, out: Path, lightning: Command, console: Console) -> None:
@@ -208,8 +210,9 @@ class Ablations(Runs):
         return report
 
     def variant_entry(self, name: str, variant: Variant) -> dict[str, Any]:
-        """Return what `report.json` says of a variant: its settings, mean seconds of its stages, and its test data's
-        fingerprints.
+        """Return a variant's entry in `report.json`.
+
+        It has the settings, mean seconds of the stages, and the test data's fingerprints.
         """
         entry = asdict(variant)
         entry = {"against" if name == "reference" else name: value for name, value in entry.items()}

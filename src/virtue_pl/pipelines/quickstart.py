@@ -51,7 +51,7 @@ class Plan:
 
 
 class Quickstart(Runs):
-    """The project's own commands, joined into one path.
+    """Main path in one go: scenes, shards, stored features, training, tests and a table of results.
 
     Args:
         plan: what to do.

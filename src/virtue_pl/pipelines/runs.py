@@ -20,8 +20,9 @@ Command = Callable[[list[str]], int]
 
 
 def precision_here(wanted: str) -> str:
-    """Return `wanted`, a precision of Lightning's; for "auto", bfloat16 where this machine multiplies in it (a GPU, or
-    a processor with AVX512-BF16 or AMX).
+    """Return `wanted`, a precision of Lightning's, or for "auto" the one that suits this machine.
+
+    That is bfloat16 where the machine multiplies in it (a GPU, or a processor with AVX512-BF16 or AMX).
     """
     if wanted != "auto":
         return wanted
@@ -37,8 +38,9 @@ def precision_here(wanted: str) -> str:
 
 
 class Stages:
-    """Stages that are done once: their seconds and what they were made from are kept in `stages.json`, and a later call
-    reuses them.
+    """Stages that are done once.
+
+    `stages.json` holds their seconds and a fingerprint of their inputs, and a later call reuses them.
 
     Example:
         >>> stages = Stages(Path("runs/study"), Console())
@@ -54,7 +56,7 @@ class Stages:
         self.number = 0
 
     def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[str], None]) -> str:
-        """Run `work`, which is told the fingerprint of what the stage is made from and must leave `result`.
+        """Run `work`, which is given the fingerprint of the stage's inputs (`made_from`) and must leave `result`.
 
         Returns the fingerprint.
         """
@@ -116,8 +118,9 @@ class Runs:
         )
 
     def train(self, name: str, arguments: list[str], fingerprint: str) -> None:
-        """Go on from the last checkpoint of a run of the same fingerprint that was stopped, or else begin in an empty
-        folder.
+        """Train a run, or go on with one of the same fingerprint that was stopped.
+
+        It goes on from the last checkpoint; any other run begins in an empty folder.
         """
         folder = self.out / name
         begun, checkpoint = folder / "fingerprint", self.checkpoint(name)

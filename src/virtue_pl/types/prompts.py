@@ -80,7 +80,7 @@ class VisualPrompt(TensorDataclass):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the prompt points at nothing."""
+        """True where the prompt has no box, point or mask."""
         return not (len(self.boxes) or len(self.points) or len(self.masks))
 
 

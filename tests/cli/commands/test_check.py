@@ -13,11 +13,11 @@ from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
 
 
 @pytest.fixture
-def checked(formatter, capsys, monkeypatch):
+def checked(config_file, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
-        code = main(["check", "--config", str(formatter), *arguments])
+        code = main(["check", "--config", str(config_file), *arguments])
         captured = capsys.readouterr()
         return code, " ".join(captured.out.replace("│", " ").split()), captured.err
 

@@ -443,9 +443,9 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_tokenizer_measures_texts(tmp_path: Path) -> None:
     from fixtures.tiny_models import save_text_model
-    from virtue_pl.cli.commands.doctor import tokenizer
+    from virtue_pl.cli.commands.doctor import load_token_counter
 
-    assert tokenizer(str(save_text_model(tmp_path / "minilm")))("ab c") == 3
+    assert load_token_counter(str(save_text_model(tmp_path / "minilm")))("ab c") == 3
 
 
 def test_an_empty_sheet_says_so(tmp_path: Path) -> None:

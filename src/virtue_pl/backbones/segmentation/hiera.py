@@ -26,7 +26,7 @@ class Hiera:
     """Runs a transformers `Sam2HieraDetModel`, without weights of its own.
 
     Example:
-        >>> backbone = Sam2Backbone()
+        >>> backbone = Sam2Backbone()  # doctest: +SKIP
         >>> maps = Hiera(backbone.vision_encoder.backbone).stages(pixels)
         >>> [tuple(stage.shape) for stage in maps]
         [(1, 256, 256, 112), (1, 128, 128, 224), (1, 64, 64, 448), (1, 32, 32, 896)]

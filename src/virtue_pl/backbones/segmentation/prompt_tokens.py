@@ -1,4 +1,4 @@
-"""What SAM's prompt encoders share, for rows of any number of points, boxes and masks."""
+"""Tokens of SAM's prompt encoders, for rows of any number of points, boxes and masks."""
 
 from __future__ import annotations
 

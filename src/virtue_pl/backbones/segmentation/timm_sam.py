@@ -239,6 +239,7 @@ class Neck(nn.Module):
     def forward(
         self, features: Sequence[Float[Tensor, "images channels height width"]]
     ) -> Float[Tensor, "images d height width"]:
+        """Return the sum of the maps, projected and at the finest one's size. features: finest first."""
         size = features[0].shape[-2:]
         maps = [resize_map(lateral(feature), size) for lateral, feature in zip(self.laterals, features, strict=True)]
         return self.smooth(torch.stack(maps).sum(dim=0))
@@ -313,6 +314,7 @@ class Refinement(nn.Module):
     def forward(
         self, pixels: Float[Tensor, "prompts width height width"]
     ) -> Float[Tensor, "prompts width height width"]:
+        """Return the pixels with the convolution's output added."""
         return pixels + self.layers(pixels)
 
 

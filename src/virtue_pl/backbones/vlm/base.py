@@ -20,7 +20,7 @@ class VLMBackbone(nn.Module, ABC):
     that may be trained.
 
     Example:
-        >>> from virtue_pl.backbones import Qwen2VLBackbone
+        >>> from virtue_pl.backbones import Qwen2VLBackbone  # doctest: +SKIP
         >>> backbone: VLMBackbone = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct")
         >>> images = backbone.vision_tokens(backbone.vision_features(batch.images.vision))
         >>> backbone(backbone.embed(batch, images)).shape    # rows, tokens, hidden

@@ -28,7 +28,7 @@ class CausalVLMProcessor(VLMProcessor):
         max_tokens: longer texts are cut; an image's tokens do not count.
 
     Example:
-        >>> from virtue_pl.backbones import Qwen2VLBackbone
+        >>> from virtue_pl.backbones import Qwen2VLBackbone  # doctest: +SKIP
         >>> processor: CausalVLMProcessor = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct").processor
         >>> input_ids, attention_mask = processor.tokenize(["a dog", "a black dog"], sizes=[[], []])
     """
@@ -89,7 +89,7 @@ class TileProcessor(CausalVLMProcessor):
     """Abstract processor of a model that cuts images in tiles by their own size, and counts all tokens in sequence.
 
     Example:
-        >>> from virtue_pl.backbones import SmolVLMBackbone
+        >>> from virtue_pl.backbones import SmolVLMBackbone  # doctest: +SKIP
         >>> processor: TileProcessor = SmolVLMBackbone("HuggingFaceTB/SmolVLM2-500M-Video-Instruct").processor
     """
 
@@ -119,7 +119,7 @@ class CausalVLM(VLMBackbone):
         attention: transformers' name of the attention's implementation.
 
     Example:
-        >>> from virtue_pl.backbones import Qwen2VLBackbone
+        >>> from virtue_pl.backbones import Qwen2VLBackbone  # doctest: +SKIP
         >>> backbone: CausalVLM = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16")
         >>> backbone.hidden_size
         1536

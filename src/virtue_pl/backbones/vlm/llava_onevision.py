@@ -24,7 +24,8 @@ class LlavaOnevisionProcessor(TileProcessor):
         max_tokens: longer texts are cut; an image's tokens do not count.
 
     Example:
-        >>> processor = LlavaOnevisionProcessor("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", 9, max_tokens=512)
+        >>> name = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"  # doctest: +SKIP
+        >>> processor = LlavaOnevisionProcessor(name, 9, max_tokens=512)
         >>> len(processor.image_ids((384, 384), only_image=False))
         730
     """
@@ -75,7 +76,8 @@ class LlavaOnevisionBackbone(CausalVLM):
         attention: transformers' name of the attention's implementation.
 
     Example:
-        >>> backbone = LlavaOnevisionBackbone("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", max_tiles=9)
+        >>> name = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"  # doctest: +SKIP
+        >>> backbone = LlavaOnevisionBackbone(name, max_tiles=9)
         >>> backbone.hidden_size
         896
     """

@@ -16,7 +16,7 @@ class Qwen2_5VLBackbone(QwenVLBackbone):
     """Qwen2.5-VL (arXiv 2502.13923), with `QwenVLBackbone`'s arguments.
 
     Example:
-        >>> backbone = Qwen2_5VLBackbone("Qwen/Qwen2.5-VL-3B-Instruct", dtype="bfloat16")
+        >>> backbone = Qwen2_5VLBackbone("Qwen/Qwen2.5-VL-3B-Instruct", dtype="bfloat16")  # doctest: +SKIP
         >>> backbone.hidden_size
         2048
     """

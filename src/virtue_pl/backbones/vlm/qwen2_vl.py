@@ -19,7 +19,7 @@ class Qwen2VLBackbone(QwenVLBackbone):
     """Qwen2-VL (arXiv 2409.12191), the paper's model, with `QwenVLBackbone`'s arguments.
 
     Example:
-        >>> backbone = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16")
+        >>> backbone = Qwen2VLBackbone("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16")  # doctest: +SKIP
         >>> backbone.hidden_size
         1536
     """

@@ -16,7 +16,7 @@ class Qwen3VLBackbone(QwenVLBackbone):
     """Qwen3-VL (arXiv 2511.21631), with `QwenVLBackbone`'s arguments; its tokens are squares of 32x32 pixels.
 
     Example:
-        >>> backbone = Qwen3VLBackbone("Qwen/Qwen3-VL-2B-Instruct", dtype="bfloat16")
+        >>> backbone = Qwen3VLBackbone("Qwen/Qwen3-VL-2B-Instruct", dtype="bfloat16")  # doctest: +SKIP
         >>> backbone.hidden_size
         2048
     """

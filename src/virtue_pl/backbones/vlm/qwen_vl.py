@@ -28,7 +28,8 @@ class QwenVLProcessor(CausalVLMProcessor):
         max_tokens: longer texts are cut; an image's tokens do not count.
 
     Example:
-        >>> processor = QwenVLProcessor("Qwen/Qwen2-VL-2B-Instruct", 4 * 28 * 28, 1280 * 28 * 28, max_tokens=512)
+        >>> name = "Qwen/Qwen2-VL-2B-Instruct"  # doctest: +SKIP
+        >>> processor = QwenVLProcessor(name, 4 * 28 * 28, 1280 * 28 * 28, max_tokens=512)
         >>> processor.grid((280, 560))
         (10, 20)
     """
@@ -106,7 +107,7 @@ class QwenVLBackbone(CausalVLM):
         attention: transformers' name of the attention's implementation.
 
     Example:
-        >>> from virtue_pl.backbones import Qwen2_5VLBackbone
+        >>> from virtue_pl.backbones import Qwen2_5VLBackbone  # doctest: +SKIP
         >>> backbone: QwenVLBackbone = Qwen2_5VLBackbone("Qwen/Qwen2.5-VL-3B-Instruct", max_pixels=640 * 28 * 28)
     """
 

@@ -26,7 +26,8 @@ class SmolVLMProcessor(TileProcessor):
         max_tokens: longer texts are cut; an image's tokens do not count.
 
     Example:
-        >>> processor = SmolVLMProcessor("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", tiles=4, max_tokens=512)
+        >>> name = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"  # doctest: +SKIP
+        >>> processor = SmolVLMProcessor(name, tiles=4, max_tokens=512)
         >>> processor.grid((512, 1024))
         (2, 4)
     """
@@ -76,7 +77,7 @@ class SmolVLMBackbone(CausalVLM):
         attention: transformers' name of the attention's implementation.
 
     Example:
-        >>> backbone = SmolVLMBackbone("HuggingFaceTB/SmolVLM2-2.2B-Instruct", tiles=1)
+        >>> backbone = SmolVLMBackbone("HuggingFaceTB/SmolVLM2-2.2B-Instruct", tiles=1)  # doctest: +SKIP
         >>> backbone.hidden_size
         2048
     """

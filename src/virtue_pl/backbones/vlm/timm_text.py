@@ -31,7 +31,8 @@ class TimmTextProcessor(VLMProcessor):
         max_tokens: longer texts are cut; an image's tokens do not count.
 
     Example:
-        >>> processor = TimmTextProcessor("sentence-transformers/all-MiniLM-L6-v2", 256, grid_size=4, max_tokens=128)
+        >>> name = "sentence-transformers/all-MiniLM-L6-v2"  # doctest: +SKIP
+        >>> processor = TimmTextProcessor(name, 256, grid_size=4, max_tokens=128)
         >>> input_ids, attention_mask = processor.tokenize(["a dog", "a black dog"], sizes=[[], []])
     """
 
@@ -85,7 +86,8 @@ class TimmTextBackbone(VLMBackbone):
         max_tokens: longer texts are cut.
 
     Example:
-        >>> backbone = TimmTextBackbone("sentence-transformers/all-MiniLM-L6-v2", grid_size=4, frozen_layers=3)
+        >>> name = "sentence-transformers/all-MiniLM-L6-v2"  # doctest: +SKIP
+        >>> backbone = TimmTextBackbone(name, grid_size=4, frozen_layers=3)
         >>> backbone.hidden_size
         384
     """

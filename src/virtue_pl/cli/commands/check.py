@@ -7,8 +7,9 @@ import sys
 
 
 def main(argv: list[str]) -> int:
-    """Build a run and print its summary; argv as for fit. Returns 1, after one line on stderr, if training cannot
-    start.
+    """Build a run and print its summary; argv as for fit.
+
+    Returns 1, after one line on stderr, if training cannot start.
 
     A model whose sizes are stated (`shared.vlm_sizes`) is built by them, without its weights; its data may be missing,
     too. Raises VirtueError for a part that cannot be built.

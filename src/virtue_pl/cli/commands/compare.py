@@ -66,8 +66,9 @@ def only_mode(trainings: Sequence[RankRows], mode: str) -> str:
 
 
 def unique_names(runs: list[str], chosen: list[tuple[Path, str]]) -> list[str]:
-    """Name the runs by their folders, with the mode where it was given; as they were typed where that would not tell
-    them apart.
+    """Name the runs by their folders, with the mode where it was given.
+
+    They are named as they were typed where that would not tell them apart.
 
     Raises VirtueError for a run that is named twice.
     """

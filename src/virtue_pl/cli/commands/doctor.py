@@ -89,8 +89,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def load_token_counter(folder: str) -> Callable[[str], int]:
-    """Return a function that counts a text's tokens by the tokenizer in a folder. Raises VirtueError where there is
-    none.
+    """Return a function that counts a text's tokens by the tokenizer in a folder.
+
+    Raises VirtueError where there is none.
     """
     from transformers import AutoTokenizer
 

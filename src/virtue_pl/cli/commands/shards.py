@@ -124,8 +124,9 @@ def report(manifests: Mapping[str, Manifest]) -> int:
 
 
 def summary(manifest: Manifest) -> str:
-    """Return one line: the numbers of rows, images and shards, and of the rows left out, with reasons and the first
-    one.
+    """Return one line on what was written.
+
+    It has the numbers of rows, images and shards, and of the rows left out, with reasons and the first one.
     """
     line = f"{manifest.name}: {manifest.rows:,} rows of {manifest.images:,} images in {len(manifest.shards):,} shards"
     if not manifest.skipped:

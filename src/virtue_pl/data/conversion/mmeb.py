@@ -54,16 +54,13 @@ class MMEBFile(SourceFile):
 
     @property
     def required_columns(self) -> Sequence[str]:
-        """See `SourceFile`."""
         return PAIR_COLUMNS if self.kind == "pairs" else RANKING_COLUMNS
 
     def optional_columns(self, found: Sequence[str]) -> list[str]:
-        """See `SourceFile`."""
         return [name for name in NEGATIVE_COLUMNS if name in found]
 
     @property
     def group_columns(self) -> tuple[str, ...]:
-        """See `SourceFile`."""
         return (
             ("qry_image_path", "pos_image_path", "qry")
             if self.kind == "pairs"
@@ -77,7 +74,6 @@ class MMEBFile(SourceFile):
         return str(query_image or min(images, default=text))
 
     def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
-        """See `SourceFile`."""
         row_images = RowImages(self.images, max_pixels)
         rows = []
         for number, row in group:
@@ -104,15 +100,13 @@ class MMEBInstructionFile(MMEBFile):
 
     @property
     def required_columns(self) -> Sequence[str]:
-        """See `SourceFile`."""
         return (*INSTRUCTION_COLUMNS, *RANKING_COLUMNS)
 
     def to_row(self, row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
-        """See `MMEBFile`."""
         return ranking_row(to_one_string(row, self._dataset(), key), key, number, row_images)
 
     def columns(self) -> list[str]:
-        """See `SourceFile`. Raises VirtueError for a dataset without a wording, too."""
+        """Return the columns to read. Raises VirtueError also for a dataset without a wording."""
         self._dataset()
         return super().columns()
 

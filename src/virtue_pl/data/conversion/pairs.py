@@ -53,16 +53,13 @@ class PairFile(MMEBFile):
 
     @property
     def required_columns(self) -> Sequence[str]:
-        """See `SourceFile`."""
         return ()
 
     def optional_columns(self, found: Sequence[str]) -> list[str]:
-        """See `SourceFile`."""
         return [name for name in SCHEMA.names if name in found]
 
     @property
     def group_columns(self) -> tuple[str, ...]:
-        """See `SourceFile`."""
         found = column_names(self.table)
         return tuple(
             name
@@ -71,14 +68,12 @@ class PairFile(MMEBFile):
         )
 
     def record_key(self, *values: Any) -> str:
-        """See `MMEBFile`."""
         named = dict(zip(self.group_columns, values, strict=True))
         return super().record_key(
             named.get("query_image"), named.get(TARGET[1]) or named.get(CANDIDATES[1]), named.get("query")
         )
 
     def to_row(self, row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
-        """See `MMEBFile`."""
         texts = {
             "qry": row.get("query"),
             "qry_image_path": row.get("query_image"),

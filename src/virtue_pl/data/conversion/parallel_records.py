@@ -77,11 +77,11 @@ class BufferedRecords:
         rows: Sequence[Mapping[str, Any]],
         paths: Sequence[str] = (),
     ) -> None:
-        """See `RecordSink`."""
+        """Store the arguments of a record."""
         self._calls.append((images, image_path, rows, paths))
 
     def skip(self, error: DataError, rows: int = 1) -> None:
-        """See `RecordSink`."""
+        """Store the arguments of a skipped record."""
         self._calls.append((error.key, error.problem, rows))
 
     def write_to(self, writer: RecordSink) -> None:

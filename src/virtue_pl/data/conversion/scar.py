@@ -49,11 +49,9 @@ class SCaRFile(SourceFile):
 
     @property
     def required_columns(self) -> Sequence[str]:
-        """See `SourceFile`."""
         return PAIR_COLUMNS if self.kind == "pairs" else RANKING_COLUMNS
 
     def optional_columns(self, found: Sequence[str]) -> list[str]:
-        """See `SourceFile`."""
         forms = (
             [name for name in found if name in form_columns(found) or name.startswith("tgt_kinds_")]
             if self.kind == "rankings"
@@ -63,7 +61,6 @@ class SCaRFile(SourceFile):
 
     @property
     def group_columns(self) -> tuple[str, ...]:
-        """See `SourceFile`."""
         return ("qry_image_path",)
 
     def record_key(self, *values: Any) -> str:
@@ -71,7 +68,6 @@ class SCaRFile(SourceFile):
         return str(values[0])
 
     def write_record(self, group: Group, writer: RecordSink, max_pixels: int) -> None:
-        """See `SourceFile`."""
         image = group[0][1]["qry_image_path"]
         try:
             data, header = self.images.read_checked(image, f"{self.name} ({image})", max_pixels)

@@ -35,7 +35,7 @@ def no_progress(name: str, rows: int) -> Iterator[Advance]:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a folder of shards is written; with the source's content, it decides every byte.
+    """Settings of a folder of shards; with the source's content, they determine every byte.
 
     Example:
         >>> Settings(images_per_shard=100, seed=0, licence="CC0", max_pixels=10_000).fingerprint_text

@@ -1,5 +1,6 @@
-"""The DataModule of MMEB and SCaR by name, over any of their sets, each a folder of shards as the
-converters name it.
+"""The DataModule of MMEB and SCaR by name.
+
+It takes any of their sets, each a folder of shards as the converters name it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class BenchmarkMixture:
-    """How training batches are mixed of the sets, and their samples drawn.
+    """Options of mixing training batches from the sets, and of drawing samples.
 
     Example:
         >>> BenchmarkMixture(num_negatives={"ADE20K": 9}).sampling_of("CIRR").num_negatives

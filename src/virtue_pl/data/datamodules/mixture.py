@@ -82,8 +82,9 @@ class MixedDataModule(StreamingDataModule):
 
     @property
     def steps(self) -> int:
-        """Return the training steps of an epoch, on every rank. Raises VirtueError where the rows are fewer than a
-        batch.
+        """Return the training steps of an epoch, on every rank.
+
+        Raises VirtueError where the rows are fewer than a batch.
         """
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch
@@ -237,7 +238,6 @@ class MixedStream(BatchStream):
 
     @property
     def num_batches(self) -> int:
-        """See `BatchStream`."""
         return self.steps
 
     def sizes(self, epoch: int, step: int) -> dict[str, int]:
@@ -261,7 +261,6 @@ class MixedStream(BatchStream):
         )
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        """See `BatchStream`."""
         return collate_batches(self.samples(reader, epoch, log), self.collate, self.seed, epoch, reader)
 
 
@@ -280,11 +279,9 @@ class JoinedStream(BatchStream):
 
     @property
     def num_batches(self) -> int:
-        """See `BatchStream`."""
         return sum(stream.num_batches for stream in self.streams)
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        """See `BatchStream`."""
         offset = 0
         for stream in self.streams:
             worker = (reader.worker - offset) % reader.num_workers

@@ -25,7 +25,6 @@ class MMEBDataModule(ShardDataModule):
 
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
-        """See `ShardDataModule`."""
         query = embedding_input(row, row["query"], images)
         if "candidates" not in row.fields:
             target = embedding_input(row, row["target"], images)

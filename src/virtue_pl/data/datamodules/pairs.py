@@ -22,7 +22,6 @@ class PairDataModule(MMEBDataModule):
 
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
-        """See `ShardDataModule`."""
         sample = MMEBDataModule.to_sample(row, images)
         if row.fields.get("box") is None:
             return sample

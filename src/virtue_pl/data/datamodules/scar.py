@@ -23,7 +23,6 @@ class SCaRDataModule(ShardDataModule):
 
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
-        """See `ShardDataModule`."""
         if not images:
             raise DataError(row.key, "it has no image, expected one")
         image = images[0]
@@ -56,7 +55,6 @@ class PublishedSCaRDataModule(SCaRDataModule):
 
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
-        """See `ShardDataModule`."""
         sample = SCaRDataModule.to_sample(row, images)
         text = published_query(row.text("query"), row["box"], ranked="candidates" in row.fields)
         return replace(sample, query=replace(sample.query, text=text))

@@ -130,8 +130,9 @@ class ShardDataModule(StreamingDataModule, ABC):
 
     @property
     def steps(self) -> int:
-        """Return the training steps of an epoch, on every rank. Raises VirtueError where the rows are fewer than a
-        batch.
+        """Return the training steps of an epoch, on every rank.
+
+        Raises VirtueError where the rows are fewer than a batch.
         """
         rows, steps = self.train_folder.manifest.rows, self.sampling.steps_per_epoch
         needed = self.batch_size * (self.world_size if steps is None else 1)

@@ -79,8 +79,9 @@ class ContactSheet:
 
 
 def tile(image: UInt8[Tensor, "3 height width"] | None, box: Box) -> Image.Image:
-    """Return the image in a square, with its box in red, even where it leaves the image; grey with a cross where there
-    is no image.
+    """Return the image in a square, with its box in red, even where that leaves the image.
+
+    A missing image is grey with a cross.
     """
     square = Image.new("RGB", (TILE, TILE), (225, 225, 225))
     draw = ImageDraw.Draw(square)

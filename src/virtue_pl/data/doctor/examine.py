@@ -1,5 +1,6 @@
-"""Checks of shards or official folders before a training: every record of them, and images that leak from training into
-evaluation.
+"""Checks of shards or official folders before a training.
+
+Every record is checked, and images that leak from training into evaluation are found.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class DownloadReport:
 
 
 def fetch_images(cache: str | Path, console: Console | None = None) -> DownloadReport:
-    """Fetch all the catalogue's images into `cache`/pictures; those with the right content stay as they are.
+    """Fetch all the catalogue's images into the cache; those with the right content are not fetched again.
 
     Raises AptMissing or AptListsMissing, both ImagesUnavailable, where Debian's packages cannot be fetched.
     """

@@ -81,8 +81,9 @@ class ImageLibrary:
         return len(self._locations)
 
     def add_path(self, images: ImageFiles, path: str, row: str) -> str:
-        """Add an image by its path; return its key. Raises DataError, which names `row`, where it is missing or no
-        image.
+        """Add an image by its path; return its key.
+
+        Raises DataError, which names `row`, where it is missing or no image.
         """
         location = FileImage(images, path)
         if location not in self._keys:

@@ -1,5 +1,6 @@
-"""The settings of an evaluation's data, declared once: the DataModule takes them, YAML and the options of `virtue-pl
-eval` follow.
+"""Settings of an evaluation's data, declared once.
+
+The DataModule takes them; YAML and the options of `virtue-pl eval` follow.
 
 Nothing here imports torch, so that `--help` needs none.
 """
@@ -12,7 +13,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class EvaluationDataOptions:
-    """Which rows of evaluation sets are read, and how.
+    """Options of the rows of evaluation sets, and of reading them.
 
     Example:
         >>> EvaluationDataOptions(limit=100).batch_size

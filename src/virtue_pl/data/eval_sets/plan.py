@@ -1,5 +1,6 @@
-"""The plan of an evaluation: every distinct input once, over all sets, in batches that are the same
-in every process.
+"""The plan of an evaluation: every distinct input once, over all sets.
+
+Batches are the same in every process.
 """
 
 from __future__ import annotations

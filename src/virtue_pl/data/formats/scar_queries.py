@@ -39,8 +39,9 @@ def caption(text: str) -> EmbeddingInput:
 
 
 def instruction(query: str) -> str:
-    """Return the query's text without image token and without the region as text; formatters add both where they need
-    them.
+    """Return the query's text without image token and without the region as text.
+
+    Formatters add both where they need them.
     """
     return _BOX_STRING.sub("", _IMAGE_TOKEN.sub("", query)).strip()
 

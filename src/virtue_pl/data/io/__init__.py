@@ -1,3 +1,1 @@
-"""Files: atomic writing, archives, remote copies and their cache, image
-files, worker pools.
-"""
+"""Files: atomic writing, archives, remote copies and their cache, image files, worker pools."""

@@ -90,8 +90,9 @@ def inner_path(member: zipfile.ZipInfo, archive: Path) -> str:
 
 
 def is_apple_double(path: str) -> bool:
-    """Return whether a path is one that macOS leaves beside a file in an archive: `._name`, or
-    anything in `__MACOSX`.
+    """Return whether a path is one that macOS adds to an archive.
+
+    These are `._name` beside a file, and everything in `__MACOSX`.
     """
     parts = PurePosixPath(path).parts
     return bool(parts) and (parts[-1].startswith("._") or "__MACOSX" in parts)

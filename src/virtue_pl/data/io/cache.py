@@ -38,7 +38,7 @@ class Copy(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """Where shards of a URL are copied to, and how many of the copies are kept.
+    """Cache of shards that are read from a URL: its folder and size.
 
     Raises VirtueError for a limit that keeps none.
 

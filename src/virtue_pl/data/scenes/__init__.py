@@ -1,5 +1,6 @@
-"""Composed scenes in SCaR's own format: cut-out photographs on named backgrounds, with exact masks and balanced
-captions.
+"""Composed scenes in SCaR's own format.
+
+They are cut-out photographs on named backgrounds, with exact masks and balanced captions.
 """
 
 from virtue_pl.data.scenes.config import SceneConfig

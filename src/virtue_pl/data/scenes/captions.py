@@ -82,8 +82,9 @@ def with_article(name: str) -> str:
 
 
 def balanced_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Return ten claims, the true one first: the eight corners of object x relation x scene, and two made from a
-    corner.
+    """Return ten claims, the true one first.
+
+    They are the eight corners of object x relation x scene, and two made from a corner.
 
     Nothing in the set depends on which corner is true, so a guess from the captions alone is right at most once in
     eight. Every false claim has an element that is false by itself.
@@ -102,8 +103,9 @@ def balanced_claims(rng: np.random.Generator, situation: Situation, vocabulary: 
 
 
 def published_claims(rng: np.random.Generator, situation: Situation, vocabulary: Vocabulary) -> list[Claim]:
-    """Return ten claims in the published benchmark's form: three swaps of each element, in the order of
-    `PUBLISHED_KINDS`.
+    """Return ten claims in the published benchmark's form.
+
+    They are three swaps of each element, in the order of `PUBLISHED_KINDS`.
 
     The first object swap is in the image, the other two are not.
     """
@@ -167,8 +169,9 @@ def _other_relations(rng: np.random.Generator, relation: str) -> list[str]:
 def distinct_kinds(
     rng: np.random.Generator, pool: Sequence[Named], excluded: Sequence[Named], count: int
 ) -> list[Named]:
-    """Return up to `count` members of `pool`, in random order, each of a kind that neither `excluded` nor another one
-    has.
+    """Return up to `count` members of `pool`, in random order, all of different kinds.
+
+    None is of a kind in `excluded`.
     """
     kinds = {member.kind for member in excluded}
     chosen: list[Named] = []

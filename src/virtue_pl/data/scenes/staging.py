@@ -110,8 +110,9 @@ def _bounds(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]
 
 
 def stands_out(image: Image.Image, background: Image.Image, region: Region) -> bool:
-    """Return whether the region differs from the background under it; that depends on its box, never
-    on its relation.
+    """Return whether the region differs from the background under it.
+
+    That depends on its box, never on its relation.
     """
     x, y, width, height = region.box
     box = (x, y, x + width, y + height)

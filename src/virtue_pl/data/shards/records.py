@@ -168,8 +168,9 @@ def read_record(members: Mapping[str, Any], name: str, task: str) -> Record:
 
 
 def read_images(members: Mapping[str, Any], count: int, key: str) -> tuple[bytes, ...]:
-    """Return the bytes of the record's `count` images, in order. Raises DataError where one is missing
-    or occurs twice.
+    """Return the bytes of the record's `count` images, in order.
+
+    Raises DataError where one is missing or occurs twice.
     """
     names = [
         [name for extension in IMAGE_EXTENSIONS if (name := image_member(number, extension)) in members]

@@ -70,7 +70,6 @@ class ImageStream(BatchStream):
 
     @property
     def num_batches(self) -> int:
-        """See `BatchStream`."""
         return sum(self.batches_of(shard, stored) for _, shard, stored in self.shards)
 
     def batches_of(self, shard: Shard, stored: bool) -> int:
@@ -78,7 +77,6 @@ class ImageStream(BatchStream):
         return 1 if stored else max(1, -(-shard.images // self.batch_size))
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        """See `BatchStream`."""
         for folder, shard, stored in self.shards[reader.worker :: reader.num_workers]:
             records = iter(()) if stored else read_shards([{"url": str(folder.path / shard.name)}], folder, log)
             seen: set[str] = set()

@@ -26,7 +26,7 @@ from virtue_pl.types import RankingSample, Sample, TensorDataclass, VirtueError
 
 @dataclass(frozen=True, eq=False)
 class Delivery(TensorDataclass):
-    """What a worker hands over: a batch, what it skipped since its last delivery, and why it stopped.
+    """Delivery of a worker: a batch, the samples skipped since its last delivery, and why it stopped.
 
     Example:
         >>> Delivery(batch=None, skipped=(("SCAR_mini/7", "damaged image"),)).error is None
@@ -122,7 +122,6 @@ class TrainingStream(BatchStream):
 
     @property
     def num_batches(self) -> int:
-        """See `BatchStream`."""
         return self.steps
 
     def samples(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
@@ -132,7 +131,6 @@ class TrainingStream(BatchStream):
         return distinct_batches(stream, sizes, patience=20 * self.source.folder.manifest.rows)
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        """See `BatchStream`."""
         return collate_batches(self.samples(reader, epoch, log), self.collate, self.source.seed, epoch, reader)
 
 
@@ -193,7 +191,6 @@ class RankingStream(BatchStream):
 
     @property
     def num_batches(self) -> int:
-        """See `BatchStream`."""
         return sum(share.num_batches for share in self.shares.values())
 
     def samples(self, reader: ReaderInfo, log: SkipLog) -> Iterator[list[RankingSample]]:
@@ -207,7 +204,6 @@ class RankingStream(BatchStream):
             offset += share.num_batches
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        """See `BatchStream`."""
         return (self.collate(samples) if samples else None for samples in self.samples(reader, log))
 
 

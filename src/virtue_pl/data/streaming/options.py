@@ -18,7 +18,7 @@ def check_counts(counts: Mapping[str, int | None], minimum: int = 1) -> None:
 
 @dataclass(frozen=True)
 class BadSampleLimits:
-    """How many samples may be bad before the run stops.
+    """Limits of the number of bad samples, above which a run stops.
 
     Example:
         >>> BadSampleLimits(max_bad_samples=10)
@@ -38,7 +38,7 @@ class BadSampleLimits:
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """How records are read, for training and evaluation alike.
+    """Options of reading records, for training and evaluation alike.
 
     Example:
         >>> ReaderOptions(num_workers=2).limits
@@ -74,7 +74,7 @@ class ReaderOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How training samples are drawn from one dataset.
+    """Options of drawing training samples from one dataset.
 
     Example:
         >>> SamplingOptions(num_negatives=4, sample_buffer=1).shuffle_buffer

@@ -57,7 +57,8 @@ class Sheet(ABC):
 
     @property
     @abstractmethod
-    def schema(self) -> pa.Schema: ...
+    def schema(self) -> pa.Schema:
+        """Return the schema of the file."""
 
     @abstractmethod
     def write(self, index: int, config: SceneConfig, library: SceneLibrary, out: Path) -> list[dict[str, Any]]:
@@ -82,26 +83,21 @@ class SCaRSheet(Sheet):
 
     @property
     def name(self) -> str:
-        """See `Sheet`."""
         return self.split
 
     @property
     def parquet(self) -> str:
-        """See `Sheet`."""
         return scar_rows.parquet_path(self.split)
 
     @property
     def images(self) -> str:
-        """See `Sheet`."""
         return f"images/mini_{self.split}"
 
     @property
     def schema(self) -> pa.Schema:
-        """See `Sheet`."""
         return scar_rows.schema(self.split)
 
     def write(self, index: int, config: SceneConfig, library: SceneLibrary, out: Path) -> list[dict[str, Any]]:
-        """See `Sheet`."""
         rng = np.random.default_rng([config.seed, SPLITS.index(self.split), index])
         scene = compose(rng, Cast.of(self.split, library), config.size, training=self.split == "train")
         save_jpeg(scene.image, out / "images" / scar_rows.image_path(self.split, index))
@@ -122,26 +118,21 @@ class MMEBSheet(Sheet):
 
     @property
     def name(self) -> str:
-        """See `Sheet`."""
         return f"mmeb_{self.split}_{self.task.name}"
 
     @property
     def parquet(self) -> str:
-        """See `Sheet`."""
         return mmeb_rows.parquet_path(self.task.name, self.split)
 
     @property
     def images(self) -> str:
-        """See `Sheet`."""
         return f"images/{mmeb_rows.folder(self.task.name, self.split)}"
 
     @property
     def schema(self) -> pa.Schema:
-        """See `Sheet`."""
         return mmeb_rows.schema(self.split)
 
     def write(self, index: int, config: SceneConfig, library: SceneLibrary, out: Path) -> list[dict[str, Any]]:
-        """See `Sheet`."""
         rng = np.random.default_rng([config.seed, len(SPLITS) + TASKS.index(self.task), self.split == "test", index])
         group = self.task.draw(rng, Studio(library, config.size, TRAIN if self.split == "train" else TEST))
         folder = mmeb_rows.folder(self.task.name, self.split)
