@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ pytestmark = [
 ]
 SHELL = [block for block in blocks() if block.language == "sh"]
 PYTHON = [block for block in blocks() if block.language == "python"]
+NETWORK = sorted({shlex.join(command) for block in SHELL for command in block.commands if rule_for(command) is None})
 NUMBER = re.compile(r"-?\d+\.\d*")
 
 
@@ -90,25 +92,20 @@ def comments(block: Block) -> str:
 
 
 @pytest.mark.network
-def test_what_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    for block in SHELL:
-        for arguments in block.commands:
-            if rule_for(arguments) is None:
-                download(arguments)
-
-
-def download(arguments: list[str]) -> None:
+@pytest.mark.parametrize("command", NETWORK)
+def test_what_is_downloaded(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Do what the command does, but for what it would change outside of the clone: this is only simulated."""
-    if arguments[0] == "virtue-pl":
-        assert main(arguments[1:]) == 0
+    monkeypatch.chdir(ROOT)
+    program, *rest = shlex.split(command)
+    if program == "virtue-pl":
+        assert main(rest) == 0
         return
     simulated = {
-        "sudo": ["apt-get", "--simulate", *arguments[2:]],
-        "pip": [str(ROOT / ".venv/bin/pip"), "install", "--dry-run", *arguments[2:]],
-        "conda": [*arguments, "--dry-run"],
-        "make": arguments,
-    }[arguments[0]]
+        "sudo": ["apt-get", "--simulate", *rest[1:]],
+        "pip": [str(ROOT / ".venv/bin/pip"), "install", "--dry-run", *rest[1:]],
+        "conda": ["conda", *rest, "--dry-run"],
+        "make": ["make", *rest],
+    }[program]
     if shutil.which(simulated[0]) is None:
         pytest.skip(f"{simulated[0]} is not here")
     subprocess.run(simulated, cwd=ROOT, check=True)
