@@ -319,7 +319,7 @@ def test_images_of_a_mode_or_ranking_that_is_not_evaluated_are_refused() -> None
 def test_the_latest_problems_are_named() -> None:
     problems = {"a": "no box", "b": "truncated", "c": "empty mask"}
     assert (
-        describe_skipped(9, problems, shown=2)
+        describe_skipped(9, problems, num_latest=2)
         == "skipped 9 bad samples so far, the latest: b: truncated; c: empty mask"
     )
     assert describe_skipped(2, {}) == "skipped 2 bad samples so far"

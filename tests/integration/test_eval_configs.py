@@ -123,7 +123,7 @@ def test_without_a_prompt_the_regions_of_an_image_are_one_query(baselines):
 
 def build(*arguments: str) -> VirtueCLI:
     """Evaluator and data of the crop baseline, which load nothing yet."""
-    layers = ["--config", str(CONFIGS / "eval_scar.yaml"), "--config", str(CONFIGS / "baselines/crop.yaml")]
+    layers = ["--config", str(CONFIGS / "eval_scar.yaml"), "--config", str(CONFIGS / "overlays/baselines/crop.yaml")]
     return VirtueCLI("test", [*layers, "--trainer.accelerator", "cpu", *arguments])
 
 

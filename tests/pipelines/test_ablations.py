@@ -141,7 +141,10 @@ def test_seeds_differ_in_their_first_weights_and_their_data(folder: Path, finish
     configs = [
         yaml.safe_load((folder / "out" / "virtue" / f"seed_{seed}" / "config.yaml").read_text()) for seed in (0, 1)
     ]
-    assert [(config["seed_everything"], config["data"]["init_args"]["seed"]) for config in configs] == [(0, 0), (1, 1)]
+    assert [(config["seed_everything"], config["data"]["init_args"]["reader"]["seed"]) for config in configs] == [
+        (0, 0),
+        (1, 1),
+    ]
 
 
 def test_the_command_reports_chosen_variants_and_trains_nothing_again(

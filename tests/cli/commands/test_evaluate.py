@@ -71,7 +71,7 @@ def first(model: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             "RefCOCO-Matching",
             "--allow-missing",
             "--formatter",
-            "reference",
+            "published",
         )
         == 0
     )

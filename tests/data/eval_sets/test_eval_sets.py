@@ -110,7 +110,7 @@ def test_files_lie_in_any_of_the_layouts(tmp_path, subfolder):
         tmp_path
         / "root"
         / subfolder
-        / ("test-00000-of-00001.parquet" if place.endswith("OK-VQA") else "OK-VQA-00000-of-00001.parquet")
+        / ("test-00000-of-00001.parquet" if subfolder.endswith("OK-VQA") else "OK-VQA-00000-of-00001.parquet")
     )
     target.parent.mkdir(parents=True)
     source.rename(target)
