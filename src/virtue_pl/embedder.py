@@ -39,7 +39,7 @@ class Embedder:
         cached_images: the number of images whose frozen features are cached, on the device.
 
     Example:
-        >>> embedder = Embedder.from_pretrained("exported")
+        >>> embedder = Embedder.from_pretrained("exported")  # doctest: +SKIP
         >>> box = VisualPrompt.from_pixels(boxes=[[10, 20, 200, 240]], size=(480, 640))
         >>> embedder.encode("What is this?", "street.jpg", box).shape
         (1, 384)

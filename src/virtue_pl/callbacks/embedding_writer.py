@@ -23,7 +23,7 @@ class EmbeddingWriter(BasePredictionWriter):
         path: the safetensors file; written under a temporary name and moved.
 
     Example:
-        >>> trainer = Trainer(callbacks=[EmbeddingWriter("runs/mini/embeddings.safetensors")])
+        >>> trainer = Trainer(callbacks=[EmbeddingWriter("runs/mini/embeddings.safetensors")])  # doctest: +SKIP
         >>> trainer.predict(model, datamodule=pairs, return_predictions=True)
     """
 

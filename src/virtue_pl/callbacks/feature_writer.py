@@ -49,7 +49,7 @@ class FeatureWriter(Callback):
         dtype: of the stored numbers: float32 keeps them exactly, float16 and bfloat16 take half the space.
 
     Example:
-        >>> trainer = Trainer(callbacks=[FeatureWriter(dtype="float32")])
+        >>> trainer = Trainer(callbacks=[FeatureWriter(dtype="float32")])  # doctest: +SKIP
         >>> trainer.predict(model, datamodule=images)
     """
 

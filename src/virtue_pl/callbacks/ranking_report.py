@@ -55,7 +55,7 @@ class RankingReport(Callback):
         out: the folder to write into; by default the run's own log folder.
 
     Example:
-        >>> trainer = Trainer(callbacks=[RankingReport("runs/mini/report")])
+        >>> trainer = Trainer(callbacks=[RankingReport("runs/mini/report")])  # doctest: +SKIP
         >>> trainer.test(model, datamodule=data)
     """
 

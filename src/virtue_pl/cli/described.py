@@ -27,7 +27,7 @@ class DescribedCLI(VirtueCLI):
     unread: the weights that a run would read, by their options.
 
     Example:
-        >>> cli = DescribedCLI("fit", ["--config", "configs/virtue_2b.yaml"])
+        >>> cli = DescribedCLI("fit", ["--config", "configs/virtue_2b.yaml"])  # doctest: +SKIP
         >>> next(cli.model.parameters()).device
         device(type='meta')
     """

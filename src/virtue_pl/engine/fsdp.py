@@ -30,7 +30,7 @@ class Sharding:
         mesh: the ranks; of two dimensions the one called data_parallel.
 
     Example:
-        >>> sharding = Sharding(model, model.sharded_layers(), model.device_mesh)
+        >>> sharding = Sharding(model, model.sharded_layers(), model.device_mesh)  # doctest: +SKIP
         >>> model.gather_parameters()  # before validation
     """
 

@@ -30,7 +30,7 @@ class ChunkEncoder(Protocol):
     """An interface for encoding a batch chunk by chunk; `EmbeddingModel` and `FunctionEncoder` implement it.
 
     Example:
-        >>> embeddings = GradientCache(chunk_size=8)(model, inputs)
+        >>> embeddings = GradientCache(chunk_size=8)(model, inputs)  # doctest: +SKIP
     """
 
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
@@ -84,7 +84,7 @@ class FullBatch:
     """Encoding of the whole batch at once, which is fastest where its activations fit into memory.
 
     Example:
-        >>> embeddings = FullBatch()(model, inputs)
+        >>> embeddings = FullBatch()(model, inputs)  # doctest: +SKIP
     """
 
     equal_chunks = False
@@ -118,7 +118,7 @@ class GradientCache:
             and negatives.
 
     Example:
-        >>> embeddings = GradientCache(chunk_size=8, frozen_device="cpu")(model, inputs)
+        >>> embeddings = GradientCache(chunk_size=8, frozen_device="cpu")(model, inputs)  # doctest: +SKIP
     """
 
     def __init__(

@@ -260,7 +260,7 @@ class StoredFeatures:
         streams: which to read.
 
     Example:
-        >>> stored = StoredFeatures(Path("shards/features"), ["vision"])
+        >>> stored = StoredFeatures(Path("shards/features"), ["vision"])  # doctest: +SKIP
         >>> features = stored.read("train-0000.tar", "0a1b2c")
     """
 

@@ -55,7 +55,7 @@ class MTEBModel(AbsEncoder):
         options: of `Embedder.from_pretrained`.
 
     Example:
-        >>> model = MTEBModel("exported", batch_size=8)
+        >>> model = MTEBModel("exported", batch_size=8)  # doctest: +SKIP
         >>> mteb.evaluate(model, mteb.get_tasks(tasks=["OxfordPetsZeroShot"]))
     """
 

@@ -67,7 +67,7 @@ class AblationPlan:
     start with.
 
     Example:
-        >>> list(AblationPlan.read("configs/studies/ablations.yaml").variants)[0]
+        >>> list(AblationPlan.read("configs/studies/ablations.yaml").variants)[0]  # doctest: +SKIP
         'virtue'
     """
 
@@ -135,7 +135,7 @@ class Ablations(Runs):
         lightning: runs `fit` or `test` with their arguments.
 
     Example:
-        >>> plan, out = AblationPlan.read("configs/studies/ablations.yaml"), Path("runs/ablations")
+        >>> plan, out = AblationPlan.read("configs/studies/ablations.yaml"), Path("runs/ablations")  # doctest: +SKIP
         >>> Ablations(plan, out, lightning.main, Console())(["virtue", "crop"])
     """
 

@@ -30,7 +30,7 @@ class Plan:
     features: the run whose frozen networks see every image once, before anything is trained.
 
     Example:
-        >>> list(Plan.read("configs/studies/quickstart.yaml").runs)
+        >>> list(Plan.read("configs/studies/quickstart.yaml").runs)  # doctest: +SKIP
         ['segmenter', 'virtue', 'no_segmentation', 'blind']
     """
 
@@ -63,7 +63,7 @@ class Quickstart(Runs):
         progress: shows how far the shards are, see `convert_scar`.
 
     Example:
-        >>> plan, out = Plan.read("configs/studies/quickstart.yaml"), Path("runs/quickstart")
+        >>> plan, out = Plan.read("configs/studies/quickstart.yaml"), Path("runs/quickstart")  # doctest: +SKIP
         >>> Quickstart(plan, out, Path("data"), Path("data/cache"), lightning.main, Console(), fetch, show_progress)()
     """
 

@@ -43,7 +43,7 @@ class Stages:
     `stages.json` holds their seconds and a fingerprint of their inputs, and a later call reuses them.
 
     Example:
-        >>> stages = Stages(Path("runs/study"), Console())
+        >>> stages = Stages(Path("runs/study"), Console())  # doctest: +SKIP
         >>> stages.run("scenes", [seed], Path("data/scenes.json"), lambda fingerprint: write_scenes())
     """
 
@@ -87,7 +87,7 @@ class Runs:
         lightning: runs `fit` or `test` with their arguments.
 
     Example:
-        >>> runs = Runs(Path("runs/study"), lightning.main, Console())
+        >>> runs = Runs(Path("runs/study"), lightning.main, Console())  # doctest: +SKIP
         >>> runs.fit_run("virtue", run, shared={}, made_from=[], options=[])
     """
 

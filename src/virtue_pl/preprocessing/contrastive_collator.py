@@ -64,7 +64,7 @@ class ContrastiveCollator:
         segment_unprompted: see `Virtue`.
 
     Example:
-        >>> collator = ContrastiveCollator(processor, VirtueFormatter(), 512, {"box": 0.8, "none": 0.2}, ["box"])
+        >>> collator = ContrastiveCollator(processor, VirtueFormatter(), 512, {"box": 1.0}, ["box"])  # doctest: +SKIP
         >>> batch = collator.collate_train(samples)
     """
 

@@ -13,7 +13,7 @@ class VLMProcessor(ABC):
     """The light half of a backbone, which data workers carry: its tokenizer, its positions and its image size.
 
     Example:
-        >>> size = processor.resized_size((480, 640))
+        >>> size = processor.resized_size((480, 640))  # doctest: +SKIP
         >>> input_ids, attention_mask = processor.tokenize([f"{IMAGE_TOKEN}What is this?"], [[size]])
     """
 

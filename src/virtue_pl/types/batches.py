@@ -229,7 +229,7 @@ class PairBatch(TensorDataclass):
     pair of each); None without any.
 
     Example:
-        >>> batch = model.collator.collate_train(samples)
+        >>> batch = model.collator.collate_train(samples)  # doctest: +SKIP
         >>> len(batch) == len(batch.queries) == len(batch.targets)
         True
     """
@@ -293,7 +293,7 @@ class RankingBatch(TensorDataclass):
     candidates: the distinct candidates of the batch. candidate_rows: for each sample, the rows of its candidates.
 
     Example:
-        >>> batch = model.collator.collate_eval(samples)
+        >>> batch = model.collator.collate_eval(samples)  # doctest: +SKIP
         >>> len(batch.queries) == len(batch.modes) * len(batch.samples)
         True
     """
@@ -335,7 +335,7 @@ class RegionBatch(TensorDataclass):
     tasks, modes: each row's dataset, and the prompt mode by which its region is pointed at.
 
     Example:
-        >>> batch = segmentation_extractor.collator.collate_train(samples)
+        >>> batch = segmentation_extractor.collator.collate_train(samples)  # doctest: +SKIP
         >>> batch.masks.shape[0] == len(batch.prompts)
         True
     """
@@ -356,7 +356,7 @@ class Collator(Protocol):
     """An interface by which a model gives data the code that makes its batches (`connect(collator)`).
 
     Example:
-        >>> data.connect(model.collator)
+        >>> data.connect(model.collator)  # doctest: +SKIP
         >>> batch = model.collator.collate_train([sample])
     """
 

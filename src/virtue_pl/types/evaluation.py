@@ -110,7 +110,7 @@ class InputCollator(Protocol):
     """An interface by which an evaluation's data module makes the model's inputs (`connect(collator)`).
 
     Example:
-        >>> missing = set(collator.missing_keys(keys))
+        >>> missing = set(collator.missing_keys(keys))  # doctest: +SKIP
         >>> batch = collator.encoder_batch([item for key, item in zip(keys, items) if key in missing])
     """
 
