@@ -18,7 +18,7 @@ GROUP = "results"
 
 PROMPT_CONSISTENCY = "prompt_consistency"
 """Kind of the probe that measures whether a region's embeddings agree whatever prompt points at it."""
-GROUP = 8
+BATCH_SIZE = 8
 """Number of samples that are embedded together, with all their prompts."""
 
 
@@ -54,13 +54,13 @@ def main(argv: list[str]) -> int:
         arguments.model,
         device=options.device,
         batch_size=options.batch_size,
-        cached_images=2 * GROUP,
+        cached_images=2 * BATCH_SIZE,
         **vars(loading),
     )
     kinds: tuple[str, ...] = options.kinds or (*PERTURBATIONS, PROMPT_CONSISTENCY)
     found, consistency = Robustness(), PromptConsistency()
     if perturbations := [kind for kind in kinds if kind != PROMPT_CONSISTENCY]:
-        found = robustness(embedder.embed, passes[0], perturbations, options.seed, group=GROUP)
+        found = robustness(embedder.embed, passes[0], perturbations, options.seed, group=BATCH_SIZE)
     if PROMPT_CONSISTENCY in kinds:
         consistency = prompt_consistency(embedder.embed, passes[1], embedder.predict_masks)
     for table in (*robustness_tables(found.as_json()), *prompt_consistency_tables(consistency)):
@@ -109,7 +109,7 @@ def ranking_samples(folders: Mapping[str, str], limit: int | None) -> Iterator[R
         data.test_folders,
         data.to_sample,
         list,
-        batch_size=GROUP,
+        batch_size=BATCH_SIZE,
         rows=limit,
         max_pixels=data.reader.max_pixels,
         reader=data.reader_info(),
