@@ -47,7 +47,7 @@ FORBIDDEN = {
 }
 """(importer, imported): the modules that may be imported all the same."""
 
-MAX_MODULES, MAX_LINES = 14, 400
+MAX_MODULES, MAX_LINES, MAX_ARGUMENTS = 14, 400, 15
 
 
 def read_imports(module: str, source: str) -> Iterator[tuple[int, str]]:
@@ -236,6 +236,18 @@ def test_files_are_short_and_named_for_what_they_hold():
     }
     assert not long
     assert not {path.stem for path in PACKAGE.rglob("*.py")} & {"utils", "helpers", "common", "misc"}
+
+
+def test_arguments_that_travel_together_are_one_object():
+    """No function takes more arguments than a reader keeps apart; a dataclass's fields are no such list."""
+    crowded = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+                if count > MAX_ARGUMENTS:
+                    crowded[f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}"] = count
+    assert not crowded
 
 
 def test_lightning_is_imported_under_one_name():

@@ -46,7 +46,7 @@ class PairFile(MMEBFile):
     """A file of own pairs or rankings. Rows share a record as MMEB's do.
 
     Example:
-        >>> (file,) = find_files(Path("my_pairs"), tables=Path("/tmp/tables"))  # doctest: +SKIP
+        >>> (file,) = find_files(Path("my_pairs"), tables=Path("tables"))  # doctest: +SKIP
         >>> file.kind, file.name  # doctest: +SKIP
         ('pairs', 'train')
     """
