@@ -46,7 +46,7 @@ bench: $(STAMP) ## what is measured, as JSON
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/start.py
 
-figure: $(STAMP) ## after the quickstart: README's figure, of what its model says
+figure: $(STAMP) ## after the quickstart: a figure of what its model says of boxes on a photograph
 	env -u OMP_NUM_THREADS $(BIN)/python docs/figure.py --model runs/quickstart/virtue/checkpoints/last.ckpt
 
 format: $(STAMP) ## let ruff mend what it can

@@ -1,4 +1,4 @@
-"""The figure of README.md: boxes on a photograph, and the captions that a model ranks for each of them.
+"""A figure for README.md: boxes on a photograph, and the captions that a model ranks for each of them.
 
 Photographs are those in scikit-image's wheel, and in the public domain. The figure shows what the model says, right or
 wrong; equal models give equal files. `--rank` prints what it says of every scene, to choose one.
