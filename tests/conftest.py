@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -35,3 +36,13 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> None:
+    """Let subnormal numbers be numbers, whatever state of the processor an earlier test left in this thread.
+
+    Native code may switch them off for good; hypothesis then refuses to draw floats.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
