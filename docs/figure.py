@@ -26,7 +26,7 @@ QUERY = (
     "Find the caption that best describes the segmented object, "
     "considering both local details and global context in the given image."
 )
-"""What the quickstart's queries say."""
+"""Text of the quickstart's queries."""
 DPI, WIDTH = 200, 8.0
 """1600 pixels from side to side; `WIDTH` is in inches, as all sizes here are."""
 PHOTOGRAPH = 3.6

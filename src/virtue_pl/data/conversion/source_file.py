@@ -70,11 +70,11 @@ class SourceFile(ABC):
 
     path: Path
     images: ImageFiles
-    """Where the rows' images are."""
+    """Finder of the rows' images."""
     kind: str
     """Either "pairs" or "rankings", see `Manifest`."""
     name: str
-    """Of the folder of shards."""
+    """Name of the folder of shards."""
     task: str
     """The dataset, whichever split the file is."""
     meta_task: str

@@ -31,7 +31,7 @@ class BenchmarkMixture:
     """
 
     weights: dict[str, float] | None = None
-    """How often blocks of a set are drawn, relative to each other; default alike, 0 leaves a set out."""
+    """Relative frequency of the blocks of each set; default alike, 0 leaves a set out."""
     block_size: int = 8
     """Samples of one set, side by side in a batch; it divides `batch_size` (the paper: 64 of 1024)."""
     steps_per_epoch: int | None = None

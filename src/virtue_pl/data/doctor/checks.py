@@ -49,7 +49,7 @@ class Finding:
     key: str
     """The row or record that has the problem."""
     detail: str
-    """What exactly was found."""
+    """Details of the finding, in words."""
     image: str = ""
     """The path of the row's image; "" where none is at hand."""
 
@@ -96,7 +96,7 @@ class Checkup:
     """Called with each finding, a reader of its image (None where there is none), and the row's box in its pixels."""
     check_images: CheckImages = check_images_here
     max_pending: int = 0
-    """How many records may wait for `check_images`; the findings are the same for any number."""
+    """Number of records that may wait for `check_images`; the findings are the same for any."""
     complete_finding: CompleteFinding = lambda finding, image, box: (finding, image, box)
     """Applied to the findings of records added from now on, before they are reported."""
     reread_image: Callable[[str], UInt8[Tensor, "3 height width"] | None] = lambda path: None

@@ -36,7 +36,7 @@ class EvaluationPlan:
     keys: tuple[str, ...]
     """The content key of every distinct input."""
     sources: tuple[str, ...]
-    """Where every distinct input occurs first."""
+    """First occurrence of every distinct input, for messages."""
     total: int
     """Number of inputs, with repetitions."""
     total_images: int

@@ -25,7 +25,7 @@ class MMEBSet(NamedTuple):
     eval_folder: str = ""
     """Its folder in the published evaluation repository; "" where it is not there."""
     wording: str = ""
-    """How the published evaluation joins an instruction and a text that are stored apart."""
+    """Name of the way in which the published evaluation joins an instruction and a text that are stored apart."""
     query_newlines: int = 1
     """Number of line breaks at the end of a query of wording "image_t2i"."""
 
