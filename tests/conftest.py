@@ -11,6 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WDS_SECURE"] = "1"
 # Lightning 2.6 still calls the names that jsonargparse 5 will drop
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
+# A test that calls make is no part of the make that called the tests: it would print where it is, and take its options
+for name in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True, scope="session")
