@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from argparse import ArgumentError
@@ -22,13 +21,7 @@ from virtue_pl.cli.errors import UsageError, interpolation, one_line
 from virtue_pl.cli.run_checks import check_run
 from virtue_pl.types import VirtueError
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # no report of a checkpoint's unused head
-# Lightning 2.6 still calls the names that jsonargparse 5 will drop
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
-logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-    lambda record: "litlogger" not in record.getMessage()
-)
 STOPPED_BY_SIGTERM = 143
 
 

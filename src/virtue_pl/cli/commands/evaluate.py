@@ -25,9 +25,7 @@ TRAINER = {
 def main(argv: list[str]) -> int:
     """Evaluate, and leave a report in `--out`. Returns the exit code: 0, or 143 after SIGTERM."""
     arguments = _parser().parse_args(argv)
-    import os
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from lightning import Trainer
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 

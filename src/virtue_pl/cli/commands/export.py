@@ -11,9 +11,7 @@ GROUP = "models"
 def main(argv: list[str]) -> int:
     """Write the folder, and print a line about it; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    import os
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from virtue_pl.checkpoints.export import export
 
     checkpoint = export(

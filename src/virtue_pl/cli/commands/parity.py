@@ -21,9 +21,7 @@ WIDTH = 180
 def main(argv: list[str]) -> int:
     """Print the table. Returns 1 where a difference is beyond its tolerance."""
     arguments = _parser().parse_args(argv)
-    import os
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from rich.console import Console
 
     from virtue_pl.checkpoints.pretrained import from_pretrained

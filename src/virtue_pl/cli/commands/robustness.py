@@ -25,9 +25,7 @@ BATCH_SIZE = 8
 def main(argv: list[str]) -> int:
     """Print the tables; write robustness.json and a curve for each kind. Returns the exit code."""
     arguments = _parser().parse_args(argv)
-    import os
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from rich.console import Console
     from rich.progress import track
 
