@@ -2,6 +2,8 @@ from .checkpoint import LastCheckpoint as LastCheckpoint
 from .compilation import CompileRegions as CompileRegions
 from .embedding_writer import EmbeddingWriter as EmbeddingWriter
 from .feature_writer import FeatureWriter as FeatureWriter
+from .progress import ParameterTable as ParameterTable
+from .progress import StepProgress as StepProgress
 from .prompt_images import PromptImages as PromptImages
 from .ranking_report import RankingReport as RankingReport
 from .skip_report import SkipReport as SkipReport

@@ -12,7 +12,7 @@ ENVIRONMENT = {
     "JSONARGPARSE_DEPRECATION_WARNINGS": "off",  # Lightning still calls names that jsonargparse 5 will drop
 }
 """Settings that libraries read when they are imported; what a user has set stays."""
-LINES = ("litlogger", "litmodels", "TPU available")
+LINES = ("litlogger", "litmodels", "TPU available", "already configured with model summary")
 """Parts of Lightning's lines on services that nobody asked for, and on devices that nothing here runs on."""
 WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own call into torch
