@@ -32,7 +32,7 @@ def test_stages_print_no_line_of_another_library(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     printed = [line for line in (done.stdout + done.stderr).splitlines() if "log_every_n_steps" not in line]  # it helps
-    noise = ("site-packages", "Warning", "Tip:", "LOAD REPORT", "Loading weights", "TPU")
+    noise = ("site-packages", "Warning", "Tip:", "LOAD REPORT", "Loading weights", "TPU", "weights_only", "FLOPs")
     assert [line for line in printed if any(part in line for part in noise)] == []
     assert any("GPU available" in line for line in printed)
 

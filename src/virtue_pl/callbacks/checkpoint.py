@@ -44,6 +44,5 @@ class LastCheckpoint(Callback):
         """Save `last.ckpt` into the folder of the trainer's ModelCheckpoint."""
         checkpoint = trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
-            trainer.save_checkpoint(
-                Path(checkpoint.dirpath) / (checkpoint.CHECKPOINT_NAME_LAST + checkpoint.FILE_EXTENSION)
-            )
+            name = checkpoint.CHECKPOINT_NAME_LAST + checkpoint.FILE_EXTENSION
+            trainer.save_checkpoint(Path(checkpoint.dirpath) / name, weights_only=False)  # the optimizer's state, too
