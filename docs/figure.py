@@ -78,6 +78,9 @@ SCENES = {
         ["a helmet", "a space shuttle"],
         ["a firefighter", "a cymbal", "a light bulb"],
     ),
+    "mug": Scene(
+        "coffee", [(175, 15, 420, 310)], ["a mug of coffee"], ["a trophy cup", "a key", "a pitcher", "a spoon"]
+    ),
     "coffee": Scene(
         "coffee",
         [(175, 15, 420, 310), (322, 65, 436, 332)],
@@ -112,7 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--scene",
         choices=SCENES,
-        default="astronaut",
+        default="mug",
         help="which photograph, boxes and captions (default %(default)s)",
     )
     parser.add_argument(
