@@ -436,6 +436,33 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_features_is_not_believed_by_its_name(tmp_path: Path) -> None:
+    provenance = FeatureProvenance("float32", {"vision": "a"}, "b")
+    image = {"key": to_named_tensors(ImageFeatures(vision=(torch.ones(2),)), "float32")}
+    first, second = (features_path(tmp_path, f"shard-{number}.tar") for number in range(2))
+    for path in (first, second):
+        write_features(path, image, provenance, 0.5)
+    whole = first.read_bytes()
+    assert StoredFeatures(tmp_path, ("vision",), provenance).read("shard-0.tar", "key").vision
+    others = {
+        "cut": whole[:-4],
+        "of another shard": second.read_bytes(),
+        "of another network": (FeatureProvenance("float32", {"vision": "c"}, "b"),),
+        "of other shards": (FeatureProvenance("float32", {"vision": "a"}, "c"),),
+        "gone": None,
+    }
+    for what, content in others.items():
+        if isinstance(content, bytes):
+            first.write_bytes(content)
+        elif content is None:
+            first.unlink()
+        else:
+            write_features(first, image, content[0], 0.5)
+        with pytest.raises(VirtueError, match=r"features: .*shard-0.safetensors") as caught:
+            StoredFeatures(tmp_path, ("vision",), provenance).read("shard-0.tar", "key")
+        assert "\n" not in str(caught.value), what
+
+
 def test_a_fingerprint_changes_with_tensors_and_sizes(weights: Path) -> None:
     first, other = trunk(weights), trunk(weights, "other")
     assert first.fingerprint() == trunk(weights).fingerprint() != other.fingerprint()

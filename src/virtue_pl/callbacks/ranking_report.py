@@ -16,10 +16,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from rich.console import Console
 
+from virtue_pl.evaluation.reports.left_out import left_out_notes
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.reports.tables import markdown, rich_tables
 from virtue_pl.evaluation.retrieval.predictions import predictions
-from virtue_pl.evaluation.statistics.summary import chance, context, summarise
+from virtue_pl.evaluation.statistics.summary import Results, chance, context, summarise
 from virtue_pl.metrics.rank_metrics import RankTable
 from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import RankingBatch, RankingOutput
@@ -42,6 +43,29 @@ class Fingerprinted(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsQueries(Protocol):
+    """A DataModule that knows how many queries a test ranks, and how many it does not.
+
+    Example:
+        >>> class Data:
+        ...     def num_queries(self):
+        ...         return {"scar_mini/seen": 400}
+        ...     def left_out(self):
+        ...         return {"scar_mini/seen": {"missing image": 2}}
+        >>> isinstance(Data(), CountsQueries)
+        True
+    """
+
+    def num_queries(self) -> dict[str, int]:
+        """Return the number of queries that are to be ranked, by task."""
+        ...
+
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """Return the number of queries that the data does not give, by task and reason."""
+        ...
+
+
 class RankingReport(Callback):
     """Callback that prints and writes a test's results.
 
@@ -49,7 +73,8 @@ class RankingReport(Callback):
     after the test; the predictions from the `RankingOutput` that `test_step` returns for a `RankingBatch`. A module
     without a rank table, such as a part that is tested alone, leaves its logged metrics in the same files, and no
     predictions.
-    `report.json` holds `results`, `chance`, `metrics`, `seconds` and `context`.
+    `report.json` holds `results`, `chance`, `left_out`, `metrics`, `seconds` and `context`; queries that were not
+    ranked are named below the tables, too.
 
     Args:
         out: the folder to write into; by default the run's own log folder.
@@ -98,10 +123,13 @@ class RankingReport(Callback):
         if not trainer.is_global_zero:
             return
         results, chance_levels = summarise(self._rows), chance(self._rows)
+        lost = left_out(trainer, results)
+        notes = left_out_notes(lost, ranked_queries(results))
         metrics = {name: finite(value.item()) for name, value in sorted(trainer.callback_metrics.items())}
         report = {
             "results": results,
             "chance": chance_levels,
+            "left_out": lost,
             "metrics": metrics,
             "seconds": {"test": round(time.perf_counter() - self._started, 2)},
             "context": run_context(trainer),
@@ -110,14 +138,20 @@ class RankingReport(Callback):
         write_text(
             self._folder / "report.md",
             "\n".join(
-                [markdown(results, chance_levels), *(f"- {name}: {value}" for name, value in metrics.items()), ""]
+                [
+                    markdown(results, chance_levels),
+                    *(f"- {note}" for note in notes),
+                    *(f"- {name}: {value}" for name, value in metrics.items()),
+                    "",
+                ]
             ),
         )
         self._join_predictions(trainer.world_size)
         console = Console()
         for table in rich_tables(results, chance_levels):
             console.print(table)
-        console.print(f"report: {self._folder / 'report.json'}", soft_wrap=True, highlight=False, markup=False)
+        for note in [*notes, f"report: {self._folder / 'report.json'}"]:
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
 
     def _part(self, rank: int) -> Path:
         return self._folder / f".predictions.{rank}.part"
@@ -134,6 +168,29 @@ class RankingReport(Callback):
             )
         for part in parts:
             part.unlink()
+
+
+def ranked_queries(results: Results) -> dict[str, int]:
+    """Return the number of queries that were ranked, by task."""
+    return {task: min(row["n"] for row in modes.values()) for task, modes in results.items()}
+
+
+def left_out(trainer: Trainer, results: Results) -> dict[str, dict[str, int]]:
+    """Return the number of queries that were not ranked, by task and reason: the data's own, and bad samples.
+
+    A test that stopped after `limit_test_batches` leaves out the rest.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, CountsQueries):
+        return {}
+    found, expected = data.left_out(), data.num_queries()
+    limit = trainer.limit_test_batches
+    whole = limit is None or (isinstance(limit, float) and limit == 1)
+    for task, ranked in ranked_queries(results).items():
+        lost = expected.get(task, ranked) - ranked
+        if lost > 0:
+            found[task] = {**found.get(task, {}), "bad sample" if whole else "beyond limit_test_batches": lost}
+    return {task: found[task] for task in results if task in found}
 
 
 def rank_table(pl_module: LightningModule) -> RankTable | None:

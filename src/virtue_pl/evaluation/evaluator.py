@@ -39,7 +39,8 @@ class Plan(Protocol):
     """Inputs that are embedded, and sets that are ranked.
 
     sets: the ranked sets, their inputs as indices into `keys`. keys: content keys of all distinct inputs. total: inputs
-    with repetitions. total_images: uses of images with repetitions. missing: set left out -> reason.
+    with repetitions. total_images: uses of images with repetitions. missing: set left out -> reason. left_out: number
+    of rows that are not ranked, by set and reason.
 
     Example:
         >>> number_of_sets = len(plan.sets)  # doctest: +SKIP
@@ -50,6 +51,7 @@ class Plan(Protocol):
     total: int
     total_images: int
     missing: Mapping[str, str]
+    left_out: Mapping[str, Mapping[str, int]]
 
     @property
     def images(self) -> int:

@@ -80,6 +80,7 @@ def write_features(
     """
     metadata = {
         "format": FORMAT,
+        "shard": path.stem,
         "making": json.dumps(asdict(provenance)),
         "pictures": str(len(images)),
         "seconds": f"{seconds:.3f}",
@@ -119,6 +120,8 @@ def read_metadata(path: Path) -> tuple[FeatureProvenance, int, float]:
             metadata = file.metadata() or {}
         if metadata["format"] != FORMAT:
             raise KeyError(metadata["format"])
+        if metadata.get("shard", path.stem) != path.stem:
+            raise ValueError(f"features of {metadata['shard']}")
         provenance = FeatureProvenance(**json.loads(metadata["making"]))
         return provenance, int(metadata["pictures"]), float(metadata["seconds"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -206,6 +209,11 @@ class FeatureIndex:
             )
         return index
 
+    @property
+    def provenance(self) -> FeatureProvenance:
+        """Return how every file of the folder was made."""
+        return FeatureProvenance(self.dtype, self.streams, self.shards)
+
     def check(self, folder: Path, fingerprints: Mapping[str, str]) -> tuple[str, ...]:
         """Return which of the model's streams are stored.
 
@@ -258,19 +266,24 @@ class StoredFeatures:
     Args:
         folder: of stored features.
         streams: which to read.
+        provenance: how they must have been made, each file by its own word; None where that is not asked.
 
     Example:
         >>> stored = StoredFeatures(Path("shards/features"), ["vision"])  # doctest: +SKIP
         >>> features = stored.read("train-0000.tar", "0a1b2c")
     """
 
-    def __init__(self, folder: Path, streams: Iterable[str]) -> None:
+    def __init__(self, folder: Path, streams: Iterable[str], provenance: FeatureProvenance | None = None) -> None:
         self.folder = folder
+        self.provenance = provenance
         self.streams = tuple(streams)
         self._open: OrderedDict[str, tuple[Any, frozenset[str]]] = OrderedDict()
 
     def read(self, shard: str, key: str) -> ImageFeatures:
-        """Return the features of the image with that content key in the tar `shard`; `NO_FEATURES` for one without."""
+        """Return the features of the image with that content key in the tar `shard`; `NO_FEATURES` for one without.
+
+        Raises VirtueError where the shard's file is missing, damaged, or was made in another way.
+        """
         file, names = self._open_shard(shard)
         levels: dict[str, tuple[Tensor, ...]] = {}
         for stream in self.streams:
@@ -281,7 +294,10 @@ class StoredFeatures:
 
     def _open_shard(self, shard: str) -> tuple[Any, frozenset[str]]:
         if shard not in self._open:
-            file = safe_open(features_path(self.folder, shard), "pt")
+            path = features_path(self.folder, shard)
+            if self.provenance is not None and not is_stored(path, self.provenance):
+                raise VirtueError(f"features: {path} is not there: run `lightning predict` again to store it")
+            file = safe_open(path, "pt")
             self._open[shard] = file, frozenset(file.keys())
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)

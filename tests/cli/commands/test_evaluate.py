@@ -283,6 +283,25 @@ def test_shards_give_the_scores_of_the_official_folder(model, root, first, tmp_p
     assert report(out)["embeddings"]["encoded"] == 0
 
 
+def test_what_is_left_out_stands_beside_the_mean_whatever_the_source(model, tmp_path, capsys):
+    write_scar_set(tmp_path, "ADE20K", edit=spoiled(0, qry_image_path="set/none.png"))
+    (tmp_path / "data").rename(tmp_path / "SCaR-eval")
+    convert_scar(tmp_path, tmp_path / "shards")
+    for root in (tmp_path, tmp_path / "shards"):
+        assert evaluate(model, root, tmp_path / "run/none", "--sets", "ADE20K") == 1
+        assert "missing image" in said(capsys)
+        out = tmp_path / "run" / root.name
+        assert evaluate(model, root, out, "--sets", "ADE20K", "--allow-missing") == 0
+        counts = "1 of 4 (1 missing image)"
+        assert report(out)["left_out"] == {"SCaR_ADE20K": {"missing image": 1}}
+        for file in ("report.md", "report.html"):
+            text = (out / file).read_text()
+            assert text.count(counts) == 4 and f"left out of SCaR_ADE20K: {counts}" in text
+        assert f"left out of SCaR_ADE20K: {counts}" in capsys.readouterr().out.replace("\n", " ")
+    one, two = predictions(tmp_path / "run" / tmp_path.name), predictions(tmp_path / "run/shards")
+    assert one == two and [line["row"] for line in one] == [1, 2, 3]
+
+
 def test_the_page_needs_nothing_else(first):
     page = (first / "report.html").read_text()
     assert (

@@ -210,7 +210,10 @@ def test_zipped_images_give_the_same_shards_as_unpacked_ones(tmp_path: Path) -> 
         zipped.extractall(root / "MMEB-train")
     archive.unlink()
     convert_mmeb(root, tmp_path / "b")
-    assert content(tmp_path / "a") == content(tmp_path / "b")
+    first, second = content(tmp_path / "a"), content(tmp_path / "b")
+    assert {name for name in first if first[name] != second[name]} == {
+        name for name in first if name.endswith(JOURNAL) and "MMEB_eval" not in name and "instruct" not in name
+    }  # it says what the images' files were
 
 
 def archive(path: Path, members: dict[str, bytes], mode: int = 0) -> ImageFiles:
@@ -255,11 +258,9 @@ def test_a_member_that_grows_or_is_damaged_is_a_bad_image(tmp_path: Path, monkey
     assert images.read("images/a.jpg", "key") == jpeg(1)
     path = tmp_path / "images_zip/x.zip"
     path.write_bytes(path.read_bytes().replace(zlib.compress(jpeg(1))[10:40], bytes(30)))
-    archives.open_archive.cache_clear()
     with pytest.raises(DataError, match=r"damaged archive member: a\.jpg in "):
         ImageFiles.find(tmp_path).read("a.jpg", "key")
     path.write_bytes(b"no zip")
-    archives.open_archive.cache_clear()
     with pytest.raises(VirtueError, match="is no zip that can be read"):
         ImageFiles.find(tmp_path).read("a.jpg", "key")
 

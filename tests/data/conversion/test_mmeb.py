@@ -92,13 +92,9 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     ),
     "an image elsewhere": ({"qry_image_path": "../../secret.jpg"}, {"pairs": "no image"}),
     "a token alone": ({"pos_text": "<|image_1|> x", "pos_image_path": ""}, {"pairs": "image token without an image"}),
-    "one candidate": ({"tgt_text": ["a"], "tgt_img_path": [""]}, {"rankings": "missing candidate"}),
+    "no candidate": ({"tgt_text": [], "tgt_img_path": []}, {"rankings": "the query has no candidate"}),
     "an empty candidate": ({"tgt_text": ["a", ""], "tgt_img_path": ["", ""]}, {"rankings": "missing candidate"}),
     "two lengths": ({"tgt_text": ["a", "b", "c"], "tgt_img_path": ["", ""]}, {"rankings": "candidates do not match"}),
-    "gold again": (
-        {"tgt_text": ["a", "b", "a"], "tgt_img_path": ["", "", ""]},
-        {"rankings": "gold repeated among distractors"},
-    ),
 }
 
 
@@ -118,11 +114,16 @@ def test_a_target_among_the_negatives_is_left_out(tmp_path: Path) -> None:
     assert manifests["MMEB_MSCOCO_t2i"].skipped == {"target repeated among negatives": 1}
 
 
-def test_equal_distractors_are_one(tmp_path: Path) -> None:
-    change = {"tgt_text": ["a", "b", "b", "c"], "tgt_img_path": ["", "", "", ""]}
+@pytest.mark.parametrize(
+    ("texts", "ranked"), [(["a", "b", "b", "c"], [0, 1, 2, 3]), (["a", "b", "a", "c"], [0, 1, 3]), (["a"], [0])]
+)
+def test_candidates_stay_as_they_are_and_the_right_one_is_ranked_once(
+    tmp_path: Path, texts: list[str], ranked: list[int]
+) -> None:
+    change = {"tgt_text": texts, "tgt_img_path": [""] * len(texts)}
     convert_mmeb(write_mmeb(tmp_path / "mmeb", first=change), tmp_path / "out")
     (row,) = [row for record in records(tmp_path / "out/MMEB_eval_OK_VQA") for row in record["rows"] if row["row"] == 0]
-    assert [text for text, _ in row["candidates"]] == ["a", "b", "c"]
+    assert [text for text, _ in row["candidates"]] == texts and row["rankings"] == {"hit@1": ranked}
 
 
 def test_a_dataset_that_no_table_knows_and_one_in_several_files(tmp_path: Path) -> None:

@@ -141,9 +141,9 @@ def test_a_bad_training_row_is_left_out_and_named(tmp_path: Path, fault: str) ->
 
 
 RANKING_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "gold among distractors": ({"tgt_text": ["caption 0 0", "a", "caption 0 0"]}, "gold repeated among distractors"),
-    "no captions": ({"tgt_text": []}, "missing caption"),
-    "an empty caption": ({"tgt_text": ["caption 0 0", ""]}, "missing caption"),
+    "no captions": ({"tgt_text": []}, "the query has no candidate"),
+    "an empty caption": ({"tgt_text": ["caption 0 0", ""]}, "missing candidate"),
+    "an empty caption of a form": ({"tgt_text_published": ["caption 0 0", ""]}, "missing caption"),
     "two golds": ({"tgt_text_published": ["another", *(str(i) for i in range(9))]}, "another gold caption"),
     "kinds of others": ({"tgt_kinds_published": ["gold"]}, "kinds do not match"),
 }
@@ -247,6 +247,16 @@ def test_groups_are_whole_whatever_is_held_at_a_time(tmp_path: Path) -> None:
         assert (
             list(grouped_rows(tmp_path / "rows.parquet", ["by", "value"], ["by"], seed=3, rows_per_pass=held)) == whole
         )
+
+
+def test_a_damaged_parquet_file_is_read_whole_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([{"by": f"image {n % 7}", "value": n} for n in range(50)]), path)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 97):
+        path.write_bytes(whole[:end])
+        with pytest.raises(VirtueError, match=r"rows.parquet is no parquet file"):
+            list(grouped_rows(path, ["by", "value"], ["by"], seed=0))
 
 
 def test_png_images_keep_their_bytes_and_name(tmp_path: Path) -> None:

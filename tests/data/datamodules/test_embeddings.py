@@ -99,3 +99,12 @@ def test_a_loss_learns_alone_on_stored_embeddings(file: Path, tmp_path: Path) ->
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(VirtueError, match=r"none\.safetensors is not there; write it with"):
         EmbeddingDataModule(str(tmp_path / "none.safetensors"), 4).setup("fit")
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "embeddings.safetensors"
+    for content in (b"", b"nothing", bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(VirtueError, match=r"embeddings: .* holds none .*; write it again") as caught:
+            EmbeddingDataModule(str(path), batch_size=2).setup("fit")
+        assert "\n" not in str(caught.value)

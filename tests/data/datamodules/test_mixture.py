@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from fixtures.data_options import grouped
 from fixtures.mmeb_files import write_mmeb
 from fixtures.scar_files import write_scar
+from fixtures.shard_files import seal
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.data.datamodules.mixture import JoinedStream, MixedDataModule, MixedStream
@@ -210,12 +211,13 @@ def test_mistakes_are_one_line_that_names_the_option(shards: Path) -> None:
 def test_skipped_samples_are_told_to_the_module(tmp_path: Path) -> None:
     convert_scar(write_scar(tmp_path / "scar", train=[1] * 8, val=[1] * 6), tmp_path / "out", images_per_shard=2)
     path = sorted((tmp_path / "out/SCAR_mini").glob("*.tar"))[1]
-    path.write_bytes(path.read_bytes()[:600])
+    path.write_bytes(path.read_bytes().replace(b'"box"', b'"bos"'))
+    seal(path.parent)
     data = MixedDataModule(
         {"scar": SCaRDataModule(str(tmp_path / "out/SCAR_mini"))}, batch_size=2, block_size=2, steps_per_epoch=8
     )
     data.connect(Keys())
-    assert len(list(data.train_dataloader())) == 8 and "SCAR_mini/shard-000001.tar" in data.skipped
+    assert len(list(data.train_dataloader())) == 8 and len(data.skipped) == 2
     assert data.skip_summary().startswith(f"{len(data.skipped)} bad samples")
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fixtures.data_options import DATASET, grouped
 from fixtures.scar_files import HEIGHT, WIDTH, write_scar
+from fixtures.shard_files import seal
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.data.datamodules.scar import SCaRDataModule
 from virtue_pl.data.formats.scar_queries import instruction
@@ -154,9 +155,14 @@ def test_real_workers(shards: Path) -> None:
 
 
 def spoil(folder: Path, shard: int) -> None:
-    """Take the end of a tar away."""
+    """Make the first image of a tar one that cannot be decoded."""
     path = sorted(folder.glob("*.tar"))[shard]
-    path.write_bytes(path.read_bytes()[:600])
+    with tarfile.open(path) as tar:
+        image = next(info for info in tar if info.name.endswith("jpg"))
+    data = bytearray(path.read_bytes())
+    data[image.offset_data : image.offset_data + image.size] = b"x" * image.size
+    path.write_bytes(bytes(data))
+    seal(folder)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -166,15 +172,13 @@ def test_skipped_samples_are_told_to_the_module(tmp_path: Path, num_workers: int
     spoil(tmp_path / "out/SCaR_eval_mini_val", 2)
     data = module(tmp_path / "out", KeepKeys(), num_workers=num_workers, steps_per_epoch=8)
     assert len(list(data.train_dataloader())) == 8
-    assert set(data.skipped) == {"SCAR_mini/shard-000001.tar"} | {
-        key for key in data.skipped if key.startswith("SCAR_mini/00000000")
-    }
-    assert [len(batch) for batch in data.val_dataloader()] == [3, 1]
+    assert {key.partition(" ")[0] for key in data.skipped} == {"SCAR_mini/000000002"}
+    assert [len(batch) for batch in data.val_dataloader()] == [3, 2]
     assert (
-        data.skip_summary().startswith(f"{len(data.skipped)} bad samples (SCAR_mini/")
+        data.skip_summary().startswith("2 bad samples (SCAR_mini/")
         and module(tmp_path / "out").skip_summary() == "no bad samples"
     )
-    assert "SCaR_eval_mini_val/shard-000002.tar" in data.skipped
+    assert {key.partition(" ")[0] for key in data.skipped} >= {"SCaR_eval_mini_val/000000004"}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -183,8 +187,19 @@ def test_too_many_bad_samples_stop_the_run_with_one_line(tmp_path: Path, num_wor
     for shard in range(4):
         spoil(tmp_path / "out/SCAR_mini", shard)
     loader = module(tmp_path / "out", num_workers=num_workers, max_bad_samples=2).train_dataloader()
-    with pytest.raises(VirtueError, match=r"^3 bad samples \(.*damaged tar.*\): more than max_bad_samples = 2$"):
+    with pytest.raises(VirtueError, match=r"^3 bad samples \(.*damaged image.*\): more than max_bad_samples = 2$"):
         list(loader)
+
+
+def test_queries_of_a_test_and_those_left_out_are_counted(tmp_path: Path) -> None:
+    def edit(pairs: list[dict[str, Any]], rankings: list[dict[str, Any]]) -> None:
+        rankings[1]["bbox"] = None
+
+    convert_scar(write_scar(tmp_path / "scar", val=[2, 2, 1], edit=edit), tmp_path / "out")
+    data = module(tmp_path / "out", test_rows=3)
+    assert data.num_queries() == {"scar_mini/seen": 3, "scar_mini/held_out": 3}
+    assert data.left_out()["scar_mini/seen"] == {"no box": 1, "beyond test_rows": 1}
+    assert module(tmp_path / "out").left_out()["scar_mini/seen"] == {"no box": 1}
 
 
 def test_mistakes_are_one_line_that_names_the_option(shards: Path, tmp_path: Path) -> None:
@@ -302,6 +317,7 @@ def test_an_evaluation_batch_that_bad_samples_empty_is_passed_over(tmp_path: Pat
     with tarfile.open(path) as tar:
         name = next(info.name for info in tar if info.name.endswith("json"))
     path.write_bytes(path.read_bytes().replace(json.dumps("box").encode(), b'"bos"'))
+    seal(path.parent)
     data = module(tmp_path / "out", KeepKeys(), eval_batch_size=1)
     assert name == "000000001.json" and len(list(data.val_dataloader())) == 2
     tested = Recorder()

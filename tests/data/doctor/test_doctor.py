@@ -9,6 +9,8 @@ import json
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from PIL import Image
 from fixtures.mmeb_files import write_mmeb, write_table
 from fixtures.official_files import MMEB, ROWS, SCAR, write_official_mmeb, write_official_scar
 from fixtures.scar_files import HEIGHT, WIDTH, jpeg, png_of, rle, write_scar
+from fixtures.shard_files import seal
 from virtue_pl.cli.commands.doctor import main
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.scar import convert_scar
@@ -30,9 +33,11 @@ from virtue_pl.data.doctor.checks import Checkup, Finding, count_words, power_of
 from virtue_pl.data.doctor.contact_sheet import ContactSheet, tile
 from virtue_pl.data.doctor.examine import count_errors, examine, to_json
 from virtue_pl.data.doctor.image_hashes import difference_hash, find_lookalikes
-from virtue_pl.data.shards.manifest import Manifest
+from virtue_pl.data.shards.manifest import Manifest, ShardFolder
 from virtue_pl.data.shards.webdataset import wds
-from virtue_pl.data.streaming.options import SamplingOptions
+from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
+from virtue_pl.data.streaming.shard_reader import read_shards
+from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.preprocessing.images import MAX_PIXELS, decode
 from virtue_pl.types import VirtueError
 
@@ -171,14 +176,24 @@ def test_every_set_is_streamed_past_every_kind_of_damage(
         told = kinds(checkup)
         assert told.pop("shard changed") == 1 and told == {damage: 1}, checkup.name
     for name, manifest in manifests.items():
-        data, samples = streamed(tmp_path / "shards" / name, manifest)
+        with pytest.raises(VirtueError, match=r"not the shard of its manifest|not those of its manifest"):
+            list(read_whole(tmp_path / "shards" / name))
+        data, samples = streamed(seal(tmp_path / "shards" / name), manifest)
         with tarfile.open(tmp_path / "shards" / name / "shard-000000.tar") as tar:
             records = {member.partition(".")[0] for member in tar.getnames()}
         assert data.skipped and (samples or len(records) == 1), name
-    for name, manifest in manifests.items():
+    for name in manifests:
         tar = tmp_path / "shards" / name / "shard-000000.tar"
         tar.write_bytes(tar.read_bytes()[:-3000])  # and cut off behind that
-        assert streamed(tmp_path / "shards" / name, manifest)[0].skipped
+        with pytest.raises(VirtueError, match=r"shard-000000.tar with [\d,]+ bytes, expected"):
+            ShardFolder.open(tmp_path / "shards" / name, "train")
+
+
+def read_whole(folder: Path) -> Iterator[Any]:
+    """Read a folder as an evaluation does, which compares checksums."""
+    found = ShardFolder.open(folder, "test")
+    found = replace(found, manifest=replace(found.manifest, kind="rankings"))
+    return read_shards(({"url": str(path)} for path in found.paths), found, SkipLog(BadSampleLimits()))
 
 
 def streamed(folder: Path, manifest: Manifest) -> tuple[Any, list[Any]]:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from fixtures.scar_files import jpeg, write_scar
+from fixtures.shard_files import seal
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.data.datamodules.scar import SCaRDataModule
 from virtue_pl.data.shards import webdataset
@@ -227,7 +228,7 @@ def test_a_record_is_bad_if_one_of_its_images_is(
 ) -> None:
     spoil(several.path, "000000000", change)
     skips = log()
-    assert set(read_all(several, skips)) == {"several/1", "several/2"}
+    assert set(read_all(ShardFolder.open(several.path, "train"), skips)) == {"several/1", "several/2"}
     ((key, found),) = skips.problems.items()
     assert key.startswith("several/000000000") and re.search(problem, found), found
 
@@ -373,6 +374,7 @@ def spoil(folder: Path, name: str, change: Callable[[dict[str, bytes]], None]) -
                     info = tarfile.TarInfo(file)
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
+            seal(folder)
             return
     raise AssertionError(name)
 
@@ -452,32 +454,16 @@ def training_batches_of(path: Path, skips: SkipLog, batch_size: int) -> list[lis
 
 
 @pytest.mark.parametrize("length", [0, 700, 5000])
-def test_a_truncated_tar_is_read_as_far_as_it_goes(tmp_path: Path, length: int) -> None:
+def test_a_truncated_tar_is_refused(tmp_path: Path, length: int) -> None:
     convert_scar(write_scar(tmp_path / "scar", train=[1] * 6), tmp_path / "out", images_per_shard=3)
-    shard = tmp_path / "out/SCAR_mini/shard-000001.tar"
+    folder = tmp_path / "out/SCAR_mini"
+    shard = folder / "shard-000001.tar"
     shard.write_bytes(shard.read_bytes()[:length])
-    skips = log()
-    batches = training_batches_of(tmp_path / "out/SCAR_mini", skips, 3)
-    assert {sample.key for batch in batches for sample in batch} >= {
-        row.key for row in rows_of_shard(tmp_path / "out/SCAR_mini", 0)
-    }
-    assert skips.problems["SCAR_mini/shard-000001.tar"].startswith("damaged tar: ")
-
-
-def rows_of_shard(path: Path, number: int) -> list[Any]:
-    folder = ShardFolder.open(path, "train")
-    return [row for record in read_shards([{"url": str(folder.paths[number])}], folder, log()) for row in record.rows]
-
-
-def test_tars_without_records_stop_the_run_instead_of_turning_for_ever(tmp_path: Path) -> None:
-    convert_scar(write_scar(tmp_path / "scar"), tmp_path / "out")
-    with tarfile.open(tmp_path / "out/SCAR_mini/shard-000000.tar", "w"):
-        pass
-    with pytest.raises(
-        VirtueError,
-        match=r"shard-000000.tar: the tar holds no record.*: 21 in a row, more than max_consecutive_bad = 20",
-    ):
-        training_batches_of(tmp_path / "out/SCAR_mini", log(100, 20), 2)
+    with pytest.raises(VirtueError, match=rf"^train: .* has 1 of 2 shards .* shard-000001.tar with {length:,} bytes"):
+        ShardFolder.open(folder, "train")
+    seal(folder)
+    with pytest.raises(VirtueError, match=r"shard-000001.tar is not the shard of its manifest.json: .* of 3 records"):
+        training_batches_of(folder, log(), 3)
 
 
 def test_the_limit_names_the_first_bad_samples(tmp_path: Path) -> None:

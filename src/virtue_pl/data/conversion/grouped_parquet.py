@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,31 @@ Group = list[tuple[int, dict[str, Any]]]
 """Rows that share a record, each with its number in the file."""
 
 
-def column_names(path: Path) -> list[str]:
-    """Return the names of a parquet file's columns. Raises VirtueError where the file is no parquet."""
+@contextmanager
+def readable_parquet(path: Path) -> Iterator[None]:
+    """Raise VirtueError within the block where a parquet file is none, or damaged."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        return list(pq.read_schema(path).names)
+        yield
     except (pa.ArrowException, OSError) as error:
-        raise VirtueError(f"{path} is no parquet file: {error}") from error
+        raise VirtueError(f"{path} is no parquet file, or a damaged one: {error}: fetch it again") from error
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the names of a parquet file's columns. Raises VirtueError where the file is no parquet."""
+    import pyarrow.parquet as pq
+
+    with readable_parquet(path):
+        return list(pq.read_schema(path).names)
 
 
 def num_rows(path: Path) -> int:
-    """Return the number of rows of a parquet file."""
+    """Return the number of rows of a parquet file. Raises VirtueError where the file is no parquet."""
     import pyarrow.parquet as pq
 
-    return int(pq.read_metadata(path).num_rows)
+    with readable_parquet(path):
+        return int(pq.read_metadata(path).num_rows)
 
 
 def grouped_rows(
@@ -45,9 +55,10 @@ def grouped_rows(
     """Yield lists of (row number, row) that share the `key` of their values in the columns `by`, a part of `columns`.
 
     Groups are ordered by a seeded hash of that key. Only the hashes (8 bytes a row) and about `rows_per_pass` rows are
-    in memory at a time: the file is read once for each such part of the order.
+    in memory at a time: the file is read once for each such part of the order. Raises VirtueError where the file is
+    damaged, or gives other rows than it says.
     """
-    hashes = _hashes(path, by, seed, key)
+    hashes, yielded = _hashes(path, by, seed, key), 0
     limits = [*np.unique(np.sort(hashes)[::rows_per_pass]).tolist(), 2**64]
     for low, end in pairwise(limits):
         found = _rows_between(path, columns, hashes, low, end)
@@ -56,7 +67,11 @@ def grouped_rows(
             key=lambda item: item[:3],
         )
         for _, group in groupby(keyed, key=lambda item: item[:2]):
-            yield [(number, row) for _, _, number, row in group]
+            rows = [(number, row) for _, _, number, row in group]
+            yielded += len(rows)
+            yield rows
+    if not yielded == len(hashes) == num_rows(path):
+        raise VirtueError(f"{path} gave {yielded} rows, expected {num_rows(path)}: it changed while it was read")
 
 
 def _hashes(path: Path, by: Sequence[str], seed: int, key: Callable[..., str]) -> np.ndarray:
@@ -64,7 +79,7 @@ def _hashes(path: Path, by: Sequence[str], seed: int, key: Callable[..., str]) -
 
     salt = str(seed).encode()[:64]
     parts = [np.zeros(0, dtype=np.uint64)]
-    with pq.ParquetFile(path) as file:
+    with readable_parquet(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=list(by)):
             values = zip(*(batch.column(name).to_pylist() for name in by), strict=True)
             digests = (hashlib.blake2b(key(*row).encode(), digest_size=8, key=salt).digest() for row in values)
@@ -79,7 +94,7 @@ def _rows_between(
     import pyarrow.parquet as pq
 
     start = 0
-    with pq.ParquetFile(path) as file:
+    with readable_parquet(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=8192, columns=list(columns)):
             part = hashes[start : start + len(batch)]
             chosen = np.flatnonzero((part >= np.uint64(low)) & (part <= np.uint64(end - 1)))

@@ -30,6 +30,7 @@ PAIR_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
 NEGATIVE_COLUMNS = ("neg_text", "neg_image_path")
 RANKING_COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path")
 PUBLISHED_LICENCE = "that of each dataset, see MMEB"
+IMAGE_COLUMNS = ("qry_image_path", "qry_img_path", "pos_image_path", "neg_image_path", "tgt_img_path")
 INSTRUCTION_COLUMNS = ("qry_inst", "tgt_inst")
 OTHER_META_TASK = "other"
 """The meta-task of a dataset that `mmeb_tasks.csv` does not list."""
@@ -67,6 +68,10 @@ class MMEBFile(SourceFile):
             else ("qry_img_path", "tgt_img_path", "qry_text")
         )
 
+    @property
+    def image_columns(self) -> Sequence[str]:
+        return IMAGE_COLUMNS
+
     def record_key(self, *values: Any) -> str:
         """Return the query's image, or else the first of the targets' images, or else the query's text."""
         query_image, targets, text = values
@@ -101,6 +106,10 @@ class MMEBInstructionFile(MMEBFile):
     @property
     def required_columns(self) -> Sequence[str]:
         return (*INSTRUCTION_COLUMNS, *RANKING_COLUMNS)
+
+    @property
+    def side_inputs(self) -> str:
+        return f"{super().side_inputs}, instructions joined as {self._dataset().wording}"
 
     def to_row(self, row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
         return ranking_row(to_one_string(row, self._dataset(), key), key, number, row_images)

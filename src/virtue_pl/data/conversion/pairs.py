@@ -67,6 +67,10 @@ class PairFile(MMEBFile):
             if name in found
         )
 
+    @property
+    def image_columns(self) -> Sequence[str]:
+        return (QUERY[1], TARGET[1], CANDIDATES[1], NEGATIVES[1])
+
     def record_key(self, *values: Any) -> str:
         named = dict(zip(self.group_columns, values, strict=True))
         return super().record_key(

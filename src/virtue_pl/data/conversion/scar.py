@@ -63,6 +63,10 @@ class SCaRFile(SourceFile):
     def group_columns(self) -> tuple[str, ...]:
         return ("qry_image_path",)
 
+    @property
+    def image_columns(self) -> Sequence[str]:
+        return ("qry_image_path",)
+
     def record_key(self, *values: Any) -> str:
         """Return the image's path."""
         return str(values[0])

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from virtue_pl.data.conversion.grouped_parquet import Group, column_names, grouped_rows, num_rows
+from virtue_pl.data.conversion.input_digests import input_digests
 from virtue_pl.data.conversion.parallel_files import convert_in_processes
 from virtue_pl.data.conversion.parallel_records import RecordSink, records_in_order
 from virtue_pl.data.io.atomic import sha256
 from virtue_pl.data.io.image_files import ImageFiles
-from virtue_pl.data.shards.manifest import FORMAT, MANIFEST, Manifest
-from virtue_pl.data.shards.writer import ShardWriter
+from virtue_pl.data.shards.manifest import FORMAT, MANIFEST, Manifest, ShardFolder
+from virtue_pl.data.shards.writer import ShardWriter, is_made_from, reopen
 from virtue_pl.types import VirtueError
 
 Advance = Callable[[int], None]
@@ -102,6 +103,16 @@ class SourceFile(ABC):
     def group_columns(self) -> tuple[str, ...]:
         """Return the columns whose values decide which rows share a record, see `record_key`."""
 
+    @property
+    @abstractmethod
+    def image_columns(self) -> Sequence[str]:
+        """Return the columns that name images, one or a list of them, if they are in the file."""
+
+    @property
+    def side_inputs(self) -> str:
+        """Return what shards depend on beside the table, the images and the settings, in words."""
+        return f"{self.task}, {self.meta_task}, {self.distribution}"
+
     @abstractmethod
     def record_key(self, *values: Any) -> str:
         """Return a key made from a row's values in `group_columns`: rows with the same key share a record."""
@@ -133,8 +144,9 @@ def convert(
     """Write OUT/NAME for every file: shards of records in seeded random order, and a manifest.
 
     A folder that is finished from the same source stays as it is; a stopped file resumes behind its last whole shard.
-    Rows that cannot be used are left out, counted and named in the manifest. Raises VirtueError for missing columns,
-    and for shards in OUT that were made from something else.
+    So does one whose images have changed since, or have come: it is written anew from the first shard that shows one
+    of them, and replaced when that is done. Rows that cannot be used are left out, counted and named in the manifest.
+    Raises VirtueError for missing columns, and for shards in OUT that were made from something else.
 
     Args:
         files: what to convert.
@@ -171,16 +183,23 @@ def _source(file: SourceFile, settings: Settings) -> str:
 def _finished(file: SourceFile, folder: Path, settings: Settings) -> Manifest | None:
     if not folder.exists():
         return None
-    manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    try:
+        manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    except VirtueError:
+        manifest = None
     if manifest is None or manifest.source != _source(file, settings):
         raise VirtueError(
             f"{folder} holds something else than shards of {file.path} with these settings: remove it, or change --out"
         )
+    if ShardFolder(folder, manifest).find_problem() or not is_made_from(folder, input_digests(file, settings.seed)):
+        reopen(folder)
+        return None
     return manifest
 
 
 def _convert(file: SourceFile, out: Path, settings: Settings, progress: Progress, workers: int = 1) -> Manifest:
-    with ShardWriter(out / file.name, settings.images_per_shard, _source(file, settings)) as writer:
+    inputs = input_digests(file, settings.seed)
+    with ShardWriter(out / file.name, settings.images_per_shard, _source(file, settings), inputs) as writer:
         with progress(file.name, file.num_rows()) as advance:
             groups = file.groups(settings.seed)
             advance(sum(len(group) for group in islice(groups, writer.groups)))

@@ -8,7 +8,8 @@ from lightning import LightningDataModule
 
 from virtue_pl.data.streaming.loader import BatchStream, StreamLoader
 from virtue_pl.data.streaming.options import ReaderOptions, check_counts
-from virtue_pl.data.streaming.pipeline import ReaderInfo, skip_summary
+from virtue_pl.data.streaming.pipeline import ReaderInfo
+from virtue_pl.data.streaming.skip_log import skip_summary
 from virtue_pl.types import Collator, VirtueError
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
@@ -69,12 +70,18 @@ class EmbeddingDataModule(LightningDataModule):
         """Do nothing: embeddings need no preparation."""
 
     def setup(self, stage: str) -> None:
-        """Read the file and split its pairs. Raises VirtueError where it is missing."""
+        """Read the file and split its pairs. Raises VirtueError where it is missing or damaged."""
         if not Path(self.path).is_file():
             raise VirtueError(
                 f"embeddings: {self.path} is not there; write it with `lightning predict`, or change data.path"
             )
-        self.tensors = EmbeddingBatch.from_tensors(load_file(self.path))
+        try:
+            self.tensors = EmbeddingBatch.from_tensors(load_file(self.path))
+        except (OSError, SafetensorError, KeyError) as error:
+            raise VirtueError(
+                f"embeddings: {self.path} holds none ({error}); write it again with `lightning predict`, or change"
+                " data.path"
+            ) from error
         order = torch.randperm(len(self.tensors), generator=torch.Generator().manual_seed(self.seed))
         held_out = max(1, int(len(order) * self.validation_share))
         self.validation, self.training = order[:held_out], order[held_out:]

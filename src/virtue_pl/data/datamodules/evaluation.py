@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -15,12 +15,12 @@ from virtue_pl.data.eval_sets.files import find_set, missing_sets, resolve_sets
 from virtue_pl.data.eval_sets.images import ImageLibrary
 from virtue_pl.data.eval_sets.options import EvaluationDataOptions
 from virtue_pl.data.eval_sets.plan import EvaluationPlan, make_plan
+from virtue_pl.data.eval_sets.read_set import describe_counts, read_set
 from virtue_pl.data.eval_sets.rows import RowReader
-from virtue_pl.data.eval_sets.shards import shard_rows
 from virtue_pl.data.streaming.options import check_counts
 from virtue_pl.data.streaming.pipeline import ReaderInfo
 from virtue_pl.preprocessing.images import MAX_PIXELS
-from virtue_pl.types import DataError, EvaluationRow, InputBatch, InputCollator, SetDescription, VirtueError
+from virtue_pl.types import EvaluationRow, InputBatch, InputCollator, SetDescription, VirtueError
 
 
 class EvaluationDataModule(LightningDataModule):
@@ -68,8 +68,8 @@ class EvaluationDataModule(LightningDataModule):
         Raises VirtueError for missing files, and DataError for a row that cannot be ranked.
         """
         query = self._require_collator().query
-        found, missing = self.read_sets()
-        return make_plan(found, query, self.library.sizes, missing, self.options.batch_size)
+        found, missing, left_out = self.read_sets()
+        return make_plan(found, query, self.library.sizes, missing, self.options.batch_size, left_out)
 
     def _require_collator(self) -> InputCollator:
         """Return the model's collator. Raises VirtueError where `connect` has not been called."""
@@ -80,11 +80,11 @@ class EvaluationDataModule(LightningDataModule):
             )
         return self._collator
 
-    def read_sets(self) -> tuple[dict[SetDescription, list[EvaluationRow]], dict[str, str]]:
-        """Return the rows of every set that has files, and the reason for every other.
+    def read_sets(self) -> ReadSets:
+        """Return the rows of every set that has files, and what is left out.
 
-        Raises VirtueError where the root, all files, or the files of a set are missing (unless `allow_missing`), and
-        DataError for a row that cannot be ranked.
+        Raises VirtueError where the root, all files, or the files of a set are missing, and DataError for a row that
+        cannot be ranked; with `allow_missing` only where no set has a row.
         """
         if not self.root.is_dir():
             raise VirtueError(f"--data {self.root}: there is no such folder")
@@ -95,25 +95,23 @@ class EvaluationDataModule(LightningDataModule):
             hint = "" if len(missing) == len(files) else "; give --allow-missing to evaluate the others"
             raise VirtueError(missing_sets(self.root, missing) + hint)
         reader = RowReader(self.library)
-        found = {}
-        for about, found_files in files.items():
-            if found_files is None:
-                continue
-            try:
-                rows = (
-                    list(reader.read(found_files, options.limit))
-                    if found_files.shards is None
-                    else shard_rows(found_files, reader, options.limit)
-                )
-            except DataError as error:
-                if not (options.allow_missing and error.problem.startswith("missing image")):
-                    raise
-                missing[about.name] = str(error)
-                continue
-            if not rows:
-                raise VirtueError(f"{about.name} has no rows, expected queries to rank")
-            found[about] = rows
-        return found, missing
+        found = {
+            about: read_set(found_files, reader, options.limit, options.allow_missing)
+            for about, found_files in files.items()
+            if found_files is not None
+        }
+        for about, one in found.items():
+            if not one.rows:
+                why = f": {describe_counts(one.left_out)}" if one.left_out else ""
+                if not (options.allow_missing and one.left_out) or not any(other.rows for other in found.values()):
+                    raise VirtueError(f"{about.name} has no rows, expected queries to rank{why}")
+                missing[about.name] = f"none of {one.total} queries can be ranked{why}"
+        ranked = {about: one for about, one in found.items() if one.rows}
+        return ReadSets(
+            {about: one.rows for about, one in ranked.items()},
+            missing,
+            {about.name: one.left_out for about, one in ranked.items() if one.left_out},
+        )
 
     def test_dataloader(self) -> PlannedLoader:
         """Return this rank's batches of the plan."""
@@ -129,7 +127,7 @@ class EvaluationDataModule(LightningDataModule):
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what would be read, one entry for each set."""
-        found, missing = self.read_sets()
+        found, missing, _ = self.read_sets()
         there = [
             {"split": f"test/{about.name}", "path": str(self.root), "rows": len(rows), "task": about.meta_task}
             for about, rows in found.items()
@@ -141,6 +139,21 @@ class EvaluationDataModule(LightningDataModule):
                 for name, reason in missing.items()
             ),
         ]
+
+
+class ReadSets(NamedTuple):
+    """The rows of all sets that are ranked, and what is left out.
+
+    Example:
+        >>> ReadSets({}, {"RefCOCO+": "no files"}, {}).missing
+        {'RefCOCO+': 'no files'}
+    """
+
+    rows: dict[SetDescription, list[EvaluationRow]]
+    missing: dict[str, str]
+    """The reason for which a set is left out, by its name."""
+    left_out: dict[str, dict[str, int]]
+    """Number of rows that are not ranked, by set and reason."""
 
 
 class PlannedBatches(IterableDataset[InputBatch]):

@@ -140,6 +140,14 @@ class MixedDataModule(StreamingDataModule):
             "".join(f"{name}={part.fingerprint()}\n" for name, part in self.parts.items()).encode()
         ).hexdigest()
 
+    def num_queries(self) -> dict[str, int]:
+        """Return the number of queries that a test ranks in all parts, see `ShardDataModule.num_queries`."""
+        return {task: count for part in self.parts.values() for task, count in part.num_queries().items()}
+
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """Return the number of a test's queries that are left out in all parts, see `ShardDataModule.left_out`."""
+        return {task: counts for part in self.parts.values() for task, counts in part.left_out().items()}
+
     def describe(self) -> list[dict[str, Any]]:
         """Return one entry for each folder of a part, see `ShardDataModule.describe`.
 

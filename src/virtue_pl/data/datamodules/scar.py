@@ -56,5 +56,6 @@ class PublishedSCaRDataModule(SCaRDataModule):
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
         sample = SCaRDataModule.to_sample(row, images)
-        text = published_query(row.text("query"), row["box"], ranked="candidates" in row.fields)
+        box = row.fields.get("published_box", row["box"])
+        text = published_query(row.text("query"), box, ranked="candidates" in row.fields)
         return replace(sample, query=replace(sample.query, text=text))

@@ -191,6 +191,25 @@ class ShardDataModule(StreamingDataModule, ABC):
             "".join(f"{split}={folder.manifest.fingerprint}\n" for split, folder in folders.items()).encode()
         ).hexdigest()
 
+    def num_queries(self) -> dict[str, int]:
+        """Return the number of queries that a test ranks, by task ("TASK/NAME"); bad samples among them are skipped."""
+        return {
+            f"{folder.manifest.task}/{name}": sum(
+                shard.rows for shard in folder.limit_rows(self.test_rows).manifest.shards
+            )
+            for name, folder in self.test_folders.items()
+        }
+
+    def left_out(self) -> dict[str, dict[str, int]]:
+        """Return the number of a test's queries that shards do not hold or `test_rows` excludes, by task and reason."""
+        ranked = self.num_queries()
+        found = {}
+        for name, folder in self.test_folders.items():
+            task = f"{folder.manifest.task}/{name}"
+            beyond = folder.manifest.rows - ranked[task]
+            found[task] = dict(folder.manifest.skipped) | ({"beyond test_rows": beyond} if beyond else {})
+        return {task: counts for task, counts in found.items() if counts}
+
     def describe(self) -> list[dict[str, Any]]:
         """Return what would be read, one entry for each folder.
 
@@ -220,7 +239,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         index = FeatureIndex.read(path)
         streams = index.check(path, self._collator.fingerprints)
         index.check_shards(path, manifest.fingerprint, [shard.name for shard in folder.shards_within(rows)])
-        return replace(folder, features=StoredFeatures(path, streams))
+        return replace(folder, features=StoredFeatures(path, streams, index.provenance))
 
     def folders(self) -> dict[str, ShardFolder]:
         """Return every folder that is set by its split: "train", "val/NAME", "test/NAME"."""

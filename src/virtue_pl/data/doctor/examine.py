@@ -27,7 +27,8 @@ from virtue_pl.data.io.atomic import sha256
 from virtue_pl.data.shards.manifest import MANIFEST, ShardFolder
 from virtue_pl.data.shards.records import read_record
 from virtue_pl.data.streaming.options import BadSampleLimits
-from virtue_pl.data.streaming.pipeline import SkipLog, read_tar
+from virtue_pl.data.streaming.shard_reader import read_tar
+from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.preprocessing.images import decode
 from virtue_pl.types import DataError, VirtueError
 
@@ -81,7 +82,7 @@ def find_sources(path: Path, train_split: str, tables: Path) -> Iterator[ShardFo
         else sorted(folder.parent for folder in path.glob(f"*/{MANIFEST}") if not folder.parent.name.startswith("."))
     )
     if folders:
-        yield from (ShardFolder.open(folder, "PATH") for folder in folders)
+        yield from (ShardFolder.open(folder, "PATH", check=False) for folder in folders)
         return
     names = {child.name.lower() for child in path.iterdir()}
     benchmarks = (
@@ -101,17 +102,18 @@ def check_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any
     checkup = Checkup(manifest.name, manifest.kind, **options)
     checkup.reread_image = partial(read_shard_image, folder, max_pixels=checkup.max_pixels)
     log = SkipLog(_NO_LIMITS)
+    for name in folder.unnamed_tars():
+        detail = f"{folder.path / name} is not named in {MANIFEST}"
+        checkup.report(Finding("shard of no manifest", f"{manifest.name}/{name}", detail))
     with progress(manifest.name, manifest.rows) as advance:
         for shard, path in zip(manifest.shards, folder.paths, strict=True):
+            key = f"{manifest.name}/{shard.name}"
+            if not path.is_file():
+                checkup.report(Finding("missing shard", key, f"{path} is not there"))
+                continue
             if sha256(path) != shard.sha256:
-                checkup.report(
-                    Finding(
-                        "shard changed",
-                        f"{manifest.name}/{shard.name}",
-                        f"{path} has another checksum than its manifest says",
-                    )
-                )
-            for members in read_tar(str(path), manifest.name, log):
+                checkup.report(Finding("shard changed", key, f"{path} has another checksum than its manifest says"))
+            for members in read_tar(str(path), partial(skip_tar, log, key)):
                 try:
                     record = read_record(members, manifest.name, manifest.task)
                 except DataError as error:
@@ -128,6 +130,11 @@ def check_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any
         )
     checkup.drain()
     return checkup
+
+
+def skip_tar(log: SkipLog, key: str, problem: str) -> None:
+    """Log the problem of a tar."""
+    log.skip(DataError(key, problem))
 
 
 def check_file(file: SourceFile, progress: Progress, options: dict[str, Any]) -> Checkup:
@@ -175,8 +182,8 @@ def read_shard_image(folder: ShardFolder, path: str, max_pixels: int) -> UInt8[T
     "PATH, image 1" is the second image of the record of PATH.
     """
     name = folder.manifest.name
-    for shard in folder.paths:
-        for members in read_tar(str(shard), name, SkipLog(_NO_LIMITS)):
+    for shard in filter(Path.is_file, folder.paths):
+        for members in read_tar(str(shard), lambda problem: None):
             try:
                 record = read_record(members, name, folder.manifest.task)
                 if path_of(record.key) == path.partition(", image ")[0]:

@@ -21,7 +21,7 @@ SHARD_FORMS = {"instruct": "MMEB_instruct_", "v1": "MMEB_eval_"}
 """Prefixes of the folders of shards by MMEB's form."""
 MINI_SPLITS = ("mini_test_seen", "mini_test_held_out")
 _PREFIX = re.compile(r"^(?:scar_eval_|scar_|mmeb_eval_|mmeb_instruct_|mmeb_)", re.IGNORECASE)
-_PART = re.compile(r"-\d{5}-of-\d{5}$")
+_PART = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})$")
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,25 @@ def find_set(
     for folder in shard_folders(root, about, form):
         return SetFiles(about, shards=ShardFolder.open(folder, "--data"))
     for tables in table_groups(root, about, form):
+        check_parts(tables, about)
         parent = tables[0].parent
         above = [root.parent] if root.name in ("data", *FORMS) else []
         beside = [root / name for name in EXTRA_IMAGE_FOLDERS if (root / name).is_dir()]
         roots = list(dict.fromkeys([root, parent, parent.parent, *beside, *above]))
         return SetFiles(about, tables=tuple(tables), images=ImageFiles.find(*roots, given=tuple(images)))
     return None
+
+
+def check_parts(tables: Sequence[Path], about: SetDescription) -> None:
+    """Raise VirtueError where a set is in several files, and one of them is missing."""
+    named = [match for path in tables if (match := _PART.search(path.stem))]
+    found = sorted((int(match["number"]), int(match["count"])) for match in named)
+    expected = [(number, found[-1][1]) for number in range(found[-1][1])] if found else []
+    if found != expected or len(named) not in (0, len(tables)):
+        raise VirtueError(
+            f"{about.name}: {tables[0].parent} holds {', '.join(path.name for path in tables)}, expected the"
+            f" {len(expected)} files of one set: fetch those that are missing, or remove those of another"
+        )
 
 
 def shard_folders(root: Path, about: SetDescription, form: str | None) -> Iterator[Path]:

@@ -107,10 +107,16 @@ class ImageLibrary:
         """Return the decoded image, resized for the model. Raises DataError where its file is missing or damaged."""
         location = self._locations[key]
         name = location.path if isinstance(location, FileImage) else str(location.tar)
-        image = decode(location.read(name), name, self.max_pixels)
+        image = decode(self._read(key, name), name, self.max_pixels)
         return image if self.resize_to_square is None else resize_to_square(image, self.resize_to_square)
 
     def image(self, key: str) -> UInt8[Tensor, "3 height width"]:
         """Return the decoded image at its own size."""
-        location = self._locations[key]
-        return decode(location.read(key), key, self.max_pixels)
+        return decode(self._read(key, key), key, self.max_pixels)
+
+    def _read(self, key: str, name: str) -> bytes:
+        """Return the compressed bytes. Raises DataError where they are not those that had the key."""
+        data = self._locations[key].read(name)
+        if content_key(data) != key.partition(",")[0]:
+            raise DataError(name, "another image: its file has changed since its rows were read, evaluate again")
+        return data

@@ -29,7 +29,9 @@ class EvaluationDataOptions:
     limit: int | None = None
     """of each set only the first rows"""
     allow_missing: bool = False
-    """sets whose files are missing are left out, and the tables say so; or else they stop the run"""
+    """sets whose files are missing, and queries that cannot be ranked (a missing image, an impossible box), are left
+    out, and the tables say so; or else they stop the run
+    """
     images: tuple[str, ...] = ()
     """folders to look for images in, before those of the layout"""
     batch_size: int = 16

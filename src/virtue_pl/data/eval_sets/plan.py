@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
@@ -45,6 +45,8 @@ class EvaluationPlan:
     """Sets that are left out, with the reason."""
     batches: tuple[tuple[int, ...], ...]
     """Indices of inputs. Inputs with the same image are in one batch, however many they are."""
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Number of rows that are not ranked, by set and reason."""
 
     @property
     def images(self) -> int:
@@ -71,6 +73,7 @@ def make_plan(
     sizes: Mapping[str, tuple[int, int]],
     missing: Mapping[str, str],
     batch_size: int,
+    left_out: Mapping[str, Mapping[str, int]] | None = None,
 ) -> EvaluationPlan:
     """Return the plan over the rows of all sets.
 
@@ -80,6 +83,7 @@ def make_plan(
         sizes: (height, width) of each image by its key.
         missing: sets that are left out, with the reason.
         batch_size: inputs of a batch.
+        left_out: the number of rows that are not ranked, by set and reason.
     """
     distinct = DistinctInputs()
     sets = []
@@ -98,6 +102,7 @@ def make_plan(
         distinct.total_images,
         dict(missing),
         batches,
+        dict(left_out or {}),
     )
 
 

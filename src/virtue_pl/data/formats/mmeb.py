@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from virtue_pl.data.formats.candidates import check_candidates, drop_gold_repeats
 from virtue_pl.data.io.image_files import ImageFiles
 from virtue_pl.types import DataError
 
@@ -80,25 +81,17 @@ def pair_row(row: Mapping[str, Any], key: str, number: int, row_images: RowImage
 
 
 def ranking_row(row: Mapping[str, Any], key: str, number: int, row_images: RowImages) -> dict[str, Any]:
-    """Return an evaluation row: the candidates, each once, the right one first, are ranked as "hit@1"."""
-    query, found = (
-        read_item(row["qry_text"], row["qry_img_path"], "query", key),
-        read_items(row["tgt_text"], row["tgt_img_path"], "candidates", key),
-    )
-    if len(found) < 2 or not all(map(any, found)):
-        raise DataError(
-            key, f"missing candidate: found {len(found)}, expected two or more, each with a text or an image"
-        )
-    if found[0] in found[1:]:
-        raise DataError(key, f"gold repeated among distractors: {found[0]!r}")
-    candidates = list(dict.fromkeys(found))
-    stored = row_images.store([query, *candidates], key)
-    return {
-        "row": number,
-        "query": stored[0],
-        "candidates": stored[1:],
-        "rankings": {"hit@1": list(range(len(candidates)))},
-    }
+    """Return an evaluation row: the candidates as they are, the right one first, are ranked as "hit@1".
+
+    A candidate with the text and the image of the right one is not ranked.
+    """
+    query = read_item(row["qry_text"], row["qry_img_path"], "query", key)
+    found = read_items(row["tgt_text"], row["tgt_img_path"], "candidates", key)
+    check_candidates(found, key)
+    stored_query, *candidates = row_images.store([query, *found], key)
+    contents = [(text, None if image is None else row_images.images[image][0]) for text, image in candidates]
+    ranking = list(drop_gold_repeats(contents, range(len(contents))))
+    return {"row": number, "query": stored_query, "candidates": candidates, "rankings": {"hit@1": ranking}}
 
 
 def read_item(text: str | None, path: str | None, what: str, key: str) -> Item:

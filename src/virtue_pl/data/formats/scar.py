@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from virtue_pl.data.formats.candidates import check_candidates, drop_gold_repeats
 from virtue_pl.types import DataError
 
 BOX_SLACK = 1.0
@@ -30,20 +31,36 @@ def pair_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int
 
 
 def ranking_row(row: Mapping[str, Any], key: str, number: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Return an evaluation row; its candidates are the captions of all forms, each once, the right one first.
+    """Return an evaluation row, with the candidates and rankings of `ranked_captions`. `size` = (height, width)."""
+    captions, rankings = ranked_captions(row, key)
+    named = {name: list(indices) for name, indices in rankings.items()}
+    return {**_region(row, row["qry_text"], key, number, size), "candidates": captions, "rankings": named}
 
-    `tgt_text` is ranked as "hit@1", `tgt_text_FORM` as "hit@1_FORM"; with `tgt_kinds_FORM`, each kind of distractor
-    under its own name, too.
+
+def ranked_captions(row: Mapping[str, Any], key: str) -> tuple[list[str], dict[str, tuple[int, ...]]]:
+    """Return the captions of a row, and the indices that each form ranks, the right one first.
+
+    The captions of `tgt_text` come first, as they are, then those that only other forms have. `tgt_text` is ranked as
+    "hit@1", `tgt_text_FORM` as "hit@1_FORM"; with `tgt_kinds_FORM`, each kind of distractor under its own name, too. A
+    repeat of the right caption is in no ranking. Raises DataError for a row without captions, or with unequal forms.
     """
-    gold = _caption((row["tgt_text"] or [""])[0], key)
-    index_of: dict[str, int] = {}
-    rankings: dict[str, list[int]] = {}
-    for column in form_columns(row):
-        form = column.removeprefix("tgt_text")
-        captions = _form(row[column], gold, column, key)
-        rankings[f"hit@1{form}"] = indices = [index_of.setdefault(caption, len(index_of)) for caption in captions]
-        rankings |= _by_kind(indices, row.get(f"tgt_kinds{form}"), form, key)
-    return {**_region(row, row["qry_text"], key, number, size), "candidates": list(index_of), "rankings": rankings}
+    captions = list(row["tgt_text"] or [])
+    check_candidates([(caption, None) for caption in captions], key)
+    gold, indices = captions[0], {caption: index for index, caption in reversed(list(enumerate(captions)))}
+    rankings = {"hit@1": drop_gold_repeats(captions, range(len(captions)))}
+    for column in form_columns(row)[1:]:
+        form, found = column.removeprefix("tgt_text"), list(row[column] or [])
+        check_form(found, gold, column, key)
+        captions += [caption for caption in dict.fromkeys(found) if caption not in indices]
+        indices |= {caption: index for index, caption in reversed(list(enumerate(captions)))}
+        rankings[f"hit@1{form}"] = (0, *(indices[caption] for caption in found if caption != gold))
+        kinds = row.get(f"tgt_kinds{form}") or []
+        if kinds and len(kinds) != len(found):
+            raise DataError(key, f"kinds do not match: {len(kinds)} kinds for {len(found)} captions of {column}")
+        for kind in dict.fromkeys(kinds[1:]):
+            chosen = [text for text, its_kind in zip(found, kinds, strict=True) if its_kind == kind and text != gold]
+            rankings[kind] = (0, *(indices[caption] for caption in chosen))
+    return captions, rankings
 
 
 def form_columns(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
@@ -51,26 +68,12 @@ def form_columns(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
     return sorted(name for name in names if name == "tgt_text" or name.startswith("tgt_text_"))
 
 
-def _form(captions: Sequence[str] | None, gold: str, column: str, key: str) -> list[str]:
-    if not captions or len(captions) < 2 or not all(captions):
-        raise DataError(key, f"missing caption: {column} holds {captions!r}, expected two captions or more")
+def check_form(captions: Sequence[str], gold: str, column: str, key: str) -> None:
+    """Raise DataError for another form's captions that are missing, or have another right one."""
+    if not captions or not all(captions):
+        raise DataError(key, f"missing caption: {column} holds {captions!r}, expected texts")
     if captions[0] != gold:
         raise DataError(key, f"another gold caption: {column} starts with {captions[0]!r}, tgt_text with {gold!r}")
-    if gold in captions[1:]:
-        raise DataError(key, f"gold repeated among distractors: {gold!r} in {column}")
-    return list(captions)
-
-
-def _by_kind(indices: Sequence[int], kinds: Sequence[str] | None, form: str, key: str) -> dict[str, list[int]]:
-    if not kinds or not form:
-        return {}
-    if len(kinds) != len(indices):
-        raise DataError(key, f"kinds do not match: {len(kinds)} kinds for {len(indices)} captions of tgt_text{form}")
-    names = dict.fromkeys(kinds[1:])
-    return {
-        name: [indices[0], *(index for index, kind in zip(indices[1:], kinds[1:], strict=True) if kind == name)]
-        for name in names
-    }
 
 
 def _caption(text: str | None, key: str) -> str:
@@ -83,7 +86,15 @@ def _region(row: Mapping[str, Any], query: str | None, key: str, number: int, si
     if not query:
         raise DataError(key, "missing query: its text is empty")
     box, mask = xyxy(row["bbox"], key, size), run_lengths(row.get("segmentation"), key, size)
-    return {"row": number, "query": query, "box": box, "mask": mask, "category": row.get("category")}
+    found = {"row": number, "query": query, "box": box, "mask": mask, "category": row.get("category")}
+    published = corners(row["bbox"])
+    return found if published == box else {**found, "published_box": published}
+
+
+def corners(box: Sequence[float]) -> list[float]:
+    """Return COCO's [x, y, width, height] as [x1, y1, x2, y2], as published queries write a box in words."""
+    x, y, width, height = box
+    return [x, y, x + width, y + height]
 
 
 def xyxy(box: Sequence[float] | None, key: str, size: tuple[int, int]) -> list[float]:
@@ -93,10 +104,9 @@ def xyxy(box: Sequence[float] | None, key: str, size: tuple[int, int]) -> list[f
     """
     if box is None or len(box) != 4 or any(value is None for value in box):
         raise DataError(key, f"no box: found {box}, expected [x, y, width, height] in pixels")
-    (x, y, box_width, box_height), (height, width) = box, size
-    corners = [x, y, x + box_width, y + box_height]
-    clipped = [min(max(value, 0), limit) for value, limit in zip(corners, (width, height, width, height), strict=True)]
-    if not all(abs(value - inside) <= BOX_SLACK for value, inside in zip(corners, clipped, strict=True)):
+    given, (height, width) = corners(box), size
+    clipped = [min(max(value, 0), limit) for value, limit in zip(given, (width, height, width, height), strict=True)]
+    if not all(abs(value - inside) <= BOX_SLACK for value, inside in zip(given, clipped, strict=True)):
         raise DataError(key, f"box outside the image: {list(box)} in {width}x{height} pixels")
     if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
         raise DataError(key, f"box without area: {list(box)}")

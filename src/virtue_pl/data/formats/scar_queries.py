@@ -58,11 +58,9 @@ def read_rankings(row: Row, num_candidates: int) -> dict[str, tuple[int, ...]]:
         raise DataError(
             row.key, f"field 'rankings' is {rankings!r}, expected lists of candidate indices by name"
         ) from error
-    if not all(
-        len(indices) > 1 and all(0 <= index < num_candidates for index in indices) for indices in checked.values()
-    ):
+    if not all(indices and all(0 <= index < num_candidates for index in indices) for indices in checked.values()):
         raise DataError(
             row.key,
-            f"rankings {checked}, expected two indices or more, below {num_candidates} (the number of candidates)",
+            f"rankings {checked}, expected one index or more, below {num_candidates} (the number of candidates)",
         )
     return checked

@@ -53,13 +53,21 @@ class Archive(NamedTuple):
             raise DataError(key, f"damaged archive member: {path} in {self.file.filename} ({error})") from error
 
 
-@lru_cache(maxsize=4)
 def open_archive(path: Path) -> Archive:
-    """Open an archive, or return it if it is open already.
+    """Open an archive, or return it if it is open already and has not been written anew.
 
     AppleDouble leftovers are passed over. Raises VirtueError for an archive that is damaged, or unsafe as a whole: with
     a member that would lie outside the folder, with a link, or with more than `MAX_MEMBERS` members.
     """
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise VirtueError(f"{path} cannot be read ({error.strerror}): fetch it again") from error
+    return _open_archive(path, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _open_archive(path: Path, inode: int, size: int, changed: int) -> Archive:
     try:
         file = zipfile.ZipFile(path)
     except _DAMAGE as error:

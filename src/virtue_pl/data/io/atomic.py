@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+JUST_NOW = 2_000_000_000
+"""Nanoseconds for which a file counts as written just now."""
 
 
 @contextmanager
@@ -27,6 +32,22 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_sha256(path: Path) -> str:
+    """Return a file's SHA-256, which each process computes once for as long as the file and its time are the same.
+
+    A file that was written just now may change again within one tick of its clock, so nothing is remembered of it.
+    """
+    about = path.stat()
+    if abs(time.time_ns() - about.st_mtime_ns) < JUST_NOW:
+        return sha256(path)
+    return _sha256_of(str(path), about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _sha256_of(path: str, inode: int, size: int, changed: int) -> str:
+    return sha256(Path(path))
 
 
 def has_checksum(path: Path, checksum: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,25 @@ class ImageFiles:
         if data.startswith(APPLE_DOUBLE):
             raise DataError(key, f"AppleDouble leftover: {image} holds what macOS leaves beside a file, no image")
         return data
+
+    def state(self, image: str | None) -> str:
+        """Return what changes when an image's file comes, goes or is written anew, without reading it.
+
+        It is "" where the image is missing.
+        """
+        path = (image or "").removeprefix("images/")
+        for file in (folder / path for folder in self.folders):
+            try:
+                about = file.stat()
+            except OSError:
+                continue
+            if stat.S_ISREG(about.st_mode):
+                return f"{about.st_size} bytes of {about.st_mtime_ns}"
+        for archive in archives_for(self.archives, path):
+            member = open_archive(archive).members.get(path)
+            if member is not None:
+                return f"{member.file_size} bytes, CRC {member.CRC}"
+        return ""
 
     def read_checked(self, image: str | None, key: str, max_pixels: int) -> tuple[bytes, ImageHeader]:
         """Return the compressed bytes of an image, and its header.

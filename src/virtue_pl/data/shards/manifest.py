@@ -12,14 +12,16 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from virtue_pl.data.io.archives import is_apple_double
+from virtue_pl.data.io.atomic import first_sha256
 from virtue_pl.data.io.cache import CacheOptions
 from virtue_pl.data.io.remote import RemoteFolder, is_remote
 from virtue_pl.features.store import StoredFeatures
@@ -123,6 +125,19 @@ class Manifest:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
 
+    def check_totals(self, content: Mapping[str, Any]) -> None:
+        """Raise ValueError where the shards are not those that `write` summed up in `content`."""
+        for shard in self.shards:
+            if (shard.images, shard.rows) != (len(shard.rows_per_image), sum(shard.rows_per_image)):
+                raise ValueError(f"the counts of {shard.name} do not add up")
+            if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
+                raise ValueError(f"a shard is called {shard.name!r}, expected NAME.tar")
+        if len({shard.name for shard in self.shards}) != len(self.shards):
+            raise ValueError("a shard is named twice")
+        for name, found in (("rows", self.rows), ("pictures", self.images), ("fingerprint", self.fingerprint)):
+            if content.get(name, found) != found:
+                raise ValueError(f"the {name} of its shards are {found}, its own {content[name]}")
+
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Return the manifest of a file. Raises VirtueError where it is no finished manifest of this format."""
@@ -131,7 +146,8 @@ class Manifest:
             names = cls.__dataclass_fields__
             values = {name: as_tuples(value) for name, value in content.items() if name in names}
             manifest = cls(**{**values, "shards": tuple(Shard.from_json(shard) for shard in content["shards"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            manifest.check_totals(content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise VirtueError(
                 f"{path} is no manifest of shards ({error}): write the shards again with `virtue-pl shards`"
             ) from error
@@ -168,13 +184,19 @@ class ShardFolder:
     resize_to_square: int | None = None
     """See `Record`."""
 
+    is_limited: bool = False
+    """Whether `limit_rows` has cut the manifest: the last shard may hold more records than it says."""
+
     @classmethod
-    def open(cls, path: str | Path, option: str, cache: CacheOptions = CacheOptions()) -> ShardFolder:
+    def open(
+        cls, path: str | Path, option: str, cache: CacheOptions = CacheOptions(), check: bool = True
+    ) -> ShardFolder:
         """Open a folder of shards, or the URL of one.
 
         A URL's shards are copied to a folder in `cache.folder` when they are read; once all are copied, that folder can
         be named in place of the URL. Raises VirtueError, which names `option` (the setting that gave the path), where
-        shards are missing.
+        shards are missing or not as long as the manifest says, and for shards that it does not name; without `check`
+        only where there is no manifest.
         """
         if is_remote(path):
             manifest = Manifest.read(RemoteFolder(str(path), cache, option=option).fetch(MANIFEST))
@@ -189,23 +211,77 @@ class ShardFolder:
                 f" change {option}"
             )
         folder = cls(path, Manifest.read(path / MANIFEST))
-        missing = [shard.name for shard in folder.manifest.shards if not (path / shard.name).is_file()]
-        if missing:
-            raise VirtueError(
-                f"{option}: {path} lacks {len(missing)} of {len(folder.manifest.shards)} shards, e.g. {missing[0]}:"
-                " write them again"
-            )
+        problem = folder.find_problem() if check else ""
+        if problem:
+            raise VirtueError(f"{option}: {problem}: write them again, or change {option}")
         return folder
 
-    def hold_file(self, name: str) -> AbstractContextManager[Path]:
+    def find_problem(self) -> str:
+        """Return what is wrong with the folder's files by their names and lengths; "" where nothing is."""
+        lengths = {shard.name: shard.bytes for shard in self.manifest.shards}
+        found = {name: file_length(self.path / name) for name in lengths}
+        missing = [name for name, length in found.items() if length is None]
+        if missing:
+            return f"{self.path} lacks {len(missing)} of {len(found)} shards, e.g. {missing[0]}"
+        changed = [name for name, length in found.items() if length != lengths[name]]
+        if changed:
+            name = changed[0]
+            return (
+                f"{self.path} has {len(changed)} of {len(found)} shards that are not those of its {MANIFEST}, e.g."
+                f" {name} with {found[name]:,} bytes, expected {lengths[name]:,}"
+            )
+        unnamed_tars = self.unnamed_tars()
+        return f"{self.path} holds {unnamed_tars[0]}, which its {MANIFEST} does not name" if unnamed_tars else ""
+
+    def unnamed_tars(self) -> list[str]:
+        """Return the names of tars in the folder that the manifest does not name."""
+        named = {shard.name for shard in self.manifest.shards}
+        found = sorted(path.name for path in self.path.glob("*.tar"))
+        return [name for name in found if name not in named and not is_apple_double(name)]
+
+    @contextmanager
+    def hold_file(self, name: str) -> Iterator[Path]:
         """Provide the file of a shard, copied from its URL if need be, which is kept while it is read.
 
-        Raises VirtueError where it cannot be read.
+        A shard of rankings is compared with its checksum when a process first reads it (a copy whenever it does), since
+        a result is only worth what was ranked; one of training is when it is copied, and by `virtue-pl doctor`. Raises
+        VirtueError where it cannot be read, or is another file than the manifest says.
         """
-        if self.remote is None:
-            return nullcontext(self.path / name)
-        shard = self._by_name[name]
-        return self.remote.hold_file(name, shard.bytes, shard.sha256)
+        shard = self.shard(name)
+        held = (
+            nullcontext(self.path / name)
+            if self.remote is None
+            else self.remote.hold_file(name, shard.bytes, shard.sha256)
+        )
+        with held as path:
+            if self.manifest.kind == "rankings":
+                self.check_content(shard, path)
+            yield path
+
+    def check_content(self, shard: Shard, path: Path) -> None:
+        """Raise VirtueError where a file has another content than that of the shard."""
+        try:
+            found = first_sha256(path)
+        except OSError as error:
+            raise VirtueError(f"{path} cannot be read ({error.strerror}): write the shards again") from error
+        if found != shard.sha256:
+            mend = "delete it, it is copied again" if self.remote is not None else "write the shards again"
+            raise VirtueError(
+                f"{path} is not the shard of its {MANIFEST}: SHA-256 {found[:12]}..., expected {shard.sha256[:12]}...:"
+                f" {mend}"
+            )
+
+    def shard(self, name: str) -> Shard:
+        """Return the shard of that name."""
+        return self._by_name[name]
+
+    def first_record(self, name: str) -> int:
+        """Return the index of the first record of a shard."""
+        return self._first_records[name]
+
+    def may_hold_more(self, name: str) -> bool:
+        """Return whether a shard may hold more records than the manifest, which was cut, says."""
+        return self.is_limited and name == self.manifest.shards[-1].name
 
     def limit_rows(self, rows: int | None) -> ShardFolder:
         """Return the folder of the first images alone, as many as have at most `rows` rows; None for all."""
@@ -218,7 +294,7 @@ class ShardFolder:
                 whole.append(replace(shard, images=len(counts), rows=sum(counts), rows_per_image=counts))
             if len(counts) < shard.images:
                 break
-        return replace(self, manifest=replace(self.manifest, shards=tuple(whole)))
+        return replace(self, manifest=replace(self.manifest, shards=tuple(whole)), is_limited=True)
 
     def shards_within(self, rows: int | None) -> tuple[Shard, ...]:
         """Return all shards, or the first ones that hold `rows` rows."""
@@ -237,6 +313,16 @@ class ShardFolder:
     @cached_property
     def _by_name(self) -> dict[str, Shard]:
         return {shard.name: shard for shard in self.manifest.shards}
+
+    @cached_property
+    def _first_records(self) -> dict[str, int]:
+        starts = accumulate((shard.images for shard in self.manifest.shards), initial=0)
+        return {shard.name: start for shard, start in zip(self.manifest.shards, starts, strict=False)}
+
+
+def file_length(path: Path) -> int | None:
+    """Return the length of a file in bytes; None where it is no file."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def counts_within(counts: tuple[int, ...], rows: int) -> tuple[int, ...]:

@@ -156,6 +156,8 @@ def read_record(members: Mapping[str, Any], name: str, task: str) -> Record:
     Its json gives the number of its images, if not one. Raises DataError, which names the record, for a damaged entry.
     """
     key = f"{name}/{members['__key__']}"
+    if not members["__key__"].isdecimal():
+        raise DataError(key, f"record {members['__key__']!r}, expected a number")
     if "json" not in members:
         raise DataError(key, f"found {found_members(members)}, expected one json")
     try:

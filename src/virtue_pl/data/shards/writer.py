@@ -8,6 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,9 @@ from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.types import DataError, VirtueError
 
 JOURNAL = "journal.jsonl"
-"""File in a half-written folder: a first line with its source, then a line for every finished shard."""
+"""File in a folder of shards: a first line with its source, a line for every finished shard, with a digest of all that
+its groups of rows and those before were made from, and a last line where the folder is finished.
+"""
 
 
 class ShardWriter:
@@ -30,9 +33,11 @@ class ShardWriter:
     another process writes it.
 
     Args:
-        folder: where the shards will be; must not exist yet.
+        folder: where the shards will be. One that is there (`reopen`) is replaced when its successor is whole.
         images_per_shard: records of a tar.
         source: fingerprint of what is converted, and how.
+        inputs: for each group of rows, a digest of what it and those before are made from beside the source, such as
+            images. A half-written folder is continued up to its first shard of other inputs.
 
     Example:
         >>> with ShardWriter(Path("shards/mini"), images_per_shard=100) as writer:  # doctest: +SKIP
@@ -41,13 +46,14 @@ class ShardWriter:
         ...     writer.write_manifest(name="mini", kind="pairs", task="mini", meta_task="captions", licence="CC0")
     """
 
-    def __init__(self, folder: Path, images_per_shard: int, source: str = "") -> None:
+    def __init__(self, folder: Path, images_per_shard: int, source: str = "", inputs: Sequence[str] = ()) -> None:
         if images_per_shard < 1:
             raise VirtueError(f"images per shard is {images_per_shard}, expected 1 or more")
         self.folder = folder
         self.images_per_shard = images_per_shard
         self.source = source
-        self.partial = folder.with_name(f".{folder.name}.partial")
+        self.inputs = inputs
+        self.partial = partial_folder(folder)
         self.shards: list[Shard] = []
         self.groups = 0
         self.skipped: Counter[str] = Counter()
@@ -126,8 +132,8 @@ class ShardWriter:
             **about,
         )
         manifest.write(self.partial / MANIFEST)
-        os.replace(self.partial, self.folder)
-        (self.folder / JOURNAL).unlink()
+        self._append_line(finished=finish_line(self.inputs))
+        replace_folder(self.partial, self.folder)
         return manifest
 
     @property
@@ -150,8 +156,13 @@ class ShardWriter:
             skipped_rows=self.skipped_rows[self._named :],
             negatives=sorted(self.negatives),
             rankings=list(self.rankings),
+            inputs=self._inputs_of(self.groups),
         )
         self._named = len(self.skipped_rows)
+
+    def _inputs_of(self, groups: int) -> str:
+        """Return the digest of the inputs of the first groups."""
+        return self.inputs[groups - 1] if 0 < groups <= len(self.inputs) else ""
 
     def _append_line(self, **line: Any) -> None:
         self._journal.write(json.dumps(line) + "\n")
@@ -175,7 +186,10 @@ class ShardWriter:
                 f"{self.partial} holds half of something else, made from another source or with other settings: remove"
                 " it, or change --out"
             )
-        whole = list(whole_shards(self.partial, lines))
+        current = takewhile(
+            lambda line: "shard" in line and line.get("inputs", "") == self._inputs_of(line["groups"]), lines
+        )
+        whole = list(whole_shards(self.partial, list(current)))
         for line in whole:
             self._restore(line)
         names = {shard.name for shard in self.shards} | {JOURNAL}
@@ -196,6 +210,51 @@ class ShardWriter:
         self.skipped_rows += [as_tuples(row) for row in line["skipped_rows"]]
         self._named = len(self.skipped_rows)
         self.negatives, self.rankings = set(line["negatives"]), dict.fromkeys(line["rankings"])
+
+
+def partial_folder(folder: Path) -> Path:
+    """Return the folder in which the shards of `folder` are until they are finished."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def finish_line(inputs: Sequence[str]) -> dict[str, Any]:
+    """Return what the journal's last line says of a finished folder."""
+    return {"groups": len(inputs), "inputs": inputs[-1] if inputs else ""}
+
+
+def is_made_from(folder: Path, inputs: Sequence[str]) -> bool:
+    """Return whether a finished folder was made from these inputs, see `ShardWriter`."""
+    journal = folder / JOURNAL
+    lines = journal_lines(journal) if journal.is_file() else []
+    return bool(lines) and lines[-1].get("finished") == finish_line(inputs)
+
+
+def reopen(folder: Path) -> None:
+    """Make a half-written folder of a finished one, which stays; a writer then keeps its shards up to a changed one."""
+    partial = partial_folder(folder)
+    if partial.exists() or not (folder / JOURNAL).is_file():
+        return
+    partial.mkdir()
+    for path in folder.glob("*.tar"):
+        try:
+            os.link(path, partial / path.name)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, partial / path.name)
+    shutil.copyfile(folder / JOURNAL, partial / JOURNAL)  # last: without it, nothing is kept
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Give a finished folder its name; what else an older one holds, such as stored features, moves into it."""
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    if old.exists():
+        for path in old.iterdir():
+            if path.suffix != ".tar" and not (folder / path.name).exists():
+                os.replace(path, folder / path.name)
+        shutil.rmtree(old)
 
 
 def journal_lines(path: Path) -> list[dict[str, Any]]:

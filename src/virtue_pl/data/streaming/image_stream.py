@@ -12,7 +12,9 @@ from torch import Tensor
 from virtue_pl.data.shards.manifest import Shard, ShardFolder
 from virtue_pl.data.shards.records import Record, RecordImage
 from virtue_pl.data.streaming.loader import BatchStream
-from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog, read_shards
+from virtue_pl.data.streaming.pipeline import ReaderInfo
+from virtue_pl.data.streaming.shard_reader import read_shards
+from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.features.store import FeatureProvenance, features_path, is_stored
 from virtue_pl.types import DataError, ImageBatch, ShardImageBatch
 

@@ -14,13 +14,13 @@ from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.data.streaming.partition import ranking_batches, share_for_rank
 from virtue_pl.data.streaming.pipeline import (
     ReaderInfo,
-    SkipLog,
     ToSample,
     TrainingSource,
     derive_reader_seed,
     distinct_batches,
     training_samples,
 )
+from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.types import RankingSample, Sample, TensorDataclass, VirtueError
 
 

@@ -10,7 +10,9 @@ from itertools import accumulate, groupby, pairwise
 from typing import cast
 
 from virtue_pl.data.shards.manifest import ShardFolder
-from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog, ToSample, read_shards, record_samples
+from virtue_pl.data.streaming.pipeline import ReaderInfo, ToSample, record_samples
+from virtue_pl.data.streaming.shard_reader import read_shards
+from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.types import RankingSample
 
 

@@ -4,74 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import random
-import tarfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
-from typing import Any
 
 from virtue_pl.data.shards.manifest import ShardFolder
-from virtue_pl.data.shards.records import Record, RecordImage, Row, no_features, read_record
+from virtue_pl.data.shards.records import Record, RecordImage, Row
 from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
+from virtue_pl.data.streaming.shard_reader import read_shards
+from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.types import DataError, RankingSample, Sample, VirtueError
 
 ToSample = Callable[[Row, Sequence[RecordImage]], Sample | RankingSample]
-
-
-class SkipLog:
-    """The samples that were skipped, by key, and the limits at which the run stops.
-
-    A bad sample that comes again (in the next epoch) counts once.
-
-    Args:
-        limits: as many bad samples are passed over; one more stops the run.
-
-    Example:
-        >>> log = SkipLog(BadSampleLimits(max_bad_samples=1))
-        >>> log.skip(DataError("set/7", "damaged image"))
-        >>> skip_summary(log.problems)
-        '1 bad samples (set/7: damaged image)'
-    """
-
-    def __init__(self, limits: BadSampleLimits) -> None:
-        self.limits = limits
-        self.problems: dict[str, str] = {}
-        self.consecutive = 0
-        self._new: list[tuple[str, str]] = []
-
-    def skip(self, error: DataError) -> None:
-        """Count `error`. Raises VirtueError, naming the first bad samples, where a limit is passed."""
-        most, most_in_a_row = self.limits.max_bad_samples, self.limits.max_consecutive_bad
-        self.consecutive += 1
-        if error.key not in self.problems:
-            self.problems[error.key] = error.problem
-            self._new.append((error.key, error.problem))
-        if len(self.problems) > most:
-            raise VirtueError(f"{skip_summary(self.problems)}: more than max_bad_samples = {most}")
-        if self.consecutive > most_in_a_row:
-            found = f"{skip_summary(self.problems)}: {self.consecutive} in a row"
-            raise VirtueError(f"{found}, more than max_consecutive_bad = {most_in_a_row}")
-
-    def reset_consecutive(self) -> None:
-        """Note a good sample: bad ones are counted in a row from 0 again."""
-        self.consecutive = 0
-
-    def drain(self) -> tuple[tuple[str, str], ...]:
-        """Return keys and problems since the last call."""
-        new, self._new = tuple(self._new), []
-        return new
-
-
-def skip_summary(problems: Mapping[str, str], named: int = 5) -> str:
-    """Return one line: how many samples were bad, and the first of them with their problems."""
-    if not problems:
-        return "no bad samples"
-    first = "; ".join(f"{key}: {problem}" for key, problem in islice(problems.items(), named))
-    more = f"; and {len(problems) - named} more" if len(problems) > named else ""
-    return f"{len(problems)} bad samples ({first}{more})"
 
 
 @dataclass(frozen=True)
@@ -128,49 +74,6 @@ def derive_reader_seed(seed: int, epoch: int, reader: ReaderInfo, *extra: int) -
 def hash_seed(text: str) -> int:
     """Return 48 bits of a text's hash, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
-
-
-def read_shards(shards: Iterable[Mapping[str, Any]], folder: ShardFolder, log: SkipLog) -> Iterator[Record]:
-    """Yield every record of the shards (`{"url": path}`), in order.
-
-    What cannot be read is named and skipped: the rest of a tar, or one record. Raises VirtueError for a shard of a URL
-    that cannot be copied: that is no bad sample.
-    """
-    end = folder.manifest.images
-    for shard in shards:
-        name = shard["url"].rpartition("/")[2]
-        stored = no_features if folder.features is None else partial(folder.features.read, name)
-        with folder.hold_file(name) as path:
-            for members in read_tar(str(path), folder.manifest.name, log):
-                try:
-                    record = read_record(members, folder.manifest.name, folder.manifest.task)
-                    if record.index < end:
-                        yield replace(record, stored=stored, resize_to_square=folder.resize_to_square)
-                except DataError as error:
-                    log.skip(error)
-
-
-def read_tar(path: str, name: str, log: SkipLog) -> Iterator[dict[str, Any]]:
-    """Yield the records of one tar, grouped by webdataset, up to where it is damaged."""
-    errors: list[Exception] = []
-
-    def stop(error: Exception) -> bool:
-        if not isinstance(error, tarfile.TarError | OSError | EOFError | ValueError):
-            raise error
-        errors.append(error)
-        return False
-
-    found = False
-    with open(path, "rb") as stream:
-        files = wds.tariterators.tar_file_expander([{"url": path, "stream": stream}], handler=stop)
-        for members in wds.tariterators.group_by_keys(files, handler=stop):
-            found = True
-            yield members
-    key = f"{name}/{path.rpartition('/')[2]}"
-    if errors:
-        log.skip(DataError(key, f"damaged tar: {str(errors[0].args[0]).partition(' @ ')[0]}"))
-    elif not found:
-        log.skip(DataError(key, "the tar holds no record"))
 
 
 def record_samples(

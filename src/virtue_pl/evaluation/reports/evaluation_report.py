@@ -15,6 +15,7 @@ from rich.console import Console
 from virtue_pl.evaluation.probes.measurements import Measurements
 from virtue_pl.evaluation.reports.failures import failures_of
 from virtue_pl.evaluation.reports.html_report import html_report
+from virtue_pl.evaluation.reports.left_out import left_out_notes, name_left_out
 from virtue_pl.evaluation.reports.metric_tables import metric_tables, terminal_table
 from virtue_pl.evaluation.reports.probe_tables import measurement_tables
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
@@ -88,6 +89,7 @@ class EvaluationReport:
                 if benchmark in published_results()
             },
             "missing": dict(plan.missing),
+            "left_out": {name: dict(counts) for name, counts in plan.left_out.items()},
             "results": results,
             "chance": chance_levels,
             "embeddings": embedded,
@@ -99,8 +101,9 @@ class EvaluationReport:
             "context": context(data_fingerprint=plan.fingerprint()),
         }
         write_json(self.folder / "report.json", report)
-        notes = self.notes(plan.missing, means, embedded, settings)
-        tables = metric_tables(found, plan.sets, means)
+        ranked = {each.about.name: len(each.rows) for each in plan.sets}
+        notes = self.notes(plan.missing, means, embedded, settings) + left_out_notes(plan.left_out, ranked)
+        tables = name_left_out(metric_tables(found, plan.sets, means), plan.sets, plan.left_out, means)
         further = [markdown_table(*table) for table in measurement_tables(measured)]
         text = [
             *(markdown_table(*table) for table in tables),

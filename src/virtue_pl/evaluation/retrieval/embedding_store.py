@@ -7,6 +7,7 @@ and several evaluations may add at the same time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -84,7 +85,8 @@ class EmbeddingStore:
         name = f"part-{uuid4().hex}.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{name}.{os.getpid()}"
-        save_file({"embeddings": embeddings}, temporary, {"keys": json.dumps(keys)})
+        metadata = {"keys": json.dumps(keys), "model": self.folder.name, "sha256": checksum(embeddings)}
+        save_file({"embeddings": embeddings}, temporary, metadata)
         os.replace(temporary, self.folder / name)
         self._register(name, keys, embeddings)
         self._buffer, self._written = [], time.monotonic()
@@ -161,12 +163,26 @@ class ModelStore:
 
 
 def read_part(path: Path) -> tuple[list[str], Float[Tensor, "rows dim"]]:
-    """Read keys and embeddings of a part. Raises VirtueError for a file that is none."""
+    """Read keys and embeddings of a part.
+
+    Raises VirtueError for a file that is none, is of another model than its folder, or has other content than was
+    written.
+    """
     try:
         with safe_open(path, "pt") as file:
-            keys, embeddings = json.loads((file.metadata() or {})["keys"]), file.get_tensor("embeddings")
+            metadata = file.metadata() or {}
+            keys, embeddings = json.loads(metadata["keys"]), file.get_tensor("embeddings")
         if len(keys) != len(embeddings):
             raise ValueError(f"{len(keys)} keys for {len(embeddings)} rows")
+        if metadata.get("model", path.parent.name) != path.parent.name:
+            raise ValueError(f"it is of the model {metadata['model']}")
+        if "sha256" in metadata and metadata["sha256"] != checksum(embeddings):
+            raise ValueError("its content has changed")
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise VirtueError(f"store: {path} holds no embeddings ({error}): delete it, they are computed again") from error
     return keys, embeddings
+
+
+def checksum(embeddings: Float[Tensor, "rows dim"]) -> str:
+    """Return the SHA-256 of embeddings."""
+    return hashlib.sha256(embeddings.contiguous().numpy().tobytes()).hexdigest()
