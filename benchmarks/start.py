@@ -46,8 +46,8 @@ def main() -> None:
     }
     measured["slowest_help"] = max(measured["help"].values())
     if Path(options.model).exists():
-        load = ["-c", ENCODE, options.model]
-        measured["load_and_encode"] = in_turns(options.pairs, load, load, SOURCE, options.before)
+        load, before = (["-c", ENCODE, model] for model in (options.model, options.before_model or options.model))
+        measured["load_and_encode"] = in_turns(options.pairs, load, before, SOURCE, options.before)
     else:
         measured["no_model"] = "run `make quickstart`, or give --model"
     print(json.dumps({**about, **measured}, indent=1))
@@ -63,6 +63,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--before", type=Path, default=SOURCE, help="the src folder of another version, for the other of each pair"
+    )
+    parser.add_argument(
+        "--before-model", help="the same model in a form that the other version reads (default: --model)"
     )
     return parser.parse_args()
 
