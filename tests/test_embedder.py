@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -289,6 +290,129 @@ def test_a_published_folder(tmp_path):
     assert found.shape == (2, embedder.embed_dim) and not np.allclose(found[0], found[1], atol=1e-4)
     shown = torch.from_numpy(IMAGES[0]).permute(2, 0, 1).contiguous()
     np.testing.assert_allclose(found[0], alone(embedder, EmbeddingInput("what is it", (shown,), BOX)), atol=1e-5)
+
+
+def test_max_pixels_is_an_option_wherever_images_come_in(exported, embedder, tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(IMAGES[0]).save(path)
+    told = r"^row 1{}: image too large: 90x60 pixels, more than max_pixels = 5399$"
+    for small in (
+        Embedder(embedder.model, "cpu", max_pixels=60 * 90 - 1),
+        Embedder.from_pretrained(exported, device="cpu", max_pixels=60 * 90 - 1),
+    ):
+        for image, where in ((path, rf" \({path}\)"), (str(path), rf" \({path}\)"), (path.read_bytes(), "")):
+            for images in ([None, image], (image for image in [None, image])):
+                with pytest.raises(VirtueError, match=told.format(where)):
+                    small.encode(["a", "b"], images)
+        assert small.encode(images=[IMAGES[0], Image.open(path)]).shape[0] == 2, "pixels in memory have no limit"
+    enough = Embedder(embedder.model, "cpu", max_pixels=60 * 90)
+    np.testing.assert_array_equal(enough.encode(images=path), embedder.encode(images=IMAGES[0]))
+    with pytest.raises(VirtueError, match="max_pixels is 0, expected at least 1"):
+        Embedder(embedder.model, "cpu", max_pixels=0)
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[Path]:
+    """Eleven images of two sizes, of which three have the same pixels."""
+    paths = [tmp_path / f"{number:02d}.png" for number in range(11)]
+    for number, path in enumerate(paths):
+        size = ((60, 90), (60, 90), (120, 200))[number % 3]
+        pixels = np.random.default_rng(number % 10).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    Image.open(paths[0]).save(paths[9])
+    return paths
+
+
+@pytest.fixture
+def alive(monkeypatch):
+    """Images decoded from their files: how many, and how many of them are alive at most."""
+    decoded, images = {"total": 0, "most": 0}, weakref.WeakSet()
+
+    def decode(image, *arguments):
+        pixels = to_image(image, *arguments)
+        images.add(pixels)
+        decoded["total"] += 1
+        decoded["most"] = max(decoded["most"], len(images))
+        return pixels
+
+    monkeypatch.setattr("virtue_pl.preprocessing.image_sources.to_image", decode)
+    return decoded
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
+def test_paths_are_embedded_as_their_pixels_and_decoded_when_their_batch_comes(embedder, photos, alive, batch_size):
+    """To the bit what all of them, decoded beforehand, are in one list."""
+    texts = ["what is it" + " or where" * (number % 4) for number in range(11)]
+    prompts = [None if number % 3 else BOX for number in range(11)]
+    found = embedder.encode(texts, photos, prompts, batch_size=batch_size)
+    assert alive["most"] <= batch_size and alive["total"] == (11 if batch_size == 16 else 11 + 9)
+    embedder.feature_cache = FeatureCache(8)
+    decoded = [
+        EmbeddingInput(text, (to_image(photo, ""),), prompt or VisualPrompt())
+        for text, photo, prompt in zip(texts, photos, prompts, strict=True)
+    ]
+    np.testing.assert_array_equal(found, embedder.embed(decoded, batch_size).numpy())
+    for forms in ([np.array(Image.open(photo)) for photo in photos], [photo.read_bytes() for photo in photos]):
+        embedder.feature_cache = FeatureCache(8)
+        np.testing.assert_array_equal(found, embedder.encode(texts, forms, prompts, batch_size=batch_size))
+
+
+def test_one_image_of_many_rows_is_decoded_no_more_often_than_one_of_few(embedder, photos, alive):
+    embedder.encode([f"text {number}" for number in range(40)], photos[0], batch_size=4)
+    assert alive["total"] == 1
+    embedder.encode([f"text {number}" for number in range(24)], sorted(photos[:6] * 4), batch_size=4)
+    assert alive["total"] == 1 + 6 + 6 and alive["most"] <= 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_an_iterable_is_asked_for_one_batch_at_a_time(embedder, photos, alive, batch_size, monkeypatch):
+    asked, ahead, encode_batch = [], [], embedder.encode_batch
+
+    def photo_stream():
+        for photo in photos:
+            asked.append(photo)
+            yield photo
+
+    def encode(items):
+        ahead.append((len(asked), alive["total"]))
+        return encode_batch(items)
+
+    monkeypatch.setattr(embedder, "encode_batch", encode)
+    found = embedder.encode("what is it", photo_stream(), (None for _ in photos), batch_size=batch_size)
+    assert ahead == [(min(11, row + batch_size),) * 2 for row in range(0, 11, batch_size)]
+    assert alive["most"] <= batch_size and found.shape == (11, embedder.embed_dim)
+    np.testing.assert_allclose(found, embedder.encode("what is it", photos, batch_size=batch_size), atol=1e-5)
+    items = [EmbeddingInput("what is it", (to_image(photo, ""),)) for photo in photos]
+    np.testing.assert_allclose(embedder.embed(iter(items), batch_size), found, atol=1e-5)
+
+
+def test_iterables_without_rows_and_with_a_bar(embedder, capsys):
+    for empty in ([], iter([]), (text for text in ())):
+        assert embedder.encode(empty).shape == (0, embedder.embed_dim)
+    assert embedder.encode(images=iter([])).shape == embedder.embed(iter([])).shape == (0, embedder.embed_dim)
+    embedder.encode(iter("abcd"), progress=True)
+    assert "embedding" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_in_an_iterable_is_told_with_the_rows_before_it(embedder, photos):
+    """Nothing embedded is lost in silence."""
+    photos[7].write_bytes(b"no image")
+    lost = rf"^row 7 \({photos[7]}\): damaged image: 8 bytes .*; 6 rows before it were embedded and are not returned$"
+    with pytest.raises(VirtueError, match=lost):
+        embedder.encode(images=iter(photos), batch_size=3)
+    with pytest.raises(VirtueError, match=rf"^row 7 \({photos[7]}\): damaged image: 8 bytes [^;]*$"):
+        embedder.encode(images=photos, batch_size=3)
+    with pytest.raises(VirtueError, match=r"given 4 texts, and more images, .*; 3 rows before it were embedded"):
+        embedder.encode(iter("abcd"), iter(photos), batch_size=3)
+
+    def fails():
+        yield from photos[:4]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        embedder.encode(images=fails(), batch_size=3)
+    with pytest.raises(VirtueError, match="batch_size is -1, expected at least 1"):
+        embedder.encode(["a"], batch_size=-1)
 
 
 def test_recent_features():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,9 +19,13 @@ from virtue_pl.features.frozen import FeatureCache
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.models.virtue import Virtue
 from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
-from virtue_pl.preprocessing.images import pixel_key, to_image
+from virtue_pl.preprocessing.embedding_rows import Columns, build_rows, distinct_images
+from virtue_pl.preprocessing.image_sources import DecodedImages
+from virtue_pl.preprocessing.images import MAX_PIXELS, pixel_key
 from virtue_pl.preprocessing.input_formatters import InputFormatter
 from virtue_pl.types import EmbeddingInput, EncoderBatch, ImageFeatures, VirtueError, VisualPrompt
+
+Batch = TypeVar("Batch")
 
 CHARACTERS_PER_TOKEN, PIXELS_PER_TOKEN = 4, 28 * 28
 """Rough sizes of a token, by which rows of similar length are batched together; nothing else depends on them."""
@@ -37,6 +42,8 @@ class Embedder:
         device: "auto" is a GPU where there is one.
         batch_size: rows of a batch.
         cached_images: the number of images whose frozen features are cached, on the device.
+        max_pixels: larger images are refused from their header, before anything is decoded; 50_000_000 takes those of a
+            phone with 48 megapixels. It is of paths and compressed bytes: pixels in memory are taken as they are.
 
     Example:
         >>> embedder = Embedder.from_pretrained("exported")  # doctest: +SKIP
@@ -51,9 +58,12 @@ class Embedder:
         device: str | torch.device = "auto",
         batch_size: int = 16,
         cached_images: int = 32,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if batch_size < 1 or cached_images < 0:
             raise VirtueError(f"batch_size is {batch_size}, cached_images {cached_images}, expected at least 1 and 0")
+        if max_pixels < 1:
+            raise VirtueError(f"max_pixels is {max_pixels}, expected at least 1")
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(automatic if device == "auto" else device)
         self.model = model.to(self.device).eval()
@@ -62,6 +72,7 @@ class Embedder:
         assert isinstance(collator, ContrastiveCollator)
         self.collator = collator
         self.batch_size = batch_size
+        self.max_pixels = max_pixels
         self.feature_cache = FeatureCache(cached_images)
 
     @classmethod
@@ -73,6 +84,7 @@ class Embedder:
         dtype: str = "float32",
         batch_size: int = 16,
         cached_images: int = 32,
+        max_pixels: int = MAX_PIXELS,
         formatter: InputFormatter | str | None = None,
         sam_checkpoint: str | Path | None = None,
         base: str | Path | None = None,
@@ -92,7 +104,7 @@ class Embedder:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data = parameter.data.to(getattr(torch, dtype))
-        return cls(model, device, batch_size, cached_images)
+        return cls(model, device, batch_size, cached_images, max_pixels)
 
     @property
     def embed_dim(self) -> int:
@@ -102,9 +114,9 @@ class Embedder:
 
     def encode(
         self,
-        texts: str | Sequence[str] | None = None,
+        texts: str | Iterable[str | None] | None = None,
         images: Any = None,
-        prompts: VisualPrompt | Sequence[VisualPrompt | Sequence[VisualPrompt] | None] | None = None,
+        prompts: VisualPrompt | Iterable[VisualPrompt | Sequence[VisualPrompt] | None] | None = None,
         *,
         batch_size: int | None = None,
         progress: bool = False,
@@ -113,6 +125,10 @@ class Embedder:
         """Return unit float32 embeddings, [rows, embed_dim], in the order given.
 
         A list has one entry a row; a single value is shared by all rows: one image with three prompts gives three rows.
+        Rows of lists are sorted by length into batches. For that every image is decoded once, a few at a time, and, if
+        they are more than a batch has rows, a second time when its batch comes: their pixels never fill more than a
+        batch, and one that is damaged is found before anything is embedded. Any other iterable, such as a generator, is
+        asked for the rows of one batch at a time, which are embedded before it is asked again.
 
         Args:
             texts: the text of each row, with an image or alone; `IMAGE_TOKEN` may mark where an image stands.
@@ -124,36 +140,88 @@ class Embedder:
             as_tensor: return a tensor on the CPU rather than an array.
 
         Raises:
-            VirtueError: lists of different lengths, a prompt without an image, an empty row, or a value that is not
-                an image.
+            VirtueError: columns of different lengths, a prompt without an image, an empty row, a value that is not an
+                image, or an image of more than `max_pixels`; it names the row, and the image's path. Where it comes
+                from an iterable, it says how many rows before it had been embedded.
         """
-        embeddings = self.embed(build_rows(texts, images, prompts), batch_size, progress)
+        size = self.check_batch_size(batch_size)
+        found, start = [torch.empty(0, self.embed_dim)], 0
+        columns = Columns(texts, images, prompts)
+        try:
+            for window in track_progress(columns.windows(size), progress and columns.streamed):
+                found.append(self.encode_rows(window, size, progress and not columns.streamed, start))
+                start += len(window)
+        except VirtueError as error:
+            if not start:
+                raise
+            raise VirtueError(f"{error}; {start:,} rows before it were embedded and are not returned") from error
+        embeddings = torch.cat(found)
         return embeddings if as_tensor else embeddings.numpy()
 
+    def encode_rows(
+        self, entries: Iterable[Sequence[Any]], batch_size: int, progress: bool, start: int
+    ) -> Float[Tensor, "rows dim"]:
+        """Return embeddings of entries (text, images, prompts), of which row `start` is the first."""
+        rows = build_rows(entries, self.max_pixels, start)
+        images = DecodedImages(list(distinct_images(rows)), batch_size)
+        return self.embed_items([row.to_input(images) for row in rows], images.load, batch_size, progress, start)
+
     def embed(
-        self, items: Sequence[EmbeddingInput], batch_size: int | None = None, progress: bool = False
+        self, items: Iterable[EmbeddingInput], batch_size: int | None = None, progress: bool = False
     ) -> Float[Tensor, "rows dim"]:
         """Return unit float32 embeddings of inputs, on the CPU, in order; equal inputs are encoded once.
 
-        Images without keys are distinguished by their pixels.
+        Images without keys are distinguished by their pixels. Inputs that are no list or tuple are taken one batch at a
+        time, as `encode` does.
         """
-        items = [add_image_keys(item) for item in items]
+        size = self.check_batch_size(batch_size)
+        if isinstance(items, Sequence):
+            return self.embed_items([add_image_keys(item) for item in items], list, size, progress)
+        found, remaining, start = [torch.empty(0, self.embed_dim)], iter(items), 0
+        for window in track_progress(iter(lambda: list(islice(remaining, size)), []), progress):
+            found.append(self.embed_items([add_image_keys(item) for item in window], list, size, False, start))
+            start += len(window)
+        return torch.cat(found)
+
+    def embed_items(
+        self,
+        items: Sequence[EmbeddingInput],
+        load: Callable[[Sequence[EmbeddingInput]], list[EmbeddingInput]],
+        batch_size: int,
+        progress: bool = False,
+        start: int = 0,
+    ) -> Float[Tensor, "rows dim"]:
+        """Return embeddings of inputs whose images have keys.
+
+        Args:
+            items: inputs; of their images only the shapes are read.
+            load: returns the inputs of a batch with their pixels.
+            batch_size: rows of a batch.
+            progress: show a bar.
+            start: the number of the first row, for messages.
+        """
         keys = [row_key(item) for item in items]
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         distinct = [items[row] for row in first.values()]
         encoded = torch.empty(len(distinct), self.embed_dim)
-        batches = list(self.batches(distinct, batch_size or self.batch_size))
+        batches = list(self.batches(distinct, batch_size))
         for batch in track_progress(batches, progress):
-            encoded[batch] = self.encode_batch([distinct[row] for row in batch])
+            encoded[batch] = self.encode_batch(load([distinct[row] for row in batch]))
         index = {key: position for position, key in enumerate(first)}
         embeddings = encoded[[index[key] for key in keys]]
         broken = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if broken:
             raise VirtueError(
-                f"row {broken[0]} has an embedding that is not finite, expected numbers: was the model trained well,"
-                " and is `dtype` bfloat16 enough?"
+                f"row {start + broken[0]} has an embedding that is not finite, expected numbers: was the model trained"
+                " well, and is `dtype` bfloat16 enough?"
             )
         return embeddings
+
+    def check_batch_size(self, batch_size: int | None) -> int:
+        """Return the rows of a batch. Raises VirtueError for fewer than one."""
+        if batch_size is not None and batch_size < 1:
+            raise VirtueError(f"batch_size is {batch_size}, expected at least 1")
+        return batch_size or self.batch_size
 
     def batches(self, items: Sequence[EmbeddingInput], size: int) -> Iterator[list[int]]:
         """Yield the rows of each batch, of similar length, longest first; rows on the same images follow each other."""
@@ -229,62 +297,6 @@ class Embedder:
         return bool(features.vision and (features.segmentation or not isinstance(self.model, Virtue)))
 
 
-def build_rows(texts: Any, images: Any, prompts: Any) -> list[EmbeddingInput]:
-    """Return one input a row for the arguments of `Embedder.encode`."""
-    arguments = {"texts": texts, "images": images, "prompts": prompts}
-    lists = {name: list(value) for name, value in arguments.items() if is_list(value)}
-    counts = {len(values) for values in lists.values()}
-    if len(counts) > 1:
-        found = ", ".join(f"{len(values)} {name}" for name, values in lists.items())
-        raise VirtueError(f"encode was given {found}, expected as many of each, or one alone for all rows")
-    count = counts.pop() if counts else 1
-    decoded: dict[int, Any] = {}
-    columns = [lists.get(name, [value] * count) for name, value in arguments.items()]
-    return [
-        build_row(number, text, image, prompt, decoded)
-        for number, (text, image, prompt) in enumerate(zip(*columns, strict=True))
-    ]
-
-
-def is_list(value: Any) -> bool:
-    """Return whether a value has one entry a row: a list, a tuple, or images stacked in one array."""
-    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 4)
-
-
-def build_row(number: int, text: str | None, images: Any, prompts: Any, decoded: dict[int, Any]) -> EmbeddingInput:
-    """Return one input. Raises VirtueError for an empty row, a prompt without an image, or values of another type.
-
-    decoded: the images decoded so far, by the identity of the given object, which is stored to keep it alive.
-    """
-    images = [image for image in (images if is_list(images) else [images]) if image is not None]
-    prompts = [prompt for prompt in (prompts if is_list(prompts) else [prompts]) if prompt is not None]
-    check_row(number, text, images, prompts)
-    for image in images:
-        if id(image) not in decoded:
-            pixels = to_image(image, f"row {number}")
-            decoded[id(image)] = image, pixels, pixel_key(pixels)
-    entries = [decoded[id(image)] for image in images]
-    first, *further = prompts or [VisualPrompt()]
-    pixels_of_all, keys = tuple(pixels for _, pixels, _ in entries), tuple(key for *_, key in entries)
-    return EmbeddingInput(text or "", pixels_of_all, first, keys, (), tuple(further))
-
-
-def check_row(number: int, text: str | None, images: list[Any], prompts: list[Any]) -> None:
-    """Raise VirtueError for a row that is empty, has a prompt without an image, or values of another type."""
-    if not text and not images:
-        raise VirtueError(f"row {number} is empty, expected a text, an image, or both")
-    if prompts and not images:
-        raise VirtueError(
-            f"row {number} has a visual prompt but no image to point at: give `images`, or leave its prompt out"
-        )
-    for value, expected in [(text or "", str), *((prompt, VisualPrompt) for prompt in prompts)]:
-        if not isinstance(value, expected):
-            raise VirtueError(
-                f"row {number}: found {type(value).__name__}, expected {expected.__name__}: prompts in pixels are made"
-                " by VisualPrompt.from_pixels"
-            )
-
-
 def add_image_keys(item: EmbeddingInput) -> EmbeddingInput:
     """Return the input with a key for each of its images: its own keys, or else hashes of the pixels."""
     if len(item.image_keys) == len(item.images):
@@ -302,7 +314,7 @@ def row_key(item: EmbeddingInput) -> tuple[Any, ...]:
     return (item.text, item.image_keys, *parts)
 
 
-def track_progress(batches: Sequence[list[int]], progress: bool) -> Iterator[list[int]]:
+def track_progress(batches: Iterable[Batch], progress: bool) -> Iterator[Batch]:
     """Yield the batches, with a bar on stderr where `progress` is set."""
     from rich.console import Console
     from rich.progress import track

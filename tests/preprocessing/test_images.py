@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import pickle
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from virtue_pl.preprocessing.images import decode, read_header, resize_bicubic
+from virtue_pl.preprocessing.images import PixelLimit, decode, read_header, resize_bicubic, to_image
 from virtue_pl.types import DataError
 
 
@@ -100,3 +102,45 @@ def test_levels_are_rounded_between_the_two_passes_in_the_published_order(before
             ),
             np.array(wanted),
         )
+
+
+def test_a_limit_names_the_option_that_sets_it() -> None:
+    data = encoded(Image.new("1", (300, 200)), "PNG")
+    limit = pickle.loads(pickle.dumps(PixelLimit(50_000, "--max-pixels")))
+    with pytest.raises(DataError, match=r"300x200 pixels, more than --max-pixels = 50000$"):
+        decode(data, "key", limit)
+    assert PixelLimit(limit, "another").option == "--max-pixels"
+    assert (limit, repr(limit), f"{limit}", PixelLimit(7).option) == (50_000, "50000", "50000", "max_pixels")
+    with pytest.raises(DataError, match=r"300x200 pixels, more than max_pixels = 59999$"):
+        read_header(data, "key", 59_999)
+    assert decode(data, "key", 60_000).shape == (3, 200, 300)
+
+
+@pytest.mark.parametrize("pillow_limit", [20, 1000])
+def test_no_limit_of_pillows_own_stands_beside_the_option(pillow_limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow warns above its limit, and refuses above twice as many."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow_limit)
+    for format in ("PNG", "JPEG", "WEBP"):
+        data = encoded(noise(30, 50), format)
+        assert decode(data, "key", 1500).shape == (3, 30, 50)
+        with pytest.raises(DataError, match="50x30 pixels, more than max_pixels = 1499"):
+            decode(data, "key", 1499)
+
+
+def test_several_images_in_one_jpeg_are_the_first() -> None:
+    """A phone's file (MPO) is a JPEG with others behind it."""
+    data = encoded(noise(), "MPO", save_all=True, append_images=[noise(4, 4)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert decode(data, "key").shape == (3, 6, 9) and read_header(data, "key") == ("jpg", 6, 9)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(noise(), "PNG")[:-30])
+    with pytest.raises(DataError, match=rf"^row 3 \({path}\): damaged image"):
+        to_image(path, "row 3")
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda self: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(DataError, match=rf"^row 3: the image {path} cannot be read \(Permission denied\)$"):
+        to_image(str(path), "row 3")

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
+from virtue_pl.features.shard_file import FeatureFileWriter
 from virtue_pl.features.store import (
     DTYPES,
     FeatureIndex,
     FeatureProvenance,
     features_path,
+    file_metadata,
     is_stored,
     to_named_tensors,
-    write_features,
 )
 from virtue_pl.types import ShardImageBatch, VirtueError
 
 
 @dataclass
 class StartedShard:
-    """Features of a shard's images so far, by content key, and the seconds that they took.
+    """The file of a shard that is being encoded, and the seconds that its images took so far.
 
     Example:
-        >>> StartedShard().images
-        {}
+        >>> shard = StartedShard(FeatureFileWriter(Path("shards/features/train-0000.safetensors")))  # doctest: +SKIP
+        >>> shard.seconds  # doctest: +SKIP
+        0.0
     """
 
-    images: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    file: FeatureFileWriter
     seconds: float = 0.0
 
 
@@ -41,7 +42,8 @@ class FeatureWriter(Callback):
 
     They go into a folder in each folder of shards (`virtue_pl.features.store`).
 
-    A shard's file is written after its last batch; a stopped run goes on with the missing shards. It is no
+    Each batch's features go to disk at once, whichever shard and worker it is from, so that memory holds one batch. A
+    shard's file appears after its last batch; a stopped run goes on with the missing shards. It is no
     BasePredictionWriter, since Lightning wants a batch's indices for one, and a stream has none.
 
     Args:
@@ -88,16 +90,29 @@ class FeatureWriter(Callback):
         path = features_path(folder, batch.shard)
         if path not in self.started and is_stored(path, making):
             return
-        shard = self.started.setdefault(path, StartedShard())
+        if path not in self.started:
+            self.started[path] = StartedShard(FeatureFileWriter(path))
+        shard = self.started[path]
         for key, features in zip(batch.keys, outputs, strict=True):
-            shard.images[key] = to_named_tensors(features, self.dtype)
+            shard.file.add(key, to_named_tensors(features, self.dtype))
         shard.seconds += self.clock - began
         if batch.last:
-            write_features(path, self.started.pop(path).images, making, shard.seconds)
+            del self.started[path]
+            shard.file.save(file_metadata(shard.file.path, len(shard.file.images), making, shard.seconds))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give up the shards that are not whole."""
+        self.close_started()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write each folder's features.json when all ranks are done; a rank writes those of its own folders."""
+        self.close_started()
         trainer.strategy.barrier()
         while self.written:
             folder, making = self.written.popitem()
             FeatureIndex.from_files(folder, making).write(folder)
+
+    def close_started(self) -> None:
+        """Give up the shards whose last batch has not come; a later run encodes them again."""
+        while self.started:
+            self.started.popitem()[1].file.close()

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from virtue_pl.features.shard_file import FeatureFileWriter
 from virtue_pl.types import NO_FEATURES, ImageFeatures, VirtueError
 
 FORMAT = "virtue_pl features 1"
@@ -78,21 +78,17 @@ def write_features(
         provenance: how they were made.
         seconds: the time that encoding took.
     """
-    metadata = {
-        "format": FORMAT,
-        "shard": path.stem,
-        "making": json.dumps(asdict(provenance)),
-        "pictures": str(len(images)),
-        "seconds": f"{seconds:.3f}",
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(
-        {f"{key}/{name}": tensor for key, named in images.items() for name, tensor in named.items()},
-        temporary,
-        metadata,
-    )
-    os.replace(temporary, path)
+    writer = FeatureFileWriter(path)
+    for key, named in images.items():
+        writer.add(key, named)
+    writer.save(file_metadata(path, len(images), provenance, seconds))
+
+
+def file_metadata(path: Path, images: int, provenance: FeatureProvenance, seconds: float) -> dict[str, str]:
+    """Return what a shard's file says of itself: its name and number of images, how they were made, and the time."""
+    making = json.dumps(asdict(provenance))
+    about = {"format": FORMAT, "shard": path.stem, "making": making}
+    return {**about, "pictures": str(images), "seconds": f"{seconds:.3f}"}
 
 
 def to_named_tensors(features: ImageFeatures, dtype: str) -> dict[str, Tensor]:

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from virtue_pl.embedder import Embedder, build_rows
+from virtue_pl.embedder import Embedder
+from virtue_pl.preprocessing.embedding_rows import decode_rows
+from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.types import EmbeddingInput, VirtueError
 
 try:
@@ -52,7 +54,7 @@ class MTEBModel(AbsEncoder):
         model_name: the folder or hub name, see `Embedder.from_pretrained`; or an embedder.
         revision: of the hub's repository.
         device: None for a GPU where there is one.
-        options: of `Embedder.from_pretrained`.
+        options: of `Embedder.from_pretrained`, such as batch_size or max_pixels.
 
     Example:
         >>> model = MTEBModel("exported", batch_size=8)  # doctest: +SKIP
@@ -90,7 +92,8 @@ class MTEBModel(AbsEncoder):
         Raises VirtueError for another modality than text and image.
         """
         instruction = self.instruction(task_metadata, prompt_type)
-        items = (item for batch in inputs for item in batch_rows(batch, instruction, prompt_type))
+        limit = self.model.max_pixels
+        items = (item for batch in inputs for item in batch_rows(batch, instruction, prompt_type, limit))
         batch_size, progress = kwargs.get("batch_size"), bool(kwargs.get("show_progress_bar", False))
         found = [np.zeros((0, self.model.embed_dim), dtype=np.float32)]
         while window := list(islice(items, WINDOW)):
@@ -106,7 +109,9 @@ class MTEBModel(AbsEncoder):
         return self.get_task_instruction(task, prompt_type)
 
 
-def batch_rows(batch: Mapping[str, Any], instruction: str, prompt_type: PromptType | None) -> Iterator[EmbeddingInput]:
+def batch_rows(
+    batch: Mapping[str, Any], instruction: str, prompt_type: PromptType | None, max_pixels: int = MAX_PIXELS
+) -> Iterator[EmbeddingInput]:
     """Yield the rows of one of MTEB's batches.
 
     Its columns are "text" and "image", one entry a row, either of which may be missing or None.
@@ -122,7 +127,7 @@ def batch_rows(batch: Mapping[str, Any], instruction: str, prompt_type: PromptTy
     for text, image in zip(texts, images, strict=True):
         instructed = prompt_type is not None or image is not None
         full_text = " ".join(part for part in (instruction if instructed else "", text or "") if part)
-        yield from build_rows([full_text], [image], None)
+        yield from decode_rows([(full_text, image, None)], max_pixels)
 
 
 def model_meta(embedder: Embedder, name: str, revision: str | None) -> ModelMeta:

@@ -17,6 +17,7 @@ from virtue_pl.parity.golden import FORWARD, Case, read_cases
 from virtue_pl.parity.gradients import GRADIENTS, gradient_parity
 from virtue_pl.parity.hooks import TOKENS, batch_of, observe, real_tokens, subsample
 from virtue_pl.parity.result import ParityRow
+from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.types import VirtueError
 
 STRIDED = re.compile(r"^(?P<name>.+)_s(?P<stride>\d+)$")
@@ -46,14 +47,18 @@ class Tolerances:
 
 
 def parity(
-    model: EmbeddingModel, folder: Path, tolerances: Tolerances, report: Callable[[ParityRow], None] = lambda row: None
+    model: EmbeddingModel,
+    folder: Path,
+    tolerances: Tolerances,
+    report: Callable[[ParityRow], None] = lambda row: None,
+    max_pixels: int = MAX_PIXELS,
 ) -> list[ParityRow]:
     """Return every comparison that the folder's files allow; `report` is called with each as soon as it is made.
 
-    Raises VirtueError where the folder holds no recording.
+    Raises VirtueError where the folder holds no recording, and DataError for an image of more than `max_pixels`.
     """
     rows = []
-    for row in comparisons(model, folder, tolerances):
+    for row in comparisons(model, folder, tolerances, max_pixels):
         report(row)
         rows.append(row)
     if not any(row.tolerance is not None for row in rows):
@@ -64,15 +69,17 @@ def parity(
     return rows
 
 
-def comparisons(model: EmbeddingModel, folder: Path, tolerances: Tolerances) -> Iterator[ParityRow]:
+def comparisons(
+    model: EmbeddingModel, folder: Path, tolerances: Tolerances, max_pixels: int = MAX_PIXELS
+) -> Iterator[ParityRow]:
     """Yield the comparisons of forward passes, of the contrastive step, and of evaluations' rows."""
     if (folder / f"{FORWARD}.json").is_file():
-        for case in read_cases(folder):
+        for case in read_cases(folder, max_pixels):
             if case.compare:
                 yield from compare_case(model, case, tolerances)
     if (folder / f"{GRADIENTS}.json").is_file():
-        yield from gradient_parity(model, folder, tolerances.embedding, tolerances.gradients)
-    for case in read_evaluations(folder):
+        yield from gradient_parity(model, folder, tolerances.embedding, tolerances.gradients, max_pixels)
+    for case in read_evaluations(folder, max_pixels):
         yield compare_rows(model, case, tolerances)
 
 

@@ -16,7 +16,7 @@ from virtue_pl.checkpoints.release import path_inside
 from virtue_pl.checkpoints.tensor_files import read_file, read_json
 from virtue_pl.parity.golden import FORWARD, Case, box_prompt
 from virtue_pl.parity.gradients import GRADIENTS
-from virtue_pl.preprocessing.images import decode, resize_to_square
+from virtue_pl.preprocessing.images import MAX_PIXELS, decode, resize_to_square
 from virtue_pl.types import IMAGE_TOKEN, EmbeddingInput, VirtueError, VisualPrompt
 
 SQUARE_LENGTHS = {"high": 1344}
@@ -25,8 +25,11 @@ SQUARE_LENGTHS = {"high": 1344}
 """
 
 
-def read_evaluations(folder: Path) -> Iterator[Case]:
-    """Yield each dataset's queries, and its candidates, of every recorded run in the folder."""
+def read_evaluations(folder: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Case]:
+    """Yield each dataset's queries, and its candidates, of every recorded run in the folder.
+
+    Raises DataError for an image of more than `max_pixels`.
+    """
     for path in sorted(folder.glob("*.json")):
         recorded = path.with_suffix(".safetensors")
         if (
@@ -37,7 +40,7 @@ def read_evaluations(folder: Path) -> Iterator[Case]:
             continue
         tensors = read_file(recorded)
         for name, dataset in content["datasets"].items():
-            yield from dataset_cases(folder, path.stem, content, (name, dataset), tensors)
+            yield from dataset_cases(folder, path.stem, content, (name, dataset), tensors, max_pixels)
 
 
 def dataset_cases(
@@ -46,6 +49,7 @@ def dataset_cases(
     content: Mapping[str, Any],
     named: tuple[str, Mapping[str, Any]],
     tensors: Mapping[str, Tensor],
+    max_pixels: int,
 ) -> Iterator[Case]:
     """Yield a recorded dataset's queries, and its candidates if they are recorded, as a case each.
 
@@ -55,14 +59,15 @@ def dataset_cases(
     length = square_length(content.get("settings", {}))
     images = query_images(folder / family, family, name, len(dataset["queries"]))
     queries = tuple(
-        row(folder / family, query["query_text"], image, query.get("sam_box"), length)
+        row(folder / family, query["query_text"], image, query.get("sam_box"), length, max_pixels)
         for query, image in zip(dataset["queries"], images, strict=True)
     )
     yield Case(f"{run}, {name}", queries, {"embedding": tensors[f"{name}/qry"]}, frozenset(), True)
     if f"{name}/cand" in tensors:
         texts = zip(dataset["cand_texts"], dataset["cand_names"], strict=True)
         candidates = tuple(
-            row(folder / family, text, image_of_candidate(candidate), None, length) for text, candidate in texts
+            row(folder / family, text, image_of_candidate(candidate), None, length, max_pixels)
+            for text, candidate in texts
         )
         yield Case(f"{run}, {name}, candidates", candidates, {"embedding": tensors[f"{name}/cand"]}, frozenset(), True)
 
@@ -103,7 +108,9 @@ def image_of_candidate(candidate: str) -> str:
     return candidate.split(":")[0]
 
 
-def row(folder: Path, text: str, image_name: str, box: list[float] | None, length: int | None) -> EmbeddingInput:
+def row(
+    folder: Path, text: str, image_name: str, box: list[float] | None, length: int | None, max_pixels: int
+) -> EmbeddingInput:
     """Return a recorded row. Its box (x0, y0, x1, y1) is in pixels of the canvas of 1024 x 1024.
 
     length: of the square to which the image is resized first, in pixels.
@@ -113,7 +120,7 @@ def row(folder: Path, text: str, image_name: str, box: list[float] | None, lengt
     path = path_inside(folder / "images", image_name)
     if not path.is_file():
         raise VirtueError(f"{folder / 'images'} has no image {image_name}, expected that of the row {text[:40]!r}")
-    image = decode(path.read_bytes(), image_name)
+    image = decode(path.read_bytes(), image_name, max_pixels)
     return EmbeddingInput(
         text,
         (image if length is None else resize_to_square(image, length),),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from virtue_pl.checkpoints.release import path_inside
 from virtue_pl.checkpoints.tensor_files import read_file, read_json
-from virtue_pl.preprocessing.images import decode
+from virtue_pl.preprocessing.images import MAX_PIXELS, decode
 from virtue_pl.preprocessing.prompts import grid_points
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
@@ -47,16 +47,23 @@ class Case:
     compare: bool
 
 
-def read_cases(folder: Path) -> list[Case]:
-    """Return the forward cases of a folder, also those that are not to be reproduced."""
+def read_cases(folder: Path, max_pixels: int = MAX_PIXELS) -> list[Case]:
+    """Return the forward cases of a folder, also those that are not to be reproduced.
+
+    Raises DataError for an image of more than `max_pixels`.
+    """
     cases = read_json(folder / f"{FORWARD}.json").get("cases")
     if not isinstance(cases, Mapping):
         raise VirtueError(f"{folder / FORWARD}.json has no cases, expected an object of them")
     tensors = read_file(folder / f"{FORWARD}.safetensors")
-    return [read_case(folder, name, case, select_prefix(tensors, f"{name}/")) for name, case in cases.items()]
+    return [
+        read_case(folder, name, case, select_prefix(tensors, f"{name}/"), max_pixels) for name, case in cases.items()
+    ]
 
 
-def read_case(folder: Path, name: str, case: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> Case:
+def read_case(
+    folder: Path, name: str, case: Mapping[str, Any], outputs: Mapping[str, Tensor], max_pixels: int = MAX_PIXELS
+) -> Case:
     """Return one case of the recording's JSON. Raises VirtueError for a box on a row without an image."""
     images = case.get("images") or [None] * len(case["texts"])
     for row, (image, box) in enumerate(zip(images, case.get("bboxes") or [None] * len(images), strict=True)):
@@ -66,7 +73,7 @@ def read_case(folder: Path, name: str, case: Mapping[str, Any], outputs: Mapping
                 " `images`, or null in `bboxes`"
             )
     items = tuple(
-        item(folder, text, image, prompt_of_row(case, row))
+        item(folder, text, image, prompt_of_row(case, row), max_pixels)
         for row, (text, image) in enumerate(zip(case["texts"], images, strict=True))
     )
     return Case(name, items, outputs, frozenset(case.get("compare_not", ())), bool(case.get("compare", True)))
@@ -77,14 +84,16 @@ def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tenso
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def item(folder: Path, text: str, image: str | None, prompt: VisualPrompt) -> EmbeddingInput:
+def item(
+    folder: Path, text: str, image: str | None, prompt: VisualPrompt, max_pixels: int = MAX_PIXELS
+) -> EmbeddingInput:
     """Return a row; one without an image has no prompt, though the case has one for all rows."""
     if image is None:
         return EmbeddingInput(text)
     path = path_inside(folder, image)
     if not path.is_file():
         raise VirtueError(f"{folder} has no image {image}, expected the one that a case names")
-    return EmbeddingInput(text, (decode(path.read_bytes(), image),), prompt, (image,))
+    return EmbeddingInput(text, (decode(path.read_bytes(), image, max_pixels),), prompt, (image,))
 
 
 def prompt_of_row(case: Mapping[str, Any], row: int) -> VisualPrompt:

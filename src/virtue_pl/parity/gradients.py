@@ -20,6 +20,7 @@ from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.parity.golden import box_prompt, item, select_prefix
 from virtue_pl.parity.hooks import batch_of
 from virtue_pl.parity.result import ParityRow
+from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 GRADIENTS = "golden_grads"
@@ -66,14 +67,16 @@ def with_adapters(
             remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=False)
 
 
-def gradient_parity(model: EmbeddingModel, folder: Path, tolerance: float, relative: float) -> Iterator[ParityRow]:
+def gradient_parity(
+    model: EmbeddingModel, folder: Path, tolerance: float, relative: float, max_pixels: int = MAX_PIXELS
+) -> Iterator[ParityRow]:
     """Compare embeddings, loss and gradients of each set of adapters, with the whole batch and gradient-cached.
 
     tolerance: of embeddings, absolute. relative: of the loss and the gradients.
     """
     content, tensors = read_json(folder / f"{GRADIENTS}.json"), read_file(folder / f"{GRADIENTS}.safetensors")
     settings = AdapterSettings.from_config(content["lora_config"], f"{folder / GRADIENTS}.json")
-    queries, targets = pairs(folder, content["case"])
+    queries, targets = pairs(folder, content["case"], max_pixels)
     for values in SETS:
         modules = group_by_module(select_prefix(tensors, f"adapter_{values}/"), str(folder / GRADIENTS))
         for step, cache in STEPS.items():
@@ -90,11 +93,14 @@ def gradient_parity(model: EmbeddingModel, folder: Path, tolerance: float, relat
             )
 
 
-def pairs(folder: Path, case: Mapping[str, Any]) -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
+def pairs(
+    folder: Path, case: Mapping[str, Any], max_pixels: int = MAX_PIXELS
+) -> tuple[list[EmbeddingInput], list[EmbeddingInput]]:
     """Return the step's queries and targets."""
     rows = zip(case["query_texts"], case["images"], case["bboxes_1024"], strict=True)
     queries = [
-        item(folder, text, image, VisualPrompt() if box is None else box_prompt(box)) for text, image, box in rows
+        item(folder, text, image, VisualPrompt() if box is None else box_prompt(box), max_pixels)
+        for text, image, box in rows
     ]
     return queries, [EmbeddingInput(text) for text in case["target_texts"]]
 

@@ -23,8 +23,27 @@ MAX_PIXELS = 25_000_000
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Maps each format that is read to its file extension."""
 
+SIGNATURE_LENGTH = 16
+"""The bytes by which Pillow tells a file's format."""
+
 _DAMAGE = (OSError, EOFError, ValueError, SyntaxError, TypeError, IndexError, OverflowError, struct.error, zlib.error)
-_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+class PixelLimit(int):
+    """A limit of an image's pixels that knows the option which sets it, for errors.
+
+    Example:
+        >>> limit = PixelLimit(50_000_000, "--max-pixels")
+        >>> limit, limit.option
+        (50000000, '--max-pixels')
+    """
+
+    option: str
+
+    def __new__(cls, pixels: int, option: str = "max_pixels") -> PixelLimit:
+        limit = super().__new__(cls, pixels)
+        limit.option = pixels.option if isinstance(pixels, PixelLimit) else option
+        return limit
 
 
 class ImageHeader(NamedTuple):
@@ -51,7 +70,8 @@ def read_header(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> ImageHea
         except _DAMAGE as error:
             raise DataError(key, f"damaged image: {error}") from error
         width, height = reversed(image.size) if sideways else image.size
-        return ImageHeader(EXTENSIONS[str(image.format)], height, width)
+        # several images in one JPEG, as phones write them, are of the format MPO
+        return ImageHeader(EXTENSIONS.get(str(image.format), "jpg"), height, width)
 
 
 def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
@@ -63,7 +83,7 @@ def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor,
     with _open(data, key, max_pixels) as image:
         try:
             ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.array(image.convert("RGB"))
+            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
         except _DAMAGE as error:
             raise DataError(key, f"damaged image: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -75,16 +95,14 @@ def to_image(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
     Args:
         image: a path, compressed bytes, a PIL image, a uint8 array [height, width(, 3 or 4)] or a uint8 tensor
             [3, height, width].
-        name: for messages, the image's name where it has no path.
-        max_pixels: the largest image that is decoded.
+        name: for messages, which also name the path of an image that has one.
+        max_pixels: more than these are not decoded from a path or bytes; pixels in memory are taken as they are.
 
     Raises:
         VirtueError: (DataError) the value is no image, the file is damaged, or the image is too large.
     """
     if isinstance(image, str | Path):
-        if not Path(image).is_file():
-            raise DataError(name, f"there is no image {image}, expected the path of a {', '.join(EXTENSIONS)} file")
-        return decode(Path(image).read_bytes(), str(image), max_pixels)
+        return decode(read_bytes(image, name), f"{name} ({image})", max_pixels)
     if isinstance(image, bytes):
         return decode(image, name, max_pixels)
     if isinstance(image, Image.Image):
@@ -97,6 +115,16 @@ def to_image(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
             " tensor [3, height, width]",
         )
     return pixels.cpu().contiguous()
+
+
+def read_bytes(path: str | Path, name: str) -> bytes:
+    """Return the bytes of an image's file. Raises DataError, which names `name` and the path, where it has none."""
+    if not Path(path).is_file():
+        raise DataError(name, f"there is no image {path}, expected the path of a {', '.join(EXTENSIONS)} file")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(name, f"the image {path} cannot be read ({error.strerror})") from error
 
 
 def _channels_first(array: Any) -> Tensor | None:
@@ -164,14 +192,28 @@ def resize_to_square(image: UInt8[Tensor, "3 height width"], size: int) -> UInt8
 
 
 def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:
+    """Return an image of which only the header is read.
+
+    Pillow's readers are called without `Image.open`, whose own limit (179 megapixels, for the whole process) would
+    count beside `max_pixels`.
+    """
     try:
-        image = Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS))
-    except _BOMB as error:
-        raise DataError(key, f"image too large: more than max_pixels = {max_pixels}") from error
-    except _DAMAGE as error:
+        image = next(image for name in EXTENSIONS if (image := _read_format(name, data)) is not None)
+    except (StopIteration, *_DAMAGE) as error:
         raise DataError(key, f"damaged image: {len(data)} bytes that are no {', '.join(EXTENSIONS)}") from error
     if image.width * image.height > max_pixels:
+        option = max_pixels.option if isinstance(max_pixels, PixelLimit) else "max_pixels"
         raise DataError(
-            key, f"image too large: {image.width}x{image.height} pixels, more than max_pixels = {max_pixels}"
+            key, f"image too large: {image.width}x{image.height} pixels, more than {option} = {int(max_pixels)}"
         )
     return image
+
+
+def _read_format(name: str, data: bytes) -> Image.Image | None:
+    """Return an image of the format `name` with its header; None for another format."""
+    if name not in Image.OPEN:
+        Image.init()
+    open_image, accepts = Image.OPEN[name]
+    if accepts is not None and accepts(data[:SIGNATURE_LENGTH]) is not True:
+        return None
+    return open_image(io.BytesIO(data), "")

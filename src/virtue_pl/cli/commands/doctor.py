@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtue_pl.cli.arguments import positive_number
+from virtue_pl.cli.arguments import add_max_pixels, positive_number
 from virtue_pl.cli.progress import show_progress
 from virtue_pl.types import VirtueError
 
@@ -84,9 +84,7 @@ def parser() -> argparse.ArgumentParser:
         default=1,
         help="processes that decode images, whose number changes nothing else (default 1)",
     )
-    found.add_argument(
-        "--max-pixels", type=int, default=25_000_000, help="larger images are errors (default 25,000,000)"
-    )
+    add_max_pixels(found, "are errors")
     return found
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from virtue_pl.cli.arguments import add_max_pixels
 from virtue_pl.cli.dataclass_options import add_options, read_options
 from virtue_pl.data.eval_sets.options import EvaluationDataOptions
 from virtue_pl.evaluation.settings import EncodingOptions, LoadingOptions, QueryFormat, ReportOptions
@@ -33,7 +34,8 @@ def main(argv: list[str]) -> int:
     from virtue_pl.data.datamodules.evaluation import EvaluationDataModule
     from virtue_pl.evaluation.evaluator import Evaluator
 
-    data = EvaluationDataModule(arguments.data, arguments.sets, read_options(EvaluationDataOptions, arguments))
+    options = read_options(EvaluationDataOptions, arguments)
+    data = EvaluationDataModule(arguments.data, arguments.sets, options, arguments.max_pixels)
     evaluator = Evaluator(
         arguments.model,
         arguments.out,
@@ -71,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
     for settings in SETTINGS:
         add_options(parser, settings)
+    add_max_pixels(parser)
     for name, text in TRAINER.items():
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text)
     return parser

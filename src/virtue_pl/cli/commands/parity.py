@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtue_pl.cli.arguments import add_max_pixels
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -38,7 +40,13 @@ def main(argv: list[str]) -> int:
     tolerances = Tolerances(arguments.embedding_tolerance, arguments.segment_tolerance, arguments.gradient_tolerance)
     progress = Console(stderr=True)
     with progress.status("comparing") as status:
-        rows = parity(model, arguments.folder, tolerances, lambda row: status.update(f"{row.case}: {row.name}"))
+        rows = parity(
+            model,
+            arguments.folder,
+            tolerances,
+            lambda row: status.update(f"{row.case}: {row.name}"),
+            arguments.max_pixels,
+        )
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
@@ -104,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PREFIX",
         help="an exported folder may name classes that begin so",
     )
+    add_max_pixels(parser)
     parser.add_argument(
         "--embedding-tolerance", type=float, default=1e-4, help="largest absolute difference (default 1e-4)"
     )

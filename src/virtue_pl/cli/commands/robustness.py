@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtue_pl.cli.arguments import MAX_PIXELS, add_max_pixels
 from virtue_pl.cli.dataclass_options import add_options, read_options
 from virtue_pl.evaluation.settings import LoadingOptions, RobustnessOptions
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
+    from virtue_pl.data.streaming.loader import RankingStream
     from virtue_pl.types import RankingSample
 
 GROUP = "results"
@@ -45,7 +48,7 @@ def main(argv: list[str]) -> int:
     options, loading = read_options(RobustnessOptions, arguments), read_options(LoadingOptions, arguments)
     sets = folders(arguments.shards)
     passes = [
-        track(ranking_samples(sets, options.limit), title, console=Console(stderr=True))
+        track(ranking_samples(sets, options.limit, arguments.max_pixels), title, console=Console(stderr=True))
         for title in ("imprecise prompts", "other prompts")
     ]
     embedder = Embedder.from_pretrained(
@@ -94,10 +97,12 @@ def folders(shards: list[str]) -> dict[str, str]:
     return dict(named)
 
 
-def ranking_samples(folders: Mapping[str, str], limit: int | None) -> Iterator[RankingSample]:
+def ranking_samples(
+    folders: Mapping[str, str], limit: int | None, max_pixels: int = MAX_PIXELS
+) -> Iterator[RankingSample]:
     """Return an iterator over every sample of the folders once, of each folder at most about `limit`.
 
-    Raises VirtueError at once for a folder without shards.
+    Those with an image of more than `max_pixels` are left out. Raises VirtueError at once for a folder without shards.
     """
     from virtue_pl.data.datamodules.scar import SCaRDataModule
     from virtue_pl.data.streaming.loader import RankingStream
@@ -109,10 +114,20 @@ def ranking_samples(folders: Mapping[str, str], limit: int | None) -> Iterator[R
         list,
         batch_size=BATCH_SIZE,
         rows=limit,
-        max_pixels=data.reader.max_pixels,
+        max_pixels=max_pixels,
         reader=data.reader_info(),
     )
-    return (sample for batch in stream.samples(stream.reader, stream.log) for sample in batch)
+    return named_samples(stream)
+
+
+def named_samples(stream: RankingStream) -> Iterator[RankingSample]:
+    """Yield a stream's samples; say at the end how many were left out, and why."""
+    from virtue_pl.data.streaming.skip_log import skip_summary
+
+    for batch in stream.samples(stream.reader, stream.log):
+        yield from batch
+    if stream.log.problems:
+        print(f"left out: {skip_summary(stream.log.problems)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,4 +146,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=out)
     add_options(parser, RobustnessOptions)
     add_options(parser, LoadingOptions)
+    add_max_pixels(parser, "are left out")
     return parser

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from virtue_pl.cli.arguments import positive_number
+from virtue_pl.cli.arguments import add_max_pixels, positive_number
 from virtue_pl.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def add_format(formats: Any, name: str, about: str, holds: str) -> argparse.Argu
         "--licence",
         help="licence of the data, for the manifest (default: that in ROOT/scenes.json, or else the published data's)",
     )
+    add_max_pixels(found, "are left out")
     return found
 
 
@@ -114,6 +115,7 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "licence": arguments.licence,
         "workers": arguments.workers,
+        "max_pixels": arguments.max_pixels,
     }
     return {"images_per_shard": arguments.shard_size, "progress": show_progress, **named}
 

@@ -148,8 +148,9 @@ def _is_evaluation(path: Path, table: Path) -> bool:
         )
     if table == path:
         return bool(set(CANDIDATES) & set(names))
-    found = pq.read_table(table, columns=list(CANDIDATES))
-    return any(found.column(name).null_count < len(found) for name in CANDIDATES)
+    with pq.ParquetFile(table) as file:
+        batches = file.iter_batches(columns=list(CANDIDATES))
+        return any(batch.column(name).null_count < len(batch) for batch in batches for name in CANDIDATES)
 
 
 def convert_pairs(

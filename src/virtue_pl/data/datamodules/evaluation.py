@@ -19,7 +19,7 @@ from virtue_pl.data.eval_sets.read_set import describe_counts, read_set
 from virtue_pl.data.eval_sets.rows import RowReader
 from virtue_pl.data.streaming.options import check_counts
 from virtue_pl.data.streaming.pipeline import ReaderInfo
-from virtue_pl.preprocessing.images import MAX_PIXELS
+from virtue_pl.preprocessing.images import MAX_PIXELS, PixelLimit
 from virtue_pl.types import EvaluationRow, InputBatch, InputCollator, SetDescription, VirtueError
 
 
@@ -31,7 +31,7 @@ class EvaluationDataModule(LightningDataModule):
             `v1/SET`, images in `images/`.
         sets: "scar", "mmeb", "scar_mini", "mmeb_mini" or names of their sets.
         options: which rows are read, and how.
-        max_pixels: larger images are refused.
+        max_pixels: larger images are refused from their header, before anything is decoded.
 
     Example:
         >>> data = EvaluationDataModule("data/shards", ["scar_mini"], EvaluationDataOptions(limit=100))
@@ -54,7 +54,7 @@ class EvaluationDataModule(LightningDataModule):
         self.root = Path(root)
         self.sets = list(sets)
         self.options = options
-        self.library = ImageLibrary(options.resize_to_square, max_pixels)
+        self.library = ImageLibrary(options.resize_to_square, PixelLimit(max_pixels, "data.init_args.max_pixels"))
         self._collator: InputCollator | None = None
 
     def connect(self, collator: InputCollator) -> None:

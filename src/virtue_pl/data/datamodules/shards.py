@@ -143,7 +143,7 @@ class ShardDataModule(StreamingDataModule, ABC):
 
     def training_source(self, seed: int) -> TrainingSource:
         """Return the training samples of this dataset, to be drawn with `seed`."""
-        return TrainingSource(self.train_folder, self.to_sample, self.sampling, seed, self.reader.max_pixels)
+        return TrainingSource(self.train_folder, self.to_sample, self.sampling, seed, self.reader.pixel_limit)
 
     def train_dataloader(self) -> StreamLoader:
         """Return the training stream."""
@@ -179,7 +179,7 @@ class ShardDataModule(StreamingDataModule, ABC):
             batch_size=self.eval_batch_size,
             features=self.features,
             fingerprints=collator.fingerprints,
-            max_pixels=self.reader.max_pixels,
+            max_pixels=self.reader.pixel_limit,
             reader=self.reader_info(),
         )
         return self._loader(stream)
@@ -263,7 +263,7 @@ class ShardDataModule(StreamingDataModule, ABC):
             self._require_collator().collate_eval,
             batch_size=self.eval_batch_size,
             rows=rows,
-            max_pixels=self.reader.max_pixels,
+            max_pixels=self.reader.pixel_limit,
             reader=self.reader_info(),
         )
         return self._loader(stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from virtue_pl.preprocessing.images import MAX_PIXELS
+from virtue_pl.preprocessing.images import MAX_PIXELS, PixelLimit
 from virtue_pl.types import VirtueError
 
 
@@ -54,7 +54,7 @@ class ReaderOptions:
     max_consecutive_bad: int = BadSampleLimits.max_consecutive_bad
     """How many bad samples in a row each worker skips before the run stops."""
     max_pixels: int = MAX_PIXELS
-    """Larger images count as bad."""
+    """Larger images count as bad, by their header, before anything is decoded."""
     resize_to_square: int | None = None
     """Every image is stretched to a square of so many pixels a side, as the published evaluation does (1344), before
     anything else sees it; default none, the image's own size. How many pixels the vision tower reads is an option of
@@ -65,6 +65,11 @@ class ReaderOptions:
         check_counts({"max_pixels": self.max_pixels, "resize_to_square": self.resize_to_square})
         check_counts({"num_workers": self.num_workers}, minimum=0)
         _ = self.limits
+
+    @property
+    def pixel_limit(self) -> PixelLimit:
+        """Return `max_pixels` with its name, for errors."""
+        return PixelLimit(self.max_pixels, "reader.max_pixels")
 
     @property
     def limits(self) -> BadSampleLimits:

@@ -41,9 +41,8 @@ def predictions(batch: RankingBatch, output: RankingOutput) -> Iterator[Predicti
 
 def read_predictions(path: str | Path) -> RankRows:
     """Read the ranks in a file of predictions."""
-    return RankRows(
-        row for line in Path(path).read_text(encoding="utf-8").splitlines() for row in _rows(json.loads(line))
-    )
+    with Path(path).open(encoding="utf-8") as lines:
+        return RankRows(row for line in lines for row in _rows(json.loads(line)))
 
 
 def _rows(prediction: Prediction) -> Iterator[RankRow]:

@@ -1,0 +1,120 @@
+"""Images that are decoded when their batch comes, and not before: a list of paths takes the memory of one batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageFile
+from torch import Tensor
+
+from virtue_pl.preprocessing.images import MAX_PIXELS, pixel_key, to_image
+from virtue_pl.types import DataError, EmbeddingInput
+
+MAX_THREADS = 4
+"""Limits the threads that decode, each of which holds one image while the size and key of all are found."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource:
+    """An image as it was given: a path, compressed bytes, or pixels in any form that `to_image` takes.
+
+    Example:
+        >>> ImageSource(torch.zeros(3, 8, 8, dtype=torch.uint8), "row 0").decode().shape
+        torch.Size([3, 8, 8])
+    """
+
+    given: Any
+    name: str
+    """The row that it is first used in, for messages."""
+    max_pixels: int = MAX_PIXELS
+    """The largest image that is decoded."""
+
+    def decode(self) -> UInt8[Tensor, "3 height width"]:
+        """Return the pixels. Raises DataError, which names the row and the path, for what is no image."""
+        return to_image(reopen(self.given), self.name, self.max_pixels)
+
+
+def reopen(image: Any) -> Any:
+    """Return another view of a PIL image that is still in its file, so that the given one never holds its pixels.
+
+    Anything else is returned as it is, and so is an image that was changed since it was opened.
+    """
+    if not (isinstance(image, ImageFile.ImageFile) and image.tile and os.path.isfile(image.filename)):
+        return image
+    again = Image.open(image.filename)
+    same = (again.size, again.mode, again.tell()) == (image.size, image.mode, image.tell())
+    return again if same and dict(again.getexif()) == dict(image.getexif()) else image
+
+
+class Identity(NamedTuple):
+    """The content key of an image, and tensors of its shape without any data.
+
+    Example:
+        >>> Identity("0a1b", torch.empty(3, 480, 640, dtype=torch.uint8, device="meta")).placeholder.shape
+        torch.Size([3, 480, 640])
+    """
+
+    key: str
+    placeholder: Tensor
+
+
+class DecodedImages:
+    """The pixels of one batch after the other; no more images than a batch has are decoded at a time.
+
+    All images are decoded once at first, a few at a time, for their content keys, by which rows are sorted and equal
+    ones found; an image that cannot be decoded is found then, before anything is embedded. Where they are no more than
+    `capacity`, their pixels stay; else each is decoded once more when its batch comes.
+
+    Args:
+        sources: the images.
+        capacity: the number of images whose pixels may stay, the rows of a batch.
+
+    Example:
+        >>> source = ImageSource(torch.zeros(3, 8, 8, dtype=torch.uint8), "row 0")
+        >>> images = DecodedImages([source], capacity=4)
+        >>> identity = images.identities[source]
+        >>> item = EmbeddingInput("a cat", (identity.placeholder,), image_keys=(identity.key,))
+        >>> [image.device.type for image in images.load([item])[0].images]
+        ['cpu']
+    """
+
+    def __init__(self, sources: Sequence[ImageSource], capacity: int) -> None:
+        self.threads = min(MAX_THREADS, capacity, os.cpu_count() or 1)
+        self._keeps_all = len(sources) <= capacity
+        self._pixels: dict[str, Tensor] = {}
+        self._sources: dict[str, ImageSource] = {}
+        self.identities: dict[ImageSource, Identity] = {}
+        with ThreadPoolExecutor(self.threads) as pool:
+            for source, identity in zip(sources, pool.map(self._identify, sources), strict=True):
+                self.identities[source] = identity
+                self._sources.setdefault(identity.key, source)
+
+    def _identify(self, source: ImageSource) -> Identity:
+        pixels = source.decode()
+        key = pixel_key(pixels)
+        if self._keeps_all:
+            self._pixels.setdefault(key, pixels)
+        return Identity(key, torch.empty(pixels.shape, dtype=torch.uint8, device="meta"))
+
+    def load(self, items: Sequence[EmbeddingInput]) -> list[EmbeddingInput]:
+        """Return inputs with their pixels instead of placeholders; those of the batch before are given up.
+
+        Raises DataError where a file has changed since its key was found.
+        """
+        needed = {key: image.shape for item in items for key, image in zip(item.image_keys, item.images, strict=True)}
+        if not self._keeps_all:
+            self._pixels = {key: pixels for key, pixels in self._pixels.items() if key in needed}
+        missing = [key for key in needed if key not in self._pixels]
+        with ThreadPoolExecutor(self.threads) as pool:
+            self._pixels |= zip(missing, pool.map(lambda key: self._sources[key].decode(), missing), strict=True)
+        for key, shape in needed.items():
+            if self._pixels[key].shape != shape:
+                source = self._sources[key]
+                raise DataError(source.name, f"the image {source.given} changed while it was read")
+        return [replace(item, images=tuple(self._pixels[key] for key in item.image_keys)) for item in items]
