@@ -238,8 +238,7 @@ class Embedder:
 
     def estimate_length(self, item: EmbeddingInput) -> float:
         """Return roughly the number of tokens of a row."""
-        resized_size = self.collator.processor.resized_size
-        sizes = [resized_size((image.shape[1], image.shape[2])) for image in item.images]
+        sizes = [self.collator.resized_size(image) for image in item.images]
         return len(item.text) / CHARACTERS_PER_TOKEN + sum(height * width for height, width in sizes) / PIXELS_PER_TOKEN
 
     @torch.no_grad()

@@ -60,12 +60,13 @@ POINTED: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
     "line_across": ((1, 200), {"point": [700.0, 100.0]}),
     "line_down": ((2000, 10), {"bboxes": [[100.0, 20.0, 900.0, 300.0]]}),
     "no_prompt": ((90, 60), {}),
+    "grows_across_shrinks_down": ((122, 184), {}),
+    "a_side_of_27": ((90, 27), {"point": [300.0, 900.0]}),
+    "a_side_of_28": ((28, 90), {"bboxes": [[10.0, 20.0, 900.0, 300.0]]}),
     "grid_of_2": ((60, 120), {"points_per_side": 2}),
     "tiny": ((3, 4), {"bboxes": [[0.0, 0.0, 1024.0, 1024.0]]}),
 }
-"""Height and width of an image, and what points at it. Where one grows across and shrinks down, the order of Pillow's
-passes may show: `resize_bicubic`.
-"""
+"""Height and width of an image, and what points at it."""
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))
@@ -100,6 +101,8 @@ class Oracle:
         self.sam, self.canvas, self.grid_size = stock_sam2(folder, sizes), sizes["image_size"], grid_size
 
     def row(self, text: str, image: Image.Image, pointed: dict[str, Any]) -> dict[str, torch.Tensor]:
+        if min(image.size) < 28:
+            image = image.resize((56, 56), Image.Resampling.BICUBIC)
         prepared = self.images(images=[image], return_tensors="pt")
         vision = self.vlm.get_image_features(**prepared).pooler_output[0]
         image_token_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")

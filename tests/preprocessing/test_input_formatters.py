@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from virtue_pl.preprocessing.images import resize_bicubic
 from virtue_pl.preprocessing.input_formatters import (
     CropFormatter,
     InputFormatter,
@@ -160,6 +161,24 @@ def test_the_published_weights_know_one_image_a_row() -> None:
         PublishedFormatter().prepare(item)
 
 
+@pytest.mark.parametrize("size", [(24, 90), (90, 27), (1, 300), (27, 27), (4, 3)])
+def test_an_image_with_a_side_under_28_is_a_square_of_56_in_the_published_format(size: tuple[int, int]) -> None:
+    image, formatter = make_image(*size), PublishedFormatter()
+    assert formatter.first_size(size) == (56, 56) and VirtueFormatter().first_size(size) == size
+    resized = resize_bicubic(image, (56, 56))
+    assert torch.equal(formatter.resize_first(image), resized) and VirtueFormatter().resize_first(image) is image
+    assert torch.equal(formatter.segmentation_pixels(image, 64), formatter.segmentation_pixels(resized, 64))
+    item = pointed(image, boxes=[[0, 0, size[1], size[0]]])
+    assert formatter.text(item).endswith(f"[0, 0, {size[1]}, {size[0]}]"), "words are in pixels of the image itself"
+    frame = PublishedFormatter(prompt_frame="canvas").visual_prompt(item, 1024)
+    torch.testing.assert_close(frame.boxes * 1024, torch.tensor([[0.0, 0, size[1], size[0]]]))
+
+
+@pytest.mark.parametrize("size", [(28, 28), (28, 500), (56, 56), (200, 600)])
+def test_another_image_keeps_its_size(size: tuple[int, int]) -> None:
+    assert PublishedFormatter().first_size(size) == size
+
+
 def test_stored_features_of_the_published_canvas_are_not_taken_for_others() -> None:
     kept = VirtueFormatter().segmentation_fingerprint("abc")
     assert (
@@ -168,3 +187,4 @@ def test_stored_features_of_the_published_canvas_are_not_taken_for_others() -> N
         != PublishedFormatter().segmentation_fingerprint("abc")
         != PublishedFormatter(max_pixels=784).segmentation_fingerprint("abc")
     )
+    assert VirtueFormatter().vision_fingerprint("abc") == "abc" != PublishedFormatter().vision_fingerprint("abc")

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from virtue_pl.callbacks.panel import render_panel
+from virtue_pl.preprocessing.contrastive_collator import evaluation_query
 from virtue_pl.types import IMAGE_TOKEN, RankingBatch, RankingOutput, VirtueError, VisualPrompt
 
 
@@ -104,6 +105,9 @@ def panel_of(
 ) -> UInt8[Tensor, "3 height width"]:
     """Draw the panel of one sample, whose query has an image, in mode number `mode` of its batch.
 
+    The prompt is drawn as the segmentation model reads it, or, where the model is shown the region in another way (as a
+    crop), as the query gives it.
+
     Raises VirtueError if the sample has no ranking of that name.
     """
     found = batch.samples[sample]
@@ -116,9 +120,10 @@ def panel_of(
     chosen = list(found.rankings[ranking])
     captions = [found.candidates[i].text.replace(IMAGE_TOKEN, " ") for i in chosen]
     title = f"{batch.modes[mode]} · {found.task} · {found.key}"
+    read = prompt_of(batch, row)
     return render_panel(
         found.query.images[0],
-        prompt_of(batch, row),
+        evaluation_query(found, batch.modes[mode]).prompt if read.is_empty else read,
         mask_of(output, row),
         captions,
         output.scores[row][chosen],

@@ -20,16 +20,30 @@ from virtue_pl.checkpoints.tensor_files import ADAPTER_FILES, read_json, read_te
 from virtue_pl.types import VirtueError
 
 CONFIG = "adapter_config.json"
-UNSUPPORTED = (
-    "modules_to_save",
-    "layers_to_transform",
-    "rank_pattern",
-    "alpha_pattern",
-    "fan_in_fan_out",
-    "exclude_modules",
-    "trainable_token_indices",
+INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of `init_lora_weights` that leave the model's own weights as they are. The others (PiSSA, OLoRA, CorDA, LoftQ,
+LoRA-GA ...) take their start out of them, so that the adapters belong to what is left.
+"""
+READ = ("peft_type", "r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "init_lora_weights")
+"""Settings of peft that are read here."""
+WITHOUT_EFFECT = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "task_type",
+    "lora_dropout",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "megatron_core",
+    "qalora_group_size",
 )
-"""Settings of peft that change a merged weight, and that no published checkpoint has."""
+"""Settings of peft that a merged weight does not depend on, or not without another setting that is refused."""
+NOT_USED: tuple[Any, ...] = (None, False, "none", [], {})
+"""Values of all other settings with which they change nothing."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +73,17 @@ class AdapterSettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], name: str) -> AdapterSettings:
-        """Read peft's `adapter_config.json`. Raises VirtueError for settings that cannot be merged here."""
-        used = [key for key in UNSUPPORTED if config.get(key)]
-        if config.get("peft_type", "LORA") != "LORA" or used or config.get("bias", "none") != "none":
-            found = (
-                f"{used[0]} {config[used[0]]!r}"
-                if used
-                else f"peft_type {config.get('peft_type')}, bias {config.get('bias')}"
-            )
+        """Read peft's `adapter_config.json`.
+
+        Raises VirtueError naming a setting that cannot be merged here, known or not.
+        """
+        found = unsupported_setting(config)
+        if found is not None:
+            setting, expected = found
             raise VirtueError(
-                f"{name}: {found}, expected a LoRA or DoRA without it: merge the adapters with peft first"
+                f"{name}: {setting} is {config.get(setting)!r}, expected {expected}: merge the adapters with peft first"
             )
-        targets = config.get("target_modules")
-        if not isinstance(targets, list) or not {"r", "lora_alpha"} <= config.keys():
-            raise VirtueError(f"{name}: expected r, lora_alpha and a list target_modules, found {sorted(config)[:8]}")
+        targets = config["target_modules"]
         return cls(
             config["r"],
             config["lora_alpha"],
@@ -92,6 +103,23 @@ class AdapterSettings:
                 " which states it"
             )
         return cls(stated["rank"], stated["alpha"], stated["dora"], tuple(stated["targets"]))
+
+
+def unsupported_setting(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the first setting of `adapter_config.json` that cannot be merged here, and what is expected instead."""
+    if config.get("peft_type", "LORA") != "LORA":
+        return "peft_type", "LORA"
+    if config.get("init_lora_weights", True) not in INITIALISATIONS:
+        allowed = ", ".join(map(repr, INITIALISATIONS))
+        return "init_lora_weights", f"one that leaves the model's own weights as they are ({allowed})"
+    for setting, kind in (("r", int), ("lora_alpha", int | float)):
+        if not isinstance(config.get(setting), kind) or (setting == "r" and config["r"] < 1):
+            return setting, "a number, of a rank at least 1"
+    targets = config.get("target_modules")
+    if not isinstance(targets, list) or not targets:
+        return "target_modules", "a list of the modules' last names"
+    others = sorted(config.keys() - {*READ, *WITHOUT_EFFECT})
+    return next(((setting, "a LoRA or DoRA without it") for setting in others if config[setting] not in NOT_USED), None)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ TO_PUBLISHED = ((LANGUAGE, "model."), (VISION, "visual."), (REDUCE, "sam2_reduce
 HEAD = "lm_head.weight"
 """Name of the head that predicts words, which no embedding needs."""
 ADAPTER = re.compile(
-    r"^(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_magnitude_vector)(?:\.(?!weight$)\w+)?(?:\.weight)?$"
+    r"^(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_magnitude_vector)(?:\.(?!(?:weight|bias)$)\w+)?(?:\.weight)?$"
 )
 """Pattern of peft's names of an adapter's tensors: with the adapter's own name (`default`) in a model, without in a
 file.

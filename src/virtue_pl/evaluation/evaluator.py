@@ -15,11 +15,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from virtue_pl.checkpoints.pretrained import from_pretrained
-from virtue_pl.embedder import Embedder
+from virtue_pl.embedder import row_key
 from virtue_pl.evaluation.probes.measurements import Measurements, check_regions, cost_of, robustness_of
 from virtue_pl.evaluation.reports.evaluation_report import EvaluationReport
 from virtue_pl.evaluation.retrieval.embedding_store import ModelStore
 from virtue_pl.evaluation.retrieval.query_collator import EvaluationCollator
+from virtue_pl.evaluation.retrieval.query_embedder import QueryEmbedder
 from virtue_pl.evaluation.retrieval.query_encoder import QueryEncoder, check_finite
 from virtue_pl.evaluation.retrieval.set_ranking import SetRanking
 from virtue_pl.evaluation.settings import EncodingOptions, LoadingOptions, QueryFormat, ReportOptions
@@ -29,6 +30,7 @@ from virtue_pl.metrics.ranking import SampleRanks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
+from virtue_pl.preprocessing.processor import PREPARATION
 from virtue_pl.types import EmbeddingInput, EncoderBatch, EvaluationRow, InputBatch, RankedSet, VirtueError
 
 NO_RANKS = SampleRanks((), (), (), (), torch.zeros(0, dtype=torch.long))
@@ -148,7 +150,7 @@ class Evaluator(LightningModule):
         """Return hashes of all that embeddings depend on beside the input: for texts, and for inputs with images."""
         assert self.embedder is not None
         precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
-        same = f"{network_fingerprint(self.embedder)} {precision} {self.loading.dtype}"
+        same = f"{network_fingerprint(self.embedder)} {precision} {self.loading.dtype} {PREPARATION}"
         how = [self.query_collator.text_identity(), [self.query_format.stream, *self.query_collator.identity()]]
         texts, with_images = (hashlib.sha256(f"{same} {each}".encode()).hexdigest() for each in how)
         return texts, with_images
@@ -238,16 +240,31 @@ class Evaluator(LightningModule):
         }
 
     def measure(self, data: EvaluationData) -> Measurements:
-        """Measure cost and robustness, where the options name them."""
+        """Measure cost and robustness, where the options name them, in the evaluation's own query format."""
         cost, rows = self.reporting.cost, self.reporting.robustness
         if not (cost or rows):
             return Measurements()
-        assert self.embedder is not None
-        embedder, sets, library = Embedder(self.embedder, self.device), data.plan.sets, data.library
-        return Measurements(
-            cost_of(embedder, sets, library) if cost else None,
-            robustness_of(embedder, sets, library, rows) if rows else None,
-        )
+        sets, library, collator = data.plan.sets, data.library, self.query_collator
+        with self.trainer.precision_plugin.forward_context():
+            plain = QueryEmbedder(self.encoder, collator, self.device)
+            found = cost_of(plain, sets, library) if cost else None
+            if not rows:
+                return Measurements(found)
+            ranked = QueryEmbedder(self.encoder, collator, self.device, self.ranked_embeddings(data.plan, rows))
+            return Measurements(found, robustness_of(ranked.embed, collator, sets, library, rows))
+
+    def ranked_embeddings(self, plan: Plan, rows: int) -> dict[tuple[Any, ...], Tensor]:
+        """Return the embeddings that the ranking used for each set's first `rows` queries with regions, by input."""
+        numbers: dict[tuple[Any, ...], int] = {}
+        for ranked in plan.sets:
+            pointed = [index for index, row in enumerate(ranked.rows) if row.region is not None]
+            for index in pointed[:rows]:
+                row = ranked.rows[index]
+                numbers[row_key(self.query(row))] = int(ranked.queries[index])
+                for item, number in zip(row.candidates, ranked.candidates[index].tolist(), strict=True):
+                    numbers[row_key(item)] = number
+        embeddings = self.store.get([plan.keys[number] for number in numbers.values()])
+        return dict(zip(numbers, embeddings, strict=True))
 
     def _data(self) -> EvaluationData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -112,7 +112,7 @@ class VLMFusionHead(EmbeddingModel):
     @property
     def collator(self) -> ContrastiveCollator:
         """Return the collator of the head alone, which prepares no segmentation canvas."""
-        fingerprints = {"vision": self.backbone.fingerprint()}
+        fingerprints = {"vision": self.formatter.vision_fingerprint(self.backbone.fingerprint())}
         return ContrastiveCollator(
             self.backbone.processor, self.formatter, None, self.train_modes, self.evaluation_modes, fingerprints
         )

@@ -252,7 +252,8 @@ class Virtue(EmbeddingModel):
         """Return the collator for both streams, whose fingerprints key the stored features."""
         size, processor = self.segmentation.backbone.image_size, self.fusion.backbone.processor
         segmentation = self.formatter.segmentation_fingerprint(self.segmentation.backbone.fingerprint())
-        fingerprints = {"segmentation": segmentation, "vision": self.fusion.backbone.fingerprint()}
+        vision = self.formatter.vision_fingerprint(self.fusion.backbone.fingerprint())
+        fingerprints = {"segmentation": segmentation, "vision": vision}
         return ContrastiveCollator(
             processor,
             self.formatter,

@@ -13,7 +13,7 @@ from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.models.fusion_head import VLMFusionHead
 from virtue_pl.models.virtue import Virtue
 from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
-from virtue_pl.preprocessing.input_formatters import VirtueFormatter
+from virtue_pl.preprocessing.input_formatters import PublishedFormatter, VirtueFormatter
 from virtue_pl.types import EmbeddingInput, EncoderBatch, SegmentTokens, VirtueError
 
 
@@ -37,7 +37,10 @@ def batch_of(model: EmbeddingModel, items: Sequence[EmbeddingInput]) -> EncoderB
 
 
 def verbatim_collator(model: EmbeddingModel) -> ContrastiveCollator:
-    """Return the model's collator, set for texts that describe the prompt already."""
+    """Return the model's collator, set for texts and prompts that are prepared already, as recordings hold them.
+
+    Texts describe the prompt and have their spaces; prompts are on the canvas, whatever frame the formatter gives them.
+    """
     collator = model.collator
     if not isinstance(collator, ContrastiveCollator):
         raise VirtueError(f"{type(model).__name__} prepares no rows, expected a model that embeds")
@@ -45,8 +48,11 @@ def verbatim_collator(model: EmbeddingModel) -> ContrastiveCollator:
     if isinstance(formatter, VirtueFormatter):
         formatter = copy(formatter)
         formatter.prompt_text = False
-    size, modes = collator.segmentation_size, collator.evaluation_modes
-    return ContrastiveCollator(collator.processor, formatter, size, collator.train_modes, modes, collator.fingerprints)
+    if isinstance(formatter, PublishedFormatter):
+        formatter.space_after_image, formatter.prompt_frame = False, "image"
+    verbatim = copy(collator)
+    verbatim.formatter = formatter
+    return verbatim
 
 
 def observe_segmentation(model: Virtue, batch: EncoderBatch) -> tuple[SegmentTokens | None, dict[str, Tensor]]:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
 from virtue_pl.preprocessing.input_formatters import InputFormatter
 from virtue_pl.preprocessing.processor import VLMProcessor
 from virtue_pl.preprocessing.prompts import PROMPT_MODES, prompt_region
+from virtue_pl.preprocessing.truncation import format_text
 from virtue_pl.types import (
     IMAGE_TOKEN,
     NO_FEATURES,
@@ -182,12 +183,8 @@ class ContrastiveCollator:
 
         prompt_counts: for each row, how many of its prompts become segment tokens.
         """
-        sizes = [
-            [self.processor.resized_size((image.shape[1], image.shape[2])) for image in item.images] for item in items
-        ]
-        texts = [
-            self.formatter.delimit_images(self.formatter.text(item), self.processor.image_delimiters) for item in items
-        ]
+        sizes = [[self.resized_size(image) for image in item.images] for item in items]
+        texts = [format_text(self.formatter, item, self.processor.image_delimiters) for item in items]
         input_ids, mask = self.processor.tokenize(texts, sizes)
         positions = self.processor.position_ids(input_ids, mask, sizes)
         counts = [prompt_counts.get(row, 0) for row in range(len(items))]
@@ -204,9 +201,17 @@ class ContrastiveCollator:
         ]
         return [prompt for prompt in prompts if self.segment_unprompted or not prompt.is_empty]
 
+    def resized_size(self, image: UInt8[Tensor, "3 height width"]) -> tuple[int, int]:
+        """Return the (height, width) from which the image's tokens are counted."""
+        return self.processor.resized_size(self.formatter.first_size((image.shape[1], image.shape[2])))
+
+    def vision_pixels(self, image: UInt8[Tensor, "3 height width"]) -> Shaped[Tensor, "3 new_height new_width"]:
+        """Return the image as the vision tower reads it."""
+        return self.processor.resize(self.formatter.resize_first(image))
+
     def collate_images(self, images: Sequence[UInt8[Tensor, "3 height width"]]) -> ImageBatch:
         """Prepare images for both streams."""
-        vision = tuple(self.processor.resize(image) for image in images)
+        vision = tuple(self.vision_pixels(image) for image in images)
         if (size := self.segmentation_size) is None:
             return ImageBatch(vision)
         return ImageBatch(vision, tuple(self.formatter.segmentation_pixels(image, size) for image in images))
@@ -217,7 +222,7 @@ class ContrastiveCollator:
         The segmentation model reads the `prompted` images (by index) alone.
         """
         both = list(zip(images.pixels, images.features, strict=True))
-        vision = tuple(None if features.vision else self.processor.resize(image) for image, features in both)
+        vision = tuple(None if features.vision else self.vision_pixels(image) for image, features in both)
         segmentation: tuple[Tensor | None, ...] = ()
         if (size := self.segmentation_size) is not None:
             segmentation = tuple(

@@ -20,6 +20,9 @@ from virtue_pl.types import DataError, VirtueError
 MAX_PIXELS = 25_000_000
 """The default limit: larger images are refused from their header alone, since a small file can claim any size."""
 
+TALL = 100
+"""How many times as high as wide an image is, beyond which Pillow resizes it down first."""
+
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Maps each format that is read to its file extension."""
 
@@ -173,22 +176,24 @@ def resize_bicubic(
 ) -> UInt8[Tensor, "3 new_height new_width"]:
     """Return the image at `size` = (height, width), by Pillow's filter: torch's own differs by up to two levels.
 
-    Levels are rounded between the two passes, so that their order matters: across goes first, but where an image grows
-    across and shrinks down, down goes first (as in the images of the published evaluation).
+    Levels are rounded between the two passes, so that their order matters. Across goes first, as in every Pillow up to
+    12, with which the published weights were trained, but in an image more than `TALL` times as high as wide that
+    shrinks down. Pillow 13 has another rule, and so each pass is a call.
     """
     if tuple(image.shape[1:]) == size:
         return image
     pillow_image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-    if size[0] < pillow_image.height and size[1] > pillow_image.width:
-        pillow_image = pillow_image.resize((pillow_image.width, size[0]), Image.Resampling.BICUBIC)
-    resized = pillow_image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    (height, width), (own_width, own_height) = size, pillow_image.size
+    down_first = own_height > TALL * own_width and height < own_height
+    for step in ((own_width, height) if down_first else (width, own_height), (width, height)):
+        if pillow_image.size != step:
+            pillow_image = pillow_image.resize(step, Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(pillow_image)).permute(2, 0, 1)
 
 
 def resize_to_square(image: UInt8[Tensor, "3 height width"], size: int) -> UInt8[Tensor, "3 size size"]:
-    """Return the image stretched to a square of `size` pixels, as Pillow makes it in one call (across first)."""
-    small = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(small).transpose(2, 0, 1).copy())
+    """Return the image stretched to a square of `size` pixels, across first (`resize_bicubic`)."""
+    return resize_bicubic(image, (size, size)).contiguous()
 
 
 def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from virtue_pl.preprocessing.images import resize_bicubic, smart_size
+from virtue_pl.preprocessing.processor import PREPARATION
 from virtue_pl.preprocessing.prompts import enclosing_box, pixel_box
 from virtue_pl.types import IMAGE_TOKEN, NO_FEATURES, EmbeddingInput, VirtueError, VisualPrompt
 
@@ -60,10 +61,28 @@ class InputFormatter(ABC):
         """
         return item.prompt
 
+    def first_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) to which an image of `size` is resized before either stream reads it.
+
+        Texts and prompts are about the image at its own size.
+        """
+        return size
+
+    def resize_first(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 new_height new_width"]:
+        """Return the image at its `first_size`."""
+        return resize_bicubic(image, self.first_size((image.shape[1], image.shape[2])))
+
     def segmentation_fingerprint(self, network: str) -> str:
         """Return the fingerprint of all that the segmentation model's stored features depend on.
 
         These are `segmentation_pixels` and the network. network: its fingerprint (`SegmentationBackbone.fingerprint`).
+        """
+        return network
+
+    def vision_fingerprint(self, network: str) -> str:
+        """Return the fingerprint of all that the vision tower's stored features depend on.
+
+        These are `first_size` and the network. network: its fingerprint (`VLMBackbone.fingerprint`).
         """
         return network
 
@@ -128,10 +147,11 @@ class VirtueFormatter(InputFormatter):
 class PublishedFormatter(VirtueFormatter):
     """The published input format (VIRTUE, arXiv 2510.00523), for the published weights and comparisons with them alone.
 
-    It departs from `VirtueFormatter` in five points. The segmentation model reads the image as the vision tower does,
-    resized and normalised, stretched to the canvas; the model normalises it again. No delimiters stand around an image.
-    All axes of a position are equal: a row counts on behind its segment tokens, a text from 0. In SCaR a box may lie in
-    another coordinate frame, and the evaluation of SCaR has a space more. Where the published code lets a row depend on
+    It departs from `VirtueFormatter` in six points. An image with a side under `least_side` pixels is first resized to
+    a square of twice that side. The segmentation model reads the image as the vision tower does, resized and
+    normalised, stretched to the canvas; the model normalises it again. No delimiters stand around an image. All axes of
+    a position are equal: a row counts on behind its segment tokens, a text from 0. In SCaR a box may lie in another
+    coordinate frame, and the evaluation of SCaR has a space more. Where the published code lets a row depend on
     the other rows of its batch, a row here is the same in every batch; a row of several images, which stops that code,
     is refused.
 
@@ -149,6 +169,8 @@ class PublishedFormatter(VirtueFormatter):
         >>> formatter.delimit_images(f"{IMAGE_TOKEN}a cat", ("", ""))
         '<|image_pad|> a cat'
     """
+
+    least_side = 28
 
     def __init__(
         self,
@@ -199,18 +221,27 @@ class PublishedFormatter(VirtueFormatter):
         scale = torch.tensor([width, height]) / size
         return replace(item.prompt, boxes=item.prompt.boxes * scale.repeat(2), points=item.prompt.points * scale)
 
+    def first_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return a square for an image with a side under `least_side` pixels, and else its own size."""
+        return size if min(size) >= self.least_side else (2 * self.least_side, 2 * self.least_side)
+
     def segmentation_pixels(self, image: UInt8[Tensor, "3 height width"], size: int) -> Float[Tensor, "3 size size"]:
         """Return the image as the vision tower reads it, normalised and stretched to the canvas."""
         from torchvision.transforms.v2 import functional as transforms
 
+        image = self.resize_first(image)
         resized = resize_bicubic(image, smart_size((image.shape[1], image.shape[2]), self.min_pixels, self.max_pixels))
         return transforms.resize(
             transforms.normalize(resized / 255, list(CLIP_MEAN), list(CLIP_STD)), [size, size], antialias=True
         )
 
     def segmentation_fingerprint(self, network: str) -> str:
-        """Return the fingerprint of the network and the bounds of the image's area."""
-        return hashlib.sha256(f"{network} reference {self.min_pixels} {self.max_pixels}".encode()).hexdigest()
+        """Return the fingerprint of the network and of how its pixels are prepared."""
+        return self.vision_fingerprint(f"{network} {PREPARATION} {self.min_pixels} {self.max_pixels}")
+
+    def vision_fingerprint(self, network: str) -> str:
+        """Return the fingerprint of the network and of the size that an image is first given."""
+        return hashlib.sha256(f"{network} published {self.least_side}".encode()).hexdigest()
 
 
 class CropFormatter(VirtueFormatter):

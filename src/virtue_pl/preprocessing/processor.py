@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
+PREPARATION = "2"
+"""Version of how inputs become pixels and tokens, which enters the fingerprints of what is stored: another one means
+that the same input may give other numbers.
+"""
+
 
 class VLMProcessor(ABC):
     """The light half of a backbone, which data workers carry: its tokenizer, its positions and its image size.

@@ -169,8 +169,7 @@ class Templated(VirtueFormatter):
         return text
 
 
-# not one that grows across and shrinks down: see `resize_bicubic`
-@pytest.mark.parametrize("size", [(56, 84), (30, 120), (90, 61)], ids=str)
+@pytest.mark.parametrize("size", [(56, 84), (30, 120), (90, 61), (122, 184)], ids=str)
 @pytest.mark.parametrize("name", STOCK)
 def test_without_segment_tokens_it_is_the_stock_model(
     name: str, folders: dict[str, Path], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch

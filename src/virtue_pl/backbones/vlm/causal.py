@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights
 from virtue_pl.backbones.vlm.base import VLMBackbone
 from virtue_pl.preprocessing.processor import VLMProcessor
+from virtue_pl.preprocessing.truncation import tokenize_pieces
 from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
 
 
@@ -25,7 +26,7 @@ class CausalVLMProcessor(VLMProcessor):
 
     Args:
         vlm_model: folder or hub name of the model.
-        max_tokens: longer texts are cut; an image's tokens do not count.
+        max_tokens: the free part of longer texts is cut; an image's tokens do not count.
 
     Example:
         >>> from virtue_pl.backbones import Qwen2VLBackbone  # doctest: +SKIP
@@ -59,29 +60,28 @@ class CausalVLMProcessor(VLMProcessor):
         return input_ids, mask
 
     def tokenize_row(self, text: str, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """Return a row's ids: at most `max_tokens` of the text, and all of the images.
+        """Return a row's ids: at most `max_tokens` of the text (`tokenize_pieces`), and all of the images.
 
         Raises VirtueError where `IMAGE_TOKEN`s and images differ in number, or the text holds the model's image token.
         """
-        pieces = text.split(IMAGE_TOKEN)
-        if len(pieces) - 1 != len(sizes):
+        positions = text.count(IMAGE_TOKEN)
+        if positions != len(sizes):
             raise VirtueError(
-                f"a text has {len(pieces) - 1} positions for images, expected {len(sizes)}, one {IMAGE_TOKEN} for each"
+                f"a text has {positions} positions for images, expected {len(sizes)}, one {IMAGE_TOKEN} for each"
                 " of its images"
             )
         ids: list[int] = []
-        budget = self.max_tokens
-        for number, piece in enumerate(pieces):
+        kept = tokenize_pieces(self.tokenizer, text, self.image_delimiters, self.max_tokens)
+        for number, piece_ids in enumerate(kept):
             if number:
                 ids += self.image_ids(sizes[number - 1], len(sizes) == 1)
-            piece_ids = self.tokenizer(piece, add_special_tokens=False)["input_ids"][:budget]
             if self.image_id in piece_ids:
                 token = self.tokenizer.convert_ids_to_tokens(self.image_id)
                 raise VirtueError(
                     f"a text holds the model's own {token}, expected {IMAGE_TOKEN} where an image stands: take it out"
                     " of the text"
                 )
-            ids, budget = ids + piece_ids, budget - len(piece_ids)
+            ids += piece_ids
         return ids
 
 
@@ -116,7 +116,8 @@ class CausalVLM(VLMBackbone):
     Args:
         vlm_model: folder or hub name of the model.
         dtype: type of the weights, "float32" or "bfloat16".
-        attention: transformers' name of the attention's implementation.
+        attention: transformers' name of the attention's implementation: sdpa, eager, flash_attention_2 (with the
+            package flash-attn) or, where the model offers it, flex_attention.
 
     Example:
         >>> from virtue_pl.backbones import Qwen2VLBackbone  # doctest: +SKIP
@@ -133,6 +134,8 @@ class CausalVLM(VLMBackbone):
         super().__init__()
         self.model = load_vlm(self.model_class, vlm_model, dtype, attention)
         self.replace_layers()
+        for layer in self.language_model.layers:
+            layer.register_forward_pre_hook(withhold_position_ids, with_kwargs=True)
         self.hidden_size = self.model.config.text_config.hidden_size
         self.model.requires_grad_(False)
         for trained in (self.language_model.layers, self.language_model.norm):
@@ -198,10 +201,22 @@ class CausalVLM(VLMBackbone):
         return output.last_hidden_state
 
 
+def withhold_position_ids(
+    layer: Any, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Take the position ids from what a layer is given, which has the rotation that was made of them.
+
+    Flash attention takes positions that do not rise one by one, as those of segment tokens, for several sequences in
+    one row, which it would attend within.
+    """
+    return arguments, {**options, "position_ids": None} if "position_ids" in options else options
+
+
 def load_vlm(model_class: Any, name: str, dtype: str, attention: str) -> Any:
     """Return the model without its head.
 
-    Raises VirtueError where the folder is missing, is of another model, or lacks a tensor.
+    Raises VirtueError where the folder is missing, is of another model, or lacks a tensor, and for an attention that
+    the model does not offer or that needs a package that is not there.
     """
     expected = model_class.config_class.model_type
     if name.startswith((".", "/")) and not Path(name).is_dir():
@@ -212,11 +227,11 @@ def load_vlm(model_class: Any, name: str, dtype: str, attention: str) -> Any:
             f"vlm_model: {name} is a {found}, expected a {expected}: name another folder, or give the backbone's class"
             f" for {found}"
         )
+    settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    check_attention(model_class, name, attention)
     if are_weights_skipped():
-        return build_without_weights(name, {}, dtype=getattr(torch, dtype), attn_implementation=attention)
-    model, report = model_class.from_pretrained(
-        name, dtype=getattr(torch, dtype), attn_implementation=attention, output_loading_info=True
-    )
+        return build_without_weights(name, {}, **settings)
+    model, report = model_class.from_pretrained(name, output_loading_info=True, **settings)
     missing = sorted(report["missing_keys"])
     if missing:
         raise VirtueError(
@@ -224,3 +239,23 @@ def load_vlm(model_class: Any, name: str, dtype: str, attention: str) -> Any:
             " name another"
         )
     return model
+
+
+def check_attention(model_class: Any, name: str, attention: str) -> None:
+    """Raise VirtueError for an attention that the model does not offer, or whose package is missing.
+
+    `paged` attention is for a server that writes texts, with a cache.
+    """
+    try:
+        if not isinstance(attention, str) or attention.startswith("paged"):
+            raise ValueError(f"{attention!r} is none that encodes whole sequences")
+        config = AutoConfig.from_pretrained(name)
+        config._attn_implementation = attention
+        with torch.device("meta"):
+            model_class(config)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        raise VirtueError(
+            f"attention: {attention} does not work for {model_class.__name__} here ({reason}), expected sdpa, eager or"
+            " another that it offers: set `attention` to sdpa"
+        ) from error

@@ -21,7 +21,7 @@ class LlavaOnevisionProcessor(TileProcessor):
     Args:
         vlm_model: folder or hub name of the model.
         max_tiles: largest number of tiles of an image.
-        max_tokens: longer texts are cut; an image's tokens do not count.
+        max_tokens: the free part of longer texts is cut; an image's tokens do not count.
 
     Example:
         >>> name = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"  # doctest: +SKIP
@@ -71,7 +71,7 @@ class LlavaOnevisionBackbone(CausalVLM):
     Args:
         vlm_model: folder or hub name of the model, in transformers' layout, loaded by `from_pretrained`.
         max_tiles: largest number of tiles of an image; the released models are trained on grids of 1 to 36.
-        max_tokens: longer texts are cut; an image's tokens do not count.
+        max_tokens: the free part of longer texts is cut; an image's tokens do not count.
         dtype: type of the weights, "float32" or "bfloat16".
         attention: transformers' name of the attention's implementation.
 

@@ -14,6 +14,11 @@ from virtue_pl.backbones.vlm.qwen2_vl_last_layer import use_last_token_layer
 from virtue_pl.backbones.vlm.qwen_vl import QwenVLBackbone
 from virtue_pl.types import TokenSequence
 
+READS_MASKS = ("sdpa", "eager")
+"""Attentions whose masks have a row for each token, None where all earlier tokens are read. That of flash attention has
+two dimensions, that of flex attention is no tensor.
+"""
+
 
 class Qwen2VLBackbone(QwenVLBackbone):
     """Qwen2-VL (arXiv 2409.12191), the paper's model, with `QwenVLBackbone`'s arguments.
@@ -38,7 +43,12 @@ class Qwen2VLBackbone(QwenVLBackbone):
         return tuple((tokens,) for tokens in self.encode_images(pixels).pooler_output)
 
     def last_states(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
-        """Return the state of each row's last token, for which alone the last layer is computed."""
+        """Return the state of each row's last token, for which alone the last layer is computed.
+
+        All of the last layer is computed where the attention's masks are not read by token (`READS_MASKS`).
+        """
+        if self.model.language_model.config._attn_implementation not in READS_MASKS:
+            return super().last_states(sequence)
         output = self.model.language_model(
             inputs_embeds=sequence.embeds,
             attention_mask=sequence.attention_mask,

@@ -14,6 +14,7 @@ from virtue_pl.backbones.vlm.causal import CausalVLM, CausalVLMProcessor
 from virtue_pl.backbones.vlm.qwen_patches import FlatPatchEmbed, QwenPatches
 from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.images import resize_bicubic, smart_size
+from virtue_pl.preprocessing.processor import PREPARATION
 
 AXES = 3
 """Axes of a position: time, height, width."""
@@ -25,7 +26,7 @@ class QwenVLProcessor(CausalVLMProcessor):
     Args:
         vlm_model: folder or hub name of the model.
         min_pixels, max_pixels: bounds of a resized image's number of pixels.
-        max_tokens: longer texts are cut; an image's tokens do not count.
+        max_tokens: the free part of longer texts is cut; an image's tokens do not count.
 
     Example:
         >>> name = "Qwen/Qwen2-VL-2B-Instruct"  # doctest: +SKIP
@@ -102,7 +103,7 @@ class QwenVLBackbone(CausalVLM):
     Args:
         vlm_model: folder or hub name of the model, loaded by `from_pretrained`; a release of VIRTUE is a Qwen2-VL, too.
         min_pixels, max_pixels: bounds of a resized image's number of pixels (the paper: 4x28x28 to 1280x28x28).
-        max_tokens: longer texts are cut; an image's tokens do not count.
+        max_tokens: the free part of longer texts is cut; an image's tokens do not count.
         dtype: type of the weights, "float32" or "bfloat16".
         attention: transformers' name of the attention's implementation.
 
@@ -131,4 +132,5 @@ class QwenVLBackbone(CausalVLM):
         return self.model.get_image_features(*self.processor.patches(pixels))
 
     def fingerprint(self) -> str:
-        return network_fingerprint(self.model.visual, self.processor.min_pixels, self.processor.max_pixels)
+        bounds = self.processor.min_pixels, self.processor.max_pixels
+        return network_fingerprint(self.model.visual, *bounds, PREPARATION)

@@ -23,7 +23,7 @@ class SmolVLMProcessor(TileProcessor):
     Args:
         vlm_model: folder or hub name of the model.
         tiles: number of tiles along an image's longer side.
-        max_tokens: longer texts are cut; an image's tokens do not count.
+        max_tokens: the free part of longer texts is cut; an image's tokens do not count.
 
     Example:
         >>> name = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"  # doctest: +SKIP
@@ -72,7 +72,7 @@ class SmolVLMBackbone(CausalVLM):
     Args:
         vlm_model: folder or hub name of a SmolVLM2, loaded by `from_pretrained`.
         tiles: number of tiles along an image's longer side; 1 reads it whole only.
-        max_tokens: longer texts are cut; an image's tokens do not count.
+        max_tokens: the free part of longer texts is cut; an image's tokens do not count.
         dtype: type of the weights, "float32" or "bfloat16".
         attention: transformers' name of the attention's implementation.
 

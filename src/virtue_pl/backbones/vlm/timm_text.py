@@ -18,7 +18,8 @@ from virtue_pl.backbones.timm_trunk import TimmTrunk, feature_levels
 from virtue_pl.backbones.vlm.base import VLMBackbone
 from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.processor import VLMProcessor
-from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
+from virtue_pl.preprocessing.truncation import tokenize_pieces
+from virtue_pl.types import EncoderBatch, TokenSequence, VirtueError
 
 
 class TimmTextProcessor(VLMProcessor):
@@ -28,7 +29,7 @@ class TimmTextProcessor(VLMProcessor):
         text_model: folder or hub name of the encoder.
         image_size: height and width of the square that images are resized to, in pixels.
         grid_size: tokens along an image's side.
-        max_tokens: longer texts are cut; an image's tokens do not count.
+        max_tokens: the free part of longer texts is cut; an image's tokens do not count.
 
     Example:
         >>> name = "sentence-transformers/all-MiniLM-L6-v2"  # doctest: +SKIP
@@ -55,14 +56,13 @@ class TimmTextProcessor(VLMProcessor):
         return input_ids, mask
 
     def tokenize_row(self, text: str) -> list[int]:
-        """Return a row's ids: [CLS], the text with its images' ids, [SEP]."""
-        pieces = text.split(IMAGE_TOKEN)
+        """Return a row's ids: [CLS], the text (`tokenize_pieces`) with its images' ids, [SEP]."""
+        kept = tokenize_pieces(self.tokenizer, text, self.image_delimiters, self.max_tokens, special_tokens=2)
         ids = [self.tokenizer.cls_token_id]
-        for number, piece in enumerate(pieces):
+        for number, piece_ids in enumerate(kept):
             ids += [self.IMAGE_ID] * self.grid_size**2 if number else []
-            ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
-        images = len(pieces) - 1
-        return [*ids[: self.max_tokens - 1 + images * self.grid_size**2], self.tokenizer.sep_token_id]
+            ids += piece_ids
+        return [*ids, self.tokenizer.sep_token_id]
 
     def resize(self, image: UInt8[Tensor, "3 height width"]) -> UInt8[Tensor, "3 size size"]:
         size = [self.image_size, self.image_size]
@@ -83,7 +83,7 @@ class TimmTextBackbone(VLMBackbone):
         grid_size: an image becomes `grid_size` x `grid_size` tokens.
         frozen_layers: number of the text encoder's lowest layers (with its embeddings) that are not trained.
         dropout: dropout of the text encoder, in training.
-        max_tokens: longer texts are cut.
+        max_tokens: the free part of longer texts is cut.
 
     Example:
         >>> name = "sentence-transformers/all-MiniLM-L6-v2"  # doctest: +SKIP

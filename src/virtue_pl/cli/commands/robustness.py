@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from virtue_pl.cli.arguments import MAX_PIXELS, add_max_pixels
 from virtue_pl.cli.dataclass_options import add_options, read_options
-from virtue_pl.evaluation.settings import LoadingOptions, RobustnessOptions
+from virtue_pl.evaluation.settings import LoadingOptions, QueryFormat, RobustnessOptions
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
+    from virtue_pl.data.shards.records import RecordImage, Row
     from virtue_pl.data.streaming.loader import RankingStream
+    from virtue_pl.evaluation.probes.robustness import WithPrompt
     from virtue_pl.types import RankingSample
 
 GROUP = "results"
@@ -60,10 +62,13 @@ def main(argv: list[str]) -> int:
     )
     kinds: tuple[str, ...] = options.kinds or (*PERTURBATIONS, PROMPT_CONSISTENCY)
     found, consistency = Robustness(), PromptConsistency()
+    with_prompt = evaluation_queries(embedder)
     if perturbations := [kind for kind in kinds if kind != PROMPT_CONSISTENCY]:
-        found = robustness(embedder.embed, passes[0], perturbations, options.seed, group=BATCH_SIZE)
+        found = robustness(
+            embedder.embed, passes[0], perturbations, options.seed, group=BATCH_SIZE, with_prompt=with_prompt
+        )
     if PROMPT_CONSISTENCY in kinds:
-        consistency = prompt_consistency(embedder.embed, passes[1], embedder.predict_masks)
+        consistency = prompt_consistency(embedder.embed, passes[1], embedder.predict_masks, with_prompt)
     for table in (*robustness_tables(found.as_json()), *prompt_consistency_tables(consistency)):
         Console().print(TerminalTable(f"{table.title}; {table.caption}", table.cells))
     report = {
@@ -80,6 +85,21 @@ def main(argv: list[str]) -> int:
     if options.plots:
         plot_robustness(found, arguments.out)
     return 0
+
+
+def evaluation_queries(embedder: Any) -> WithPrompt:
+    """Let the embedder read inputs as `virtue-pl eval` does; return what gives queries their prompts in that form."""
+    from virtue_pl.evaluation.probes.measurements import queries_in_format
+    from virtue_pl.evaluation.probes.robustness import replace_prompt
+    from virtue_pl.evaluation.retrieval.query_collator import EvaluationCollator
+    from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
+
+    own = getattr(embedder, "collator", None)
+    if not isinstance(own, ContrastiveCollator):
+        return replace_prompt
+    collator = EvaluationCollator(own, QueryFormat())
+    embedder.collator = collator.collator
+    return queries_in_format(collator)
 
 
 def folders(shards: list[str]) -> dict[str, str]:
@@ -107,10 +127,11 @@ def ranking_samples(
     from virtue_pl.data.datamodules.scar import SCaRDataModule
     from virtue_pl.data.streaming.loader import RankingStream
 
+    to_sample = region_samples(SCaRDataModule.to_sample)
     data = SCaRDataModule(test=dict(folders), test_rows=limit)
     stream = RankingStream(
         data.test_folders,
-        data.to_sample,
+        to_sample,
         list,
         batch_size=BATCH_SIZE,
         rows=limit,
@@ -128,6 +149,28 @@ def named_samples(stream: RankingStream) -> Iterator[RankingSample]:
         yield from batch
     if stream.log.problems:
         print(f"left out: {skip_summary(stream.log.problems)}", file=sys.stderr)
+
+
+def region_samples(to_sample: Callable[..., Any]) -> Callable[..., RankingSample]:
+    """Return what reads a stored row as a sample with all that its query is written of, in any format."""
+    from virtue_pl.data.eval_sets.images import ImageLibrary
+    from virtue_pl.data.eval_sets.rows import RowReader, box_words
+    from virtue_pl.evaluation.probes.measurements import RegionSample
+    from virtue_pl.types import DataError, RankingSample, SetDescription
+
+    reader = RowReader(ImageLibrary())
+
+    def read(row: Row, images: Sequence[RecordImage]) -> RankingSample:
+        sample = to_sample(row, images)
+        if not isinstance(sample, RankingSample) or sample.region is None:
+            raise DataError(row.key, "it is a training pair, expected a query with candidates: name evaluation shards")
+        (key,) = sample.query.image_keys
+        reader.library.sizes[key] = images[0].size
+        about, region_text = SetDescription(row.task, "scar"), box_words(row.published_box)
+        read_row = reader.region_row(about, row["row"], row.text("query"), region_text, key, sample.region, (), {})
+        return RegionSample(**vars(sample), row=read_row)
+
+    return read
 
 
 def _parser() -> argparse.ArgumentParser:

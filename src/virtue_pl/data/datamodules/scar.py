@@ -56,6 +56,5 @@ class PublishedSCaRDataModule(SCaRDataModule):
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
         sample = SCaRDataModule.to_sample(row, images)
-        box = row.fields.get("published_box", row["box"])
-        text = published_query(row.text("query"), box, ranked="candidates" in row.fields)
+        text = published_query(row.text("query"), row.published_box, ranked="candidates" in row.fields)
         return replace(sample, query=replace(sample.query, text=text))

@@ -109,7 +109,7 @@ def evaluation_row(files: SetFiles, reader: RowReader, row: Row, images: list[st
         if not images:
             raise DataError(row.key, "it has no image: expected one")
         region = read_region(row, reader.library.sizes[images[0]])
-        box = box_words(row.fields.get("published_box", row["box"]))
+        box = box_words(row.published_box)
         return reader.region_row(files.about, number, row["query"], box, images[0], region, candidates, rankings)
     pairs = [
         [(text, None if image is None else images[image]) for text, image in stored]

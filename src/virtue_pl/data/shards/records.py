@@ -90,6 +90,11 @@ class Row:
             raise DataError(self.key, f"field {name!r} is missing, found {', '.join(self.fields)}")
         return self.fields[name]
 
+    @property
+    def published_box(self) -> Any:
+        """The box, xyxy in pixels, as the source's row has it, before what is outside of the image was cut off."""
+        return self.fields["published_box"] if "published_box" in self.fields else self["box"]
+
     def text(self, name: str) -> str:
         """Return a field that is a text. Raises DataError for anything else, and for an empty text."""
         value = self[name]

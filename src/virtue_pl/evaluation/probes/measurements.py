@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from virtue_pl.embedder import Embedder
 from virtue_pl.evaluation.probes.cost import measure_cost
-from virtue_pl.evaluation.probes.robustness import robustness
-from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample, VirtueError
+from virtue_pl.evaluation.probes.robustness import Embed, WithPrompt, robustness
+from virtue_pl.evaluation.retrieval.query_collator import EvaluationCollator
+from virtue_pl.types import EmbeddingInput, EvaluationRow, RankedSet, RankingSample, VirtueError, VisualPrompt
 
 SIZE = (480, 640)
 """(height, width) in pixels of the image on which cost is measured where no set has one."""
@@ -59,28 +61,45 @@ def cost_of(embedder: Embedder, sets: Sequence[RankedSet], library: Pixels) -> C
     return measure_cost(embedder, noise if key is None else library.pixels(key))
 
 
-def robustness_of(embedder: Embedder, sets: Sequence[RankedSet], library: Pixels, rows: int) -> dict[str, Any]:
-    """Measure the curves of each set with regions, over its first `rows` queries."""
-    return robustness(embedder.embed, region_samples(sets, library, rows)).as_json()
+@dataclass(frozen=True, eq=False)
+class RegionSample(RankingSample):
+    """A query with a region, decoded, and the row that it was read from, which has the published texts, too.
 
-
-def region_samples(sets: Sequence[RankedSet], library: Pixels, rows: int) -> Iterator[RankingSample]:
-    """Return the first `rows` queries with a region of each set, their images decoded.
-
-    The model's formatter describes the regions.
+    Example:
+        >>> sample = RegionSample("scar/3", "scar", query, candidates, rankings, region, row)  # doctest: +SKIP
+        >>> queries_in_format(collator)(sample, prompt).text  # doctest: +SKIP
+        '<|image_pad|>  Find it.\\nReferring object bbox: [12, 30, 80, 64]'
     """
+
+    row: EvaluationRow | None = None
+
+
+def queries_in_format(collator: EvaluationCollator) -> WithPrompt:
+    """Return what gives a `RegionSample`'s query any prompt, in the form in which the evaluation ranks it."""
+
+    def with_prompt(sample: RankingSample, prompt: VisualPrompt) -> EmbeddingInput:
+        assert isinstance(sample, RegionSample) and sample.row is not None
+        return replace(collator.prompted_query(sample.row, prompt), images=sample.query.images)
+
+    return with_prompt
+
+
+def robustness_of(
+    embed: Embed, collator: EvaluationCollator, sets: Sequence[RankedSet], library: Pixels, rows: int
+) -> dict[str, Any]:
+    """Measure the curves of each set with regions, over its first `rows` queries, in the evaluation's query format."""
+    samples, with_prompt = region_samples(sets, library, rows), queries_in_format(collator)
+    return robustness(embed, samples, with_prompt=with_prompt).as_json()
+
+
+def region_samples(sets: Sequence[RankedSet], library: Pixels, rows: int) -> Iterator[RegionSample]:
+    """Return the first `rows` queries with a region of each set, their images decoded."""
     for ranked in sets:
         for row in islice(rows_with_regions(ranked.rows), rows):
             image = str(row.image)
             query = EmbeddingInput(row.text, (library.pixels(image),), image_keys=(image,))
-            yield RankingSample(
-                row.key,
-                f"{ranked.about.benchmark}/{ranked.about.name}",
-                query,
-                row.candidates,
-                row.rankings,
-                row.region,
-            )
+            task = f"{ranked.about.benchmark}/{ranked.about.name}"
+            yield RegionSample(row.key, task, query, row.candidates, row.rankings, row.region, row)
 
 
 def rows_with_regions(rows: Iterable[EvaluationRow]) -> Iterator[EvaluationRow]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from virtue_pl.evaluation.probes.robustness import Embed
+from virtue_pl.evaluation.probes.robustness import Embed, WithPrompt, replace_prompt
 from virtue_pl.preprocessing.contrastive_collator import evaluation_query
 from virtue_pl.preprocessing.images import pixel_key
 from virtue_pl.types import EmbeddingInput, RankingSample, VisualPrompt
@@ -75,11 +75,17 @@ def mean_tally(tally: Tally) -> dict[str, float]:
     return {name: value if name == "n" else value / tally.n for name, value in asdict(tally).items()}
 
 
-def prompt_consistency(embed: Embed, samples: Iterable[RankingSample], masks: Masks | None = None) -> PromptConsistency:
+def prompt_consistency(
+    embed: Embed,
+    samples: Iterable[RankingSample],
+    masks: Masks | None = None,
+    with_prompt: WithPrompt = replace_prompt,
+) -> PromptConsistency:
     """Embed every region in each variant, and count how often its box is nearer to that than to any other region.
 
     Other regions are those of the same image, given in that variant or by their box. Samples of one image are expected
-    to follow each other, as in shards. What an input formatter writes about a box enters the cosines.
+    to follow each other, as in shards. What an input formatter writes about a box enters the cosines. with_prompt: see
+    `robustness`.
     """
     found = PromptConsistency()
     for _, together in groupby((sample for sample in samples if sample.region is not None), key=image_key_of):
@@ -89,7 +95,7 @@ def prompt_consistency(embed: Embed, samples: Iterable[RankingSample], masks: Ma
         ]
         found.without_other_region += sum(not indices for indices in others)
         if any(others):
-            update_tallies(found, of_image, others, embed_variants(of_image, embed, masks))
+            update_tallies(found, of_image, others, embed_variants(of_image, embed, masks, with_prompt))
     return found
 
 
@@ -105,28 +111,30 @@ def regions_differ(first: RankingSample, second: RankingSample) -> bool:
     return bool(box_iou(first.region.box[None].float(), second.region.box[None].float()) < SAME_REGION_IOU)
 
 
-def embed_variants(samples: Sequence[RankingSample], embed: Embed, masks: Masks | None) -> Embeddings:
+def embed_variants(
+    samples: Sequence[RankingSample], embed: Embed, masks: Masks | None, with_prompt: WithPrompt = replace_prompt
+) -> Embeddings:
     """Embed each sample's query with its box and in every variant that there is data for."""
-    boxes = [evaluation_query(sample, "box") for sample in samples]
+    boxes = [with_prompt(sample, evaluation_query(sample, "box").prompt) for sample in samples]
     predicted = masks(boxes) if masks is not None else None
     queries = {(index, "box"): query for index, query in enumerate(boxes)}
     for index, sample in enumerate(samples):
         variants = prompt_variants(sample, None if predicted is None else predicted[index])
-        queries |= {(index, variant): query for variant, query in variants}
+        queries |= {(index, variant): with_prompt(sample, prompt) for variant, prompt in variants}
     return dict(zip(queries, embed(list(queries.values())), strict=True))
 
 
 def prompt_variants(
     sample: RankingSample, predicted: Bool[Tensor, "height width"] | None
-) -> Iterator[tuple[str, EmbeddingInput]]:
-    """Return the query with each other prompt of its region. predicted: the model's own mask of the box."""
+) -> Iterator[tuple[str, VisualPrompt]]:
+    """Return each other prompt of the sample's region. predicted: the model's own mask of the box."""
     assert sample.region is not None
-    yield "point", evaluation_query(sample, "point")
+    yield "point", evaluation_query(sample, "point").prompt
     if sample.region.mask is not None:
-        yield "mask", evaluation_query(sample, "mask")
+        yield "mask", evaluation_query(sample, "mask").prompt
     for variant, mask in (("own_mask", predicted), ("filled_box", box_mask(sample.region.box))):
         if mask is not None and mask.any():
-            yield variant, replace(sample.query, prompt=VisualPrompt(masks=mask[None].cpu()), extra_prompts=())
+            yield variant, VisualPrompt(masks=mask[None].cpu())
 
 
 def box_mask(box: Float[Tensor, "4"]) -> Bool[Tensor, "height width"]:

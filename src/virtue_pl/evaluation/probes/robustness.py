@@ -16,10 +16,17 @@ from virtue_pl.evaluation.probes.perturbations import PERTURBATIONS
 from virtue_pl.evaluation.settings import RobustnessOptions
 from virtue_pl.metrics.ranking import sample_ranks
 from virtue_pl.preprocessing.contrastive_collator import content_id, evaluation_query
-from virtue_pl.types import EmbeddingInput, RankingSample, VirtueError
+from virtue_pl.types import EmbeddingInput, RankingSample, VirtueError, VisualPrompt
 
+WithPrompt = Callable[[RankingSample, VisualPrompt], EmbeddingInput]
+"""(sample, prompt on its image) -> the query as the model reads it"""
 Embed = Callable[[Sequence[EmbeddingInput]], Float[Tensor, "rows dim"]]
 """Unit embeddings of inputs, in order, as `Embedder.embed` gives them."""
+
+
+def replace_prompt(sample: RankingSample, prompt: VisualPrompt) -> EmbeddingInput:
+    """Return the sample's query with another prompt, for a model whose formatter describes it and gives its frame."""
+    return replace(sample.query, prompt=prompt, extra_prompts=())
 
 
 class PerturbedQuery(NamedTuple):
@@ -115,11 +122,13 @@ def robustness(
     seed: int = RobustnessOptions.seed,
     ranking: str = "hit@1",
     group: int = 8,
+    with_prompt: WithPrompt = replace_prompt,
 ) -> Robustness:
     """Rank every sample with a region at every level of the given kinds.
 
     Random draws depend on the seed, the sample's key and the kind alone. `group` samples are embedded together, with
-    all their prompts, so that the image towers run once for each image.
+    all their prompts, so that the image towers run once for each image. with_prompt: gives a sample's query with a
+    prompt the form that the evaluation gives it, so that the neutral level is what the evaluation ranks.
 
     Raises VirtueError for an unknown kind, and where no sample has a region, or one lacks the ranking.
     """
@@ -131,9 +140,8 @@ def robustness(
     while together := tuple(islice(source, group)):
         pointed = [sample for sample in together if sample.region is not None]
         found.without_region += len(together) - len(pointed)
-        update_tallies(
-            found, [query for sample in pointed for query in perturbed_queries(sample, kinds, seed)], embed, ranking
-        )
+        queries = [query for sample in pointed for query in perturbed_queries(sample, kinds, seed, with_prompt)]
+        update_tallies(found, queries, embed, ranking)
     if not found.tallies:
         raise VirtueError(
             f"robustness: none of {found.without_region} samples can be pointed at in a way that {', '.join(kinds)}"
@@ -142,19 +150,23 @@ def robustness(
     return found
 
 
-def perturbed_queries(sample: RankingSample, kinds: Sequence[str], seed: int) -> Iterator[PerturbedQuery]:
-    """Return the sample's query at every level of every kind that its region has data for."""
+def perturbed_queries(
+    sample: RankingSample, kinds: Sequence[str], seed: int, with_prompt: WithPrompt = replace_prompt
+) -> Iterator[PerturbedQuery]:
+    """Return the sample's query at every level of every kind that its region has data for.
+
+    At the neutral level the prompt is the region's own, bit by bit.
+    """
     size = (sample.query.images[0].shape[1], sample.query.images[0].shape[2])
     for kind in kinds:
         about = PERTURBATIONS[kind]
         if about.mode == "mask" and (sample.region is None or sample.region.mask is None):
             continue
-        query = evaluation_query(sample, about.mode)
+        own = evaluation_query(sample, about.mode).prompt
         for level in about.levels:
             generator = torch.Generator().manual_seed(content_id(sample.key, kind, str(seed)))
-            yield PerturbedQuery(
-                sample, kind, level, replace(query, prompt=about.perturb(query.prompt, level, size, generator))
-            )
+            prompt = own if level == about.neutral else about.perturb(own, level, size, generator)
+            yield PerturbedQuery(sample, kind, level, with_prompt(sample, prompt))
 
 
 def update_tallies(found: Robustness, queries: Sequence[PerturbedQuery], embed: Embed, ranking: str) -> None:
@@ -171,7 +183,11 @@ def update_tallies(found: Robustness, queries: Sequence[PerturbedQuery], embed: 
             strict=True,
         )
     )
-    scores = [lists[id(one.sample)] @ query for one, query in zip(queries, embeddings, strict=False)]
+    # as in the evaluation: summed in float64, rounded once
+    scores = [
+        torch.linalg.vecdot(lists[id(one.sample)].double(), query.double()).float()
+        for one, query in zip(queries, embeddings, strict=False)
+    ]
     ranks = sample_ranks([one.sample for one in queries], scores).in_ranking(ranking).tolist()
     if len(ranks) != len(queries):
         missing = next(sample for sample in samples.values() if ranking not in sample.rankings)

@@ -60,15 +60,26 @@ class EvaluationCollator:
         Raises VirtueError where the mode needs a mask that the region lacks.
         """
         mode, region = self.query_format.mode, row.region
-        text, keys = row.published_text if self.published else row.text, () if row.image is None else (row.image,)
         if mode == "blind":
-            return EmbeddingInput(text.replace(IMAGE_TOKEN, "").lstrip())
+            return EmbeddingInput(self.text(row).replace(IMAGE_TOKEN, "").lstrip())
         if region is None or row.size is None or mode == "no_prompt":
-            return EmbeddingInput(text, (), image_keys=keys)
-        prompt = region_prompt(region, mode, row)
+            return EmbeddingInput(self.text(row), (), image_keys=() if row.image is None else (row.image,))
+        return self.prompted_query(row, region_prompt(region, mode, row))
+
+    def text(self, row: EvaluationRow) -> str:
+        """Return the row's text as the model's formatter expects it, without the region in words."""
+        return row.published_text if self.published else row.text
+
+    def prompted_query(self, row: EvaluationRow, prompt: VisualPrompt) -> EmbeddingInput:
+        """Return the row's query with any prompt on its image, such as an imprecise one, instead of its region's.
+
+        prompt: in the frame of the image; the text describes it where the format says so.
+        """
+        assert row.image is not None and row.size is not None, "there is an image to point at"
+        text = self.text(row)
         if self.published and self.query_format.describe_region:
             text += published_region_text(prompt, row)
-        return EmbeddingInput(text, (), self.to_frame(prompt, row.size), keys)
+        return EmbeddingInput(text, (), self.to_frame(prompt, row.size), (row.image,))
 
     def to_frame(self, prompt: VisualPrompt, size: tuple[int, int]) -> VisualPrompt:
         """Return the prompt with boxes and points in the frame of the segmentation model; masks do not change.
@@ -138,11 +149,18 @@ def region_prompt(region: Region, mode: str, row: EvaluationRow) -> VisualPrompt
 def published_region_text(prompt: VisualPrompt, row: EvaluationRow) -> str:
     """Return the description that the published evaluation appends to a query's text; "" for a mask.
 
-    A point is written as in the published demonstration.
+    A point is written as in the published demonstration; a box that is not the region's own in whole pixels.
     """
+    if row.size is None:
+        return ""
+    height, width = row.size
     if len(prompt.boxes):
-        return f"\n{row.box_words}"
-    if len(prompt.points) and row.size is not None:
+        if row.region is not None and torch.equal(prompt.boxes[0], row.region.box.float()):
+            return f"\n{row.box_words}"
+        x1, y1, x2, y2 = prompt.boxes[0].tolist()
+        corners = [round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height)]
+        return f"\nReferring object bbox: {corners}"
+    if len(prompt.points):
         x, y = prompt.points[0].tolist()
-        return f"\nReferring object point: ({round(x * row.size[1])}, {round(y * row.size[0])})"
+        return f"\nReferring object point: ({round(x * width)}, {round(y * height)})"
     return ""
