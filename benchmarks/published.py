@@ -20,7 +20,7 @@ from transformers.models.sam2.configuration_sam2 import Sam2Config, Sam2MaskDeco
 from transformers.models.sam2.modeling_sam2 import Sam2Model
 
 from virtue_pl.adapters.lora import LoRA
-from virtue_pl.backbones.segmentation.sam2 import labelled_points
+from virtue_pl.backbones.segmentation.prompt_tokens import labelled_points, padding_last
 from virtue_pl.models.virtue import Virtue
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, PairBatch
 
@@ -68,10 +68,10 @@ class Published(nn.Module):
         pixels = torch.stack([inputs.images.segmentation[index] for index in inputs.prompts.image_index.tolist()])  # type: ignore[arg-type]
         unit = ((pixels.float() / 255 - self.mean) / self.std).to(self.sam.dtype)
         level = self.sam.vision_encoder(unit).fpn_hidden_states[2]
-        points = [labelled_points(prompt) for prompt in inputs.prompts.prompts]
-        coordinates = torch.stack([found for found, _ in points])[:, None, :-1] * self.canvas
+        points = [labelled_points([prompt], padding_last, pixels.device) for prompt in inputs.prompts.prompts]
+        coordinates = torch.stack([found for found, _, _ in points])[:, None, :-1] * self.canvas
         sparse, dense = self.sam.prompt_encoder(
-            coordinates, torch.stack([labels for _, labels in points])[:, None, :-1], None, None
+            coordinates, torch.stack([labels for _, labels, _ in points])[:, None, :-1], None, None
         )
         decoder = self.sam.mask_decoder
         own = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(

@@ -9,6 +9,9 @@ precision.
 Before that each takes one step without dropout, whose random draws would differ: `agreement` is the difference of the
 losses and the gradients, and nothing is measured where float32's are not the baseline's.
 
+`bookkeeping` is what a step of 1,024 rows at chunk 2 costs beside its networks, which are left out: `share` is of a
+step whose networks take per row what they take here.
+
     python benchmarks/train_step.py --rounds 3
 """
 
@@ -25,6 +28,7 @@ from typing import Any
 
 import torch
 from agreement import check, compare_gradients, save_gradients
+from bookkeeping import measure_bookkeeping, share
 from mid_size import Stages, build, child_parser, gemm_peak, pair_batch, peak_memory, run_child, timed, write_model
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -36,11 +40,8 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     if options.child:
-        print(
-            json.dumps(
-                count(options) if options.child == "count" else agree(options) if options.agree else measure(options)
-            )
-        )
+        kinds = {"count": count, "bookkeeping": bookkeeping}
+        print(json.dumps(kinds.get(options.child, agree if options.agree else measure)(options)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = str(write_model(Path(temporary) / "qwen2_vl"))
@@ -52,8 +53,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1, help="measured steps of a process, after one that is not")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--chunk-size", default="2", help="rows, auto, or plain")
+    parser.add_argument("--rows", type=int, default=1024, help="rows of the step whose bookkeeping is measured")
     parser.add_argument("--no-baseline", action="store_true", help="measure ours alone")
-    parser.add_argument("--child", choices=("ours", "baseline", "count"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("ours", "baseline", "count", "bookkeeping"), help=argparse.SUPPRESS)
     parser.add_argument("--agree", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -81,6 +83,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         name: median([value * arithmetic["gemm_gflops"][name] / arithmetic["gflop"] for value in cpu[name]])
         for name in ours
     }
+    beside = child(options, "bookkeeping", "float32")
+    shares = {name: share(beside["cpu_seconds"], cpu[name], options.batch_size, options.rows) for name in ours}
+    report["bookkeeping"] = {**beside, "share": shares}
     if "baseline" in runs:
         report["ratio_to_baseline"] = {
             name: median([a / b for a, b in zip(cpu[name], cpu["baseline"], strict=True)]) for name in ours
@@ -110,7 +115,7 @@ def gradients(options: argparse.Namespace, kind: str, precision: str) -> Path:
 
 
 def child(options: argparse.Namespace, kind: str, precision: str, *more: str) -> dict[str, Any]:
-    same = {name: getattr(options, name) for name in ("steps", "threads", "batch_size", "chunk_size", "folder")}
+    same = {name: getattr(options, name) for name in ("steps", "threads", "batch_size", "chunk_size", "rows", "folder")}
     arguments = [part for name, value in same.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     return run_child(__file__, *arguments, "--child", kind, "--precision", precision, *more)
 
@@ -168,6 +173,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "cpu_seconds": round(cpu / options.steps, 3),
         "peak_bytes": peak_memory(),
         "stages": stages.report(options.steps),
+    }
+
+
+def bookkeeping(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure in this process what a step of `--rows` costs beside its networks, in chunks of two rows."""
+    model: Any = build(Path(options.folder), "float32").train()
+    return {
+        "rows": options.rows,
+        "chunk_size": 2,
+        "cpu_seconds": round(measure_bookkeeping(model, options.rows, 2), 4),
     }
 
 

@@ -31,7 +31,11 @@ SUB_LAYERS = {
         {"datamodules"},
     ),
     "evaluation": ({"settings"}, {"retrieval", "probes"}, {"statistics"}, {"reports"}, {"evaluator"}),
-    "backbones": ({"pretrained", "strict_weights", "timm_trunk"}, {"vlm", "segmentation"}, {"class_names"}),
+    "backbones": (
+        {"cpu_tiles", "pretrained", "strict_weights", "timm_trunk"},
+        {"vlm", "segmentation"},
+        {"class_names"},
+    ),
 }
 """Sub-packages of the packages that have them, from the bottom up."""
 

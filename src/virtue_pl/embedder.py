@@ -275,13 +275,13 @@ class Embedder:
         features = self.encode_images(batch)
         for key, each in zip(batch.images.keys, features, strict=True):
             self.feature_cache.put(key, each)
-        return replace(batch, images=replace(batch.images, features=features))
+        return batch.with_images(replace(batch.images, features=features))
 
     def encode_images(self, batch: EncoderBatch) -> tuple[ImageFeatures, ...]:
         """Return each image's frozen features, in order; the segmentation model encodes prompted images alone."""
         images = batch.images
         features = dict(enumerate(images.stored_features))
-        prompted = sorted(set(batch.prompts.image_index.tolist())) if isinstance(self.model, Virtue) else list(features)
+        prompted = sorted(set(batch.prompts.owners)) if isinstance(self.model, Virtue) else list(features)
         plain = sorted(set(features).difference(prompted))
         missing = [number for number in prompted if not self.is_encoded(features[number])]
         if missing:

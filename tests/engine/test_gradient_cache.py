@@ -59,6 +59,22 @@ def test_dropout_is_replayed() -> None:
     assert all(torch.allclose(ours, theirs, atol=1e-6) for ours, theirs in zip(cached, plain, strict=True))
 
 
+def test_dropout_is_replayed_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch saves the generators of those devices alone on which it finds a tensor among a checkpoint's arguments."""
+    found: list[list[torch.device]] = []
+    checkpoint = gradient_cache.checkpoint
+
+    def observe(function, *arguments, **options):  # type: ignore[no-untyped-def]
+        found.append([argument.device for argument in arguments if isinstance(argument, torch.Tensor)])
+        return checkpoint(function, *arguments, **options)
+
+    monkeypatch.setattr(gradient_cache, "checkpoint", observe)
+    weight = nn.Parameter(torch.ones(1, 4, device="meta"))
+    encoder = FunctionEncoder(lambda inputs: weight * inputs.input_ids[:, :1])
+    GradientCache(2)(encoder, text_batch(4).to("meta")).sum().backward()
+    assert found == [[torch.device("meta")]] * 2
+
+
 LENGTHS = (5, 1, 4, 2, 5, 3, 1)
 
 

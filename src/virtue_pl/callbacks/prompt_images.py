@@ -75,9 +75,10 @@ class PromptImages(Callback):
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if trainer.sanity_checking or not (trainer.is_global_zero and isinstance(batch, RankingBatch) and writers):
             return
+        with_image = set(batch.queries.layout.use_rows)
         modes = self._modes(batch.modes[: len(outputs.scores) // len(batch)])
         for sample in range(len(batch)):
-            seen = [mode for mode in modes if (batch.queries.use_rows == mode * len(batch) + sample).any()]
+            seen = [mode for mode in modes if mode * len(batch) + sample in with_image]
             of_images = any(candidate.images for candidate in batch.samples[sample].candidates)
             if not seen or of_images or self._drawn >= self.num:
                 continue
@@ -134,7 +135,7 @@ def panel_of(
 
 def prompt_of(batch: RankingBatch, row: int) -> VisualPrompt:
     """Return the prompt on the first image of a row of `batch.queries`; empty if the row has none."""
-    uses = (batch.queries.prompt_rows == row).nonzero().flatten().tolist()
+    uses = batch.queries.layout.prompts_of_row.get(row)
     return batch.queries.prompts.prompts[uses[0]].to("cpu") if uses else VisualPrompt()
 
 

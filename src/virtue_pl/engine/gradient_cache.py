@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from virtue_pl.engine.collectives import all_reduce_max, all_reduce_min
 from virtue_pl.engine.memory import available_memory, graph_bytes
-from virtue_pl.types import EncoderBatch, VirtueError, cast, move
+from virtue_pl.types import EncoderBatch, VirtueError, cast, index_tensors, move
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -152,9 +152,10 @@ class GradientCache:
             encoded = [encoder.encode(inputs.select(chunk)) for chunk in chunks]
         else:
             inputs = encoder.encode_frozen(inputs, max(len(chunk) for chunk in chunks), self.offload)
-            encoded = [checkpoint(encoder.encode, inputs.select(chunk), use_reentrant=False) for chunk in chunks]
-        order = torch.tensor([row for chunk in chunks for row in chunk], device=encoded[0].device)
-        return torch.cat(encoded)[order.argsort()]
+            encoded = [checkpoint_chunk(encoder, inputs.select(chunk)) for chunk in chunks]
+        order = [row for chunk in chunks for row in chunk]
+        (index,) = index_tensors([sorted(range(len(order)), key=order.__getitem__)], encoded[0].device)
+        return torch.cat(encoded)[index]
 
     def cut(self, encoder: ChunkEncoder, inputs: EncoderBatch) -> list[list[int]]:
         """Return the rows of each chunk."""
@@ -201,6 +202,19 @@ class GradientCache:
         return f"{chunks} and one of {rest}: {self.chunk_size} does not divide {batch_size}"
 
 
+def checkpoint_chunk(encoder: ChunkEncoder, chunk: EncoderBatch) -> Float[Tensor, "rows dim"]:
+    """Return the chunk's embeddings, which the backward pass computes again with the dropout that they had.
+
+    torch restores the random generators of the devices of tensors among the arguments, and finds none in a batch.
+    """
+
+    def encode(_: Tensor) -> Float[Tensor, "rows dim"]:
+        return encoder.encode(chunk)
+
+    encoded: Tensor = checkpoint(encode, chunk.input_ids, use_reentrant=False)
+    return encoded
+
+
 def encode_rows(encoder: ChunkEncoder, inputs: EncoderBatch, rows: Sequence[int]) -> Float[Tensor, "rows dim"]:
     """Return the embeddings of the given rows."""
     return encoder.encode(inputs.select(rows))
@@ -208,8 +222,7 @@ def encode_rows(encoder: ChunkEncoder, inputs: EncoderBatch, rows: Sequence[int]
 
 def count_tokens(inputs: EncoderBatch) -> list[int]:
     """Return the number of tokens of each row's text and images, without padding and segment tokens."""
-    counts: list[int] = inputs.attention_mask.sum(dim=1).tolist()
-    return counts
+    return list(inputs.layout.token_counts)
 
 
 def check_chunks(chunk_size: int | str | None, chunk_tokens: int | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from virtue_pl.types import (
     RankingOutput,
     ShardImageBatch,
     VirtueError,
+    index_tensors,
 )
 
 FROZEN_CHUNK_SIZE = 16
@@ -114,7 +114,7 @@ class EmbeddingModel(VirtueModule):
         """Return the inputs with images' frozen features in place of pixels, encoding `chunk_size` images at a time."""
         groups = inputs.images.split(chunk_size)
         features = [offload(encoded) for group in groups for encoded in self.image_features(group)]
-        return replace(inputs, images=inputs.images.with_features(features))
+        return inputs.with_images(inputs.images.with_features(features))
 
     def token_counts(self, inputs: EncoderBatch) -> list[int]:
         """Return the number of tokens of each row that the language model reads."""
@@ -143,7 +143,7 @@ class EmbeddingModel(VirtueModule):
             scores = output.scores[number * len(batch) : (number + 1) * len(batch)]
             self.rank_table.update(mode, sample_ranks(batch.samples, scores))
         with torch.autocast(candidates.device.type, enabled=False):
-            each = [candidates[list(rows)] for rows in batch.candidate_rows]
+            each = [candidates[rows] for rows in index_tensors(batch.candidate_rows, candidates.device)]
             self.rank_table.update("set_blind", set_blind_ranks(batch.samples, each))
         return output
 
@@ -169,7 +169,6 @@ class EmbeddingModel(VirtueModule):
         """Return the float32 cosines of every sample's candidates, for each of the given (leading) modes."""
         queries = self.encode(batch.queries.select(range(len(modes) * len(batch))))
         with torch.autocast(queries.device.type, enabled=False):
-            scores = [
-                candidates[list(batch.candidate_rows[row % len(batch)])] @ query for row, query in enumerate(queries)
-            ]
+            rows = index_tensors(batch.candidate_rows, candidates.device)
+            scores = [candidates[rows[number % len(batch)]] @ query for number, query in enumerate(queries)]
         return RankingOutput(tuple(scores))

@@ -82,9 +82,9 @@ class VLMFusionHead(EmbeddingModel):
     def forward(self, inputs: EncoderBatch, segments: SegmentTokens | None = None) -> Float[Tensor, "rows hidden"]:
         """Return the rows' unit embeddings. segments: one set of tokens a prompt, to stand in front of its row."""
         images = self.backbone.vision_tokens(self.frozen_features(inputs.images))
-        sequence = self.backbone.embed(inputs, [images[index] for index in inputs.use_image_index.tolist()])
+        sequence = self.backbone.embed(inputs, [images[number] for number in inputs.layout.use_images])
         if segments is not None:
-            sequence = sequence.prepend(segments.tokens, inputs.prompt_rows)
+            sequence = sequence.prepend(segments.tokens, inputs.layout.prompt_rows)
         embeddings = normalize(self.pool(sequence).float(), dim=-1)
         if segments is None or segments.summary is None:
             return embeddings

@@ -37,7 +37,9 @@ from virtue_pl.types import (
     SegmentTokens,
     VirtueError,
     cast,
+    index_tensors,
 )
+from virtue_pl.types.layout import group_by_owner
 
 
 class Virtue(EmbeddingModel):
@@ -152,7 +154,7 @@ class Virtue(EmbeddingModel):
 
         Raises VirtueError for a connector without a summary.
         """
-        prompted = set(queries.prompt_rows.tolist())
+        prompted = set(queries.layout.prompt_rows)
         texts = [row for row in range(len(queries)) if row not in prompted]
         rows = common.expand(len(queries), -1)
         if prompted:
@@ -164,7 +166,7 @@ class Virtue(EmbeddingModel):
                 )
             rows = normalize(rows.index_add(0, queries.prompt_rows, summary.to(rows.dtype)), dim=-1)
         if texts:
-            chosen = torch.tensor(texts, device=rows.device)
+            (chosen,) = index_tensors([texts], rows.device)
             rows = rows.index_copy(0, chosen, self.encode(queries.select(texts)).to(rows.dtype))
         return rows
 
@@ -181,23 +183,20 @@ class Virtue(EmbeddingModel):
         connector reads is stored; its features of each image are then not needed again.
         """
         frozen = self.segmentation.frozen and self.prompt_encoder.frozen and not self.segmentation.training
-        owners = inputs.prompts.image_index.tolist()
+        prompts_of_image = group_by_owner(inputs.prompts.owners)
         segments: dict[int, SegmentFeatures] = {}
         features: list[ImageFeatures] = []
         for start in range(0, len(inputs.images), chunk_size):
             group = range(len(inputs.images))[start : start + chunk_size]
-            prompted = [number for number in group if number in owners]
+            prompted = [number for number in group if number in prompts_of_image]
             encoded = self.encode_streams(inputs.images.select(group), [number - start for number in prompted])
             if frozen and prompted:
-                uses = [use for use, number in enumerate(owners) if number in group]
+                uses = sorted(use for number in prompted for use in prompts_of_image[number])
                 images = inputs.images.select(prompted).with_features([encoded[number - start] for number in prompted])
-                found = self.segmentation(
-                    images, self.prompt_encoder(inputs.prompts.select(uses).reindex(prompted))
-                ).split()
-                segments.update(zip(uses, (self.offload_segments(one, offload) for one in found), strict=True))
+                found = self.segmentation(images, self.prompt_encoder(inputs.prompts.select(uses).reindex(prompted)))
+                segments.update(zip(uses, self.offload_segments(found, offload).split(), strict=True))
             features += [offload(replace(one, segmentation=()) if frozen else one) for one in encoded]
-        ordered = tuple(segments[use] for use in sorted(segments))
-        return replace(inputs, images=inputs.images.with_features(features), segments=ordered)
+        return inputs.with_images(inputs.images.with_features(features), [segments[use] for use in sorted(segments)])
 
     def encode_streams(self, images: ImageBatch, prompted: Sequence[int]) -> tuple[ImageFeatures, ...]:
         """Return each image's frozen features, the segmentation model's of the `prompted` ones (by number) alone."""
@@ -220,14 +219,14 @@ class Virtue(EmbeddingModel):
     def token_counts(self, inputs: EncoderBatch) -> list[int]:
         """Return the number of tokens of each row that the language model reads, segment tokens included."""
         counts = super().token_counts(inputs)
-        for row in inputs.prompt_rows.tolist():
+        for row in inputs.layout.prompt_rows:
             counts[row] += self.segment_tokens(inputs)
         return counts
 
     def segment_tokens(self, inputs: EncoderBatch) -> int:
         """Return the number of tokens of a prompt, measured with one prompt of `inputs` the first time."""
         if self.num_segment_tokens is None:
-            one = inputs.select(inputs.prompt_rows.tolist()[:1])
+            one = inputs.select(inputs.layout.prompt_rows[:1])
             device = one.input_ids.device
             with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else [], device_type="cuda"):
                 self.num_segment_tokens = self.connect(one).tokens.shape[1]

@@ -75,10 +75,10 @@ def observe_segmentation(model: Virtue, batch: EncoderBatch) -> tuple[SegmentTok
 def observe_fusion(head: VLMFusionHead, batch: EncoderBatch, segments: SegmentTokens | None) -> dict[str, Tensor]:
     """Return the recorded quantities of the vision-language model."""
     images = head.backbone.vision_tokens(head.frozen_features(batch.images))
-    vision = [images[index] for index in batch.use_image_index.tolist()]
+    vision = [images[number] for number in batch.layout.use_images]
     sequence = head.backbone.embed(batch, vision)
     if segments is not None:
-        sequence = sequence.prepend(segments.tokens, batch.prompt_rows)
+        sequence = sequence.prepend(segments.tokens, batch.layout.prompt_rows)
     found = {"vision_tokens": torch.cat(vision)} if vision else {}
     return {
         **found,

@@ -165,7 +165,7 @@ class ContrastiveCollator:
                 uses.append((row, number))
                 prompts += [(row, number, prompt) for prompt in self.prompts_on(item, position)]
         input_ids, mask, position_ids = self.tokenize(items, Counter(row for row, _, _ in prompts))
-        return EncoderBatch(
+        batch = EncoderBatch(
             input_ids,
             mask,
             self.prepare_images(images, {number for _, number, _ in prompts}),
@@ -175,6 +175,8 @@ class ContrastiveCollator:
             index_tensor([number for _, number in uses]),
             index_tensor([row for row, _, _ in prompts]),
         )
+        _ = batch.layout  # built here, in the worker, for the host of every device
+        return batch
 
     def tokenize(
         self, items: Sequence[EmbeddingInput], prompt_counts: Mapping[int, int]

@@ -5,7 +5,6 @@ from .batches import EncoderBatch as EncoderBatch
 from .batches import ImageBatch as ImageBatch
 from .batches import PairBatch as PairBatch
 from .batches import PairIds as PairIds
-from .batches import PromptBatch as PromptBatch
 from .batches import RankingBatch as RankingBatch
 from .batches import RankingOutput as RankingOutput
 from .batches import RegionBatch as RegionBatch
@@ -25,6 +24,9 @@ from .features import SegmentFeatures as SegmentFeatures
 from .features import SegmentTokens as SegmentTokens
 from .features import TokenSequence as TokenSequence
 from .features import merge_features as merge_features
+from .layout import RowLayout as RowLayout
+from .layout import RowSelection as RowSelection
+from .prompts import PromptBatch as PromptBatch
 from .prompts import Region as Region
 from .prompts import VisualPrompt as VisualPrompt
 from .samples import IMAGE_TOKEN as IMAGE_TOKEN
@@ -33,6 +35,6 @@ from .samples import RankingSample as RankingSample
 from .samples import Sample as Sample
 from .tensors import TensorDataclass as TensorDataclass
 from .tensors import cast as cast
+from .tensors import index_tensors as index_tensors
 from .tensors import move as move
 from .tensors import pin as pin
-from .tensors import select_owned as select_owned

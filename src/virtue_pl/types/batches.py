@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -11,9 +12,10 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from virtue_pl.types.features import NO_FEATURES, ImageFeatures, SegmentFeatures
-from virtue_pl.types.prompts import VisualPrompt
+from virtue_pl.types.layout import RowLayout, rows_index
+from virtue_pl.types.prompts import PromptBatch
 from virtue_pl.types.samples import RankingSample, Sample
-from virtue_pl.types.tensors import TensorDataclass, empty_tensor, select_owned
+from virtue_pl.types.tensors import TensorDataclass, empty_tensor, index_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,36 +95,6 @@ class ShardImageBatch(TensorDataclass):
 
 
 @dataclass(frozen=True, eq=False)
-class PromptBatch(TensorDataclass):
-    """Visual prompts on the images of a batch.
-
-    image_index: for each prompt, the index of its image in the batch.
-
-    Example:
-        >>> prompts = PromptBatch((VisualPrompt(), VisualPrompt()), torch.tensor([3, 5]))
-        >>> prompts.reindex([5, 3]).image_index.tolist()
-        [1, 0]
-    """
-
-    prompts: tuple[VisualPrompt, ...]
-    image_index: Int[Tensor, " prompts"]
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def select(self, indices: Sequence[int]) -> PromptBatch:
-        """Return the prompts of the given indices, in that order, on the same images."""
-        chosen = torch.as_tensor(indices, dtype=torch.long, device=self.image_index.device)
-        return PromptBatch(tuple(self.prompts[i] for i in indices), self.image_index[chosen])
-
-    def reindex(self, images: Sequence[int]) -> PromptBatch:
-        """Return the prompts for a batch of just the given images, as `ImageBatch.select(images)` returns it."""
-        new_index = {image: index for index, image in enumerate(images)}
-        image_index = [new_index[image] for image in self.image_index.tolist()]
-        return PromptBatch(self.prompts, torch.as_tensor(image_index, dtype=torch.long, device=self.image_index.device))
-
-
-@dataclass(frozen=True, eq=False)
 class EncoderBatch(TensorDataclass):
     """Rows to embed; each may have images and prompts.
 
@@ -154,6 +126,8 @@ class EncoderBatch(TensorDataclass):
     prompt_rows: Int[Tensor, " prompts"] = None  # type: ignore[assignment]  # filled below
     segments: tuple[SegmentFeatures, ...] = ()
 
+    host_properties = ("layout",)
+
     def __post_init__(self) -> None:
         if self.use_image_index is None:
             object.__setattr__(self, "use_image_index", self.prompts.image_index)
@@ -163,34 +137,57 @@ class EncoderBatch(TensorDataclass):
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @cached_property
+    def layout(self) -> RowLayout:
+        """Whose the images and prompts are, on the host: read once, by the collator, and carried along.
+
+        A copy with `dataclasses.replace` reads it again, from wherever the tensors are.
+        """
+        indices = (self.use_rows, self.use_image_index, self.prompt_rows)
+        return RowLayout.read(*indices, self.prompts.owners, self.attention_mask)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> EncoderBatch:
+        """Return the same rows with all tensors on `device`. The host reads the layout first, where it is on it."""
+        if self.input_ids.device.type == "cpu":
+            _ = self.layout
+        return super().to(device, non_blocking)
+
+    def with_images(self, images: ImageBatch, segments: Sequence[SegmentFeatures] = ()) -> EncoderBatch:
+        """Return the same rows with their images given otherwise, such as by features, one for one."""
+        return self.share_host_properties(replace(self, images=images, segments=tuple(segments)))
+
     def split(self, size: int) -> tuple[EncoderBatch, ...]:
         """Return chunks of at most `size` rows, in order, each with just the images that it uses."""
         return tuple(self.select(range(start, min(start + size, len(self)))) for start in range(0, len(self), size))
 
     def select(self, rows: Sequence[int]) -> EncoderBatch:
-        """Return the given rows, in that order, with just the images that they use and without trailing padding."""
-        uses, use_rows = select_owned(self.use_rows, rows)
-        prompts, prompt_rows = select_owned(self.prompt_rows, rows)
-        used, prompted = self.use_image_index[uses].tolist(), self.prompts.image_index[prompts].tolist()
-        images = list(dict.fromkeys([*used, *prompted]))
-        index = torch.as_tensor(list(rows), dtype=torch.long, device=self.input_ids.device)
-        mask = self.attention_mask[index]
-        length = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 0
-        return EncoderBatch(
-            self.input_ids[index][:, :length],
-            mask[:, :length],
+        """Return copies of the given rows, in that order, with just the images that they use, no trailing padding.
+
+        Nothing is read from the device, and what goes to it goes as one tensor.
+        """
+        images, prompts, layout = self.layout.select(rows)
+        chosen, length = rows_index(rows), max(layout.lengths, default=0)
+        listed = [] if isinstance(chosen, slice) else chosen
+        lists = (layout.use_rows, layout.use_images, layout.prompt_rows, layout.prompt_images, listed)
+        use_rows, use_images, prompt_rows, prompt_images, index = index_tensors(lists, self.input_ids.device)
+        where = chosen if isinstance(chosen, slice) else index
+        selected = EncoderBatch(
+            self.input_ids[where, :length].clone(),
+            self.attention_mask[where, :length].clone(),
             self.images.select(images),
-            self.prompts.select(prompts.tolist()).reindex(images),
+            PromptBatch.on_host([self.prompts.prompts[i] for i in prompts], layout.prompt_images, prompt_images),
             use_rows,
-            None if self.position_ids is None else self.position_ids[..., index, :length],
-            torch.as_tensor([images.index(image) for image in used], dtype=torch.long, device=index.device),
+            None if self.position_ids is None else self.position_ids[..., where, :length].clone(),
+            use_images,
             prompt_rows,
-            tuple(self.segments[prompt] for prompt in prompts.tolist()) if self.segments else (),
+            tuple(self.segments[prompt] for prompt in prompts) if self.segments else (),
         )
+        vars(selected)["layout"] = layout
+        return selected
 
     def prompted_images(self) -> tuple[ImageBatch, PromptBatch]:
         """Return the images that prompts are on, and the prompts on these images."""
-        images = list(dict.fromkeys(self.prompts.image_index.tolist()))
+        images = list(dict.fromkeys(self.prompts.owners))
         return self.images.select(images), self.prompts.reindex(images)
 
 

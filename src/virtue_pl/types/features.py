@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from virtue_pl.types.tensors import TensorDataclass
+from virtue_pl.types.layout import group_by_owner
+from virtue_pl.types.tensors import TensorDataclass, index_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,7 @@ class PromptTokens(TensorDataclass):
     image_index: for each prompt, the index of its image in the batch.
     prompt_maps: each prompt drawn as maps (boxes, inside points, outside points, masks) in [0, 1], four times as fine
         as the feature map; None where the encoder draws none.
+    counts: the number of real tokens of each prompt, on the host; read from `valid` where it is not given.
 
     Example:
         >>> sparse, valid = torch.zeros(1, 3, 8), torch.ones(1, 3, dtype=torch.bool)
@@ -64,13 +67,23 @@ class PromptTokens(TensorDataclass):
     image_positions: Float[Tensor, "d height width"]
     image_index: Int[Tensor, " prompts"]
     prompt_maps: Float[Tensor, "prompts 4 map_height map_width"] | None = None
+    counts: tuple[int, ...] = ()
+
+    def rows_by_count(self) -> Iterator[tuple[int, Int[Tensor, " rows"]]]:
+        """Yield each number of real tokens that prompts have, least first, and the indices of these prompts."""
+        counts = self.counts or tuple(self.valid.sum(dim=1).tolist())
+        groups = sorted(group_by_owner(counts).items())
+        yield from zip(
+            (count for count, _ in groups), index_tensors([rows for _, rows in groups], self.valid.device), strict=True
+        )
 
     @property
     def focus(self) -> Float[Tensor, "prompts height width"] | None:
         """The share of each cell of the feature map that the prompt covers, in [0, 1]; None without `prompt_maps`."""
         if self.prompt_maps is None:
             return None
-        covered = self.prompt_maps[:, [0, 1, 3]].sum(dim=1, keepdim=True).clamp(max=1)
+        inside = torch.stack([self.prompt_maps[:, number] for number in (0, 1, 3)], dim=1)
+        covered = inside.sum(dim=1, keepdim=True).clamp(max=1)
         return avg_pool2d(covered, self.prompt_maps.shape[-1] // self.image_positions.shape[-1])[:, 0]
 
 
@@ -155,6 +168,7 @@ class TokenSequence(TensorDataclass):
     """A language model's input: embeddings, attention mask and positions, always moved together.
 
     position_ids: [rows, tokens], or [axes, rows, tokens] for a model with several position axes.
+    is_padded: whether any token is not real, where the host knows; None where it would have to ask the device.
     deepstack_embeds: for each of the model's first layers, what is added to its output at the positions of
         `visual_pos_mask`, row by row (DeepStack); empty for a model that reads an image's tokens at its input alone.
 
@@ -170,16 +184,22 @@ class TokenSequence(TensorDataclass):
     position_ids: Int[Tensor, "*axes rows tokens"]
     deepstack_embeds: tuple[Float[Tensor, "visual_tokens hidden"], ...] = ()
     visual_pos_mask: Bool[Tensor, "rows tokens"] | None = None
+    is_padded: bool | None = None
 
-    def prepend(self, tokens: Float[Tensor, "sets new hidden"], rows: Int[Tensor, " sets"]) -> TokenSequence:
+    def prepend(
+        self, tokens: Float[Tensor, "sets new hidden"], rows: Int[Tensor, " sets"] | Sequence[int]
+    ) -> TokenSequence:
         """Return the sequence with sets of tokens in front of the given rows, at position 0.
 
         A row that is given several times gets all its sets, in the order given; a row with fewer sets than another gets
-        padding before them.
+        padding before them. rows: as integers where the host has them; a tensor is read.
         """
         if not len(rows):
             return self
-        embeds, mask = self._front(tokens, rows)
+        owners = rows.tolist() if isinstance(rows, Tensor) else list(rows)
+        counts = Counter(owners)
+        uneven = len({counts[row] for row in range(len(self.embeds))}) > 1
+        embeds, mask = self._front(tokens, owners, max(counts.values()))
         positions = self.position_ids.new_zeros(*self.position_ids.shape[:-1], mask.shape[1])
         visual = self.visual_pos_mask
         return TokenSequence(
@@ -188,17 +208,22 @@ class TokenSequence(TensorDataclass):
             torch.cat([positions, self.position_ids], dim=-1),
             self.deepstack_embeds,
             None if visual is None else torch.cat([torch.zeros_like(mask, dtype=torch.bool), visual], dim=1),
+            True if uneven else self.is_padded,
         )
 
     def _front(
-        self, tokens: Float[Tensor, "sets new hidden"], rows: Int[Tensor, " sets"]
+        self, tokens: Float[Tensor, "sets new hidden"], rows: Sequence[int], most: int
     ) -> tuple[Float[Tensor, "rows front hidden"], Int[Tensor, "rows front"]]:
-        """Return the embeddings and the mask of the tokens in front of every row, padded on the left."""
-        earlier = (rows[:, None] == rows).tril(diagonal=-1).sum(dim=1)
-        counts = torch.zeros(len(self.embeds), dtype=torch.long, device=rows.device)
-        counts = counts.index_add(0, rows, torch.ones_like(rows))
-        most = int(counts.max())
-        index = (rows, most - counts[rows] + earlier)
+        """Return the embeddings and the mask of the tokens in front of every row, padded on the left.
+
+        most: the largest number of sets of any row.
+        """
+        following = {row: most - count for row, count in Counter(rows).items()}
+        positions = []
+        for row in rows:
+            positions.append(following[row])
+            following[row] += 1
+        index = index_tensors([rows, positions], tokens.device)
         embeds = self.embeds.new_zeros(len(self.embeds), most, *tokens.shape[1:])
         embeds = embeds.index_put(index, tokens.to(self.embeds.dtype))
         mask = self.attention_mask.new_zeros(len(self.embeds), most)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from virtue_pl.types.errors import VirtueError
-from virtue_pl.types.tensors import TensorDataclass, empty_tensor
+from virtue_pl.types.tensors import TensorDataclass, empty_tensor, index_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,94 @@ class VisualPrompt(TensorDataclass):
     def is_empty(self) -> bool:
         """True where the prompt has no box, point or mask."""
         return not (len(self.boxes) or len(self.points) or len(self.masks))
+
+
+FIELDS = fields(VisualPrompt)
+
+
+def convert_together(prompts: Sequence[VisualPrompt], function: Callable[[Tensor], Tensor]) -> tuple[VisualPrompt, ...]:
+    """Return the prompts with `function` of their tensors, called once a field: for all boxes, all points and so on.
+
+    function: keeps each element, such as a move to a device. A field whose types differ is converted one by one.
+    """
+    converted = {f.name: convert_field([getattr(prompt, f.name) for prompt in prompts], function) for f in FIELDS}
+    return tuple(
+        VisualPrompt(**dict(zip(converted, values, strict=True))) for values in zip(*converted.values(), strict=True)
+    )
+
+
+def convert_field(tensors: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Return `function` of each tensor, as views of what it makes of all of them together."""
+    if len({tensor.dtype for tensor in tensors}) != 1:
+        return [function(tensor) for tensor in tensors]
+    together = function(torch.cat([tensor.flatten() for tensor in tensors]))
+    parts = together.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch(TensorDataclass):
+    """Visual prompts on the images of a batch.
+
+    image_index: for each prompt, the index of its image in the batch.
+
+    Example:
+        >>> prompts = PromptBatch((VisualPrompt(), VisualPrompt()), torch.tensor([3, 5]))
+        >>> prompts.reindex([5, 3]).image_index.tolist()
+        [1, 0]
+    """
+
+    prompts: tuple[VisualPrompt, ...]
+    image_index: Int[Tensor, " prompts"]
+
+    host_properties = ("owners",)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @cached_property
+    def owners(self) -> tuple[int, ...]:
+        """`image_index` on the host, which is read once and goes along with the prompts."""
+        return tuple(self.image_index.tolist())
+
+    @classmethod
+    def on_host(
+        cls, prompts: Sequence[VisualPrompt], owners: Sequence[int], image_index: Int[Tensor, " prompts"]
+    ) -> PromptBatch:
+        """Return the batch of prompts whose images the host knows. owners: the values of `image_index`."""
+        batch = cls(tuple(prompts), image_index)
+        vars(batch)["owners"] = tuple(owners)
+        return batch
+
+    def convert(self, function: Callable[[Any], Any]) -> PromptBatch:
+        """Return the same prompts with `function` of their tensors, called once a field and not once a prompt."""
+        changed = PromptBatch(convert_together(self.prompts, function), function(self.image_index))
+        return self.share_host_properties(changed)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PromptBatch:
+        """Return the prompts on `device`, to which all boxes go together, as do points, labels, masks and indices.
+
+        Those that are there already are returned as they are. The host reads the owners first, where they are on it.
+        """
+        if {self.image_index.device, *(prompt.boxes.device for prompt in self.prompts)} == {torch.device(device)}:
+            return self
+        if self.image_index.device.type == "cpu":
+            _ = self.owners
+        return super().to(device, non_blocking)
+
+    def select(self, indices: Sequence[int]) -> PromptBatch:
+        """Return the prompts of the given indices, in that order, on the same images."""
+        return self.with_owners([self.prompts[i] for i in indices], [self.owners[i] for i in indices])
+
+    def reindex(self, images: Sequence[int]) -> PromptBatch:
+        """Return the prompts for a batch of just the given images, as `ImageBatch.select(images)` returns it."""
+        new_index = {image: index for index, image in enumerate(images)}
+        return self.with_owners(self.prompts, [new_index[image] for image in self.owners])
+
+    def with_owners(self, prompts: Sequence[VisualPrompt], owners: Sequence[int]) -> PromptBatch:
+        """Return prompts on the images `owners`, on this batch's device."""
+        (image_index,) = index_tensors([owners], self.image_index.device)
+        return PromptBatch.on_host(prompts, owners, image_index)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Int
@@ -29,7 +29,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, TensorDataclass):
-        return replace(value, **{f.name: cast(getattr(value, f.name), dtype) for f in fields(value)})  # type: ignore[type-var, arg-type]
+        return value.convert(lambda item: cast(item, dtype))
     return tuple(cast(item, dtype) for item in value) if isinstance(value, tuple) else value
 
 
@@ -55,13 +55,26 @@ class TensorDataclass:
         device(type='cpu')
     """
 
+    host_properties: ClassVar[tuple[str, ...]] = ()
+    """Names of cached properties that hold what was read from the tensors, and goes along with them."""
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the same dataclass with all tensors on `device`."""
-        return replace(self, **{f.name: move(getattr(self, f.name), device, non_blocking) for f in fields(self)})  # type: ignore[type-var, arg-type]
+        return self.convert(lambda item: move(item, device, non_blocking))
 
     def pin_memory(self) -> Self:
         """Return the same dataclass with all tensors in page-locked memory."""
-        return replace(self, **{f.name: pin(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var, arg-type]
+        return self.convert(pin)
+
+    def convert(self, function: Callable[[Any], Any]) -> Self:
+        """Return the same dataclass with `function` of every field, which changes no tensor's values."""
+        changed: Self = replace(self, **{f.name: function(getattr(self, f.name)) for f in fields(self)})  # type: ignore[type-var, arg-type]
+        return self.share_host_properties(changed)
+
+    def share_host_properties(self, other: Self) -> Self:
+        """Return `other`, whose tensors say the same, with what the host has read of them already."""
+        vars(other).update({name: vars(self)[name] for name in self.host_properties if name in vars(self)})
+        return other
 
 
 def empty_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Any:
@@ -69,13 +82,12 @@ def empty_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Any:
     return field(default_factory=lambda: torch.zeros(shape, dtype=dtype))
 
 
-def select_owned(
-    owners: Int[Tensor, " items"], rows: Sequence[int]
-) -> tuple[Int[Tensor, " owned"], Int[Tensor, " owned"]]:
-    """Return the indices of the items that the given rows own, row by row, and each owner's position in `rows`."""
-    of_row: dict[int, list[int]] = {}
-    for item, row in enumerate(owners.tolist()):
-        of_row.setdefault(row, []).append(item)
-    found = [(item, number) for number, row in enumerate(rows) for item in of_row.get(row, ())]
-    items, numbers = torch.tensor(found, dtype=torch.long, device=owners.device).reshape(-1, 2).unbind(dim=1)
-    return items, numbers
+def index_tensors(lists: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Int[Tensor, " indices"], ...]:
+    """Return lists of integers as int64 tensors on a device, to which they go as one.
+
+    A CUDA device is not waited for: it is given a copy of what the host holds.
+    """
+    device = torch.device(device)
+    indices = torch.tensor([index for each in lists for index in each], dtype=torch.long)
+    moved = indices.to(device, non_blocking=device.type == "cuda")
+    return moved.split([len(each) for each in lists])

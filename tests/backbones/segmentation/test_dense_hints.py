@@ -57,3 +57,35 @@ def test_similar_cells_are_found_and_every_parameter_learns() -> None:
     assert along[0].max() < 0.999
     (shown.sum() + (likeness * torch.randn(8, 4, 4)).sum()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def one_by_one(hints: DenseHints, prompt: VisualPrompt) -> torch.Tensor:
+    """The maps of one prompt, by what they are: sums over boxes and over points of one label, up to 1."""
+    size, edges = hints.map_size, torch.arange(hints.map_size)
+    x1, y1, x2, y2 = (prompt.boxes * size).unbind(dim=1)
+    across = (torch.minimum(edges + 1, x2[:, None]) - torch.maximum(edges, x1[:, None])).clamp(0, 1)
+    down = (torch.minimum(edges + 1, y2[:, None]) - torch.maximum(edges, y1[:, None])).clamp(0, 1)
+    maps = [(down[:, :, None] * across[:, None, :]).sum(dim=0).clamp(max=1)]
+    centres = (edges + 0.5) / size
+    for label in (1, 0):
+        points = prompt.points[prompt.point_labels == label]
+        across, down = (torch.exp(-0.5 * ((centres - points[:, [axis]]) / hints.sigma) ** 2) for axis in (0, 1))
+        maps.append((down[:, :, None] * across[:, None, :]).sum(dim=0).clamp(max=1))
+    union = prompt.masks.any(dim=0)[None, None].float()
+    maps.append(torch.nn.functional.interpolate(union, size=(size, size), mode="bilinear", antialias=True)[0, 0])
+    return torch.stack(maps)
+
+
+def test_prompts_are_drawn_together_as_they_are_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prompts = []
+    for row in range(24):
+        corners = torch.rand(row % 4, 2, 2, generator=generator).sort(dim=1).values
+        points = torch.rand(row % 10, 2, generator=generator)
+        labels = torch.randint(0, 2, (row % 10,), generator=generator)
+        masks = torch.rand(row % 3, 20 + 10 * (row % 2), 30, generator=generator) > 0.7
+        prompts.append(VisualPrompt(corners.flatten(1), points, labels, masks))
+    hints = DenseHints(8, 16)
+    together = hints.maps_of(prompts)
+    assert torch.equal(together, torch.stack([one_by_one(hints, prompt) for prompt in prompts]))
+    assert torch.equal(hints.maps(prompts[5]), together[5])

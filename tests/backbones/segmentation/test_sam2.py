@@ -7,7 +7,9 @@ import torch
 from transformers import Sam2Config, Sam2Model
 from transformers.models.sam2.configuration_sam2 import Sam2MaskDecoderConfig, Sam2PromptEncoderConfig
 
+from fixtures.device_work import as_on_a_device, operations
 from fixtures.recorded import CANVAS, GOLDEN, cases, replace_first_image
+from virtue_pl.backbones.segmentation import hiera
 from virtue_pl.backbones.segmentation.sam2 import Sam2Backbone, Sam2PromptEncoder
 from virtue_pl.backbones.segmentation.sam2_weights import load_sam2
 from virtue_pl.models.connector import MaskConnector
@@ -207,3 +209,39 @@ def test_the_canvas_must_be_tiled(size):
 def test_the_image_encoder_has_four_stages():
     with pytest.raises(VirtueError, match="expected four each"):
         Sam2Backbone(None, 16, 2, (1, 2, 3), (4,), embed_dim=DIM, image_size=SIZE)
+
+
+def base_plus() -> Sam2Backbone:
+    """The released size on a device that computes nothing."""
+    with torch.device("meta"):
+        return Sam2Backbone(predict_masks=True)
+
+
+def test_a_device_is_given_as_much_as_by_transformers_and_no_more_for_eight_images():
+    backbone = base_plus()
+    pixels = torch.zeros(8, 3, 1024, 1024, dtype=torch.uint8, device="meta")
+    counts = {number: operations(lambda number=number: backbone.image_features(pixels[:number])) for number in (1, 8)}
+    with torch.no_grad():
+        stock = operations(lambda: backbone.vision_encoder(torch.zeros(1, 3, 1024, 1024, device="meta")))
+    assert counts[1] <= 1.2 * stock and counts[8] <= 1.05 * counts[1]
+    assert [level.shape for level in backbone.image_features(pixels)] == [
+        (8, 32, 256, 256),
+        (8, 64, 128, 128),
+        (8, 256, 64, 64),
+    ]
+
+
+@pytest.mark.parametrize("predict_masks", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_are_the_same_one_by_one_in_tiles_and_all_together(monkeypatch, predict_masks, dtype):
+    torch.manual_seed(0)
+    backbone = tiny(predict_masks=predict_masks)
+    pixels = canvas(5).to(dtype) / (1 if dtype == torch.uint8 else 255)
+    pixels = pixels.to(dtype)
+    in_tiles = backbone.image_features(pixels)
+    for limit in (hiera.BATCH_PIXELS, 2 * SIZE**2, 1):
+        monkeypatch.setattr(hiera, "BATCH_PIXELS", limit)
+        with as_on_a_device():
+            together = backbone.image_features(pixels)
+        for ours, theirs in zip(together, in_tiles, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

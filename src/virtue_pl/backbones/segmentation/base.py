@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures
+from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VisualPrompt
 
 
 class PromptEncoder(nn.Module, ABC):
@@ -25,6 +25,16 @@ class PromptEncoder(nn.Module, ABC):
 
     embed_dim: int
     feature_size: tuple[int, int]
+    grid: VisualPrompt
+    """The points that an empty prompt becomes."""
+
+    def fill_empty(self, prompts: PromptBatch) -> list[VisualPrompt]:
+        """Return the prompts with `grid` in place of empty ones; it goes to each device once."""
+        device = prompts.image_index.device
+        copies = vars(self).setdefault("grid_copies", {self.grid.points.device: self.grid})
+        if device not in copies:
+            copies[device] = self.grid.to(device)
+        return [copies[device] if prompt.is_empty else prompt for prompt in prompts.prompts]
 
     @abstractmethod
     def forward(self, prompts: PromptBatch) -> PromptTokens:

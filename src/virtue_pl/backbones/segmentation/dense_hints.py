@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
-from virtue_pl.types import VisualPrompt
+from virtue_pl.types import VisualPrompt, index_tensors
+from virtue_pl.types.layout import group_by_owner
+
+NO_LABEL = -1
+"""Stands where a prompt has fewer points than another, and so no label."""
 
 
 class DenseHints(nn.Module):
@@ -51,31 +55,41 @@ class DenseHints(nn.Module):
         self, prompts: Sequence[VisualPrompt], device: torch.device
     ) -> tuple[Float[Tensor, "prompts d height width"], Float[Tensor, "prompts 4 map_height map_width"]]:
         """Return what to add to the dense embedding, and the maps: boxes, inside points, outside points, masks."""
-        maps = torch.stack(
-            [self.maps(prompt) for prompt in prompts] or [torch.zeros(4, self.map_size, self.map_size, device=device)]
-        )
-        return self.layers(maps[:, :3])[: len(prompts)], maps[: len(prompts)]
+        if not prompts:
+            nothing = torch.zeros(1, 4, self.map_size, self.map_size, device=device)
+            return self.layers(nothing[:, :3])[:0], nothing[:0]
+        maps = self.maps_of(prompts)
+        return self.layers(maps[:, :3]), maps
 
     def maps(self, prompt: VisualPrompt) -> Float[Tensor, "4 size size"]:
         """Return the maps of a prompt's boxes, inside points, outside points and masks, each in [0, 1]."""
-        inside, outside = (self.point_map(prompt.points[prompt.point_labels == label]) for label in (1, 0))
-        masks = mask_coverage(prompt.masks, (self.map_size, self.map_size))[0]
-        return torch.stack([self.box_coverage(prompt.boxes), inside, outside, masks])
+        return self.maps_of([prompt])[0]
 
-    def box_coverage(self, boxes: Float[Tensor, "boxes 4"]) -> Float[Tensor, "size size"]:
-        """Return the share of each cell that the boxes (xyxy, normalised) cover; overlaps are counted up to 1."""
+    def maps_of(self, prompts: Sequence[VisualPrompt]) -> Float[Tensor, "prompts 4 size size"]:
+        """Return the maps of all prompts together; a device starts as much for many as for one."""
+        boxes = pad_items([prompt.boxes for prompt in prompts])
+        points = pad_items([prompt.points for prompt in prompts])
+        labels = pad_items([prompt.point_labels[:, None] for prompt in prompts], padding=NO_LABEL)[..., 0]
+        inside, outside = (self.point_maps(points, labels == label) for label in (1, 0))
+        masks = mask_coverage(prompts, (self.map_size, self.map_size))
+        return torch.stack([self.box_coverage(boxes), inside, outside, masks], dim=1)
+
+    def box_coverage(self, boxes: Float[Tensor, "prompts boxes 4"]) -> Float[Tensor, "prompts size size"]:
+        """Return the share of each cell that a prompt's boxes (xyxy, normalised) cover; overlaps count up to 1."""
         edges = torch.arange(self.map_size, device=boxes.device)
-        x1, y1, x2, y2 = (boxes * self.map_size).unbind(dim=1)
-        across = (torch.minimum(edges + 1, x2[:, None]) - torch.maximum(edges, x1[:, None])).clamp(0, 1)
-        down = (torch.minimum(edges + 1, y2[:, None]) - torch.maximum(edges, y1[:, None])).clamp(0, 1)
-        return (down[:, :, None] * across[:, None, :]).sum(dim=0).clamp(max=1)
+        x1, y1, x2, y2 = (boxes * self.map_size)[..., None].unbind(dim=-2)
+        across = (torch.minimum(edges + 1, x2) - torch.maximum(edges, x1)).clamp(0, 1)
+        down = (torch.minimum(edges + 1, y2) - torch.maximum(edges, y1)).clamp(0, 1)
+        return (down[..., :, None] * across[..., None, :]).sum(dim=1).clamp(max=1)
 
-    def point_map(self, points: Float[Tensor, "points 2"]) -> Float[Tensor, "size size"]:
-        """Return the sum of the points' Gaussians, up to 1. points: (x, y), normalised."""
+    def point_maps(
+        self, points: Float[Tensor, "prompts points 2"], counted: Bool[Tensor, "prompts points"]
+    ) -> Float[Tensor, "prompts size size"]:
+        """Return the sum of each prompt's counted points' Gaussians, up to 1. points: (x, y), normalised."""
         centres = (torch.arange(self.map_size, device=points.device) + 0.5) / self.map_size
-        across = torch.exp(-0.5 * ((centres - points[:, :1]) / self.sigma) ** 2)
-        down = torch.exp(-0.5 * ((centres - points[:, 1:]) / self.sigma) ** 2)
-        return (down[:, :, None] * across[:, None, :]).sum(dim=0).clamp(max=1)
+        across = torch.exp(-0.5 * ((centres - points[..., :1]) / self.sigma) ** 2) * counted[..., None]
+        down = torch.exp(-0.5 * ((centres - points[..., 1:]) / self.sigma) ** 2)
+        return (down[..., :, None] * across[..., None, :]).sum(dim=1).clamp(max=1)
 
 
 class ObjectSimilarity(nn.Module):
@@ -122,9 +136,37 @@ class ObjectSimilarity(nn.Module):
         return self.describe(pooled), similarity[:, None] * self.alike[:, None, None]
 
 
+def pad_items(items: Sequence[Shaped[Tensor, "items width"]], padding: int = 0) -> Shaped[Tensor, "prompts most width"]:
+    """Return the items of all prompts, filled up with `padding` to as many as the longest has."""
+    counts = [len(item) for item in items]
+    most, together = max(counts), torch.cat(list(items))
+    if counts == [most] * len(counts):
+        return together.view(len(counts), most, together.shape[1])
+    positions = [row * most + number for row, count in enumerate(counts) for number in range(count)]
+    (index,) = index_tensors([positions], together.device)
+    padded = together.new_full((len(counts) * most, together.shape[1]), padding).index_copy(0, index, together)
+    return padded.view(len(counts), most, -1)
+
+
 def mask_coverage(
-    masks: Bool[Tensor, "masks height width"], size: tuple[int, int]
-) -> Float[Tensor, "1 new_height new_width"]:
-    """Return the share of each cell, of `size` = (height, width) cells, that any of the masks covers."""
-    union = masks.any(dim=0)[None, None].float()
-    return interpolate(union, size=size, mode="bilinear", antialias=True)[0]
+    prompts: Sequence[VisualPrompt], size: tuple[int, int]
+) -> Float[Tensor, "prompts new_height new_width"]:
+    """Return the share of each cell, of `size` = (height, width) cells, that any of a prompt's masks covers.
+
+    Prompts with as many masks of one size go together.
+    """
+    groups = list(group_by_owner([prompt.masks.shape for prompt in prompts]).values())
+    covered = [cover_together([prompts[number].masks for number in group], size) for group in groups]
+    if len(groups) == 1:
+        return covered[0]
+    order = [number for group in groups for number in group]
+    (index,) = index_tensors([sorted(range(len(order)), key=order.__getitem__)], covered[0].device)
+    return torch.cat(covered)[index]
+
+
+def cover_together(
+    masks: Sequence[Bool[Tensor, "masks height width"]], size: tuple[int, int]
+) -> Float[Tensor, "prompts new_height new_width"]:
+    """Return the share of each cell that any of a prompt's masks covers, for masks of equal shape."""
+    unions = torch.stack(list(masks)).any(dim=1)[:, None].float()
+    return interpolate(unions, size=size, mode="bilinear", antialias=True)[:, 0]

@@ -1,10 +1,11 @@
 """Hiera, SAM 2's image encoder, on the weights of transformers' own modules: the same numbers in half of the time.
 
-On a CPU, one image at a time. The first blocks attend within windows that are never mixed before the third stage, so
-that a few windows go through all of these blocks while they are in the processor's cache; transformers' attention also
-computes a product of queries and keys that nothing reads.
+The first blocks attend within windows that are never mixed before the third stage. On a CPU a few windows of one image
+go through all of these blocks while they are in the processor's cache. Any other device has no such cache, and pays for
+each kernel it starts: there the windows of all images go through together. transformers' attention also computes a
+product of queries and keys that nothing reads.
 
-Shapes: n = windows (or 1, the whole map), s = cells along a window's side, c = channels.
+Shapes: b = images, n = windows (or b, the whole maps), s = cells along a window's side, c = channels.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.sam2.modeling_sam2 import window_partition, window_unpartition
 
+from virtue_pl.backbones import cpu_tiles
+
 TILE_TOKENS = 2048
-"""Cells that go through the first blocks together: one row of windows on a canvas of 1024 pixels."""
+"""Cells that go through the first blocks together on a CPU: one row of windows on a canvas of 1024 pixels."""
+BATCH_PIXELS = 16 * 1024**2
+"""Pixels that are encoded together on any other device, 16 images of 1024 pixels: more would only take memory."""
 
 
 class Hiera:
@@ -37,8 +42,8 @@ class Hiera:
         self.cached_positions: tuple[tuple[Any, ...], Tensor] | None = None
         """The positions of the last map, behind what they were computed from."""
 
-    def stages(self, pixels: Float[Tensor, "1 3 size size"]) -> list[Float[Tensor, "1 height width c"]]:
-        """Return the map behind each of the four stages, finest first."""
+    def stages(self, pixels: Float[Tensor, "b 3 size size"]) -> list[Float[Tensor, "b height width c"]]:
+        """Return the maps behind each of the four stages, finest first."""
         blocks, ends = list(self.network.blocks), self.network.stage_ends
         # channels last, as its output
         features = self.network.patch_embed(pixels.contiguous(memory_format=torch.channels_last))
@@ -47,7 +52,8 @@ class Hiera:
         found: list[Tensor] = []
         if num_windowed:
             windowed_ends = [end for end in ends if end < num_windowed]
-            features, found = run_in_strips(blocks[:num_windowed], windowed_ends, features)
+            run = run_in_strips if cpu_tiles.uses_tiles(features.device) else run_in_windows
+            features, found = run(blocks[:num_windowed], windowed_ends, features)
         for number in range(num_windowed, len(blocks)):
             features = run_block_on_map(blocks[number], features)
             if number in ends:
@@ -70,6 +76,13 @@ class Hiera:
         return positions
 
 
+def images_at_once(pixels: Shaped[Tensor, "b 3 height width"]) -> int:
+    """Return how many of the images are encoded together on their device: one on a CPU, elsewhere a batch."""
+    if cpu_tiles.uses_tiles(pixels.device):
+        return 1
+    return max(1, BATCH_PIXELS // (pixels.shape[2] * pixels.shape[3]))
+
+
 def leading_windows(blocks: Sequence[Any], size: Sequence[int]) -> int:
     """Return how many of the first blocks never attend beyond the windows of the very first."""
     window_size = blocks[0].window_size
@@ -83,39 +96,45 @@ def leading_windows(blocks: Sequence[Any], size: Sequence[int]) -> int:
 
 
 def run_in_strips(
-    blocks: Sequence[Any], ends: Sequence[int], features: Float[Tensor, "1 height width c"]
-) -> tuple[Float[Tensor, "1 new_height new_width new_c"], list[Float[Tensor, "1 end_height end_width end_c"]]]:
-    """Return the map behind `blocks`, and behind those with the numbers `ends`.
-
-    A few rows of windows are computed at a time; the windows of `blocks` tile the map (`leading_windows`).
-    """
+    blocks: Sequence[Any], ends: Sequence[int], features: Float[Tensor, "b height width c"]
+) -> tuple[Float[Tensor, "b new_height new_width new_c"], list[Float[Tensor, "b end_height end_width end_c"]]]:
+    """Return what `run_in_windows` does, a few rows of windows at a time."""
     window_size, width = blocks[0].window_size, features.shape[2]
     strip_height = window_size * max(1, TILE_TOKENS // (window_size * width))
-    rows: list[list[Tensor]] = []
-    for start in range(0, features.shape[1], strip_height):
-        strip = features[:, start : start + strip_height]
-        windows, _ = window_partition(strip, window_size)
-        outputs = []
-        for number, block in enumerate(blocks):
-            windows = run_block_on_windows(block, windows)
-            if number in ends or number == len(blocks) - 1:
-                outputs.append(join_windows(windows, strip.shape[1] // window_size))
-        rows.append(outputs)
-    maps = [torch.cat(strips, dim=1) for strips in zip(*rows, strict=True)]
-    return maps[-1], maps[: len(ends)]
+    rows = [run_in_windows(blocks, ends, strip) for strip in features.split(strip_height, dim=1)]
+    last = torch.cat([strip for strip, _ in rows], dim=1)
+    return last, [torch.cat(strips, dim=1) for strips in zip(*(found for _, found in rows), strict=True)]
 
 
-def join_windows(windows: Float[Tensor, "n s s c"], rows: int) -> Float[Tensor, "1 height width c"]:
-    """Return the map that the windows make up side by side, in `rows` rows."""
+def run_in_windows(
+    blocks: Sequence[Any], ends: Sequence[int], features: Float[Tensor, "b height width c"]
+) -> tuple[Float[Tensor, "b new_height new_width new_c"], list[Float[Tensor, "b end_height end_width end_c"]]]:
+    """Return the maps behind `blocks`, and behind those with the numbers `ends`.
+
+    The windows of `blocks` tile the maps (`leading_windows`), which are cut once.
+    """
+    rows, columns = (length // blocks[0].window_size for length in features.shape[1:3])
+    windows, _ = window_partition(features, blocks[0].window_size)
+    found = []
+    for number, block in enumerate(blocks):
+        windows = run_block_on_windows(block, windows)
+        if number in ends:
+            found.append(join_windows(windows, rows, columns))
+    last = len(blocks) - 1
+    return found[-1] if last in ends else join_windows(windows, rows, columns), found
+
+
+def join_windows(windows: Float[Tensor, "n s s c"], rows: int, columns: int) -> Float[Tensor, "b height width c"]:
+    """Return the maps that the windows make up side by side, in `rows` rows and `columns` columns."""
     window_size = windows.shape[1]
-    size = (rows * window_size, len(windows) // rows * window_size)
+    size = (rows * window_size, columns * window_size)
     return window_unpartition(windows, window_size, size, size)
 
 
 def run_block_on_map(
-    block: Any, features: Float[Tensor, "1 height width c"]
-) -> Float[Tensor, "1 new_height new_width new_c"]:
-    """Return a block's output for the whole map, padded where its windows do not tile it, and cropped again."""
+    block: Any, features: Float[Tensor, "b height width c"]
+) -> Float[Tensor, "b new_height new_width new_c"]:
+    """Return a block's output for whole maps, padded where its windows do not tile them, and cropped again."""
     if not block.window_size:
         return run_block_on_windows(block, features)
     normed = block.layer_norm1(features)

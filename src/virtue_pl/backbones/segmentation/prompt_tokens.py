@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,33 +11,82 @@ from segment_anything.modeling import PromptEncoder
 from torch import Tensor
 
 from virtue_pl.backbones.segmentation.dense_hints import mask_coverage
-from virtue_pl.types import VisualPrompt
+from virtue_pl.types import VisualPrompt, index_tensors
 
 PADDING, TOP_LEFT, BOTTOM_RIGHT = -1, 2, 3
 """SAM's labels beside 0 (outside) and 1 (inside)."""
+FIXED_LABELS = (TOP_LEFT, BOTTOM_RIGHT, PADDING)
 MASK_SCALE, MASK_SHIFT = 20.0, -10.0
 """A mask is prompted as logits, +10 inside and -10 outside, as SAM 2 does with its own; SAM has no exact masks."""
 
-LabelledPoints = tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]
+TokenOrder = Callable[[Sequence[int], Sequence[int], int], Sequence[int]]
+"""Puts a row's tokens in order, given the numbers of its points, of its boxes' corners, and of a padding point."""
 
 
-def labelled_points(prompt: VisualPrompt) -> LabelledPoints:
-    """Return a prompt's points and box corners, normalised, in segment-anything's order and with its labels."""
-    padding = int(len(prompt.points) > 0 and not len(prompt.boxes))
-    corners = prompt.point_labels.new_tensor([TOP_LEFT, BOTTOM_RIGHT]).repeat(len(prompt.boxes))
-    points = torch.cat([prompt.points, prompt.points.new_zeros(padding, 2), prompt.boxes.reshape(-1, 2)])
-    return points, torch.cat([prompt.point_labels, prompt.point_labels.new_full((padding,), PADDING), corners])
+def padding_between(points: Sequence[int], corners: Sequence[int], padding: int) -> Sequence[int]:
+    """Return segment-anything's order: points, a padding point if there are points but no box, box corners."""
+    return [*points, *([padding] if points and not corners else []), *corners]
+
+
+def padding_last(points: Sequence[int], corners: Sequence[int], padding: int) -> Sequence[int]:
+    """Return SAM 2's order as VIRTUE uses it: box corners, points, and always a padding point."""
+    return [*corners, *points, padding]
+
+
+class LabelledPoints(NamedTuple):
+    """The labelled points of several prompts, one after the other, normalised, with SAM's labels.
+
+    counts: how many each prompt has, on the host.
+
+    Example:
+        >>> prompt = VisualPrompt(points=torch.tensor([[0.5, 0.5]]), point_labels=torch.tensor([1]))
+        >>> labelled_points([prompt], padding_last, torch.device("cpu")).labels.tolist()
+        [1, -1]
+    """
+
+    points: Float[Tensor, "tokens 2"]
+    labels: Int[Tensor, " tokens"]
+    counts: list[int]
+
+
+def labelled_points(prompts: Sequence[VisualPrompt], order: TokenOrder, device: torch.device) -> LabelledPoints:
+    """Return the points, box corners and padding points of all prompts, in `order` within each.
+
+    They are put together on the host as indices; the device is given these, and starts as much for many as for one.
+    """
+    num_points = sum(len(prompt.points) for prompt in prompts)
+    padding = num_points + 2 * sum(len(prompt.boxes) for prompt in prompts)
+    rows, point, corner = [], 0, num_points
+    for prompt in prompts:
+        points, corners = range(point, point + len(prompt.points)), range(corner, corner + 2 * len(prompt.boxes))
+        rows.append(order(points, corners, padding))
+        point, corner = points.stop, corners.stop
+    chosen = [number for row in rows for number in row]
+    kinds = [label_number(number, num_points, padding) for number in chosen]
+    index, label_index, fixed = index_tensors([chosen, kinds, FIXED_LABELS], device)
+    corner_points = [prompt.boxes.reshape(-1, 2) for prompt in prompts]
+    no_point = prompts[0].points.new_zeros(1, 2) if prompts else torch.zeros(1, 2, device=device)
+    together = torch.cat([*(prompt.points for prompt in prompts), *corner_points, no_point])
+    labels = torch.cat([*(prompt.point_labels for prompt in prompts), fixed])
+    return LabelledPoints(together[index], labels[label_index], [len(row) for row in rows])
+
+
+def label_number(number: int, num_points: int, padding: int) -> int:
+    """Return where the label of a point stands: points' own labels come first, behind them `FIXED_LABELS`.
+
+    number: a point's below `num_points`; a corner's, of which every other one is top left, below `padding`.
+    """
+    if number < num_points:
+        return number
+    return num_points + ((number - num_points) % 2 if number < padding else 2)
 
 
 def sparse_tokens(
     encoder: PromptEncoder, prompts: Sequence[VisualPrompt], device: torch.device
-) -> tuple[Float[Tensor, "rows tokens d"], Bool[Tensor, "rows tokens"]]:
-    """Return every row's labelled points, embedded and padded with zeros, and which tokens are real."""
-    rows = [labelled_points(prompt) for prompt in prompts]
-    counts = [len(labels) for _, labels in rows]
-    points = torch.cat([points for points, _ in rows] or [torch.zeros(0, 2, device=device)])
-    labels = torch.cat([labels for _, labels in rows] or [torch.zeros(0, dtype=torch.long, device=device)])
-    return pad_rows(embed_points(encoder, points, labels), counts)
+) -> tuple[Float[Tensor, "rows tokens d"], Bool[Tensor, "rows tokens"], tuple[int, ...]]:
+    """Return every row's labelled points, embedded and padded with zeros, which tokens are real, and how many."""
+    points, labels, counts = labelled_points(prompts, padding_between, device)
+    return *pad_rows(embed_points(encoder, points, labels), counts), tuple(counts)
 
 
 def pad_rows(
@@ -46,9 +96,12 @@ def pad_rows(
 
     tokens: those of all rows, one after the other; counts: each row's number of them.
     """
-    index = torch.arange(max(counts, default=0), device=tokens.device)
-    valid = index[None] < torch.tensor(counts, device=tokens.device, dtype=torch.long)[:, None]
-    return tokens.new_zeros(*valid.shape, tokens.shape[1]).masked_scatter(valid[..., None], tokens), valid
+    longest = max(counts, default=0)
+    positions = [row * longest + column for row, count in enumerate(counts) for column in range(count)]
+    index, lengths = index_tensors([positions, counts], tokens.device)
+    valid = torch.arange(longest, device=tokens.device)[None] < lengths[:, None]
+    padded = tokens.new_zeros(len(counts) * longest, tokens.shape[1]).index_copy(0, index, tokens)
+    return padded.view(len(counts), longest, -1) if longest else padded.view(len(counts), 0, tokens.shape[1]), valid
 
 
 def dense_embeddings(
@@ -66,9 +119,10 @@ def dense_embeddings(
     empty = no_mask.reshape(1, -1, 1, 1).expand(len(rows), -1, *feature_size)
     if not masked:
         return empty
-    shares = torch.stack([mask_coverage(rows[index].masks, mask_size) for index in masked])
+    shares = mask_coverage([rows[number] for number in masked], mask_size)[:, None]
     embedded = embed((shares * MASK_SCALE + MASK_SHIFT).to(empty.dtype))
-    return empty.to(embedded.dtype).index_copy(0, torch.tensor(masked, device=empty.device), embedded)
+    (index,) = index_tensors([masked], empty.device)
+    return empty.to(embedded.dtype).index_copy(0, index, embedded)
 
 
 def embed_points(
@@ -79,7 +133,7 @@ def embed_points(
     The position is half a pixel further, as segment-anything shifts it.
     """
     height, width = encoder.input_image_size
-    pixels = points * points.new_tensor([width, height]) + 0.5
+    pixels = torch.stack([points[:, 0] * width, points[:, 1] * height], dim=1) + 0.5
     positions = encoder.pe_layer.forward_with_coords(pixels[None], encoder.input_image_size)[0]
     kinds = torch.cat([encoder.not_a_point_embed.weight, *(kind.weight for kind in encoder.point_embeddings)])
     return torch.where(labels[:, None] == PADDING, 0.0, positions) + kinds[labels - PADDING]

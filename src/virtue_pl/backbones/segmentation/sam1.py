@@ -63,8 +63,8 @@ class Sam1PromptEncoder(PromptEncoder):
 
     def forward(self, prompts: PromptBatch) -> PromptTokens:
         device = prompts.image_index.device
-        rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
-        sparse, valid = sparse_tokens(self.encoder, rows, device)
+        rows = self.fill_empty(prompts)
+        sparse, valid, counts = sparse_tokens(self.encoder, rows, device)
         dense = dense_embeddings(
             self.encoder.no_mask_embed.weight,
             self.feature_size,
@@ -72,7 +72,8 @@ class Sam1PromptEncoder(PromptEncoder):
             self.encoder.mask_input_size,
             self.encoder.mask_downscaling,
         )
-        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.image_index)
+        positions = self.encoder.get_dense_pe()[0]
+        return PromptTokens(sparse, valid, dense, positions, prompts.image_index, counts=counts)
 
 
 class Sam1Backbone(SegmentationBackbone):
@@ -165,15 +166,13 @@ class Sam1Backbone(SegmentationBackbone):
 
         Its attention has no mask, so that prompts of equal token count go together.
         """
-        counts = tokens.valid.sum(dim=1)
         own = torch.cat([self.mask_decoder.iou_token.weight, self.mask_decoder.mask_tokens.weight])
         mask_tokens, embedding = keys.new_zeros(len(keys), keys.shape[1]), torch.zeros_like(keys)
-        for count in counts.unique().tolist():
-            rows = (counts == count).nonzero()[:, 0]
-            queries = torch.cat([own.expand(len(rows), -1, -1), tokens.sparse[rows, :count]], dim=1)
-            read, image_tokens = self.two_way(queries, keys[rows], tokens.image_positions.expand_as(keys[rows]))
+        for count, rows in tokens.rows_by_count():
+            queries, maps = torch.cat([own.expand(len(rows), -1, -1), tokens.sparse[rows, :count]], dim=1), keys[rows]
+            read, image_tokens = self.two_way(queries, maps, tokens.image_positions.expand_as(maps))
             mask_tokens = mask_tokens.index_copy(0, rows, read[:, 1])
-            embedding = embedding.index_copy(0, rows, image_tokens.transpose(1, 2).reshape(keys[rows].shape))
+            embedding = embedding.index_copy(0, rows, image_tokens.transpose(1, 2).reshape(maps.shape))
         return mask_tokens, embedding
 
     def two_way(

@@ -24,12 +24,12 @@ from transformers.models.sam2.configuration_sam2 import (
 )
 
 from virtue_pl.backbones.segmentation.base import PromptEncoder, SegmentationBackbone
-from virtue_pl.backbones.segmentation.hiera import Hiera
-from virtue_pl.backbones.segmentation.prompt_tokens import BOTTOM_RIGHT, PADDING, TOP_LEFT, dense_embeddings, pad_rows
+from virtue_pl.backbones.segmentation.hiera import Hiera, images_at_once
+from virtue_pl.backbones.segmentation.prompt_tokens import dense_embeddings, labelled_points, pad_rows, padding_last
 from virtue_pl.backbones.segmentation.sam2_weights import load_sam2
 from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.prompts import grid_points
-from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt, cast
+from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, cast
 
 STRIDE = 16
 """Pixels along the side of a cell of the feature map."""
@@ -70,28 +70,22 @@ class Sam2PromptEncoder(PromptEncoder):
             load_sam2({"prompt_encoder.": self.encoder}, weights)
 
     def forward(self, prompts: PromptBatch) -> PromptTokens:
-        device = prompts.image_index.device
-        rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
-        points = [labelled_points(row) for row in rows]
+        rows = self.fill_empty(prompts)
+        points, labels, counts = labelled_points(rows, padding_last, prompts.image_index.device)
         no_mask = self.encoder.no_mask_embed.weight
-        sparse, valid = pad_rows(
-            self.embed_points(points) if rows else no_mask[:0], [len(labels) for _, labels in points]
-        )
+        sparse, valid = pad_rows(self.embed_points(points, labels) if rows else no_mask[:0], counts)
         dense = dense_embeddings(
             no_mask, self.feature_size, rows, self.encoder.mask_input_size, self.encoder.mask_embed
         )
-        return PromptTokens(sparse, valid, dense, self.image_positions(), prompts.image_index)
+        positions = self.image_positions()
+        return PromptTokens(sparse, valid, dense, positions, prompts.image_index, counts=tuple(counts))
 
     def embed_points(
-        self, rows: Sequence[tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]]
-    ) -> Float[Tensor, "all_tokens d"]:
-        """Return the embedded points of all rows, one after the other.
-
-        The encoder adds one padding point behind the last, which is dropped.
-        """
-        points = torch.cat([points for points, _ in rows]) * self.image_size
-        labels = torch.cat([labels for _, labels in rows])
-        return self.encoder(points[None, None], labels[None, None], None, None)[0][0, 0, :-1]
+        self, points: Float[Tensor, "tokens 2"], labels: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "tokens d"]:
+        """Return the embedded points. The encoder adds one padding point behind the last, which is dropped."""
+        pixels = points * self.image_size
+        return self.encoder(pixels[None, None], labels[None, None], None, None)[0][0, 0, :-1]
 
     def image_positions(self) -> Float[Tensor, "d height width"]:
         """Return the positional encoding of the feature map's cells, from the points' own matrix."""
@@ -110,13 +104,6 @@ def feature_grid_size(image_size: int) -> int:
     if image_size % (2 * STRIDE):
         raise VirtueError(f"image_size is {image_size}, expected a multiple of {2 * STRIDE} (SAM 2: 1024)")
     return image_size // STRIDE
-
-
-def labelled_points(prompt: VisualPrompt) -> tuple[Float[Tensor, "tokens 2"], Int[Tensor, " tokens"]]:
-    """Return a prompt's box corners, points and padding point, normalised, with SAM's labels."""
-    corners = prompt.point_labels.new_tensor([TOP_LEFT, BOTTOM_RIGHT]).repeat(len(prompt.boxes))
-    points = torch.cat([prompt.boxes.reshape(-1, 2), prompt.points, prompt.points.new_zeros(1, 2)])
-    return points, torch.cat([corners, prompt.point_labels, prompt.point_labels.new_full((1,), PADDING)])
 
 
 class Sam2Backbone(SegmentationBackbone):
@@ -201,20 +188,20 @@ class Sam2Backbone(SegmentationBackbone):
 
         The finer levels are those that the mask decoder reads. pixels: uint8, or float in [0, 1], normalised here.
         """
-        maps = [self.single_image_features(self.normalise(image)) for image in pixels.split(1)]
+        maps = [self.pyramid(self.normalise(images)) for images in pixels.split(images_at_once(pixels))]
         return tuple(torch.cat(levels) for levels in zip(*maps, strict=True))
 
-    def normalise(self, image: Shaped[Tensor, "1 3 size size"]) -> Float[Tensor, "1 3 size size"]:
-        """Return the normalised image in the type of the weights, from one copy that is changed in place."""
-        unit = torch.empty(image.shape, dtype=self.mean.dtype, device=image.device).copy_(image)
-        if image.dtype == torch.uint8:
+    def normalise(self, images: Shaped[Tensor, "images 3 size size"]) -> Float[Tensor, "images 3 size size"]:
+        """Return the normalised images in the type of the weights, from one copy that is changed in place."""
+        unit = torch.empty(images.shape, dtype=self.mean.dtype, device=images.device).copy_(images)
+        if images.dtype == torch.uint8:
             unit.div_(255.0)  # a whole number takes six times as long
         return unit.sub_(self.mean).div_(self.std).to(self.no_memory_embedding.dtype)
 
-    def single_image_features(
-        self, pixels: Float[Tensor, "1 3 size size"]
-    ) -> tuple[Float[Tensor, "1 channels height width"], ...]:
-        """Return the levels of one normalised image: a CPU's cache holds no more."""
+    def pyramid(
+        self, pixels: Float[Tensor, "images 3 size size"]
+    ) -> tuple[Float[Tensor, "images channels height width"], ...]:
+        """Return the levels of normalised images."""
         stages = self.hiera.stages(pixels)
         laterals = [
             conv(stage.permute(0, 3, 1, 2))
@@ -254,16 +241,15 @@ class Sam2Backbone(SegmentationBackbone):
 
         Its attention has no mask, so that prompts of equal token count go together.
         """
-        counts = tokens.valid.sum(dim=1)
         mask_tokens, embedding = keys.new_zeros(len(keys), keys.shape[1]), torch.zeros_like(keys)
         decoder = self.mask_decoder
         own = torch.cat([decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight])
-        for count in counts.unique().tolist():
-            rows = (counts == count).nonzero()[:, 0]
+        for count, rows in tokens.rows_by_count():
             queries = torch.cat([own.expand(len(rows), -1, -1), tokens.sparse[rows, :count]], dim=1)[:, None]
-            read, image_tokens = self.two_way(queries, keys[rows], tokens.image_positions.expand_as(keys[rows]))
+            maps = keys[rows]
+            read, image_tokens = self.two_way(queries, maps, tokens.image_positions.expand_as(maps))
             mask_tokens = mask_tokens.index_copy(0, rows, read[:, 0, -count - NUM_MASK_TOKENS])
-            embedding = embedding.index_copy(0, rows, image_tokens[:, 0].transpose(1, 2).reshape(keys[rows].shape))
+            embedding = embedding.index_copy(0, rows, image_tokens[:, 0].transpose(1, 2).reshape(maps.shape))
         return mask_tokens, embedding
 
     def two_way(

@@ -24,7 +24,16 @@ from virtue_pl.backbones.segmentation.prompt_tokens import sparse_tokens
 from virtue_pl.backbones.timm_trunk import TimmTrunk, feature_levels
 from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.prompts import grid_points
-from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, VisualPrompt, cast
+from virtue_pl.types import (
+    FeatureWidths,
+    PromptBatch,
+    PromptTokens,
+    SegmentFeatures,
+    VirtueError,
+    VisualPrompt,
+    cast,
+    index_tensors,
+)
 
 STRIDE = 16
 """Pixels along the side of a cell of the feature map."""
@@ -70,13 +79,13 @@ class TimmSamPromptEncoder(PromptEncoder):
 
     def forward(self, prompts: PromptBatch) -> PromptTokens:
         device = prompts.image_index.device
-        rows = [self.grid.to(device) if prompt.is_empty else prompt for prompt in prompts.prompts]
-        sparse, valid = sparse_tokens(self.encoder, rows, device)
+        rows = self.fill_empty(prompts)
+        sparse, valid, counts = sparse_tokens(self.encoder, rows, device)
         dense, drawn = self.dense_embeddings(rows, device), None
         if self.hints is not None:
             hints, drawn = self.hints(rows, device)
             dense = dense + hints
-        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.image_index, drawn)
+        return PromptTokens(sparse, valid, dense, self.encoder.get_dense_pe()[0], prompts.image_index, drawn, counts)
 
     def dense_embeddings(
         self, rows: Sequence[VisualPrompt], device: torch.device
@@ -84,12 +93,12 @@ class TimmSamPromptEncoder(PromptEncoder):
         """Return the mask prompt's embedding where a row has one, and the learned "no mask" elsewhere."""
         masked = [index for index, row in enumerate(rows) if len(row.masks)]
         size = self.encoder.mask_input_size
-        masks = torch.cat(
-            [mask_coverage(rows[index].masks, size) for index in masked] or [torch.zeros(0, *size, device=device)]
+        masks = (
+            mask_coverage([rows[index] for index in masked], size) if masked else torch.zeros(0, *size, device=device)
         )
         embedded = self.encoder.mask_downscaling(masks[:, None])
         empty = self.encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(rows), -1, *self.feature_size)
-        return empty.to(embedded.dtype).index_copy(0, torch.tensor(masked, dtype=torch.long, device=device), embedded)
+        return empty.to(embedded.dtype).index_copy(0, *index_tensors([masked], device), embedded)
 
 
 def feature_grid_size(image_size: int) -> int:
@@ -202,14 +211,12 @@ class TimmSamBackbone(SegmentationBackbone):
 
         Its attention has no mask, so that prompts of equal token count go together.
         """
-        counts = tokens.valid.sum(dim=1)
         read, embedding = torch.zeros_like(mask_tokens), torch.zeros_like(keys)
-        for count in counts.unique().tolist():
-            rows = (counts == count).nonzero()[:, 0]
-            queries = torch.cat([mask_tokens[rows, None], tokens.sparse[rows, :count]], dim=1)
-            queries, image_tokens = self.transformer(keys[rows], tokens.image_positions.expand_as(keys[rows]), queries)
+        for count, rows in tokens.rows_by_count():
+            queries, maps = torch.cat([mask_tokens[rows, None], tokens.sparse[rows, :count]], dim=1), keys[rows]
+            queries, image_tokens = self.transformer(maps, tokens.image_positions.expand_as(maps), queries)
             read = read.index_copy(0, rows, queries[:, 0])
-            embedding = embedding.index_copy(0, rows, image_tokens.transpose(1, 2).reshape(keys[rows].shape))
+            embedding = embedding.index_copy(0, rows, image_tokens.transpose(1, 2).reshape(maps.shape))
         return read, embedding
 
 

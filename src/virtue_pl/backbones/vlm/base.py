@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from jaxtyping import Float, Shaped
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from virtue_pl.backbones.vlm.pooling import LastTokenPooling
@@ -74,3 +75,35 @@ class VLMBackbone(nn.Module, ABC):
         A backbone may override it to skip the other states.
         """
         return LastTokenPooling()(self(sequence), sequence.attention_mask)
+
+
+def token_positions(is_chosen: Bool[Tensor, "rows tokens"], count: int) -> Int[Tensor, " count"]:
+    """Return where the chosen tokens stand, rows one after the other, in order; nothing is read from the device.
+
+    count: how many are chosen, which the host knows. Another number is an error of torch's.
+    """
+    flat = is_chosen.flatten()
+    # the first slot takes all that are not chosen; what is not filled is no position
+    slots = torch.full((count + 1,), len(flat), device=flat.device)
+    numbers = torch.arange(len(flat), device=flat.device)
+    return slots.scatter(0, flat.cumsum(dim=0) * flat, numbers)[1:]
+
+
+def scatter_tokens(
+    embeds: Float[Tensor, "rows tokens hidden"],
+    is_chosen: Bool[Tensor, "rows tokens"],
+    tokens: Float[Tensor, "count hidden"],
+) -> Float[Tensor, "rows tokens hidden"]:
+    """Return the embeddings with `tokens` in the chosen positions, in order."""
+    positions = token_positions(is_chosen, len(tokens))
+    return embeds.flatten(0, 1).index_copy(0, positions, tokens).view(embeds.shape)
+
+
+def add_at(
+    states: Float[Tensor, "rows tokens hidden"],
+    positions: Int[Tensor, " count"],
+    increments: Float[Tensor, "count hidden"],
+) -> Float[Tensor, "rows tokens hidden"]:
+    """Return the states with `increments` added at the given positions, which count rows one after the other."""
+    flat = states.flatten(0, 1)
+    return flat.index_copy(0, positions, flat[positions] + increments.to(flat.dtype)).view(states.shape)

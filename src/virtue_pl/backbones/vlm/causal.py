@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights
-from virtue_pl.backbones.vlm.base import VLMBackbone
+from virtue_pl.backbones.vlm.attention_masks import known_padding
+from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens, token_positions
 from virtue_pl.preprocessing.processor import VLMProcessor
 from virtue_pl.preprocessing.truncation import tokenize_pieces
 from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
@@ -153,7 +154,7 @@ class CausalVLM(VLMBackbone):
         self, features: Sequence[tuple[Float[Tensor, "tokens hidden"], ...]]
     ) -> tuple[Float[Tensor, "tokens levels_hidden"], ...]:
         """Return each image's levels, concatenated."""
-        return tuple(torch.cat(levels, dim=1) for levels in features)
+        return tuple(torch.cat(levels, dim=1) if len(levels) > 1 else levels[0] for levels in features)
 
     def select_tokens(
         self, tokens: Float[Tensor, "tokens levels_hidden"], only_image: bool
@@ -169,35 +170,42 @@ class CausalVLM(VLMBackbone):
         """Return embedded texts with the vision tokens in their positions. vision: one for each use of an image."""
         assert inputs.position_ids is not None, "the processor gives them"
         embeds = self.language_model.embed_tokens(inputs.input_ids)
+        is_padded = inputs.layout.is_padded(inputs.input_ids.shape[1])
         if not vision:
-            return TokenSequence(embeds, inputs.attention_mask, inputs.position_ids)
+            return TokenSequence(embeds, inputs.attention_mask, inputs.position_ids, is_padded=is_padded)
         is_image = inputs.input_ids == self.processor.image_id
-        only_image = (inputs.use_rows.bincount()[inputs.use_rows] == 1).tolist()
-        selected = [self.select_tokens(tokens, only) for tokens, only in zip(vision, only_image, strict=True)]
-        first, *deepstack_embeds = torch.cat(selected).to(embeds.dtype).split(self.hidden_size, dim=1)
-        embeds = embeds.masked_scatter(is_image.unsqueeze(-1), first)
+        uses = zip(vision, inputs.layout.only_image, strict=True)
+        selected = torch.cat([self.select_tokens(tokens, only_image) for tokens, only_image in uses])
+        first, *deepstack_embeds = selected.to(embeds.dtype).split(self.hidden_size, dim=1)
         return TokenSequence(
-            embeds,
+            scatter_tokens(embeds, is_image, first),
             inputs.attention_mask,
             inputs.position_ids,
             tuple(deepstack_embeds),
             is_image if deepstack_embeds else None,
+            is_padded,
         )
 
     def forward(self, sequence: TokenSequence) -> Float[Tensor, "rows tokens hidden"]:
         """Return the language model's last hidden state."""
-        levels = (
-            {"visual_pos_masks": sequence.visual_pos_mask, "deepstack_visual_embeds": list(sequence.deepstack_embeds)}
-            if sequence.deepstack_embeds
-            else {}
-        )
-        output = self.language_model(
-            inputs_embeds=sequence.embeds,
-            attention_mask=sequence.attention_mask,
-            position_ids=sequence.position_ids,
-            use_cache=False,
-            **levels,
-        )
+        if sequence.visual_pos_mask is None or not sequence.deepstack_embeds:
+            return self.run_language_model(sequence)
+        positions = token_positions(sequence.visual_pos_mask, len(sequence.deepstack_embeds[0]))
+        levels = list(sequence.deepstack_embeds)
+        return self.run_language_model(sequence, visual_pos_masks=positions, deepstack_visual_embeds=levels)
+
+    def run_language_model(
+        self, sequence: TokenSequence, **options: Any
+    ) -> Float[Tensor, "rows computed_tokens hidden"]:
+        """Return the last hidden state that the language model computes. options: those of a final's own layers."""
+        with known_padding(sequence.is_padded):
+            output = self.language_model(
+                inputs_embeds=sequence.embeds,
+                attention_mask=sequence.attention_mask,
+                position_ids=sequence.position_ids,
+                use_cache=False,
+                **options,
+            )
         return output.last_hidden_state
 
 

@@ -105,9 +105,10 @@ class LlavaOnevisionBackbone(CausalVLM):
 
         They are the whole image's tokens, the tiles' line by line, and last those of the image among several.
         """
-        prepared = self.processor.normalise(list(pixels), return_tensors="pt").to(pixels[0].device)
-        sizes, squares = prepared["image_sizes"], torch.stack([self.processor.pad_to_square(image) for image in pixels])
-        tiled = self.model.get_image_features(prepared["pixel_values"].to(self.model.dtype), sizes).pooler_output
+        device, sizes = pixels[0].device, [(image.shape[1], image.shape[2]) for image in pixels]
+        tiles = self.processor.normalise(list(pixels), return_tensors="pt")["pixel_values"].to(device)
+        squares = torch.stack([self.processor.pad_to_square(image) for image in pixels])
+        tiled = self.model.get_image_features(tiles.to(self.model.dtype), sizes).pooler_output
         num_images = [max(2, len(pixels))]  # two or more are not cut; one image is declared as two, of which one exists
         whole = self.model.get_image_features(
             squares[:, None].to(self.model.dtype), sizes, batch_num_images=num_images

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
-from torch import Tensor
 from transformers import Qwen2_5_VLModel
 
+from virtue_pl.backbones.vlm.qwen_tower import Grid, Stretches, window_order
 from virtue_pl.backbones.vlm.qwen_vl import QwenVLBackbone
+from virtue_pl.types import index_tensors
 
 
 class Qwen2_5VLBackbone(QwenVLBackbone):
@@ -23,9 +24,18 @@ class Qwen2_5VLBackbone(QwenVLBackbone):
 
     model_class = Qwen2_5_VLModel
 
-    @torch.no_grad()
-    def vision_features(
-        self, pixels: Sequence[UInt8[Tensor, "3 height width"]]
-    ) -> tuple[tuple[Float[Tensor, "tokens hidden"]], ...]:
-        """Return each image's tokens behind the merger, which is frozen too."""
-        return tuple((tokens,) for tokens in self.encode_images(pixels).pooler_output)
+    def tower_inputs(self, grids: Sequence[Grid], device: torch.device) -> dict[str, Any]:
+        """Return the inputs of every Qwen-VL's tower, the tokens window by window, and the windows."""
+        tokens: list[int] = []
+        windows: list[int] = []
+        for grid in grids:
+            order, lengths = window_order(grid, self.merge_size, self.model.visual.window_size, self.patch_size)
+            start = len(tokens)
+            tokens += [start + token for token in order]
+            windows += lengths
+        (window_index,) = index_tensors([tokens], device)
+        return {
+            **super().tower_inputs(grids, device),
+            "window_index": window_index,
+            "cu_window_seqlens": Stretches(windows),
+        }

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from transformers import Qwen2VLModel
 
@@ -35,13 +32,6 @@ class Qwen2VLBackbone(QwenVLBackbone):
         """Replace the last layer by one that can compute a single token (`LastTokenLayer`)."""
         use_last_token_layer(self.model.language_model)
 
-    @torch.no_grad()
-    def vision_features(
-        self, pixels: Sequence[UInt8[Tensor, "3 height width"]]
-    ) -> tuple[tuple[Float[Tensor, "tokens hidden"]], ...]:
-        """Return each image's tokens behind the merger, which is frozen too: already at the language model's width."""
-        return tuple((tokens,) for tokens in self.encode_images(pixels).pooler_output)
-
     def last_states(self, sequence: TokenSequence) -> Float[Tensor, "rows hidden"]:
         """Return the state of each row's last token, for which alone the last layer is computed.
 
@@ -49,11 +39,5 @@ class Qwen2VLBackbone(QwenVLBackbone):
         """
         if self.model.language_model.config._attn_implementation not in READS_MASKS:
             return super().last_states(sequence)
-        output = self.model.language_model(
-            inputs_embeds=sequence.embeds,
-            attention_mask=sequence.attention_mask,
-            position_ids=sequence.position_ids,
-            use_cache=False,
-            last_token_index=last_token_index(sequence.attention_mask),
-        )
-        return output.last_hidden_state[:, 0]
+        index = last_token_index(sequence.attention_mask)
+        return self.run_language_model(sequence, last_token_index=index)[:, 0]

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from virtue_pl.backbones import cpu_tiles
+from virtue_pl.types.layout import group_by_owner
+
 
 class QwenPatches:
     """Normalises images and cuts them in patches, bit by bit as the model's image processor does without its resize.
@@ -33,45 +36,64 @@ class QwenPatches:
         levels = 1.0 / stock.rescale_factor
         self.mean = (torch.tensor(stock.image_mean) * levels)[:, None, None]
         self.std = (torch.tensor(stock.image_std) * levels)[:, None, None]
+        self.scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        """Mean and standard deviation on each device that has read images."""
         self.patch_size: int = stock.patch_size
         self.merge_size: int = stock.merge_size
 
     def __call__(
         self, images: Sequence[UInt8[Tensor, "3 height width"]]
     ) -> tuple[Float[Tensor, "patches values"], Int[Tensor, "images 3"]]:
-        """Return the patches of all images, one after the other, and each image's number of them in time, down, across.
+        """Return the patches of all images, one after the other, and, on the host, their numbers in time, down, across.
 
         Heights and widths are multiples of `patch_size` x `merge_size`. Patches that become one token follow each
         other; a patch's values are ordered by colour, row, column.
         """
         grids = [(1, image.shape[1] // self.patch_size, image.shape[2] // self.patch_size) for image in images]
-        counts = [down * across for _, down, across in grids]
-        values = torch.empty(sum(counts), 3 * self.patch_size**2, device=images[0].device)
-        for image, output in zip(images, values.split(counts), strict=True):
-            self.write_image(image, output)
-        return values, torch.tensor(grids, device=values.device)
+        cut = self.cut_each if cpu_tiles.uses_tiles(images[0].device) else self.cut_together
+        return cut(images), torch.tensor(grids)
 
-    def write_image(self, image: UInt8[Tensor, "3 height width"], output: Float[Tensor, "patches values"]) -> None:
-        """Write one image's patches to `output`, on the CPU a row of tokens at a time, which fits a core's cache."""
-        device = image.device
-        mean, std = self.mean.to(device), self.std.to(device)
-        on_cpu = device.type == "cpu"
-        write = self.write_patches_by_row if on_cpu else self.write_patches
-        height = self.patch_size * self.merge_size if on_cpu else image.shape[1]
-        patches = height // self.patch_size * (image.shape[2] // self.patch_size)
-        for strip, part in zip(image.split(height, dim=1), output.split(patches), strict=True):
-            # contiguous, colour by colour, whatever the image's memory layout
-            normalised = torch.empty(strip.shape, device=device).copy_(strip)
-            write(normalised.sub_(mean).div_(std), part)
+    def cut_each(self, images: Sequence[UInt8[Tensor, "3 height width"]]) -> Float[Tensor, "patches values"]:
+        """Return the patches of all images on a CPU, a row of tokens at a time, which fits a core's cache."""
+        area = self.patch_size**2
+        counts = [image.shape[1] * image.shape[2] // area for image in images]
+        values = torch.empty(sum(counts), 3 * area)
+        for image, output in zip(images, values.split(counts), strict=True):
+            height = self.patch_size * self.merge_size
+            patches = height * image.shape[2] // area
+            for strip, part in zip(image.split(height, dim=1), output.split(patches), strict=True):
+                self.write_patches_by_row(self.normalise(strip), part)
+        return values
+
+    def cut_together(self, images: Sequence[UInt8[Tensor, "3 height width"]]) -> Float[Tensor, "patches values"]:
+        """Return the patches of all images on any device, those of images of one size together."""
+        area = self.patch_size**2
+        found: dict[int, Tensor] = {}
+        for numbers in group_by_owner([image.shape for image in images]).values():
+            same = torch.stack([images[number] for number in numbers])
+            output = same.new_empty(len(same), same[0, 0].numel() // area, 3 * area, dtype=torch.float32)
+            self.write_patches(self.normalise(same), output)
+            found.update(zip(numbers, output.unbind(), strict=True))
+        return torch.cat([found[number] for number in range(len(images))])
+
+    def normalise(self, images: UInt8[Tensor, "*images 3 height width"]) -> Float[Tensor, "*images 3 height width"]:
+        """Return the values that the tower reads, contiguous, colour by colour, whatever the images' memory layout."""
+        if images.device not in self.scales:
+            self.scales[images.device] = (self.mean.to(images.device), self.std.to(images.device))
+        mean, std = self.scales[images.device]
+        normalised = torch.empty(images.shape, device=images.device).copy_(images)
+        return normalised.sub_(mean).div_(std)
 
     def write_patches(
-        self, normalised: Float[Tensor, "3 height width"], output: Float[Tensor, "patches values"]
+        self,
+        normalised: Float[Tensor, "*images 3 height width"],
+        output: Float[Tensor, "*images patches values"],
     ) -> None:
         """Write the values to `output` in the order of their patches, on any device."""
         patch, merge = self.patch_size, self.merge_size
-        rows, columns = normalised.shape[1] // (patch * merge), normalised.shape[2] // (patch * merge)
-        cut = normalised.view(3, rows, merge, patch, columns, merge, patch).permute(1, 4, 2, 5, 0, 3, 6)
-        output.view(rows, columns, merge, merge, 3, patch, patch).copy_(cut)
+        rows, columns = normalised.shape[-2] // (patch * merge), normalised.shape[-1] // (patch * merge)
+        cut = normalised.view(-1, 3, rows, merge, patch, columns, merge, patch).permute(0, 2, 5, 3, 6, 1, 4, 7)
+        output.view(-1, rows, columns, merge, merge, 3, patch, patch).copy_(cut)
 
     def write_patches_by_row(
         self, normalised: Float[Tensor, "3 height width"], output: Float[Tensor, "patches values"]

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import AutoConfig
 
 from virtue_pl.backbones.vlm.causal import CausalVLM, CausalVLMProcessor
 from virtue_pl.backbones.vlm.qwen_patches import FlatPatchEmbed, QwenPatches
+from virtue_pl.backbones.vlm.qwen_tower import Grid, Stretches, TowerAttention, join_on, patch_positions
 from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.images import resize_bicubic, smart_size
 from virtue_pl.preprocessing.processor import PREPARATION
@@ -124,12 +125,50 @@ class QwenVLBackbone(CausalVLM):
         attention: str = "sdpa",
     ) -> None:
         super().__init__(vlm_model, dtype, attention)
-        self.model.visual.patch_embed = FlatPatchEmbed(self.model.visual.patch_embed)
+        tower = self.model.visual
+        tower.patch_embed = FlatPatchEmbed(tower.patch_embed)
+        self.sizes_on_host = attention == "sdpa"
+        for block in tower.blocks if self.sizes_on_host else ():
+            block.attn = TowerAttention(block.attn)
         self.processor = QwenVLProcessor(vlm_model, min_pixels, max_pixels, max_tokens)
 
-    def encode_images(self, pixels: Sequence[UInt8[Tensor, "3 height width"]]) -> Any:
-        """Return the model's own output for resized images: `pooler_output` behind the merger, and other levels."""
-        return self.model.get_image_features(*self.processor.patches(pixels))
+    @torch.no_grad()
+    def vision_features(
+        self, pixels: Sequence[UInt8[Tensor, "3 height width"]]
+    ) -> tuple[tuple[Float[Tensor, "tokens hidden"], ...], ...]:
+        """Return each image's tokens behind the merger, which is frozen too: already at the language model's width.
+
+        A tower that is read at several depths gives the levels to add behind the language model's first layers, too.
+        """
+        values, grids = self.processor.patches(pixels)
+        sizes = [(image.shape[1] // self.patch_size, image.shape[2] // self.patch_size) for image in pixels]
+        computed = self.tower_inputs(sizes, values.device) if self.sizes_on_host else {}
+        tower = self.model.visual
+        found = tower(values.to(tower.dtype), grid_thw=grids if computed else grids.to(values.device), **computed)
+        counts = [rows * columns // self.merge_size**2 for rows, columns in sizes]
+        levels = (found.pooler_output, *(getattr(found, "deepstack_features", None) or ()))
+        return tuple(zip(*(level.split(counts) for level in levels), strict=True))
+
+    def tower_inputs(self, grids: Sequence[Grid], device: torch.device) -> dict[str, Any]:
+        """Return what the tower would compute from the sizes of images, by the names of its arguments.
+
+        grids: rows and columns of each image's patches.
+        """
+        positions = [patch_positions(grid, self.merge_size) for grid in grids]
+        return {
+            "position_ids": join_on(device, positions),
+            "cu_seqlens": Stretches([rows * columns for rows, columns in grids]),
+        }
+
+    @property
+    def patch_size(self) -> int:
+        """Return the pixels along a patch's side."""
+        return self.processor.patches.patch_size
+
+    @property
+    def merge_size(self) -> int:
+        """Return the patches along the side of a square that becomes one token."""
+        return self.processor.patches.merge_size
 
     def fingerprint(self) -> str:
         bounds = self.processor.min_pixels, self.processor.max_pixels

@@ -11,6 +11,7 @@ from transformers import AutoConfig, SmolVLMModel
 from transformers.image_utils import SizeDict
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
+from virtue_pl.backbones.vlm.attention_masks import known_padding
 from virtue_pl.backbones.vlm.causal import CausalVLM, TileProcessor
 from virtue_pl.features.frozen import network_fingerprint
 
@@ -101,10 +102,11 @@ class SmolVLMBackbone(CausalVLM):
         prepared = normalise.rescale_and_normalize(
             torch.stack(tiles), True, normalise.rescale_factor, True, normalise.image_mean, normalise.image_std
         )
-        found = iter(self.model.get_image_features(prepared[:, None]).pooler_output)
-        return tuple(
-            (torch.cat([next(found) for _ in strip.split(self.processor.tile_size, dim=2)]),) for strip in pixels
-        )
+        with known_padding(False):
+            states = self.model.vision_model(pixel_values=prepared.to(self.model.dtype)).last_hidden_state
+        tokens = self.model.connector(states)
+        counts = [strip.shape[2] // self.processor.tile_size for strip in pixels]
+        return tuple((image.flatten(0, 1),) for image in tokens.split(counts))
 
     def fingerprint(self) -> str:
         return network_fingerprint(

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights
 from virtue_pl.backbones.timm_trunk import TimmTrunk, feature_levels
-from virtue_pl.backbones.vlm.base import VLMBackbone
+from virtue_pl.backbones.vlm.attention_masks import known_padding
+from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens
 from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.processor import VLMProcessor
 from virtue_pl.preprocessing.truncation import tokenize_pieces
@@ -151,16 +152,19 @@ class TimmTextBackbone(VLMBackbone):
         of_image = inputs.input_ids == TimmTextProcessor.IMAGE_ID
         embeds = self.text.embeddings.word_embeddings(inputs.input_ids.masked_fill(of_image, 0))
         if vision:
-            tokens = torch.cat(list(vision)).to(embeds.dtype)
-            embeds = embeds.masked_scatter(of_image.unsqueeze(-1), tokens)
+            embeds = scatter_tokens(embeds, of_image, torch.cat(list(vision)).to(embeds.dtype))
         is_text = (inputs.attention_mask.bool() & ~of_image).long()
         positions = (is_text.cumsum(dim=1) - 1).clamp(min=0) * is_text
-        return TokenSequence(embeds, inputs.attention_mask, positions)
+        is_padded = inputs.layout.is_padded(inputs.input_ids.shape[1])
+        return TokenSequence(embeds, inputs.attention_mask, positions, is_padded=is_padded)
 
     def forward(self, sequence: TokenSequence) -> Float[Tensor, "rows tokens hidden"]:
-        output = self.text(
-            inputs_embeds=sequence.embeds, attention_mask=sequence.attention_mask, position_ids=sequence.position_ids
-        )
+        with known_padding(sequence.is_padded):
+            output = self.text(
+                inputs_embeds=sequence.embeds,
+                attention_mask=sequence.attention_mask,
+                position_ids=sequence.position_ids,
+            )
         return output.last_hidden_state
 
 

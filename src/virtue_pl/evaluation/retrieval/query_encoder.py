@@ -16,6 +16,7 @@ from virtue_pl.models.fusion_head import VLMFusionHead
 from virtue_pl.models.virtue import Virtue
 from virtue_pl.preprocessing.prompts import enclosing_box
 from virtue_pl.types import EncoderBatch, ImageFeatures, SegmentTokens, VirtueError
+from virtue_pl.types.layout import group_by_owner
 
 ROI_GRID_SIZE = 4
 """Tokens across and down a pooled box."""
@@ -59,8 +60,7 @@ class QueryEncoder:
     def encode(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
         """Return unit embeddings in float32, (rows, embed_dim)."""
         if len(inputs.images):
-            with_features = replace(inputs.images, features=self.features(inputs))
-            inputs = replace(inputs, images=with_features)
+            inputs = inputs.with_images(replace(inputs.images, features=self.features(inputs)))
         return torch.cat([self._rows(chunk).float() for chunk in inputs.split(self.chunk_size)])
 
     def features(self, inputs: EncoderBatch) -> tuple[ImageFeatures, ...]:
@@ -69,7 +69,7 @@ class QueryEncoder:
         Those of the segmentation model are computed only for images with a prompt.
         """
         if isinstance(self.model, Virtue) and self.stream == "whole":
-            return self.model.encode_streams(inputs.images, list(dict.fromkeys(inputs.prompts.image_index.tolist())))
+            return self.model.encode_streams(inputs.images, list(dict.fromkeys(inputs.prompts.owners)))
         return self.head.image_features(inputs.images)
 
     def _rows(self, inputs: EncoderBatch) -> Float[Tensor, "rows dim"]:
@@ -80,12 +80,18 @@ class QueryEncoder:
     def roi_tokens(self, inputs: EncoderBatch) -> SegmentTokens:
         """Return the pooled vision tokens of each prompt's box, or of the whole image for an empty prompt."""
         tokens = self.head.backbone.vision_tokens(self.head.frozen_features(inputs.images))
-        maps = [token_map(found, image_size(inputs, number)) for number, found in enumerate(tokens)]
-        pooled = [
-            pool_box(maps[image], enclosing_box(prompt, image_size(inputs, image), POINT_BOX_SIZE))
-            for prompt, image in zip(inputs.prompts.prompts, inputs.prompts.image_index.tolist(), strict=True)
+        sizes = [image_size(inputs, number) for number in range(len(tokens))]
+        maps = [token_map(found, size) for found, size in zip(tokens, sizes, strict=True)]
+        prompts = inputs.prompts.to("cpu")
+        pooled: dict[int, Tensor] = {}
+        boxes = [
+            enclosing_box(prompt, sizes[image], POINT_BOX_SIZE)
+            for prompt, image in zip(prompts.prompts, prompts.owners, strict=True)
         ]
-        return SegmentTokens(torch.stack(pooled))
+        for numbers in group_by_owner([maps[image].shape for image in prompts.owners]).values():
+            together = torch.stack([maps[prompts.owners[number]] for number in numbers])
+            pooled.update(zip(numbers, pool_boxes(together, [boxes[number] for number in numbers]), strict=True))
+        return SegmentTokens(torch.stack([pooled[number] for number in range(len(prompts))]))
 
 
 def image_size(inputs: EncoderBatch, number: int) -> tuple[int, int]:
@@ -108,11 +114,20 @@ def pool_box(
     tokens: Float[Tensor, "hidden rows columns"], box: Float[Tensor, "4"] | None
 ) -> Float[Tensor, "pooled hidden"]:
     """Return the tokens of a box (normalised, xyxy) or of the whole map, pooled to `ROI_GRID_SIZE` squared."""
-    rows, columns = tokens.shape[1:]
-    corners = torch.tensor([0.0, 0.0, 1.0, 1.0]) if box is None else box.cpu().float()
-    scaled = (corners * torch.tensor([columns, rows, columns, rows])).to(tokens.device)
-    pooled = roi_align(tokens[None].float(), [scaled[None]], ROI_GRID_SIZE, aligned=True)
-    return pooled[0].flatten(1).T.to(tokens.dtype)
+    return pool_boxes(tokens[None], [box])[0]
+
+
+def pool_boxes(
+    maps: Float[Tensor, "boxes hidden rows columns"], boxes: Sequence[Float[Tensor, "4"] | None]
+) -> Float[Tensor, "boxes pooled hidden"]:
+    """Return what `pool_box` does for several boxes, each on a map of its own; all maps have one size."""
+    rows, columns = maps.shape[2:]
+    whole = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    corners = torch.stack([whole if box is None else box.cpu().float() for box in boxes])
+    scaled = corners * torch.tensor([columns, rows, columns, rows])
+    numbered = torch.cat([torch.arange(float(len(boxes)))[:, None], scaled], dim=1).to(maps.device)
+    pooled = roi_align(maps.float(), numbered, ROI_GRID_SIZE, aligned=True)
+    return pooled.flatten(2).transpose(1, 2).to(maps.dtype)
 
 
 def check_finite(embeddings: Float[Tensor, "rows dim"], sources: Sequence[str]) -> None:
