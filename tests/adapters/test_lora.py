@@ -151,3 +151,9 @@ def test_what_is_not_there_is_one_line(adapter, told):
 def test_a_rank_of_nothing_is_refused():
     with pytest.raises(VirtueError, match=r"adapter\.rank is 0"):
         LoRA(rank=0)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_a_dropout_that_is_no_share_is_refused(dropout):
+    with pytest.raises(VirtueError, match=rf"adapter\.dropout is {dropout}, expected 0 or more, and less than 1"):
+        LoRA(dropout=dropout)

@@ -95,3 +95,9 @@ def test_the_name_joins_what_a_connector_learned_but_not_in_training(names: Clas
 def test_names_of_other_widths_are_refused_in_one_line(names: ClassNames) -> None:
     with pytest.raises(VirtueError, match="name the segmentation backbone's trunk"):
         MaskConnector(FeatureWidths(8, 3), names.hidden_size, summary=True, class_names=names)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_that_is_not_positive_is_refused(text_model: str, temperature: float) -> None:
+    with pytest.raises(VirtueError, match=rf"class_names\.temperature is {temperature}, expected more than 0"):
+        ClassNames(VISION_MODEL, text_model, temperature=temperature)

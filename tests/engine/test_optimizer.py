@@ -35,6 +35,34 @@ def test_the_scheduler_steps_with_the_optimizer() -> None:
     assert configured["optimizer"].param_groups[0]["lr"] == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("lr", -1.0), ("weight_decay", -0.1), ("warmup_steps", -3), ("lr", float("nan"))]
+)
+def test_a_number_below_zero_is_refused(option: str, value: float) -> None:
+    settings = {"lr": 1.0, "weight_decay": 0.0, "warmup_steps": 0, option: value}
+    with pytest.raises(VirtueError, match=rf"optimization\.{option} is {value}, expected 0 or more"):
+        Optimization(schedule="linear", **settings)  # type: ignore[arg-type]
+    with pytest.raises(VirtueError, match=r"optimization\.lr_multipliers: fusion is -1, expected 0 or more"):
+        Optimization(1.0, 0.0, 0, "linear", {"fusion": -1})
+
+
+def test_bounded_parameters_end_each_step_within_their_bounds() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.9))
+
+        @torch.no_grad()
+        def clamp_parameters(self) -> None:
+            self.scale.clamp_(0, 1)
+
+    root = nn.ModuleDict({"part": Scale()})
+    optimizer = Optimization(0.5, 0.0, 0, "constant").configure(root, 10)["optimizer"]
+    (-root["part"].scale).backward()
+    optimizer.step()
+    assert root["part"].scale.item() == 1.0
+
+
 def test_a_prefix_that_nothing_answers_to_is_refused() -> None:
     with pytest.raises(VirtueError, match="no trainable parameter starts with 'conector'; there are connector, fusion"):
         Optimization(1.0, 0.0, 0, "linear", {"conector": 2.0}).parameter_groups(model())

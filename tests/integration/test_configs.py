@@ -51,9 +51,9 @@ SLOTS = {
 """Folder of parts -> the option of the main config that takes them."""
 
 OVERLAYS = CONFIGS / "overlays"
-LAYERS = (OVERLAYS / "segmentation", OVERLAYS / "stages", OVERLAYS / "strategies")
-"""Layers over the paper's model, which is built on the meta device: segmentation models with their prompt encoders,
-stages of training, strategies.
+LAYERS = (OVERLAYS, OVERLAYS / "segmentation", OVERLAYS / "stages", OVERLAYS / "strategies")
+"""Layers over the paper's model, which is built on the meta device: the published recipe (it changes the data too),
+segmentation models with their prompt encoders, stages of training, strategies.
 """
 
 FEATURES = OVERLAYS / "features"
@@ -229,7 +229,7 @@ def test_it_builds(build, path, size, tmp_path):
     if path.parent in LAYERS:
         arguments = [
             "--config",
-            str(without_data(tmp_path)),
+            str(CONFIGS / "virtue_2b.yaml" if path.parent == OVERLAYS else without_data(tmp_path)),
             "--config",
             str(path),
             *([size] if size else []),

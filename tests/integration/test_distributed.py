@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from virtue_pl.models.connector import MaskConnector
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, ImageBatch, PairIds, PromptBatch
 
 PAIRS, PER_QUERY, DIM = 8, 2, 6
+NEGATIVES = {"all": range(PAIRS * PER_QUERY), "uneven": (1, 4, 5, 13), "one rank's": (9, 15), "none": ()}
+"""The hard negatives that are there, negative k of pair k // 2: two processes hold different numbers of them."""
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -48,12 +51,13 @@ class Encoder(nn.Module):
     rows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, negatives: Iterable[int] = NEGATIVES["all"]) -> None:
         super().__init__()
         torch.manual_seed(1)
         self.layer = nn.Linear(DIM, DIM)
         self.loss = InfoNCELoss(0.2, learn_temperature=True, own_negatives_weight=0.5, symmetric=True, margin=0.5)
         self.cache = GradientCache(3)
+        self.negatives = torch.tensor([*negatives], dtype=torch.long)
 
     def embed(self, vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         def encode(chunk: EncoderBatch) -> torch.Tensor:
@@ -68,14 +72,14 @@ class Encoder(nn.Module):
     def forward(self, part: slice) -> torch.Tensor:
         data = inputs()
         rows = torch.arange(part.start, part.stop)
-        negative_rows = torch.arange(part.start * PER_QUERY, part.stop * PER_QUERY)
+        owners = self.negatives // PER_QUERY
+        own = (part.start <= owners) & (owners < part.stop)
+        negative_rows = self.negatives[own]
         encoded = [
-            self.embed(data[name], chosen)
+            self.embed(data[name], chosen) if len(chosen) else torch.zeros(0, DIM)
             for name, chosen in (("queries", rows), ("targets", rows), ("negatives", negative_rows))
         ]
-        ids = PairIds(
-            rows, data["target_ids"][rows], 100 + negative_rows, torch.arange(len(rows)).repeat_interleave(PER_QUERY)
-        )
+        ids = PairIds(rows, data["target_ids"][rows], 100 + negative_rows, owners[own] - part.start)
         batch = EmbeddingBatch(*encoded, ids)
         return self.loss(batch).loss
 
@@ -119,22 +123,24 @@ def align(rank: int, world_size: int, folder: str) -> None:
 def run(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    model = DistributedDataParallel(Encoder())
     share = PAIRS // world_size
-    loss = model(slice(rank * share, (rank + 1) * share))
-    loss.backward()
-    save(model, loss, f"{folder}/result.safetensors")
+    for name, negatives in NEGATIVES.items():
+        model = DistributedDataParallel(Encoder(negatives))
+        loss = model(slice(rank * share, (rank + 1) * share))
+        loss.backward()
+        save(model, loss, f"{folder}/{name}.safetensors")
     align(rank, world_size, folder)
     dist.destroy_process_group()
 
 
 @pytest.mark.ddp
 def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
-    single = Encoder()
-    loss = single(slice(0, PAIRS))
-    loss.backward()
     spawn(run, args=(2, str(tmp_path)), nprocs=2)
-    agree(load_file(tmp_path / "result.safetensors"), single, loss)
+    for name, negatives in NEGATIVES.items():
+        single = Encoder(negatives)
+        loss = single(slice(0, PAIRS))
+        loss.backward()
+        agree(load_file(tmp_path / f"{name}.safetensors"), single, loss)
     aligned = Alignment()
     loss = aligned(0, 1)
     loss.backward()

@@ -44,6 +44,8 @@ def test_it_tells_what_its_loss_needs() -> None:
     [
         ([], None, r"loss\.dims is \[\]"),
         ([0], None, r"loss\.dims is \[0\]"),
+        ([4, 2], [0.0, 0.0], r"loss\.dim_weights are \[0\.0, 0\.0\], expected one above 0"),
+        ([4, 2], [2.0, -1.0], r"loss\.dim_weights are \[2\.0, -1\.0\], expected one above 0, and none below"),
         ([4, 2], [1.0], r"dim_weights are 1, expected one for each of the 2 dims"),
     ],
 )

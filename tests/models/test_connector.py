@@ -12,7 +12,7 @@ from virtue_pl.models.connector import (
     mask_weights,
     shorten,
 )
-from virtue_pl.types import FeatureWidths, SegmentFeatures
+from virtue_pl.types import FeatureWidths, SegmentFeatures, VirtueError
 
 
 def features(prompts: int = 3) -> SegmentFeatures:
@@ -92,3 +92,9 @@ def test_mask_statistics_and_cones_know_where_the_mask_is() -> None:
     assert right[6, 12] == 1 and left[6, 12] == 0
     assert below[15, 2] == 1 and above[0, 2] == 1
     assert (left + right + above + below).max() == 1
+
+
+@pytest.mark.parametrize("limit", [0.0, -3.0, float("nan")])
+def test_a_limit_that_is_no_length_is_refused(limit: float) -> None:
+    with pytest.raises(VirtueError, match=rf"connector\.summary_limit is {limit}, expected more than 0"):
+        MaskConnector(FeatureWidths(8, 12), 10, summary=True, summary_limit=limit)

@@ -263,3 +263,10 @@ def test_alignment_needs_a_summary(weights: Path) -> None:
     model.alignment_steps, model.train_modes = 1, {"box": 1.0}
     with pytest.raises(VirtueError, match="`summary: true` in the connector"):
         model.training_step(model.collator.collate_train(samples(4)), 0)
+
+
+@pytest.mark.parametrize("modes", [{}, {"box": 0.0}, {"box": 1.0, "point": -0.5}])
+def test_shares_that_say_nothing_are_refused(weights: Path, modes: dict[str, float]) -> None:
+    """No shares at all are not the usual ones."""
+    with pytest.raises(VirtueError, match=r"train_modes: \{.*expected a share for at least one mode, none below 0"):
+        _ = VLMFusionHead(backbone(weights), train_modes=modes).collator

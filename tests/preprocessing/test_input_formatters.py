@@ -188,3 +188,13 @@ def test_stored_features_of_the_published_canvas_are_not_taken_for_others() -> N
         != PublishedFormatter(max_pixels=784).segmentation_fingerprint("abc")
     )
     assert VirtueFormatter().vision_fingerprint("abc") == "abc" != PublishedFormatter().vision_fingerprint("abc")
+
+
+@pytest.mark.parametrize(
+    ("formatter", "option"),
+    [(MarkerFormatter, "line_width"), (MarkerFormatter, "point_side"), (CropFormatter, "point_side")],
+)
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_beyond_the_image_is_refused(formatter: type, option: str, share: float) -> None:
+    with pytest.raises(VirtueError, match=rf"formatter\.{option} is {share}, expected a share of the image's side"):
+        formatter(**{option: share})

@@ -48,6 +48,8 @@ class LoRA:
 
         if rank < 1:
             raise VirtueError(f"adapter.rank is {rank}, expected at least 1 (the paper: 8)")
+        if not 0 <= dropout < 1:
+            raise VirtueError(f"adapter.dropout is {dropout}, expected 0 or more, and less than 1 (the paper: 0.1)")
         self.targets = tuple(targets)
         self.module = module
         self.exact_dropout = exact_dropout
@@ -87,6 +89,7 @@ class LoRA:
         for parameter in language_model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32)
+        backbone.train(backbone.training)  # adapters in layers that were frozen are trained
 
     def language_model(self, backbone: VLMBackbone) -> nn.Module:
         """Return the module to search for targets. Raises VirtueError where the backbone has no `module`."""

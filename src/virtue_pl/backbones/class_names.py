@@ -44,6 +44,8 @@ class ClassNames(nn.Module):
         from timm.models.resnet import ResNet
 
         super().__init__()
+        if not temperature > 0:
+            raise VirtueError(f"class_names.temperature is {temperature}, expected more than 0")
         self.temperature = temperature
         network = timm.create_model(trunk, pretrained=False)
         if not isinstance(network, EfficientNet | ResNet):

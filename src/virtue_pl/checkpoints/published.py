@@ -8,6 +8,7 @@ Without an input formatter of its own in config.json, such a folder was trained 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,12 @@ def log_temperature(config: Mapping[str, Any]) -> Tensor:
     return torch.tensor(TEMPERATURE).log() if given is None else torch.tensor(given)
 
 
+def temperature(config: Mapping[str, Any]) -> float:
+    """Return the temperature: the learned one that config.json states, or the paper's."""
+    given = config.get(OURS, {}).get("log_temperature")
+    return TEMPERATURE if given is None else math.exp(given)
+
+
 def published_spec(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, Any], stride: int) -> dict[str, Any]:
     """Return the published model as class_path and init_args, as a config would state it."""
     dim, canvas = sizes["embed_dim"], sizes["image_size"]
@@ -192,7 +199,7 @@ def published_spec(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, 
         segmentation=part("virtue_pl.models.SegmentationExtractor", backbone=extractor, frozen=True),
         connector=part("virtue_pl.models.ConvolutionConnector", stride=stride),
         fusion=part("virtue_pl.models.VLMFusionHead", backbone=language, pooling=pooling),
-        loss=part("virtue_pl.losses.InfoNCELoss", temperature=TEMPERATURE),
+        loss=part("virtue_pl.losses.InfoNCELoss", temperature=temperature(config)),
         formatter=config.get(OURS, {}).get("formatter", formatter),
     )
 

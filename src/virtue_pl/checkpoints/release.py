@@ -131,6 +131,7 @@ def construct(cls: type, init_args: Spec, folder: Path, allowed: Sequence[str]) 
     """Return an instance of the class.
 
     An argument that is a factory (`Callable[...]`) becomes the class that is named, with the arguments that are stated.
+    A class whose arguments once meant something else translates them by `stored_arguments`.
     """
     hints = get_type_hints(cls.__init__)  # type: ignore[misc]  # of the class, not of an instance
     unknown = init_args.keys() - inspect.signature(cls).parameters.keys()
@@ -142,8 +143,9 @@ def construct(cls: type, init_args: Spec, folder: Path, allowed: Sequence[str]) 
         name: (factory if is_factory(hints.get(name)) else instantiate)(value, folder, allowed, hints.get(name))
         for name, value in init_args.items()
     }
+    of_any_version = getattr(cls, "stored_arguments", dict)
     try:
-        return cls(**values)
+        return cls(**of_any_version(values))
     except TypeError as error:
         raise VirtueError(f"{folder}: {cls.__name__} cannot be built of {sorted(values)}: {error}") from error
 

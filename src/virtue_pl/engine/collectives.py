@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,36 @@ def gather(local: Shaped[Tensor, "local *rest"]) -> Shaped[Tensor, "all *rest"]:
     if world_size() == 1:
         return local
     return torch.cat(list(all_gather(local.contiguous())))
+
+
+def gather_counts(count: int, device: torch.device) -> list[int]:
+    """Return every rank's `count`, in rank order."""
+    if world_size() == 1:
+        return [count]
+    found = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(world_size())]
+    dist.all_gather(found, torch.tensor([count], device=device))
+    return torch.cat(found).tolist()
+
+
+def gather_uneven(local: Shaped[Tensor, "local *rest"], counts: Sequence[int]) -> Shaped[Tensor, "all *rest"]:
+    """Return all ranks' rows in rank order, differentiable as `gather`; rank r holds `counts[r]` of them.
+
+    A rank without rows takes part in the backward pass, too: it is a collective, like the forward one.
+    """
+    if len(counts) == 1 or not max(counts):
+        return local
+    padding = local.new_zeros(max(counts) - len(local), *local.shape[1:])
+    padding.requires_grad_(torch.is_grad_enabled() and padding.is_floating_point())
+    parts = gather(torch.cat([local, padding])).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def all_reduce_sum(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Return the sum of all ranks' `value`, without gradients."""
+    total = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
 
 
 def with_unused_parameters(loss: Float[Tensor, ""], parameters: Iterable[Tensor]) -> Float[Tensor, ""]:

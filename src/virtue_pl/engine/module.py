@@ -78,6 +78,10 @@ class VirtueModule(LightningModule):
             )
         return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
 
+    def on_fit_start(self) -> None:
+        """Set training mode, but for what is frozen: Lightning trains modules in the mode in which they come."""
+        self.train()
+
     def sharded_layers(self) -> Sequence[nn.Module]:
         """Return the layers that FSDP2 shards one by one; none by default."""
         return ()

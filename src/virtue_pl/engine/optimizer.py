@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from virtue_pl.types import VirtueError
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """An interface of modules with parameters that are bounded, such as a loss with a learned temperature.
+
+    Example:
+        >>> class Scale(nn.Module):
+        ...     def clamp_parameters(self) -> None:
+        ...         self.scale.data.clamp_(0, 1)
+        >>> isinstance(Scale(), Bounded)
+        True
+    """
+
+    def clamp_parameters(self) -> None:
+        """Move parameters beyond their bounds back to them, in place; called after each step of the optimizer."""
+
+
+def clamp_parameters(bounded: Sequence[Bounded]) -> None:
+    """Move the modules' parameters beyond their bounds back to them, in place."""
+    for part in bounded:
+        part.clamp_parameters()
 
 
 class Optimization:
@@ -41,6 +63,11 @@ class Optimization:
     ) -> None:
         if schedule not in ("cosine", "linear", "constant"):
             raise VirtueError(f"optimization.schedule is {schedule!r}, expected cosine, linear or constant")
+        numbers = {"lr": lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
+        numbers |= {f"lr_multipliers: {prefix}": factor for prefix, factor in (lr_multipliers or {}).items()}
+        for name, value in numbers.items():
+            if not value >= 0:
+                raise VirtueError(f"optimization.{name} is {value}, expected 0 or more")
         self.lr = lr
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -51,6 +78,8 @@ class Optimization:
     def configure(self, module: nn.Module, total_steps: int) -> dict[str, Any]:
         """Return the result of `configure_optimizers` for the trainable parameters of `module`."""
         optimizer = torch.optim.AdamW(self.parameter_groups(module), lr=self.lr, betas=self.betas)
+        bounded = [part for part in module.modules() if isinstance(part, Bounded)]
+        optimizer.register_step_post_hook(lambda *_: clamp_parameters(bounded))
         scheduler = LambdaLR(optimizer, lambda step: self.lr_factor(step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

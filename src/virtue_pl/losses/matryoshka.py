@@ -48,6 +48,8 @@ class MatryoshkaLoss(EmbeddingLoss):
             raise VirtueError(f"loss.dims is {list(dims)}, expected lengths of at least 1")
         if dim_weights is not None and len(dim_weights) != len(dims):
             raise VirtueError(f"loss.dim_weights are {len(dim_weights)}, expected one for each of the {len(dims)} dims")
+        if dim_weights is not None and (min(dim_weights) < 0 or not sum(dim_weights)):
+            raise VirtueError(f"loss.dim_weights are {list(dim_weights)}, expected one above 0, and none below")
         self.loss = loss
         self.dims = tuple(dims)
         self.dim_weights = tuple(dim_weights or (1.0,) * len(dims))

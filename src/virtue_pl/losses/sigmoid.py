@@ -41,6 +41,7 @@ class SigmoidLoss(ContrastiveLoss):
         frozen: bool = False,
         margin: float | None = None,
         mask_same_image: bool = False,
+        mask_false_negatives: bool = True,
     ) -> None:
         super().__init__(
             temperature,
@@ -52,6 +53,7 @@ class SigmoidLoss(ContrastiveLoss):
             frozen,
             margin,
             mask_same_image,
+            mask_false_negatives,
         )
         self.bias = nn.Parameter(torch.tensor(float(bias)))
         self.load_and_freeze()

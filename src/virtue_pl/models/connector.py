@@ -211,6 +211,8 @@ class ShortcutHead(nn.Module):
         self, width: int, hidden_size: int, directions: int, class_names: ClassNames | None = None, limit: float = 3.0
     ) -> None:
         super().__init__()
+        if not limit > 0:
+            raise VirtueError(f"connector.summary_limit is {limit}, expected more than 0")
         if class_names is not None and (class_names.width > width or class_names.hidden_size != hidden_size):
             raise VirtueError(
                 f"class_names: ClassNames reads {class_names.width} features and gives {class_names.hidden_size},"

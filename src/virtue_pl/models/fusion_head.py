@@ -66,7 +66,7 @@ class VLMFusionHead(EmbeddingModel):
             adapter.adapt(backbone)
         self.pooling = pooling or MeanPooling()
         self.formatter = formatter or VirtueFormatter()
-        self.train_modes = train_modes or DEFAULT_TRAIN_MODES
+        self.train_modes = DEFAULT_TRAIN_MODES if train_modes is None else train_modes
         self.evaluation_modes = evaluation_modes
         self.load_and_freeze()
 

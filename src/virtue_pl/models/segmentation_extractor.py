@@ -76,7 +76,7 @@ class SegmentationExtractor(VirtueModule):
         super().__init__(optimization, weights, weights_prefix, frozen)
         self.backbone = backbone
         self.prompt_encoder = prompt_encoder
-        self.prompt_modes = dict(prompt_modes or DEFAULT_PROMPT_MODES)
+        self.prompt_modes = dict(DEFAULT_PROMPT_MODES if prompt_modes is None else prompt_modes)
         self.focal_weight = focal_weight
         self.focal_gamma = focal_gamma
         self.dice_weight = dice_weight

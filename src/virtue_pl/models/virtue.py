@@ -94,7 +94,7 @@ class Virtue(EmbeddingModel):
         self.connector = connector(segmentation.backbone.widths, fusion.hidden_size)
         self.fusion = fusion
         self.formatter = formatter or VirtueFormatter()
-        self.train_modes = train_modes or DEFAULT_TRAIN_MODES
+        self.train_modes = DEFAULT_TRAIN_MODES if train_modes is None else train_modes
         self.evaluation_modes = evaluation_modes
         self.alignment_steps = alignment_steps
         self.segment_unprompted = segment_unprompted

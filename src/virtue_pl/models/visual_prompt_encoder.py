@@ -50,7 +50,7 @@ class VisualPromptEncoder(VirtueModule):
     ) -> None:
         super().__init__(optimization, weights, weights_prefix, frozen)
         self.encoder = encoder
-        self.prompt_modes = dict(prompt_modes or {"box": 1.0})
+        self.prompt_modes = {"box": 1.0} if prompt_modes is None else dict(prompt_modes)
         self.load_and_freeze()
         self.box_decoder = None if optimization is None else BoxDecoder(encoder.embed_dim)
 

@@ -79,7 +79,7 @@ class ContrastiveCollator:
         fingerprints: Mapping[str, str] | None = None,
         segment_unprompted: bool = True,
     ) -> None:
-        check_modes("train_modes", train_modes, TRAIN_MODES)
+        check_shares("train_modes", train_modes, TRAIN_MODES)
         check_modes("evaluation_modes", evaluation_modes, EVALUATION_MODES)
         self.processor = processor
         self.formatter = formatter
@@ -302,6 +302,13 @@ def check_modes(option: str, modes: Sequence[str] | Mapping[str, float], allowed
     for mode in modes:
         if mode not in allowed:
             raise VirtueError(f"{option}: {mode!r}, expected some of {', '.join(allowed)}")
+
+
+def check_shares(option: str, modes: Mapping[str, float], allowed: Sequence[str]) -> None:
+    """Raise VirtueError, naming `option`, for a mode that is not allowed, and for shares that none can be drawn by."""
+    check_modes(option, modes, allowed)
+    if not modes or min(modes.values()) < 0 or not sum(modes.values()):
+        raise VirtueError(f"{option}: {dict(modes)}, expected a share for at least one mode, none below 0")
 
 
 def point_at(

@@ -262,6 +262,7 @@ class CropFormatter(VirtueFormatter):
 
     def __init__(self, point_side: float = 0.4) -> None:
         super().__init__(prompt_text=False)
+        check_share("point_side", point_side)
         self.point_side = point_side
 
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
@@ -296,6 +297,8 @@ class MarkerFormatter(VirtueFormatter):
 
     def __init__(self, prompt_text: bool = True, line_width: float = 0.02, point_side: float = 0.2) -> None:
         super().__init__(prompt_text)
+        check_share("line_width", line_width)
+        check_share("point_side", point_side)
         self.line_width = line_width
         self.point_side = point_side
 
@@ -315,6 +318,12 @@ class MarkerFormatter(VirtueFormatter):
         return replace_first_image(
             item, marked, f"marker {' '.join(str(edge) for box in boxes for edge in box)}", item.prompts
         )
+
+
+def check_share(option: str, share: float) -> None:
+    """Raise VirtueError, naming the option, for a share of an image's side that is not in [0, 1]."""
+    if not 0 <= share <= 1:
+        raise VirtueError(f"formatter.{option} is {share}, expected a share of the image's side, 0 to 1")
 
 
 def prompt_pixel_boxes(item: EmbeddingInput, point_side: float) -> list[tuple[int, int, int, int]]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from virtue_pl.preprocessing.contrastive_collator import check_modes, content_id, drop_empty, index_tensor
+from virtue_pl.preprocessing.contrastive_collator import check_shares, content_id, drop_empty, index_tensor
 from virtue_pl.preprocessing.input_formatters import VirtueFormatter
 from virtue_pl.preprocessing.prompts import PROMPT_MODES, flip_horizontally, prompt_region
 from virtue_pl.types import (
@@ -23,7 +23,6 @@ from virtue_pl.types import (
     Region,
     RegionBatch,
     Sample,
-    VirtueError,
     VisualPrompt,
 )
 
@@ -57,9 +56,7 @@ class RegionCollator:
         box_jitter: float = 0.0,
         fingerprints: Mapping[str, str] | None = None,
     ) -> None:
-        check_modes("prompt_modes", modes, PROMPT_MODES)
-        if not modes or min(modes.values()) < 0 or not sum(modes.values()):
-            raise VirtueError(f"prompt_modes: {dict(modes)}, expected a share for at least one mode, none below 0")
+        check_shares("prompt_modes", modes, PROMPT_MODES)
         self.image_size = image_size
         self.mask_size = mask_size
         self.modes = dict(modes)

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from fixtures.device_work import DeviceWork
-from virtue_pl.backbones.vlm.base import add_at, scatter_tokens, token_positions
+from fixtures.recorded import GOLDEN
+from virtue_pl.adapters.lora import LoRA
+from virtue_pl.backbones.vlm.base import add_at, is_frozen, scatter_tokens, token_positions
+from virtue_pl.backbones.vlm.qwen2_vl import Qwen2VLBackbone
 
 MASK = torch.tensor([[False, True, True], [False, False, False], [True, False, True]])
 
@@ -43,3 +46,16 @@ def test_adding_is_that_at_a_mask_to_the_bit() -> None:
         found = add_at(states, token_positions(MASK, 4), increments)
         (ours,) = torch.autograd.grad(found.square().sum(), states)
     assert torch.equal(found, expected) and torch.equal(ours, gradient) and not done.reads
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_what_is_trained_is_in_training_mode_and_what_is_frozen_never_is(adapted: bool) -> None:
+    backbone = Qwen2VLBackbone(str(GOLDEN / "qwen2_vl"))
+    if adapted:
+        LoRA(targets=["q_proj"], dropout=0.1).adapt(backbone)
+    for model in (backbone, backbone.eval().train()):
+        in_layers = {module for layer in model.layers for module in layer.modules()}
+        assert all(module.training for module in in_layers)
+        frozen = [module for module in model.modules() if module not in in_layers and is_frozen(module)]
+        assert model.model.visual in frozen and not any(module.training for module in frozen)
+    assert not any(module.training for module in backbone.eval().modules())

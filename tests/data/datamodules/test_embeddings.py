@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
 from virtue_pl.callbacks.embedding_writer import join, save_embeddings
-from virtue_pl.data.datamodules.embeddings import EmbeddingDataModule
+from virtue_pl.data.datamodules.embeddings import EmbeddingDataModule, EmbeddingLoader
 from virtue_pl.engine.optimizer import Optimization
 from virtue_pl.losses.contrastive import InfoNCELoss
 from virtue_pl.types import EmbeddingBatch, PairIds, VirtueError
@@ -94,6 +94,73 @@ def test_a_loss_learns_alone_on_stored_embeddings(file: Path, tmp_path: Path) ->
     again.fit(loss, data)
     assert again.callback_metrics["train/loss"].item() < first
     assert "val/in_batch_accuracy" in again.callback_metrics
+
+
+def shown_order(file: Path, folder: Path, epochs: int, resume: Path | None = None) -> list[list[int]]:
+    """The pairs that a training sees, epoch by epoch; its checkpoint is last.ckpt."""
+    seen: list[list[int]] = []
+
+    class Recorder(InfoNCELoss):
+        def on_train_epoch_start(self) -> None:
+            seen.append([])
+
+        def training_step(self, batch: EmbeddingBatch, batch_idx: int) -> torch.Tensor:
+            seen[-1] += batch.ids.query_ids.tolist()
+            return super().training_step(batch, batch_idx)
+
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    loss = Recorder(0.1, learn_temperature=True, optimization=Optimization(0.05, 0.0, 0, "constant"))
+    trainer.fit(loss, EmbeddingDataModule(str(file), 5, seed=3), ckpt_path=resume)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return seen
+
+
+def test_each_epoch_has_an_order_of_its_own_which_the_seed_gives_again(file: Path, tmp_path: Path) -> None:
+    first = shown_order(file, tmp_path, epochs=3)
+    assert len({tuple(order) for order in first}) == 3 and len({tuple(sorted(order)) for order in first}) == 1
+    assert shown_order(file, tmp_path, epochs=2) == first[:2]
+    assert shown_order(file, tmp_path, epochs=3, resume=tmp_path / "last.ckpt") == first[2:]
+
+
+def loaders(file: Path, world_size: int, epoch: int) -> list[EmbeddingLoader]:
+    tensors = EmbeddingBatch.from_tensors(load_file(file))
+    return [
+        EmbeddingLoader(tensors, torch.arange(23), 5, 0, lambda: epoch, rank, world_size) for rank in range(world_size)
+    ]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_share_the_epochs_order(file: Path, world_size: int) -> None:
+    whole = loaders(file, 1, epoch=4)[0].order(4).tolist()
+    shares = loaders(file, world_size, epoch=4)
+    batches = [[batch.ids.query_ids.tolist() for batch in share] for share in shares]
+    sizes = [[len(batch) for batch in share] for share in batches]
+    assert all(each == sizes[0] and len(each) == len(share) for each, share in zip(sizes, shares, strict=True))
+    found = [[pair for batch in share for pair in batch] for share in batches]
+    dealt = [pair for step in zip(*found, strict=True) for pair in step]
+    assert dealt == whole[: len(dealt)] and len(whole) - len(dealt) < world_size
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.0, 0), (0.01, 1), (0.5, 12)])
+def test_as_many_pairs_are_held_out_as_is_said(file: Path, share: float, held_out: int) -> None:
+    data = EmbeddingDataModule(str(file), batch_size=5, validation_share=share)
+    data.setup("fit")
+    assert sum(len(batch) for batch in data.val_dataloader()) == held_out
+    assert sum(len(batch) for batch in data.train_dataloader()) == 24 - held_out
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 1.5])
+def test_a_share_that_leaves_nothing_to_train_on_is_refused(share: float) -> None:
+    with pytest.raises(VirtueError, match=rf"validation_share is {share}, expected 0 or more, and less than 1"):
+        EmbeddingDataModule("embeddings.safetensors", 4, validation_share=share)
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from virtue_pl.data.streaming.pipeline import (
     ReaderInfo,
     SkipLog,
     TrainingSource,
+    consecutive_batches,
     derive_reader_seed,
     derive_seed,
     distinct_batches,
@@ -277,6 +279,24 @@ def test_few_different_targets_do_not_starve_the_stream() -> None:
     samples = [pair_of(str(number), "yes" if number % 2 else "no") for number in range(40)]
     batches = keys(list(distinct_batches(samples, [8] * 4, patience=5)))
     assert len(batches) >= 4 and all(len(set(batch)) == 8 for batch in batches)
+
+
+def test_batches_that_need_not_be_distinct_are_cut_as_samples_come() -> None:
+    samples = [pair_of(key, text) for key, text in ("ax", "bx", "cy", "cy", "ew")]
+    assert keys(list(consecutive_batches(samples, [2, 2, 2]))) == [["a", "b"], ["c", "c"]]
+
+
+@pytest.mark.parametrize("distinct", [True, False])
+def test_the_option_says_whether_batches_are_distinct(pairs: ShardFolder, distinct: bool) -> None:
+    source = source_of(pairs, replace(SAMPLING, distinct=distinct))
+    samples = [pair_of(str(number // 2), "equal") for number in range(8)]
+    sizes = [2, 2]
+    expected = distinct_batches(samples, sizes, patience=9) if distinct else consecutive_batches(samples, sizes)
+    assert keys(list(source.batches(samples, sizes))) == keys(list(expected))
+    stream = TrainingStream(source, list, batch_size=4, steps=3, reader=ReaderInfo())
+    found = [sample.key for batch in stream.samples(ReaderInfo(), 0, log()) for sample in batch]
+    as_they_come = [one.key for one in islice(training_samples(source, log(), ReaderInfo(), 0), 12)]
+    assert distinct or found == as_they_come
 
 
 def test_fewer_samples_than_a_batch_is_one_error() -> None:

@@ -42,6 +42,20 @@ class VLMBackbone(nn.Module, ABC):
         lists = [module for module in self.language_model.modules() if isinstance(module, nn.ModuleList)]
         return max(lists, key=lambda modules: sum(parameter.numel() for parameter in modules.parameters()))
 
+    def train(self, mode: bool = True) -> VLMBackbone:
+        """Set training or eval mode; what is frozen stays in eval mode.
+
+        A layer of the language model is in training mode as a whole where any of it is trained, such as an adapter.
+        """
+        super().train(mode)
+        if mode:
+            for module in self.modules():
+                if module is not self and is_frozen(module):
+                    module.eval()
+            for layer in self.layers:
+                layer.train(not is_frozen(layer))
+        return self
+
     @abstractmethod
     def vision_features(
         self, pixels: Sequence[Shaped[Tensor, "3 height width"]]
@@ -107,3 +121,9 @@ def add_at(
     """Return the states with `increments` added at the given positions, which count rows one after the other."""
     flat = states.flatten(0, 1)
     return flat.index_copy(0, positions, flat[positions] + increments.to(flat.dtype)).view(states.shape)
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Return whether a module has parameters, none of which is trained."""
+    trained = [parameter.requires_grad for parameter in module.parameters()]
+    return bool(trained) and not any(trained)

@@ -141,6 +141,7 @@ class CausalVLM(VLMBackbone):
         self.model.requires_grad_(False)
         for trained in (self.language_model.layers, self.language_model.norm):
             trained.requires_grad_(True)
+        self.train()  # a pretrained model comes in eval mode
 
     def replace_layers(self) -> None:
         """Replace layers of the model by faster ones of the same weights, where a final has some."""

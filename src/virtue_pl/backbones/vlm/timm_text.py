@@ -83,7 +83,7 @@ class TimmTextBackbone(VLMBackbone):
         image_size: height and width of the square that images are resized to, in pixels.
         grid_size: an image becomes `grid_size` x `grid_size` tokens.
         frozen_layers: number of the text encoder's lowest layers (with its embeddings) that are not trained.
-        dropout: dropout of the text encoder, in training.
+        dropout: dropout of the text encoder's trained layers, in training.
         max_tokens: the free part of longer texts is cut.
 
     Example:
@@ -108,6 +108,8 @@ class TimmTextBackbone(VLMBackbone):
         max_tokens: int = 256,
     ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise VirtueError(f"dropout is {dropout}, expected 0 or more, and less than 1")
         self.vision = TimmTrunk(vision_model, vision_weights, feature_levels(vision_model, 16))
         self.text = load_text_encoder(text_model, dropout)
         self.processor = TimmTextProcessor(text_model, image_size, grid_size, max_tokens)
@@ -117,6 +119,7 @@ class TimmTextBackbone(VLMBackbone):
         self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, self.hidden_size))
         self.places = nn.Parameter(torch.randn(grid_size**2, self.hidden_size) * 0.02)
         self.freeze(frozen_layers)
+        self.train()  # a pretrained encoder comes in eval mode, in which nothing is dropped
 
     def freeze(self, layers: int) -> None:
         """Freeze the lowest `layers` layers of the text encoder and its embeddings; 0 freezes neither."""

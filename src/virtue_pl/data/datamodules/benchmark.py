@@ -44,6 +44,10 @@ class BenchmarkMixture:
     """Images, still compressed, that each worker shuffles among, of every set."""
     sample_buffer: int = 64
     """Samples, with decoded images, that each worker shuffles among, of every set."""
+    distinct: bool = True
+    """No sample is twice in a batch, and of a set's samples with an equal target all but one wait for the next; false
+    cuts batches in the order in which samples come, as the paper's training does.
+    """
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise VirtueError for rows or negatives of a set that is not among `names`."""
@@ -59,6 +63,7 @@ class BenchmarkMixture:
             train_rows=value_for_set(self.train_rows, name, None),
             shuffle_buffer=self.shuffle_buffer,
             sample_buffer=self.sample_buffer,
+            distinct=self.distinct,
         )
 
 

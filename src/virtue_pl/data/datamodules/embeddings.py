@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from lightning import LightningDataModule
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from virtue_pl.data.streaming.options import check_counts
 from virtue_pl.types import Collator, EmbeddingBatch, PairIds, VirtueError
 
 
@@ -45,14 +46,82 @@ class EmbeddingBatches(Dataset[EmbeddingBatch]):
         return (self[number] for number in range(len(self)))
 
 
+class EmbeddingLoader:
+    """Batches of pairs: in another order in each epoch, the same in every process for the same seed and epoch.
+
+    With several ranks a step's pairs are dealt to them in turn: each has `batch_size` pairs of its own, equally many in
+    the last step too, which leaves out fewer than `world_size` pairs.
+
+    Args:
+        tensors: all pairs.
+        indices: which of them to read.
+        batch_size: pairs of a batch, of each rank.
+        seed: of the orders; None for that of `indices` in every epoch.
+        epoch: called at the start of every pass.
+        rank, world_size: which rank is read for, and of how many.
+
+    Example:
+        >>> tensors = EmbeddingBatch.from_tensors(load_file("embeddings.safetensors"))  # doctest: +SKIP
+        >>> loader = EmbeddingLoader(tensors, torch.arange(100), 32, seed=0, epoch=lambda: 3)  # doctest: +SKIP
+        >>> len(loader)  # doctest: +SKIP
+        4
+    """
+
+    def __init__(
+        self,
+        tensors: EmbeddingBatch,
+        indices: torch.Tensor,
+        batch_size: int,
+        seed: int | None,
+        epoch: Callable[[], int],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.tensors = tensors
+        self.indices = indices
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
+        self.batches_read = 0
+        self._resume_at = 0
+
+    def __len__(self) -> int:
+        return -(-(len(self.indices) // self.world_size) // self.batch_size)
+
+    def order(self, epoch: int) -> torch.Tensor:
+        """Return this rank's pairs in the order of an epoch."""
+        order = self.indices
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed + 1 + epoch)
+            order = order[torch.randperm(len(order), generator=generator)]
+        return order[self.rank :: self.world_size][: len(order) // self.world_size]
+
+    def __iter__(self) -> Iterator[EmbeddingBatch]:
+        batches = EmbeddingBatches(self.tensors, self.order(self.epoch()), self.batch_size)
+        first, self._resume_at = self._resume_at, 0
+        for number in range(first, len(batches)):
+            self.batches_read = number + 1
+            yield batches[number]
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of batches read in this pass."""
+        return {"taken": self.batches_read}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next pass begin behind the batches that were read; a pass that was whole begins anew."""
+        self._resume_at = state_dict["taken"] % len(self)
+
+
 class EmbeddingDataModule(LightningDataModule):
     """Embeddings written by `predict` with an `EmbeddingWriter`, split into training and validation pairs.
 
     Args:
         path: safetensors, with the names of `EmbeddingBatch.to_tensors`.
-        batch_size: pairs of a batch.
-        validation_share: share of the pairs held out.
-        seed: of the split and of each epoch's order.
+        batch_size: pairs of a batch, of each rank.
+        validation_share: share of the pairs held out, at least one pair; 0 holds out none, and nothing is validated on.
+        seed: of the split and of each epoch's order, which is another in every epoch.
 
     Example:
         >>> EmbeddingDataModule("embeddings.safetensors", batch_size=64).validation_share
@@ -61,6 +130,9 @@ class EmbeddingDataModule(LightningDataModule):
 
     def __init__(self, path: str, batch_size: int, validation_share: float = 0.2, seed: int = 0) -> None:
         super().__init__()
+        check_counts({"batch_size": batch_size})
+        if not 0 <= validation_share < 1:
+            raise VirtueError(f"validation_share is {validation_share}, expected 0 or more, and less than 1")
         self.path = path
         self.batch_size = batch_size
         self.validation_share = validation_share
@@ -70,7 +142,10 @@ class EmbeddingDataModule(LightningDataModule):
         """Do nothing: embeddings need no preparation."""
 
     def setup(self, stage: str) -> None:
-        """Read the file and split its pairs. Raises VirtueError where it is missing or damaged."""
+        """Read the file and split its pairs.
+
+        Raises VirtueError where it is missing or damaged, or holds too few pairs.
+        """
         if not Path(self.path).is_file():
             raise VirtueError(
                 f"embeddings: {self.path} is not there; write it with `lightning predict`, or change data.path"
@@ -83,26 +158,39 @@ class EmbeddingDataModule(LightningDataModule):
                 " data.path"
             ) from error
         order = torch.randperm(len(self.tensors), generator=torch.Generator().manual_seed(self.seed))
-        held_out = max(1, int(len(order) * self.validation_share))
+        held_out = max(1, int(len(order) * self.validation_share)) if self.validation_share else 0
         self.validation, self.training = order[:held_out], order[held_out:]
+        if len(self.training) < self.world_size:
+            raise VirtueError(
+                f"embeddings: {self.path} holds {len(order)} pairs, of which {held_out} are held out: expected at least"
+                f" {self.world_size} to train on, store more, or lower validation_share"
+            )
 
-    def loader(self, indices: torch.Tensor) -> DataLoader[Any]:
-        """Return a loader over the pairs at `indices`, in that order."""
-        return DataLoader(EmbeddingBatches(self.tensors, indices, self.batch_size), batch_size=None)
+    @property
+    def world_size(self) -> int:
+        """Return the number of ranks; 1 without a trainer."""
+        return self.trainer.world_size if self.trainer is not None else 1
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return the training pairs in this epoch's order."""
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        shuffle = torch.randperm(len(self.training), generator=torch.Generator().manual_seed(self.seed + 1 + epoch))
-        return self.loader(self.training[shuffle])
+    def current_epoch(self) -> int:
+        """Return the trainer's epoch; 0 without a trainer."""
+        return self.trainer.current_epoch if self.trainer is not None else 0
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the pairs held out."""
-        return self.loader(self.validation)
+    def loader(self, indices: torch.Tensor, seed: int | None) -> EmbeddingLoader:
+        """Return this rank's loader of the pairs at `indices`: in their order, or with a seed shuffled by epoch."""
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        return EmbeddingLoader(self.tensors, indices, self.batch_size, seed, self.current_epoch, rank, self.world_size)
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the pairs held out."""
-        return self.loader(self.validation)
+    def train_dataloader(self) -> EmbeddingLoader:
+        """Return the training pairs, in each epoch in an order of its own."""
+        return self.loader(self.training, self.seed)
+
+    def val_dataloader(self) -> EmbeddingLoader | list[Any]:
+        """Return the pairs held out; an empty list where there are none."""
+        return self.loader(self.validation, None) if len(self.validation) else []
+
+    def test_dataloader(self) -> EmbeddingLoader | list[Any]:
+        """Return the pairs held out; an empty list where there are none."""
+        return self.val_dataloader()
 
     def describe(self) -> list[dict[str, Any]]:
         """Return one entry for each split, for `virtue-pl check`."""

@@ -19,7 +19,6 @@ from virtue_pl.data.streaming.pipeline import (
     SkipLog,
     TrainingSource,
     derive_seed,
-    distinct_batches,
     training_samples,
 )
 from virtue_pl.types import Collator, Sample, VirtueError
@@ -204,7 +203,7 @@ class MixedStream(BatchStream):
     """Training batches, `steps` for a rank and epoch, each of `blocks` blocks of samples of one dataset.
 
     The datasets of a step's blocks depend on seed, epoch and step alone: every rank has as many hard negatives. No
-    sample is twice in a batch.
+    sample is twice in a batch, unless a source's `sampling` says otherwise.
 
     Args:
         sources: each dataset, with a seed of its own.
@@ -264,9 +263,7 @@ class MixedStream(BatchStream):
         source = self.sources[name]
         stream = training_samples(source, log, reader, epoch)
         found = (self.sizes(epoch, step) for step in range(reader.worker, self.steps, reader.num_workers))
-        return distinct_batches(
-            stream, (sizes[name] for sizes in found if name in sizes), patience=20 * source.folder.manifest.rows
-        )
+        return source.batches(stream, (sizes[name] for sizes in found if name in sizes))
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
         return collate_batches(self.samples(reader, epoch, log), self.collate, self.seed, epoch, reader)

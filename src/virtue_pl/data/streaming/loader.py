@@ -17,7 +17,6 @@ from virtue_pl.data.streaming.pipeline import (
     ToSample,
     TrainingSource,
     derive_reader_seed,
-    distinct_batches,
     training_samples,
 )
 from virtue_pl.data.streaming.skip_log import SkipLog
@@ -128,7 +127,7 @@ class TrainingStream(BatchStream):
         """Yield this worker's batches of samples, before they are collated."""
         stream = training_samples(self.source, log, reader, epoch)
         sizes = [self.batch_size] * len(range(reader.worker, self.steps, reader.num_workers))
-        return distinct_batches(stream, sizes, patience=20 * self.source.folder.manifest.rows)
+        return self.source.batches(stream, sizes)
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
         return collate_batches(self.samples(reader, epoch, log), self.collate, self.source.seed, epoch, reader)

@@ -98,6 +98,10 @@ class SamplingOptions:
     """Samples, with decoded images, that each worker shuffles among; 1 keeps the rows of an image in one batch, where
     it is encoded once and they are each other's negatives.
     """
+    distinct: bool = True
+    """No sample is twice in a batch, and of samples with an equal target all but one wait for the next; false cuts
+    batches in the order in which samples come, as the paper's training does.
+    """
 
     def __post_init__(self) -> None:
         check_counts({"train_rows": self.train_rows, "steps_per_epoch": self.steps_per_epoch})

@@ -146,6 +146,16 @@ def distinct_batches(samples: Iterable[Sample], sizes: Iterable[int], patience: 
         yield list(batch.values())
 
 
+def consecutive_batches(samples: Iterable[Sample], sizes: Iterable[int]) -> Iterator[list[Sample]]:
+    """Yield batches of the given sizes of the samples as they come, until they end within one."""
+    source = iter(samples)
+    for size in sizes:
+        batch = list(islice(source, size))
+        if len(batch) < size:
+            return
+        yield batch
+
+
 @dataclass(frozen=True)
 class TrainingSource:
     """One dataset's training samples, and how they are drawn.
@@ -162,6 +172,12 @@ class TrainingSource:
     seed: int
     max_pixels: int
     """Larger images count as bad."""
+
+    def batches(self, samples: Iterable[Sample], sizes: Iterable[int]) -> Iterator[list[Sample]]:
+        """Yield batches of the given sizes of `training_samples`, distinct ones where `sampling` says so."""
+        if not self.sampling.distinct:
+            return consecutive_batches(samples, sizes)
+        return distinct_batches(samples, sizes, patience=20 * self.folder.manifest.rows)
 
 
 def training_samples(source: TrainingSource, log: SkipLog, reader: ReaderInfo, epoch: int) -> Iterator[Sample]:
