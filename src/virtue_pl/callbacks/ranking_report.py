@@ -122,7 +122,9 @@ class RankingReport(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        results, chance_levels = summarise(self._rows), chance(self._rows)
+        lines = self._join_predictions(trainer.world_size)
+        images = {(line["task"], line["key"]): line["image"] for line in lines}
+        results, chance_levels = summarise(self._rows.with_images(images)), chance(self._rows)
         lost = left_out(trainer, results)
         notes = left_out_notes(lost, ranked_queries(results))
         metrics = {name: finite(value.item()) for name, value in sorted(trainer.callback_metrics.items())}
@@ -146,7 +148,6 @@ class RankingReport(Callback):
                 ]
             ),
         )
-        self._join_predictions(trainer.world_size)
         console = Console()
         for table in rich_tables(results, chance_levels):
             console.print(table)
@@ -156,8 +157,11 @@ class RankingReport(Callback):
     def _part(self, rank: int) -> Path:
         return self._folder / f".predictions.{rank}.part"
 
-    def _join_predictions(self, world_size: int) -> None:
-        """Write all processes' predictions to one file, sorted, each query once; no file if nothing was ranked."""
+    def _join_predictions(self, world_size: int) -> list[dict[str, Any]]:
+        """Write all processes' predictions to one file, sorted, each query once; no file if nothing was ranked.
+
+        Returns the lines.
+        """
         parts = [self._part(rank) for rank in range(world_size)]
         lines = [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
         found = {(line["task"], line["key"], line["mode"]): line for line in lines}
@@ -168,6 +172,7 @@ class RankingReport(Callback):
             )
         for part in parts:
             part.unlink()
+        return list(found.values())
 
 
 def ranked_queries(results: Results) -> dict[str, int]:

@@ -6,7 +6,7 @@ candidates alike is never right, and no position in a list is favoured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple, final
 
@@ -166,6 +166,9 @@ def _entries(samples: Sequence[RankingSample], ranks: Int[Tensor, " entries"]) -
 class RankRow(NamedTuple):
     """One rank: of one sample, in one mode, by one ranking, among `candidates` candidates.
 
+    image: key of the query's image, by which queries are clustered; "" without one, or where it is not recorded.
+    content: checksum of the image, the region and the candidates; "" where it is not recorded.
+
     Example:
         >>> RankRow("scar", "box", "hit@1", "scar/0", rank=3, candidates=10).rank
         3
@@ -177,6 +180,8 @@ class RankRow(NamedTuple):
     key: str
     rank: int
     candidates: int
+    image: str = ""
+    content: str = ""
 
 
 @final
@@ -199,6 +204,10 @@ class RankRows:
 
     def __iter__(self) -> Iterator[RankRow]:
         return iter(self.rows)
+
+    def with_images(self, images: Mapping[tuple[str, str], str]) -> RankRows:
+        """Return the rows with the key of each query's image. images: by task and key."""
+        return RankRows(row._replace(image=images.get((row.task, row.key), row.image)) for row in self.rows)
 
     def groups(self) -> dict[tuple[str, str, str], list[RankRow]]:
         """Return the rows of each (task, mode, ranking)."""

@@ -15,7 +15,8 @@ from virtue_pl.evaluation.reports.curves import read_curve
 from virtue_pl.evaluation.reports.plots import plot_against_number, plot_curves, plot_families
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.retrieval.predictions import read_predictions
-from virtue_pl.evaluation.statistics.compare import ComparedRun, Comparison, compare, data_fingerprints, mean_shares
+from virtue_pl.evaluation.statistics.compare import Comparison, compare, data_fingerprints, mean_shares
+from virtue_pl.evaluation.statistics.compared_run import ComparedRun
 from virtue_pl.evaluation.statistics.summary import Chance, context
 from virtue_pl.pipelines.plan import Run, read_plan, read_run
 from virtue_pl.pipelines.runs import Command, Runs, precision_here
@@ -197,6 +198,7 @@ class Ablations(Runs):
         report = {
             **comparison.as_json(),
             "chance": chance_levels,
+            "benchmark_means": comparison.as_json()["means"],
             "means": {name: mean_shares(comparison.shares, prefix) for name, prefix in self.plan.means.items()},
             "arms": {name: self.variant_entry(name, variant) for name, variant in variants.items()},
             "figures": [path.name for path in self.figures(comparison, chance_levels, variants)],
@@ -206,6 +208,8 @@ class Ablations(Runs):
         write_text(self.out / "report.md", report_text(report, markdown_comparison(comparison, chance_levels)))
         for table in rich_comparison(comparison, chance_levels):
             self.console.print(table)
+        for note in comparison.notes:
+            self.console.print(note, highlight=False, markup=False)
         self.console.print(f"report: {self.out / 'report.md'}", highlight=False, soft_wrap=True)
         return report
 
@@ -233,8 +237,15 @@ class Ablations(Runs):
             trainings = tuple(
                 read_predictions(self.out / run_name(name, seed) / "predictions.jsonl") for seed in variant.seeds
             )
+            fingerprints = tuple(data_fingerprints(self.out / name))
             found += [
-                ComparedRun(row, trainings, mode, variant.reference if variant.reference in rows else row)
+                ComparedRun(
+                    row,
+                    trainings,
+                    mode,
+                    variant.reference if variant.reference in rows else row,
+                    fingerprints=fingerprints,
+                )
                 for mode, row in variant.rows.items()
             ]
         return found
@@ -289,9 +300,6 @@ def report_text(report: Mapping[str, Any], tables: str) -> str:
         "",
         *(f"![{name.removesuffix('.png').replace('_', ' ')}]({name})\n" for name in report["figures"]),
     ]
-    for name, rows in report["means"].items():
-        lines += [f"### {name}, mean hit@1 over its tasks, %", "", "| run | mean |", "|---|---:|"] if rows else []
-        lines += [*(f"| {row} | {100 * mean:.1f} |" for row, mean in rows.items()), ""]
     lines += [
         tables,
         "### arms",

@@ -49,3 +49,27 @@ def test_runs_of_one_name_go_by_their_paths(tested: Path, capsys: pytest.Capture
     assert main(["compare", f"{tested}/virtue", f"{tested}/again/virtue"]) == 0
     assert main(["compare", f"{tested}/virtue", f"{tested}/virtue"]) == 1
     assert "name a run twice" in capsys.readouterr().err
+
+
+def test_runs_tested_on_different_data_are_refused(tested: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same keys, other fingerprints; then again with a limit."""
+    report = {"chance": {"quiz/seen": {"hit@1": 0.1}}, "context": {"data_fingerprint": "0b"}}
+    (tested / "plain" / "report.json").write_text(json.dumps(report))
+    runs = [f"{tested}/virtue", f"{tested}/plain"]
+    assert main(["compare", *runs]) == 1
+    said = capsys.readouterr().err
+    assert "virtue and plain were tested on different data" in said and "--queries any" in said
+    assert len(said.strip().splitlines()) == 1
+    assert main(["compare", *runs, "--queries", "any"]) == 0 and "unpaired" in capsys.readouterr().out
+    lines = (tested / "plain" / "predictions.jsonl").read_text().splitlines()
+    (tested / "plain" / "predictions.jsonl").write_text("\n".join(lines[:20]) + "\n")
+    assert main(["compare", *runs]) == 1 and "40 and 10 queries" in capsys.readouterr().err
+    assert main(["compare", *runs, "--queries", "shared"]) == 0
+
+
+def test_settings_that_differ_stand_below_the_tables(tested: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, stream in (("virtue", "whole"), ("plain", "none")):
+        report = {"chance": {}, "settings": {"stream": stream, "mode": "box"}, "context": {"data_fingerprint": "0a"}}
+        (tested / name / "report.json").write_text(json.dumps(report))
+    assert main(["compare", f"{tested}/virtue", f"{tested}/plain"]) == 0
+    assert "stream: virtue whole, plain none" in capsys.readouterr().out

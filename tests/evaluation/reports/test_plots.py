@@ -10,8 +10,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from virtue_pl.evaluation.reports import plots
 from virtue_pl.evaluation.reports.curves import read_curve
-from virtue_pl.evaluation.statistics.bootstrap import Estimate
 from virtue_pl.evaluation.statistics.compare import Comparison
+from virtue_pl.evaluation.statistics.intervals import Estimate
 from virtue_pl.types import VirtueError
 
 

@@ -12,19 +12,24 @@ import pytest
 import torch
 from rich.console import Console
 
+from virtue_pl.evaluation.reports.metric_tables import metric_tables
 from virtue_pl.evaluation.reports.report_files import write_json
 from virtue_pl.evaluation.reports.tables import Grid, TerminalTable, markdown, rich_tables
 from virtue_pl.evaluation.retrieval.predictions import predictions, read_predictions
+from virtue_pl.evaluation.statistics.averages import averages
 from virtue_pl.evaluation.statistics.summary import chance, context, merge, select, summarise
 from virtue_pl.metrics.ranking import RankRow, RankRows
+from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.types import (
     EmbeddingInput,
     EncoderBatch,
     ImageBatch,
     PromptBatch,
+    RankedSet,
     RankingBatch,
     RankingOutput,
     RankingSample,
+    SetDescription,
     VirtueError,
 )
 
@@ -74,14 +79,49 @@ def test_another_runs_row_joins_under_its_own_name() -> None:
         select(second, {"mask": "other"})
 
 
-def test_markdown_is_bold_where_best() -> None:
-    assert markdown(summarise(TABLE), chance(TABLE)).splitlines()[2:7] == [
+def test_markdown_says_what_is_no_better_than_chance() -> None:
+    """Modes of one training: nothing is marked, since no difference between models follows."""
+    assert markdown(summarise(TABLE), chance(TABLE)).splitlines()[2:9] == [
         "| mode | hit@1 | object | n |",
         "|---|---:|---:|---:|",
-        "| box | **75.0±21.7** | **75.0±21.7** | 4 |",
-        "| blind | 25.0±21.7 | 0.0±0.0 | 4 |",
+        "| box | 75.0±21.7 | 75.0±21.7 | 4 |",
+        "| blind | 25.0±21.7° | 0.0±0.0° | 4 |",
         "| chance | 10.0 | 25.0 |  |",
+        "",
+        "% right ± standard error over queries, each row of one training; °: not above chance",
     ]
+
+
+def test_queries_of_one_image_come_together() -> None:
+    """Eight queries of four images, both of an image right or wrong: as sure as four queries, by four thirds."""
+    table = RankRows(RankRow("t", "box", "hit@1", f"{row}", int(row < 4), 10, f"image-{row // 2}") for row in range(8))
+    found = summarise(table)["t"]["box"]
+    assert found["standard_error"]["hit@1"] == pytest.approx((0.25 / 8) ** 0.5)
+    assert found["clustered_standard_error"]["hit@1"] == pytest.approx((0.25 / 3) ** 0.5) and found["images"] == 4
+    assert "50.0±28.9°" in markdown(summarise(table), {"t": {"hit@1": 0.1}})
+    assert "clustered by image" in markdown(summarise(table))
+    alone = RankRows(row._replace(image="one") for row in table)
+    assert "50.0±?" in markdown(summarise(alone))
+
+
+def test_metrics_stand_over_their_chance() -> None:
+    """Ten candidates: recall@10 is right by construction, and is no result."""
+    about = SetDescription("quiz", "mmeb_mini", "classification")
+    table = RankRows(
+        RankRow("mmeb_mini/quiz", "box", "hit@1", f"quiz/{row}", row % 10, 10, f"image-{row // 2}") for row in range(40)
+    )
+    found = RetrievalMetrics(["quiz"])
+    found.update(0, torch.tensor([row.rank for row in table]))
+    ranked = RankedSet(about, (), torch.zeros(0, dtype=torch.long), ())
+    metrics = found.compute()
+    first, *_ = metric_tables(metrics, [ranked], averages(metrics, [about]), table)
+    columns = first.cells.columns
+    result, level = first.cells.rows[:2]
+    assert level[0] == "chance" and result[-1] == "40"
+    assert result[columns.index("precision@1")].startswith("10.0±") and result[1].endswith("°")
+    assert level[columns.index("precision@1")] == "10.0" and level[columns.index("recall@5")] == "50.0"
+    assert result[columns.index("recall@10")] == level[columns.index("recall@10")] == "-"
+    assert level[columns.index("mrr@10")] == f"{10 * sum(1 / (rank + 1) for rank in range(10)):.1f}"
 
 
 def test_the_terminal_shows_a_table_for_each_task() -> None:
@@ -154,11 +194,14 @@ def test_predictions_give_their_ranks_back(tmp_path: Path) -> None:
         "task": "seen",
         "key": "a",
         "mode": "box",
+        "image": "",
+        "content": lines[2]["content"],
         "gold": 1,
         "ranking": [0, 1, 2],
         "scores": [0.5, 0.5, 0.1],
         "ranks": {"hit@1": [1, 3], "object": [0, 2]},
     }
+    assert lines[0]["content"] != lines[1]["content"]
     file = tmp_path / "predictions.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     read = read_predictions(file)

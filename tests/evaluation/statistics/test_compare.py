@@ -8,16 +8,28 @@ import pytest
 from rich.console import Console
 
 from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
-from virtue_pl.evaluation.statistics.compare import ComparedRun, compare, mean_shares, read_chance, read_run
+from virtue_pl.evaluation.statistics.compare import compare, mean_shares, read_chance, read_run
+from virtue_pl.evaluation.statistics.compared_run import ComparedRun
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError
 
 
-def training(right: int, mode: str = "box", task: str = "scar/seen") -> RankRows:
-    """200 queries, the first `right` of which are right; of the objects, all are."""
+def training(
+    right: int, mode: str = "box", task: str = "scar/seen", queries: int = 200, candidates: int = 10, content: str = ""
+) -> RankRows:
+    """The first `right` queries are right, two of an image; of the objects, all are."""
     return RankRows(
-        RankRow(task, mode, ranking, f"key-{number}", int(ranking == "hit@1" and number >= right), 10)
-        for number in range(200)
+        RankRow(
+            task,
+            mode,
+            ranking,
+            f"key-{number:03}",
+            int(ranking == "hit@1" and number >= right),
+            candidates,
+            f"image-{number // 2}",
+            content,
+        )
+        for number in range(queries)
         for ranking in ("hit@1", "object")
     )
 
@@ -33,8 +45,10 @@ def test_shares_differences_and_kinds() -> None:
     found = compare(RUNS)
     assert found.shares["scar/seen"]["virtue"]["hit@1"].mean == pytest.approx(0.55)
     plain = found.differences["scar/seen"]["plain"]
-    assert plain["hit@1"].mean == pytest.approx(-0.25) and plain["hit@1"].high < 0
-    assert plain["object"][:3] == (0, 0, 0)
+    assert plain["hit@1"].mean == pytest.approx(-0.25)
+    assert plain["object"].mean == 0 and plain["object"].low < 0 < plain["object"].high
+    assert plain["hit@1"].borrowed and plain["hit@1"].images == 100
+    assert not plain["hit@1"].differs, "one training against two that are ten points apart"
     assert found.shares["mmeb/cars"].keys() == {"elsewhere"} and "mmeb/cars" not in found.differences
     assert json.loads(json.dumps(found.as_json()))["differences"]["scar/seen"]["plain"]["hit@1"]["seeds"] == 1
 
@@ -71,19 +85,124 @@ def test_what_is_not_there_is_said() -> None:
         compare([ComparedRun("virtue", (training(1),), "mask", "virtue")])
 
 
-def test_tables_mark_the_best_and_what_differs() -> None:
-    text = markdown_comparison(compare(RUNS[:2]), {"scar/seen": {"hit@1": 0.1, "object": 0.25}}).splitlines()
+def test_tables_mark_what_is_told_apart() -> None:
+    several = [
+        ComparedRun("virtue", tuple(map(training, (100, 104, 102))), "box", "virtue"),
+        ComparedRun("plain", tuple(map(training, (60, 62, 58))), "box", "virtue"),
+    ]
+    text = markdown_comparison(compare(several), {"scar/seen": {"hit@1": 0.1, "object": 0.25}}).splitlines()
     assert text[2] == "| run | hit@1 | object | n | seeds |"
-    assert text[4].startswith("| virtue | **55.0 (") and text[4].endswith("| **100.0 (100.0…100.0)** | 200 | 2 |")
+    assert text[4].startswith("| virtue | **51.0 (") and text[4].endswith(" | 100.0 (98.2…100.0) | 200 | 3 |")
     assert text[6] == "| chance | 10.0 | 25.0 |  |  |"
+    assert "over trainings and queries, clustered by image" in text[8] and "°: not above chance" in text[8]
     assert text[10] == "### scar/seen, differences"
-    assert text[14].startswith("| plain | **-25.0 (") and text[14].endswith(" | +0.0 (+0.0…+0.0) |")
-    assert "points more than virtue" in text[16]
+    assert text[14].startswith("| plain | **-21.0 (") and text[14].endswith(" | trainings and queries |")
+    assert "| +0.0 (-1.8…+1.8) |" in text[14]
+    assert "points more than virtue" in text[16] and "of these 2, about 0.1 would be between equals" in text[16]
+
+
+def test_single_trainings_are_not_told_apart() -> None:
+    """Whatever their difference: the interval is there, and says what it is over."""
+    runs = [ComparedRun(name, (training(right),), "box", "a") for name, right in (("a", 150), ("b", 30))]
+    found = compare(runs)
+    text = markdown_comparison(found)
+    assert found.differences["scar/seen"]["b"]["hit@1"].high < 0 and not found.best
+    assert "**" not in text and "says nothing of their variants" in text and "| queries |" in text
+
+
+def test_baselines_are_never_the_best() -> None:
+    rows = tuple(
+        RankRows([*training(right), *training(190 + number, "set_blind")])
+        for number, right in enumerate((100, 104, 98))
+    )
+    other = tuple(map(training, (60, 62, 58)))
+    runs = [
+        ComparedRun("virtue", rows, "box", "virtue"),
+        ComparedRun("set_blind", rows, "set_blind", "virtue"),
+        ComparedRun("plain", other, "box", "virtue"),
+    ]
+    assert compare(runs).best == {"scar/seen": {"hit@1": "virtue"}}
+    text = markdown_comparison(compare(runs))
+    assert "| set_blind | **" not in text.split("differences")[0] and "| virtue | **" in text
+
+
+def test_a_figure_at_chance_says_so() -> None:
+    found = markdown_comparison(compare(RUNS[:2]), {"scar/seen": {"hit@1": 0.3, "object": 0.25}})
+    assert "| plain | 30.0° (" in found and "| virtue | 55.0" in found
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (training(60, queries=120), "200 and 120 queries, 120 of them the same"),
+        (training(60, candidates=12), "10 and 12 candidates"),
+        (training(60, content="b"), r"images, regions or candidates under the same keys \(first: key-000\)"),
+    ],
+)
+def test_other_queries_are_refused_or_said_to_be(other: RankRows, said: str) -> None:
+    runs = [
+        ComparedRun("virtue", (training(100, content="a"),), "box", "virtue"),
+        ComparedRun("plain", (other,), "box", "virtue"),
+    ]
+    with pytest.raises(VirtueError, match=f"scar/seen: virtue and plain were tested on different data: {said}"):
+        compare(runs)
+    with pytest.raises(VirtueError, match="two trainings of virtue were tested on different data"):
+        compare([ComparedRun("virtue", (training(100, content="a"), other), "box", "virtue")])
+    apart = markdown_comparison(compare(runs, "any"))
+    assert "unpaired: every run is on its own queries" in apart and "points more than virtue, unpaired" in apart
+
+
+def test_runs_are_compared_on_what_they_share() -> None:
+    runs = [ComparedRun(f"of {count}", (training(60, queries=count),), "box", "of 200") for count in (200, 120)]
+    found = compare(runs, "shared")
+    assert [row["hit@1"].queries for row in found.shares["scar/seen"].values()] == [120, 120]
+    assert found.differences["scar/seen"]["of 120"]["hit@1"].mean == 0
+
+
+def test_unpaired_differences_are_wider() -> None:
+    """The same answers: paired, hardly any doubt; each on its own, that of two independent samples."""
+    one, two = training(100), RankRows(row._replace(image=f"other-{row.image}") for row in training(96))
+    runs = [ComparedRun("one", (one,), "box", "one"), ComparedRun("two", (two,), "box", "one")]
+    paired, apart = (compare(runs, queries).differences["scar/seen"]["two"]["hit@1"] for queries in ("shared", "any"))
+    assert apart.high - apart.low > 3 * (paired.high - paired.low)
+
+
+def test_fingerprints_count_where_nothing_else_is_recorded() -> None:
+    def runs(content: str) -> list[ComparedRun]:
+        return [
+            ComparedRun(name, (training(100, content=content),), "box", "a", fingerprints=(data,))
+            for name, data in (("a", "0a"), ("b", "0b"))
+        ]
+
+    with pytest.raises(VirtueError, match="different data: data with the fingerprints 0a and 0b"):
+        compare(runs(""))
+    assert compare(runs("recorded")).differences
+
+
+def test_means_have_differences_over_the_same_trainings() -> None:
+    def both(right: int) -> RankRows:
+        return RankRows([*training(right, task="mmeb/a"), *training(right // 2, task="mmeb/b")])
+
+    runs = [
+        ComparedRun(name, tuple(map(both, counts)), "box", "one")
+        for name, counts in (("one", (100, 110, 120)), ("two", (60, 40, 50)))
+    ]
+    found = compare(runs)
+    assert found.mean_differences["mmeb"]["two"].mean == pytest.approx(-0.225)
+    assert found.mean_differences["mmeb"]["two"].differs and found.best["mean mmeb"] == {"hit@1": "one"}
+    assert "### Means, differences" in markdown_comparison(found)
+
+
+def test_what_is_missing_is_noted() -> None:
+    notes = compare([*RUNS[:2], ComparedRun("other", (training(10, "point", "mmeb/cars"),), "point", "virtue")]).notes
+    assert "modes: virtue box, plain box, other point" in notes and "other was not ranked on scar/seen" in notes
+    bare = RankRows(row._replace(image="") for row in training(10))
+    assert "queries are taken as independent" in compare([ComparedRun("a", (bare,), "box", "a")]).notes[0]
 
 
 def test_differences_to_several_runs_name_the_run() -> None:
     runs = [*RUNS[:2], ComparedRun("third", (training(50),), "box", "plain")]
-    assert "| run | hit@1 | object | against |" in markdown_comparison(compare(runs))
+    assert "| run | hit@1 | object | against | over |" in markdown_comparison(compare(runs))
 
 
 def test_all_tasks_stand_in_one_table_with_the_mean_of_each_benchmark() -> None:
@@ -97,8 +216,8 @@ def test_all_tasks_stand_in_one_table_with_the_mean_of_each_benchmark() -> None:
     assert title == "### All tasks" and header == "| run | a | b | mean mmeb | seen |"
     assert (
         first.startswith("| both | 25.0 (")
-        and "| **37.5 (" in first
-        and second.startswith("| one | **50.0 (")
+        and "| 37.5 (" in first
+        and second.startswith("| one | 50.0 (")
         and second.endswith("|  |  |  |")
     )
 

@@ -18,12 +18,15 @@ GROUP = "results"
 def main(argv: list[str]) -> int:
     """Print the tables, and write them where `--out` says. Returns the exit code."""
     arguments = _parser().parse_args(argv)
+    from dataclasses import replace
+
     from rich.console import Console
 
     from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
     from virtue_pl.evaluation.reports.plots import plot_families
     from virtue_pl.evaluation.reports.report_files import write_json, write_text
-    from virtue_pl.evaluation.statistics.compare import ComparedRun, compare, data_fingerprints, read_chance, read_run
+    from virtue_pl.evaluation.statistics.compare import compare, data_fingerprints, read_chance, read_run, setting_notes
+    from virtue_pl.evaluation.statistics.compared_run import ComparedRun
     from virtue_pl.evaluation.statistics.summary import context
 
     chosen = [folder_and_mode(run, arguments.mode) for run in arguments.runs]
@@ -34,16 +37,25 @@ def main(argv: list[str]) -> int:
         (folder, mode if given else only_mode(ranked[folder], mode))
         for given, (folder, mode) in zip(named, chosen, strict=True)
     ]
+    tested_on = {name: data_fingerprints(folder) for name, (folder, _) in zip(names, chosen, strict=True)}
     runs = zip(names, chosen, named, strict=True)
     comparison = compare(
-        [ComparedRun(name, ranked[folder], mode, names[0], not given) for name, (folder, mode), given in runs]
+        [
+            ComparedRun(name, ranked[folder], mode, names[0], not given, tuple(tested_on[name]))
+            for name, (folder, mode), given in runs
+        ],
+        arguments.queries,
     )
+    folders = {name: folder for name, (folder, _) in zip(names, chosen, strict=True)}
+    comparison = replace(comparison, notes=(*comparison.notes, *setting_notes(folders)))
     chance_levels = read_chance(folder for folder, _ in chosen)
+    console = Console()
     for table in rich_comparison(comparison, chance_levels):
-        Console().print(table)
+        console.print(table)
+    for note in comparison.notes:
+        console.print(note, highlight=False, markup=False)
     if arguments.out is not None:
         given_as = dict(zip(names, arguments.runs, strict=True))
-        tested_on = {name: data_fingerprints(folder) for name, (folder, _) in zip(names, chosen, strict=True)}
         about = {"chance": chance_levels, "runs": given_as, "data_fingerprints": tested_on, "context": context()}
         write_json(arguments.out / "compare.json", {**comparison.as_json(), **about})
         write_text(arguments.out / "compare.md", markdown_comparison(comparison, chance_levels))
@@ -60,7 +72,7 @@ def folder_and_mode(run: str, mode: str) -> tuple[Path, str]:
 
 def only_mode(trainings: Sequence[RankRows], mode: str) -> str:
     """Return the mode that a run was ranked in, where it is one alone, as an evaluation's is; or else `mode`."""
-    from virtue_pl.evaluation.statistics.compare import SET_BLIND
+    from virtue_pl.evaluation.statistics.summary import SET_BLIND
 
     found = {row.mode for training in trainings for row in training}
     modes = found - {SET_BLIND} or found
@@ -87,8 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="virtue-pl compare",
         description=(
-            "Shares of right answers with bootstrap intervals, and each run's paired difference to the first, by kind"
-            " of distractor."
+            "Shares of right answers with intervals over trainings and queries, clustered by image, and each run's"
+            " paired difference to the first, by kind of distractor. Between single trainings the intervals are over"
+            " queries alone, of these trainings and not of their variants."
         ),
     )
     run = (
@@ -100,6 +113,15 @@ def _parser() -> argparse.ArgumentParser:
         "--mode",
         default="box",
         help="the evaluation mode of runs that name none and were ranked in several (default box)",
+    )
+    parser.add_argument(
+        "--queries",
+        choices=("same", "shared", "any"),
+        default="same",
+        help=(
+            "same (default): refuse runs that were tested on different queries or candidates; shared: compare them on"
+            " those that all have; any: each on its own, unpaired"
+        ),
     )
     parser.add_argument("--out", type=Path, help="folder to write compare.md and compare.json into")
     parser.add_argument(

@@ -21,6 +21,7 @@ from virtue_pl.evaluation.reports.probe_tables import measurement_tables
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.reports.tables import markdown, markdown_table
 from virtue_pl.evaluation.statistics.averages import Average, averages, averages_as_json, published_results
+from virtue_pl.evaluation.statistics.metric_summaries import summaries_as_json, summarise_metrics
 from virtue_pl.evaluation.statistics.summary import chance, context, summarise
 from virtue_pl.metrics.ranking import RankRows
 
@@ -70,7 +71,15 @@ class EvaluationReport:
         found: metrics by set. encoded: number of inputs embedded in this run. world_size: number of processes.
         """
         self.join([len(ranked.rows) for ranked in plan.sets], world_size)
-        means = averages(found, [ranked.about for ranked in plan.sets])
+        about = [ranked.about for ranked in plan.sets]
+        means = averages(found, about)
+        ranks = ranks.with_images(
+            {
+                (f"{ranked.about.benchmark}/{ranked.about.name}", row.key): row.image or ""
+                for ranked in plan.sets
+                for row in ranked.rows
+            }
+        )
         embedded = {
             "unique": len(plan.keys),
             "total": plan.total,
@@ -83,6 +92,7 @@ class EvaluationReport:
             "settings": dict(settings),
             "sets": {ranked.about.name: {**ranked.about._asdict(), **found[ranked.about.name]} for ranked in plan.sets},
             "averages": averages_as_json(means),
+            "metric_summaries": summaries_as_json(summarise_metrics(ranks, about)),
             "published": {
                 benchmark: published_results()[benchmark]
                 for benchmark in averages_as_json(means)
@@ -103,7 +113,7 @@ class EvaluationReport:
         write_json(self.folder / "report.json", report)
         ranked = {each.about.name: len(each.rows) for each in plan.sets}
         notes = self.notes(plan.missing, means, embedded, settings) + left_out_notes(plan.left_out, ranked)
-        tables = name_left_out(metric_tables(found, plan.sets, means), plan.sets, plan.left_out, means)
+        tables = name_left_out(metric_tables(found, plan.sets, means, ranks), plan.sets, plan.left_out, means)
         further = [markdown_table(*table) for table in measurement_tables(measured)]
         text = [
             *(markdown_table(*table) for table in tables),

@@ -10,7 +10,7 @@ from virtue_pl.evaluation.probes.measurements import Measurements
 from virtue_pl.evaluation.reports.failures import Failure, Failures, RenderedInput
 from virtue_pl.evaluation.reports.html_curves import curves
 from virtue_pl.evaluation.reports.probe_tables import cost_table, robustness_tables
-from virtue_pl.evaluation.reports.tables import TitledTable, grid
+from virtue_pl.evaluation.reports.tables import TitledTable, task_tables
 from virtue_pl.evaluation.statistics.averages import published_results
 from virtue_pl.evaluation.statistics.summary import Chance, Results
 from virtue_pl.types import RankedSet
@@ -49,10 +49,7 @@ def html_report(
     measured: Measurements,
 ) -> str:
     """Return the whole page, which refers to no other file and no address."""
-    kinds = [
-        TitledTable(task, grid(results[task], chance_levels.get(task, {})), "% right ± standard error")
-        for task in sorted(results)
-    ]
+    kinds = task_tables(results, chance_levels)
     parts = [
         f"<h1>Evaluation of {escape(str(settings['model']))}</h1>",
         (

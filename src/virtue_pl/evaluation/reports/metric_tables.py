@@ -4,57 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from virtue_pl.evaluation.reports.tables import Grid, TerminalTable, TitledTable
+from virtue_pl.evaluation.reports.tables import NOT_ABOVE, Grid, TerminalTable, TitledTable, figure
 from virtue_pl.evaluation.statistics.averages import Average, published_results
-from virtue_pl.types import RankedSet
+from virtue_pl.evaluation.statistics.metric_summaries import MetricSummary, summarise_mean, summarise_metrics
+from virtue_pl.metrics.ranking import RankRows
+from virtue_pl.types import RankedSet, SetDescription
 
+FIRST = "precision@1"
+CERTAIN = "-"
+"""Stands for a metric that no ranking can miss, as recall@10 of ten candidates."""
 METRICS = ("precision@1", "recall@5", "recall@10", "ndcg@5", "ndcg@10", "map@10", "mrr@10")
 NOT_IN_TERMINAL = ("ndcg@5", "map@10")
 SHORT_NAMES = {"precision@1": "P@1", "recall@5": "R@5", "recall@10": "R@10", "ndcg@10": "nDCG@10", "mrr@10": "MRR@10"}
 """Short names of metrics on the terminal, where `NOT_IN_TERMINAL` are left out."""
 
 
+CAPTION = f"% ± standard error over queries, clustered by image; {NOT_ABOVE}: not above chance; {CERTAIN}: always right"
+
+
 def metric_tables(
-    found: Mapping[str, Mapping[str, float]], sets: Sequence[RankedSet], means: Sequence[Average]
+    found: Mapping[str, Mapping[str, float]], sets: Sequence[RankedSet], means: Sequence[Average], ranks: RankRows
 ) -> list[TitledTable]:
-    """Return the tables of all benchmarks. found: metrics by set."""
+    """Return the tables of all benchmarks. found: metrics by set. ranks: those that the metrics are of."""
     benchmarks = dict.fromkeys(ranked.about.benchmark for ranked in sets)
+    about = [ranked.about for ranked in sets]
     return [
         table
         for benchmark in benchmarks
-        for table in benchmark_tables(benchmark, found, sets, [mean for mean in means if mean.benchmark == benchmark])
+        for table in benchmark_tables(
+            benchmark,
+            found,
+            [each for each in about if each.benchmark == benchmark],
+            [mean for mean in means if mean.benchmark == benchmark],
+            ranks,
+        )
     ]
 
 
 def benchmark_tables(
-    benchmark: str, found: Mapping[str, Mapping[str, float]], sets: Sequence[RankedSet], means: Sequence[Average]
+    benchmark: str,
+    found: Mapping[str, Mapping[str, float]],
+    members: Sequence[SetDescription],
+    means: Sequence[Average],
+    ranks: RankRows,
 ) -> Iterator[TitledTable]:
-    """Return the tables of one benchmark."""
-    members = [ranked.about for ranked in sets if ranked.about.benchmark == benchmark]
-    lines = [
-        [each.name, *(percent(found[each.name][name]) for name in METRICS), str(found[each.name]["n"])]
-        for each in members
-    ]
-    lines += [
-        [f"mean, {mean.group} ({mean.sets} of {mean.of})", *(percent(mean.metrics[name]) for name in METRICS), ""]
-        for mean in means
-    ]
-    yield TitledTable(f"{benchmark}", Grid(["set", *METRICS, "n"], lines, set()), "%")
+    """Yield the tables of one benchmark: each set over its chance, the means, and a row beside published ones."""
+    of_sets = summarise_metrics(ranks, members)
+    of_means = [summarise_mean(mean, ranks, members) for mean in means]
+    lines = []
+    for each in members:
+        cells = [metric_cell(found[each.name], of_sets[each.name], name) for name in METRICS]
+        lines += [[each.name, *cells, str(found[each.name]["n"])], chance_line(of_sets[each.name])]
+    for mean, summary in zip(means, of_means, strict=True):
+        cells = [metric_cell(mean.metrics, summary, name) for name in METRICS]
+        lines += [[f"mean, {mean.group} ({mean.sets} of {mean.of})", *cells, ""], chance_line(summary)]
+    yield TitledTable(f"{benchmark}", Grid(["set", *METRICS, "n"], lines, set()), CAPTION)
     reported = published_results().get(benchmark)
     if reported:
         columns = [*(mean.group for mean in means), *(each.name for each in members)]
-        here = [
-            *(mean.metrics["precision@1"] for mean in means),
-            *(found[each.name]["precision@1"] for each in members),
-        ]
-        rows = [["this run", *map(percent, here)]]
+        summaries = [*of_means, *(of_sets[each.name] for each in members)]
+        values = [*(mean.metrics for mean in means), *(found[each.name] for each in members)]
+        here = [metric_cell(row, summary, FIRST) for row, summary in zip(values, summaries, strict=True)]
+        rows = [["this run", *here], ["chance", *(percent(summary.chance[FIRST]) for summary in summaries)]]
         rows += [
             [model, *(percent(scores[column]) if column in scores else "" for column in columns)]
             for model, scores in reported.items()
         ]
-        yield TitledTable(
-            f"{benchmark}, beside published results", Grid(["model", *columns], rows, set()), "precision@1 (hit@1), %"
-        )
+        caption = f"{FIRST} (hit@1), {CAPTION}"
+        yield TitledTable(f"{benchmark}, beside published results", Grid(["model", *columns], rows, set()), caption)
+
+
+def metric_cell(values: Mapping[str, float], summary: MetricSummary, name: str) -> str:
+    """Return a metric with its standard error, or `CERTAIN` where lists are so short that it is always 100 %."""
+    if summary.chance[name] == 1:
+        return CERTAIN
+    return figure(values[name], summary.errors[name], summary.chance[name])
+
+
+def chance_line(summary: MetricSummary) -> list[str]:
+    """Return the row of chance levels under a set's."""
+    levels = [summary.chance[name] for name in METRICS]
+    return ["chance", *(CERTAIN if level == 1 else percent(level) for level in levels), ""]
 
 
 def percent(share: float) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 
 from virtue_pl.evaluation.reports.curves import Curve
 from virtue_pl.evaluation.reports.report_files import write_bytes
-from virtue_pl.evaluation.statistics.bootstrap import LEVEL, Estimate
 from virtue_pl.evaluation.statistics.compare import Comparison
+from virtue_pl.evaluation.statistics.intervals import LEVEL, Estimate
 from virtue_pl.evaluation.statistics.summary import Chance
 from virtue_pl.types import VirtueError
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")
 """Okabe and Ito's colours, which are safe for colour-blind readers; markers and positions say the same."""
 MARKERS = "osD^vPXh"
+LINES = f"lines: {LEVEL:.0%} intervals over trainings and queries; of one training, over queries"
 INK, GRID = "#333333", "#DDDDDD"
 
 
@@ -55,7 +56,7 @@ def plot_bars(
         ]
         draw_bars(axes, found, 0.92 * thickness, colour(number), label(task))
     axes.set_yticks(range(len(rows)), [name.replace("_", " ") for name in rows])
-    axes.set(ylim=(len(rows) - 0.45, -0.55), xlabel=f"{ranking}, % of queries (lines: {LEVEL:.0%} intervals)")
+    axes.set(ylim=(len(rows) - 0.45, -0.55), xlabel=f"{ranking}, % of queries ({LINES})")
     axes.set_xlim(0, 1.08 * axes.get_xlim()[1])
     draw_chance(
         axes.axvline, [chance_levels[task][ranking] for task in tasks if ranking in chance_levels.get(task, {})]

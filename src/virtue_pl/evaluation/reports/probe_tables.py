@@ -9,7 +9,10 @@ from virtue_pl.evaluation.probes.measurements import Measurements
 from virtue_pl.evaluation.probes.prompt_consistency import PromptConsistency
 from virtue_pl.evaluation.reports.tables import Grid, TitledTable
 
-ROBUSTNESS_CAPTION = "same first: the first caption is that of the unperturbed prompt; cosine: of the two embeddings"
+ROBUSTNESS_CAPTION = (
+    "± standard error over queries, taken as independent, of one training; same first: the first caption is that of the"
+    " unperturbed prompt; cosine: of the two embeddings"
+)
 CONSISTENCY_CAPTION = "instead of the box; nearer: to the box of the same region than any other region of the image"
 
 

@@ -10,18 +10,21 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from virtue_pl.evaluation.statistics.summary import Chance, Results
+from virtue_pl.evaluation.statistics.summary import Chance, Results, standard_errors
 
 ROWS = ("box", "point", "mask", "no_prompt", "none", "no_segmentation", "blind", "set_blind")
 """The usual order of rows; other modes follow by name."""
 
-NO_RANKING = ("n", "standard_error")
+NO_RANKING = ("n", "standard_error", "images", "clustered_standard_error")
 
-PRECISION = "% right ± standard error"
+NOT_ABOVE = "°"
+"""Stands behind a figure whose 95 % interval reaches down to chance."""
+WITHIN = 1.96
+"""Standard errors within which a figure may be chance."""
 
 
 class Grid(NamedTuple):
-    """Cells of a table. best: (row, column) of the cells to mark, such as each ranking's best mode.
+    """Cells of a table. best: (row, column) of the cells to mark, which differ from all others by their intervals.
 
     Example:
         >>> Grid(["mode", "hit@1"], [["box", "61.0"], ["point", "58.2"]], best={(0, 1)}).columns
@@ -55,36 +58,63 @@ def sort_names(names: Iterable[str], first: Sequence[str]) -> list[str]:
 def grid(
     modes: Mapping[str, Mapping[str, Any]], chance_levels: Mapping[str, float], row_order: Sequence[str] = ROWS
 ) -> Grid:
-    """Return one task's cells: "mode, rankings ..., n", and a last row for chance where its levels are given."""
+    """Return one task's cells: "mode, rankings ..., n", and a last row for chance where its levels are given.
+
+    Nothing is marked: rows are of one training each, from which no difference between models follows.
+    """
     names = sort_names(modes, row_order)
     rankings = sorted({name for row in modes.values() for name in row if name not in NO_RANKING})
-    rows = [[mode, *(cell(modes[mode], ranking) for ranking in rankings), str(modes[mode]["n"])] for mode in names]
-    best = set()
-    for column, ranking in enumerate(rankings, start=1):
-        shares = [modes[mode].get(ranking, -1.0) for mode in names]
-        best |= {(row, column) for row, share in enumerate(shares) if share == max(shares)}
+    rows = [
+        [mode, *(cell(modes[mode], ranking, chance_levels.get(ranking)) for ranking in rankings), str(modes[mode]["n"])]
+        for mode in names
+    ]
     if chance_levels:
-        rows.append(
-            [
-                "chance",
-                *(f"{100 * chance_levels[ranking]:.1f}" if ranking in chance_levels else "" for ranking in rankings),
-                "",
-            ]
-        )
-    return Grid(["mode", *rankings, "n"], rows, best)
+        rows.append(["chance", *chance_cells(rankings, chance_levels), ""])
+    return Grid(["mode", *rankings, "n"], rows, set())
 
 
-def cell(row: Mapping[str, Any], ranking: str) -> str:
-    """Return the percentage of right answers and its standard error; "" where the mode has no such ranking."""
-    return f"{100 * row[ranking]:.1f}±{100 * row['standard_error'][ranking]:.1f}" if ranking in row else ""
+def chance_cells(rankings: Iterable[str], chance_levels: Mapping[str, float]) -> list[str]:
+    """Return the chance level of each ranking in percent, "" where it is not known."""
+    return [f"{100 * chance_levels[ranking]:.1f}" if ranking in chance_levels else "" for ranking in rankings]
+
+
+def cell(row: Mapping[str, Any], ranking: str, chance_level: float | None = None) -> str:
+    """Return the percentage of right answers and its standard error; "" where the mode has no such ranking.
+
+    A figure whose interval reaches down to chance has `NOT_ABOVE` behind it.
+    """
+    return figure(row[ranking], standard_errors(row)[ranking], chance_level) if ranking in row else ""
+
+
+def figure(share: float, error: float | None, chance_level: float | None = None) -> str:
+    """Return a share in percent with its standard error, "?" without one, and `NOT_ABOVE` where it may be chance."""
+    low = chance_level is not None and (error is None or share - WITHIN * error <= chance_level)
+    shown = "?" if error is None else f"{100 * error:.1f}"
+    return f"{100 * share:.1f}±{shown}{NOT_ABOVE if low else ''}"
+
+
+def precision(modes: Mapping[str, Mapping[str, Any]], chance_levels: Mapping[str, float]) -> str:
+    """Return the caption of a task's table, which says what its figures are over."""
+    clustered = ", clustered by image" if any("images" in row for row in modes.values()) else ""
+    mark = f"; {NOT_ABOVE}: not above chance" if chance_levels else ""
+    return f"% right ± standard error over queries{clustered}, each row of one training{mark}"
+
+
+def task_tables(results: Results, chance_levels: Chance, row_order: Sequence[str] = ROWS) -> list[TitledTable]:
+    """Return one table for each task."""
+    levels = {task: chance_levels.get(task, {}) for task in sorted(results)}
+    return [
+        TitledTable(task, grid(results[task], level, row_order), precision(results[task], level))
+        for task, level in levels.items()
+    ]
 
 
 def rich_tables(
     results: Results, chance_levels: Chance | None = None, row_order: Sequence[str] = ROWS
 ) -> list[TerminalTable]:
-    """Return one table for each task for the terminal, the best of each column in bold."""
-    grids = {task: grid(results[task], (chance_levels or {}).get(task, {}), row_order) for task in sorted(results)}
-    return [TerminalTable(f"{task}, {PRECISION}", cells) for task, cells in grids.items()]
+    """Return one table for each task for the terminal."""
+    tables = task_tables(results, chance_levels or {}, row_order)
+    return [TerminalTable(f"{title}, {caption}", cells) for title, cells, caption in tables]
 
 
 class TerminalTable(NamedTuple):
@@ -147,10 +177,7 @@ def rich_block(cells: Grid, columns: Sequence[int]) -> Table:
 
 def markdown(results: Results, chance_levels: Chance | None = None, row_order: Sequence[str] = ROWS) -> str:
     """Return one table for each task as Markdown."""
-    return "\n".join(
-        markdown_table(task, grid(results[task], (chance_levels or {}).get(task, {}), row_order), PRECISION)
-        for task in sorted(results)
-    )
+    return "\n".join(markdown_table(*table) for table in task_tables(results, chance_levels or {}, row_order))
 
 
 def markdown_table(title: str, cells: Grid, caption: str) -> str:

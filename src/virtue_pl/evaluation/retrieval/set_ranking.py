@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from virtue_pl.evaluation.retrieval.candidate_scores import cosines, prediction_lists
+from virtue_pl.evaluation.retrieval.query_content import ContentDigest
 from virtue_pl.evaluation.settings import Baseline, ReportOptions
 from virtue_pl.metrics.rank_metrics import RankTable
 from virtue_pl.metrics.ranking import SampleRanks, sample_ranks, set_blind_ranks, set_blind_scores
@@ -69,6 +70,7 @@ class SetRanking:
         self, number: int, rows: Sequence[int], metrics: RetrievalMetrics, table: RankTable
     ) -> Iterator[Iterator[Line]]:
         """Rank rows by index, and yield each chunk's lines of predictions.jsonl. number: the set's in the metrics."""
+        digest = ContentDigest()
         for chosen in self.chunks(rows):
             samples = [self.sample(self.ranked.rows[row]) for row in chosen]
             nearest = set_blind_ranks(samples, self.candidates(chosen)) if self.ranks_set_blind else None
@@ -79,7 +81,7 @@ class SetRanking:
             if self.baseline != "set_blind":
                 table.update(self.reported_mode, entries)
             metrics.update(number, entries.in_ranking("hit@1").to(metrics.device))
-            yield self.lines([self.ranked.rows[row] for row in chosen], samples, scores, entries)
+            yield self.lines([self.ranked.rows[row] for row in chosen], samples, scores, entries, digest)
 
     def candidates(self, chosen: Sequence[int]) -> list[Float[Tensor, "candidates dim"]]:
         """Return the embeddings of each row's candidates."""
@@ -111,10 +113,12 @@ class SetRanking:
         samples: Sequence[RankingSample],
         scores: Sequence[Float[Tensor, " candidates"]],
         entries: SampleRanks,
+        digest: ContentDigest,
     ) -> Iterator[Line]:
-        """Yield lines: set, row, mode, task, key, gold, the fields of `prediction_lists`, ranks.
+        """Yield lines: set, row, mode, task, key, image, content, gold, the fields of `prediction_lists`, ranks.
 
-        ranks: {ranking: [rank, number of candidates]}.
+        image: the key of the query's image. content: the checksum of its data. ranks: {ranking: [rank, number of
+        candidates]}.
         """
         named = zip(entries.rankings, entries.ranks.tolist(), entries.candidates, strict=True)
         mode = self.reported_mode
@@ -125,6 +129,8 @@ class SetRanking:
                 "mode": mode,
                 "task": sample.task,
                 "key": row.key,
+                "image": row.image or "",
+                "content": digest(row.text, [row.image] if row.image else [], row.region, row.candidates, row.rankings),
                 "gold": 0,
                 **found,
                 "ranks": {name: [rank, length] for name, rank, length in (next(named) for _ in sample.rankings)},

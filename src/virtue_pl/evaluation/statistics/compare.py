@@ -1,90 +1,45 @@
-"""Comparison of runs: shares of right answers with their intervals, and paired differences to a reference."""
+"""Comparison of runs: shares of right answers with their intervals, and differences to a reference.
+
+What an interval is over, and the model of variance behind it: `virtue_pl.evaluation.statistics.intervals`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from virtue_pl.evaluation.retrieval.predictions import read_predictions
-from virtue_pl.evaluation.statistics.bootstrap import (
-    LEVEL,
-    RESAMPLES,
-    Estimate,
-    align_hits,
-    difference,
-    interval,
-    mean_interval,
-)
+from virtue_pl.evaluation.statistics.common_queries import Queries, Training, align, check_same_queries
+from virtue_pl.evaluation.statistics.compared_run import ComparedRun
+from virtue_pl.evaluation.statistics.compared_scores import ComparedScores
+from virtue_pl.evaluation.statistics.intervals import LEVEL, Estimate
 from virtue_pl.evaluation.statistics.summary import Chance
 from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import VirtueError
 
-SET_BLIND = "set_blind"
-"""Name of the mode that is reported beside every other."""
 Estimates = dict[str, dict[str, dict[str, Estimate]]]
 """task -> run -> ranking -> estimate"""
+Rows = dict[str, dict[tuple[str, str], list[Training]]]
+"""run -> (task, ranking) -> for each training, its ranks by the query's key"""
+RANKING = "hit@1"
+"""The ranking of which there are means."""
+METHOD = (
+    "multi-reader multi-case variance (trainings nested in runs, queries crossed and clustered by image), Student's t"
+)
 
 
 @dataclass(frozen=True)
-class ComparedRun:
-    """A run in one evaluation mode: a row of the comparison.
-
-    trainings: the ranks of each of its seeds; two runs that share this object are the same trainings in two modes.
-    reference: name of the run whose share is subtracted; its own name for no comparison.
-    use_only_mode: count a task that was ranked in one other mode alone in that mode, such as queries without a region.
-
-    Example:
-        >>> virtue = ComparedRun("virtue", read_run("runs/virtue"), mode="box", reference="virtue")  # doctest: +SKIP
-        >>> crop = ComparedRun("crop", read_run("runs/crop"), mode="box", reference="virtue")
-    """
-
-    name: str
-    trainings: tuple[RankRows, ...]
-    mode: str
-    reference: str
-    use_only_mode: bool = False
-
-    def ranks(self) -> dict[tuple[str, str], list[dict[str, int]]]:
-        """Return (task, ranking) -> for each training, rank by the query's key.
-
-        Raises VirtueError if nothing was ranked in the mode.
-        """
-        found: dict[tuple[str, str], list[dict[str, int]]] = {}
-        modes = set()
-        for training in self.trainings:
-            groups = training.groups()
-            chosen = self.modes(groups)
-            for (task, mode, ranking), rows in groups.items():
-                modes.add(mode)
-                if mode == chosen.get(task):
-                    found.setdefault((task, ranking), []).append({row.key: row.rank for row in rows})
-        if not found:
-            raise VirtueError(
-                f"{self.name}: nothing was ranked in mode {self.mode!r}, expected one of {', '.join(sorted(modes))}"
-            )
-        return found
-
-    def modes(self, groups: Iterable[tuple[str, str, str]]) -> dict[str, str]:
-        """Return the mode in which each task counts. groups: (task, mode, ranking)."""
-        ranked: dict[str, set[str]] = {}
-        for task, mode, _ in groups:
-            ranked.setdefault(task, set()).add(mode)
-        alone = {
-            task: next(iter(modes - {SET_BLIND}))
-            for task, modes in ranked.items()
-            if self.use_only_mode and len(modes - {SET_BLIND}) == 1
-        }
-        return alone | {task: self.mode for task, modes in ranked.items() if self.mode in modes}
-
-
-class Comparison(NamedTuple):
+class Comparison:
     """Shares of runs, and differences to their references.
 
     runs: names in the given order. references: run -> the run that it is compared to, if any.
     means: benchmark -> run -> hit@1 over all tasks of the benchmark, where it has several.
+    mean_differences: the differences of these. best: task, or "mean BENCHMARK" -> ranking -> the run whose share is
+    above that of every other model, where all these differences exclude zero; a baseline that is no model never is.
+    notes: sentences on what does not show in the figures. queries: which ones are compared.
 
     Example:
         >>> compare([virtue, crop]).differences["scar/ADE20K"]["crop"]["hit@1"].differs  # doctest: +SKIP
@@ -96,18 +51,27 @@ class Comparison(NamedTuple):
     differences: Estimates
     references: dict[str, str]
     means: dict[str, dict[str, Estimate]]
+    mean_differences: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    best: dict[str, dict[str, str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    queries: Queries = "same"
 
     def as_json(self) -> dict[str, Any]:
         """Return shares, differences, means and the interval's settings by name."""
+        means, apart = (
+            {benchmark: {name: found._asdict() for name, found in row.items()} for benchmark, row in rows.items()}
+            for rows in (self.means, self.mean_differences)
+        )
         return {
             "shares": estimates_as_json(self.shares),
             "differences": estimates_as_json(self.differences),
             "against": self.references,
-            "means": {
-                benchmark: {name: found._asdict() for name, found in row.items()}
-                for benchmark, row in self.means.items()
-            },
-            "interval": {"level": LEVEL, "resamples": RESAMPLES},
+            "means": means,
+            "mean_differences": apart,
+            "best": self.best,
+            "notes": list(self.notes),
+            "queries": self.queries,
+            "interval": {"level": LEVEL, "method": METHOD},
         }
 
 
@@ -119,50 +83,97 @@ def estimates_as_json(estimates: Estimates) -> dict[str, Any]:
     }
 
 
-def compare(runs: Sequence[ComparedRun]) -> Comparison:
+def compare(runs: Sequence[ComparedRun], queries: Queries = "same") -> Comparison:
     """Compare every run on every task and ranking that it has, and to its reference on those that both have.
 
-    Raises VirtueError for a reference that is not among the runs.
+    Raises VirtueError for a reference that is not among the runs, and where runs were tested on different queries,
+    unless `queries` says which are compared then.
     """
-    ranks = {run.name: run.ranks() for run in runs}
-    trainings_of = {run.name: run.trainings for run in runs}
+    rows: Rows = {run.name: run.rows() for run in runs}
     references = {run.name: run.reference for run in runs if run.reference != run.name}
     for name, other in references.items():
-        if other not in ranks:
-            raise VirtueError(f"{name} is to be compared to {other!r}, expected one of {', '.join(ranks)}")
+        if other not in rows:
+            raise VirtueError(f"{name} is to be compared to {other!r}, expected one of {', '.join(rows)}")
     shares: Estimates = {}
     differences: Estimates = {}
-    for name, found in ranks.items():
-        for (task, ranking), trainings in sorted(found.items()):
-            shares.setdefault(task, {}).setdefault(name, {})[ranking] = interval(align_hits(trainings)[0])
-            others = ranks[references[name]].get((task, ranking)) if name in references else None
-            if others is not None:
-                same = trainings_of[name] is trainings_of[references[name]]
-                differences.setdefault(task, {}).setdefault(name, {})[ranking] = paired_difference(
-                    trainings, others, same
-                )
-    return Comparison(tuple(ranks), shares, differences, references, benchmark_means(ranks))
+    best: dict[str, dict[str, str]] = {}
+    for task, ranking in sorted({name for found in rows.values() for name in found}):
+        compared = scores_of(runs, rows, [task], ranking, queries)
+        for estimates, found in ((shares, compared.shares()), (differences, compared.differences())):
+            for name, estimate in found.items():
+                estimates.setdefault(task, {}).setdefault(name, {})[ranking] = estimate
+        if first := compared.best():
+            best.setdefault(task, {})[ranking] = first
+    means = benchmark_scores(runs, rows, queries)
+    best |= {f"mean {name}": {RANKING: first} for name, mean in means.items() if (first := mean.best())}
+    return Comparison(
+        tuple(rows),
+        shares,
+        differences,
+        references,
+        {name: mean.shares() for name, mean in means.items()},
+        {name: found for name, mean in means.items() if (found := mean.differences())},
+        best,
+        tuple(notes_on(runs, rows, queries)),
+        queries,
+    )
 
 
-def benchmark_means(
-    ranks: Mapping[str, Mapping[tuple[str, str], list[dict[str, int]]]], ranking: str = "hit@1"
-) -> dict[str, dict[str, Estimate]]:
-    """Return benchmark -> run -> the mean over the benchmark's tasks, of runs that have all of them.
+def scores_of(
+    runs: Sequence[ComparedRun], rows: Rows, tasks: Sequence[str], ranking: str, queries: Queries
+) -> ComparedScores:
+    """Return the scores of the runs that have all of the tasks, over these tasks together."""
+    numbers: dict[tuple[str, ...], int] = {}
+    chosen = [name for name, found in rows.items() if all((task, ranking) in found for task in tasks)]
+    answers = []
+    for task in tasks:
+        found = {name: rows[name][task, ranking] for name in chosen}
+        if queries == "same":
+            check_same_queries(task, found, {run.name: run.fingerprints for run in runs})
+        answers.append(align(found, queries, numbers))
+    return ComparedScores(runs, answers)
 
-    ranks: run -> the result of `ComparedRun.ranks`.
-    """
+
+def benchmark_scores(runs: Sequence[ComparedRun], rows: Rows, queries: Queries) -> dict[str, ComparedScores]:
+    """Return the scores over all tasks of each benchmark that has several, of the runs that have all of them."""
     benchmarks: dict[str, list[str]] = {}
-    for task in sorted({task for found in ranks.values() for task, name in found if name == ranking}):
+    for task in sorted({task for found in rows.values() for task, ranking in found if ranking == RANKING}):
         benchmarks.setdefault(benchmark_of(task), []).append(task)
     return {
-        benchmark: {
-            name: mean_interval([align_hits(found[task, ranking])[0] for task in tasks])
-            for name, found in ranks.items()
-            if all((task, ranking) in found for task in tasks)
-        }
+        benchmark: scores_of(runs, rows, tasks, RANKING, queries)
         for benchmark, tasks in benchmarks.items()
-        if len(tasks) > 1
+        if len(tasks) > 1 and any(all((task, RANKING) in found for task in tasks) for found in rows.values())
     }
+
+
+def notes_on(runs: Sequence[ComparedRun], rows: Rows, queries: Queries) -> Iterator[str]:
+    """Yield sentences on what a comparison's figures do not show."""
+    if queries == "shared":
+        yield "compared on the queries that all runs share, of which n are left"
+    if queries == "any":
+        yield "unpaired: every run is on its own queries, which may differ in data and difficulty"
+    modes = {run.name: run.mode for run in runs if not run.use_only_mode}
+    if len(set(modes.values())) > 1:
+        yield f"modes: {', '.join(f'{name} {mode}' for name, mode in modes.items())}"
+    everything = {name for found in rows.values() for name in found}
+    for name, found in rows.items():
+        missing = sorted({task for task, _ in everything} - {task for task, _ in found})
+        if missing:
+            yield f"{name} was not ranked on {', '.join(missing)}"
+        lists = sorted({f"{task} {ranking}" for task, ranking in everything - found.keys() if task not in missing})
+        if lists:
+            yield f"{name} has no {', '.join(lists)}"
+    unrecorded = [name for name, found in rows.items() if not is_recorded(found)]
+    if unrecorded:
+        yield (
+            f"{', '.join(unrecorded)}: predictions do not record images, so queries are taken as independent; test"
+            " again for intervals clustered by image"
+        )
+
+
+def is_recorded(found: Mapping[tuple[str, str], Sequence[Training]]) -> bool:
+    """Return whether a run's predictions record what its queries are of."""
+    return all(row.content or row.image for trainings in found.values() for one in trainings for row in one.values())
 
 
 def benchmark_of(task: str) -> str:
@@ -170,7 +181,7 @@ def benchmark_of(task: str) -> str:
     return task.rpartition("/")[0]
 
 
-def mean_shares(shares: Estimates, prefix: str, ranking: str = "hit@1") -> dict[str, float]:
+def mean_shares(shares: Estimates, prefix: str, ranking: str = RANKING) -> dict[str, float]:
     """Return every run's unweighted mean over the tasks whose name starts with `prefix`, as MMEB is reported.
 
     Runs that lack a task are left out.
@@ -182,16 +193,6 @@ def mean_shares(shares: Estimates, prefix: str, ranking: str = "hit@1") -> dict[
         if all(ranking in rows.get(name, {}) for rows in tasks)
     ]
     return {name: sum(rows[name][ranking].mean for rows in tasks) / len(tasks) for name in runs}
-
-
-def paired_difference(trainings: list[dict[str, int]], others: list[dict[str, int]], same: bool) -> Estimate:
-    """Return the difference between two runs' shares over the queries that both have ranked.
-
-    same: both are the same trainings, in two modes. Their seeds are drawn independently all the same where one was not
-    ranked in both modes.
-    """
-    first, second = align_hits(trainings, others)
-    return difference(first, second, same_trainings=same and len(first) == len(second))
 
 
 def read_run(folder: str | Path) -> tuple[RankRows, ...]:
@@ -222,6 +223,16 @@ def data_fingerprints(folder: str | Path) -> list[str]:
     """Return the fingerprints of the data that a run was tested on: one, unless its seeds had different data."""
     found = {report.get("context", {}).get("data_fingerprint") for report in read_reports(folder)}
     return sorted(found - {None})
+
+
+def setting_notes(folders: Mapping[str, str | Path]) -> Iterator[str]:
+    """Yield a sentence for each setting of evaluations that differs between runs. folders: by the runs' names."""
+    found = {name: [report.get("settings") for report in read_reports(folder)] for name, folder in folders.items()}
+    recorded = {name: settings[0] for name, settings in found.items() if settings and settings[0]}
+    for setting in dict.fromkeys(name for settings in recorded.values() for name in settings if name != "store"):
+        values = {name: settings.get(setting) for name, settings in recorded.items()}
+        if len(set(map(str, values.values()))) > 1:
+            yield f"{setting}: {', '.join(f'{name} {value}' for name, value in values.items())}"
 
 
 def read_reports(folder: str | Path) -> list[dict[str, Any]]:

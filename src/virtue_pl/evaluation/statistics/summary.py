@@ -12,22 +12,36 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from virtue_pl.evaluation.statistics.intervals import variance
+from virtue_pl.evaluation.statistics.scores import score
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError
 
 Results = dict[str, dict[str, dict[str, Any]]]
-"""task -> mode -> {ranking: share of right answers, ..., "n": samples, "standard_error": {ranking: ...}}"""
+"""task -> mode -> {ranking: share of right answers, ..., "n": samples, "standard_error": {ranking: ...}}
+
+Where queries share images, `images` counts these, and `clustered_standard_error` takes the queries of one together;
+`standard_error` takes all queries as independent.
+"""
 
 Chance = dict[str, dict[str, float]]
 """task -> ranking -> expected share of right answers of a random ranking"""
+
+SET_BLIND = "set_blind"
+"""Name of the mode that is reported beside every other."""
+NO_MODELS = ("blind", SET_BLIND, "random")
+"""Modes that look at no image: baselines, which no table marks as the best."""
 
 PACKAGES = ("virtue-pl", "torch", "lightning", "transformers", "timm", "torchmetrics", "segment-anything", "webdataset")
 
 
 def summarise(rows: RankRows) -> Results:
-    """Return the share of samples whose right candidate came first, with its standard error.
+    """Return the share of samples whose right candidate came first, with its standard error over queries.
 
-    Each task, mode and ranking has its own.
+    Each task, mode and ranking has its own. `RankRow.image` says which queries share an image.
     """
     results: Results = {}
     for (task, mode, ranking), group in rows.groups().items():
@@ -36,7 +50,29 @@ def summarise(rows: RankRows) -> Results:
         row[ranking] = share
         row["n"] = max(row["n"], len(group))
         row["standard_error"][ranking] = math.sqrt(share * (1 - share) / len(group))
+        images = image_numbers(group)
+        if images.max() + 1 < len(group):
+            row["images"] = int(images.max()) + 1
+            hits = np.array([each.rank == 0 for each in group])
+            row.setdefault("clustered_standard_error", {})[ranking] = clustered_error(hits, images)
     return results
+
+
+def image_numbers(rows: Sequence[RankRow]) -> Int[np.ndarray, " rows"]:
+    """Return the number of each query's image, from 0; a query without one, or without a record of it, has its own."""
+    numbers: dict[tuple[str, ...], int] = {}
+    names = [("image", row.image) if row.image else ("query", row.task, row.key) for row in rows]
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names])
+
+
+def clustered_error(values: Shaped[np.ndarray, " queries"], images: Int[np.ndarray, " queries"]) -> float | None:
+    """Return the standard error of the mean over queries that are drawn by image; None where they have one alone."""
+    return None if images.max() == 0 else math.sqrt(float(variance(score([values[None]], [images]).deviations)))
+
+
+def standard_errors(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return a row's standard errors by ranking: clustered by image where queries share images."""
+    return {**row["standard_error"], **row.get("clustered_standard_error", {})}
 
 
 def hit_rate(rows: Sequence[RankRow], k: int = 1) -> float:
