@@ -428,3 +428,19 @@ def test_recent_features():
     empty = FeatureCache(0)
     empty.put("a", vision)
     assert empty.get("a") is NO_FEATURES
+
+
+def test_cached_features_are_those_of_the_networks_as_they_are_now(exported: Path) -> None:
+    """Weights that were changed in place, and other sizes of the canvas, are seen."""
+    embedder = Embedder.from_pretrained(exported, device="cpu")
+    changes = [
+        torch.no_grad()(lambda: next(embedder.model.fusion.backbone.vision.parameters()).mul_(1.5)),
+        lambda: embedder.model.load_state_dict({name: t * 1.01 for name, t in embedder.model.state_dict().items()}),
+        lambda: setattr(embedder.collator.processor, "image_size", 96),
+    ]
+    embedder.encode("which?", IMAGES[0], BOX)
+    for change in changes:
+        change()
+        found = embedder.encode("which?", IMAGES[0], BOX)
+        embedder.feature_cache.clear()
+        np.testing.assert_array_equal(found, embedder.encode("which?", IMAGES[0], BOX))

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from virtue_pl.checkpoints.pretrained import DTYPES, from_pretrained
+from virtue_pl.engine.precision import precision_settings
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.features.frozen import FeatureCache
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.models.virtue import Virtue
@@ -269,6 +271,7 @@ class Embedder:
 
         Each input is prepared once; the cache is read, and written, once for each distinct image.
         """
+        self.feature_cache.keep_for(self.feature_state())
         batch = self.collator.encoder_batch(items, self.feature_cache.get).to(self.device)
         if not len(batch.images):
             return batch
@@ -276,6 +279,26 @@ class Embedder:
         for key, each in zip(batch.images.keys, features, strict=True):
             self.feature_cache.put(key, each)
         return batch.with_images(replace(batch.images, features=features))
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that an embedding depends on beside its input: model, formatter, precision, versions."""
+        return fingerprint_of(self.model, self.collator.formatter, precision_settings(str(self.dtype)))
+
+    def feature_state(self) -> list[Any]:
+        """Return what cached features depend on, cheaply: each tensor's version, how images are prepared, and rounding.
+
+        A tensor that is trained, loaded or cast has another version.
+        """
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        versions = [(id(tensor), tensor.data_ptr(), version_of(tensor), tensor.dtype) for tensor in tensors]
+        formatter = self.collator.formatter
+        prepared = (
+            self.collator.processor.image_settings(),
+            formatter.segmentation_settings(),
+            formatter.vision_settings(),
+        )
+        plain = [repr(value) for values in prepared for value in sorted(values.items()) if is_plain(value[1])]
+        return [versions, plain, self.collator.segmentation_size, precision_settings(str(self.dtype))]
 
     def encode_images(self, batch: EncoderBatch) -> tuple[ImageFeatures, ...]:
         """Return each image's frozen features, in order; the segmentation model encodes prompted images alone."""
@@ -294,6 +317,18 @@ class Embedder:
     def is_encoded(self, features: ImageFeatures) -> bool:
         """Return whether an image's features hold all streams of the model."""
         return bool(features.vision and (features.segmentation or not isinstance(self.model, Virtue)))
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor has been changed in place; 0 for one made for inference, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a setting is a number, a string, a class, or a list of such, which are compared as they are."""
+    if isinstance(value, list | tuple):
+        return all(is_plain(each) for each in value)
+    return isinstance(value, int | float | str | type)
 
 
 def add_image_keys(item: EmbeddingInput) -> EmbeddingInput:

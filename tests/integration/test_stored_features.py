@@ -26,7 +26,7 @@ from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.data.shards.records import content_key
 from virtue_pl.data.streaming.image_stream import ImageStream
 from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog
-from virtue_pl.features.frozen import network_fingerprint
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.features.store import (
     FeatureIndex,
     FeatureProvenance,
@@ -466,7 +466,7 @@ def test_a_file_of_features_is_not_believed_by_its_name(tmp_path: Path) -> None:
 def test_a_fingerprint_changes_with_tensors_and_sizes(weights: Path) -> None:
     first, other = trunk(weights), trunk(weights, "other")
     assert first.fingerprint() == trunk(weights).fingerprint() != other.fingerprint()
-    assert network_fingerprint(first.trunk, 64) != network_fingerprint(first.trunk, 96)
+    assert fingerprint_of(first.trunk, 64) != fingerprint_of(first.trunk, 96)
     before = first.fingerprint()
     torch.nn.init.zeros_(first.mask_token.weight)
     assert first.fingerprint() == before, "what is trained on top of the features does not change them"

@@ -180,14 +180,32 @@ def test_another_image_keeps_its_size(size: tuple[int, int]) -> None:
 
 
 def test_stored_features_of_the_published_canvas_are_not_taken_for_others() -> None:
-    kept = VirtueFormatter().segmentation_fingerprint("abc")
-    assert (
-        kept
-        == "abc"
-        != PublishedFormatter().segmentation_fingerprint("abc")
-        != PublishedFormatter(max_pixels=784).segmentation_fingerprint("abc")
-    )
-    assert VirtueFormatter().vision_fingerprint("abc") == "abc" != PublishedFormatter().vision_fingerprint("abc")
+    """What changes the text alone changes no canvas."""
+    formatters = VirtueFormatter(), PublishedFormatter(), PublishedFormatter(max_pixels=784)
+    plain, published, smaller = (formatter.segmentation_settings() for formatter in formatters)
+    assert plain != published != smaller
+    for same in (VirtueFormatter(prompt_text=False), CropFormatter(), MarkerFormatter(line_width=0.1)):
+        assert same.segmentation_settings() == plain
+    assert PublishedFormatter(prompt_frame="canvas").segmentation_settings() == published
+
+
+def test_the_size_that_an_image_is_first_given_is_known_by_its_vision_features() -> None:
+    assert VirtueFormatter().vision_settings() != PublishedFormatter().vision_settings()
+    assert VirtueFormatter(prompt_text=False).vision_settings() == MarkerFormatter().vision_settings()
+    assert PublishedFormatter().vision_settings() == PublishedFormatter(max_pixels=784).vision_settings()
+
+
+def test_another_canvas_of_a_formatter_of_ones_own_is_known_by_all_its_attributes() -> None:
+    class Darker(VirtueFormatter):
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            self.share = share
+
+        def segmentation_pixels(self, image: torch.Tensor, size: int) -> torch.Tensor:
+            return (super().segmentation_pixels(image, size) * self.share).to(torch.uint8)
+
+    assert Darker(0.5).segmentation_settings() != Darker(0.6).segmentation_settings()
+    assert Darker(0.5).segmentation_settings() != VirtueFormatter().segmentation_settings()
 
 
 @pytest.mark.parametrize(

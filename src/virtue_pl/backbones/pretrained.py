@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
+DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.jinja")
+"""Patterns of a language model's config, tokenizer and image processor."""
+NOT_DESCRIPTIONS = ("*.index.json", "adapter_config.json", "LICENSE*")
 _SKIPPED: ContextVar[bool] = ContextVar("weights_skipped", default=False)
 
 
@@ -26,6 +30,12 @@ def skip_weights() -> Iterator[None]:
 def are_weights_skipped() -> bool:
     """Return whether `skip_weights` is active."""
     return _SKIPPED.get()
+
+
+def description_files(name: str) -> list[Path]:
+    """Return the files in a model's folder that describe it, beside its weights; none for a name of the hub."""
+    found = {path for pattern in DESCRIPTIONS for path in Path(name).glob(pattern)}
+    return sorted(path for path in found if not any(path.match(pattern) for pattern in NOT_DESCRIPTIONS))
 
 
 def build_without_weights(name: str, config: dict[str, Any], **settings: Any) -> Any:

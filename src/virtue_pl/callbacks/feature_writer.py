@@ -61,6 +61,7 @@ class FeatureWriter(Callback):
         self.folder = folder
         self.dtype = dtype
         self.streams: dict[str, str] = {}
+        self.precision: str | None = None
         self.started: dict[Path, StartedShard] = {}
         self.written: dict[Path, FeatureProvenance] = {}
 
@@ -68,6 +69,7 @@ class FeatureWriter(Callback):
         """Read the networks' fingerprints; Lightning keeps no predictions."""
         trainer.predict_loop.return_predictions = False
         self.streams = dict(pl_module.collator.fingerprints)  # type: ignore[union-attr, arg-type]
+        self.precision = str(trainer.precision)
         self.clock = time.perf_counter()
 
     def on_predict_batch_end(
@@ -86,7 +88,9 @@ class FeatureWriter(Callback):
             )
         folder = Path(batch.folder) / self.folder
         began, self.clock = self.clock, time.perf_counter()
-        making = self.written.setdefault(folder, FeatureProvenance(self.dtype, self.streams, batch.fingerprint))
+        making = self.written.setdefault(
+            folder, FeatureProvenance(self.dtype, self.streams, batch.fingerprint, self.precision)
+        )
         path = features_path(folder, batch.shard)
         if path not in self.started and is_stored(path, making):
             return

@@ -16,6 +16,9 @@ from virtue_pl.engine.fsdp import Sharding
 from virtue_pl.engine.optimizer import Optimization
 from virtue_pl.types import Collator, VirtueError
 
+LIGHTNING_ATTRIBUTES = frozenset(vars(LightningModule())) - frozenset(vars(torch.nn.Module()))
+"""Names of a LightningModule's own attributes: its trainer and the like."""
+
 
 class VirtueModule(LightningModule):
     """A LightningModule that is a part of a larger model, or the root of a run of its own.
@@ -38,6 +41,12 @@ class VirtueModule(LightningModule):
         >>> Head(frozen=True).train().training
         False
     """
+
+    not_in_fingerprint = LIGHTNING_ATTRIBUTES | {
+        *("_hparams", "_hparams_initial", "_hparams_name"),
+        *("optimization", "weights", "weights_prefix", "frozen", "sharding"),
+    }
+    """Names of attributes that outputs do not depend on (`features.fingerprints`)."""
 
     def __init__(
         self,

@@ -22,6 +22,14 @@ def check_precision(precision: str, device: torch.device) -> None:
     )
 
 
+def precision_settings(precision: str) -> list[str]:
+    """Return what rounds a computation's numbers beside the weights' types: the precision, and torch's for products.
+
+    precision: of the trainer, or of an autocast context.
+    """
+    return [precision, torch.get_float32_matmul_precision()]
+
+
 def has_native_dtype(device: torch.device, dtype: str) -> bool:
     """Return whether a device computes in `dtype`, "float16" or "bfloat16", natively."""
     if device.type == "cuda":

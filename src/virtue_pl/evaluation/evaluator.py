@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.embedder import row_key
+from virtue_pl.engine.precision import precision_settings
 from virtue_pl.evaluation.probes.measurements import Measurements, check_regions, cost_of, robustness_of
 from virtue_pl.evaluation.reports.evaluation_report import EvaluationReport
 from virtue_pl.evaluation.retrieval.embedding_store import ModelStore
@@ -24,13 +24,12 @@ from virtue_pl.evaluation.retrieval.query_embedder import QueryEmbedder
 from virtue_pl.evaluation.retrieval.query_encoder import QueryEncoder, check_finite
 from virtue_pl.evaluation.retrieval.set_ranking import SetRanking
 from virtue_pl.evaluation.settings import EncodingOptions, LoadingOptions, QueryFormat, ReportOptions
-from virtue_pl.features.frozen import network_fingerprint
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.metrics.rank_metrics import RankTable
 from virtue_pl.metrics.ranking import SampleRanks
 from virtue_pl.metrics.retrieval import RetrievalMetrics
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
-from virtue_pl.preprocessing.processor import PREPARATION
 from virtue_pl.types import EmbeddingInput, EncoderBatch, EvaluationRow, InputBatch, RankedSet, VirtueError
 
 NO_RANKS = SampleRanks((), (), (), (), torch.zeros(0, dtype=torch.long))
@@ -147,12 +146,15 @@ class Evaluator(LightningModule):
             self.store = ModelStore(self.out.parent / "embeddings" if folder is None else folder, *self.fingerprints())
 
     def fingerprints(self) -> tuple[str, str]:
-        """Return hashes of all that embeddings depend on beside the input: for texts, and for inputs with images."""
+        """Return hashes of all that embeddings depend on beside the input: for texts, and for inputs with images.
+
+        They are of the model as it is built, of how it rounds, and of how its inputs are prepared.
+        """
         assert self.embedder is not None
         precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
-        same = f"{network_fingerprint(self.embedder)} {precision} {self.loading.dtype} {PREPARATION}"
-        how = [self.query_collator.text_identity(), [self.query_format.stream, *self.query_collator.identity()]]
-        texts, with_images = (hashlib.sha256(f"{same} {each}".encode()).hexdigest() for each in how)
+        same = fingerprint_of(self.embedder, precision_settings(precision))
+        how = self.query_collator.text_identity(), [self.query_format.stream, *self.query_collator.identity()]
+        texts, with_images = (fingerprint_of(same, each) for each in how)
         return texts, with_images
 
     def __contains__(self, key: str) -> bool:

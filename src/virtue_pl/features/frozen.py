@@ -1,12 +1,10 @@
-"""Frozen features of images, which depend on no prompt: encoded where they are missing, cached, and fingerprinted."""
+"""Frozen features of images, which depend on no prompt: encoded where they are missing, and cached."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from virtue_pl.types import NO_FEATURES, ImageFeatures, merge_features
@@ -48,6 +46,7 @@ class FeatureCache:
         capacity: the number of images that are cached; 0 caches none.
 
     Example:
+        >>> import torch
         >>> cache = FeatureCache(capacity=32)
         >>> cache.put("key", ImageFeatures(vision=(torch.zeros(4, 8),)))
         >>> cache.get("key").vision[0].shape
@@ -59,6 +58,7 @@ class FeatureCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._features: OrderedDict[str, ImageFeatures] = OrderedDict()
+        self._state: object = None
 
     def __len__(self) -> int:
         return len(self._features)
@@ -77,15 +77,12 @@ class FeatureCache:
         while len(self._features) > self.capacity:
             self._features.popitem(last=False)
 
+    def keep_for(self, state: object) -> None:
+        """Empty the cache where `state`, what features depend on beside the image, is not that of the last call."""
+        if state != self._state:
+            self.clear()
+        self._state = state
+
     def clear(self) -> None:
         """Empty the cache."""
         self._features.clear()
-
-
-def network_fingerprint(network: nn.Module, *sizes: object) -> str:
-    """Return the sha256 of a network's parameters and buffers, and of `sizes`: whatever else its features depend on."""
-    digest = hashlib.sha256(repr(sizes).encode())
-    for name, tensor in sorted([*network.named_parameters(), *network.named_buffers()]):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -23,7 +23,9 @@ from torch import Tensor
 from virtue_pl.features.shard_file import FeatureFileWriter
 from virtue_pl.types import NO_FEATURES, ImageFeatures, VirtueError
 
-FORMAT = "virtue_pl features 1"
+FORMAT_NAME = "virtue_pl features "
+FORMAT = f"{FORMAT_NAME}2"
+"""Raised with the fields of `FeatureProvenance`; files of another format are computed again."""
 INDEX = "features.json"
 INDEX_KEYS = {"images": "pictures"}
 """Maps fields of `FeatureIndex` to their keys in its file, where these differ."""
@@ -42,7 +44,8 @@ class FeatureProvenance:
     """Provenance of features, by which stored ones are accepted or refused.
 
     dtype: the dtype that they are stored in; None accepts any. streams: for each stream, the fingerprint of its frozen
-    network. shards: the fingerprint of the content of the folder of shards.
+    network. shards: the fingerprint of the content of the folder of shards. precision: the trainer's that they were
+    computed in; None accepts any.
 
     Example:
         >>> stored = FeatureProvenance("float32", {"vision": "0a1b"}, shards="2c3d")
@@ -53,15 +56,18 @@ class FeatureProvenance:
     dtype: str | None
     streams: Mapping[str, str]
     shards: str
+    precision: str | None = None
 
     def difference_to(self, expected: FeatureProvenance) -> str | None:
         """Return the first difference to the expected provenance in words; None where there is none."""
         for name in sorted({*self.streams, *expected.streams}):
-            found, wanted = self.streams.get(name, "nothing"), expected.streams.get(name, "nothing")
-            if found != wanted:
-                return f"stream {name} of network {found[:12]}, expected {wanted[:12]}"
-        if expected.dtype is not None and self.dtype != expected.dtype:
-            return f"dtype {self.dtype}, expected {expected.dtype}"
+            stored, needed = self.streams.get(name, "nothing"), expected.streams.get(name, "nothing")
+            if stored != needed:
+                return f"stream {name} of network {stored[:12]}, expected {needed[:12]}"
+        for name in ("dtype", "precision"):
+            found, wanted = getattr(self, name), getattr(expected, name)
+            if wanted is not None and found != wanted:
+                return f"{name} {found}, expected {wanted}"
         if self.shards != expected.shards:
             return f"features of other shards ({self.shards[:12]}), expected of {expected.shards[:12]}"
         return None
@@ -126,9 +132,19 @@ def read_metadata(path: Path) -> tuple[FeatureProvenance, int, float]:
         ) from error
 
 
+def is_outdated(path: Path) -> bool:
+    """Return whether a shard's file is one of stored features in another format, which are computed again."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = str((file.metadata() or {}).get("format"))
+    except (OSError, SafetensorError):  # absent, or damaged: `read_metadata` says so
+        return False
+    return found.startswith(FORMAT_NAME) and found != FORMAT
+
+
 def is_stored(path: Path, provenance: FeatureProvenance) -> bool:
-    """Return whether a shard's file is there. Raises VirtueError if it was made in another way."""
-    if not path.is_file():
+    """Return whether a shard's file is there, of this format. Raises VirtueError if it was made in another way."""
+    if not path.is_file() or is_outdated(path):
         return False
     difference = read_metadata(path)[0].difference_to(provenance)
     if difference is not None:
@@ -142,7 +158,7 @@ def is_stored(path: Path, provenance: FeatureProvenance) -> bool:
 class FeatureIndex:
     """The contents of a folder of stored features: how they were made, the tars they cover, and their cost.
 
-    dtype, streams, shards: see `FeatureProvenance`. tars: the names of the shards with a file.
+    dtype, streams, shards, precision: see `FeatureProvenance`. tars: the names of the shards with a file.
     images, bytes, seconds: totals. finished: whether all shards are covered.
 
     Example:
@@ -160,12 +176,13 @@ class FeatureIndex:
     seconds: float
     finished: bool = True
     format: str = FORMAT
+    precision: str | None = None
 
     @classmethod
     def from_files(cls, folder: Path, provenance: FeatureProvenance) -> FeatureIndex:
         """Return the index of all files in the folder. Raises VirtueError for one that was made in another way."""
-        paths = sorted(folder.glob("[!.]*.safetensors"))
-        metadata = [read_metadata(path) for path in paths if is_stored(path, provenance)]
+        paths = [path for path in sorted(folder.glob("[!.]*.safetensors")) if is_stored(path, provenance)]
+        metadata = [read_metadata(path) for path in paths]
         size, seconds = sum(path.stat().st_size for path in paths), round(sum(seconds for *_, seconds in metadata), 1)
         return cls(
             **asdict(provenance),
@@ -200,33 +217,41 @@ class FeatureIndex:
             ) from error
         if index.format != FORMAT or not index.finished:
             raise VirtueError(
-                f"features: {folder / INDEX} is of format {index.format!r}, expected {FORMAT!r}: delete {folder} and"
-                " store them again"
+                f"features: {folder / INDEX} is of format {index.format!r}, expected {FORMAT!r}: run `lightning"
+                " predict` with configs/overlays/features/store_features.yaml again, or set data.init_args.features to"
+                " null"
             )
         return index
 
     @property
     def provenance(self) -> FeatureProvenance:
         """Return how every file of the folder was made."""
-        return FeatureProvenance(self.dtype, self.streams, self.shards)
+        return FeatureProvenance(self.dtype, self.streams, self.shards, self.precision)
 
-    def check(self, folder: Path, fingerprints: Mapping[str, str]) -> tuple[str, ...]:
+    def check(self, folder: Path, fingerprints: Mapping[str, str], precision: str | None = None) -> tuple[str, ...]:
         """Return which of the model's streams are stored.
 
-        Raises VirtueError if another network made one, or if the model has streams and none of them is stored.
+        Raises VirtueError if another network made one, or in another precision, or if the model has streams and none of
+        them is stored.
 
         Args:
             folder: of the stored features, for messages.
             fingerprints: of the model's streams (`Collator.fingerprints`).
+            precision: the trainer's; None accepts any.
         """
         shared = tuple(stream for stream in fingerprints if stream in self.streams)
         for stream in shared:
             if self.streams[stream] != fingerprints[stream]:
                 raise VirtueError(
                     f"features: {folder} holds stream {stream} of network {self.streams[stream][:12]}, the model's is"
-                    f" {fingerprints[stream][:12]}: store them again in another folder, or set data.init_args.features"
-                    " to null"
+                    f" {fingerprints[stream][:12]} (other weights or settings, or another version of a library): store"
+                    " them again in another folder, or set data.init_args.features to null"
                 )
+        if shared and precision is not None and self.precision not in (None, precision):
+            raise VirtueError(
+                f"features: {folder} was computed in precision {self.precision}, the trainer's is {precision}: set"
+                " trainer.precision to it, store them again, or set data.init_args.features to null"
+            )
         if fingerprints and not shared:
             found, expected = ", ".join(self.streams), ", ".join(fingerprints)
             raise VirtueError(

@@ -131,12 +131,15 @@ def batch_rows(
 
 
 def model_meta(embedder: Embedder, name: str, revision: str | None) -> ModelMeta:
-    """Return MTEB's description of a model. name: a folder becomes virtue_pl/FOLDER."""
+    """Return MTEB's description of a model. name: a folder becomes virtue_pl/FOLDER.
+
+    MTEB stores results by name and revision, so that the revision has the embedder's fingerprint.
+    """
     parameters = list(embedder.model.parameters())
     return ModelMeta(
         loader=cast(Any, MTEBModel),
         name=name if is_hub_name(name) else f"virtue_pl/{Path(name).resolve().name}",
-        revision=revision,
+        revision="-".join(each for each in (revision, embedder.fingerprint()[:16]) if each),
         release_date=None,
         languages=["eng-Latn"],
         n_parameters=sum(parameter.numel() for parameter in parameters),

@@ -54,6 +54,9 @@ class EmbeddingModel(VirtueModule):
         ...         return (ImageFeatures(),) * len(images)
     """
 
+    not_in_fingerprint = frozenset(
+        {"loss", "gradient_cache", "formatter", "train_modes", "evaluation_modes", "hit_rate", "rank_table"}
+    )
     formatter: InputFormatter
     hit_rate: HitRate
     rank_table: RankTable

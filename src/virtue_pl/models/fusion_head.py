@@ -14,6 +14,7 @@ from virtue_pl.backbones.vlm.base import VLMBackbone
 from virtue_pl.backbones.vlm.pooling import LastTokenPooling, MeanPooling, Pooling
 from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
 from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.features.frozen import Levels, encode_missing
 from virtue_pl.losses.base import EmbeddingLoss
 from virtue_pl.models.embedding_model import EmbeddingModel
@@ -109,10 +110,14 @@ class VLMFusionHead(EmbeddingModel):
         """Return the vision tower's frozen features of each image."""
         return tuple(ImageFeatures(vision=levels) for levels in self.frozen_features(images))
 
+    def fingerprint(self, formatter: InputFormatter) -> str:
+        """Return a hash of all that an image's stored features depend on. formatter: gives its first size."""
+        return fingerprint_of(self.backbone.fingerprint(), formatter.vision_settings())
+
     @property
     def collator(self) -> ContrastiveCollator:
         """Return the collator of the head alone, which prepares no segmentation canvas."""
-        fingerprints = {"vision": self.formatter.vision_fingerprint(self.backbone.fingerprint())}
+        fingerprints = {"vision": self.fingerprint(self.formatter)}
         return ContrastiveCollator(
             self.backbone.processor, self.formatter, None, self.train_modes, self.evaluation_modes, fingerprints
         )

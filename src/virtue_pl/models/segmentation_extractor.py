@@ -14,10 +14,12 @@ from virtue_pl.backbones.segmentation.base import SegmentationBackbone
 from virtue_pl.engine.collectives import world_size
 from virtue_pl.engine.module import VirtueModule
 from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.features.frozen import Levels, encode_missing
 from virtue_pl.losses.segmentation import dice_loss, focal_loss
 from virtue_pl.metrics.mask_iou import MaskIoU
 from virtue_pl.models.visual_prompt_encoder import VisualPromptEncoder
+from virtue_pl.preprocessing.input_formatters import InputFormatter, VirtueFormatter
 from virtue_pl.preprocessing.region_collator import RegionCollator
 from virtue_pl.types import (
     ImageBatch,
@@ -55,6 +57,9 @@ class SegmentationExtractor(VirtueModule):
         FeatureWidths(embedding=32, image=432)
     """
 
+    not_in_fingerprint = frozenset(
+        {"prompt_modes", "focal_weight", "focal_gamma", "dice_weight", "flip", "box_jitter", "scores"}
+    )
     scores: dict[tuple[str, str], MaskIoU]
     """IoUs by task and prompt mode, of this rank until they are logged."""
 
@@ -107,8 +112,12 @@ class SegmentationExtractor(VirtueModule):
     @property
     def collator(self) -> RegionCollator:
         """Return the collator of the extractor alone."""
-        size, fingerprints = self.backbone.image_size, {"segmentation": self.backbone.fingerprint()}
+        size, fingerprints = self.backbone.image_size, {"segmentation": self.fingerprint(VirtueFormatter())}
         return RegionCollator(size, size, self.prompt_modes, self.flip, self.box_jitter, fingerprints)
+
+    def fingerprint(self, formatter: InputFormatter) -> str:
+        """Return a hash of all that an image's stored features depend on. formatter: prepares its pixels."""
+        return fingerprint_of(self.backbone.fingerprint(), formatter.segmentation_settings())
 
     def predict_masks(self, batch: RegionBatch) -> Float[Tensor, "prompts mask_height mask_width"]:
         """Return the mask logits of the batch's prompts, encoded by the extractor's own prompt encoder.

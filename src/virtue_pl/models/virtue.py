@@ -71,6 +71,8 @@ class Virtue(EmbeddingModel):
         >>> model = Virtue(encoder, segmentation, ConvolutionConnector, fusion, InfoNCELoss())
     """
 
+    not_in_fingerprint = frozenset({"alignment_steps", "num_segment_tokens"})
+
     def __init__(
         self,
         prompt_encoder: VisualPromptEncoder,
@@ -250,9 +252,10 @@ class Virtue(EmbeddingModel):
     def collator(self) -> ContrastiveCollator:
         """Return the collator for both streams, whose fingerprints key the stored features."""
         size, processor = self.segmentation.backbone.image_size, self.fusion.backbone.processor
-        segmentation = self.formatter.segmentation_fingerprint(self.segmentation.backbone.fingerprint())
-        vision = self.formatter.vision_fingerprint(self.fusion.backbone.fingerprint())
-        fingerprints = {"segmentation": segmentation, "vision": vision}
+        fingerprints = {
+            "segmentation": self.segmentation.fingerprint(self.formatter),
+            "vision": self.fusion.fingerprint(self.formatter),
+        }
         return ContrastiveCollator(
             processor,
             self.formatter,

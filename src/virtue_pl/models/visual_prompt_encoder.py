@@ -39,6 +39,8 @@ class VisualPromptEncoder(VirtueModule):
         torch.Size([1, 2, 32])
     """
 
+    not_in_fingerprint = frozenset({"prompt_modes", "box_decoder"})
+
     def __init__(
         self,
         encoder: PromptEncoder,

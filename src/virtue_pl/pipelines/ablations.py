@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from virtue_pl.evaluation.retrieval.predictions import read_predictions
 from virtue_pl.evaluation.statistics.compare import Comparison, compare, data_fingerprints, mean_shares
 from virtue_pl.evaluation.statistics.compared_run import ComparedRun
 from virtue_pl.evaluation.statistics.summary import Chance, context
-from virtue_pl.pipelines.plan import Run, read_plan, read_run
+from virtue_pl.pipelines.plan import Run, content_of, read_plan, read_run
 from virtue_pl.pipelines.runs import Command, Runs, precision_here
 from virtue_pl.types import VirtueError
 
@@ -285,12 +284,6 @@ class Ablations(Runs):
 def run_name(variant: str, seed: int) -> str:
     """Return the run's folder in the study's; `virtue-pl compare OUT/VARIANT` takes all seeds together."""
     return f"{variant}/seed_{seed}"
-
-
-def content_of(path: str) -> dict[str, str]:
-    """Return checksums of a file, or of the manifests in a folder of shards."""
-    files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("manifest.json"))
-    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def report_text(report: Mapping[str, Any], tables: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,10 @@ class Run:
         ]
 
     def content(self) -> list[Any]:
-        """Return what changes when the run must be done again."""
-        return [*(read_whole(Path(config)) for config in self.configs), dict(self.overrides)]
+        """Return what changes when the run must be done again: all that its configs and overrides say."""
+        named = [Path(value) for value in strings(dict(self.overrides)) if is_config(value)]
+        overrides = {name: None if is_config(value) else value for name, value in self.overrides.items()}
+        return [*(read_whole(path) for path in (*map(Path, self.configs), *named)), overrides]
 
 
 def read_run(found: Mapping[str, Any]) -> Run:
@@ -56,11 +60,41 @@ def read_plan(path: str | Path, expected: set[str]) -> dict[str, Any]:
     return found
 
 
-def read_whole(config: Path) -> list[str]:
-    """Return the text of a config and of every file that stands in it for a part."""
-    text = config.read_text(encoding="utf-8")
-    named = [config.parent / value for value in strings(yaml.safe_load(text)) if value.endswith(".yaml")]
-    return [text, *(part for path in named if path.is_file() for part in read_whole(path))]
+def read_whole(config: Path) -> list[Any]:
+    """Return the content of a config and of every file that stands in it for a part."""
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    named = [config.parent / value for value in strings(content) if value.endswith(".yaml")]
+    return [content, *(part for path in named if path.is_file() for part in read_whole(path))]
+
+
+def is_config(value: Any) -> bool:
+    """Return whether an override names a YAML file, which stands for a part."""
+    return isinstance(value, str) and value.endswith(".yaml") and Path(value).is_file()
+
+
+def content_of(path: str | Path) -> dict[str, str]:
+    """Return checksums of a file, of the manifests in a folder of shards, or of all files in another folder.
+
+    They are by the files' paths in the folder, which may lie anywhere.
+    """
+    root = Path(path)
+    if root.is_file():
+        return {"": file_hash(root)}
+    files = sorted(root.rglob("manifest.json")) or sorted(found for found in root.rglob("*") if found.is_file())
+    return {file.relative_to(root).as_posix(): file_hash(file) for file in files}
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read again only when its size or time has changed."""
+    about = path.stat()
+    return hash_of_version(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def hash_of_version(path: Path, size: int, time_ns: int) -> str:
+    """Return the SHA-256 of a file of this size and time of change."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def strings(value: Any) -> Iterator[str]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -16,8 +16,12 @@ from virtue_pl.data.conversion.source_file import Progress
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.reports.tables import markdown, rich_tables
 from virtue_pl.evaluation.statistics.summary import Results, context, merge, select
-from virtue_pl.pipelines.plan import Run, read_plan, read_run
+from virtue_pl.pipelines.plan import Run, content_of, read_plan, read_run
 from virtue_pl.pipelines.runs import Command, Runs, precision_here
+from virtue_pl.types.fingerprints import library_versions
+
+if TYPE_CHECKING:
+    from virtue_pl.data.scenes import SceneConfig
 
 Fetch = Callable[[str, Path, Console], str]
 
@@ -92,30 +96,44 @@ class Quickstart(Runs):
         shards = self.data / "shards" / scenes.name
         made = self.stages.run(
             "scenes",
-            [self.plan.seed, source, self.plan.scenes],
+            self.scenes_made_from(source),
             scenes / "scenes.json",
             lambda _: self.write_scenes(source, scenes),
+            products=[scenes],
         )
         made = self.stages.run(
             "shards",
-            [made, self.plan.shards],
+            [made, self.plan.seed, self.plan.shards, library_versions(("pycocotools",))],
             shards / "SCaR_eval_mini_val" / "manifest.json",
             lambda _: self.write_shards(scenes, shards),
+            products=[shards],
         )
-        made = self.store_features(made, shards)
+        weights = content_of(self.cache / "weights")
+        made = self.store_features([made, weights], shards)
         fitted: dict[str, str] = {}
         for name in self.plan.runs:
-            fitted[name] = self.fit(name, [made, fitted.get("segmenter")], shards)
+            fitted[name] = self.fit(name, [made, weights, fitted.get("segmenter")], shards)
         for name in self.plan.runs:
             self.test(name, [fitted[name]], shards)
         return self.report(source)
 
+    def scene_config(self, source: str) -> SceneConfig:
+        """Return the settings of the scenes."""
+        from virtue_pl.data.scenes import SceneConfig
+
+        return SceneConfig(**{**self.plan.scenes, "source": source}, seed=self.plan.seed, cache=str(self.cache))
+
+    def scenes_made_from(self, source: str) -> list[Any]:
+        """Return what the scenes depend on: their settings, and the images that were fetched."""
+        from virtue_pl.data.scenes.writer import fingerprint
+
+        return [self.plan.seed, source, self.plan.scenes, fingerprint(self.scene_config(source))]
+
     def write_scenes(self, source: str, scenes: Path) -> None:
         """Compose scenes."""
-        from virtue_pl.data.scenes import SceneConfig, write_scenes
+        from virtue_pl.data.scenes import write_scenes
 
-        config = SceneConfig(**{**self.plan.scenes, "source": source}, seed=self.plan.seed, cache=str(self.cache))
-        write_scenes(config, scenes, os.cpu_count() or 1)
+        write_scenes(self.scene_config(source), scenes, os.cpu_count() or 1)
 
     def write_shards(self, scenes: Path, shards: Path) -> None:
         """Write the scenes, and rows of MMEB-mini where the plan wants them, as shards."""
@@ -123,10 +141,12 @@ class Quickstart(Runs):
         if self.plan.scenes.get("mmeb_train"):
             convert_mmeb(scenes, shards, seed=self.plan.seed, progress=self.progress, **self.plan.shards)
 
-    def store_features(self, made: str, shards: Path) -> str:
+    def store_features(self, made_from: list[Any], shards: Path) -> str:
         """Store frozen features of every image. Returns the stage's fingerprint."""
         result = shards / "SCaR_eval_mini_test_held_out" / "features" / "features.json"
-        return self.features_run(self.plan.features, self.shared("segmenter", shards), [made], result, self.options())
+        return self.features_run(
+            self.plan.features, self.shared("segmenter", shards), made_from, result, self.options()
+        )
 
     def options(self, run: Run | None = None) -> list[str]:
         """Return the options of every run; a given one reads the stored features, unless it says otherwise."""

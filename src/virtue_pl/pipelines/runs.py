@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -13,10 +12,13 @@ from typing import Any
 from rich.console import Console
 
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
-from virtue_pl.pipelines.plan import Run
+from virtue_pl.pipelines.plan import Run, file_hash
 from virtue_pl.types import VirtueError
+from virtue_pl.types.fingerprints import FORMAT, LIBRARIES, hash_values, library_versions
 
 Command = Callable[[list[str]], int]
+STAGE_LIBRARIES = (*LIBRARIES, "lightning", "numpy")
+"""Libraries that change what a stage leaves: those of embeddings, the trainer, and what draws scenes."""
 
 
 def precision_here(wanted: str) -> str:
@@ -40,7 +42,8 @@ def precision_here(wanted: str) -> str:
 class Stages:
     """Stages that are done once.
 
-    `stages.json` holds their seconds and a fingerprint of their inputs, and a later call reuses them.
+    `stages.json` holds their seconds, a fingerprint of their inputs and versions, and a hash of their result. A later
+    call reuses a stage where all of these are the same.
 
     Example:
         >>> stages = Stages(Path("runs/study"), Console())  # doctest: +SKIP
@@ -55,24 +58,54 @@ class Stages:
         )
         self.number = 0
 
-    def run(self, name: str, made_from: Sequence[Any], result: Path, work: Callable[[str], None]) -> str:
-        """Run `work`, which is given the fingerprint of the stage's inputs (`made_from`) and must leave `result`.
+    def run(
+        self,
+        name: str,
+        made_from: Sequence[Any],
+        result: Path,
+        work: Callable[[str], None],
+        products: Sequence[Path] = (),
+    ) -> str:
+        """Run `work`, which must leave `result`, unless it was run with the same inputs and left the same.
+
+        Args:
+            name: of the stage.
+            made_from: all that the result depends on, as plain values; versions of libraries are added.
+            result: the last file that the stage writes.
+            work: called with the fingerprint of the inputs.
+            products: folders that the stage writes; those that an earlier call wrote from other inputs are removed.
 
         Returns the fingerprint.
         """
         self.number += 1
-        fingerprint = hashlib.sha256(json.dumps(list(made_from), sort_keys=True, default=str).encode()).hexdigest()[:16]
-        if self.done.get(name, {}).get("fingerprint") == fingerprint and result.exists():
+        fingerprint = hash_values(FORMAT, library_versions(STAGE_LIBRARIES), list(made_from))[:16]
+        if self.is_done(name, fingerprint, result):
             self.console.print(f"[dim]{self.number}. {name}: done before, {result}[/dim]")
             return fingerprint
         self.console.rule(f"{self.number}. {name}")
+        if name in self.done:
+            self.console.print(f"[dim]{name} was done with other inputs, settings or versions: it is done again[/dim]")
+            self.remove(name, result, products)
         started = time.perf_counter()
         work(fingerprint)
         if not result.exists():
             raise VirtueError(f"{name} ended without {result}")
-        self.done[name] = {"fingerprint": fingerprint, "seconds": round(time.perf_counter() - started, 1)}
+        seconds = round(time.perf_counter() - started, 1)
+        self.done[name] = {"fingerprint": fingerprint, "seconds": seconds, "result": file_hash(result)}
+        self.done[name] |= {"path": str(result.resolve())}
         write_json(self.path, self.done)
         return fingerprint
+
+    def remove(self, name: str, result: Path, products: Sequence[Path]) -> None:
+        """Remove what an earlier call of a stage wrote, if it was written here."""
+        if self.done[name].get("path") == str(result.resolve()):
+            for folder in products:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def is_done(self, name: str, fingerprint: str, result: Path) -> bool:
+        """Return whether a stage was run with inputs of this fingerprint, and its result is still what it left."""
+        done = self.done.get(name, {})
+        return done.get("fingerprint") == fingerprint and result.is_file() and done.get("result") == file_hash(result)
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each stage."""
@@ -112,7 +145,7 @@ class Runs:
         arguments = [*run.arguments({"run": str(self.out / name), **shared}), *options]
         return self.stages.run(
             f"fit {name}",
-            [*made_from, run.content()],
+            [*made_from, run.content(), list(options)],
             self.checkpoint(name),
             lambda fingerprint: self.train(name, arguments, fingerprint),
         )
@@ -141,7 +174,7 @@ class Runs:
         ]
         self.stages.run(
             f"test {name}",
-            [*made_from, run.content()],
+            [*made_from, run.content(), list(options)],
             self.out / name / "report.json",
             lambda _: self.command("test", arguments),
         )
@@ -151,11 +184,15 @@ class Runs:
     ) -> str:
         """Store each image's frozen features beside the shards.
 
-        result: the last file that it writes. Returns the fingerprint.
+        result: the last file that it writes, SHARDS/NAME/FOLDER/features.json. Returns the fingerprint.
         """
         arguments = [*run.arguments({"run": str(self.out / "features"), **shared}), *options]
         return self.stages.run(
-            "features", [*made_from, run.content(), list(options)], result, lambda _: self.command("predict", arguments)
+            result.parent.name,
+            [*made_from, run.content(), list(options)],
+            result,
+            lambda _: self.command("predict", arguments),
+            products=sorted(result.parents[1].parent.glob(f"*/{result.parent.name}")),
         )
 
     def report_of(self, name: str) -> dict[str, Any]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from virtue_pl.preprocessing.images import resize_bicubic, smart_size
-from virtue_pl.preprocessing.processor import PREPARATION
 from virtue_pl.preprocessing.prompts import enclosing_box, pixel_box
 from virtue_pl.types import IMAGE_TOKEN, NO_FEATURES, EmbeddingInput, VirtueError, VisualPrompt
 
@@ -61,6 +59,9 @@ class InputFormatter(ABC):
         """
         return item.prompt
 
+    vision_attributes: tuple[str, ...] = ()
+    """Attributes that `first_size` depends on, which the class that defines it names; see `vision_settings`."""
+
     def first_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (height, width) to which an image of `size` is resized before either stream reads it.
 
@@ -72,19 +73,25 @@ class InputFormatter(ABC):
         """Return the image at its `first_size`."""
         return resize_bicubic(image, self.first_size((image.shape[1], image.shape[2])))
 
-    def segmentation_fingerprint(self, network: str) -> str:
-        """Return the fingerprint of all that the segmentation model's stored features depend on.
+    def segmentation_settings(self) -> dict[str, Any]:
+        """Return all that `segmentation_pixels` depends on beside the image and the size, which keys stored features.
 
-        These are `segmentation_pixels` and the network. network: its fingerprint (`SegmentationBackbone.fingerprint`).
+        It is the class that defines it and, unless that class names fewer as `segmentation_attributes`, all attributes.
         """
-        return network
+        return self.settings_of("segmentation_pixels", "segmentation_attributes")
 
-    def vision_fingerprint(self, network: str) -> str:
-        """Return the fingerprint of all that the vision tower's stored features depend on.
+    def vision_settings(self) -> dict[str, Any]:
+        """Return all that `first_size` depends on beside the size, which keys the vision tower's stored features.
 
-        These are `first_size` and the network. network: its fingerprint (`VLMBackbone.fingerprint`).
+        It is found as `segmentation_settings` is, by `vision_attributes`.
         """
-        return network
+        return self.settings_of("first_size", "vision_attributes")
+
+    def settings_of(self, method: str, attributes: str) -> dict[str, Any]:
+        """Return the class that defines a method, and the values of the attributes that it names, or else of all."""
+        owner = next(cls for cls in type(self).__mro__ if method in vars(cls))
+        names = vars(owner).get(attributes, tuple(vars(self)))
+        return {"class": owner, **{name: getattr(self, name) for name in names}}
 
     @abstractmethod
     def text(self, item: EmbeddingInput) -> str:
@@ -108,6 +115,8 @@ class VirtueFormatter(InputFormatter):
         >>> VirtueFormatter().text(item).splitlines()
         ['<|image_pad|>', 'What is this?', 'Referring object bbox: [10, 10, 50, 40]']
     """
+
+    segmentation_attributes: tuple[str, ...] = ()
 
     def __init__(self, prompt_text: bool = True) -> None:
         self.prompt_text = prompt_text
@@ -171,6 +180,8 @@ class PublishedFormatter(VirtueFormatter):
     """
 
     least_side = 28
+    segmentation_attributes = ("min_pixels", "max_pixels", "least_side")
+    vision_attributes = ("least_side",)
 
     def __init__(
         self,
@@ -234,14 +245,6 @@ class PublishedFormatter(VirtueFormatter):
         return transforms.resize(
             transforms.normalize(resized / 255, list(CLIP_MEAN), list(CLIP_STD)), [size, size], antialias=True
         )
-
-    def segmentation_fingerprint(self, network: str) -> str:
-        """Return the fingerprint of the network and of how its pixels are prepared."""
-        return self.vision_fingerprint(f"{network} {PREPARATION} {self.min_pixels} {self.max_pixels}")
-
-    def vision_fingerprint(self, network: str) -> str:
-        """Return the fingerprint of the network and of the size that an image is first given."""
-        return hashlib.sha256(f"{network} published {self.least_side}".encode()).hexdigest()
 
 
 class CropFormatter(VirtueFormatter):

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
-
-PREPARATION = "2"
-"""Version of how inputs become pixels and tokens, which enters the fingerprints of what is stored: another one means
-that the same input may give other numbers.
-"""
 
 
 class VLMProcessor(ABC):
@@ -24,6 +20,12 @@ class VLMProcessor(ABC):
 
     image_delimiters: tuple[str, str] = ("", "")
     """The text that the model expects before and after each image; the input formatter decides whether to add it."""
+    text_settings: frozenset[str] = frozenset({"tokenizer", "max_tokens", "files"})
+    """Names of the attributes that only texts depend on."""
+
+    def image_settings(self) -> dict[str, Any]:
+        """Return the attributes that a prepared image depends on, which key its stored features: all but the texts'."""
+        return {name: value for name, value in vars(self).items() if name not in self.text_settings}
 
     @abstractmethod
     def tokenize(

@@ -20,7 +20,7 @@ from fixtures.mmeb_files import vqa_pair, write_mmeb, write_table
 from fixtures.official_files import MMEB, write_official_mmeb
 from fixtures.scar_files import HEIGHT, WIDTH, jpeg, png_of, rle, runs, write_scar
 from virtue_pl.cli.commands.shards import main
-from virtue_pl.data.conversion import json_lines
+from virtue_pl.data.conversion import json_lines, source_file
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.pairs import convert_pairs
 from virtue_pl.data.conversion.scar import SCaRFile, convert_scar
@@ -29,6 +29,7 @@ from virtue_pl.data.datamodules.pairs import PairDataModule
 from virtue_pl.data.io import archives
 from virtue_pl.data.io.image_files import ImageFiles
 from virtue_pl.data.shards.writer import JOURNAL, ShardWriter
+from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.types import DataError, VirtueError
 
 
@@ -409,3 +410,23 @@ def test_the_command_for_own_pairs(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_settings_are_spelled_in_fingerprints_as_in_folders_written_before() -> None:
     settings = Settings(images_per_shard=7, seed=3, licence="CC0", max_pixels=9)
     assert settings.fingerprint_text == "Settings(pictures_per_shard=7, seed=3, licence='CC0', max_pixels=9)"
+
+
+def test_shards_of_an_earlier_version_or_other_libraries_are_not_taken_for_todays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The earlier source of the same table and settings is written again, any other is refused."""
+    root, out = write_scar(tmp_path / "scar", train=[1], val=[1]), tmp_path / "out"
+    convert_scar(root, out)
+    before = content(out)
+    path = out / "SCAR_mini" / "manifest.json"
+    table = next((root / "SCaR-train").rglob("*.parquet"))
+    settings = Settings(100, 0, "CC-BY-NC-4.0", MAX_PIXELS)
+    checksum = hashlib.sha256(table.read_bytes()).hexdigest()
+    earlier = hashlib.sha256(f"virtue_pl shards 1 {checksum} {settings.fingerprint_text}".encode()).hexdigest()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "source": earlier}))
+    convert_scar(root, out)
+    assert content(out) == before and "of an earlier version: they are written again" in capsys.readouterr().out
+    monkeypatch.setattr(source_file, "library_versions", lambda names: dict.fromkeys(names, "0.1"))
+    with pytest.raises(VirtueError, match="holds something else than shards of"):
+        convert_scar(root, out)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,24 @@ def test_workers_blocks_and_stops_change_nothing(root: Path, tmp_path: Path, mon
 def test_a_finished_set_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "load_library", lambda config: pytest.fail("nothing is to be composed"))
     assert write_scenes(CONFIG, root)["finished"]
+
+
+def test_scenes_of_other_libraries_or_of_an_earlier_format_are_composed_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(root, tmp_path / "set"))
+    before = writer.fingerprint(CONFIG)
+    monkeypatch.setattr(writer, "library_versions", lambda names: dict.fromkeys(names, "0.1"))
+    assert writer.fingerprint(CONFIG) != before
+    image = next(path for path in out.rglob("*") if path.suffix in (".png", ".jpg"))
+    image.write_bytes(b"of another library")
+    assert write_scenes(CONFIG, out)["finished"] and "composed again" in capsys.readouterr().out
+    assert image.read_bytes() == (root / image.relative_to(out)).read_bytes()
+    content = json.loads((out / "scenes.json").read_text())
+    del content["libraries"]
+    (out / "scenes.json").write_text(json.dumps({**content, "fingerprint": "of an earlier format"}))
+    assert write_scenes(CONFIG, out)["libraries"] and "composed again" in capsys.readouterr().out
+    assert write_scenes(CONFIG, out)["finished"] and "composed again" not in capsys.readouterr().out
 
 
 def test_other_settings_and_strange_folders_are_refused(root: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ class PromptEncoder(nn.Module, ABC):
         (32, (4, 4))
     """
 
+    not_in_fingerprint = frozenset({"grid_copies"})
     embed_dim: int
     feature_size: tuple[int, int]
     grid: VisualPrompt
@@ -67,7 +68,7 @@ class SegmentationBackbone(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a string that changes with whatever `image_features` depend on (`network_fingerprint`)."""
+        """Return a string that changes with whatever `image_features` depend on (`fingerprint_of`)."""
 
     @abstractmethod
     def forward(

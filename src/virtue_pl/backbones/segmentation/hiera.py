@@ -37,6 +37,8 @@ class Hiera:
         [(1, 256, 256, 112), (1, 128, 128, 224), (1, 64, 64, 448), (1, 32, 32, 896)]
     """
 
+    not_in_fingerprint = frozenset({"cached_positions"})
+
     def __init__(self, network: Any) -> None:
         self.network = network
         self.cached_positions: tuple[tuple[Any, ...], Tensor] | None = None

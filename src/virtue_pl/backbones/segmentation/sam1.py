@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from virtue_pl.backbones.segmentation.base import PromptEncoder, SegmentationBackbone
 from virtue_pl.backbones.segmentation.prompt_tokens import dense_embeddings, sparse_tokens
 from virtue_pl.backbones.strict_weights import load_parts
-from virtue_pl.features.frozen import network_fingerprint
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.preprocessing.prompts import grid_points
 from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, cast
 
@@ -148,7 +148,7 @@ class Sam1Backbone(SegmentationBackbone):
         return (self.image_encoder(((byte - self.mean) / self.std).to(next(self.image_encoder.parameters()).dtype)),)
 
     def fingerprint(self) -> str:
-        return network_fingerprint(self.image_encoder, self.image_size)
+        return fingerprint_of(self.image_encoder, self.mean, self.std, self.image_size)
 
     def forward(
         self, features: tuple[Float[Tensor, "images channels height width"], ...], tokens: PromptTokens

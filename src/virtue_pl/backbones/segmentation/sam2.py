@@ -27,7 +27,7 @@ from virtue_pl.backbones.segmentation.base import PromptEncoder, SegmentationBac
 from virtue_pl.backbones.segmentation.hiera import Hiera, images_at_once
 from virtue_pl.backbones.segmentation.prompt_tokens import dense_embeddings, labelled_points, pad_rows, padding_last
 from virtue_pl.backbones.segmentation.sam2_weights import load_sam2
-from virtue_pl.features.frozen import network_fingerprint
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.preprocessing.prompts import grid_points
 from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, cast
 
@@ -217,8 +217,8 @@ class Sam2Backbone(SegmentationBackbone):
         return list(stages[::-1] if self.predict_masks else stages[:1:-1])
 
     def fingerprint(self) -> str:
-        networks = nn.ModuleList([self.vision_encoder, self.mask_decoder.conv_s0, self.mask_decoder.conv_s1])
-        return network_fingerprint(networks, self.image_size, self.predict_masks)
+        networks = [self.vision_encoder, self.mask_decoder.conv_s0, self.mask_decoder.conv_s1]
+        return fingerprint_of(networks, self.mean, self.std, self.image_size, self.predict_masks)
 
     def forward(
         self, features: tuple[Float[Tensor, "images channels height width"], ...], tokens: PromptTokens

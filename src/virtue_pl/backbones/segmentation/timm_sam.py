@@ -22,7 +22,7 @@ from virtue_pl.backbones.segmentation.base import PromptEncoder, SegmentationBac
 from virtue_pl.backbones.segmentation.dense_hints import DenseHints, ObjectSimilarity, mask_coverage
 from virtue_pl.backbones.segmentation.prompt_tokens import sparse_tokens
 from virtue_pl.backbones.timm_trunk import TimmTrunk, feature_levels
-from virtue_pl.features.frozen import network_fingerprint
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.preprocessing.prompts import grid_points
 from virtue_pl.types import (
     FeatureWidths,
@@ -164,7 +164,7 @@ class TimmSamBackbone(SegmentationBackbone):
         return self.trunk(pixels)
 
     def fingerprint(self) -> str:
-        return network_fingerprint(self.trunk, self.trunk.name, self.trunk.strides, self.image_size)
+        return fingerprint_of(self.trunk, self.image_size)
 
     def forward(
         self, features: tuple[Float[Tensor, "images channels height width"], ...], tokens: PromptTokens

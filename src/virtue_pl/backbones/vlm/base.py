@@ -70,7 +70,7 @@ class VLMBackbone(nn.Module, ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a string that changes with whatever `vision_features` depend on (`network_fingerprint`)."""
+        """Return a string that changes with whatever `vision_features` depend on (`fingerprint_of`)."""
 
     @abstractmethod
     def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens hidden"]]) -> TokenSequence:

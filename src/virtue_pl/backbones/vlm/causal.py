@@ -12,12 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights
+from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights, description_files
 from virtue_pl.backbones.vlm.attention_masks import known_padding
 from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens, token_positions
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.preprocessing.processor import VLMProcessor
 from virtue_pl.preprocessing.truncation import tokenize_pieces
 from virtue_pl.types import IMAGE_TOKEN, EncoderBatch, TokenSequence, VirtueError
+
+TEXT_CONFIGS = frozenset(
+    {"text_config", "transformers_version", "_name_or_path", "_commit_hash", "architectures", "dtype"}
+)
+"""Names in a model's config that its images' features do not depend on."""
 
 
 class CausalVLMProcessor(VLMProcessor):
@@ -35,11 +41,14 @@ class CausalVLMProcessor(VLMProcessor):
         >>> input_ids, attention_mask = processor.tokenize(["a dog", "a black dog"], sizes=[[], []])
     """
 
+    text_settings = frozenset({"tokenizer", "max_tokens", "image_id", "files"})
+
     def __init__(self, vlm_model: str, max_tokens: int) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(vlm_model, trust_remote_code=False)
         self.normalise: Any = AutoImageProcessor.from_pretrained(vlm_model)
         self.image_id: int = AutoConfig.from_pretrained(vlm_model).image_token_id
         self.max_tokens = max_tokens
+        self.files = description_files(vlm_model)
 
     @abstractmethod
     def image_ids(self, size: tuple[int, int], only_image: bool = True) -> list[int]:
@@ -150,6 +159,16 @@ class CausalVLM(VLMBackbone):
     def language_model(self) -> Any:
         """Return the part of the model that reads a token sequence and is trained."""
         return self.model.get_decoder()
+
+    @property
+    @abstractmethod
+    def vision_networks(self) -> Sequence[Any]:
+        """Return the frozen modules and parameters that `vision_features` are computed by."""
+
+    def fingerprint(self) -> str:
+        """Return a hash of the frozen networks, of all but the text's config, and of how images are prepared."""
+        config = {name: value for name, value in vars(self.model.config).items() if name not in TEXT_CONFIGS}
+        return fingerprint_of(self.vision_networks, config, self.processor.image_settings())
 
     def vision_tokens(
         self, features: Sequence[tuple[Float[Tensor, "tokens hidden"], ...]]

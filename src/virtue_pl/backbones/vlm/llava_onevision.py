@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers import AutoProcessor, LlavaOnevisionModel
 
-from virtue_pl.backbones.vlm.causal import CausalVLM, TileProcessor
-from virtue_pl.features.frozen import network_fingerprint
+from virtue_pl.backbones.vlm.causal import CausalVLM, CausalVLMProcessor, TileProcessor
 
 
 class LlavaOnevisionProcessor(TileProcessor):
@@ -29,6 +29,8 @@ class LlavaOnevisionProcessor(TileProcessor):
         >>> len(processor.image_ids((384, 384), only_image=False))
         730
     """
+
+    text_settings = CausalVLMProcessor.text_settings | {"token_counter"}
 
     def __init__(self, vlm_model: str, max_tiles: int, max_tokens: int) -> None:
         super().__init__(vlm_model, max_tokens)
@@ -122,8 +124,6 @@ class LlavaOnevisionBackbone(CausalVLM):
         num_tokens = self.processor.tokens_per_square
         return tokens[:-num_tokens] if only_image else tokens[-num_tokens:]
 
-    def fingerprint(self) -> str:
-        projector = network_fingerprint(self.model.multi_modal_projector, self.model.image_newline.tolist())
-        return network_fingerprint(
-            self.model.vision_tower, projector, self.processor.grid_pinpoints, "alone and beside others"
-        )
+    @property
+    def vision_networks(self) -> Sequence[Any]:
+        return [self.model.vision_tower, self.model.multi_modal_projector, self.model.image_newline]

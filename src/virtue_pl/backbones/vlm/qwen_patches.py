@@ -32,6 +32,8 @@ class QwenPatches:
         ((8, 588), [[1, 2, 4]])
     """
 
+    not_in_fingerprint = frozenset({"scales"})
+
     def __init__(self, stock: Any) -> None:
         levels = 1.0 / stock.rescale_factor
         self.mean = (torch.tensor(stock.image_mean) * levels)[:, None, None]

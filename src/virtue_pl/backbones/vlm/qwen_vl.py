@@ -13,9 +13,7 @@ from transformers import AutoConfig
 from virtue_pl.backbones.vlm.causal import CausalVLM, CausalVLMProcessor
 from virtue_pl.backbones.vlm.qwen_patches import FlatPatchEmbed, QwenPatches
 from virtue_pl.backbones.vlm.qwen_tower import Grid, Stretches, TowerAttention, join_on, patch_positions
-from virtue_pl.features.frozen import network_fingerprint
 from virtue_pl.preprocessing.images import resize_bicubic, smart_size
-from virtue_pl.preprocessing.processor import PREPARATION
 
 AXES = 3
 """Axes of a position: time, height, width."""
@@ -170,6 +168,6 @@ class QwenVLBackbone(CausalVLM):
         """Return the patches along the side of a square that becomes one token."""
         return self.processor.patches.merge_size
 
-    def fingerprint(self) -> str:
-        bounds = self.processor.min_pixels, self.processor.max_pixels
-        return network_fingerprint(self.model.visual, *bounds, PREPARATION)
+    @property
+    def vision_networks(self) -> Sequence[Any]:
+        return [self.model.visual]

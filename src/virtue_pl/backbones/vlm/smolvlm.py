@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,7 +14,6 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from virtue_pl.backbones.vlm.attention_masks import known_padding
 from virtue_pl.backbones.vlm.causal import CausalVLM, TileProcessor
-from virtue_pl.features.frozen import network_fingerprint
 
 
 class SmolVLMProcessor(TileProcessor):
@@ -108,7 +108,6 @@ class SmolVLMBackbone(CausalVLM):
         counts = [strip.shape[2] // self.processor.tile_size for strip in pixels]
         return tuple((image.flatten(0, 1),) for image in tokens.split(counts))
 
-    def fingerprint(self) -> str:
-        return network_fingerprint(
-            self.model.vision_model, network_fingerprint(self.model.connector), self.processor.tiles
-        )
+    @property
+    def vision_networks(self) -> Sequence[Any]:
+        return [self.model.vision_model, self.model.connector]

@@ -13,11 +13,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoModel, AutoTokenizer
 
-from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights
+from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights, description_files
 from virtue_pl.backbones.timm_trunk import TimmTrunk, feature_levels
 from virtue_pl.backbones.vlm.attention_masks import known_padding
 from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens
-from virtue_pl.features.frozen import network_fingerprint
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.preprocessing.processor import VLMProcessor
 from virtue_pl.preprocessing.truncation import tokenize_pieces
 from virtue_pl.types import EncoderBatch, TokenSequence, VirtueError
@@ -45,6 +45,7 @@ class TimmTextProcessor(VLMProcessor):
         self.image_size = image_size
         self.grid_size = grid_size
         self.max_tokens = max_tokens
+        self.files = description_files(str(text_model))
 
     def tokenize(
         self, texts: Sequence[str], sizes: Sequence[Sequence[tuple[int, int]]]
@@ -146,9 +147,7 @@ class TimmTextBackbone(VLMBackbone):
         return tuple((self.project(pooled.flatten(2).transpose(1, 2)) + self.places).unbind())
 
     def fingerprint(self) -> str:
-        return network_fingerprint(
-            self.vision, self.vision.name, self.vision.strides, self.processor.image_size, self.grid_size
-        )
+        return fingerprint_of(self.vision, self.processor.image_settings(), self.grid_size)
 
     def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens hidden"]]) -> TokenSequence:
         """Return embedded texts with the positions they have without images; an image's tokens stand at position 0."""

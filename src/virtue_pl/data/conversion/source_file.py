@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +23,10 @@ from virtue_pl.data.io.image_files import ImageFiles
 from virtue_pl.data.shards.manifest import FORMAT, MANIFEST, Manifest, ShardFolder
 from virtue_pl.data.shards.writer import ShardWriter, is_made_from, reopen
 from virtue_pl.types import VirtueError
+from virtue_pl.types.fingerprints import hash_values, library_versions
 
+LIBRARIES = ("pycocotools",)
+"""Libraries that compute what a row holds: masks of polygons. Images are copied as they are."""
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 """Called with a file's name and its number of rows; provides a function to call with the number of rows done."""
@@ -52,7 +56,7 @@ class Settings:
     def fingerprint_text(self) -> str:
         """Return the settings as the `source` fingerprint of a manifest spells them.
 
-        The spelling is fixed: with another one, every folder written before would count as one of another source.
+        The spelling is fixed: by it, folders of an earlier version are told from those of another source.
         """
         values = f"seed={self.seed!r}, licence={self.licence!r}, max_pixels={self.max_pixels!r}"
         return f"Settings(pictures_per_shard={self.images_per_shard!r}, {values})"
@@ -177,6 +181,11 @@ def read_licence(root: Path, published: str) -> str:
 
 
 def _source(file: SourceFile, settings: Settings) -> str:
+    return hash_values(FORMAT, library_versions(LIBRARIES), sha256(file.path), settings.fingerprint_text)
+
+
+def _earlier_source(file: SourceFile, settings: Settings) -> str:
+    """Return the source as it was written before libraries were part of it."""
     return hashlib.sha256(f"{FORMAT} {sha256(file.path)} {settings.fingerprint_text}".encode()).hexdigest()
 
 
@@ -187,6 +196,10 @@ def _finished(file: SourceFile, folder: Path, settings: Settings) -> Manifest | 
         manifest = Manifest.read(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
     except VirtueError:
         manifest = None
+    if manifest is not None and manifest.source == _earlier_source(file, settings):
+        print(f"{folder} holds these shards of an earlier version: they are written again")
+        shutil.rmtree(folder)
+        return None
     if manifest is None or manifest.source != _source(file, settings):
         raise VirtueError(
             f"{folder} holds something else than shards of {file.path} with these settings: remove it, or change --out"

@@ -50,6 +50,11 @@ class StreamingDataModule(LightningDataModule):
         """Return the number of ranks; 1 without a trainer."""
         return 1 if self.trainer is None else self.trainer.world_size
 
+    @property
+    def precision(self) -> str | None:
+        """Return the trainer's precision; None without a trainer."""
+        return None if self.trainer is None else str(self.trainer.precision)
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch to stream, where there is no trainer."""
         self.epoch = epoch

@@ -179,6 +179,7 @@ class ShardDataModule(StreamingDataModule, ABC):
             batch_size=self.eval_batch_size,
             features=self.features,
             fingerprints=collator.fingerprints,
+            precision=self.precision,
             max_pixels=self.reader.pixel_limit,
             reader=self.reader_info(),
         )
@@ -237,7 +238,7 @@ class ShardDataModule(StreamingDataModule, ABC):
             return folder
         path, manifest = folder.path / self.features, folder.manifest
         index = FeatureIndex.read(path)
-        streams = index.check(path, self._collator.fingerprints)
+        streams = index.check(path, self._collator.fingerprints, self.precision)
         index.check_shards(path, manifest.fingerprint, [shard.name for shard in folder.shards_within(rows)])
         return replace(folder, features=StoredFeatures(path, streams, index.provenance))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import shutil
 from collections.abc import Iterator
@@ -24,9 +22,12 @@ from virtue_pl.data.scenes.shapes import draw_shapes
 from virtue_pl.data.scenes.stamps import load_stamps, stamp_contents
 from virtue_pl.data.scenes.tables.sheets import Sheet, sheets_of
 from virtue_pl.types import VirtueError
+from virtue_pl.types.fingerprints import hash_values, library_versions
 
 FORMAT = 1
 """Raised whenever equal settings begin to give other files."""
+LIBRARIES = ("pillow", "numpy")
+"""Libraries that draw: of other versions, equal settings may give other files."""
 BLOCK = 100
 """Scenes, or groups with about as many rows, that are written at a time."""
 PARTS = ".parts"
@@ -88,9 +89,9 @@ def settings_of(config: SceneConfig) -> dict[str, Any]:
 
 
 def fingerprint(config: SceneConfig) -> str:
-    """Return a fingerprint of the settings and of the images' content: equal for equal scenes."""
+    """Return a fingerprint of the settings, the images' content and the libraries: equal for equal scenes."""
     contents = [] if config.source == "shapes" else stamp_contents(config.images)
-    return hashlib.sha256(json.dumps([FORMAT, settings_of(config), contents], sort_keys=True).encode()).hexdigest()[:16]
+    return hash_values(FORMAT, library_versions(LIBRARIES), settings_of(config), contents)[:16]
 
 
 def _blocks(sheet: Sheet) -> list[Block]:
@@ -145,17 +146,33 @@ def _begin(out: Path, config: SceneConfig, identity: str) -> dict[str, Any]:
     path, wanted = out / "scenes.json", settings_of(config)
     if path.exists():
         found = read_json(path)
-        if found["fingerprint"] != identity:
+        if found["fingerprint"] == identity:
+            return found
+        if found["config"] != wanted or _versions(found) == (FORMAT, library_versions(LIBRARIES)):
             raise VirtueError(
                 f"{out} holds other scenes ({_difference(found['config'], wanted)}): choose another --out, or delete it"
             )
-        return found
-    if out.exists() and any(out.iterdir()):
+        print(f"{out} holds these scenes of another version: they are composed again")
+        _remove(out, config)
+    elif out.exists() and any(out.iterdir()):
         raise VirtueError(f"{out} is not empty and holds no scenes.json: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     manifest = {"format": FORMAT, "finished": False, "fingerprint": identity, "config": wanted}
+    manifest |= {"libraries": library_versions(LIBRARIES)}
     write_json(path, manifest)
     return manifest
+
+
+def _versions(manifest: dict[str, Any]) -> tuple[Any, Any]:
+    return manifest.get("format"), manifest.get("libraries")
+
+
+def _remove(out: Path, config: SceneConfig) -> None:
+    """Remove the files that `write_scenes` leaves, all but scenes.json."""
+    for sheet in sheets_of(config):
+        (out / sheet.parquet).unlink(missing_ok=True)
+        shutil.rmtree(out / sheet.images, ignore_errors=True)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
 def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from itertools import chain, islice
 from typing import Any
 
 from jaxtyping import UInt8
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from virtue_pl.data.shards.manifest import Shard, ShardFolder
@@ -15,7 +16,7 @@ from virtue_pl.data.streaming.loader import BatchStream
 from virtue_pl.data.streaming.pipeline import ReaderInfo
 from virtue_pl.data.streaming.shard_reader import read_shards
 from virtue_pl.data.streaming.skip_log import SkipLog
-from virtue_pl.features.store import FeatureProvenance, features_path, is_stored
+from virtue_pl.features.store import FeatureProvenance, features_path, is_outdated, is_stored
 from virtue_pl.types import DataError, ImageBatch, ShardImageBatch
 
 
@@ -32,6 +33,7 @@ class ImageStream(BatchStream):
         features: name of the folder of stored features in each folder of shards: a shard with stored features is passed
             over; None reads all.
         fingerprints: of what the features depend on, by stream.
+        precision: the trainer's, in which they are computed; None accepts any.
         max_pixels: larger images count as bad.
         reader: the rank that is read for, and its limits of bad samples.
 
@@ -52,22 +54,38 @@ class ImageStream(BatchStream):
         fingerprints: Mapping[str, str],
         max_pixels: int,
         reader: ReaderInfo,
+        precision: str | None = None,
     ) -> None:
         super().__init__(reader)
         self.collate = collate
         self.batch_size = batch_size
         self.max_pixels = max_pixels
-        mine = list(shards[reader.rank :: reader.world_size])
         self.shards = [
-            (folder, shard, features is not None and self.stored(folder, shard, features, fingerprints))
-            for folder, shard in mine
+            (folder, shard, features is not None and self.stored(folder, shard, features, fingerprints, precision))
+            for folder, shard in shards[reader.rank :: reader.world_size]
         ]
+        if features is not None:
+            self.report_outdated(features)
 
-    def stored(self, folder: ShardFolder, shard: Shard, features: str, fingerprints: Mapping[str, str]) -> bool:
+    def report_outdated(self, features: str) -> None:
+        """Say how many shards have features of another format, if any."""
+        missing = [(folder.path / features, shard.name) for folder, shard, stored in self.shards if not stored]
+        outdated = sum(is_outdated(features_path(*each)) for each in missing)
+        if outdated:
+            rank_zero_info(f"features of {outdated} shards are stored in an earlier format: they are computed again")
+
+    def stored(
+        self,
+        folder: ShardFolder,
+        shard: Shard,
+        features: str,
+        fingerprints: Mapping[str, str],
+        precision: str | None,
+    ) -> bool:
         """Return whether an earlier run stored the shard's features."""
         return is_stored(
             features_path(folder.path / features, shard.name),
-            FeatureProvenance(None, fingerprints, folder.manifest.fingerprint),
+            FeatureProvenance(None, fingerprints, folder.manifest.fingerprint, precision),
         )
 
     @property

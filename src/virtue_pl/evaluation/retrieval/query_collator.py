@@ -100,25 +100,14 @@ class EvaluationCollator:
 
     def identity(self) -> list[Any]:
         """Return all that the embedding of an input with images depends on, beside the model and the input."""
-        formatters = [
-            formatter
-            for formatter in (self.collator.formatter, self.query_format.image_transform)
-            if formatter is not None
-        ]
-        return [
-            self.canvas,
-            self.collator.segment_unprompted,
-            *((type(formatter).__qualname__, sorted(vars(formatter).items())) for formatter in formatters),
-        ]
+        formatters = self.collator.formatter, self.query_format.image_transform
+        return [self.canvas, self.collator.segment_unprompted, *formatters]
 
     def text_identity(self) -> list[Any]:
         """Return all that the embedding of a text depends on, beside the model and the input."""
         formatter = self.collator.formatter
-        return [
-            "texts",
-            type(formatter).__qualname__,
-            sorted((name, value) for name, value in vars(formatter).items() if name not in REGION_SETTINGS),
-        ]
+        settings = {name: value for name, value in vars(formatter).items() if name not in REGION_SETTINGS}
+        return ["texts", type(formatter), settings]
 
 
 def configure_formatter(formatter: InputFormatter, describe_region: bool) -> InputFormatter:

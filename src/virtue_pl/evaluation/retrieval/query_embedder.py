@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,9 +45,10 @@ class QueryEmbedder(Embedder):
         self.ranked = dict(ranked or {})
 
     def embed(
-        self, items: Sequence[EmbeddingInput], batch_size: int | None = None, progress: bool = False
+        self, items: Iterable[EmbeddingInput], batch_size: int | None = None, progress: bool = False
     ) -> Float[Tensor, "rows dim"]:
         """Return unit float32 embeddings of inputs, on the CPU, in order: those that were ranked, or else new ones."""
+        items = list(items)
         keys = [row_key(item) for item in items]
         new = [row for row, key in enumerate(keys) if key not in self.ranked]
         found = torch.empty(len(items), self.embed_dim)

@@ -38,7 +38,7 @@ score of exactly 100 %.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -187,8 +187,8 @@ def pool(runs: Sequence[Scores]) -> Spread:
     """Return the spread of runs, each weighted by its degrees of freedom."""
     several = [run for run in runs if run.trainings > 1]
     df = sum(run.trainings - 1 for run in several)
-    between = sum(((run.trainings - 1) * run.means.var(axis=-1, ddof=1) for run in several), np.float64(0))
-    own = sum(
+    between: Any = sum(((run.trainings - 1) * run.means.var(axis=-1, ddof=1) for run in several), np.float64(0))
+    own: Any = sum(
         ((run.trainings - 1) * run.deviations.var(axis=-2, ddof=1).sum(axis=-1) for run in several), np.float64(0)
     )
     return Spread(between / max(1, df), own / max(1, df), df)
