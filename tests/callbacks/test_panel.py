@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from fixtures.tiny_models import save_text_model
+from virtue_pl.backbones.vlm.timm_text import TimmTextProcessor
 from virtue_pl.callbacks.panel import (
     BAR,
     BLUE,
@@ -22,7 +26,10 @@ from virtue_pl.callbacks.panel import (
     font,
     render_panel,
 )
-from virtue_pl.types import VisualPrompt
+from virtue_pl.callbacks.prompt_images import panel_of
+from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
+from virtue_pl.preprocessing.input_formatters import CropFormatter, VirtueFormatter
+from virtue_pl.types import EmbeddingInput, RankingOutput, RankingSample, Region, VisualPrompt
 
 CAPTIONS = [f"a toy number {number} on the grass" for number in range(12)]
 SCORES = torch.linspace(0.9, 0.1, 12)
@@ -94,3 +101,18 @@ def test_long_captions_end_in_an_ellipsis_and_stay_in_their_column() -> None:
     assert cut.endswith("...") and "\n" not in cut
     assert font(14).getlength(cut) <= 300
     assert fit("short", 14, 300) == "short"
+
+
+@pytest.mark.parametrize("mode", ["box", "point"])
+def test_a_region_that_the_model_is_shown_as_a_crop_is_drawn_too(mode: str, tmp_path: Path) -> None:
+    image = torch.randint(0, 256, (3, 40, 60), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    captions = (EmbeddingInput("a cat"), EmbeddingInput("a dog"))
+    region = Region(torch.tensor([0.1, 0.2, 0.5, 0.8]))
+    query = EmbeddingInput("which?", (image,), image_keys=("image",))
+    sample = RankingSample("key", "task", query, captions, {"hit@1": (0, 1)}, region)
+    processor, output = TimmTextProcessor(save_text_model(tmp_path), 32, 1, 64), RankingOutput((torch.rand(2),))
+    panels = []
+    for formatter in (VirtueFormatter(), CropFormatter()):
+        collator = ContrastiveCollator(processor, formatter, None, {"box": 1.0}, (mode,))
+        panels.append(panel_of(collator.collate_eval([sample]), output, 0, 0))
+    assert torch.equal(*panels)

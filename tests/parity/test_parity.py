@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from virtue_pl.cli.commands import export, parity
 from virtue_pl.parity.evaluation_rows import read_evaluations
 from virtue_pl.parity.golden import read_cases
 from virtue_pl.parity.gradients import contrastive_step, pairs, trained_parameters, with_adapters
-from virtue_pl.parity.hooks import observe
+from virtue_pl.parity.hooks import batch_of, observe
+from virtue_pl.preprocessing.input_formatters import PublishedFormatter
 from virtue_pl.preprocessing.prompts import grid_points
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, VisualPrompt
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,18 @@ def test_a_recording_of_a_published_model_is_matched(golden, capsys):
     assert "judged comparisons hold" in said and "differs" not in said
     for case in ("text_only_batch3", "image_bbox", "image_grid5", "mixed_batch3"):
         assert case in said
+
+
+def test_recorded_rows_are_read_as_they_are_whatever_frame_and_spaces_the_formatter_gives(golden):
+    model = from_pretrained(golden / "model")
+    row = next(case for case in read_cases(golden) if case.name == "image_bbox").items[0]
+    expected, own = batch_of(model, [row]), model.formatter
+    model.formatter = PublishedFormatter(True, "canvas", True, own.num_segment_tokens)
+    found = batch_of(model, [row])
+    assert torch.equal(found.input_ids, expected.input_ids)
+    assert torch.equal(found.prompts.prompts[0].boxes, expected.prompts.prompts[0].boxes)
+    model.segment_unprompted = False
+    assert len(batch_of(model, [replace(row, prompt=VisualPrompt())]).prompts) == 0
 
 
 @pytest.mark.parametrize(

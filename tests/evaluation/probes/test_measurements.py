@@ -12,6 +12,7 @@ from lightning import Trainer
 from fixtures.evaluation_files import report, write_scar_set
 from fixtures.scar_files import write_scar
 from fixtures.tiny_release import published, quickstart_spec, run_checkpoint
+from virtue_pl.backbones.segmentation.timm_sam import TimmSamBackbone
 from virtue_pl.cli.commands import robustness as command
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.data.datamodules.evaluation import EvaluationDataModule
@@ -149,3 +150,22 @@ def test_the_command_reads_queries_as_the_evaluation_does(model, models, tmp_pat
         assert torch.equal(batches[0].input_ids, batches[1].input_ids)
         moved = list(perturbed_queries(samples[row.row], ["box_jitter"], 0, with_prompt))[-1].query
         assert moved.text != found.text or model == "virtue"
+
+
+@pytest.mark.parametrize("query_format", [QueryFormat(stream="none"), QueryFormat(image_transform=CropFormatter())])
+def test_cost_is_that_of_the_evaluations_own_queries(query_format, models, sets, tmp_path, monkeypatch):
+    """Without segment tokens the segmentation model costs nothing."""
+    encoded: list[int] = []
+    whole = TimmSamBackbone.image_features
+    monkeypatch.setattr(
+        TimmSamBackbone,
+        "image_features",
+        lambda self, pixels: encoded.append(len(pixels)) or whole(self, pixels),
+    )
+    data = EvaluationDataModule(str(sets), ["ADE20K"])
+    evaluator = Evaluator(models["virtue"], tmp_path / "run", query_format, reporting=ReportOptions(cost=True))
+    data.connect(evaluator.collator)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    Trainer(accelerator="cpu", devices=1, enable_checkpointing=False, **quiet).test(evaluator, data, verbose=False)
+    assert report(tmp_path / "run")["cost"]["modes"].keys() >= {"box", "image", "text"}
+    assert bool(encoded) == (query_format.stream == "whole")

@@ -191,7 +191,7 @@ def pool(runs: Sequence[Scores]) -> Spread:
     own: Any = sum(
         ((run.trainings - 1) * run.deviations.var(axis=-2, ddof=1).sum(axis=-1) for run in several), np.float64(0)
     )
-    return Spread(between / max(1, df), own / max(1, df), df)
+    return Spread(np.asarray(between / max(1, df)), np.asarray(own / max(1, df)), df)
 
 
 def margin(of_queries: Studies, spread: Spread, share: float, run: Scores, level: float) -> Studies:
