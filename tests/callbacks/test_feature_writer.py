@@ -23,7 +23,9 @@ from virtue_pl.features.store import (
 )
 from virtue_pl.types import ImageBatch, ImageFeatures, ShardImageBatch
 
-TRAINER: Any = SimpleNamespace(predict_loop=SimpleNamespace(), strategy=SimpleNamespace(barrier=lambda: None))
+TRAINER: Any = SimpleNamespace(
+    predict_loop=SimpleNamespace(), strategy=SimpleNamespace(barrier=lambda: None), precision="32-true"
+)
 MODEL: Any = SimpleNamespace(collator=SimpleNamespace(fingerprints={"vision": "a"}))
 SHARDS = {f"shard-{number}.tar": [f"key {number} {image}" for image in range(5)] for number in range(3)}
 
@@ -68,7 +70,7 @@ def test_shards_of_several_workers_take_no_memory(tmp_path: Path, monkeypatch: p
             there = {path.name for path in (tmp_path / "features").iterdir()}
             assert there <= {f"{Path(name).stem}.safetensors" for name in SHARDS} and (start == 4) == bool(there)
     writer.teardown(TRAINER, MODEL, "predict")
-    making = FeatureProvenance("float32", {"vision": "a"}, "b")
+    making = FeatureProvenance("float32", {"vision": "a"}, "b", "32-true")
     for shard, keys in SHARDS.items():
         found, whole = features_path(tmp_path / "features", shard), features_path(tmp_path / "whole", shard)
         write_features(whole, {key: to_named_tensors(features(key), "float32") for key in keys}, making, 0.0)

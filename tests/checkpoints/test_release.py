@@ -33,7 +33,7 @@ def test_a_run_that_started_beyond_the_temperatures_bounds_still_loads(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("cls", "stated", "taken"),
+    ("cls", "stated", "found"),
     [
         (InfoNCELoss, {"temperature": 0.001, "learn_temperature": True}, 0.005),
         (InfoNCELoss, {"temperature": 0.001}, 0.001),
@@ -43,6 +43,6 @@ def test_a_run_that_started_beyond_the_temperatures_bounds_still_loads(tmp_path:
     ],
 )
 def test_a_stored_loss_of_any_version_is_built(
-    tmp_path: Path, cls: type[ContrastiveLoss], stated: dict[str, Any], taken: float
+    tmp_path: Path, cls: type[ContrastiveLoss], stated: dict[str, Any], found: float
 ) -> None:
-    assert construct(cls, stated, tmp_path, ()).temperature.item() == pytest.approx(taken)
+    assert construct(cls, stated, tmp_path, ()).temperature.item() == pytest.approx(found)

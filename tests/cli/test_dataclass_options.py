@@ -94,7 +94,7 @@ def test_no_two_settings_of_a_command_have_one_name() -> None:
 
 def test_the_command_has_an_option_for_every_setting_but_objects_and_repeats_no_default() -> None:
     arguments = evaluate._parser().parse_args(REQUIRED)
-    assert vars(arguments).keys() == {"model", "sets", "data", "out"}
+    assert vars(arguments).keys() == {"model", "sets", "data", "out", "max_pixels"}
     assert all(read_options(settings, arguments) == settings() for settings in evaluate.SETTINGS)
     objects = [name for settings in evaluate.SETTINGS for name, types in field_types(settings).items() if not types]
     assert objects == ["image_transform"]

@@ -78,7 +78,7 @@ FIRST = {"class_path": "virtue_pl.backbones.FirstTokenPooling", "init_args": {}}
 CHANGES = {
     "quickstart": [
         in_spec("fusion.pooling", FIRST),
-        in_spec("fusion.backbone.max_tokens", 12),
+        in_spec("fusion.backbone.max_tokens", 40),
         in_spec("prompt_encoder.encoder.grid_size", 2),
         in_spec("formatter.prompt_text", False),
         in_spec("connector.summary_limit", 0.5),
@@ -87,7 +87,7 @@ CHANGES = {
     ],
     "release": [
         in_spec("fusion.pooling", MEAN),
-        in_spec("fusion.backbone.max_tokens", 12),
+        in_spec("fusion.backbone.max_tokens", 40),
         in_spec("fusion.backbone.max_pixels", 28 * 28 * 4),
         in_config("rms_norm_eps", 0.5),
     ],
