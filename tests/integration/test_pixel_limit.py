@@ -87,8 +87,8 @@ def test_shards_leave_larger_images_out_and_name_the_option(
 ) -> None:
     root = WRITE[name](tmp_path / "data")
     arguments = [name, "--root", str(root), "--workers", workers, "--out"]
-    assert shards.main([*arguments, str(tmp_path / "none"), "--max-pixels", SMALL]) == 0
-    left_out = [line for line in capsys.readouterr().out.splitlines() if "image too large" in line]
+    assert shards.main([*arguments, str(tmp_path / "none"), "--max-pixels", SMALL]) == 1, "nothing is left"
+    left_out = [line for line in capsys.readouterr().out.splitlines() if "image too large: " in line]
     assert len(left_out) == len(list((tmp_path / "none").iterdir()))
     told = f"image too large: 16x12 pixels, more than --max-pixels = {SMALL} "
     assert all(": 0 rows of 0 images" in line and told in line for line in left_out)

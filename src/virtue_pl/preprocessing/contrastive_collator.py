@@ -47,8 +47,16 @@ def content_id(*parts: str) -> int:
 
 
 def input_id(item: EmbeddingInput) -> int:
-    """Return an id of an input's text and images, whatever its prompt."""
-    return content_id(item.text, *item.image_keys)
+    """Return an id of an input's text, images, and prompts, where it has any."""
+    prompts = [prompt_key(prompt) for prompt in item.prompts if not prompt.is_empty]
+    return content_id(item.text, *item.image_keys, *prompts)
+
+
+def prompt_key(prompt: VisualPrompt) -> str:
+    """Return a text that is the same for the same boxes, points, labels and masks alone."""
+    tensors = (prompt.boxes, prompt.points, prompt.point_labels, prompt.masks)
+    content = b"".join(f"{tuple(found.shape)}".encode() + found.contiguous().numpy().tobytes() for found in tensors)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 class ContrastiveCollator:

@@ -17,12 +17,18 @@ PROMPT_MODES = ("box", "point", "mask", "none")
 def prompt_region(region: Region, mode: str, generator: torch.Generator | None = None) -> VisualPrompt:
     """Return a prompt that points at `region` as a person would: its box, a click well inside it, its mask, or nothing.
 
-    `generator` draws the click; the same state gives the same click. Raises VirtueError for a mode that the region
+    Boxes and points that its annotation gives are taken as they are, and points alone also stand for a box. `generator`
+    draws the click; the same state gives the same click. Raises VirtueError for a mode that the region
     lacks data for.
     """
+    given, clicks = region.given, VisualPrompt(points=region.given.points, point_labels=region.given.point_labels)
     if mode == "box":
+        if not given.is_empty:
+            return VisualPrompt(boxes=given.boxes.float()) if len(given.boxes) else clicks
         return VisualPrompt(boxes=region.box[None].float())
     if mode == "point":
+        if not clicks.is_empty:
+            return clicks
         return VisualPrompt(points=click_inside(region, generator)[None], point_labels=torch.ones(1, dtype=torch.long))
     if mode == "mask":
         if region.mask is None:

@@ -154,7 +154,8 @@ def region_of(sample: Sample | RankingSample) -> Region:
 def mirror_region(region: Region) -> Region:
     """Return the region in the mirrored image."""
     prompt = flip_horizontally(VisualPrompt(boxes=region.box[None]))
-    return Region(prompt.boxes[0], None if region.mask is None else region.mask.flip(-1))
+    mask = None if region.mask is None else region.mask.flip(-1)
+    return Region(prompt.boxes[0], mask, flip_horizontally(region.given))
 
 
 def jitter_boxes(prompt: VisualPrompt, share: float) -> VisualPrompt:

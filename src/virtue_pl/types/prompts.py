@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -178,6 +178,8 @@ class PromptBatch(TensorDataclass):
 class Region(TensorDataclass):
     """One annotated object: its box (xyxy, normalised) and its exact mask over the whole image, None without one.
 
+    given: the boxes and points that its annotation gives beside them; empty where the box, or the mask, is all.
+
     Example:
         >>> Region(torch.tensor([0.1, 0.2, 0.5, 0.6])).mask is None
         True
@@ -185,6 +187,7 @@ class Region(TensorDataclass):
 
     box: Float[Tensor, "4"]
     mask: Bool[Tensor, "height width"] | None = None
+    given: VisualPrompt = field(default_factory=VisualPrompt)
 
 
 def _check_boxes(boxes: Float[Tensor, "boxes 4"], height: int, width: int) -> None:

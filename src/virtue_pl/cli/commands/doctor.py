@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtue_pl.cli.arguments import add_max_pixels, positive_number
+from virtue_pl.cli.arguments import add_max_pixels, add_row_options, positive_number, row_options
+from virtue_pl.cli.left_out import LeftOut, left_out_table
 from virtue_pl.cli.progress import show_progress
 from virtue_pl.types import VirtueError
 
@@ -36,9 +38,8 @@ def main(argv: list[str]) -> int:
     count = load_token_counter(arguments.tokenizer) if arguments.tokenizer else count_words
     options = {"max_pixels": arguments.max_pixels, "count_tokens": count, "on_finding": sheet.add}
     progress = no_progress if arguments.json == "-" else show_progress
-    checkups = examine(
-        [Path(path) for path in arguments.paths], arguments.train_split, progress, arguments.workers, **options
-    )
+    paths, rows = [Path(path) for path in arguments.paths], row_options(arguments)
+    checkups = examine(paths, arguments.train_split, progress, arguments.workers, rows, **options)
     if arguments.json == "-":
         print(json.dumps(to_json(checkups), indent=1, ensure_ascii=False))
     elif arguments.json:
@@ -48,6 +49,8 @@ def main(argv: list[str]) -> int:
     console = Console(stderr=arguments.json == "-")
     console.print(problems_table(checkups))
     console.print(histograms_table(checkups))
+    if (left_out := left_out_table([rows_left_out(checkup) for checkup in checkups])) is not None:
+        console.print(left_out)
     found = sum(len(checkup.findings) for checkup in checkups)
     errors = count_errors(checkups)
     print(f"{errors} errors, {found - errors} warnings in {len(checkups)} folders", file=sys.stderr)
@@ -65,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="folder of shards, of several such folders, or of an official layout; leaks are sought among all",
+        help="folder of shards, of several such folders, of an official layout, or of your own data, which is then read"
+        " as `shards pairs` reads it; leaks are sought among all",
     )
     found.add_argument("--json", metavar="FILE", help="write the findings there; - for standard output")
     found.add_argument("--sheet", metavar="PNG", help="write a contact sheet of the worst")
@@ -84,8 +88,15 @@ def parser() -> argparse.ArgumentParser:
         default=1,
         help="processes that decode images, whose number changes nothing else (default 1)",
     )
+    add_row_options(found)
     add_max_pixels(found, "are errors")
     return found
+
+
+def rows_left_out(checkup: Checkup) -> LeftOut:
+    """Return the rows of a source that its conversion would leave out; of shards there are none."""
+    counts = Counter(error.problem.partition(":")[0] for error in checkup.left_out)
+    return LeftOut(checkup.name, checkup.rows, counts, [(error.key, error.problem) for error in checkup.left_out])
 
 
 def load_token_counter(folder: str) -> Callable[[str], int]:
@@ -130,8 +141,6 @@ def problems_table(checkups: Sequence[Checkup]) -> Table:
 
 def histograms_table(checkups: Sequence[Checkup]) -> Table:
     """Return a table of two histograms over 2^n to 2^(n+1) - 1: images by shorter side in pixels, texts by tokens."""
-    from collections import Counter
-
     from rich.table import Column, Table
 
     sizes: Counter[int] = sum((checkup.sizes for checkup in checkups), Counter())

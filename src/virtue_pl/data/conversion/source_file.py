@@ -93,6 +93,10 @@ class SourceFile(ABC):
         """Return the parquet file with the rows."""
         return self.parquet_copy or self.path
 
+    def source_digest(self) -> str:
+        """Return a SHA-256 of what the rows are read from."""
+        return sha256(self.path)
+
     @property
     @abstractmethod
     def required_columns(self) -> Sequence[str]:
@@ -181,12 +185,12 @@ def read_licence(root: Path, published: str) -> str:
 
 
 def _source(file: SourceFile, settings: Settings) -> str:
-    return hash_values(FORMAT, library_versions(LIBRARIES), sha256(file.path), settings.fingerprint_text)
+    return hash_values(FORMAT, library_versions(LIBRARIES), file.source_digest(), settings.fingerprint_text)
 
 
 def _earlier_source(file: SourceFile, settings: Settings) -> str:
     """Return the source as it was written before libraries were part of it."""
-    return hashlib.sha256(f"{FORMAT} {sha256(file.path)} {settings.fingerprint_text}".encode()).hexdigest()
+    return hashlib.sha256(f"{FORMAT} {file.source_digest()} {settings.fingerprint_text}".encode()).hexdigest()
 
 
 def _finished(file: SourceFile, folder: Path, settings: Settings) -> Manifest | None:

@@ -40,25 +40,30 @@ class MMEBDataModule(ShardDataModule):
 
 
 def embedding_input(row: Row, stored: Any, images: Sequence[RecordImage]) -> EmbeddingInput:
-    """Return the input of [TEXT, NUMBER OF ITS IMAGE OR NULL].
+    """Return the input of [TEXT, NUMBER OF ITS IMAGE OR NULL]; an input of several images has a list of numbers.
 
     Raises DataError for anything else, and for more image tokens than images.
     """
-    if not (
-        isinstance(stored, list)
-        and len(stored) == 2
-        and isinstance(stored[0], str)
-        and (stored[1] is None or isinstance(stored[1], int))
-    ):
+    numbers = image_numbers(stored)
+    if numbers is None:
         raise DataError(row.key, f"found {stored!r}, expected a text and the number of its image, or null")
-    text, number = stored
-    if number is not None and not 0 <= number < len(images):
-        raise DataError(row.key, f"image {number} of {text!r} is not there: the record has {len(images)}")
-    found, allowed = len(PUBLISHED_TOKEN.findall(text)), 0 if number is None else 1
+    text = stored[0]
+    for number in numbers:
+        if not 0 <= number < len(images):
+            raise DataError(row.key, f"image {number} of {text!r} is not there: the record has {len(images)}")
+    found, allowed = len(PUBLISHED_TOKEN.findall(text)), len(numbers)
     if found > allowed:
         raise DataError(row.key, f"{found} image tokens in {text!r}, expected {allowed}, as many as it has images")
-    shown = () if number is None else (images[number],)
+    shown = tuple(images[number] for number in numbers)
     pixels, keys = tuple(image.image for image in shown), tuple(image.content_key for image in shown)
     return EmbeddingInput(
         PUBLISHED_TOKEN.sub(IMAGE_TOKEN, text), pixels, NO_PROMPT, keys, tuple(image.features for image in shown)
     )
+
+
+def image_numbers(stored: Any) -> list[int] | None:
+    """Return the numbers of the images of [TEXT, NUMBER, NUMBERS OR NULL]; None where it is something else."""
+    if not (isinstance(stored, list) and len(stored) == 2 and isinstance(stored[0], str)):
+        return None
+    found = stored[1] if isinstance(stored[1], list) else [] if stored[1] is None else [stored[1]]
+    return found if all(isinstance(number, int) for number in found) else None

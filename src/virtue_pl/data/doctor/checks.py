@@ -86,6 +86,8 @@ class Checkup:
     findings: list[Finding] = field(default_factory=list)
     names_by_content: dict[str, str] = field(default_factory=dict)
     """The record of each image, by the image's content key."""
+    left_out: list[DataError] = field(default_factory=list)
+    """What a conversion would leave out, in order."""
     hashes_by_name: dict[str, int] = field(default_factory=dict)
     """The difference hash of each image, by its record."""
     sizes: Counter[int] = field(default_factory=Counter)
@@ -107,6 +109,7 @@ class Checkup:
 
     def skip(self, error: DataError, rows: int = 1) -> None:
         """Report what a converter or the stream would leave out; the problem's words before ":" are its kind."""
+        self.left_out.append(error)
         self.report(Finding(error.problem.partition(":")[0], error.key, error.problem))
 
     def report(self, finding: Finding, image: ReadImage = None, box: Box = None) -> None:
@@ -203,7 +206,8 @@ class Checkup:
         if right in wrong:
             report("caption equals a distractor", f"{right[0]!r} is right and wrong")
         image = keys[:1] if isinstance(row.fields.get("query"), str) else None
-        first = self._first_rows.setdefault(digest(str((query, right, row.fields.get("box"), image))), row.key)
+        prompt = [row.fields["prompt"]] if row.fields.get("prompt") else []
+        first = self._first_rows.setdefault(digest(str((query, right, row.fields.get("box"), image, *prompt))), row.key)
         if first != row.key:
             report("duplicate pair", f"the same query and answer as {first}")
 
@@ -216,11 +220,13 @@ def problem_reporter(row: Row, image_path: str, image: ReadImage, report_finding
 def normalize_answer(stored: Any, keys: Sequence[str]) -> tuple[str, str]:
     """Return a text without differences of case and white space, and its image's content key ("" for none).
 
-    `stored` is a caption, or [TEXT, NUMBER OF AN IMAGE OR NULL]; `keys` are the content keys of the record's images.
+    `stored` is a caption, or [TEXT, NUMBER OF AN IMAGE OR NULL], with a list of numbers where there are several images,
+    and a prompt as a third entry where there is one; `keys` are the content keys of the record's images.
     """
-    text, number = stored if isinstance(stored, list) and len(stored) == 2 else (stored, None)
-    image = keys[number] if isinstance(number, int) and number < len(keys) else ""
-    return " ".join(str(text or "").casefold().split()), image
+    text, numbers, *prompt = stored if isinstance(stored, list) and len(stored) in (2, 3) else (stored, None)
+    several = numbers if isinstance(numbers, list) else [numbers]
+    images = [keys[number] for number in several if isinstance(number, int) and number < len(keys)]
+    return " ".join(str(text or "").casefold().split()), " ".join([*images, *map(str, prompt)])
 
 
 def name_region_problem(problem: str) -> str:

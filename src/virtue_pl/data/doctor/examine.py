@@ -18,10 +18,12 @@ from torch import Tensor
 
 from virtue_pl.data.conversion import mmeb, pairs, scar
 from virtue_pl.data.conversion.grouped_parquet import Group
+from virtue_pl.data.conversion.own_sources import FORMS
 from virtue_pl.data.conversion.source_file import Progress, SourceFile, no_progress
 from virtue_pl.data.doctor.checks import Box, Checkup, Finding, ReadImage
 from virtue_pl.data.doctor.image_hashes import find_lookalikes
 from virtue_pl.data.doctor.images import open_image_checker
+from virtue_pl.data.formats.own_rows import RowOptions
 from virtue_pl.data.io.archives import is_apple_double
 from virtue_pl.data.io.atomic import sha256
 from virtue_pl.data.shards.manifest import MANIFEST, ShardFolder
@@ -41,6 +43,7 @@ def examine(
     train_split: str = "original",
     progress: Progress = no_progress,
     workers: int = 1,
+    row_options: RowOptions = RowOptions(),
     **options: Any,
 ) -> list[Checkup]:
     """Return a check-up of every folder of shards and every official file below `paths`.
@@ -52,13 +55,14 @@ def examine(
         train_split: of MMEB-train, "original" or "diverse_instruction".
         progress: see `Progress`.
         workers: processes that decode images; the findings are the same for any number.
+        row_options: what holds for rows of one's own data that do not say it themselves.
         options: fields of every `Checkup`: max_pixels, count_tokens, on_finding.
     """
     found: list[Checkup] = []
     with TemporaryDirectory(prefix="virtue-pl-") as tables, open_image_checker(workers) as check_images:
         options = {**options, "check_images": check_images, "max_pending": 0 if workers == 1 else 4 * workers}
-        for path in paths:
-            for source in find_sources(path, train_split, Path(tables)):
+        for number, path in enumerate(paths):
+            for source in find_sources(path, train_split, Path(tables) / str(number), row_options):
                 found.append(
                     check_shards(source, progress, options)
                     if isinstance(source, ShardFolder)
@@ -69,13 +73,15 @@ def examine(
     return found
 
 
-def find_sources(path: Path, train_split: str, tables: Path) -> Iterator[ShardFolder | SourceFile]:
-    """Yield the folders of shards below a path, or else the files of an official layout.
+def find_sources(
+    path: Path, train_split: str, tables: Path, row_options: RowOptions = RowOptions()
+) -> Iterator[ShardFolder | SourceFile]:
+    """Yield the folders of shards below a path, or else the files of an official layout, or of one's own data.
 
     Raises VirtueError where there is neither.
     """
     if not path.is_dir():
-        raise VirtueError(f"{path} is no folder, expected one of shards, or with MMEB-train/, SCaR-train/ or *.jsonl")
+        raise VirtueError(f"{path} is no folder, expected one of shards, or with MMEB-train/, SCaR-train/ or {FORMS}")
     folders = (
         [path]
         if (path / MANIFEST).is_file()
@@ -93,7 +99,8 @@ def find_sources(path: Path, train_split: str, tables: Path) -> Iterator[ShardFo
     for find in official:
         yield from find()
     if not official:
-        yield from pairs.find_files(path, tables)
+        tables.mkdir(parents=True, exist_ok=True)
+        yield from pairs.find_files(path, tables, row_options=row_options)
 
 
 def check_shards(folder: ShardFolder, progress: Progress, options: dict[str, Any]) -> Checkup:

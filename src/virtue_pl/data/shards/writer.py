@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from virtue_pl.data.io.atomic import sha256
-from virtue_pl.data.shards.manifest import MANIFEST, NAMED_SKIPS, Manifest, Shard, as_tuples
+from virtue_pl.data.shards.manifest import FIRST_SKIPS, MANIFEST, NAMED_SKIPS, Manifest, Shard, as_tuples
 from virtue_pl.data.shards.records import image_member
 from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.types import DataError, VirtueError
@@ -107,8 +107,9 @@ class ShardWriter:
 
     def skip(self, error: DataError, rows: int = 1) -> None:
         """Count rows that are left out; the words of the problem before ":" are the reason."""
-        self.skipped[error.problem.partition(":")[0]] += rows
-        if len(self.skipped_rows) < NAMED_SKIPS:
+        reason = error.problem.partition(":")[0]
+        self.skipped[reason] += rows
+        if len(self.skipped_rows) < NAMED_SKIPS or self.skipped[reason] <= FIRST_SKIPS:
             self.skipped_rows.append((error.key, error.problem))
 
     def finish_group(self) -> None:
