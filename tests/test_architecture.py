@@ -40,7 +40,7 @@ SUB_LAYERS = {
 """Sub-packages of the packages that have them, from the bottom up."""
 
 FORBIDDEN = {
-    ("data", "preprocessing"): {"preprocessing.images"},
+    ("data", "preprocessing"): {"preprocessing.images", "preprocessing.image_formats"},
     ("data", "models"): set(),
     ("data", "evaluation"): set(),
     ("data", "callbacks"): set(),

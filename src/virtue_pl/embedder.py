@@ -21,7 +21,7 @@ from virtue_pl.features.frozen import FeatureCache
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.models.virtue import Virtue
 from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
-from virtue_pl.preprocessing.embedding_rows import Columns, build_rows, distinct_images
+from virtue_pl.preprocessing.embedding_rows import Columns, build_rows, check_prompt_sizes, distinct_images
 from virtue_pl.preprocessing.image_sources import DecodedImages
 from virtue_pl.preprocessing.images import MAX_PIXELS, pixel_key
 from virtue_pl.preprocessing.input_formatters import InputFormatter
@@ -143,7 +143,8 @@ class Embedder:
 
         Raises:
             VirtueError: columns of different lengths, a prompt without an image, an empty row, a value that is not an
-                image, or an image of more than `max_pixels`; it names the row, and the image's path. Where it comes
+                image, an image of more than `max_pixels`, a text that is the path of an image, or a prompt in pixels of
+                an image whose height and width are exchanged; it names the row, and the image's path. Where it comes
                 from an iterable, it says how many rows before it had been embedded.
         """
         size = self.check_batch_size(batch_size)
@@ -202,6 +203,8 @@ class Embedder:
             progress: show a bar.
             start: the number of the first row, for messages.
         """
+        check_prompt_sizes(items, start)
+        self.check_rows(items, start)
         keys = [row_key(item) for item in items]
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         distinct = [items[row] for row in first.values()]
@@ -218,6 +221,14 @@ class Embedder:
                 " well, and is `dtype` bfloat16 enough?"
             )
         return embeddings
+
+    def check_rows(self, items: Sequence[EmbeddingInput], start: int = 0) -> None:
+        """Raise VirtueError, which names the row, for an input that the model's processor cannot read."""
+        for number, item in enumerate(items, start):
+            try:
+                self.collator.check_input(item)
+            except VirtueError as error:
+                raise VirtueError(f"row {number}: {error}") from error
 
     def check_batch_size(self, batch_size: int | None) -> int:
         """Return the rows of a batch. Raises VirtueError for fewer than one."""
@@ -258,6 +269,7 @@ class Embedder:
         """
         if not isinstance(self.model, Virtue):
             return None
+        check_prompt_sizes(items)
         with self.autocast():
             logits = self.model.segment(self.prepare_batch([add_image_keys(item) for item in items])).mask_logits
         return None if logits is None else list((logits > 0).cpu())

@@ -55,7 +55,7 @@ def test_exif_turns_the_image_upright(orientation: int) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"no image", encoded(noise(), "JPEG")[:-60], encoded(noise(64, 64), "PNG")[:200], encoded(noise(), "BMP")],
+    [b"", b"no image", encoded(noise(), "JPEG")[:-60], encoded(noise(64, 64), "PNG")[:200]],
 )
 def test_what_cannot_be_decoded_is_named(data: bytes) -> None:
     with pytest.raises(DataError, match=r"^image 7: damaged image") as caught:

@@ -19,7 +19,7 @@ def batch_of(lengths: list[int], uses: list[tuple[int, int]], prompts: list[tupl
     """A batch in which each image, and each prompt, can be told from the others."""
     mask = (torch.arange(6) < torch.tensor(lengths)[:, None]).long()
     images = ImageBatch(vision=tuple(torch.full((3, 1, 1), float(number)) for number in range(IMAGES)))
-    points = tuple(VisualPrompt(torch.full((1, 4), float(number))) for number in range(len(prompts)))
+    points = tuple(VisualPrompt(torch.full((1, 4), number / 64)) for number in range(len(prompts)))
     use_rows, use_images, prompt_rows, owners = (
         torch.tensor([pair[part] for pair in pairs], dtype=torch.long) for pairs in (uses, prompts) for part in (0, 1)
     )

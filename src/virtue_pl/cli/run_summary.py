@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from lightning import LightningModule, Trainer
@@ -16,6 +17,9 @@ from torch import nn
 from virtue_pl.adapters.lora import adapter_layers
 from virtue_pl.engine.gradient_cache import FullBatch
 from virtue_pl.types import VirtueError
+
+CHECKED_ROWS = 64
+"""Training rows that are read, of each dataset, to foresee which the model cannot use."""
 
 
 class Plan(NamedTuple):
@@ -40,11 +44,21 @@ def show_data(console: Console, trainer: Trainer, model: LightningModule, data: 
     console.print(sources_table(data.describe()))
     plan = plan_run(trainer, len(data.train_dataloader()), data.batch_size)
     console.print(facts_table("training", training_facts(trainer, model, plan, data.batch_size)))
+    for count, problems in first_problems(data):
+        named = [(key, problem) for key, problem in islice(problems.items(), 5)]
+        console.print(facts_table(f"rows that are skipped: {len(problems)} of the first {count}", named))
     return (
         "data: the training data is smaller than one batch; change data.init_args.batch_size"
         if plan.batches == 0
         else None
     )
+
+
+def first_problems(data: Any) -> Iterable[tuple[int, dict[str, str]]]:
+    """Yield how many of the first training rows were read, and the problem of each of no use, where there is any."""
+    find = getattr(data, "find_first_problems", None)
+    if find is not None and (found := find(CHECKED_ROWS))[1]:
+        yield found
 
 
 def show_described(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:

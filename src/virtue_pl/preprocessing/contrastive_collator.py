@@ -18,6 +18,7 @@ from virtue_pl.preprocessing.truncation import format_text
 from virtue_pl.types import (
     IMAGE_TOKEN,
     NO_FEATURES,
+    DataError,
     EmbeddingInput,
     EncoderBatch,
     ImageBatch,
@@ -36,6 +37,8 @@ from virtue_pl.types import (
 
 TRAIN_MODES = (*PROMPT_MODES, "blind")
 EVALUATION_MODES = ("box", "point", "mask", "no_prompt", "blind")
+
+NO_PROMPT = VisualPrompt()
 
 FeatureLookup = Callable[[str], ImageFeatures]
 """Maps an image's content key to its cached frozen features, `NO_FEATURES` where there are none."""
@@ -186,6 +189,33 @@ class ContrastiveCollator:
         _ = batch.layout  # built here, in the worker, for the host of every device
         return batch
 
+    def check_input(self, item: EmbeddingInput) -> None:
+        """Raise VirtueError for an input that the model's processor cannot read, whatever its prompts.
+
+        Of its images only the shapes are read.
+        """
+        self.formatter.check(item)
+        self.row_of(replace(item, prompt=NO_PROMPT, extra_prompts=()))
+
+    def check_sample(self, sample: Sample | RankingSample) -> None:
+        """Raise DataError, which names the sample, where the model's processor cannot read one of its inputs."""
+        answers = (sample.target, *sample.negatives) if isinstance(sample, Sample) else sample.candidates
+        for item in (sample.query, *answers):
+            try:
+                self.check_input(item)
+            except VirtueError as error:
+                raise DataError(sample.key, str(error)) from error
+
+    def row_of(self, item: EmbeddingInput) -> tuple[str, list[tuple[int, int]]]:
+        """Return a prepared input's text as it is tokenized, and the resized sizes of its images.
+
+        Raises VirtueError for what the model's processor cannot read.
+        """
+        sizes = [self.resized_size(image) for image in item.images]
+        text = format_text(self.formatter, item, self.processor.image_delimiters)
+        self.processor.check_row(text, sizes)
+        return text, sizes
+
     def tokenize(
         self, items: Sequence[EmbeddingInput], prompt_counts: Mapping[int, int]
     ) -> tuple[Int[Tensor, "rows tokens"], Int[Tensor, "rows tokens"], Int[Tensor, "*axes rows tokens"] | None]:
@@ -193,8 +223,8 @@ class ContrastiveCollator:
 
         prompt_counts: for each row, how many of its prompts become segment tokens.
         """
-        sizes = [[self.resized_size(image) for image in item.images] for item in items]
-        texts = [format_text(self.formatter, item, self.processor.image_delimiters) for item in items]
+        rows = [self.row_of(item) for item in items]
+        texts, sizes = [text for text, _ in rows], [row_sizes for _, row_sizes in rows]
         input_ids, mask = self.processor.tokenize(texts, sizes)
         positions = self.processor.position_ids(input_ids, mask, sizes)
         counts = [prompt_counts.get(row, 0) for row in range(len(items))]

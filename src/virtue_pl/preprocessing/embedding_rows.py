@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
@@ -12,12 +13,17 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from virtue_pl.preprocessing.image_formats import CONVERTED, EXTENSIONS, SIGNATURE_LENGTH, find_format
 from virtue_pl.preprocessing.image_sources import DecodedImages, ImageSource
 from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
+from virtue_pl.types.prompt_values import are_exchanged
 
 SINGLE = (str, bytes, Path, Image.Image, np.ndarray, Tensor, VisualPrompt, Mapping, Set)
 """Types of one value that all rows share, though some can be iterated; a mapping or a set is never a column."""
+IMAGE_SUFFIXES = {f".{extension}" for extension in ("jpeg", "tiff", "heif", *(EXTENSIONS | CONVERTED).values())}
+MAX_PATH = 4096
+"""Longer texts are no paths."""
 ENDED = object()
 """Stands for the value of an iterable that has no more."""
 
@@ -148,12 +154,46 @@ def check_row(number: int, text: str | None, images: list[Any], prompts: list[An
         raise VirtueError(
             f"row {number} has a visual prompt but no image to point at: give `images`, or leave its prompt out"
         )
+    if isinstance(text, str) and names_image(text):
+        raise VirtueError(
+            f"row {number}: the text {text!r} is the path of an image, expected words: give it as `images`; where its"
+            " words are meant, give EmbeddingInput(text) to `Embedder.embed`"
+        )
     for value, expected in [(text or "", str), *((prompt, VisualPrompt) for prompt in prompts)]:
         if not isinstance(value, expected):
             raise VirtueError(
                 f"row {number}: found {type(value).__name__}, expected {expected.__name__}: prompts in pixels are made"
                 " by VisualPrompt.from_pixels"
             )
+
+
+def names_image(text: str) -> bool:
+    """Return whether a text is the path of an image's file."""
+    if not text or len(text) > MAX_PATH or "\n" in text or "\0" in text or not os.path.isfile(text):
+        return False
+    if Path(text).suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    try:
+        with open(text, "rb") as file:
+            return find_format(file.read(SIGNATURE_LENGTH)) is not None
+    except OSError:
+        return False
+
+
+def check_prompt_sizes(items: Sequence[EmbeddingInput], start: int = 0) -> None:
+    """Raise VirtueError for a prompt in pixels of an image whose height and width are this one's exchanged.
+
+    start: the number of the first row, for messages.
+    """
+    for number, item in enumerate(items, start):
+        for prompt in item.prompts if item.images else ():
+            size = (item.images[0].shape[1], item.images[0].shape[2])
+            if prompt.size is not None and are_exchanged(prompt.size, size):
+                raise VirtueError(
+                    f"row {number} has a visual prompt on an image of {prompt.size}, but its image has {size} (height,"
+                    " width): PIL's `image.size` is (width, height), and a phone's image may be turned; give"
+                    " VisualPrompt.from_pixels the image itself, as `image`"
+                )
 
 
 def decode_rows(entries: Sequence[Sequence[Any]], max_pixels: int = MAX_PIXELS) -> list[EmbeddingInput]:

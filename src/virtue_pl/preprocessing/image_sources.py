@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageFile
 from torch import Tensor
 
+from virtue_pl.preprocessing.image_formats import DAMAGE
 from virtue_pl.preprocessing.images import MAX_PIXELS, pixel_key, to_image
 from virtue_pl.types import DataError, EmbeddingInput
 
@@ -47,9 +48,12 @@ def reopen(image: Any) -> Any:
     """
     if not (isinstance(image, ImageFile.ImageFile) and image.tile and os.path.isfile(image.filename)):
         return image
-    again = Image.open(image.filename)
-    same = (again.size, again.mode, again.tell()) == (image.size, image.mode, image.tell())
-    return again if same and dict(again.getexif()) == dict(image.getexif()) else image
+    try:
+        again = Image.open(image.filename)
+        same = (again.size, again.mode, again.tell()) == (image.size, image.mode, image.tell())
+        return again if same and dict(again.getexif()) == dict(image.getexif()) else image
+    except DAMAGE:  # decoding the given image tells what is wrong
+        return image
 
 
 class Identity(NamedTuple):

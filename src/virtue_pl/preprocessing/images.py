@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import struct
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +13,16 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from virtue_pl.preprocessing.image_formats import (
+    CONVERTED,
+    EXTENSIONS,
+    allocate_tiff,
+    format_names,
+    is_turned,
+    name_damage,
+    open_header,
+    to_rgb,
+)
 from virtue_pl.types import DataError, VirtueError
 
 MAX_PIXELS = 25_000_000
@@ -22,14 +30,6 @@ MAX_PIXELS = 25_000_000
 
 TALL = 100
 """How many times as high as wide an image is, beyond which Pillow resizes it down first."""
-
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-"""Maps each format that is read to its file extension."""
-
-SIGNATURE_LENGTH = 16
-"""The bytes by which Pillow tells a file's format."""
-
-_DAMAGE = (OSError, EOFError, ValueError, SyntaxError, TypeError, IndexError, OverflowError, struct.error, zlib.error)
 
 
 class PixelLimit(int):
@@ -68,13 +68,11 @@ def read_header(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> ImageHea
     Raises DataError naming `key` for another format, damage, or more than `max_pixels`.
     """
     with _open(data, key, max_pixels) as image:
-        try:
-            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        except _DAMAGE as error:
-            raise DataError(key, f"damaged image: {error}") from error
-        width, height = reversed(image.size) if sideways else image.size
+        with name_damage(key):
+            turned = is_turned(image, image.getexif().get(ExifTags.Base.Orientation, 1))
+        width, height = reversed(image.size) if turned else image.size
         # several images in one JPEG, as phones write them, are of the format MPO
-        return ImageHeader(EXTENSIONS.get(str(image.format), "jpg"), height, width)
+        return ImageHeader((EXTENSIONS | CONVERTED).get(str(image.format), "jpg"), height, width)
 
 
 def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
@@ -84,12 +82,15 @@ def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor,
     as fast. Raises DataError naming `key` for another format, damage, or more than `max_pixels`.
     """
     with _open(data, key, max_pixels) as image:
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-        except _DAMAGE as error:
-            raise DataError(key, f"damaged image: {error}") from error
+        pixels = _read_pixels(image, key)
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def convert_to_png(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Return an image of any format that is read as a PNG, upright and in RGB. Raises DataError as `decode` does."""
+    buffer = io.BytesIO()
+    Image.fromarray(decode(data, key, max_pixels).permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def to_image(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "3 height width"]:
@@ -109,7 +110,7 @@ def to_image(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
     if isinstance(image, bytes):
         return decode(image, name, max_pixels)
     if isinstance(image, Image.Image):
-        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        image = _read_pixels(image, name, inplace=False)
     pixels = torch.as_tensor(image) if isinstance(image, Tensor) else _channels_first(image)
     if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
         raise DataError(
@@ -123,7 +124,7 @@ def to_image(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
 def read_bytes(path: str | Path, name: str) -> bytes:
     """Return the bytes of an image's file. Raises DataError, which names `name` and the path, where it has none."""
     if not Path(path).is_file():
-        raise DataError(name, f"there is no image {path}, expected the path of a {', '.join(EXTENSIONS)} file")
+        raise DataError(name, f"there is no image {path}, expected the path of a {format_names()} file")
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -197,15 +198,8 @@ def resize_to_square(image: UInt8[Tensor, "3 height width"], size: int) -> UInt8
 
 
 def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:
-    """Return an image of which only the header is read.
-
-    Pillow's readers are called without `Image.open`, whose own limit (179 megapixels, for the whole process) would
-    count beside `max_pixels`.
-    """
-    try:
-        image = next(image for name in EXTENSIONS if (image := _read_format(name, data)) is not None)
-    except (StopIteration, *_DAMAGE) as error:
-        raise DataError(key, f"damaged image: {len(data)} bytes that are no {', '.join(EXTENSIONS)}") from error
+    """Return an image of which only the header is read. Raises DataError for one of more than `max_pixels`."""
+    image = open_header(data, key)
     if image.width * image.height > max_pixels:
         option = max_pixels.option if isinstance(max_pixels, PixelLimit) else "max_pixels"
         raise DataError(
@@ -214,11 +208,12 @@ def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:
     return image
 
 
-def _read_format(name: str, data: bytes) -> Image.Image | None:
-    """Return an image of the format `name` with its header; None for another format."""
-    if name not in Image.OPEN:
-        Image.init()
-    open_image, accepts = Image.OPEN[name]
-    if accepts is not None and accepts(data[:SIGNATURE_LENGTH]) is not True:
-        return None
-    return open_image(io.BytesIO(data), "")
+def _read_pixels(image: Image.Image, key: str, inplace: bool = True) -> UInt8[np.ndarray, "height width 3"]:
+    """Return an image's pixels, upright; `inplace` turns the image itself.
+
+    Raises DataError naming `key` for damage.
+    """
+    with name_damage(key):
+        allocate_tiff(image)
+        turned = ImageOps.exif_transpose(image, in_place=inplace)
+        return to_rgb(turned or image, key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -36,6 +35,9 @@ class InputFormatter(ABC):
         Changed pixels need a new image key and no stored features (`replace_first_image`).
         """
         return item
+
+    def check(self, item: EmbeddingInput) -> None:  # noqa: B027  # by default nothing is refused
+        """Raise VirtueError for an input that `prepare` would refuse; of its images only the shapes are read."""
 
     def delimit_images(self, text: str, delimiters: tuple[str, str]) -> str:
         """Return the text with the model's own delimiters around each image (`VLMProcessor.image_delimiters`)."""
@@ -201,12 +203,15 @@ class PublishedFormatter(VirtueFormatter):
 
     def prepare(self, item: EmbeddingInput) -> EmbeddingInput:
         """Return the item as it is. Raises VirtueError for several images."""
+        self.check(item)
+        return item
+
+    def check(self, item: EmbeddingInput) -> None:
         if len(item.images) > 1:
             raise VirtueError(
                 f"formatter: a row has {len(item.images)} images, but the published weights take one a row: use"
                 " VirtueFormatter, or give one"
             )
-        return item
 
     def delimit_images(self, text: str, delimiters: tuple[str, str]) -> str:
         """Return the text without delimiters, with a space after each image where `space_after_image` is set."""
@@ -229,8 +234,7 @@ class PublishedFormatter(VirtueFormatter):
         if self.prompt_frame == "image" or size is None or not item.images:
             return item.prompt
         height, width = item.images[0].shape[1:]
-        scale = torch.tensor([width, height]) / size
-        return replace(item.prompt, boxes=item.prompt.boxes * scale.repeat(2), points=item.prompt.points * scale)
+        return item.prompt.scale(width / size, height / size)
 
     def first_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return a square for an image with a side under `least_side` pixels, and else its own size."""

@@ -9,6 +9,8 @@ from typing import Any
 from jaxtyping import Int, Shaped, UInt8
 from torch import Tensor
 
+from virtue_pl.types import IMAGE_TOKEN, VirtueError
+
 
 class VLMProcessor(ABC):
     """The light half of a backbone, which data workers carry: its tokenizer, its positions and its image size.
@@ -35,6 +37,18 @@ class VLMProcessor(ABC):
 
         sizes: the `resized_size` of every row's images, in order.
         """
+
+    def check_row(self, text: str, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raise VirtueError for a row that `tokenize` cannot read.
+
+        Here that is another number of `IMAGE_TOKEN`s than of images. sizes: the `resized_size` of the row's images.
+        """
+        found = text.count(IMAGE_TOKEN)
+        if found != len(sizes):
+            raise VirtueError(
+                f"a text has {found} positions for images, expected {len(sizes)}, one {IMAGE_TOKEN} for each of its"
+                " images"
+            )
 
     def position_ids(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from virtue_pl.types.errors import VirtueError
+from virtue_pl.types.prompt_values import (
+    check_boxes,
+    check_masks,
+    check_normalised,
+    check_points,
+    image_size,
+    pixel_rows,
+    to_floats,
+    to_labels,
+    to_masks,
+)
 from virtue_pl.types.tensors import TensorDataclass, empty_tensor, index_tensors
 
 
@@ -19,10 +30,15 @@ from virtue_pl.types.tensors import TensorDataclass, empty_tensor, index_tensors
 class VisualPrompt(TensorDataclass):
     """Boxes, points and masks by which a person points at something in one image; all empty means "no prompt".
 
-    Coordinates are normalised to [0, 1], x before y, with the origin at the top left.
+    Coordinates are normalised to [0, 1], x before y, with the origin at the top left; those in pixels enter by
+    `from_pixels`.
 
     boxes: xyxy. points: (x, y). point_labels: 1 = inside, 0 = outside.
-    masks: over the whole image, at any resolution.
+    masks: over the whole image, at any resolution: booleans, or 0 and 1; logits and probabilities are refused.
+    size: (height, width) of the image in whose pixels the prompt was given; None where it was given otherwise.
+    may_leave_image: coordinates beyond [0, 1] are meant, as in the frame that the published code reads them in.
+
+    Raises VirtueError for anything else.
 
     Example:
         >>> prompt = VisualPrompt.from_pixels(boxes=[[16, 8, 32, 24]], size=(32, 64))
@@ -36,8 +52,13 @@ class VisualPrompt(TensorDataclass):
     points: Float[Tensor, "points 2"] = empty_tensor(0, 2)
     point_labels: Int[Tensor, " points"] = empty_tensor(0, dtype=torch.long)
     masks: Bool[Tensor, "masks height width"] = empty_tensor(0, 1, 1, dtype=torch.bool)
+    size: tuple[int, int] | None = None
+    may_leave_image: bool = False
 
     def __post_init__(self) -> None:
+        for name, convert in (("boxes", to_floats), ("points", to_floats), ("point_labels", to_labels)):
+            object.__setattr__(self, name, convert(getattr(self, name), name))
+        object.__setattr__(self, "masks", to_masks(self.masks))
         for name, is_valid, expected in (
             ("boxes", self.boxes.ndim == 2 and self.boxes.shape[1] == 4, "[boxes, 4]"),
             ("points", self.points.ndim == 2 and self.points.shape[1] == 2, "[points, 2]"),
@@ -47,6 +68,9 @@ class VisualPrompt(TensorDataclass):
             if not is_valid:
                 found = list(getattr(self, name).shape)
                 raise VirtueError(f"visual prompt: {name} of shape {found}, expected {expected}")
+        if not self.may_leave_image:
+            check_normalised("boxes", self.boxes)
+            check_normalised("points", self.points)
 
     @classmethod
     def from_pixels(
@@ -56,7 +80,8 @@ class VisualPrompt(TensorDataclass):
         labels: Sequence[int] | Tensor | None = None,
         masks: Bool[Tensor, "masks height width"] | None = None,
         *,
-        size: tuple[int, int],
+        size: tuple[int, int] | None = None,
+        image: Any = None,
     ) -> VisualPrompt:
         """Return a prompt whose coordinates are given in pixels of an image.
 
@@ -64,21 +89,31 @@ class VisualPrompt(TensorDataclass):
             boxes: xyxy.
             points: (x, y).
             labels: 1 = inside, 0 = outside, one a point; by default all points are inside.
-            masks: over the whole image, at any resolution.
-            size: the image's (height, width).
+            masks: over the whole image, at any resolution: booleans, or 0 and 1.
+            size: the image's (height, width); PIL's `image.size` is (width, height).
+            image: the image itself, which has its size: a PIL image, an array [height, width(, channels)] or a tensor
+                [channels, height, width]. One of `size` and `image` is needed.
 
         Raises:
-            VirtueError: a box or a point outside the image, a box of no area, an empty mask, a label other than 0 or 1.
+            VirtueError: a box or a point outside the image, a box of no area, an empty mask, a label other than 0 or 1,
+                masks of other values than 0 and 1, a size that contradicts the image or the masks.
         """
-        height, width = size
+        height, width = size = image_size(size, image)
         scale = torch.tensor([width, height], dtype=torch.float32)
-        pixel_boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4) if len(boxes) else torch.zeros(0, 4)
-        pixel_points = torch.as_tensor(points, dtype=torch.float32).reshape(-1, 2) if len(points) else torch.zeros(0, 2)
-        _check_boxes(pixel_boxes, height, width)
-        _check_points(pixel_points, height, width)
-        return cls(
-            pixel_boxes / scale.repeat(2), pixel_points / scale, _labels(labels, len(pixel_points)), _masks(masks)
-        )
+        pixel_boxes, pixel_points = pixel_rows(boxes, "boxes", 4), pixel_rows(points, "points", 2)
+        check_boxes(pixel_boxes, size)
+        check_points(pixel_points, size)
+        point_labels = torch.ones(len(pixel_points), dtype=torch.long) if labels is None else labels
+        found = torch.zeros(0, 1, 1, dtype=torch.bool) if masks is None else to_masks(masks)
+        prompt = cls(pixel_boxes / scale.repeat(2), pixel_points / scale, point_labels, found, size)  # type: ignore[arg-type]
+        check_masks(prompt.masks, size)
+        return prompt
+
+    def scale(self, x: float, y: float) -> VisualPrompt:
+        """Return the prompt with boxes and points multiplied, in a frame that they may leave; masks stay."""
+        factors = torch.tensor([x, y])
+        boxes, points = self.boxes * factors.repeat(2), self.points * factors
+        return replace(self, boxes=boxes, points=points, may_leave_image=True)
 
     @property
     def is_empty(self) -> bool:
@@ -86,7 +121,7 @@ class VisualPrompt(TensorDataclass):
         return not (len(self.boxes) or len(self.points) or len(self.masks))
 
 
-FIELDS = fields(VisualPrompt)
+TENSORS = ("boxes", "points", "point_labels", "masks")
 
 
 def convert_together(prompts: Sequence[VisualPrompt], function: Callable[[Tensor], Tensor]) -> tuple[VisualPrompt, ...]:
@@ -94,9 +129,10 @@ def convert_together(prompts: Sequence[VisualPrompt], function: Callable[[Tensor
 
     function: keeps each element, such as a move to a device. A field whose types differ is converted one by one.
     """
-    converted = {f.name: convert_field([getattr(prompt, f.name) for prompt in prompts], function) for f in FIELDS}
+    converted = [convert_field([getattr(prompt, name) for prompt in prompts], function) for name in TENSORS]
     return tuple(
-        VisualPrompt(**dict(zip(converted, values, strict=True))) for values in zip(*converted.values(), strict=True)
+        VisualPrompt(*values, prompt.size, prompt.may_leave_image)
+        for prompt, *values in zip(prompts, *converted, strict=True)
     )
 
 
@@ -188,36 +224,3 @@ class Region(TensorDataclass):
     box: Float[Tensor, "4"]
     mask: Bool[Tensor, "height width"] | None = None
     given: VisualPrompt = field(default_factory=VisualPrompt)
-
-
-def _check_boxes(boxes: Float[Tensor, "boxes 4"], height: int, width: int) -> None:
-    for box in boxes.tolist():
-        x1, y1, x2, y2 = box
-        if not (0 <= x1 <= width and 0 <= x2 <= width and 0 <= y1 <= height and 0 <= y2 <= height):
-            raise VirtueError(f"box {_numbers(box)} lies outside the image of {width}x{height} pixels")
-        if not (x1 < x2 and y1 < y2):
-            raise VirtueError(f"box {_numbers(box)} has no area, expected [x1, y1, x2, y2] with x1 < x2 and y1 < y2")
-
-
-def _check_points(points: Float[Tensor, "points 2"], height: int, width: int) -> None:
-    for point in points.tolist():
-        if not (0 <= point[0] <= width and 0 <= point[1] <= height):
-            raise VirtueError(f"point {_numbers(point)} lies outside the image of {width}x{height} pixels")
-
-
-def _labels(labels: Sequence[int] | Tensor | None, count: int) -> Int[Tensor, " points"]:
-    found = torch.ones(count, dtype=torch.long) if labels is None else torch.as_tensor(labels, dtype=torch.long)
-    if not bool(((found == 0) | (found == 1)).all()):
-        raise VirtueError(f"point labels {found.tolist()}, expected 1 (inside) or 0 (outside)")
-    return found
-
-
-def _masks(masks: Bool[Tensor, "masks height width"] | None) -> Bool[Tensor, "masks height width"]:
-    found = torch.zeros(0, 1, 1, dtype=torch.bool) if masks is None else torch.as_tensor(masks, dtype=torch.bool)
-    if len(found) and not bool(found.flatten(1).any(dim=1).all()):
-        raise VirtueError("a mask is empty, expected at least one pixel inside")
-    return found
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{value:g}" for value in values) + "]"

@@ -47,6 +47,7 @@ class CausalVLMProcessor(VLMProcessor):
         self.tokenizer = AutoTokenizer.from_pretrained(vlm_model, trust_remote_code=False)
         self.normalise: Any = AutoImageProcessor.from_pretrained(vlm_model)
         self.image_id: int = AutoConfig.from_pretrained(vlm_model).image_token_id
+        self.image_token: str = self.tokenizer.convert_ids_to_tokens(self.image_id)
         self.max_tokens = max_tokens
         self.files = description_files(vlm_model)
 
@@ -69,27 +70,26 @@ class CausalVLMProcessor(VLMProcessor):
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         return input_ids, mask
 
+    def check_row(self, text: str, sizes: Sequence[tuple[int, int]]) -> None:
+        super().check_row(text, sizes)
+        if self.image_token != IMAGE_TOKEN and self.image_token in text:
+            self.tokenize_row(text, sizes)
+
     def tokenize_row(self, text: str, sizes: Sequence[tuple[int, int]]) -> list[int]:
         """Return a row's ids: at most `max_tokens` of the text (`tokenize_pieces`), and all of the images.
 
         Raises VirtueError where `IMAGE_TOKEN`s and images differ in number, or the text holds the model's image token.
         """
-        positions = text.count(IMAGE_TOKEN)
-        if positions != len(sizes):
-            raise VirtueError(
-                f"a text has {positions} positions for images, expected {len(sizes)}, one {IMAGE_TOKEN} for each"
-                " of its images"
-            )
+        super().check_row(text, sizes)
         ids: list[int] = []
         kept = tokenize_pieces(self.tokenizer, text, self.image_delimiters, self.max_tokens)
         for number, piece_ids in enumerate(kept):
             if number:
                 ids += self.image_ids(sizes[number - 1], len(sizes) == 1)
             if self.image_id in piece_ids:
-                token = self.tokenizer.convert_ids_to_tokens(self.image_id)
                 raise VirtueError(
-                    f"a text holds the model's own {token}, expected {IMAGE_TOKEN} where an image stands: take it out"
-                    " of the text"
+                    f"a text holds the model's own {self.image_token}, expected {IMAGE_TOKEN} where an image stands:"
+                    " take it out of the text"
                 )
             ids += piece_ids
         return ids

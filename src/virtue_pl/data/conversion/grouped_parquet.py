@@ -29,7 +29,7 @@ def readable_parquet(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise VirtueError(f"{path} is no parquet file, or a damaged one: {error}: fetch it again") from error
 
 

@@ -94,7 +94,7 @@ class EvaluationDataModule(LightningDataModule):
         if len(missing) == len(files) or (missing and not options.allow_missing):
             hint = "" if len(missing) == len(files) else "; give --allow-missing to evaluate the others"
             raise VirtueError(missing_sets(self.root, missing) + hint)
-        reader = RowReader(self.library)
+        reader = RowReader(self.library, getattr(self._collator, "check_input", None))
         found = {
             about: read_set(found_files, reader, options.limit, options.allow_missing)
             for about, found_files in files.items()

@@ -21,6 +21,7 @@ from virtue_pl.data.streaming.pipeline import (
     derive_seed,
     training_samples,
 )
+from virtue_pl.data.streaming.readable_samples import check_source
 from virtue_pl.types import Collator, Sample, VirtueError
 
 
@@ -97,17 +98,26 @@ class MixedDataModule(StreamingDataModule):
             raise VirtueError(f"{few}: lower batch_size")
         return rows // needed
 
+    def find_first_problems(self, rows: int) -> tuple[int, dict[str, str]]:
+        """Return how many of each part's first training rows were read, and the problems of those of no use."""
+        found = [part.find_first_problems(rows) for name, part in self.parts.items() if name in self.weights]
+        return sum(count for count, _ in found), {key: text for _, some in found for key, text in some.items()}
+
     def train_dataloader(self) -> StreamLoader:
         """Return the mixed training stream. Raises VirtueError where no part is trained on."""
         if not self.weights:
             raise VirtueError("no part has training shards and a weight above 0: set `train` of some of the parts")
         seed = self.reader.seed
         trained = {name: part for name, part in self._attach_trainer().items() if name in self.weights}
-        sources = {name: part.training_source(derive_seed(seed, name)) for name, part in trained.items()}
+        collator = self._require_collator()
+        sources = {
+            name: check_source(part.training_source(derive_seed(seed, name)), collator)
+            for name, part in trained.items()
+        }
         stream = MixedStream(
             sources,
             self.weights,
-            self._require_collator().collate_train,
+            collator.collate_train,
             blocks=self.batch_size // self.block_size,
             block_size=self.block_size,
             steps=self.steps,
@@ -266,7 +276,7 @@ class MixedStream(BatchStream):
         return source.batches(stream, (sizes[name] for sizes in found if name in sizes))
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        return collate_batches(self.samples(reader, epoch, log), self.collate, self.seed, epoch, reader)
+        return collate_batches(self.samples(reader, epoch, log), self.collate, self.seed, epoch, reader, log)
 
 
 class JoinedStream(BatchStream):

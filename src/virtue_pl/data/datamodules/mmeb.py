@@ -33,9 +33,9 @@ class MMEBDataModule(ShardDataModule):
                 row.task,
                 query,
                 target,
-                tuple(embedding_input(row, stored, images) for stored in row["negatives"]),
+                tuple(embedding_input(row, stored, images) for stored in row.items("negatives")),
             )
-        candidates = tuple(embedding_input(row, stored, images) for stored in row["candidates"])
+        candidates = tuple(embedding_input(row, stored, images) for stored in row.items("candidates"))
         return RankingSample(row.key, row.task, query, candidates, read_rankings(row, len(candidates)))
 
 
@@ -66,4 +66,4 @@ def image_numbers(stored: Any) -> list[int] | None:
     if not (isinstance(stored, list) and len(stored) == 2 and isinstance(stored[0], str)):
         return None
     found = stored[1] if isinstance(stored[1], list) else [] if stored[1] is None else [stored[1]]
-    return found if all(isinstance(number, int) for number in found) else None
+    return found if all(type(number) is int for number in found) else None

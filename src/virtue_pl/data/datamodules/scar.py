@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from virtue_pl.data.datamodules.shards import ShardDataModule
 from virtue_pl.data.formats.scar_queries import NO_PROMPT, caption, instruction, published_query, read_rankings
-from virtue_pl.data.shards.records import RecordImage, Row, read_region
+from virtue_pl.data.shards.records import RecordImage, Row, is_stored_number, read_region
 from virtue_pl.types import DataError, EmbeddingInput, RankingSample, Sample
 
 
@@ -56,5 +56,8 @@ class PublishedSCaRDataModule(SCaRDataModule):
     @staticmethod
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
         sample = SCaRDataModule.to_sample(row, images)
-        text = published_query(row.text("query"), row.published_box, ranked="candidates" in row.fields)
+        box = row.published_box
+        if not isinstance(box, list) or not all(map(is_stored_number, box)):
+            raise DataError(row.key, f"published_box {box!r}, expected four numbers [x1, y1, x2, y2] in pixels")
+        text = published_query(row.text("query"), box, ranked="candidates" in row.fields)
         return replace(sample, query=replace(sample.query, text=text))

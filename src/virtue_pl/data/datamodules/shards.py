@@ -18,6 +18,7 @@ from virtue_pl.data.streaming.image_stream import ImageStream
 from virtue_pl.data.streaming.loader import RankingStream, StreamLoader, TrainingStream
 from virtue_pl.data.streaming.options import ReaderOptions, SamplingOptions, check_counts
 from virtue_pl.data.streaming.pipeline import TrainingSource
+from virtue_pl.data.streaming.readable_samples import check_source, find_first_problems
 from virtue_pl.features.store import INDEX, FeatureIndex, StoredFeatures
 from virtue_pl.types import Collator, RankingSample, Sample, VirtueError
 
@@ -145,11 +146,16 @@ class ShardDataModule(StreamingDataModule, ABC):
         """Return the training samples of this dataset, to be drawn with `seed`."""
         return TrainingSource(self.train_folder, self.to_sample, self.sampling, seed, self.reader.pixel_limit)
 
+    def find_first_problems(self, rows: int) -> tuple[int, dict[str, str]]:
+        """Return how many of the first training rows were read, and the problems of those that cannot be used."""
+        return find_first_problems(check_source(self.training_source(0), self._require_collator()), rows)
+
     def train_dataloader(self) -> StreamLoader:
         """Return the training stream."""
-        source, collate = self.training_source(self.reader.seed), self._require_collator().collate_train
+        collator = self._require_collator()
+        source = check_source(self.training_source(self.reader.seed), collator)
         options: dict[str, Any] = {"batch_size": self.batch_size, "steps": self.steps, "reader": self.reader_info()}
-        return self._loader(TrainingStream(source, collate, **options))
+        return self._loader(TrainingStream(source, collator.collate_train, **options))
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
         """Return all validation sets; an empty list where there are none."""

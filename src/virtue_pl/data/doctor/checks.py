@@ -18,11 +18,23 @@ from virtue_pl.data.io.atomic import digest
 from virtue_pl.data.shards.records import Row, content_key, read_region
 from virtue_pl.types import DataError, Region
 
-WARNINGS = ("duplicate pair", "looks like a training image", "AppleDouble leftover beside the images")
+WARNINGS = (
+    "duplicate pair",
+    "looks like a training image",
+    "AppleDouble leftover beside the images",
+    "very long image",
+    "image token in a text",
+)
 """Problems that a training survives and that may be intended; all others are errors."""
 
 MASK_OVERLAP = 0.5
 """A mask whose own box overlaps the row's by less (intersection over union) belongs to another thing."""
+
+MAX_RATIO = 200
+"""Qwen-VL models read no image whose longer side is more than so many times the shorter one."""
+
+MODEL_TOKENS = ("<image>",)
+"""Words that stand for an image in some models (SmolVLM, LLaVA), which therefore read no text that holds them."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -178,6 +190,9 @@ class Checkup:
             report_finding(Finding(check.problem.partition(":")[0], name, check.problem, path), None, None)
             return
         self.sizes[power_of_two(min(check.size))] += 1
+        if max(check.size) > MAX_RATIO * min(check.size):
+            detail = f"{check.size[1]}x{check.size[0]} pixels, of which a Qwen-VL reads at most 1:{MAX_RATIO}"
+            report_finding(Finding("very long image", name, detail, path), None, None)
         self.names_by_content.setdefault(key, name)
         if check.difference_hash is not None:
             self.hashes_by_name.setdefault(name, check.difference_hash)
@@ -201,6 +216,9 @@ class Checkup:
         stored = row.fields.get("candidates") or [row.fields.get("target"), *row.fields.get("negatives", ())]
         query = normalize_answer(row.fields.get("query"), keys)
         right, *wrong = [normalize_answer(answer, keys) for answer in stored]
+        token = next((token for token in MODEL_TOKENS for text, _ in (query, right, *wrong) if token in text), None)
+        if token is not None:
+            report("image token in a text", f"{token} stands for an image in some models, which leave the row out")
         for text, _ in (query, right, *wrong):
             self.lengths[power_of_two(self.count_tokens(text))] += 1
         if right in wrong:

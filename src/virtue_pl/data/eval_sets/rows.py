@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import torch
+
 from virtue_pl.data.conversion.grouped_parquet import column_names, readable_parquet
 from virtue_pl.data.conversion.mmeb import INSTRUCTION_COLUMNS
 from virtue_pl.data.conversion.mmeb import RANKING_COLUMNS as MMEB_COLUMNS
@@ -31,6 +33,7 @@ class RowReader:
 
     Args:
         library: the images, by content.
+        check: raises VirtueError for an input that the model cannot read; its images have shapes, and no pixels.
 
     Example:
         >>> reader = RowReader(ImageLibrary())
@@ -38,8 +41,9 @@ class RowReader:
         True
     """
 
-    def __init__(self, library: ImageLibrary) -> None:
+    def __init__(self, library: ImageLibrary, check: Callable[[EmbeddingInput], object] | None = None) -> None:
         self.library = library
+        self.check = check
         self._inputs: dict[tuple[str, str | None], EmbeddingInput] = {}
         self._paths: dict[ImageFiles, dict[str, str]] = {}
 
@@ -90,6 +94,7 @@ class RowReader:
         """Return a row about a region; `box_text` is the box as published queries write it, `image` the image's key."""
         check_query(query, row_name(about, number))
         text = PUBLISHED_TOKEN.sub("", _BOX_TEXT.sub("", query))
+        self.check_readable(instruction(query), image, row_name(about, number))
         published = IMAGE_TOKEN + f"  {text}".replace(" \n", "\n")
         candidates = tuple(self.input(caption, None) for caption in captions)
         return EvaluationRow(
@@ -157,10 +162,21 @@ class RowReader:
                 problem = "more image tokens than images" if allowed else "image token without an image"
                 raise DataError(key, f"{problem}: {text!r}")
             images = () if image is None else (image,)
-            found = self._inputs[text, image] = EmbeddingInput(
-                PUBLISHED_TOKEN.sub(IMAGE_TOKEN, text), (), NO_PROMPT, images
-            )
+            found = EmbeddingInput(PUBLISHED_TOKEN.sub(IMAGE_TOKEN, text), (), NO_PROMPT, images)
+            self.check_readable(found.text, image, key)
+            self._inputs[text, image] = found
         return found
+
+    def check_readable(self, text: str, image: str | None, key: str) -> None:
+        """Raise DataError, naming the row, for a text and an image that the model cannot read."""
+        if self.check is None:
+            return
+        square_size = self.library.resize_to_square
+        sizes = [] if image is None else [(square_size, square_size) if square_size else self.library.sizes[image]]
+        try:
+            self.check(EmbeddingInput(text, tuple(torch.empty(3, *size, device="meta") for size in sizes)))
+        except VirtueError as error:
+            raise DataError(key, f"not for this model: {error}") from error
 
     def _image_key(self, files: SetFiles, path: str | None, key: str) -> str | None:
         assert files.images is not None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from virtue_pl.data.eval_sets.files import SetFiles
 from virtue_pl.data.eval_sets.images import ImageLibrary, TarImage
@@ -104,17 +105,29 @@ def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def evaluation_row(files: SetFiles, reader: RowReader, row: Row, images: list[str]) -> EvaluationRow:
     """Return a stored row as evaluation ranks it; `images` are the keys of its record's images."""
     number, candidates = int(row["row"]), row["candidates"]
+    if not isinstance(candidates, list):
+        raise DataError(row.key, f"field 'candidates' is {candidates!r}, expected a list")
     rankings = read_rankings(row, len(candidates))
     if isinstance(row["query"], str):
+        candidates = row.texts("candidates")
         if not images:
             raise DataError(row.key, "it has no image: expected one")
         region = read_region(row, reader.library.sizes[images[0]])
         box = box_words(row.published_box)
         return reader.region_row(files.about, number, row["query"], box, images[0], region, candidates, rankings)
-    pairs = [
-        [(text, None if image is None else images[image]) for text, image in stored]
-        for stored in ([row["query"]], candidates)
-    ]
+    pairs = [[image_by_key(row, stored, images) for stored in inputs] for inputs in ([row["query"]], candidates)]
     if not candidates:
         raise DataError(row_name(files.about, number), "the query has no candidate: expected the right one and others")
     return reader.row(files.about, number, pairs[0][0], pairs[1], rankings)
+
+
+def image_by_key(row: Row, stored: Any, images: Sequence[str]) -> tuple[str, str | None]:
+    """Return a stored text and its image's key. Raises DataError for what is no text with an image's number or null."""
+    if not (isinstance(stored, list) and len(stored) == 2 and isinstance(stored[0], str)):
+        raise DataError(row.key, f"found {stored!r}, expected a text and the number of its image, or null")
+    text, number = stored
+    if number is None:
+        return text, None
+    if type(number) is not int or not 0 <= number < len(images):
+        raise DataError(row.key, f"image {number!r} of {text!r} is not there: the record has {len(images)}")
+    return text, images[number]

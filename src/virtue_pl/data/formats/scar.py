@@ -5,15 +5,13 @@ A DataError's words before ":" are the reason for which a row is left out.
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from virtue_pl.data.formats.candidates import check_candidates, drop_gold_repeats
+from virtue_pl.data.formats.segmentations import decode_segmentation, is_real, read_json, shorten
 from virtue_pl.types import DataError
 
 BOX_SLACK = 1.0
@@ -102,8 +100,8 @@ def xyxy(box: Sequence[float] | None, key: str, size: tuple[int, int]) -> list[f
 
     Raises DataError for a box outside the image of `size` = (height, width), or without area.
     """
-    if box is None or len(box) != 4 or any(value is None for value in box):
-        raise DataError(key, f"no box: found {box}, expected [x, y, width, height] in pixels")
+    if not isinstance(box, Sequence) or isinstance(box, str) or len(box) != 4 or not all(map(is_real, box)):
+        raise DataError(key, f"no box: found {shorten(box)}, expected [x, y, width, height] in pixels")
     given, (height, width) = corners(box), size
     clipped = [min(max(value, 0), limit) for value, limit in zip(given, (width, height, width, height), strict=True)]
     if not all(abs(value - inside) <= BOX_SLACK for value, inside in zip(given, clipped, strict=True)):
@@ -119,51 +117,12 @@ def run_lengths(segmentation: Any, key: str, size: tuple[int, int]) -> dict[str,
     A segmentation is COCO's RLE (compressed or not), polygons, or a mask of 0 and 1; any of them may be written as
     JSON. Raises DataError for a damaged or empty one, or one of another size than `size` = (height, width).
     """
-    if segmentation is None or segmentation == "":
+    if segmentation is None or (isinstance(segmentation, str) and not segmentation):
         return None
-    try:
-        mask = decode_segmentation(json.loads(segmentation) if isinstance(segmentation, str) else segmentation, size)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise DataError(key, f"damaged mask: {error}") from error
-    if mask.shape != size:
-        raise DataError(key, f"mask of another size: {list(mask.shape)}, the image has {list(size)} (height, width)")
+    mask = decode_segmentation(read_json(segmentation, key), key, size)
     if not mask.any():
         raise DataError(key, "empty mask: no pixel is inside")
     pixels = mask.T.reshape(-1)
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     bounds = [0, 0] if pixels[0] else [0]
     return {"size": list(size), "counts": np.diff(np.concatenate([bounds, changes, [len(pixels)]])).tolist()}
-
-
-def is_bitmap(segmentation: Any, size: tuple[int, int]) -> bool:
-    """Return whether a segmentation is a mask of `height` rows of `width` zeros and ones."""
-    height, width = size
-    if (
-        isinstance(segmentation, Mapping)
-        or len(segmentation) != height
-        or any(len(row) != width for row in segmentation)
-    ):
-        return False
-    return bool(np.isin(np.asarray(segmentation), (0, 1)).all())
-
-
-def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """Return the mask of a segmentation; polygons are drawn at `size` = (height, width)."""
-    from pycocotools import mask as coco
-
-    if not segmentation:
-        return np.zeros(size, dtype=bool)
-    if is_bitmap(segmentation, size):
-        return np.asarray(segmentation, dtype=bool)
-    if not isinstance(segmentation, Mapping):
-        encoded = coco.merge(coco.frPyObjects([list(polygon) for polygon in segmentation], *size))
-    elif isinstance(segmentation["counts"], list):
-        encoded = coco.frPyObjects(
-            {"size": list(segmentation["size"]), "counts": segmentation["counts"]}, *segmentation["size"]
-        )
-    else:
-        counts = segmentation["counts"]
-        encoded = {"size": list(segmentation["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with numpy 2.4
-        return coco.decode(encoded).astype(bool)

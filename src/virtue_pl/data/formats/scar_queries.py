@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from virtue_pl.data.shards.records import Row
 from virtue_pl.types import IMAGE_TOKEN, DataError, EmbeddingInput, VisualPrompt
@@ -52,15 +53,17 @@ def read_rankings(row: Row, num_candidates: int) -> dict[str, tuple[int, ...]]:
     Raises DataError for anything else, and for an index that is not below `num_candidates`.
     """
     rankings = row["rankings"]
-    try:
-        checked = {name: tuple(int(index) for index in indices) for name, indices in rankings.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DataError(
-            row.key, f"field 'rankings' is {rankings!r}, expected lists of candidate indices by name"
-        ) from error
+    if not isinstance(rankings, dict) or not all(map(is_index_list, rankings.values())):
+        raise DataError(row.key, f"field 'rankings' is {rankings!r}, expected lists of candidate indices by name")
+    checked = {name: tuple(indices) for name, indices in rankings.items()}
     if not all(indices and all(0 <= index < num_candidates for index in indices) for indices in checked.values()):
         raise DataError(
             row.key,
             f"rankings {checked}, expected one index or more, below {num_candidates} (the number of candidates)",
         )
     return checked
+
+
+def is_index_list(value: Any) -> bool:
+    """Return whether a value of JSON is a list of whole numbers."""
+    return isinstance(value, list) and all(type(index) is int for index in value)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from virtue_pl.data.io.archives import APPLE_DOUBLE, MAX_IMAGE_BYTES, is_apple_double, open_archive
-from virtue_pl.preprocessing.images import ImageHeader, read_header
+from virtue_pl.preprocessing.image_formats import CONVERTED, EXTENSIONS
+from virtue_pl.preprocessing.images import ImageHeader, convert_to_png, read_header
 from virtue_pl.types import DataError, VirtueError
 
 
@@ -98,13 +100,18 @@ class ImageFiles:
         return ""
 
     def read_checked(self, image: str | None, key: str, max_pixels: int) -> tuple[bytes, ImageHeader]:
-        """Return the compressed bytes of an image, and its header.
+        """Return the compressed bytes of an image as shards store it, and its header.
 
-        Raises DataError, which names the path, as `read` does, and for a file that is no image or has more than
-        `max_pixels`.
+        An image in one of the formats of `CONVERTED` becomes a PNG. Raises DataError, which names the path, as `read`
+        does, and for a file that is no image or has more than `max_pixels`.
         """
         data = self.read(image, key)
-        return data, read_named_header(data, str(image), key, max_pixels)
+        with name_path(str(image), key):
+            header = read_header(data, key, max_pixels)
+            if header.extension in CONVERTED.values():
+                data = convert_to_png(data, key, max_pixels)
+                header = header._replace(extension=EXTENSIONS["PNG"])
+        return data, header
 
     def _read_bytes(self, path: str, key: str) -> bytes:
         files = [resolve_inside(folder, path, key) for folder in self.folders]
@@ -124,8 +131,15 @@ class ImageFiles:
 
 def read_named_header(data: bytes, path: str, key: str, max_pixels: int) -> ImageHeader:
     """Return the header of a compressed image. Raises DataError, which names the image's path."""
-    try:
+    with name_path(path, key):
         return read_header(data, key, max_pixels)
+
+
+@contextmanager
+def name_path(path: str, key: str) -> Iterator[None]:
+    """Add an image's path to a DataError that is raised within."""
+    try:
+        yield
     except DataError as error:
         raise DataError(key, f"{error.problem} ({path})") from error
 

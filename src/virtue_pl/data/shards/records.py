@@ -15,11 +15,18 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from virtue_pl.preprocessing.images import EXTENSIONS, decode, read_header, resize_bicubic
+from virtue_pl.preprocessing.image_formats import EXTENSIONS
+from virtue_pl.preprocessing.images import decode, read_header, resize_bicubic
 from virtue_pl.types import NO_FEATURES, DataError, ImageFeatures, Region, VirtueError, VisualPrompt
 
 IMAGE_EXTENSIONS = (*EXTENSIONS.values(), "jpeg")
 
+
+MAX_COORDINATE = 2**31
+"""Whole numbers beyond are no coordinates."""
+
+MAX_DIGITS = 18
+"""Digits of a record's number."""
 
 _DECODED: WeakValueDictionary[tuple[str, int], Tensor] = WeakValueDictionary()
 """Decoded images that are in use, by content key and `max_pixels`: a candidate of many rows is in memory once."""
@@ -109,6 +116,13 @@ class Row:
             raise DataError(self.key, f"field {name!r} is {value!r}, expected a list of texts")
         return value
 
+    def items(self, name: str) -> list[Any]:
+        """Return a field that is a list. Raises DataError for anything else."""
+        value = self[name]
+        if not isinstance(value, list):
+            raise DataError(self.key, f"field {name!r} is {value!r}, expected a list")
+        return value
+
 
 def no_features(key: str) -> ImageFeatures:
     """Return no features, whatever the image."""
@@ -161,17 +175,25 @@ def read_record(members: Mapping[str, Any], name: str, task: str) -> Record:
     Its json gives the number of its images, if not one. Raises DataError, which names the record, for a damaged entry.
     """
     key = f"{name}/{members['__key__']}"
-    if not members["__key__"].isdecimal():
-        raise DataError(key, f"record {members['__key__']!r}, expected a number")
+    if not (members["__key__"].isdecimal() and len(members["__key__"]) <= MAX_DIGITS):
+        raise DataError(key[:200], f"record {members['__key__'][:40]!r}, expected a number")
     if "json" not in members:
         raise DataError(key, f"found {found_members(members)}, expected one json")
     try:
         content = json.loads(members["json"])
         image, count = content["image"], int(content.get("pictures", 1))
-        rows = tuple(Row(f"{name}/{row['row']}", task, row) for row in content["rows"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        rows = tuple(Row(f"{name}/{row_number(row)}", task, row) for row in content["rows"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        # what is no mapping has no `get`, and JSON that is nested too deeply ends in a RecursionError
         raise DataError(key, f"its json is damaged or lacks a field: {error!r}") from error
     return Record(f"{key} ({image})", int(members["__key__"]), read_images(members, count, key), rows)
+
+
+def row_number(row: Any) -> int:
+    """Return a stored row's number in its source. Raises TypeError for what is no row."""
+    if not isinstance(row, dict) or type(row["row"]) is not int:
+        raise TypeError(f"row {str(row)[:80]}, expected fields with a whole number `row`")
+    return row["row"]
 
 
 def read_images(members: Mapping[str, Any], count: int, key: str) -> tuple[bytes, ...]:
@@ -179,6 +201,8 @@ def read_images(members: Mapping[str, Any], count: int, key: str) -> tuple[bytes
 
     Raises DataError where one is missing or occurs twice.
     """
+    if not 0 <= count <= len(members):
+        raise DataError(key, f"its json says that it has {count} images, expected one member of the tar for each")
     names = [
         [name for extension in IMAGE_EXTENSIONS if (name := image_member(number, extension)) in members]
         for number in range(count)
@@ -203,7 +227,7 @@ def read_region(row: Row, size: tuple[int, int]) -> Region:
     `size` = (height, width) of the image. Raises DataError for a box or mask that is impossible.
     """
     box = row["box"]
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_stored_number, box))):
         raise DataError(row.key, f"box {box!r}, expected four numbers [x1, y1, x2, y2] in pixels")
     mask = None if row["mask"] is None else read_mask(row, size)
     try:
@@ -211,6 +235,11 @@ def read_region(row: Row, size: tuple[int, int]) -> Region:
     except VirtueError as error:
         raise DataError(row.key, str(error)) from error
     return Region(prompt.boxes[0], mask)
+
+
+def is_stored_number(value: Any) -> bool:
+    """Return whether a value of JSON is a number that a float can hold; NaN and Infinity lie outside any image."""
+    return type(value) is float or (type(value) is int and abs(value) <= MAX_COORDINATE)
 
 
 def read_mask(row: Row, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
@@ -230,7 +259,7 @@ def read_mask(row: Row, size: tuple[int, int]) -> Bool[Tensor, "height width"]:
             row.key, f"mask of size {found}, expected run lengths of the image's size {list(size)} (height, width)"
         )
     counts = encoded["counts"]
-    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != height * width:
+    if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != height * width:
         raise DataError(row.key, f"damaged mask: its run lengths do not add up to {height} x {width} pixels")
     inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(width, height)
     return torch.from_numpy(np.ascontiguousarray(inside.T))

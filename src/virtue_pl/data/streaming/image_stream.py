@@ -14,6 +14,7 @@ from virtue_pl.data.shards.manifest import Shard, ShardFolder
 from virtue_pl.data.shards.records import Record, RecordImage
 from virtue_pl.data.streaming.loader import BatchStream
 from virtue_pl.data.streaming.pipeline import ReaderInfo
+from virtue_pl.data.streaming.readable_samples import collate_readable
 from virtue_pl.data.streaming.shard_reader import read_shards
 from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.features.store import FeatureProvenance, features_path, is_outdated, is_stored
@@ -103,11 +104,20 @@ class ImageStream(BatchStream):
             count = self.batches_of(shard, stored)
             for number in range(count):
                 images = list(self.distinct(islice(records, self.batch_size), seen, log))
+                images, prepared = self.prepare(images, log)
                 keys = tuple(image.content_key for image in images)
-                prepared = self.collate([image.image for image in images])
                 yield ShardImageBatch(
                     str(folder.path), folder.manifest.fingerprint, shard.name, keys, prepared, number == count - 1
                 )
+
+    def prepare(self, images: list[RecordImage], log: SkipLog) -> tuple[list[RecordImage], ImageBatch]:
+        """Return the images that the model can read, and their batch; the others are named and skipped."""
+        found, batch = collate_readable(images, self.collate_images, image_name, log)
+        return found, self.collate([]) if batch is None else batch
+
+    def collate_images(self, images: Sequence[RecordImage]) -> ImageBatch:
+        """Return the images as the model reads them."""
+        return self.collate([image.image for image in images])
 
     def distinct(self, records: Iterable[Record], seen: set[str], log: SkipLog) -> Iterator[RecordImage]:
         """Yield the records' images that are not in `seen`, and add them to it; bad ones are named and skipped."""
@@ -122,3 +132,8 @@ class ImageStream(BatchStream):
             else:
                 log.reset_consecutive()
                 yield image
+
+
+def image_name(image: RecordImage) -> str:
+    """Return the name by which an image is found again: its record's, and its content key."""
+    return f"{image.record}, image {image.content_key}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from virtue_pl.data.streaming.pipeline import (
     derive_reader_seed,
     training_samples,
 )
+from virtue_pl.data.streaming.readable_samples import collate_readable, require_batch
 from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.types import RankingSample, Sample, TensorDataclass, VirtueError
 
@@ -130,7 +132,7 @@ class TrainingStream(BatchStream):
         return self.source.batches(stream, sizes)
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        return collate_batches(self.samples(reader, epoch, log), self.collate, self.source.seed, epoch, reader)
+        return collate_batches(self.samples(reader, epoch, log), self.collate, self.source.seed, epoch, reader, log)
 
 
 def collate_batches(
@@ -139,16 +141,27 @@ def collate_batches(
     seed: int,
     epoch: int,
     reader: ReaderInfo,
+    log: SkipLog,
 ) -> Iterator[Any]:
-    """Yield each batch as `collate` returns it.
+    """Yield each batch as `collate` returns it; samples that it cannot read are named and skipped.
 
     Before each call, torch's generator is seeded from the batch's number here and the other arguments.
     """
     for step, samples in enumerate(batches):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_reader_seed(seed, epoch, reader, step))
-            batch = collate(samples)
-        yield batch
+        seeded = partial(collate_seeded, collate, derive_reader_seed(seed, epoch, reader, step))
+        yield require_batch(collate_readable(samples, seeded, sample_key, log)[1], log)
+
+
+def collate_seeded(collate: Callable[[Sequence[Sample]], Any], seed: int, samples: Sequence[Sample]) -> Any:
+    """Return the batch as `collate` returns it with torch's generator seeded so."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return collate(samples)
+
+
+def sample_key(sample: Sample | RankingSample) -> str:
+    """Return the sample's key."""
+    return sample.key
 
 
 class RankingStream(BatchStream):
@@ -203,7 +216,7 @@ class RankingStream(BatchStream):
             offset += share.num_batches
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        return (self.collate(samples) if samples else None for samples in self.samples(reader, log))
+        return (collate_readable(batch, self.collate, sample_key, log)[1] for batch in self.samples(reader, log))
 
 
 class StreamLoader:

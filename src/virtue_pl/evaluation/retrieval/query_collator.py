@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,8 +87,11 @@ class EvaluationCollator:
         """
         if self.frame == "canvas" or self.canvas is None or self.query_format.image_transform is not None:
             return prompt
-        scale = torch.tensor([size[1], size[0]]) / self.canvas
-        return replace(prompt, boxes=prompt.boxes * scale.repeat(2), points=prompt.points * scale)
+        return prompt.scale(size[1] / self.canvas, size[0] / self.canvas)
+
+    def check_input(self, item: EmbeddingInput) -> None:
+        """Raise VirtueError for an input that the model cannot read; of its images only the shapes are read."""
+        self.collator.check_input(item)
 
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
         """Return the batch of the inputs, each changed by the format's image transform first."""
