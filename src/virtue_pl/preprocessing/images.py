@@ -215,5 +215,5 @@ def _read_pixels(image: Image.Image, key: str, inplace: bool = True) -> UInt8[np
     """
     with name_damage(key):
         allocate_tiff(image)
-        turned = ImageOps.exif_transpose(image, in_place=inplace)
+        turned: Any = ImageOps.exif_transpose(image, in_place=inplace)  # type: ignore[call-overload]
         return to_rgb(turned or image, key)

@@ -131,7 +131,7 @@ def convert_together(prompts: Sequence[VisualPrompt], function: Callable[[Tensor
     """
     converted = [convert_field([getattr(prompt, name) for prompt in prompts], function) for name in TENSORS]
     return tuple(
-        VisualPrompt(*values, prompt.size, prompt.may_leave_image)
+        VisualPrompt(*values, size=prompt.size, may_leave_image=prompt.may_leave_image)
         for prompt, *values in zip(prompts, *converted, strict=True)
     )
 

@@ -47,7 +47,7 @@ class CausalVLMProcessor(VLMProcessor):
         self.tokenizer = AutoTokenizer.from_pretrained(vlm_model, trust_remote_code=False)
         self.normalise: Any = AutoImageProcessor.from_pretrained(vlm_model)
         self.image_id: int = AutoConfig.from_pretrained(vlm_model).image_token_id
-        self.image_token: str = self.tokenizer.convert_ids_to_tokens(self.image_id)
+        self.image_token = str(self.tokenizer.convert_ids_to_tokens(self.image_id))
         self.max_tokens = max_tokens
         self.files = description_files(vlm_model)
 
