@@ -131,8 +131,8 @@ def convert_together(prompts: Sequence[VisualPrompt], function: Callable[[Tensor
     """
     converted = [convert_field([getattr(prompt, name) for prompt in prompts], function) for name in TENSORS]
     return tuple(
-        VisualPrompt(*values, size=prompt.size, may_leave_image=prompt.may_leave_image)
-        for prompt, *values in zip(prompts, *converted, strict=True)
+        VisualPrompt(boxes, points, labels, masks, prompt.size, prompt.may_leave_image)
+        for prompt, boxes, points, labels, masks in zip(prompts, *converted, strict=True)
     )
 
 
