@@ -1,4 +1,4 @@
-"""Grouped rows: those of a literal sort, in one reading of the file, whatever fits into memory."""
+"""Grouped rows: those of a literal sort, in one reading of the file, whatever fits into memory; damage is one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from virtue_pl.data.conversion.grouped_parquet import Group, grouped_rows
+from virtue_pl.data.conversion.grouped_parquet import Group, column_names, grouped_rows
+from virtue_pl.types import VirtueError
 
 COLUMNS = ["text", "image", "box", "candidates", "about"]
 
@@ -103,3 +104,22 @@ def test_few_rows_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     )
     list(grouped_rows(tmp_path / "rows.parquet", COLUMNS, ["image"], 0, 100))
     assert len(held) == 12 and sum(held) == 1200 and max(held) < 170
+
+
+@pytest.mark.parametrize("column", ["text", "texts"])
+def test_a_text_that_is_none_is_one_line(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "rows.parquet"
+    rows = [{"text": "a red disc", "texts": ["a blue disc"]}]
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="none", use_dictionary=False, write_statistics=False)
+    found = {"text": b"a red disc", "texts": b"a blue disc"}[column]
+    path.write_bytes(path.read_bytes().replace(found, b"\xe2" + found[1:]))
+    with pytest.raises(VirtueError, match=r"rows\.parquet is no parquet file, or a damaged one"):
+        list(grouped_rows(path, ["text", "texts"], ["text"], seed=0))
+
+
+def test_a_columns_name_that_is_none_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"caption": ["a"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"caption", b"capt\xe2on"))
+    with pytest.raises(VirtueError, match=r"rows\.parquet is no parquet file, or a damaged one"):
+        column_names(path)

@@ -95,6 +95,7 @@ def _hashed_batches(
     salt, start = str(seed).encode()[:64], 0
     with readable_parquet(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=ROWS_PER_READ, columns=list(columns)):
+            batch.validate(full=True)  # a damaged file may hold texts that are none, and lists that go on beyond it
             keys = [key(*row) for row in zip(*(batch.column(name).to_pylist() for name in by), strict=True)]
             digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8, key=salt).digest() for name in keys)
             further = {
