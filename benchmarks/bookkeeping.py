@@ -1,4 +1,4 @@
-"""What a step costs beside its networks: cutting, selecting, moving and joining rows, with every network left out."""
+"""CPU seconds of a step beside its networks: cutting, selecting, moving and joining rows, with no network run."""
 
 from __future__ import annotations
 

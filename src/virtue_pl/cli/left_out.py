@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FIRST = 3
-"""How many rows of each reason the table names."""
+"""Number of rows that the table names for each reason."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ WARNINGS = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen parts, which are meant to be
     r"Precision .* is not supported by the model summary",  # its estimate of the megabytes alone
 )
-"""How warnings begin that are silenced."""
+"""Patterns of the beginnings of warnings that are silenced."""
 
 
 def quieten_libraries() -> None:

@@ -51,7 +51,7 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
-"""What Pillow's readers raise over a damaged file; all else is a programming error, and passes."""
+"""Errors that Pillow's readers raise over a damaged file; all else is a programming error, and passes."""
 
 WIDE_RANGES = {
     "I;16": (65_535,),
@@ -76,7 +76,7 @@ _OTHERS = {
     b"PK\x03\x04": "a zip",
     b"\x1f\x8b": "gzip",
 }
-"""How files begin that are sound, but that neither this module nor Pillow reads."""
+"""First bytes of sound files that neither this module nor Pillow reads, with the format that they tell."""
 
 # Pillow warns of what it reads around, such as a corrupt tag, without a word on which file it is.
 warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -29,7 +29,7 @@ MAX_PIXELS = 25_000_000
 """The default limit: larger images are refused from their header alone, since a small file can claim any size."""
 
 TALL = 100
-"""How many times as high as wide an image is, beyond which Pillow resizes it down first."""
+"""Ratio of height to width beyond which Pillow resizes an image down first."""
 
 
 class PixelLimit(int):

@@ -13,10 +13,10 @@ from torch import Tensor
 from virtue_pl.types.errors import VirtueError
 
 TOLERANCE = 1e-4
-"""How far beyond [0, 1] a normalised coordinate may lie by rounding."""
+"""Distance beyond [0, 1] that a normalised coordinate may have by rounding."""
 
 _FAILURES = (TypeError, ValueError, RuntimeError, OverflowError)
-"""What torch and NumPy raise over values of which they make no tensor."""
+"""Errors that torch and NumPy raise over values of which they make no tensor."""
 
 
 def to_floats(value: Any, name: str) -> Float[Tensor, "..."]:

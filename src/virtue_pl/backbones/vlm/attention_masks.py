@@ -15,7 +15,7 @@ from typing import Any
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 IS_PADDED: ContextVar[bool | None] = ContextVar("is_padded", default=None)
-"""Whether the rows that run now are padded; None where transformers is to look."""
+"""True where the rows that run now are padded, False where not; None where transformers is to look."""
 SKIPS = ("allow_is_causal_skip", "allow_is_bidirectional_skip")
 
 

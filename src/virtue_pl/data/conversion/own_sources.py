@@ -41,9 +41,9 @@ class OwnSource:
     path: Path
     """The file, or the folder."""
     files: tuple[Path, ...]
-    """What the rows are read from."""
+    """Files that the rows are read from."""
     image_folders: tuple[Path, ...] = ()
-    """Where images are, beside images/."""
+    """Folders of images, beside images/."""
 
     def rows(self) -> Iterator[SourceRow]:
         """Yield the rows. Raises VirtueError for a file that cannot be read."""

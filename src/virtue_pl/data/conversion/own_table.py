@@ -31,7 +31,9 @@ TABLE = pa.schema(
         ("problem", pa.large_string()),
     ]
 )
-"""Where a row is; what decides its record; all files that it needs; the row as JSON, or its problem."""
+"""Columns of the table: a row's place in its source, the image or text that decides its record, all files that it
+needs, and the row as JSON, or its problem.
+"""
 
 
 class EmbeddedImages:

@@ -46,7 +46,7 @@ class PairFile(MMEBFile):
     """
 
     source: OwnSource | None = None
-    """What the table was made of."""
+    """Source that the table was made from."""
     row_options: RowOptions = RowOptions()
 
     def source_digest(self) -> str:

@@ -23,7 +23,7 @@ from virtue_pl.types import (
 )
 
 POINT_EXTENT = 0.1
-"""Where a row has points alone, its region's box is drawn around squares of this share of the image's shorter side."""
+"""Side, as a share of the image's shorter one, of the squares around points that give a row without a box its box."""
 
 
 class PairDataModule(MMEBDataModule):

@@ -99,7 +99,7 @@ class Checkup:
     names_by_content: dict[str, str] = field(default_factory=dict)
     """The record of each image, by the image's content key."""
     left_out: list[DataError] = field(default_factory=list)
-    """What a conversion would leave out, in order."""
+    """Rows that a conversion would leave out, in order."""
     hashes_by_name: dict[str, int] = field(default_factory=dict)
     """The difference hash of each image, by its record."""
     sizes: Counter[int] = field(default_factory=Counter)

@@ -18,7 +18,7 @@ FIELDS = (
     *("text", "instruction", "image", "images"),
     *("boxes", "box_format", "units", "points", "labels", "masks", "bbox", "segmentation"),
 )
-"""What a query, a target, a negative or a candidate may have."""
+"""Columns that a query, a target, a negative or a candidate may have."""
 LISTS = ("negatives", "negative_images", "candidates", "candidate_images")
 WHOLE = "item"
 """The field of the columns `query` and `target`: a text, or an object of fields."""

@@ -25,7 +25,7 @@ ReadLevels = Callable[[str], UInt8[np.ndarray, "3 height width"]]
 """Reads the pixels of a mask's file; raises DataError."""
 
 OUTSIDE = 1.0
-"""How far a polygon's corner may lie outside its image, as a share of the image's extent."""
+"""Distance that a polygon's corner may lie outside its image, as a share of the image's extent."""
 
 
 @dataclass(frozen=True)

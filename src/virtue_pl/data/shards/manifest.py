@@ -32,9 +32,9 @@ MANIFEST = "manifest.json"
 SHARD_KEYS = {"images": "pictures", "rows_per_image": "rows_per_picture"}
 """Keys of a manifest by the field of `Shard`, where they differ."""
 NAMED_SKIPS = 1000
-"""How many skipped rows a manifest names; all are counted."""
+"""Number of skipped rows that a manifest names; all are counted."""
 FIRST_SKIPS = 3
-"""How many rows of each reason it names in any case."""
+"""Number of rows of each reason that it names in any case."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ LEVEL = 0.95
 WEIGHT = 1.25
 """Exponent of the share of variance from trainings in the quantile."""
 QUERIES, TRAININGS = "queries", "trainings and queries"
-"""What an interval is over."""
+"""Names of what an interval is over."""
 Studies = Float[np.ndarray, "*studies"]
 
 

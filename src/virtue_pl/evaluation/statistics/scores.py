@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from virtue_pl.types import VirtueError
 
 Answers = Bool[np.ndarray, "*studies trainings queries"] | Float[np.ndarray, "*studies trainings queries"]
-"""What each training of a run got for each query: whether it was right, or a metric's value."""
+"""Scores of each training of a run for each query: right or wrong, or a metric's value."""
 Images = Int[np.ndarray, " queries"]
 """The number of each query's image, from 0. Queries of one image have one number, in whichever task they stand."""
 
