@@ -30,7 +30,7 @@ SUB_LAYERS = {
         {"eval_sets", "doctor"},
         {"datamodules"},
     ),
-    "evaluation": ({"settings"}, {"retrieval", "probes"}, {"statistics"}, {"reports"}, {"evaluator"}),
+    "evaluation": ({"settings"}, {"retrieval"}, {"statistics"}, {"probes"}, {"reports"}, {"evaluator"}),
     "backbones": (
         {"cpu_tiles", "pretrained", "strict_weights", "timm_trunk"},
         {"vlm", "segmentation"},

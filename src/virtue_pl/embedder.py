@@ -127,10 +127,11 @@ class Embedder:
         """Return unit float32 embeddings, [rows, embed_dim], in the order given.
 
         A list has one entry a row; a single value is shared by all rows: one image with three prompts gives three rows.
-        Rows of lists are sorted by length into batches. For that every image is decoded once, a few at a time, and, if
-        they are more than a batch has rows, a second time when its batch comes: their pixels never fill more than a
-        batch, and one that is damaged is found before anything is embedded. Any other iterable, such as a generator, is
-        asked for the rows of one batch at a time, which are embedded before it is asked again.
+        Rows of lists are sorted by length into batches. Where the images are more than a batch has rows, only the
+        headers of files are read for that, and each image is decoded when its batch comes: their pixels never fill more
+        than a batch. What is no image is found before anything is embedded; one that is cut off, when its batch comes.
+        Any other iterable, such as a generator, is asked for the rows of one batch at a time, which are embedded before
+        it is asked again.
 
         Args:
             texts: the text of each row, with an image or alone; `IMAGE_TOKEN` may mark where an image stands.
@@ -240,12 +241,13 @@ class Embedder:
         """Yield the rows of each batch, of similar length, longest first; rows on the same images follow each other."""
         lengths = [self.estimate_length(item) for item in items]
         longest: dict[tuple[str, ...], float] = {}
-        for item, length in zip(items, lengths, strict=True):
+        first: dict[tuple[str, ...], int] = {}
+        for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
             longest[item.image_keys] = max(length, longest.get(item.image_keys, 0))
+            first.setdefault(item.image_keys, row)
         order = sorted(
             range(len(items)),
-            key=lambda row: (longest[items[row].image_keys], items[row].image_keys, lengths[row]),
-            reverse=True,
+            key=lambda row: (-longest[items[row].image_keys], first[items[row].image_keys], -lengths[row]),
         )
         yield from (order[start : start + size] for start in range(0, len(order), size))
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from virtue_pl.engine import gradient_cache
-from virtue_pl.engine.gradient_cache import FullBatch, FunctionEncoder, GradientCache, cut_chunks
+from virtue_pl.engine.gradient_cache import FullBatch, FunctionEncoder, GradientCache, cut_chunks, halve_chunks
 from virtue_pl.losses.contrastive import InfoNCELoss
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, ImageBatch, PairIds, PromptBatch, VirtueError
 
@@ -165,3 +168,36 @@ def test_automatic_chunks_follow_the_memory(free_bytes: list[int], rows_that_fit
 def test_what_makes_no_chunks_is_refused(settings: dict[str, object], told: str) -> None:
     with pytest.raises(VirtueError, match=told):
         GradientCache(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_fullest_chunk_is_halved_first(seed: int) -> None:
+    """As one after the other, the first of the fullest: a literal loop."""
+    generator = random.Random(seed)
+    lengths = [generator.randrange(1, 9) for _ in range(generator.randrange(6))]
+    rows = iter(generator.sample(range(100), sum(lengths)))
+    chunks = [list(islice(rows, length)) for length in lengths]
+    for number in range(sum(lengths) + 3):
+        expected = list(chunks)
+        while len(expected) < number and max(map(len, expected), default=0) > 1:
+            fullest = max(range(len(expected)), key=lambda index: len(expected[index]))
+            half = len(expected[fullest]) // 2
+            expected[fullest : fullest + 1] = [expected[fullest][:half], expected[fullest][half:]]
+        assert halve_chunks(chunks, number) == expected
+
+
+def test_halving_looks_at_each_chunk_a_few_times() -> None:
+    """4,096 chunks of 4,096 rows: to scan all for each would be 8 million looks."""
+    looks = 0
+
+    class Rows(list[int]):
+        def __len__(self) -> int:
+            nonlocal looks
+            looks += 1
+            return super().__len__()
+
+        def __getitem__(self, index: Any) -> Any:
+            return Rows(super().__getitem__(index))
+
+    assert len(halve_chunks([Rows(range(4096))], 4096)) == 4096
+    assert looks < 5 * 4096

@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "overrides": {"trainer.val_check_interval": 1},
         "seeds": [0],
         "reference": "virtue",
+        "sets": {"val": {"data.init_args.test": {"val": "${shared.shards}/SCaR_eval_mini_val"}}, "test": {}},
         "variants": {
             "virtue": {
                 "configs": list(runs["virtue"].configs),
@@ -98,11 +99,32 @@ def finished(folder: Path) -> tuple[Recorder, Recorder]:
 
 def test_a_stopped_study_goes_on(finished: tuple[Recorder, Recorder]) -> None:
     first, second = finished
-    assert first.called == [(stage, f"virtue/seed_{seed}") for seed in (0, 1) for stage in ("fit", "test")] + [
-        STORED,
-        ("fit", "crop/seed_0"),
+    done = [
+        [("fit", f"virtue/seed_{seed}"), ("test", f"seed_{seed}/val"), ("test", f"virtue/seed_{seed}")]
+        for seed in (0, 1)
     ]
-    assert second.called == [("fit", "crop/seed_0"), ("test", "crop/seed_0")]
+    assert first.called == [*done[0], *done[1], STORED, ("fit", "crop/seed_0")]
+    assert second.called == [("fit", "crop/seed_0"), ("test", "seed_0/val"), ("test", "crop/seed_0")]
+
+
+def test_a_design_is_argued_on_development_scenes(folder: Path, finished: tuple[Recorder, Recorder]) -> None:
+    """The plan's sets stand apart; `--sets val` reads no test set."""
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert report["set"] == "test" and report["sets"].keys() == {"val", "test"}
+    assert report["sets"]["val"]["shares"].keys() == {"scar_mini/val"}
+    assert report["sets"]["test"]["shares"] == report["shares"] and "scar_mini/val" not in report["shares"]
+    assert report["sets"]["val"]["chance"]["scar_mini/val"]["hit@1"] == pytest.approx(0.1)
+    text = (folder / "out" / "report.md").read_text()
+    assert text.index("## val\n") < text.index("### scar_mini/val") < text.index("## test\n")
+    command = Recorder()
+    plan = yaml.safe_load((folder / "plan.yaml").read_text())
+    (folder / "argued.yaml").write_text(yaml.safe_dump({**plan, "segment_tokens": {}, "learning_curves": []}))
+    argued = Ablations(AblationPlan.read(folder / "argued.yaml"), folder / "argued", command, Console(quiet=True))
+    found = argued(["crop"], ["val"])
+    assert command.called[-2:] == [("fit", "crop/seed_0"), ("test", "seed_0/val")]
+    assert found["set"] == "val" and found["shares"].keys() == {"scar_mini/val"}
+    with pytest.raises(VirtueError, match="the plan has no set 'dev', expected some of val, test"):
+        argued(["crop"], ["dev"])
 
 
 def test_the_report_has_rows_with_intervals_and_paired_differences(

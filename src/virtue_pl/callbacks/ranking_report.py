@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from rich.console import Console
 
-from virtue_pl.evaluation.reports.left_out import left_out_notes
+from virtue_pl.evaluation.reports.left_out import left_out_notes, lost_by_mode
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.reports.tables import markdown, rich_tables
 from virtue_pl.evaluation.retrieval.predictions import predictions
@@ -126,7 +126,7 @@ class RankingReport(Callback):
         images = {(line["task"], line["key"]): line["image"] for line in lines}
         results, chance_levels = summarise(self._rows.with_images(images)), chance(self._rows)
         lost = left_out(trainer, results)
-        notes = left_out_notes(lost, ranked_queries(results))
+        notes, of_rows = left_out_notes(lost, ranked_queries(results)), lost_by_mode(results, lost)
         metrics = {name: finite(value.item()) for name, value in sorted(trainer.callback_metrics.items())}
         report = {
             "results": results,
@@ -141,7 +141,7 @@ class RankingReport(Callback):
             self._folder / "report.md",
             "\n".join(
                 [
-                    markdown(results, chance_levels),
+                    markdown(results, chance_levels, of_rows),
                     *(f"- {note}" for note in notes),
                     *(f"- {name}: {value}" for name, value in metrics.items()),
                     "",
@@ -149,7 +149,7 @@ class RankingReport(Callback):
             ),
         )
         console = Console()
-        for table in rich_tables(results, chance_levels):
+        for table in rich_tables(results, chance_levels, of_rows):
             console.print(table)
         for note in [*notes, f"report: {self._folder / 'report.json'}"]:
             console.print(note, soft_wrap=True, highlight=False, markup=False)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from heapq import heapify, heappush, heapreplace
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -257,9 +259,13 @@ def cut_chunks(lengths: Sequence[int], rows: int | None, tokens: int | None) -> 
 
 def halve_chunks(chunks: Sequence[list[int]], number: int) -> list[list[int]]:
     """Return the chunks with the fullest ones halved until there are `number` of them, or each is of one row."""
-    cut = list(chunks)
-    while len(cut) < number and max(map(len, cut), default=0) > 1:
-        fullest = max(range(len(cut)), key=lambda index: len(cut[index]))
-        rows = cut[fullest]
-        cut[fullest : fullest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-    return cut
+    # by fullness, then by place: a chunk's first row in all rows, of which halves keep the order
+    starts = accumulate(map(len, chunks), initial=0)
+    heap = [(-len(chunk), start, chunk) for chunk, start in zip(chunks, starts, strict=False)]
+    heapify(heap)
+    while heap and len(heap) < number and heap[0][0] < -1:
+        _, start, rows = heap[0]
+        half = len(rows) // 2
+        heapreplace(heap, (-half, start, rows[:half]))
+        heappush(heap, (half - len(rows), start + half, rows[half:]))
+    return [chunk for _, chunk in sorted((start, chunk) for _, start, chunk in heap)]

@@ -259,7 +259,7 @@ class Evaluator(LightningModule):
         """Return the embeddings that the ranking used for each set's first `rows` queries with regions, by input."""
         numbers: dict[tuple[Any, ...], int] = {}
         for ranked in plan.sets:
-            pointed = [index for index, row in enumerate(ranked.rows) if row.region is not None]
+            pointed = [index for index, row in enumerate(ranked.rows) if row.compact_region is not None]
             for index in pointed[:rows]:
                 row = ranked.rows[index]
                 numbers[row_key(self.query(row))] = int(ranked.queries[index])

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 """Names of the stored dtypes in a safetensors header."""
 ALIGNMENT = 8
 """A safetensors header is filled up with spaces to a multiple of so many bytes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,21 @@ from virtue_pl.evaluation.reports.curves import read_curve
 from virtue_pl.evaluation.reports.plots import plot_against_number, plot_curves, plot_families
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.retrieval.predictions import read_predictions
-from virtue_pl.evaluation.statistics.compare import Comparison, compare, data_fingerprints, mean_shares
+from virtue_pl.evaluation.statistics.compare import (
+    Comparison,
+    compare,
+    data_fingerprints,
+    mean_shares,
+    read_left_out,
+)
 from virtue_pl.evaluation.statistics.compared_run import ComparedRun
 from virtue_pl.evaluation.statistics.summary import Chance, context
 from virtue_pl.pipelines.plan import Run, content_of, read_plan, read_run
 from virtue_pl.pipelines.runs import Command, Runs, precision_here
 from virtue_pl.types import VirtueError
+
+TEST = "test"
+"""The set whose results lie in a run's own folder; those of another lie in a folder of its name in it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class Variant:
 
     configs, overrides: see `Run`. rows: evaluation mode -> the row of the tables that it becomes.
     seeds: one training each. reference: the row that this variant's rows are compared to.
+    sets: what it is tested on: name -> overrides of that test.
     features: what is stored before it, once for all variants that name the same.
 
     Example:
@@ -55,6 +65,7 @@ class Variant:
     seeds: Sequence[int]
     reference: str
     features: FeaturesRun | None = None
+    sets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {TEST: {}})
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class AblationPlan:
     def read(cls, path: str | Path) -> AblationPlan:
         """Read a plan from YAML.
 
-        Its `overrides`, `seeds` and `reference` stand for all variants; a variant may state its own.
+        Its `overrides`, `seeds`, `reference` and `sets` stand for all variants; a variant may state its own.
         """
         found = read_plan(
             path,
@@ -92,6 +103,7 @@ class AblationPlan:
                 "overrides",
                 "seeds",
                 "reference",
+                "sets",
                 "variants",
                 "segment_tokens",
                 "learning_curves",
@@ -123,7 +135,7 @@ def read_variant(name: str, variant: Mapping[str, Any], plan: Mapping[str, Any])
         if "features" in variant
         else {}
     )
-    return Variant(**{"seeds": plan["seeds"], "reference": plan["reference"], **variant, **own})
+    return Variant(**{**{name: plan[name] for name in ("seeds", "reference", "sets")}, **variant, **own})
 
 
 class Ablations(Runs):
@@ -149,12 +161,24 @@ class Ablations(Runs):
                     " another in the plan"
                 )
 
-    def __call__(self, names: Sequence[str] = ()) -> dict[str, Any]:
-        """Train, test and report the named variants, or all; returns what `report.json` holds."""
+    def __call__(self, names: Sequence[str] = (), sets: Sequence[str] = ()) -> dict[str, Any]:
+        """Train, test and report the named variants on the named sets, or all; returns what `report.json` holds.
+
+        Of several sets, the report's main part is of the last one in the plan.
+        """
+        expected = list(dict.fromkeys(name for variant in self.plan.variants.values() for name in variant.sets))
+        for name in sets:
+            if name not in expected:
+                raise VirtueError(f"the plan has no set {name!r}, expected some of {', '.join(expected)}")
         for name in names:
             if name not in self.plan.variants:
                 raise VirtueError(f"the plan has no variant {name!r}, expected some of {', '.join(self.plan.variants)}")
-        variants = {name: variant for name, variant in self.plan.variants.items() if name in names or not names}
+        variants = {
+            name: replace(variant, sets={key: variant.sets[key] for key in variant.sets if key in sets or not sets})
+            for name, variant in self.plan.variants.items()
+            if name in names or not names
+        }
+        variants = {name: variant for name, variant in variants.items() if variant.sets}
         for name, variant in variants.items():
             if variant.features is not None:
                 self.store_features(variant.features)
@@ -186,17 +210,33 @@ class Ablations(Runs):
             f"--trainer.precision={precision_here(self.plan.precision)}",
         ]
         made = self.fit_run(name, run, self.plan.shared, [seed, *map(content_of, paths)], options)
-        self.test_run(name, run, self.plan.shared, [made], options)
+        for tested_on, overrides in variant.sets.items():
+            self.test_on(tested_on, name, replace(run, overrides={**run.overrides, **overrides}), made, options)
+
+    def test_on(self, tested_on: str, name: str, run: Run, made: str, options: Sequence[str]) -> None:
+        """Test what was trained on one set, if it was not."""
+        if tested_on == TEST:
+            return self.test_run(name, run, self.plan.shared, [made], options)
+        folder = folder_of(self.out / name, tested_on)
+        arguments = run.arguments({"run": str(folder), **self.plan.shared})
+        self.stages.run(
+            f"test {name} on {tested_on}",
+            [made, run.content(), list(options)],
+            folder / "report.json",
+            lambda _: self.command("test", [*arguments, *options, f"--ckpt_path={self.checkpoint(name)}"]),
+        )
+        return None
 
     def report(self, variants: Mapping[str, Variant]) -> dict[str, Any]:
-        """Compare the variants, draw the figures, print the tables and write the report."""
-        comparison = compare(self.compared_runs(variants))
-        chance_levels: Chance = {}
-        for name, variant in variants.items():
-            chance_levels |= self.report_of(run_name(name, variant.seeds[0]))["chance"]
+        """Compare the variants on each set, draw the figures, print the tables and write the report."""
+        ordered = list(dict.fromkeys(name for variant in variants.values() for name in variant.sets))
+        by_set = {tested_on: self.compared(tested_on, variants) for tested_on in ordered}
+        comparison, chance_levels = by_set[ordered[-1]]
         report = {
             **comparison.as_json(),
             "chance": chance_levels,
+            "set": ordered[-1],
+            "sets": {name: {**found.as_json(), "chance": levels} for name, (found, levels) in by_set.items()},
             "benchmark_means": comparison.as_json()["means"],
             "means": {name: mean_shares(comparison.shares, prefix) for name, prefix in self.plan.means.items()},
             "arms": {name: self.variant_entry(name, variant) for name, variant in variants.items()},
@@ -204,13 +244,27 @@ class Ablations(Runs):
             "context": context({"shared": dict(self.plan.shared)}),
         }
         write_json(self.out / "report.json", report)
-        write_text(self.out / "report.md", report_text(report, markdown_comparison(comparison, chance_levels)))
-        for table in rich_comparison(comparison, chance_levels):
-            self.console.print(table)
-        for note in comparison.notes:
-            self.console.print(note, highlight=False, markup=False)
+        headings = {name: f"## {name}\n\n" if len(by_set) > 1 else "" for name in by_set}
+        tables = [headings[name] + markdown_comparison(*found) for name, found in by_set.items()]
+        write_text(self.out / "report.md", report_text(report, "\n".join(tables)))
+        for name, (found, levels) in by_set.items():
+            if len(by_set) > 1:
+                self.console.rule(name)
+            for table in rich_comparison(found, levels):
+                self.console.print(table)
+            for note in found.notes:
+                self.console.print(note, highlight=False, markup=False)
         self.console.print(f"report: {self.out / 'report.md'}", highlight=False, soft_wrap=True)
         return report
+
+    def compared(self, tested_on: str, variants: Mapping[str, Variant]) -> tuple[Comparison, Chance]:
+        """Return the comparison of the variants that were tested on a set, and chance there."""
+        chosen = {name: variant for name, variant in variants.items() if tested_on in variant.sets}
+        chance_levels: Chance = {}
+        for name, variant in chosen.items():
+            folder = Path(run_name(name, variant.seeds[0]))
+            chance_levels |= self.report_of(str(folder_of(folder, tested_on)))["chance"]
+        return compare(self.compared_runs(tested_on, chosen)), chance_levels
 
     def variant_entry(self, name: str, variant: Variant) -> dict[str, Any]:
         """Return a variant's entry in `report.json`.
@@ -222,21 +276,28 @@ class Ablations(Runs):
         return {
             **entry,
             "seconds": self.seconds_of(name, variant),
-            "data_fingerprints": data_fingerprints(self.out / name),
+            "data_fingerprints": sorted(
+                {
+                    found
+                    for seed in variant.seeds
+                    for tested_on in list(variant.sets)[-1:]
+                    for found in data_fingerprints(folder_of(self.out / run_name(name, seed), tested_on))
+                }
+            ),
         }
 
-    def compared_runs(self, variants: Mapping[str, Variant]) -> list[ComparedRun]:
-        """Return the rows of the tables.
+    def compared_runs(self, tested_on: str, variants: Mapping[str, Variant]) -> list[ComparedRun]:
+        """Return the rows of a set's tables.
 
         Where the row to compare to belongs to no chosen variant, a row stands alone.
         """
         rows = {row for variant in variants.values() for row in variant.rows.values()}
         found = []
         for name, variant in variants.items():
-            trainings = tuple(
-                read_predictions(self.out / run_name(name, seed) / "predictions.jsonl") for seed in variant.seeds
-            )
-            fingerprints = tuple(data_fingerprints(self.out / name))
+            folders = [folder_of(self.out / run_name(name, seed), tested_on) for seed in variant.seeds]
+            trainings = tuple(read_predictions(folder / "predictions.jsonl") for folder in folders)
+            fingerprints = tuple(sorted({found for folder in folders for found in data_fingerprints(folder)}))
+            left_out = dict(found for folder in folders for found in read_left_out(folder).items())
             found += [
                 ComparedRun(
                     row,
@@ -244,6 +305,7 @@ class Ablations(Runs):
                     mode,
                     variant.reference if variant.reference in rows else row,
                     fingerprints=fingerprints,
+                    left_out=left_out,
                 )
                 for mode, row in variant.rows.items()
             ]
@@ -251,13 +313,11 @@ class Ablations(Runs):
 
     def seconds_of(self, name: str, variant: Variant) -> dict[str, float]:
         """Return the mean seconds of each stage over the seeds."""
-        seconds = self.stages.seconds()
-        return {
-            stage: round(
-                sum(seconds[f"{stage} {run_name(name, seed)}"] for seed in variant.seeds) / len(variant.seeds), 1
-            )
-            for stage in ("fit", "test")
-        }
+        seconds, runs = self.stages.seconds(), [run_name(name, seed) for seed in variant.seeds]
+        ends = ["" if tested_on == TEST else f" on {tested_on}" for tested_on in variant.sets]
+        fitted = sum(seconds[f"fit {run}"] for run in runs) / len(runs)
+        tested = sum(seconds[f"test {run}{end}"] for run in runs for end in ends) / len(runs)
+        return {"fit": round(fitted, 1), "test": round(tested, 1)}
 
     def figures(self, comparison: Comparison, chance_levels: Chance, variants: Mapping[str, Variant]) -> list[Path]:
         """Draw bars, and the figures that the plan asks for and the chosen variants have data for."""
@@ -279,6 +339,11 @@ class Ablations(Runs):
     def curves_of(self, name: str, variant: Variant) -> list[dict[int, float]]:
         """Read the validation curves of a variant, one for each seed."""
         return [read_curve(self.out / run_name(name, seed), "val/hit@1") for seed in variant.seeds]
+
+
+def folder_of(run: Path, tested_on: str) -> Path:
+    """Return the folder of a run's test on a set."""
+    return run if tested_on == TEST else run / tested_on
 
 
 def run_name(variant: str, seed: int) -> str:

@@ -14,7 +14,7 @@ from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.data.conversion.source_file import Progress
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
-from virtue_pl.evaluation.reports.tables import markdown, rich_tables
+from virtue_pl.evaluation.reports.tables import Lost, markdown, rich_tables
 from virtue_pl.evaluation.statistics.summary import Results, context, merge, select
 from virtue_pl.pipelines.plan import Run, content_of, read_plan, read_run
 from virtue_pl.pipelines.runs import Command, Runs, precision_here
@@ -183,9 +183,11 @@ class Quickstart(Runs):
             by_set(task): values for task, values in next(reports[name] for name in self.plan.rows)["chance"].items()
         }
         results = {by_set(task): rows for task, rows in results.items()}
+        lost = self.left_out(reports)
         report: dict[str, Any] = {
             "scar_mini": results,
             "chance": chance_levels,
+            "left_out": lost,
             "segmenter": {name.removeprefix("test/"): value for name, value in reports["segmenter"]["metrics"].items()},
             "seconds": self.stages.seconds(),
             "source": source,
@@ -195,7 +197,7 @@ class Quickstart(Runs):
         }
         write_json(self.out / "report.json", report)
         write_text(self.out / "report.md", self.text(report, results, chance_levels))
-        for table in rich_tables(results, chance_levels):
+        for table in rich_tables(results, chance_levels, lost):
             self.console.print(table)
         self.console.print(
             f"segmenter: {', '.join(f'{name} {value:.3f}' for name, value in sorted(report['segmenter'].items()))}",
@@ -207,6 +209,14 @@ class Quickstart(Runs):
             soft_wrap=True,
         )
         return report
+
+    def left_out(self, reports: Mapping[str, Mapping[str, Any]]) -> Lost:
+        """Return the number of queries that each row of the tables leaves out, by set and reason."""
+        found: dict[str, dict[str, Mapping[str, int]]] = {}
+        for name, rows in self.plan.rows.items():
+            for task, counts in reports[name].get("left_out", {}).items():
+                found.setdefault(by_set(task), {}).update(dict.fromkeys(rows.values(), counts))
+        return found
 
     def settings(self, reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Return the settings that the report was made with."""
@@ -226,7 +236,7 @@ class Quickstart(Runs):
             "",
         ]
         lines += [
-            markdown(results, {task: dict(values) for task, values in chance_levels.items()}),
+            markdown(results, {task: dict(values) for task, values in chance_levels.items()}, report["left_out"]),
             "### segmenter",
             "",
         ]

@@ -11,6 +11,7 @@ from .batches import RegionBatch as RegionBatch
 from .batches import ShardImageBatch as ShardImageBatch
 from .errors import DataError as DataError
 from .errors import VirtueError as VirtueError
+from .evaluation import CompactRegion as CompactRegion
 from .evaluation import EvaluationRow as EvaluationRow
 from .evaluation import InputBatch as InputBatch
 from .evaluation import InputCollator as InputCollator

@@ -6,13 +6,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from jaxtyping import Int
+import numpy as np
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from virtue_pl.types.batches import EncoderBatch
-from virtue_pl.types.prompts import Region
+from virtue_pl.types.prompts import Region, VisualPrompt
 from virtue_pl.types.samples import EmbeddingInput
 from virtue_pl.types.tensors import TensorDataclass
+
+
+class CompactRegion(NamedTuple):
+    """A region whose mask is in memory as run lengths: a photograph's mask takes kilobytes instead of megabytes.
+
+    runs: lengths down the columns, outside, inside, outside, ...; None without a mask. size: its (height, width).
+
+    Example:
+        >>> region = Region(torch.tensor([0.0, 0.0, 0.5, 0.5]), torch.eye(2, dtype=torch.bool))
+        >>> compact = CompactRegion.pack(region)
+        >>> compact.runs, torch.equal(compact.unpack().mask, region.mask)
+        (array([0, 1, 2, 1], dtype=int32), True)
+    """
+
+    box: Float[Tensor, "4"]
+    runs: Int[np.ndarray, " runs"] | None
+    size: tuple[int, int]
+    given: VisualPrompt
+
+    @classmethod
+    def pack(cls, region: Region) -> CompactRegion:
+        """Return a region with its mask's run lengths."""
+        if region.mask is None:
+            return cls(region.box, None, (0, 0), region.given)
+        height, width = region.mask.shape
+        inside = region.mask.numpy().T.ravel()
+        changes = np.flatnonzero(np.diff(inside, prepend=False))
+        runs = np.diff(changes, prepend=0, append=inside.size).astype(np.int32)
+        return cls(region.box, runs, (height, width), region.given)
+
+    def unpack(self) -> Region:
+        """Return the region with its mask's pixels."""
+        if self.runs is None:
+            return Region(self.box, None, self.given)
+        inside = np.repeat(np.arange(len(self.runs)) % 2 == 1, self.runs).reshape(self.size[::-1])
+        return Region(self.box, torch.from_numpy(np.ascontiguousarray(inside.T)), self.given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +63,7 @@ class EvaluationRow:
     text: the query's text, without the region in words. published_text: the same as the published evaluation writes it.
     box_words: the region's box in words, as the published evaluation writes it; "" without a region.
     image: the content key of the query's image; None without one. size: its (height, width).
+    compact_region: the region in little memory, see `region`; None without one.
     rankings: see `RankingSample`; a candidate with the right one's content is in none.
 
     Example:
@@ -41,9 +80,14 @@ class EvaluationRow:
     box_words: str
     image: str | None
     size: tuple[int, int] | None
-    region: Region | None
+    compact_region: CompactRegion | None
     candidates: tuple[EmbeddingInput, ...]
     rankings: Mapping[str, tuple[int, ...]]
+
+    @property
+    def region(self) -> Region | None:
+        """The query's region; its mask is decoded anew each time."""
+        return None if self.compact_region is None else self.compact_region.unpack()
 
     @property
     def key(self) -> str:

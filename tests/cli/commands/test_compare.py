@@ -30,7 +30,12 @@ def tested(tmp_path: Path) -> Path:
 def test_runs_and_modes_side_by_side(tested: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [f"{tested}/virtue", f"{tested}/virtue:point", f"{tested}/plain"]
     assert main(["compare", *runs, "--out", str(tested / "out"), "--plots"]) == 0
-    assert sorted(path.name for path in (tested / "out").iterdir()) == ["bars_quiz.png", "compare.json", "compare.md"]
+    assert sorted(path.name for path in (tested / "out").iterdir()) == [
+        "bars_quiz.png",
+        "compare.html",
+        "compare.json",
+        "compare.md",
+    ]
     found = json.loads((tested / "out" / "compare.json").read_text())
     assert found["shares"]["quiz/seen"].keys() == {"virtue", "virtue:point", "plain"}
     assert found["differences"]["quiz/seen"]["plain"]["hit@1"]["mean"] == pytest.approx(-0.5)

@@ -296,7 +296,7 @@ def test_what_is_left_out_stands_beside_the_mean_whatever_the_source(model, tmp_
         assert report(out)["left_out"] == {"SCaR_ADE20K": {"missing image": 1}}
         for file in ("report.md", "report.html"):
             text = (out / file).read_text()
-            assert text.count(counts) == 4 and f"left out of SCaR_ADE20K: {counts}" in text
+            assert text.count(counts) == 5 and f"left out of SCaR_ADE20K: {counts}" in text
         assert f"left out of SCaR_ADE20K: {counts}" in capsys.readouterr().out.replace("\n", " ")
     one, two = predictions(tmp_path / "run" / tmp_path.name), predictions(tmp_path / "run/shards")
     assert one == two and [line["row"] for line in one] == [1, 2, 3]

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
-from safetensors.torch import load_file
+from lightning import LightningModule, Trainer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
 
-from virtue_pl.callbacks.embedding_writer import join, save_embeddings
+from virtue_pl.callbacks.embedding_writer import EmbeddingWriter, write_embeddings
 from virtue_pl.data.datamodules.embeddings import EmbeddingDataModule, EmbeddingLoader
 from virtue_pl.engine.optimizer import Optimization
 from virtue_pl.losses.contrastive import InfoNCELoss
@@ -30,14 +34,52 @@ def stored(pairs: int = 6, per_query: int = 2, dim: int = 4) -> EmbeddingBatch:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     whole = stored(24)
-    save_embeddings(join([whole]), tmp_path / "embeddings.safetensors")
+    write_embeddings([whole], tmp_path / "embeddings.safetensors")
     return tmp_path / "embeddings.safetensors"
 
 
-def test_batches_that_are_joined_keep_each_negative_with_its_query() -> None:
-    joined = join([stored(3), stored(2)])
-    assert joined.ids.negative_rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert len(joined) == 5
+def test_batches_that_are_joined_keep_each_negative_with_its_query(tmp_path: Path) -> None:
+    """The file is to the bit what safetensors writes of all of them together."""
+    batches = [stored(3), stored(2)]
+    write_embeddings(batches, tmp_path / "found")
+    joined = EmbeddingBatch.from_tensors(load_file(tmp_path / "found"))
+    assert joined.ids.negative_rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] and len(joined) == 5
+    columns = [batch.to_tensors() for batch in batches]
+    together = {name: torch.cat([batch[name] for batch in columns]) for name in columns[0]}
+    save_file({**together, "negative_rows": joined.ids.negative_rows}, tmp_path / "expected")
+    assert (tmp_path / "found").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+class Pairs(LightningModule):
+    """Predicts `stored(2)` for each of its batches."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        super().__init__()
+        self.fails_at, self.alive, self.most = fails_at, weakref.WeakSet[Tensor](), 0
+
+    def predict_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(torch.arange(20))  # type: ignore[arg-type]
+
+    def predict_step(self, batch: Tensor) -> EmbeddingBatch:
+        if batch == self.fails_at:
+            raise RuntimeError("it fails")
+        found = stored(2)
+        self.alive.add(found.queries)
+        self.most = max(self.most, len(self.alive))
+        return found
+
+
+def test_predicted_embeddings_go_to_disk_batch_by_batch(tmp_path: Path) -> None:
+    """Memory holds two batches at most: the one that is added, and the one that is computed meanwhile."""
+    path, model = tmp_path / "run/embeddings.safetensors", Pairs()
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    Trainer(callbacks=[EmbeddingWriter(str(path))], **options).predict(model, return_predictions=True)
+    assert load_file(path)["queries"].shape == (40, 4) and model.most <= 2
+    path.unlink()
+    with pytest.raises(RuntimeError, match="it fails"):
+        Trainer(callbacks=[EmbeddingWriter(str(path))], **options).predict(Pairs(fails_at=3))
+    assert list(path.parent.iterdir()) == []
 
 
 def test_a_file_keeps_its_names(file: Path) -> None:

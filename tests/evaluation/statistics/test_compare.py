@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
-from virtue_pl.evaluation.statistics.compare import compare, mean_shares, read_chance, read_run
+from virtue_pl.evaluation.statistics.compare import compare, mean_shares, read_chance, read_left_out, read_run
 from virtue_pl.evaluation.statistics.compared_run import ComparedRun
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError
@@ -92,12 +94,12 @@ def test_tables_mark_what_is_told_apart() -> None:
     ]
     text = markdown_comparison(compare(several), {"scar/seen": {"hit@1": 0.1, "object": 0.25}}).splitlines()
     assert text[2] == "| run | hit@1 | object | n | seeds |"
-    assert text[4].startswith("| virtue | **51.0 (") and text[4].endswith(" | 100.0 (98.2…100.0) | 200 | 3 |")
+    assert text[4].startswith("| virtue | **51.0 (") and text[4].endswith(" | 100.0 (96.4…100.0) | 200 | 3 |")
     assert text[6] == "| chance | 10.0 | 25.0 |  |  |"
     assert "over trainings and queries, clustered by image" in text[8] and "°: not above chance" in text[8]
     assert text[10] == "### scar/seen, differences"
     assert text[14].startswith("| plain | **-21.0 (") and text[14].endswith(" | trainings and queries |")
-    assert "| +0.0 (-1.8…+1.8) |" in text[14]
+    assert "| +0.0 (-3.6…+3.6) |" in text[14]
     assert "points more than virtue" in text[16] and "of these 2, about 0.1 would be between equals" in text[16]
 
 
@@ -198,6 +200,41 @@ def test_what_is_missing_is_noted() -> None:
     assert "modes: virtue box, plain box, other point" in notes and "other was not ranked on scar/seen" in notes
     bare = RankRows(row._replace(image="") for row in training(10))
     assert "queries are taken as independent" in compare([ComparedRun("a", (bare,), "box", "a")]).notes[0]
+
+
+def test_what_runs_leave_out_stands_beside_their_means() -> None:
+    """The same of all in one line, and else a line of each run."""
+    lost = {"mmeb/a": {"missing image": 3}, "mmeb/b": {"bad sample": 1, "beyond test_rows": 1000}}
+    rows = RankRows([*training(50, task="mmeb/a"), *training(100, task="mmeb/b")])
+    whole, cut = (
+        ComparedRun("whole", (rows,), "box", "whole"),
+        ComparedRun("cut", (rows,), "box", "whole", left_out=lost),
+    )
+    alike = [replace(cut, name=name, reference="first") for name in ("first", "second")]
+    lines = markdown_comparison(compare(alike)).splitlines()
+    assert "| left out | 3 | 1,001 | 1,004 |" in lines
+    assert any(line.endswith("; left out: 3 of 203 (3 missing image)") for line in lines)
+    lines = markdown_comparison(compare([whole, cut])).splitlines()
+    assert "| left out: cut | 3 | 1,001 | 1,004 |" in lines
+    assert any(line.startswith("| cut |") and line.endswith("| 3 of 203 (3 missing image) |") for line in lines)
+    assert compare([whole, cut]).as_json()["left_out"] == {"cut": lost}
+    assert "left out" not in markdown_comparison(compare([whole]))
+
+
+def test_what_is_left_out_is_read_from_reports(tmp_path: Path) -> None:
+    """By task of a test, by set of an evaluation; the largest of a run's seeds."""
+    reports: list[dict[str, Any]] = [
+        {"left_out": {"mmeb/a": {"missing image": 3}, "mmeb/b": {}}},
+        {"left_out": {"mmeb/a": {"missing image": 4, "bad sample": 1}}},
+        {"left_out": {"ADE20K": {"missing image": 3}}, "sets": {"ADE20K": {"benchmark": "scar"}}},
+    ]
+    for seed, report in enumerate(reports):
+        (tmp_path / f"seed_{seed}").mkdir()
+        (tmp_path / f"seed_{seed}/report.json").write_text(json.dumps(report))
+    assert read_left_out(tmp_path) == {
+        "mmeb/a": {"missing image": 4, "bad sample": 1},
+        "scar/ADE20K": {"missing image": 3},
+    }
 
 
 def test_differences_to_several_runs_name_the_run() -> None:

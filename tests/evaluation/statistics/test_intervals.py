@@ -6,10 +6,11 @@ Monte Carlo error: of 2,000 studies, the standard error of a coverage of 95 % is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.special import chdtri, ndtr, ndtri
+from scipy.special import chdtri, nctdtr, ndtr, ndtri, stdtrit
 
 from virtue_pl.evaluation.statistics.intervals import (
     QUERIES,
@@ -96,12 +97,32 @@ def test_a_difference_of_ten_points_is_found() -> None:
     assert found.mean() >= 0.7
 
 
+def test_the_documented_power_is_that_of_simulated_studies() -> None:
+    """Every cell of the table in docs/evaluation.md to 2 points, which is twice its standard error."""
+    lines = (Path(__file__).parents[3] / "docs/evaluation.md").read_text().splitlines()
+    start = lines.index("| queries | 2 trainings each | 3 | 4 | 5 |")
+    for line in lines[start + 2 : start + 7]:
+        queries, *documented = map(int, line.strip("| ").split(" | "))
+        for count, said in zip((2, 3, 4, 5), documented, strict=True):
+            first, second = studies((count, count), 0.03, 1, (0.6, 0.5), seed=4, images=round(queries / 3))
+            found = first.means.mean(axis=-1) - second.means.mean(axis=-1) > difference_margin(first, second)
+            assert 100 * found.mean() == pytest.approx(said, abs=2), (queries, count)
+
+
+def test_the_power_is_that_of_a_t_test() -> None:
+    """At 300 queries, where queries suit both variants alike: no interval with its coverage finds more by width."""
+    first, second = studies((3, 3), 0.03, 1, (0.6, 0.5), seed=4)
+    apart = first.means.mean(axis=-1) - second.means.mean(axis=-1)
+    found = np.mean(apart > difference_margin(first, second))
+    assert found == pytest.approx(1 - nctdtr(4, 0.1 / apart.std(), stdtrit(4, 0.975)), abs=0.03)
+
+
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 8])
 def test_the_quantile_covers_whatever_part_trainings_have(df: int) -> None:
     """By integration over the estimated variance between trainings, the variance over queries being known."""
     chances = (np.arange(4000) + 0.5) / 4000
     estimated = chdtri(df, 1 - chances) / df
-    run = Scores(np.zeros(1), np.zeros((1, 1)), 10**6, 10**6, 10**6, step=1e-9)
+    run = Scores(np.zeros(1), np.zeros((1, 1)), 10**6, 10**6, 10**6, query_step=1e-9, image_step=1e-9)
     for part in np.linspace(0, 1, 21):
         reach = margin(np.full(4000, part), Spread((1 - part) * estimated, np.zeros(4000), df), 1.0, run, 0.95)
         covered = 100 * np.mean(2 * ndtr(reach) - 1)

@@ -19,7 +19,9 @@ def main(argv: list[str]) -> int:
     from virtue_pl.cli import lightning
     from virtue_pl.pipelines.ablations import AblationPlan, Ablations
 
-    Ablations(AblationPlan.read(arguments.plan), arguments.out, lightning.main, Console())(arguments.variants)
+    Ablations(AblationPlan.read(arguments.plan), arguments.out, lightning.main, Console())(
+        arguments.variants, arguments.sets
+    )
     return 0
 
 
@@ -36,5 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"), help="runs, report and plots")
     parser.add_argument(
         "--variants", nargs="+", metavar="VARIANT", default=[], help="do and report only these, instead of all"
+    )
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        metavar="SET",
+        default=[],
+        help="test and report only on these of the plan's sets, such as val while a design is argued, instead of all",
     )
     return parser

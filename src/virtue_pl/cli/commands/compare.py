@@ -23,9 +23,17 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
+    from virtue_pl.evaluation.reports.html_report import comparison_page
     from virtue_pl.evaluation.reports.plots import plot_families
     from virtue_pl.evaluation.reports.report_files import write_json, write_text
-    from virtue_pl.evaluation.statistics.compare import compare, data_fingerprints, read_chance, read_run, setting_notes
+    from virtue_pl.evaluation.statistics.compare import (
+        compare,
+        data_fingerprints,
+        read_chance,
+        read_left_out,
+        read_run,
+        setting_notes,
+    )
     from virtue_pl.evaluation.statistics.compared_run import ComparedRun
     from virtue_pl.evaluation.statistics.summary import context
 
@@ -41,7 +49,7 @@ def main(argv: list[str]) -> int:
     runs = zip(names, chosen, named, strict=True)
     comparison = compare(
         [
-            ComparedRun(name, ranked[folder], mode, names[0], not given, tuple(tested_on[name]))
+            ComparedRun(name, ranked[folder], mode, names[0], not given, tuple(tested_on[name]), read_left_out(folder))
             for name, (folder, mode), given in runs
         ],
         arguments.queries,
@@ -59,6 +67,7 @@ def main(argv: list[str]) -> int:
         about = {"chance": chance_levels, "runs": given_as, "data_fingerprints": tested_on, "context": context()}
         write_json(arguments.out / "compare.json", {**comparison.as_json(), **about})
         write_text(arguments.out / "compare.md", markdown_comparison(comparison, chance_levels))
+        write_text(arguments.out / "compare.html", comparison_page(comparison, chance_levels))
         if arguments.plots:
             plot_families(comparison, chance_levels, arguments.out)
     return 0
@@ -123,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
             " those that all have; any: each on its own, unpaired"
         ),
     )
-    parser.add_argument("--out", type=Path, help="folder to write compare.md and compare.json into")
+    parser.add_argument("--out", type=Path, help="folder to write compare.md, compare.html and compare.json into")
     parser.add_argument(
         "--plots",
         action="store_true",

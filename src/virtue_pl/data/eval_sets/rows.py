@@ -22,7 +22,16 @@ from virtue_pl.data.formats.scar import corners, ranked_captions, run_lengths, x
 from virtue_pl.data.formats.scar_queries import NO_PROMPT, instruction
 from virtue_pl.data.io.image_files import ImageFiles
 from virtue_pl.data.shards.records import Row, read_region
-from virtue_pl.types import IMAGE_TOKEN, DataError, EmbeddingInput, EvaluationRow, Region, SetDescription, VirtueError
+from virtue_pl.types import (
+    IMAGE_TOKEN,
+    CompactRegion,
+    DataError,
+    EmbeddingInput,
+    EvaluationRow,
+    Region,
+    SetDescription,
+    VirtueError,
+)
 
 _BOX_TEXT = re.compile(r"\s*Referring object (?:bbox|point): [\[(][^\])]*[\])]")
 ROWS_PER_READ = 64
@@ -105,7 +114,7 @@ class RowReader:
             box_text,
             image,
             self.library.sizes[image],
-            region,
+            CompactRegion.pack(region),
             candidates,
             rankings,
         )

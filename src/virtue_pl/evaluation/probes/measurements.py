@@ -104,7 +104,7 @@ def region_samples(sets: Sequence[RankedSet], library: Pixels, rows: int) -> Ite
 
 def rows_with_regions(rows: Iterable[EvaluationRow]) -> Iterator[EvaluationRow]:
     """Return the rows whose query has a region."""
-    return (row for row in rows if row.region is not None)
+    return (row for row in rows if row.compact_region is not None)
 
 
 def check_regions(sets: Sequence[RankedSet]) -> None:

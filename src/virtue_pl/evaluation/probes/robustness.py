@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from virtue_pl.evaluation.probes.perturbations import PERTURBATIONS
 from virtue_pl.evaluation.settings import RobustnessOptions
+from virtue_pl.evaluation.statistics.intervals import error_of_count
 from virtue_pl.metrics.ranking import sample_ranks
 from virtue_pl.preprocessing.contrastive_collator import content_id, evaluation_query
 from virtue_pl.types import EmbeddingInput, RankingSample, VirtueError, VisualPrompt
@@ -49,7 +49,8 @@ class Tally:
     """Sums over the queries of one level.
 
     n: queries. hits: queries whose right candidate came first. same: queries whose first candidate is that of the
-    unperturbed prompt. cosine: sum of the cosines of the two prompts' embeddings.
+    unperturbed prompt. cosine: sum of the cosines of the two prompts' embeddings. chance: sum of a random ranking's
+    chances to be right.
 
     Example:
         >>> Tally(n=4, hits=3, same=4, cosine=3.8).row(level=0.1)["hit@1"]
@@ -60,18 +61,18 @@ class Tally:
     hits: int = 0
     same: int = 0
     cosine: float = 0.0
+    chance: float = 0.0
 
-    def row(self, level: float) -> dict[str, float]:
-        """Return the means of a level, with the standard error of hit@1."""
-        share = self.hits / self.n
-        error = math.sqrt(share * (1 - share) / self.n)
+    def row(self, level: float) -> dict[str, float | None]:
+        """Return the means of a level, with the standard error of hit@1; None for that of a single query."""
         return {
             "level": level,
             "n": self.n,
-            "hit@1": share,
-            "standard_error": error,
+            "hit@1": self.hits / self.n,
+            "standard_error": error_of_count(self.hits, self.n),
             "same_first": self.same / self.n,
             "cosine": self.cosine / self.n,
+            "chance": self.chance / self.n,
         }
 
 
@@ -96,7 +97,7 @@ class Robustness:
     def as_json(self) -> dict[str, Any]:
         """Return task -> kind -> {mode, unit, neutral, levels}.
 
-        A level has level, n, hit@1, standard_error, same_first and cosine.
+        A level has level, n, hit@1, standard_error, same_first, cosine and chance.
         """
         return {
             task: {kind: describe_kind(kind, levels) for kind, levels in kinds.items()}
@@ -205,3 +206,4 @@ def update_tallies(found: Robustness, queries: Sequence[PerturbedQuery], embed: 
         entry.hits += rank < 1
         entry.same += bool(scores[row].argmax() == scores[base].argmax())
         entry.cosine += float(embeddings[row] @ embeddings[base])
+        entry.chance += 1 / len(one.sample.rankings[ranking])

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from virtue_pl.evaluation.reports.tables import (
+    LEFT_OUT,
     NOT_ABOVE,
     Grid,
     TerminalTable,
     TitledTable,
     chance_cells,
     markdown_table,
+    percent_beside,
+    with_left_out,
 )
 from virtue_pl.evaluation.statistics.compare import RANKING, Comparison, benchmark_of
 from virtue_pl.evaluation.statistics.intervals import LEVEL, QUERIES, Estimate
@@ -57,7 +60,8 @@ def tables(comparison: Comparison, chance_levels: Chance) -> Iterator[TitledTabl
     for task, rows in sorted(comparison.shares.items()):
         levels = chance_levels.get(task, {})
         caption = share_caption([*rows.values()], bool(levels))
-        yield TitledTable(task, share_grid(rows, levels, comparison.best.get(task, {})), caption)
+        table = TitledTable(task, share_grid(rows, levels, comparison.best.get(task, {})), caption)
+        yield with_left_out(table, {name: queries_of(row) for name, row in rows.items()}, comparison.lost(task))
         if task in comparison.differences:
             yield differences(f"{task}, differences", comparison.differences[task], comparison)
 
@@ -88,7 +92,9 @@ def differences(title: str, rows: Mapping[str, Row], comparison: Comparison) -> 
 
 
 class Column(NamedTuple):
-    """Column of the table of all tasks. best: the run to mark. chance_level: None where it is not known.
+    """Column of the table of all tasks.
+
+    best: the run to mark. chance_level: None where it is not known. tasks: what the column is over.
 
     Example:
         >>> Column("seen", {"virtue": Estimate(0.8, 0.77, 0.83, 700, 1)}, None, 0.1).chance_level
@@ -99,10 +105,11 @@ class Column(NamedTuple):
     row: Row
     best: str | None
     chance_level: float | None
+    tasks: Sequence[str] = ()
 
 
 def overview_grid(comparison: Comparison, chance_levels: Chance | None = None) -> Grid:
-    """Return a row for each run and a column for each task, then chance and the number of queries.
+    """Return a row for each run and a column for each task, then chance, and the queries that are ranked and left out.
 
     A benchmark's tasks come before their mean.
     """
@@ -116,7 +123,30 @@ def overview_grid(comparison: Comparison, chance_levels: Chance | None = None) -
         levels = [column.chance_level for column in columns]
         lines.append(["chance", *("" if level is None else f"{100 * level:.1f}" for level in levels)])
     lines.append(["n", *(str(max((found.queries for found in column.row.values()), default="")) for column in columns)])
+    lines += left_out_lines(comparison, columns)
     return Grid(["run", *(column.name for column in columns)], lines, marked)
+
+
+def left_out_lines(comparison: Comparison, columns: Sequence[Column]) -> list[list[str]]:
+    """Return a line with the number of queries that were not ranked; one of each run where they differ."""
+    numbers = {
+        name: [
+            sum(sum(comparison.lost(task).get(name, {}).values()) for task in column.tasks) if name in column.row else 0
+            for column in columns
+        ]
+        for name in comparison.runs
+    }
+    together = [max(number) for number in zip(*numbers.values(), strict=True)]
+    if not any(together):
+        return []
+    alike = all(
+        number == most
+        for name, row in numbers.items()
+        for number, most, column in zip(row, together, columns, strict=True)
+        if name in column.row
+    )
+    lines = {LEFT_OUT: together} if alike else {f"{LEFT_OUT}: {name}": row for name, row in numbers.items() if any(row)}
+    return [[name, *(f"{number:,}" if number else "" for number in row)] for name, row in lines.items()]
 
 
 def overview_columns(comparison: Comparison, chance_levels: Chance, ranking: str = RANKING) -> Iterator[Column]:
@@ -129,11 +159,11 @@ def overview_columns(comparison: Comparison, chance_levels: Chance, ranking: str
             end = task.rpartition("/")[2]
             row = {name: found[ranking] for name, found in comparison.shares[task].items() if ranking in found}
             best = comparison.best.get(task, {}).get(ranking)
-            yield Column(end if ends.count(end) == 1 else task, row, best, level)
+            yield Column(end if ends.count(end) == 1 else task, row, best, level, [task])
         if benchmark in comparison.means:
             name, measured = f"mean {benchmark}", [level for level in levels if level is not None]
             level = sum(measured) / len(measured) if len(measured) == len(members) else None
-            yield Column(name, comparison.means[benchmark], comparison.best.get(name, {}).get(ranking), level)
+            yield Column(name, comparison.means[benchmark], comparison.best.get(name, {}).get(ranking), level, members)
 
 
 def share_grid(
@@ -157,7 +187,12 @@ def share_grid(
 
 def counts(row: Row) -> tuple[str, str]:
     """Return the numbers of queries and of seeds, each the largest of all rankings."""
-    return str(max(found.queries for found in row.values())), str(max(found.seeds for found in row.values()))
+    return str(queries_of(row)), str(max(found.seeds for found in row.values()))
+
+
+def queries_of(row: Row) -> int:
+    """Return the largest number of queries of a row's rankings."""
+    return max(found.queries for found in row.values())
 
 
 def difference_grid(rows: Mapping[str, Row], references: Mapping[str, str]) -> Grid:
@@ -199,7 +234,8 @@ def share_cell(found: Estimate | None, chance_level: float | None) -> str:
     if found is None:
         return ""
     mark = NOT_ABOVE if chance_level is not None and found.low <= chance_level else ""
-    return f"{100 * found.mean:.1f}{mark} ({100 * found.low:.1f}…{100 * found.high:.1f})"
+    low, high = (percent_beside(value, found.mean) for value in (found.low, found.high))
+    return f"{100 * found.mean:.1f}{mark} ({low}…{high})"
 
 
 def rankings_of(rows: Mapping[str, Row]) -> list[str]:
@@ -211,5 +247,6 @@ def cell(row: Row, ranking: str, sign: str) -> str:
     """Return percent and interval, with a plus before positive ones if `sign` is "+"; "" without such a ranking."""
     if ranking not in row:
         return ""
-    mean, low, high = (format(100 * value, f"{sign}.1f") for value in row[ranking][:3])
-    return f"{mean} ({low}…{high})"
+    mean, low, high = row[ranking][:3]
+    ends = [percent_beside(value, mean, sign) for value in (low, high)]
+    return f"{format(100 * mean, f'{sign}.1f')} ({ends[0]}…{ends[1]})"

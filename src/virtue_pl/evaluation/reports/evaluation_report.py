@@ -15,11 +15,11 @@ from rich.console import Console
 from virtue_pl.evaluation.probes.measurements import Measurements
 from virtue_pl.evaluation.reports.failures import failures_of
 from virtue_pl.evaluation.reports.html_report import html_report
-from virtue_pl.evaluation.reports.left_out import left_out_notes, name_left_out
+from virtue_pl.evaluation.reports.left_out import left_out_notes, lost_by_mode, name_left_out
 from virtue_pl.evaluation.reports.metric_tables import metric_tables, terminal_table
 from virtue_pl.evaluation.reports.probe_tables import measurement_tables
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
-from virtue_pl.evaluation.reports.tables import markdown, markdown_table
+from virtue_pl.evaluation.reports.tables import markdown, markdown_table, task_tables
 from virtue_pl.evaluation.statistics.averages import Average, averages, averages_as_json, published_results
 from virtue_pl.evaluation.statistics.metric_summaries import summaries_as_json, summarise_metrics
 from virtue_pl.evaluation.statistics.summary import chance, context, summarise
@@ -115,9 +115,10 @@ class EvaluationReport:
         notes = self.notes(plan.missing, means, embedded, settings) + left_out_notes(plan.left_out, ranked)
         tables = name_left_out(metric_tables(found, plan.sets, means, ranks), plan.sets, plan.left_out, means)
         further = [markdown_table(*table) for table in measurement_tables(measured)]
+        lost = lost_by_mode(results, plan.left_out)
         text = [
             *(markdown_table(*table) for table in tables),
-            markdown(results, chance_levels),
+            markdown(results, chance_levels, lost),
             *further,
             *(f"- {note}" for note in notes),
             "",
@@ -127,7 +128,16 @@ class EvaluationReport:
             failures = failures_of(map(json.loads, lines), plan.sets, library)
         write_text(
             self.folder / "report.html",
-            html_report(settings, tables, results, chance_levels, found, plan.sets, notes, failures, measured),
+            html_report(
+                settings,
+                [*tables],
+                task_tables(results, chance_levels, lost),
+                ranks,
+                plan.sets,
+                notes,
+                failures,
+                measured,
+            ),
         )
         self.print_tables([*tables, *measurement_tables(measured)], notes)
 

@@ -7,30 +7,39 @@ from html import escape
 from typing import Any
 
 from virtue_pl.evaluation.probes.measurements import Measurements
+from virtue_pl.evaluation.reports.comparison_tables import tables as comparison_tables
 from virtue_pl.evaluation.reports.failures import Failure, Failures, RenderedInput
-from virtue_pl.evaluation.reports.html_curves import curves
+from virtue_pl.evaluation.reports.html_plots import Bar, bars, curves
 from virtue_pl.evaluation.reports.probe_tables import cost_table, robustness_tables
-from virtue_pl.evaluation.reports.tables import TitledTable, task_tables
+from virtue_pl.evaluation.reports.tables import TitledTable
 from virtue_pl.evaluation.statistics.averages import published_results
-from virtue_pl.evaluation.statistics.summary import Chance, Results
+from virtue_pl.evaluation.statistics.compare import RANKING, Comparison
+from virtue_pl.evaluation.statistics.intervals import LEVEL
+from virtue_pl.evaluation.statistics.metric_summaries import hit_estimates, summarise_metrics
+from virtue_pl.evaluation.statistics.summary import Chance
+from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import RankedSet
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #222; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #222;
+  overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ccc; } .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 0.6rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #e4e4e4; text-align: right; white-space: nowrap; }
+th, td { padding: 0.2rem 0.6rem; border-bottom: 1px solid #e4e4e4; text-align: right; white-space: nowrap;
+  overflow-wrap: normal; }
 th:first-child, td:first-child { text-align: left; } thead th { background: #f5f5f5; }
 .failure { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 1rem; margin: 1rem 0; padding: 0.8rem;
   border: 1px solid #ddd; border-radius: 6px; }
 .failure h4 { grid-column: 1 / -1; margin: 0; } .failure p { margin: 0.3rem 0; overflow-wrap: anywhere; }
+h3 small { font-weight: normal; }
 .wrong { color: #b00020; } .right { color: #00703c; } img { max-width: 100%; display: block; } small { color: #666; }
 nav a { margin-right: 1rem; } .curves { display: flex; flex-wrap: wrap; } p span { margin-right: 1rem; }
-summary { cursor: pointer; }
+summary { cursor: pointer; } svg.bars { width: 100%; min-width: 600px; max-width: 900px; margin: 0.6rem 0; }
+@media (max-width: 700px) { body { margin: 1rem auto; } .failure { grid-template-columns: 1fr; } }
+@media print { body { font-size: 11px; margin: 0; max-width: none; } nav { display: none; } .wide { overflow: visible; }
+  svg.bars { min-width: 0; } table { font-size: 9px; } th, td { padding: 0.1rem 0.25rem; white-space: normal; }
+  .failure, svg, tr { break-inside: avoid; } h2, h3, h4 { break-after: avoid; } }
 """
-BAR, GAP, LEFT, WIDTH = 16, 6, 190, 560
-"""Sizes of the plots, in pixels."""
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 MARKED = ("VLM2Vec-2B", "VIRTUE-2B", "VIRTUE-2B + SCaR-train", "VLM2Vec-V1 Qwen2VL-2B")
 """Published models that are lines in the plots, where they have a score."""
 MAX_CHARACTERS = 400
@@ -40,38 +49,32 @@ MAX_CHARACTERS = 400
 def html_report(
     settings: Mapping[str, Any],
     tables: Sequence[TitledTable],
-    results: Results,
-    chance_levels: Chance,
-    found: Mapping[str, Mapping[str, float]],
+    modes: Sequence[TitledTable],
+    ranks: RankRows,
     sets: Sequence[RankedSet],
     notes: Sequence[str],
     failures: Failures,
     measured: Measurements,
 ) -> str:
     """Return the whole page, which refers to no other file and no address."""
-    kinds = task_tables(results, chance_levels)
     parts = [
         f"<h1>Evaluation of {escape(str(settings['model']))}</h1>",
         (
             '<nav><a href="#tables">tables</a><a href="#plots">plots</a><a href="#modes">by mode and ranking</a>'
             '<a href="#cost">cost</a><a href="#robustness">robustness</a><a href="#failures">failures</a></nav>'
         ),
-        "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>",
+        note_list(notes),
         '<h2 id="tables">Tables</h2>',
         *map(html_table, tables),
         '<h2 id="plots">Plots</h2>',
-        *(bars(benchmark, found, sets) for benchmark in dict.fromkeys(ranked.about.benchmark for ranked in sets)),
+        *(set_bars(benchmark, ranks, sets) for benchmark in dict.fromkeys(ranked.about.benchmark for ranked in sets)),
         '<h2 id="modes">By mode and ranking</h2>',
-        *map(html_table, kinds),
+        *map(html_table, modes),
         *measurement_sections(measured),
         '<h2 id="failures">Failures</h2>',
         *failure_section(failures),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta'
-        f' charset="utf-8"><title>Evaluation</title><style>{STYLE}</style></head><body>\n'
-        + "\n".join([*parts, "</body></html>\n"])
-    )
+    return page("Evaluation", parts)
 
 
 def measurement_sections(measured: Measurements) -> Iterator[str]:
@@ -106,49 +109,45 @@ def cell(text: str, best: bool) -> str:
     return f"<td>{'<b>' + escape(text) + '</b>' if best else escape(text)}</td>"
 
 
-def bars(benchmark: str, found: Mapping[str, Mapping[str, float]], sets: Sequence[RankedSet]) -> str:
-    """Return bars of every set's hit@1, crossed by lines of published models'."""
-    names = [ranked.about.name for ranked in sets if ranked.about.benchmark == benchmark]
-    reported = published_results().get(benchmark, {})
-    models = [model for model in MARKED if any(name in reported.get(model, {}) for name in names)]
-    height = (BAR + GAP) * len(names) + 46
-    drawn = [
-        line
-        for index, name in enumerate(names)
-        for line in bar(index, name, found[name]["hit@1"], [reported[model].get(name) for model in models])
+def set_bars(benchmark: str, ranks: RankRows, sets: Sequence[RankedSet]) -> str:
+    """Return bars of every set's hit@1, crossed by their chance and by lines of published models."""
+    about = [ranked.about for ranked in sets if ranked.about.benchmark == benchmark]
+    summaries, reported = summarise_metrics(ranks, about), published_results().get(benchmark, {})
+    rows = [
+        Bar(
+            name,
+            estimate,
+            summaries[name].chance["hit@1"],
+            {model: reported[model][name] for model in MARKED if name in reported.get(model, {})},
+        )
+        for name, estimate in hit_estimates(ranks, about).items()
     ]
-    axis = [tick(share, height) for share in (0, 25, 50, 75, 100)]
-    key = "".join(
-        f'<tspan fill="{COLOURS[1 + number % 3]}"> | {escape(model)}</tspan>' for number, model in enumerate(models)
+    return bars(f"{benchmark}, hit@1 in %, {LEVEL:.0%} intervals over queries", rows)
+
+
+def comparison_page(comparison: Comparison, chance_levels: Chance) -> str:
+    """Return a comparison as a page: bars of each task, tables, and notes."""
+    parts = ["<h1>Comparison of runs</h1>", note_list(comparison.notes), '<h2 id="plots">Plots</h2>']
+    for task, rows in sorted(comparison.shares.items()):
+        level = chance_levels.get(task, {}).get(RANKING)
+        found = [Bar(name, row[RANKING], level) for name, row in rows.items() if RANKING in row]
+        parts += [bars(f"{task}, {RANKING} in %, {LEVEL:.0%} intervals", found)] if found else []
+    parts += ['<h2 id="tables">Tables</h2>', *map(html_table, comparison_tables(comparison, chance_levels))]
+    return page("Comparison", parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """Return a whole page, which refers to no other file and no address."""
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
     )
-    title = f'<text x="{LEFT}" y="13" font-size="13" fill="{COLOURS[0]}">{escape(benchmark)}, hit@1 in %{key}</text>'
-    inside = "".join([title, *axis, *drawn])
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 60}" height="{height}"'
-        f' font-family="sans-serif">{inside}</svg>'
-    )
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join([*parts, "</body></html>\n"])
 
 
-def bar(index: int, name: str, share: float, others: Iterable[float | None]) -> Iterable[str]:
-    """Yield one set's bar, the one with that index from the top. others: shares of published models."""
-    top = 22 + index * (BAR + GAP)
-    yield f'<text x="{LEFT - 6}" y="{top + 12}" text-anchor="end" font-size="12">{escape(name)}</text>'
-    yield f'<rect x="{LEFT}" y="{top}" width="{share * WIDTH:.1f}" height="{BAR}" fill="{COLOURS[0]}"/>'
-    for number, other in enumerate(others):
-        if other is not None:
-            x = LEFT + other * WIDTH
-            yield (
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 2}" y2="{top + BAR + 2}"'
-                f' stroke="{COLOURS[1 + number % 3]}" stroke-width="3"/>'
-            )
-    yield f'<text x="{LEFT + share * WIDTH + 5:.1f}" y="{top + 12}" font-size="12">{100 * share:.1f}</text>'
-
-
-def tick(share: int, height: int) -> str:
-    """Return the vertical line of a percentage, with its label."""
-    x = LEFT + share / 100 * WIDTH
-    line = f'<line x1="{x}" x2="{x}" y1="18" y2="{height - 22}" stroke="#dddddd"/>'
-    return f'{line}<text x="{x}" y="{height - 8}" text-anchor="middle" font-size="11" fill="#666">{share}</text>'
+def note_list(notes: Sequence[str]) -> str:
+    """Return notes as a list; "" without any."""
+    return "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>" if notes else ""
 
 
 def failure_section(failures: Failures) -> Iterable[str]:
@@ -161,8 +160,8 @@ def failure_section(failures: Failures) -> Iterable[str]:
         for (name, kind), count in sorted(failures.counts.items())
     )
     yield (
-        "<table><thead><tr><th>set</th><th>kind of distractor chosen</th><th>how"
-        f" often</th></tr></thead><tbody>{lines}</tbody></table>"
+        '<div class="wide"><table><thead><tr><th>set</th><th>kind of distractor chosen</th><th>how often</th></tr>'
+        f"</thead><tbody>{lines}</tbody></table></div>"
     )
     last = None
     for failure in failures.examples:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from virtue_pl.evaluation.reports.tables import Grid, TitledTable
+from virtue_pl.evaluation.reports.tables import LEFT_OUT, Grid, Lost, TitledTable, describe_share
 from virtue_pl.evaluation.statistics.averages import ALL, Average
+from virtue_pl.evaluation.statistics.compared_run import LeftOut
+from virtue_pl.evaluation.statistics.summary import Results
 from virtue_pl.types import RankedSet, SetDescription
-
-LeftOut = Mapping[str, Mapping[str, int]]
-"""Number of queries that were not ranked, by set (or task) and reason."""
 
 PUBLISHED_QUERIES = {
     "SCaR_RefCOCOg": 1_539,
@@ -22,7 +21,12 @@ PUBLISHED_QUERIES = {
 """Queries of each of SCaR's sets, by the paper's table."""
 MMEB_QUERIES = 1_000
 """Queries of each set of MMEB."""
-COLUMN = "left out"
+
+
+def lost_by_mode(results: Results, left_out: LeftOut) -> Lost:
+    """Return what every mode of each task leaves out: all the same queries. left_out: by task, or by its set's name."""
+    found = {task: left_out.get(task, left_out.get(task.rpartition("/")[2], {})) for task in results}
+    return {task: dict.fromkeys(modes, found[task]) for task, modes in results.items() if found[task]}
 
 
 def name_left_out(
@@ -57,7 +61,7 @@ def with_column(
             counts = sum((Counter(lost[name]) for name in chosen), Counter[str]())
             labels[f"mean, {mean.group}"] = describe_share(counts, sum(total[name] for name in chosen))
     rows = [[*row, labels.get(row[0], labels.get(row[0].partition(" (")[0], ""))] for row in cells.rows]
-    return Grid([*cells.columns, COLUMN], rows, cells.best)
+    return Grid([*cells.columns, LEFT_OUT], rows, cells.best)
 
 
 def is_in(about: SetDescription, group: str) -> bool:
@@ -92,16 +96,3 @@ def left_out_notes(left_out: LeftOut, ranked: Mapping[str, int]) -> list[str]:
         for name, counts in left_out.items()
         if counts
     ]
-
-
-def describe_share(counts: Mapping[str, int], total: int) -> str:
-    """Return how many of all queries were left out, by reason; "" for none.
-
-    Example:
-        >>> describe_share({"missing image": 2, "empty mask": 1}, total=1_000)
-        '3 of 1,000 (2 missing image, 1 empty mask)'
-    """
-    if not counts:
-        return ""
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-    return f"{sum(counts.values()):,} of {total:,} ({reasons})"

@@ -159,6 +159,11 @@ def errors(found: Sequence[tuple[float, Estimate]]) -> list[list[float]]:
     return [below, above]
 
 
+def reach(error: float | None) -> float:
+    """Return how far an error bar reaches to each side: over all where a single query tells nothing."""
+    return 1.0 if error is None else error
+
+
 def label(task: str) -> str:
     """Return a task's label: "scar_mini/test_held_out" -> "held out"."""
     return task.rpartition("/")[2].removeprefix("test_").replace("_", " ")

@@ -7,10 +7,11 @@ from typing import Any
 
 from virtue_pl.evaluation.probes.measurements import Measurements
 from virtue_pl.evaluation.probes.prompt_consistency import PromptConsistency
-from virtue_pl.evaluation.reports.tables import Grid, TitledTable
+from virtue_pl.evaluation.reports.tables import NOT_ABOVE, Grid, TitledTable, figure
 
 ROBUSTNESS_CAPTION = (
-    "± standard error over queries, taken as independent, of one training; same first: the first caption is that of the"
+    f"± standard error over queries, taken as independent, of one training; {NOT_ABOVE}: not above chance; same first:"
+    " the first caption is that of the"
     " unperturbed prompt; cosine: of the two embeddings"
 )
 CONSISTENCY_CAPTION = "instead of the box; nearer: to the box of the same region than any other region of the image"
@@ -67,7 +68,7 @@ def robustness_lines(kinds: Mapping[str, Any]) -> Iterator[list[str]]:
     """Yield a task's rows of cells."""
     for kind, about in kinds.items():
         for number, row in enumerate(about["levels"]):
-            right = f"{100 * row['hit@1']:.1f}±{100 * row['standard_error']:.1f}"
+            right = figure(row["hit@1"], row["standard_error"], row["chance"])
             yield [
                 "" if number else kind,
                 f"{row['level']:g}",

@@ -32,7 +32,7 @@ def plot_kind(tasks: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
     for number, (task, about) in enumerate(tasks.items()):
         levels = about["levels"]
         shares = [100 * row["hit@1"] for row in levels]
-        errors = [100 * row["standard_error"] for row in levels]
+        errors = [100 * plots.reach(row["standard_error"]) for row in levels]
         xs = [row["level"] for row in levels]
         axes.errorbar(
             xs,
@@ -43,6 +43,7 @@ def plot_kind(tasks: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
             capsize=3,
             label=plots.label(task),
         )
+    plots.draw_chance(axes.axhline, [about["levels"][0]["chance"] for about in tasks.values()])
     first = next(iter(tasks.values()))
     axes.axvline(first["neutral"], color=plots.INK, linestyle=":", linewidth=1.2, label="as annotated")
     axes.set(xlabel=first["unit"], ylabel="hit@1, % of queries", ylim=(0, None))

@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from virtue_pl.evaluation.statistics.intervals import NORMAL
 from virtue_pl.evaluation.statistics.summary import Chance, Results, standard_errors
 
 ROWS = ("box", "point", "mask", "no_prompt", "none", "no_segmentation", "blind", "set_blind")
@@ -19,8 +20,11 @@ NO_RANKING = ("n", "standard_error", "images", "clustered_standard_error")
 
 NOT_ABOVE = "°"
 """Stands behind a figure whose 95 % interval reaches down to chance."""
-WITHIN = 1.96
-"""Standard errors within which a figure may be chance."""
+
+
+Lost = Mapping[str, Mapping[str, Mapping[str, int]]]
+"""Number of queries that were not ranked: task -> mode (or run) -> reason."""
+LEFT_OUT = "left out"
 
 
 class Grid(NamedTuple):
@@ -88,9 +92,25 @@ def cell(row: Mapping[str, Any], ranking: str, chance_level: float | None = None
 
 def figure(share: float, error: float | None, chance_level: float | None = None) -> str:
     """Return a share in percent with its standard error, "?" without one, and `NOT_ABOVE` where it may be chance."""
-    low = chance_level is not None and (error is None or share - WITHIN * error <= chance_level)
-    shown = "?" if error is None else f"{100 * error:.1f}"
-    return f"{100 * share:.1f}±{shown}{NOT_ABOVE if low else ''}"
+    low = chance_level is not None and (error is None or share - NORMAL * error <= chance_level)
+    return f"{100 * share:.1f}±{'?' if error is None else percent_beside(error)}{NOT_ABOVE if low else ''}"
+
+
+def percent_beside(value: float, other: float = 0.0, sign: str = "") -> str:
+    """Return a value in percent, with as many digits as tell it from another, which has one behind the point.
+
+    An uncertainty is never shown as none: of 20,000 queries that are all right, 0.018 % stays. sign: "+" for a plus
+    before what is positive.
+
+    Example:
+        >>> percent_beside(0.0062), percent_beside(0.00018), percent_beside(0.99982, other=1.0)
+        ('0.6', '0.02', '99.98')
+    """
+    for digits in range(1, 12):
+        shown = format(100 * value, f"{sign}.{digits}f")
+        if value == other or float(shown) != float(f"{100 * other:.1f}"):
+            return shown
+    return format(100 * value, f"{sign}.1f")
 
 
 def precision(modes: Mapping[str, Mapping[str, Any]], chance_levels: Mapping[str, float]) -> str:
@@ -100,20 +120,49 @@ def precision(modes: Mapping[str, Mapping[str, Any]], chance_levels: Mapping[str
     return f"% right ± standard error over queries{clustered}, each row of one training{mark}"
 
 
-def task_tables(results: Results, chance_levels: Chance, row_order: Sequence[str] = ROWS) -> list[TitledTable]:
-    """Return one table for each task."""
+def task_tables(results: Results, chance_levels: Chance, lost: Lost | None = None) -> list[TitledTable]:
+    """Return one table for each task. lost: what its rows leave out, which it then says."""
     levels = {task: chance_levels.get(task, {}) for task in sorted(results)}
-    return [
-        TitledTable(task, grid(results[task], level, row_order), precision(results[task], level))
-        for task, level in levels.items()
+    tables = [
+        TitledTable(task, grid(results[task], level), precision(results[task], level)) for task, level in levels.items()
     ]
+    ranked = {task: {mode: row["n"] for mode, row in modes.items()} for task, modes in results.items()}
+    return [with_left_out(table, ranked[table.title], (lost or {}).get(table.title, {})) for table in tables]
 
 
-def rich_tables(
-    results: Results, chance_levels: Chance | None = None, row_order: Sequence[str] = ROWS
-) -> list[TerminalTable]:
+def with_left_out(table: TitledTable, ranked: Mapping[str, int], lost: Mapping[str, Mapping[str, int]]) -> TitledTable:
+    """Return a table that says what its rows leave out: in its caption where all leave out the same, else in a column.
+
+    ranked: number of queries of each row, by what stands in its first cell. lost: reasons by the same.
+    """
+    found = {
+        name: describe_share(lost.get(name, {}), n + sum(lost.get(name, {}).values())) for name, n in ranked.items()
+    }
+    if not any(found.values()):
+        return table
+    if len(set(found.values())) == 1:
+        return table._replace(caption=f"{table.caption}; {LEFT_OUT}: {next(iter(found.values()))}")
+    cells = table.cells
+    rows = [[*row, found.get(row[0], "")] for row in cells.rows]
+    return table._replace(cells=Grid([*cells.columns, LEFT_OUT], rows, cells.best))
+
+
+def describe_share(counts: Mapping[str, int], total: int) -> str:
+    """Return how many of all queries were left out, by reason; "" for none.
+
+    Example:
+        >>> describe_share({"missing image": 2, "empty mask": 1}, total=1_000)
+        '3 of 1,000 (2 missing image, 1 empty mask)'
+    """
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    return f"{sum(counts.values()):,} of {total:,} ({reasons})"
+
+
+def rich_tables(results: Results, chance_levels: Chance | None = None, lost: Lost | None = None) -> list[TerminalTable]:
     """Return one table for each task for the terminal."""
-    tables = task_tables(results, chance_levels or {}, row_order)
+    tables = task_tables(results, chance_levels or {}, lost)
     return [TerminalTable(f"{title}, {caption}", cells) for title, cells, caption in tables]
 
 
@@ -175,9 +224,9 @@ def rich_block(cells: Grid, columns: Sequence[int]) -> Table:
     return table
 
 
-def markdown(results: Results, chance_levels: Chance | None = None, row_order: Sequence[str] = ROWS) -> str:
+def markdown(results: Results, chance_levels: Chance | None = None, lost: Lost | None = None) -> str:
     """Return one table for each task as Markdown."""
-    return "\n".join(markdown_table(*table) for table in task_tables(results, chance_levels or {}, row_order))
+    return "\n".join(markdown_table(*table) for table in task_tables(results, chance_levels or {}, lost))
 
 
 def markdown_table(title: str, cells: Grid, caption: str) -> str:

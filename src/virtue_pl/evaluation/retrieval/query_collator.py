@@ -146,7 +146,8 @@ def published_region_text(prompt: VisualPrompt, row: EvaluationRow) -> str:
         return ""
     height, width = row.size
     if len(prompt.boxes):
-        if row.region is not None and torch.equal(prompt.boxes[0], row.region.box.float()):
+        own = row.compact_region
+        if own is not None and torch.equal(prompt.boxes[0], own.box.float()):
             return f"\n{row.box_words}"
         x1, y1, x2, y2 = prompt.boxes[0].tolist()
         corners = [round(x1 * width), round(y1 * height), round(x2 * width), round(y2 * height)]

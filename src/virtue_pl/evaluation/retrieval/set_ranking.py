@@ -55,7 +55,7 @@ class SetRanking:
     @property
     def reported_mode(self) -> str:
         """Name of the mode in tables: "no_prompt" for sets without regions, whose queries are their image alone."""
-        regions = any(row.region is not None for row in self.ranked.rows)
+        regions = any(row.compact_region is not None for row in self.ranked.rows)
         return self.baseline or (self.mode if regions or self.mode == "blind" else "no_prompt")
 
     def chunks(self, rows: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -97,14 +97,13 @@ class SetRanking:
         return cosines(queries, [self.ranked.candidates[row] for row in chosen], self.embeddings)
 
     def sample(self, row: EvaluationRow) -> RankingSample:
-        """Return the row as a sample to rank."""
+        """Return the row as a sample to rank, which needs no region."""
         return RankingSample(
             row.key,
             f"{self.ranked.about.benchmark}/{self.ranked.about.name}",
             NO_QUERY,
             row.candidates,
             row.rankings,
-            row.region,
         )
 
     def lines(

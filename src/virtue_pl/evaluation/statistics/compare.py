@@ -13,7 +13,7 @@ from typing import Any
 
 from virtue_pl.evaluation.retrieval.predictions import read_predictions
 from virtue_pl.evaluation.statistics.common_queries import Queries, Training, align, check_same_queries
-from virtue_pl.evaluation.statistics.compared_run import ComparedRun
+from virtue_pl.evaluation.statistics.compared_run import ComparedRun, LeftOut
 from virtue_pl.evaluation.statistics.compared_scores import ComparedScores
 from virtue_pl.evaluation.statistics.intervals import LEVEL, Estimate
 from virtue_pl.evaluation.statistics.summary import Chance
@@ -39,7 +39,8 @@ class Comparison:
     means: benchmark -> run -> hit@1 over all tasks of the benchmark, where it has several.
     mean_differences: the differences of these. best: task, or "mean BENCHMARK" -> ranking -> the run whose share is
     above that of every other model, where all these differences exclude zero; a baseline that is no model never is.
-    notes: sentences on what does not show in the figures. queries: which ones are compared.
+    notes: sentences on what does not show in the figures. queries: which ones are compared. left_out: of each run, the
+    number of queries that were not ranked, by task and reason.
 
     Example:
         >>> compare([virtue, crop]).differences["scar/ADE20K"]["crop"]["hit@1"].differs  # doctest: +SKIP
@@ -55,6 +56,11 @@ class Comparison:
     best: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     queries: Queries = "same"
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+
+    def lost(self, task: str) -> dict[str, Mapping[str, int]]:
+        """Return what each run leaves out of a task, by reason."""
+        return {name: found[task] for name, found in self.left_out.items() if task in found}
 
     def as_json(self) -> dict[str, Any]:
         """Return shares, differences, means and the interval's settings by name."""
@@ -71,6 +77,7 @@ class Comparison:
             "best": self.best,
             "notes": list(self.notes),
             "queries": self.queries,
+            "left_out": self.left_out,
             "interval": {"level": LEVEL, "method": METHOD},
         }
 
@@ -116,6 +123,7 @@ def compare(runs: Sequence[ComparedRun], queries: Queries = "same") -> Compariso
         best,
         tuple(notes_on(runs, rows, queries)),
         queries,
+        {run.name: dict(run.left_out) for run in runs if run.left_out},
     )
 
 
@@ -223,6 +231,18 @@ def data_fingerprints(folder: str | Path) -> list[str]:
     """Return the fingerprints of the data that a run was tested on: one, unless its seeds had different data."""
     found = {report.get("context", {}).get("data_fingerprint") for report in read_reports(folder)}
     return sorted(found - {None})
+
+
+def read_left_out(folder: str | Path) -> LeftOut:
+    """Read from its report how many queries a run did not rank, by task and reason; of its seeds the largest."""
+    found: dict[str, dict[str, int]] = {}
+    for report in read_reports(folder):
+        sets = report.get("sets", {})  # an evaluation's, by name
+        for name, counts in report.get("left_out", {}).items():
+            task = f"{sets[name]['benchmark']}/{name}" if name in sets else name
+            counted = found.setdefault(task, {})
+            counted |= {reason: max(count, counted.get(reason, 0)) for reason, count in counts.items()}
+    return {task: counts for task, counts in found.items() if counts}
 
 
 def setting_notes(folders: Mapping[str, str | Path]) -> Iterator[str]:

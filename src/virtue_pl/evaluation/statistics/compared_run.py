@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from virtue_pl.evaluation.statistics.common_queries import Training
 from virtue_pl.evaluation.statistics.summary import NO_MODELS, SET_BLIND
 from virtue_pl.metrics.ranking import RankRows
 from virtue_pl.types import VirtueError
+
+LeftOut = Mapping[str, Mapping[str, int]]
+"""Number of queries that were not ranked, by task and reason."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class ComparedRun:
     trainings: the ranks of each of its seeds; two runs that share this object are the same trainings in two modes.
     reference: name of the run whose share is subtracted; its own name for no comparison.
     use_only_mode: count a task that was ranked in one other mode alone in that mode, such as queries without a region.
-    fingerprints: of the data that its reports say it was tested on, if they do.
+    fingerprints: of the data that its reports say it was tested on, if they do. left_out: what it did not rank.
 
     Example:
         >>> virtue = ComparedRun("virtue", read_run("runs/virtue"), mode="box", reference="virtue")  # doctest: +SKIP
@@ -31,6 +34,7 @@ class ComparedRun:
     reference: str
     use_only_mode: bool = False
     fingerprints: tuple[str, ...] = ()
+    left_out: LeftOut = field(default_factory=dict)
 
     @property
     def is_model(self) -> bool:

@@ -29,8 +29,9 @@ at nominal 95 and one or two degrees of freedom; Satterthwaite's (1946, Biometri
 down to 86 and 92 %. With 1.25 it is, by integration over all w, 93.0 to 97.1 % for one degree of freedom, 94.7 to
 96.5 % for two, and 95.0 to 96.1 % for more.
 Two floors: an interval is at least half as wide as that over queries alone, since a few trainings may agree by chance;
-and it reaches at least -ln((1 - level) / 2) queries far (the "rule of three"): a run that had all of them right has no
-score of exactly 100 %.
+and it reaches at least 1 - ((1 - level) / 2) ** (1 / queries) far (about 3.7 queries, the "rule of three"): a run that
+had all of them right has no score of exactly 100 %. Where all images have the same share, nothing tells how far the
+queries of one come together, and it is that many images. A table's standard error has the same floor.
 
 `tests/evaluation/statistics/test_intervals.py` simulates how often all this holds the truth.
 """
@@ -48,6 +49,10 @@ from virtue_pl.evaluation.statistics.scores import Answers, Images, Scores, scor
 LEVEL = 0.95
 WEIGHT = 1.25
 """Exponent of the share of variance from trainings in the quantile."""
+NORMAL = 1.96
+"""Two-sided quantile of the normal distribution at `LEVEL`."""
+ROUNDING = 1e-20
+"""A variance that is as small is zero."""
 QUERIES, TRAININGS = "queries", "trainings and queries"
 """Names of what an interval is over."""
 Studies = Float[np.ndarray, "*studies"]
@@ -169,13 +174,38 @@ def difference_margin(first: Scores, second: Scores, others: Sequence[Scores] = 
     """Return how far the interval of the difference of two runs' means reaches to both sides."""
     spread = pool(lenders(first, second, others))
     apart = first.deviations.mean(axis=-2, keepdims=True) - second.deviations.mean(axis=-2, keepdims=True)
-    fewer = min(first, second, key=lambda run: run.images_df)._replace(step=max(first.step, second.step))
+    fewer = min(first, second, key=lambda run: run.images_df)._replace(
+        query_step=max(first.query_step, second.query_step), image_step=max(first.image_step, second.image_step)
+    )
     return margin(variance(apart), spread, 1 / first.trainings + 1 / second.trainings, fewer, level)
 
 
 def lenders(first: Scores, second: Scores, others: Sequence[Scores]) -> list[Scores]:
     """Return the runs whose spread between trainings holds for a pair: the two, or else the others, if they have it."""
     return [run for run in (first, second) if run.trainings > 1] or [run for run in others if run.trainings > 1]
+
+
+def standard_error(found: Scores) -> Float[np.ndarray, "*studies"] | None:
+    """Return the standard error of one training's score over queries clustered by image, as all tables show it.
+
+    It is never zero: `NORMAL` of them reach at least as far as the rule of three. None where all queries are of one
+    image.
+    """
+    if found.images_df < 1:
+        return None
+    of_queries = variance(found.deviations)
+    return np.maximum(np.sqrt(of_queries), rule_of_three(of_queries, found, LEVEL) / NORMAL)
+
+
+def error_of_count(right: int, queries: int) -> float | None:
+    """Return the standard error of a share, the queries taken as independent; None for a single query.
+
+    Example:
+        >>> round(error_of_count(300, 300), 4)
+        0.0062
+    """
+    error = standard_error(score([(np.arange(queries) < right)[None]]))
+    return None if error is None else float(error)
 
 
 def variance(deviations: Float[np.ndarray, "*studies trainings images"]) -> Studies:
@@ -198,20 +228,26 @@ def margin(of_queries: Studies, spread: Spread, share: float, run: Scores, level
     """Return the half width of an interval.
 
     of_queries: variance of the estimate if images were drawn anew, for these trainings. share: 1 / trainings, summed
-    over the runs. run: gives the degrees of freedom of `of_queries`, and the weight of one query.
+    over the runs. run: gives the degrees of freedom of `of_queries`, and the weights of one query and image.
     """
     if run.images_df < 1:
         return np.full(np.shape(of_queries), np.inf)
-    rule_of_three = -np.log((1 - level) / 2) * run.step
+    least = rule_of_three(of_queries, run, level)
     alone = t_quantile(run.images_df, level)
-    over_queries = np.maximum(alone * np.sqrt(of_queries), rule_of_three)
+    over_queries = np.maximum(alone * np.sqrt(of_queries), least)
     if spread.df == 0:
         return over_queries
     trainings = spread.between * share
     total = trainings + np.maximum(of_queries - spread.own * share, 0)
     weight = np.divide(trainings, total, out=np.zeros_like(total), where=total > 0) ** WEIGHT
     quantile = alone + (t_quantile(spread.df, level) - alone) * weight
-    return np.maximum(quantile * np.sqrt(total), np.maximum(over_queries / 2, rule_of_three))
+    return np.maximum(quantile * np.sqrt(total), np.maximum(over_queries / 2, least))
+
+
+def rule_of_three(of_queries: Studies, run: Scores, level: float) -> Studies:
+    """Return how far an interval reaches at least: to the share that all queries miss, or all images, by chance."""
+    steps = np.where(of_queries > ROUNDING, run.query_step, run.image_step)
+    return 1 - ((1 - level) / 2) ** steps
 
 
 def t_quantile(df: int, level: float) -> float:

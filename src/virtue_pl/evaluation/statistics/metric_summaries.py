@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from virtue_pl.evaluation.statistics.averages import ALL, Average
-from virtue_pl.evaluation.statistics.intervals import variance
+from virtue_pl.evaluation.statistics.intervals import Estimate, interval, standard_error
 from virtue_pl.evaluation.statistics.scores import score
 from virtue_pl.evaluation.statistics.summary import SET_BLIND, image_numbers
 from virtue_pl.metrics.ranking import RankRow, RankRows
@@ -51,6 +50,14 @@ def summarise_mean(mean: Average, ranks: RankRows, sets: Sequence[SetDescription
     return summary_of(list(rows_of_sets(ranks, chosen).values()))
 
 
+def hit_estimates(ranks: RankRows, sets: Sequence[SetDescription]) -> dict[str, Estimate]:
+    """Return the share of each set's queries whose right candidate came first, with its interval, by the set."""
+    return {
+        name: interval(np.array([[row.rank == 0 for row in rows]]), image_numbers(rows))
+        for name, rows in rows_of_sets(ranks, sets).items()
+    }
+
+
 def rows_of_sets(ranks: RankRows, sets: Sequence[SetDescription]) -> dict[str, list[RankRow]]:
     """Return the ranks among all candidates, by set; those of the set-blind baseline only where there are no others."""
     found: dict[str, list[RankRow]] = {}
@@ -67,11 +74,10 @@ def summary_of(sets: Sequence[Sequence[RankRow]]) -> MetricSummary:
     numbers = np.split(image_numbers([row for rows in sets for row in rows]), np.cumsum([len(rows) for rows in sets]))
     values = [metrics_of_ranks(torch.tensor([row.rank for row in rows])).numpy().T[:, None] for rows in sets]
     scores = score(values, numbers[: len(sets)])
-    errors = np.sqrt(variance(scores.deviations)).tolist()
+    errors = standard_error(scores)
     chance = np.mean([np.mean([chance_of(row.candidates) for row in rows], axis=0) for rows in sets], axis=0).tolist()
-    measured = scores.images_df > 0 and not any(math.isnan(error) for error in errors)
     return MetricSummary(
-        dict(zip(NAMES, errors if measured else [None] * len(NAMES), strict=True)),
+        dict(zip(NAMES, [None] * len(NAMES) if errors is None else errors.tolist(), strict=True)),
         dict(zip(NAMES, chance, strict=True)),
     )
 

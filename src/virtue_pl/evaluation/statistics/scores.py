@@ -28,7 +28,7 @@ class Scores(NamedTuple):
         is the covariance of their means, if images were drawn anew: the sandwich estimator of a mean with clusters,
         with the factor clusters / (clusters - 1) of each task (Cameron and Miller 2015, section II).
     images_df: degrees of freedom of such a covariance. queries, images: their numbers.
-    step: the largest weight of one query in a mean.
+    query_step, image_step: the weight of one query, and of one image, in a mean: of the task with the fewest.
 
     Example:
         >>> found = score([np.array([[True, False, True, True]])], [np.array([0, 0, 1, 1])])
@@ -41,7 +41,8 @@ class Scores(NamedTuple):
     images_df: int
     queries: int
     images: int
-    step: float
+    query_step: float
+    image_step: float
 
     @property
     def trainings(self) -> int:
@@ -76,6 +77,7 @@ def score(tasks: Sequence[Answers], images: Sequence[Images] | None = None, num_
         sum(task.shape[-1] for task in tasks),
         distinct,
         1 / (len(tasks) * min(task.shape[-1] for task in tasks)),
+        1 / (len(tasks) * min(own)),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import shlex
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from virtue_pl.evaluation.statistics.intervals import variance
+from virtue_pl.evaluation.statistics.intervals import error_of_count, standard_error
 from virtue_pl.evaluation.statistics.scores import score
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError
@@ -24,7 +23,7 @@ Results = dict[str, dict[str, dict[str, Any]]]
 """task -> mode -> {ranking: share of right answers, ..., "n": samples, "standard_error": {ranking: ...}}
 
 Where queries share images, `images` counts these, and `clustered_standard_error` takes the queries of one together;
-`standard_error` takes all queries as independent.
+`standard_error` takes all queries as independent. An error is None where nothing tells it, as of a single query.
 """
 
 Chance = dict[str, dict[str, float]]
@@ -49,7 +48,7 @@ def summarise(rows: RankRows) -> Results:
         share = hit_rate(group)
         row[ranking] = share
         row["n"] = max(row["n"], len(group))
-        row["standard_error"][ranking] = math.sqrt(share * (1 - share) / len(group))
+        row["standard_error"][ranking] = error_of_count(sum(each.rank == 0 for each in group), len(group))
         images = image_numbers(group)
         if images.max() + 1 < len(group):
             row["images"] = int(images.max()) + 1
@@ -67,7 +66,8 @@ def image_numbers(rows: Sequence[RankRow]) -> Int[np.ndarray, " rows"]:
 
 def clustered_error(values: Shaped[np.ndarray, " queries"], images: Int[np.ndarray, " queries"]) -> float | None:
     """Return the standard error of the mean over queries that are drawn by image; None where they have one alone."""
-    return None if images.max() == 0 else math.sqrt(float(variance(score([values[None]], [images]).deviations)))
+    error = standard_error(score([values[None]], [images]))
+    return None if error is None else float(error)
 
 
 def standard_errors(row: Mapping[str, Any]) -> dict[str, float | None]:
