@@ -66,6 +66,11 @@ EVALUATIONS = (CONFIGS / "eval_scar.yaml", CONFIGS / "eval_mmeb.yaml")
 """Configs that only test, and the folder of layers over them: tests/integration/test_eval_configs.py runs them."""
 BASELINES = OVERLAYS / "baselines"
 
+FINETUNE = CONFIGS / "finetune.yaml"
+"""Config that starts from a model: tests/integration/test_finetune.py runs it."""
+UNSTATED = {"own": ("--shared.val_share", "0.1")}
+"""Entries of `shared` that the main config does not have, and that a part of it is given."""
+
 STUDIES = CONFIGS / "studies"
 PLANS = ("quickstart.yaml", "quickstart_small.yaml", "ablations.yaml")
 """Plans of several runs, which are no configs of one: what `virtue-pl quickstart` and `virtue-pl ablations` take as
@@ -86,7 +91,9 @@ def every_file() -> list[Path]:
 def files() -> list[Path]:
     """Those that are built by themselves, or over another: neither evaluations nor what only a plan names."""
     return [
-        path for path in every_file() if path not in EVALUATIONS and path.parent not in (VARIANTS, BASELINES, STUDIES)
+        path
+        for path in every_file()
+        if path not in (*EVALUATIONS, FINETUNE) and path.parent not in (VARIANTS, BASELINES, STUDIES)
     ]
 
 
@@ -248,9 +255,8 @@ def test_it_builds(build, path, size, tmp_path):
             str(path),
         )
     elif slot == SLOTS["data"]:  # not all of it has the hard negatives that the main config's loss asks for
-        cli = build(
-            "--config", str(MAIN), f"--{slot}", str(path), "--model.init_args.loss.init_args.own_negatives_weight", "0"
-        )
+        without_negatives = "--model.init_args.loss.init_args.own_negatives_weight", "0"
+        cli = build("--config", str(MAIN), f"--{slot}", str(path), *without_negatives, *UNSTATED.get(path.stem, ()))
     elif slot is not None:
         cli = build("--config", str(MAIN), f"--{slot}", str(path))
     elif runs_alone(path):

@@ -59,14 +59,16 @@ class CheckpointSpec:
         """
         with skip_weights():
             model = instantiate(self.spec, self.folder, (OWN_CLASSES, *allow_classes))
-        if not isinstance(model, EmbeddingModel):
-            raise VirtueError(
-                f"{self.folder}: its model is a {type(model).__name__}, expected one that embeds (Virtue,"
-                " VLMFusionHead)"
-            )
+        require_class(type(model), self.folder)
         check_tensors(model.state_dict(), self)
         fill(model, self.tensors, dtype)
         return model.eval()
+
+
+def require_class(cls: type, folder: Path) -> None:
+    """Raise VirtueError for the class of a folder's model that does not embed."""
+    if not issubclass(cls, EmbeddingModel):
+        raise VirtueError(f"{folder}: its model is a {cls.__name__}, expected one that embeds (Virtue, VLMFusionHead)")
 
 
 def check_tensors(wanted: Mapping[str, Tensor], checkpoint: CheckpointSpec) -> None:

@@ -11,13 +11,19 @@ import yaml
 from torch import Tensor
 
 from virtue_pl.checkpoints.adapter_folder import Adapters, AdapterSettings, group_by_module, merge
-from virtue_pl.checkpoints.folder import arguments, rename_models
+from virtue_pl.checkpoints.folder import arguments, rename_models, without_weights
 from virtue_pl.checkpoints.keys import ADAPTER, HEAD, adapter_name_here, sam2_from_published
-from virtue_pl.checkpoints.release import CheckpointSpec
+from virtue_pl.checkpoints.release import IN_FOLDER, CheckpointSpec
 from virtue_pl.checkpoints.tensor_files import MODEL_FILES, load_pickled, read_tensors
 from virtue_pl.types import VirtueError
 
 CONFIG_FILE = "config.yaml"
+START_FUNCTION = "virtue_pl.checkpoints.start_from"
+"""Class path of a run's model that starts from another model (`pretrained.start_from`)."""
+STARTED_FROM = "model"
+"""Entry of a checkpoint's `started_from` with the spec of the model that the run started from."""
+PARTS = ("prompt_encoder", "segmentation", "fusion")
+"""Parts of a model that can be frozen."""
 BASE = ".base_layer."
 """Part of the name that peft gives to a weight with an adapter around it."""
 
@@ -34,6 +40,9 @@ def read_run(checkpoint: Path, config: Path | None = None) -> CheckpointSpec:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         spec = found["model"]
+        if spec["class_path"] == START_FUNCTION:
+            own = content["started_from"][STARTED_FROM]
+            spec = with_settings(own, spec["init_args"], str(checkpoint))
         spec["class_path"], spec["init_args"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise VirtueError(
@@ -45,6 +54,47 @@ def read_run(checkpoint: Path, config: Path | None = None) -> CheckpointSpec:
         rename_models(spec, moved_models(spec, starting_folder(path, found))),
         dict(content["state_dict"]),
     )
+
+
+def with_settings(spec: Mapping[str, Any], settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a model's spec with the settings of another training, the arguments of `start_from`.
+
+    A setting that is None leaves what the spec has. name: of the model, for messages. Raises VirtueError for a part
+    that cannot be frozen.
+    """
+    stated = {key: settings.get(key) for key in ("loss", "train_modes", "evaluation_modes", "gradient_cache")}
+    stated["optimization"] = settings.get("optimization")
+    init_args = {key: value for key, value in dict(spec["init_args"]).items() if key != "alignment_steps"}
+    init_args |= {key: value for key, value in stated.items() if value is not None}
+    if (frozen := settings.get("frozen")) is not None:
+        parts = [part for part in PARTS if part in init_args]
+        for part in frozen:
+            if part not in parts:
+                found = ", ".join(parts) or "none: it has one part"
+                raise VirtueError(f"frozen: {name} has no part {part!r}, expected some of {found}")
+        for part in parts:
+            init_args[part] = with_argument(init_args[part], "frozen", part in frozen)
+    if (adapter := settings.get("adapter")) is not None:
+        if "fusion" in init_args:
+            init_args["fusion"] = with_argument(init_args["fusion"], "adapter", adapter)
+        else:
+            init_args["adapter"] = adapter
+    return {**spec, "init_args": init_args}
+
+
+def with_argument(spec: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Return a part's spec with one argument changed."""
+    return {**spec, "init_args": {**(spec.get("init_args") or {}), name: value}}
+
+
+def model_paths(spec: Any, folder: Path) -> Any:
+    """Return a spec as plain values, its language models by their paths from here instead of inside `folder`."""
+    inside = {
+        value
+        for key, value in arguments(spec)
+        if key.endswith("_model") and isinstance(value, str) and value.startswith(IN_FOLDER)
+    }
+    return without_weights(rename_models(spec, {name: str(folder / name) for name in inside}))
 
 
 def starting_folder(config: Path, found: Mapping[str, Any]) -> Path:

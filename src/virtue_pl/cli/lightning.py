@@ -18,10 +18,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 
 from virtue_pl.cli.errors import UsageError, interpolation, one_line
+from virtue_pl.cli.replaced_classes import clean_replaced_classes
 from virtue_pl.cli.run_checks import check_run
 from virtue_pl.types import VirtueError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
+clean_replaced_classes()
 STOPPED_BY_SIGTERM = 143
 
 

@@ -145,7 +145,7 @@ def counts(module: nn.Module) -> tuple[str, str]:
     return f"{trainable:,}", f"{sum(parameter.numel() for parameter in module.parameters()) - trainable:,}"
 
 
-def run_facts(trainer: Trainer, config: Any) -> Iterable[tuple[str, str]]:
+def run_facts(trainer: Trainer, config: Any, model: LightningModule | None = None) -> Iterable[tuple[str, str]]:
     """Yield name and value of the facts about the run: devices, folders, checkpoints, seed."""
     yield (
         "devices",
@@ -163,8 +163,17 @@ def run_facts(trainer: Trainer, config: Any) -> Iterable[tuple[str, str]]:
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
             yield "checkpoints", describe_checkpoints(callback)
-    yield "starts from", str(config.get("ckpt_path") or "the beginning")
+    yield "starts from", str(config.get("ckpt_path") or describe_start(model))
     yield "seed", str(config.get("seed_everything"))
+
+
+def describe_start(model: LightningModule | None) -> str:
+    """Return the model that training starts from: path, class, fingerprint and adapters; or that there is none."""
+    start = getattr(model, "started_from", None)
+    if start is None:
+        return "the beginning"
+    name, trained = start["class_path"].rpartition(".")[2], start["adapters"]
+    return f"{start['path']}: {name}, fingerprint {start['fingerprint'][:12]}, adapters that are trained: {trained}"
 
 
 def describe_checkpoints(callback: ModelCheckpoint) -> str:

@@ -3,6 +3,7 @@ from .datamodules.embeddings import EmbeddingDataModule as EmbeddingDataModule
 from .datamodules.evaluation import EvaluationDataModule as EvaluationDataModule
 from .datamodules.mixture import MixedDataModule as MixedDataModule
 from .datamodules.mmeb import MMEBDataModule as MMEBDataModule
+from .datamodules.own import OwnDataModule as OwnDataModule
 from .datamodules.pairs import PairDataModule as PairDataModule
 from .datamodules.scar import PublishedSCaRDataModule as PublishedSCaRDataModule
 from .datamodules.scar import SCaRDataModule as SCaRDataModule

@@ -321,6 +321,10 @@ class DeferredCollator:
         """Return the row's query in the evaluation's format."""
         return self.evaluator.query(row)
 
+    def check_input(self, item: EmbeddingInput) -> None:
+        """Raise VirtueError for an input that the model cannot read; of its images only the shapes are read."""
+        self.evaluator.query_collator.check_input(item)
+
     def encoder_batch(self, items: Sequence[EmbeddingInput]) -> EncoderBatch:
         """Return the batch of the inputs."""
         return self.evaluator.query_collator.encoder_batch(items)

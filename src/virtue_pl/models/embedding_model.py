@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,15 @@ class EmbeddingModel(VirtueModule):
     """
 
     not_in_fingerprint = frozenset(
-        {"loss", "gradient_cache", "formatter", "train_modes", "evaluation_modes", "hit_rate", "rank_table"}
+        {
+            *("loss", "gradient_cache", "formatter", "train_modes", "evaluation_modes", "hit_rate", "rank_table"),
+            "started_from",
+        }
     )
+    started_from: Mapping[str, Any] | None = None
+    """The model whose weights this one started from (`checkpoints.start_from`): path, class path, fingerprint, whether
+    it has adapters, and its spec; None for another.
+    """
     formatter: InputFormatter
     hit_rate: HitRate
     rank_table: RankTable
@@ -149,6 +156,11 @@ class EmbeddingModel(VirtueModule):
             each = [candidates[rows] for rows in index_tensors(batch.candidate_rows, candidates.device)]
             self.rank_table.update("set_blind", set_blind_ranks(batch.samples, each))
         return output
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add `started_from`, by which the checkpoint says what the model consists of, to a checkpoint."""
+        if self.started_from is not None:
+            checkpoint["started_from"] = dict(self.started_from)
 
     @abstractmethod
     def image_features(self, images: ImageBatch) -> tuple[ImageFeatures, ...]:

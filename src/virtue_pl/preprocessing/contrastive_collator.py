@@ -101,12 +101,13 @@ class ContrastiveCollator:
         self.segment_unprompted = segment_unprompted
 
     def collate_train(self, samples: Sequence[Sample]) -> PairBatch:
-        """Return a training batch; each query's prompt mode is drawn from torch's generator by `train_modes`."""
-        modes, weights = list(self.train_modes), torch.tensor(list(self.train_modes.values()))
-        draws = torch.multinomial(weights, len(samples), replacement=True).tolist()
+        """Return a training batch; each query's prompt mode is drawn from torch's generator by `train_modes`.
+
+        A region without a mask is pointed at by the other modes, in their proportions.
+        """
+        modes = self.draw_modes(samples)
         queries = [
-            point_at(sample.query, sample.region, modes[draw], None)
-            for sample, draw in zip(samples, draws, strict=True)
+            point_at(sample.query, sample.region, mode, None) for sample, mode in zip(samples, modes, strict=True)
         ]
         negatives = [(row, item) for row, sample in enumerate(samples) for item in sample.negatives]
         return PairBatch(
@@ -116,6 +117,20 @@ class ContrastiveCollator:
             negatives=self.encoder_batch([item for _, item in negatives]) if negatives else None,
             ids=pair_ids(samples, negatives),
         )
+
+    def draw_modes(self, samples: Sequence[Sample]) -> list[str]:
+        """Return a prompt mode for each sample; of those without a mask one of the others, where there is one."""
+        drawn = draw(self.train_modes, len(samples))
+        others = {mode: share for mode, share in self.train_modes.items() if mode != "mask"}
+        maskless = [
+            row
+            for row, (sample, mode) in enumerate(zip(samples, drawn, strict=True))
+            if mode == "mask" and sample.region is not None and sample.region.mask is None
+        ]
+        if maskless and any(others.values()):
+            for row, mode in zip(maskless, draw(others, len(maskless)), strict=True):
+                drawn[row] = mode
+        return drawn
 
     def collate_eval(self, samples: Sequence[RankingSample]) -> RankingBatch:
         """Return an evaluation batch: every query in each of `distinct_modes`, and the distinct candidates."""
@@ -272,6 +287,12 @@ class ContrastiveCollator:
                 for number, (image, features) in enumerate(both)
             )
         return ImageBatch(vision, segmentation, drop_empty(images.features), tuple(images.keys))
+
+
+def draw(shares: Mapping[str, float], count: int) -> list[str]:
+    """Return so many names, drawn from torch's generator by their shares."""
+    names, weights = list(shares), torch.tensor(list(shares.values()))
+    return [names[number] for number in torch.multinomial(weights, count, replacement=True).tolist()]
 
 
 class DistinctImages:

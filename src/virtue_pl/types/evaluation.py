@@ -65,6 +65,7 @@ class EvaluationRow:
     image: the content key of the query's image; None without one. size: its (height, width).
     compact_region: the region in little memory, see `region`; None without one.
     rankings: see `RankingSample`; a candidate with the right one's content is in none.
+    further_images: content keys of the query's other images, behind the first.
 
     Example:
         >>> captions = EmbeddingInput("a cat"), EmbeddingInput("a dog")
@@ -83,6 +84,12 @@ class EvaluationRow:
     compact_region: CompactRegion | None
     candidates: tuple[EmbeddingInput, ...]
     rankings: Mapping[str, tuple[int, ...]]
+    further_images: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The content keys of all the query's images."""
+        return () if self.image is None else (self.image, *self.further_images)
 
     @property
     def region(self) -> Region | None:

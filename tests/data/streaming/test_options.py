@@ -123,7 +123,7 @@ def test_other_data_is_laid_over_with_groups_of_its_own(tmp_path: Path) -> None:
     path.write_text(MIXTURE)
     over = ["--data.init_args.weights.scar=3.0", "--data.init_args.parts.scar.init_args.sampling.train_rows=6"]
     data = parsed(tmp_path, "--data", str(path), *over).data
-    assert data.weights == {"scar": 3.0} and data.reader == ReaderOptions(num_workers=1, seed=5)
+    assert data.weights == {"scar": 3.0} and data.reader == ReaderOptions(seed=5)
     assert data.parts["scar"].sampling == SamplingOptions(num_negatives=2, train_rows=6)
     sets = ["--data", "virtue_pl.data.BenchmarkDataModule", "--data.sets=[scar]", "--data.root=there"]
     data = parsed(tmp_path, *sets, "--data.mixture.num_negatives={ADE20K: 3}", "--data.mixture.block_size=4").data

@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from virtue_pl.cli.command_parser import CommandParser
+
 GROUP = "results"
 
 
@@ -26,7 +28,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="virtue-pl ablations",
         description=(
             "Trains and tests the variants of a study, on what the quickstart left, and writes tables with intervals,"

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         problem = print_data(console, cli.trainer, cli.model, cli.datamodule)
         if cli.unread:
             console.print(facts_table("not read: the model is built on the meta device", cli.unread.items()))
-        console.print(facts_table("run", run_facts(cli.trainer, cli.config)))
+        console.print(facts_table("run", run_facts(cli.trainer, cli.config, cli.model)))
     if problem:
         print(f"virtue-pl: check: {problem}", file=sys.stderr)
     return 1 if problem else 0

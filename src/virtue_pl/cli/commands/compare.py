@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def unique_names(runs: list[str], chosen: list[tuple[Path, str]]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="virtue-pl compare",
         description=(
             "Shares of right answers with intervals over trainings and queries, clustered by image, and each run's"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtue_pl.cli.arguments import add_max_pixels, add_row_options, positive_number, row_options
+from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.left_out import LeftOut, left_out_table
 from virtue_pl.cli.progress import show_progress
 from virtue_pl.types import VirtueError
@@ -63,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "Look at every image and row of shards or official folders, and say what is wrong. Exit code 1 if there are"
         " errors."
     )
-    found = argparse.ArgumentParser(prog="virtue-pl doctor", description=about, allow_abbrev=False)
+    found = CommandParser(prog="virtue-pl doctor", description=about, allow_abbrev=False)
     found.add_argument(
         "paths",
         nargs="+",

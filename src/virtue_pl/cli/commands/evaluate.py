@@ -1,4 +1,4 @@
-"""`virtue-pl eval`: rank sets of SCaR and MMEB with a model, and write a report."""
+"""`virtue-pl eval`: rank sets of SCaR and MMEB, or your own, with a model, and write a report."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from virtue_pl.cli.arguments import add_max_pixels
+from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.dataclass_options import add_options, read_options
 from virtue_pl.data.eval_sets.options import EvaluationDataOptions
 from virtue_pl.evaluation.settings import EncodingOptions, LoadingOptions, QueryFormat, ReportOptions
 
 GROUP = "results"
 
+SHARDS = "shards"
+"""Folder, in that of the report, of the shards that one's own rows become."""
 SETTINGS = (QueryFormat, ReportOptions, EvaluationDataOptions, EncodingOptions, LoadingOptions)
 TRAINER = {
     "accelerator": "Lightning's name of an accelerator, as cpu",
@@ -32,10 +35,14 @@ def main(argv: list[str]) -> int:
 
     from virtue_pl.cli.lightning import STOPPED_BY_SIGTERM, one_line_errors
     from virtue_pl.data.datamodules.evaluation import EvaluationDataModule
+    from virtue_pl.data.eval_sets.own import ranked_shards
     from virtue_pl.evaluation.evaluator import Evaluator
 
     options = read_options(EvaluationDataOptions, arguments)
-    data = EvaluationDataModule(arguments.data, arguments.sets, options, arguments.max_pixels)
+    root = arguments.data
+    if arguments.sets is None:
+        root = str(ranked_shards(Path(root), arguments.out / SHARDS, options.candidates, arguments.max_pixels))
+    data = EvaluationDataModule(root, arguments.sets, options, arguments.max_pixels)
     evaluator = Evaluator(
         arguments.model,
         arguments.out,
@@ -58,17 +65,20 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="virtue-pl eval",
         description="Ranks the candidates of every query of evaluation sets. Leaves predictions.jsonl, report.json, "
         "report.md and report.html. What was embedded before is not embedded again, whichever sets it occurs in. "
         "The same settings in YAML, and baselines: `lightning test` with configs/eval_scar.yaml.",
     )
     model = "folder or hub name of a model, or a run's checkpoint (.ckpt)"
-    sets = "scar, mmeb, scar_mini, mmeb_mini, or names of their sets (ADE20K, ImageNet-1K)"
-    data = "folder of folders of shards, or an official folder"
+    sets = (
+        "scar, mmeb, scar_mini, mmeb_mini, or names of their sets (ADE20K, ImageNet-1K), or of folders of your own"
+        " shards in ROOT; default: all that is there"
+    )
+    data = "folder of folders of shards, an official folder, or one of your own rows (test.jsonl, images/)"
     parser.add_argument("--model", required=True, help=model)
-    parser.add_argument("--sets", nargs="+", required=True, metavar="SET", help=sets)
+    parser.add_argument("--sets", nargs="+", metavar="SET", help=sets)
     parser.add_argument("--data", required=True, metavar="ROOT", help=data)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the report")
     for settings in SETTINGS:

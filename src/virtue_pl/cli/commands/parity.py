@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtue_pl.cli.arguments import add_max_pixels
+from virtue_pl.cli.command_parser import CommandParser
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,7 +82,7 @@ def _table(rows: list[ParityRow]) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="virtue-pl parity",
         description=(
             "Runs the recorded cases of FOLDER against the model in FOLDER/model: forward passes, gradients, rows of"

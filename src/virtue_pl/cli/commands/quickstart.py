@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from virtue_pl.cli.command_parser import CommandParser
+
 GROUP = "start"
 
 
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="virtue-pl quickstart",
         description=(
             "Fetches images and weights, writes scenes and shards, trains a segmenter and two embedders, tests them and"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virtue_pl.cli.arguments import MAX_PIXELS, add_max_pixels
+from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.dataclass_options import add_options, read_options
 from virtue_pl.evaluation.settings import LoadingOptions, QueryFormat, RobustnessOptions
 from virtue_pl.types import VirtueError
@@ -23,6 +24,8 @@ GROUP = "results"
 
 PROMPT_CONSISTENCY = "prompt_consistency"
 """Kind of the probe that measures whether a region's embeddings agree whatever prompt points at it."""
+SHARDS = "shards"
+"""Folder, in that of the numbers, of the shards that one's own rows become."""
 BATCH_SIZE = 8
 """Number of samples that are embedded together, with all their prompts."""
 
@@ -48,7 +51,7 @@ def main(argv: list[str]) -> int:
     from virtue_pl.evaluation.statistics.summary import context
 
     options, loading = read_options(RobustnessOptions, arguments), read_options(LoadingOptions, arguments)
-    sets = folders(arguments.shards)
+    sets = folders(arguments.shards, arguments.out / SHARDS, arguments.max_pixels)
     passes = [
         track(ranking_samples(sets, options.limit, arguments.max_pixels), title, console=Console(stderr=True))
         for title in ("imprecise prompts", "other prompts")
@@ -102,19 +105,33 @@ def evaluation_queries(embedder: Any) -> WithPrompt:
     return queries_in_format(collator)
 
 
-def folders(shards: list[str]) -> dict[str, str]:
-    """Return folders of shards by name: as NAME=FOLDER says, or else the folder's own.
+def folders(shards: Sequence[str], out: Path, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
+    """Return folders of evaluation shards by name: as NAME=FOLDER says, or else the folder's own.
 
-    Raises VirtueError for a name given twice.
+    A folder that has such folders in it stands for all of them, and one of one's own rows for the shards that they
+    become, in `out`. Raises VirtueError for a name given twice.
     """
-    named = [
-        (entry.partition("=")[0], entry.partition("=")[2]) if "=" in entry else (Path(entry).name, entry)
-        for entry in shards
-    ]
+    named: list[tuple[str, str]] = []
+    for number, entry in enumerate(shards):
+        name, path = entry.split("=", 1) if "=" in entry else ("", entry)
+        found = folders_in(path, out / str(number) if number else out, max_pixels)
+        named += [(name or Path(folder).name, folder) for folder in found]
     if len(dict(named)) < len(named):
         names = ", ".join(shards)
         raise VirtueError(f"shards: {names} name a set twice, expected each once: write NAME=FOLDER")
     return dict(named)
+
+
+def folders_in(path: str, target: Path, max_pixels: int) -> list[str]:
+    """Return the folder of shards itself, or, where it holds none, those of rankings in it or made of its rows."""
+    from virtue_pl.data.eval_sets.own import own_sets, ranked_shards
+    from virtue_pl.data.io.remote import is_remote
+    from virtue_pl.data.shards.manifest import MANIFEST
+
+    if is_remote(path) or not Path(path).is_dir() or (Path(path) / MANIFEST).is_file():
+        return [path]
+    found = own_sets(ranked_shards(Path(path), target, max_pixels=max_pixels))
+    return [str(files.shards.path) for files in found.values() if files.shards is not None] or [path]
 
 
 def ranking_samples(
@@ -124,10 +141,11 @@ def ranking_samples(
 
     Those with an image of more than `max_pixels` are left out. Raises VirtueError at once for a folder without shards.
     """
+    from virtue_pl.data.datamodules.own import OwnDataModule
     from virtue_pl.data.datamodules.scar import SCaRDataModule
     from virtue_pl.data.streaming.loader import RankingStream
 
-    to_sample = region_samples(SCaRDataModule.to_sample)
+    to_sample = region_samples(OwnDataModule.to_sample)
     data = SCaRDataModule(test=dict(folders), test_rows=limit)
     stream = RankingStream(
         data.test_folders,
@@ -154,7 +172,8 @@ def named_samples(stream: RankingStream) -> Iterator[RankingSample]:
 def region_samples(to_sample: Callable[..., Any]) -> Callable[..., RankingSample]:
     """Return what reads a stored row as a sample with all that its query is written of, in any format."""
     from virtue_pl.data.eval_sets.images import ImageLibrary
-    from virtue_pl.data.eval_sets.rows import RowReader, box_words
+    from virtue_pl.data.eval_sets.rows import RowReader
+    from virtue_pl.data.eval_sets.shards import evaluation_row
     from virtue_pl.evaluation.probes.measurements import RegionSample
     from virtue_pl.types import DataError, RankingSample, SetDescription
 
@@ -162,19 +181,19 @@ def region_samples(to_sample: Callable[..., Any]) -> Callable[..., RankingSample
 
     def read(row: Row, images: Sequence[RecordImage]) -> RankingSample:
         sample = to_sample(row, images)
-        if not isinstance(sample, RankingSample) or sample.region is None:
+        if not isinstance(sample, RankingSample):
             raise DataError(row.key, "it is a training pair, expected a query with candidates: name evaluation shards")
-        (key,) = sample.query.image_keys
-        reader.library.sizes[key] = images[0].size
-        about, region_text = SetDescription(row.task, "scar"), box_words(row.published_box)
-        read_row = reader.region_row(about, row["row"], row.text("query"), region_text, key, sample.region, (), {})
-        return RegionSample(**vars(sample), row=read_row)
+        if sample.region is None:
+            return sample
+        reader.library.sizes.update({image.content_key: image.size for image in images})
+        keys = [image.content_key for image in images]
+        return RegionSample(**vars(sample), row=evaluation_row(SetDescription(row.task, "scar"), reader, row, keys))
 
     return read
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="virtue-pl robustness",
         description="Ranks every query with boxes that are jittered and scaled, clicks that are off, and masks that "
         "are eroded, dilated and half hidden. Then points at each region with a click, its mask, the model's own mask "
@@ -182,7 +201,10 @@ def _parser() -> argparse.ArgumentParser:
         "Writes robustness.json and robustness_KIND.png.",
     )
     model = "an exported or published folder, a hub name, or a run's checkpoint (.ckpt)"
-    shards = "evaluation shards with regions, as `virtue-pl shards scar` writes them"
+    shards = (
+        "evaluation shards with regions, as `virtue-pl shards scar` or `shards pairs` writes them; a folder of such"
+        " folders; or your own rows (test.jsonl, images/)"
+    )
     out = "folder of the numbers and the curves"
     parser.add_argument("--model", required=True, metavar="FOLDER", help=model)
     parser.add_argument("--shards", required=True, nargs="+", metavar="[NAME=]FOLDER", help=shards)

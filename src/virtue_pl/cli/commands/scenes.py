@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
+from virtue_pl.cli.command_parser import CommandParser
+
 GROUP = "data"
 
 
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="virtue-pl scenes",
         description=(
             "Writes SCaR-mini: composed images with exact masks and captions, as parquet and JPEG in SCaR's layout; "

@@ -9,6 +9,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from virtue_pl.cli.arguments import add_max_pixels, add_row_options, positive_number, row_options, share
+from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.left_out import LeftOut, describe_excess, left_out_table
 from virtue_pl.cli.progress import show_progress
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser with one sub-command for each format."""
-    top = argparse.ArgumentParser(
+    top = CommandParser(
         prog="virtue-pl shards",
         description="Turn a dataset into webdataset shards with a manifest.",
         allow_abbrev=False,

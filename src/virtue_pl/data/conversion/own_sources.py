@@ -73,20 +73,20 @@ class OwnSource:
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def find_sources(root: Path) -> list[OwnSource]:
-    """Return the sources in a folder, ordered by name.
+def find_sources(root: Path, option: str = "--root") -> list[OwnSource]:
+    """Return the sources in a folder, ordered by name. option: what gave the folder, for messages.
 
     Raises VirtueError where there are none, or two have one name.
     """
     if not root.is_dir():
-        raise VirtueError(f"--root {root}: there is no such folder")
+        raise VirtueError(f"{option} {root}: there is no such folder")
     found = [*_saved(root), *_text_files(root), *_parquet_files(root), *_coco_files(root)]
     if metadata_file(root) is not None or (not found and is_image_folder(root)):
         found.append(_image_folder(root, "train"))
     if not found:
         found = [_image_folder(folder, folder.name) for folder in _subfolders(root) if is_image_folder(folder)]
     if not found:
-        raise VirtueError(f"--root {root}: found no data, expected {FORMS}")
+        raise VirtueError(f"{option} {root}: found no data, expected {FORMS}")
     names = [source.name for source in found]
     for source in found:
         if names.count(source.name) > 1:

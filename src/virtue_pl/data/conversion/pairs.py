@@ -211,14 +211,17 @@ def convert_pairs(
     row_options: RowOptions = RowOptions(),
     progress: Progress = no_progress,
     workers: int = 1,
+    kinds: Sequence[str] = ("pairs", "rankings"),
 ) -> dict[str, Manifest]:
     """Write OUT/NAME for every source NAME in `root` (see `find_sources`), as `convert` does.
 
     Their images are in `root`/images, in the folders `images`, or inside the tables. `row_options` hold for rows that
-    do not say it themselves. The other arguments are those of `convert_scar`.
+    do not say it themselves. Sources of other `kinds` of rows are left alone. The other arguments are those of
+    `convert_scar`.
     """
     root = Path(root)
     settings = Settings(images_per_shard, seed, licence or read_licence(root, "not stated"), max_pixels)
     with TemporaryDirectory(prefix="virtue-pl-") as tables:
-        files = list(find_files(root, Path(tables), tuple(map(Path, images)), row_options))
+        found = find_files(root, Path(tables), tuple(map(Path, images)), row_options)
+        files = [file for file in found if file.kind in kinds]
         return convert(files, Path(out), settings, progress, workers)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from virtue_pl.data.eval_sets.files import find_set, missing_sets, resolve_sets
+from virtue_pl.data.eval_sets.files import SetFiles, find_set, missing_sets, resolvable, resolve_sets
 from virtue_pl.data.eval_sets.images import ImageLibrary
 from virtue_pl.data.eval_sets.options import EvaluationDataOptions
+from virtue_pl.data.eval_sets.own import find_all_sets, own_sets
 from virtue_pl.data.eval_sets.plan import EvaluationPlan, make_plan
 from virtue_pl.data.eval_sets.read_set import describe_counts, read_set
 from virtue_pl.data.eval_sets.rows import RowReader
@@ -29,7 +30,8 @@ class EvaluationDataModule(LightningDataModule):
     Args:
         root: a folder of folders of shards, or an official one: parquet files in it, in `data/`, `instruct/SET` or
             `v1/SET`, images in `images/`.
-        sets: "scar", "mmeb", "scar_mini", "mmeb_mini" or names of their sets.
+        sets: "scar", "mmeb", "scar_mini", "mmeb_mini", names of their sets, or of one's own folders of shards in
+            `root`; None for all that have files there.
         options: which rows are read, and how.
         max_pixels: larger images are refused from their header, before anything is decoded.
 
@@ -43,7 +45,7 @@ class EvaluationDataModule(LightningDataModule):
     def __init__(
         self,
         root: str,
-        sets: list[str],
+        sets: list[str] | None = None,
         options: EvaluationDataOptions = EvaluationDataOptions(),  # noqa: B008  # frozen
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -52,7 +54,7 @@ class EvaluationDataModule(LightningDataModule):
         check_counts({"resize_to_square": options.resize_to_square})
         check_counts({"num_workers": options.num_workers}, minimum=0)
         self.root = Path(root)
-        self.sets = list(sets)
+        self.sets = None if sets is None else list(sets)
         self.options = options
         self.library = ImageLibrary(options.resize_to_square, PixelLimit(max_pixels, "data.init_args.max_pixels"))
         self._collator: InputCollator | None = None
@@ -88,15 +90,14 @@ class EvaluationDataModule(LightningDataModule):
         """
         if not self.root.is_dir():
             raise VirtueError(f"--data {self.root}: there is no such folder")
-        options, images = self.options, [Path(folder) for folder in self.options.images]
-        files = {about: find_set(self.root, about, options.form, images) for about in resolve_sets(self.sets)}
+        options, files = self.options, self.find_files()
         missing = {about.name: "no files" for about, found_files in files.items() if found_files is None}
         if len(missing) == len(files) or (missing and not options.allow_missing):
             hint = "" if len(missing) == len(files) else "; give --allow-missing to evaluate the others"
             raise VirtueError(missing_sets(self.root, missing) + hint)
         reader = RowReader(self.library, getattr(self._collator, "check_input", None))
         found = {
-            about: read_set(found_files, reader, options.limit, options.allow_missing)
+            about: read_set(found_files, reader, options.limit, options.allow_missing, options.candidates == "all")
             for about, found_files in files.items()
             if found_files is not None
         }
@@ -112,6 +113,17 @@ class EvaluationDataModule(LightningDataModule):
             missing,
             {about.name: one.left_out for about, one in ranked.items() if one.left_out},
         )
+
+    def find_files(self) -> dict[SetDescription, SetFiles | None]:
+        """Return the files of every set, None where there are none. Raises VirtueError for a set that is unknown."""
+        images, pairs = [Path(folder) for folder in self.options.images], self.options.candidates == "all"
+        if self.sets is None:
+            return find_all_sets(self.root, self.options.form, images, pairs)
+        own = own_sets(self.root, pairs) if len(resolvable(self.sets)) < len(self.sets) else {}
+        named = {files.about: files for name, files in own.items() if name in self.sets}
+        rest = [name for name in self.sets if name not in own]
+        sets = resolve_sets(rest, own) if rest else []
+        return {**named, **{about: find_set(self.root, about, self.options.form, images) for about in sets}}
 
     def test_dataloader(self) -> PlannedLoader:
         """Return this rank's batches of the plan."""

@@ -9,6 +9,7 @@ from virtue_pl.data.datamodules.shards import ShardDataModule
 from virtue_pl.data.formats.mmeb import PUBLISHED_TOKEN
 from virtue_pl.data.formats.scar_queries import NO_PROMPT, read_rankings
 from virtue_pl.data.shards.records import RecordImage, Row
+from virtue_pl.data.shards.stored_prompts import image_numbers
 from virtue_pl.types import IMAGE_TOKEN, DataError, EmbeddingInput, RankingSample, Sample
 
 
@@ -59,11 +60,3 @@ def embedding_input(row: Row, stored: Any, images: Sequence[RecordImage]) -> Emb
     return EmbeddingInput(
         PUBLISHED_TOKEN.sub(IMAGE_TOKEN, text), pixels, NO_PROMPT, keys, tuple(image.features for image in shown)
     )
-
-
-def image_numbers(stored: Any) -> list[int] | None:
-    """Return the numbers of the images of [TEXT, NUMBER, NUMBERS OR NULL]; None where it is something else."""
-    if not (isinstance(stored, list) and len(stored) == 2 and isinstance(stored[0], str)):
-        return None
-    found = stored[1] if isinstance(stored[1], list) else [] if stored[1] is None else [stored[1]]
-    return found if all(type(number) is int for number in found) else None

@@ -6,24 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from virtue_pl.data.datamodules.mmeb import MMEBDataModule, image_numbers
-from virtue_pl.data.shards.records import RecordImage, Row, read_mask, read_region
-from virtue_pl.types import (
-    DataError,
-    EmbeddingInput,
-    RankingSample,
-    Region,
-    Sample,
-    VirtueError,
-    VisualPrompt,
-)
-
-POINT_EXTENT = 0.1
-"""Side, as a share of the image's shorter one, of the squares around points that give a row without a box its box."""
+from virtue_pl.data.datamodules.mmeb import MMEBDataModule
+from virtue_pl.data.shards.records import RecordImage, Row
+from virtue_pl.data.shards.stored_prompts import first_number, has_region, read_own_region, read_prompt, split_prompts
+from virtue_pl.types import EmbeddingInput, RankingSample, Sample
 
 
 class PairDataModule(MMEBDataModule):
@@ -40,36 +26,15 @@ class PairDataModule(MMEBDataModule):
     def to_sample(row: Row, images: Sequence[RecordImage]) -> Sample | RankingSample:
         prompted, fields = split_prompts(row.fields)
         sample = MMEBDataModule.to_sample(replace(row, fields=fields), images)
-        if row.fields.get("box") is not None or row.fields.get("prompt"):
-            sample = replace(sample, region=read_own_region(row, images))
+        if has_region(row):
+            size = images[first_number(row, row["query"])].size
+            sample = replace(sample, region=read_own_region(row, size))
         if not prompted:
             return sample
         answers = _prompt_answers(row, [*_answers(sample)], prompted, images)
         if isinstance(sample, RankingSample):
             return replace(sample, candidates=answers)
         return replace(sample, target=answers[0], negatives=answers[1:])
-
-
-def split_prompts(fields: Mapping[str, Any]) -> tuple[dict[int, Any], dict[str, Any]]:
-    """Return the prompts of a row's answers by number, and the row's fields without them.
-
-    An answer with a prompt is stored as [TEXT, NUMBER, PROMPT]; the answers are the target and the negatives, or the
-    candidates.
-    """
-    prompts: dict[int, Any] = {}
-    bare = dict(fields)
-    number = 0
-    for name in ("candidates",) if "candidates" in fields else ("target", "negatives"):
-        stored = fields.get(name)
-        found = [stored] if name == "target" else stored if isinstance(stored, list) else []
-        for item in found:
-            if isinstance(item, list) and len(item) == 3:
-                prompts[number] = item[2]
-            number += 1
-        if prompts:
-            items = [item[:2] if isinstance(item, list) else item for item in found]
-            bare[name] = items[0] if name == "target" else items
-    return prompts, bare
 
 
 def _answers(sample: Sample | RankingSample) -> tuple[EmbeddingInput, ...]:
@@ -83,58 +48,6 @@ def _prompt_answers(
     stored = row.fields["candidates"] if "candidates" in row.fields else [row["target"], *row["negatives"]]
     found = list(answers)
     for number, prompt in prompts.items():
-        size = first_image(row, stored[number][:2], images).size
+        size = images[first_number(row, stored[number][:2])].size
         found[number] = replace(found[number], prompt=read_prompt(row, prompt, size))
     return tuple(found)
-
-
-def first_image(row: Row, stored: Any, images: Sequence[RecordImage]) -> RecordImage:
-    """Return the image that a region of a stored input is of. Raises DataError for an input without an image."""
-    numbers = image_numbers(stored)
-    if not numbers:
-        raise DataError(row.key, "its region is of no image, expected an input with an image")
-    return images[numbers[0]]
-
-
-def read_own_region(row: Row, images: Sequence[RecordImage]) -> Region:
-    """Return the region of the query's image, with the points and the several boxes that the row may have.
-
-    A row of points alone has the box around them, for what draws or crops a region. Raises DataError for one that is
-    impossible.
-    """
-    size = first_image(row, row["query"], images).size
-    given = read_prompt(row, row.fields.get("prompt") or {}, size)
-    if row.fields.get("box") is not None:
-        return replace(read_region(row, size), given=given)
-    return Region(box_around_points(row, given, size), given=given)
-
-
-def box_around_points(row: Row, prompt: VisualPrompt, size: tuple[int, int]) -> Float[Tensor, "4"]:
-    """Return the box around the squares of a prompt's inside points. Raises DataError where there is none."""
-    inside = prompt.points[prompt.point_labels == 1]
-    if not len(inside):
-        raise DataError(row.key, "its region has neither a box nor a point inside")
-    half = inside.new_tensor([min(size) / size[1], min(size) / size[0]]) * POINT_EXTENT / 2
-    return torch.cat([inside.amin(dim=0) - half, inside.amax(dim=0) + half]).clamp(0, 1)
-
-
-def read_prompt(row: Row, stored: Any, size: tuple[int, int]) -> VisualPrompt:
-    """Return a stored prompt: "boxes", "points", "labels" and "mask", in pixels.
-
-    Raises DataError for an impossible one.
-    """
-    if not isinstance(stored, Mapping):
-        raise DataError(row.key, f"prompt {stored!r}, expected boxes, points, labels or a mask")
-    mask = stored.get("mask")
-    try:
-        return VisualPrompt.from_pixels(
-            stored.get("boxes") or (),
-            stored.get("points") or (),
-            stored.get("labels"),
-            None if mask is None else read_mask(replace(row, fields={"mask": mask}), size)[None],
-            size=size,
-        )
-    except DataError:
-        raise
-    except (VirtueError, ValueError, TypeError, RuntimeError) as error:
-        raise DataError(row.key, f"impossible prompt: {error}") from error

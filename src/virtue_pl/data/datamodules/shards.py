@@ -105,12 +105,16 @@ class ShardDataModule(StreamingDataModule, ABC):
     @cached_property
     def train_folder(self) -> ShardFolder:
         """Return the folder of training shards. Raises VirtueError where it is not set, or does not fit the options."""
+        return self.open_train()
+
+    def open_train(self) -> ShardFolder:
+        """Return the folder of training shards, as the options limit it; see `train_folder`."""
         if self.train is None:
             raise VirtueError("train is not set: give the folder of training shards")
         folder = ShardFolder.open(self.train, "train", self.cache)
         if folder.manifest.kind != "pairs":
             raise VirtueError(f"train: {self.train} holds {folder.manifest.kind}, expected pairs (training shards)")
-        if folder.manifest.negatives[0] < self.num_negatives:
+        if self.sampling.negatives_required and folder.manifest.negatives[0] < self.num_negatives:
             raise VirtueError(
                 f"num_negatives is {self.num_negatives}, but rows of {self.train} have as few as"
                 f" {folder.manifest.negatives[0]}"

@@ -58,10 +58,17 @@ def normalize_name(name: str) -> str:
     return _PREFIX.sub("", name).lower().replace("+", "_plus").replace("-", "_")
 
 
-def resolve_sets(names: Sequence[str]) -> list[SetDescription]:
+def resolvable(names: Sequence[str]) -> list[str]:
+    """Return those of the names that are of a benchmark or of one of its sets."""
+    available = available_sets()
+    benchmarks = {about.benchmark for about in available.values()}
+    return [name for name in names if name.lower() in benchmarks or normalize_name(name) in available]
+
+
+def resolve_sets(names: Sequence[str], others: Iterable[str] = ()) -> list[SetDescription]:
     """Return the sets of the given names or benchmarks ("scar", "mmeb", "scar_mini", "mmeb_mini"), each once.
 
-    Raises VirtueError for an unknown name, and for no name.
+    others: further names that there are, for messages. Raises VirtueError for an unknown name, and for no name.
     """
     available = available_sets()
     benchmarks = dict.fromkeys(about.benchmark for about in available.values())
@@ -71,10 +78,12 @@ def resolve_sets(names: Sequence[str]) -> list[SetDescription]:
             available[key] for key in (normalize_name(name),) if key in available
         ]
         if not members:
-            closest = get_close_matches(name, [*benchmarks, *(about.name for about in available.values())], 1, 0.5)
+            there = [*others, *benchmarks, *(about.name for about in available.values())]
+            closest = get_close_matches(name, there, 1, 0.5)
             hint = f"; did you mean {closest[0]}?" if closest else ""
             raise VirtueError(
-                f"--sets {name}: no such set, expected {', '.join(benchmarks)} or the name of one of their sets{hint}"
+                f"--sets {name}: no such set, expected {', '.join([*others, *benchmarks])} or the name of one of their"
+                f" sets{hint}"
             )
         found |= {about.name: about for about in members}
     if not found:

@@ -22,6 +22,10 @@ class EvaluationDataOptions:
 
     form: Literal["instruct", "v1"] | None = None
     """of MMEB's files, where both are there: instruct, with instructions in columns of their own; v1, one string"""
+    candidates: Literal["own", "all"] = "own"
+    """what a query ranks: own, the candidates of its row; all, the right answers of all rows of its set, each once, as
+    in a search among them; rows then need no candidates but a target
+    """
     resize_to_square: int | None = None
     """every image becomes a square of so many pixels a side first (1344 in the published evaluation); default: its own
     size

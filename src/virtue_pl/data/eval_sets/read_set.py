@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from virtue_pl.data.conversion.grouped_parquet import num_rows
 from virtue_pl.data.eval_sets.files import SetFiles
+from virtue_pl.data.eval_sets.own import rank_all_answers
 from virtue_pl.data.eval_sets.rows import RowReader
 from virtue_pl.data.eval_sets.shards import shard_rows
 from virtue_pl.data.shards.manifest import Manifest
@@ -34,11 +35,14 @@ class SetRows(NamedTuple):
     """Number of rows of the set's source."""
 
 
-def read_set(files: SetFiles, reader: RowReader, limit: int | None = None, leave_out: bool = False) -> SetRows:
+def read_set(
+    files: SetFiles, reader: RowReader, limit: int | None = None, leave_out: bool = False, all_answers: bool = False
+) -> SetRows:
     """Return the rows of a set, or of its first `limit` rows, in the order of its source.
 
-    A row that cannot be ranked, now or when shards were written, is left out and counted; without `leave_out` it raises
-    DataError or VirtueError. Raises VirtueError where rows are lost in any other way.
+    With `all_answers` each ranks the right answers of all of them, instead of its own candidates. A row that cannot be
+    ranked, now or when shards were written, is left out and counted; without `leave_out` it raises DataError or
+    VirtueError. Raises VirtueError where rows are lost in any other way.
     """
     counts: Counter[str] = Counter()
 
@@ -69,6 +73,8 @@ def read_set(files: SetFiles, reader: RowReader, limit: int | None = None, leave
             " fetch or write its files again"
         )
     counts = Counter({reason: number for reason, number in counts.items() if number})
+    if all_answers:
+        rows = rank_all_answers(rows)
     return SetRows(rows, dict(counts) | ({BEYOND_LIMIT: beyond} if beyond else {}), total)
 
 

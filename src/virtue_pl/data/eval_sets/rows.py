@@ -31,6 +31,7 @@ from virtue_pl.types import (
     Region,
     SetDescription,
     VirtueError,
+    VisualPrompt,
 )
 
 _BOX_TEXT = re.compile(r"\s*Referring object (?:bbox|point): [\[(][^\])]*[\])]")
@@ -53,7 +54,7 @@ class RowReader:
     def __init__(self, library: ImageLibrary, check: Callable[[EmbeddingInput], object] | None = None) -> None:
         self.library = library
         self.check = check
-        self._inputs: dict[tuple[str, str | None], EmbeddingInput] = {}
+        self._inputs: dict[tuple[str, tuple[str, ...]], EmbeddingInput] = {}
         self._paths: dict[ImageFiles, dict[str, str]] = {}
 
     def read(
@@ -103,7 +104,7 @@ class RowReader:
         """Return a row about a region; `box_text` is the box as published queries write it, `image` the image's key."""
         check_query(query, row_name(about, number))
         text = PUBLISHED_TOKEN.sub("", _BOX_TEXT.sub("", query))
-        self.check_readable(instruction(query), image, row_name(about, number))
+        self.check_readable(instruction(query), (image,), row_name(about, number))
         published = IMAGE_TOKEN + f"  {text}".replace(" \n", "\n")
         candidates = tuple(self.input(caption, None) for caption in captions)
         return EvaluationRow(
@@ -143,45 +144,64 @@ class RowReader:
         rankings: Mapping[str, tuple[int, ...]] | None = None,
     ) -> EvaluationRow:
         """Return a row without a region: texts as MMEB writes them, images by their keys."""
-        key = row_name(about, number)
-        check_candidates(candidates, key)
-        text, image = query
-        if not text and image is None:
-            raise DataError(key, "missing query: both its text and its image are empty")
-        query_input = self.input(text, image, key)
-        ranked = tuple(self.input(text, images, key) for text, images in candidates)
+        check_candidates(candidates, row_name(about, number))
+        key, (text, image) = row_name(about, number), query
+        ranked = tuple(self.input(text, image, key) for text, image in candidates)
+        return self.ranked_row(about, number, self.input(text, image, key), ranked, rankings)
+
+    def ranked_row(
+        self,
+        about: SetDescription,
+        number: int,
+        query: EmbeddingInput,
+        candidates: tuple[EmbeddingInput, ...],
+        rankings: Mapping[str, tuple[int, ...]] | None = None,
+        region: Region | None = None,
+        box_text: str = "",
+    ) -> EvaluationRow:
+        """Return a row of inputs, whose images are keys; region: of the query's first image.
+
+        Raises DataError for a query with neither text nor image.
+        """
+        if not query.text and not query.image_keys:
+            raise DataError(row_name(about, number), "missing query: both its text and its image are empty")
+        image, further = (query.image_keys[0], query.image_keys[1:]) if query.image_keys else (None, ())
         size = None if image is None else self.library.sizes[image]
         rankings = {
-            name: without_gold_repeats(ranked, indices)
-            for name, indices in (rankings or {"hit@1": all_indices(len(ranked))}).items()
+            name: without_gold_repeats(candidates, indices)
+            for name, indices in (rankings or {"hit@1": all_indices(len(candidates))}).items()
         }
+        text = query.text
         return EvaluationRow(
-            about.name, number, query_input.text, query_input.text, "", image, size, None, ranked, rankings
+            about.name, number, text, text, box_text, image, size, region, candidates, rankings, further
         )
 
-    def input(self, text: str, image: str | None, key: str = "") -> EmbeddingInput:
-        """Return the input of a text and an image's key, one object for equal ones.
+    def input(
+        self, text: str, images: str | tuple[str, ...] | None, key: str = "", prompt: VisualPrompt = NO_PROMPT
+    ) -> EmbeddingInput:
+        """Return the input of a text and its images' keys, one object for equal ones without a prompt.
 
         Raises DataError for more image tokens than images.
         """
-        found = self._inputs.get((text, image))
+        images = () if images is None else (images,) if isinstance(images, str) else images
+        found = self._inputs.get((text, images)) if prompt.is_empty else None
         if found is None:
-            tokens, allowed = len(PUBLISHED_TOKEN.findall(text)), 0 if image is None else 1
+            tokens, allowed = len(PUBLISHED_TOKEN.findall(text)), len(images)
             if tokens > allowed:
                 problem = "more image tokens than images" if allowed else "image token without an image"
                 raise DataError(key, f"{problem}: {text!r}")
-            images = () if image is None else (image,)
-            found = EmbeddingInput(PUBLISHED_TOKEN.sub(IMAGE_TOKEN, text), (), NO_PROMPT, images)
-            self.check_readable(found.text, image, key)
-            self._inputs[text, image] = found
+            found = EmbeddingInput(PUBLISHED_TOKEN.sub(IMAGE_TOKEN, text), (), prompt, images)
+            self.check_readable(found.text, images, key)
+            if prompt.is_empty:
+                self._inputs[text, images] = found
         return found
 
-    def check_readable(self, text: str, image: str | None, key: str) -> None:
-        """Raise DataError, naming the row, for a text and an image that the model cannot read."""
+    def check_readable(self, text: str, images: Sequence[str], key: str) -> None:
+        """Raise DataError, naming the row, for a text and images, by their keys, that the model cannot read."""
         if self.check is None:
             return
         square_size = self.library.resize_to_square
-        sizes = [] if image is None else [(square_size, square_size) if square_size else self.library.sizes[image]]
+        sizes = [(square_size, square_size) if square_size else self.library.sizes[image] for image in images]
         try:
             self.check(EmbeddingInput(text, tuple(torch.empty(3, *size, device="meta") for size in sizes)))
         except VirtueError as error:

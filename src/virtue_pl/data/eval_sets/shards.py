@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from virtue_pl.data.eval_sets.rows import RowReader, box_words, row_name
 from virtue_pl.data.formats.scar_queries import read_rankings
 from virtue_pl.data.shards.record_count import RecordCount
 from virtue_pl.data.shards.records import Record, Row, read_record, read_region
-from virtue_pl.types import DataError, EvaluationRow, VirtueError
+from virtue_pl.data.shards.stored_prompts import (
+    first_number,
+    has_region,
+    image_numbers,
+    read_own_region,
+    read_prompt,
+)
+from virtue_pl.types import DataError, EmbeddingInput, EvaluationRow, SetDescription, VirtueError
 
 
 def shard_rows(
@@ -39,7 +47,7 @@ def shard_rows(
             if not is_within(row, limit):
                 continue
             try:
-                rows.append(evaluation_row(files, reader, row, images))
+                rows.append(evaluation_row(files.about, reader, row, images))
             except DataError as error:
                 if leave_out is None:
                     raise
@@ -102,11 +110,15 @@ def read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return stream.read()
 
 
-def evaluation_row(files: SetFiles, reader: RowReader, row: Row, images: list[str]) -> EvaluationRow:
-    """Return a stored row as evaluation ranks it; `images` are the keys of its record's images."""
-    number, candidates = int(row["row"]), row["candidates"]
-    if not isinstance(candidates, list):
-        raise DataError(row.key, f"field 'candidates' is {candidates!r}, expected a list")
+def evaluation_row(about: SetDescription, reader: RowReader, row: Row, images: Sequence[str]) -> EvaluationRow:
+    """Return a stored row as evaluation ranks it; `images` are the keys of its record's images.
+
+    A row of training has its target as its only candidate.
+    """
+    number = int(row["row"])
+    if "candidates" not in row.fields:  # a pair, which ranks the targets of all
+        row = replace(row, fields={**row.fields, "candidates": [row["target"]], "rankings": {"hit@1": [0]}})
+    candidates = row.items("candidates")
     rankings = read_rankings(row, len(candidates))
     if isinstance(row["query"], str):
         candidates = row.texts("candidates")
@@ -114,20 +126,36 @@ def evaluation_row(files: SetFiles, reader: RowReader, row: Row, images: list[st
             raise DataError(row.key, "it has no image: expected one")
         region = read_region(row, reader.library.sizes[images[0]])
         box = box_words(row.published_box)
-        return reader.region_row(files.about, number, row["query"], box, images[0], region, candidates, rankings)
-    pairs = [[image_by_key(row, stored, images) for stored in inputs] for inputs in ([row["query"]], candidates)]
+        return reader.region_row(about, number, row["query"], box, images[0], region, candidates, rankings)
     if not candidates:
-        raise DataError(row_name(files.about, number), "the query has no candidate: expected the right one and others")
-    return reader.row(files.about, number, pairs[0][0], pairs[1], rankings)
+        raise DataError(row_name(about, number), "the query has no candidate: expected the right one and others")
+    name = row_name(about, number)
+    query = stored_input(row, reader, row["query"], images, name)
+    ranked = tuple(stored_input(row, reader, stored, images, name) for stored in candidates)
+    for index, item in enumerate(ranked):
+        if not item.text and not item.image_keys:
+            raise DataError(name, f"missing candidate: number {index} has neither text nor image")
+    if not has_region(row):
+        return reader.ranked_row(about, number, query, ranked, rankings)
+    region = read_own_region(row, reader.library.sizes[images[first_number(row, row["query"])]])
+    box = box_words([round(corner) for corner in row["box"]]) if row.fields.get("box") is not None else ""
+    return reader.ranked_row(about, number, query, ranked, rankings, region, box)
 
 
-def image_by_key(row: Row, stored: Any, images: Sequence[str]) -> tuple[str, str | None]:
-    """Return a stored text and its image's key. Raises DataError for what is no text with an image's number or null."""
-    if not (isinstance(stored, list) and len(stored) == 2 and isinstance(stored[0], str)):
+def stored_input(row: Row, reader: RowReader, stored: Any, images: Sequence[str], name: str) -> EmbeddingInput:
+    """Return a stored text with its images' numbers, and the prompt on the first of them where it has one.
+
+    name: of the row, for what the model cannot read. Raises DataError for anything else.
+    """
+    bare, prompt = (stored[:2], stored[2]) if isinstance(stored, list) and len(stored) == 3 else (stored, None)
+    numbers = image_numbers(bare)
+    if numbers is None:
         raise DataError(row.key, f"found {stored!r}, expected a text and the number of its image, or null")
-    text, number = stored
-    if number is None:
-        return text, None
-    if type(number) is not int or not 0 <= number < len(images):
-        raise DataError(row.key, f"image {number!r} of {text!r} is not there: the record has {len(images)}")
-    return text, images[number]
+    for number in numbers:
+        if not 0 <= number < len(images):
+            raise DataError(row.key, f"image {number!r} of {bare[0]!r} is not there: the record has {len(images)}")
+    keys = tuple(images[number] for number in numbers)
+    if prompt is None:
+        return reader.input(bare[0], keys, name)
+    size = reader.library.sizes[images[first_number(row, bare)]]
+    return reader.input(bare[0], keys, name, read_prompt(row, prompt, size))

@@ -173,6 +173,7 @@ class RankingStream(BatchStream):
         collate: `Collator.collate_eval`.
         batch_size: samples of a batch.
         rows: of each folder only its first images, as many as have at most so many rows; None for all.
+        first_row: of each folder only the images from the one whose first row this is.
         max_pixels: larger images count as bad.
         reader: see `BatchStream`.
 
@@ -191,12 +192,15 @@ class RankingStream(BatchStream):
         *,
         batch_size: int,
         rows: int | None = None,
+        first_row: int = 0,
         max_pixels: int,
         reader: ReaderInfo,
     ) -> None:
         super().__init__(reader)
         self.folders = dict(folders)
-        self.shares = {name: share_for_rank(folder, batch_size, reader, rows) for name, folder in folders.items()}
+        self.shares = {
+            name: share_for_rank(folder, batch_size, reader, rows, first_row) for name, folder in folders.items()
+        }
         self.to_sample = to_sample
         self.collate = collate
         self.max_pixels = max_pixels

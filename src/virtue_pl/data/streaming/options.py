@@ -88,6 +88,8 @@ class SamplingOptions:
 
     num_negatives: int = 0
     """Hard negatives of a sample, drawn anew each time it is seen."""
+    negatives_required: bool = True
+    """A sample with fewer hard negatives is an error; false: it gives those that it has."""
     train_rows: int | None = None
     """Only the first images of `train`, as many as have at most so many rows; default all."""
     steps_per_epoch: int | None = None

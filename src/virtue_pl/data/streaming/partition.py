@@ -53,16 +53,20 @@ class Share:
         return self.batch_of(first_row + position) in batches
 
 
-def share_for_rank(folder: ShardFolder, batch_size: int, reader: ReaderInfo, rows: int | None = None) -> Share:
+def share_for_rank(
+    folder: ShardFolder, batch_size: int, reader: ReaderInfo, rows: int | None = None, first_row: int = 0
+) -> Share:
     """Return the share of the reader's rank.
 
-    It is of the whole folder, or of its first images, as many as have at most `rows` rows.
+    It is of the whole folder, or of its first images, as many as have at most `rows` rows, and of those from the image
+    whose first row is `first_row`.
     """
     counts = [count for shard in folder.manifest.shards for count in shard.rows_per_image]
     starts = tuple(accumulate(counts, initial=0))
     end = starts[-1] if rows is None else starts[bisect_right(starts, rows) - 1]
     ranks = range(reader.world_size + 1)
-    cuts = [starts[bisect_left(starts, end * rank // reader.world_size)] for rank in ranks]
+    length = end - first_row
+    cuts = [starts[bisect_left(starts, first_row + length * rank // reader.world_size)] for rank in ranks]
     num_batches = max(-(-(end - start) // batch_size) for start, end in pairwise(cuts))
     first, length = cuts[reader.rank], cuts[reader.rank + 1] - cuts[reader.rank]
     return Share(

@@ -99,16 +99,19 @@ def record_samples(
             yield position, sample
 
 
-def draw_negatives(samples: Iterable[Sample], count: int, seed: int) -> Iterator[Sample]:
-    """Yield each sample with `count` of its hard negatives, drawn anew each time without replacement."""
+def draw_negatives(samples: Iterable[Sample], count: int, seed: int, required: bool = True) -> Iterator[Sample]:
+    """Yield each sample with `count` of its hard negatives, drawn anew each time without replacement.
+
+    One that has fewer raises VirtueError, or, where they are not `required`, gives those that it has.
+    """
     generator = random.Random(seed)
     for sample in samples:
-        if len(sample.negatives) < count:
+        if required and len(sample.negatives) < count:
             raise VirtueError(
                 f"{sample.key} has {len(sample.negatives)} hard negatives, fewer than num_negatives = {count}: lower"
                 " num_negatives"
             )
-        yield replace(sample, negatives=tuple(generator.sample(sample.negatives, count)))
+        yield replace(sample, negatives=tuple(generator.sample(sample.negatives, min(count, len(sample.negatives)))))
 
 
 def distinct_batches(samples: Iterable[Sample], sizes: Iterable[int], patience: int) -> Iterator[list[Sample]]:
@@ -195,7 +198,7 @@ def training_samples(source: TrainingSource, log: SkipLog, reader: ReaderInfo, e
         wds.detshuffle(buffer, initial=buffer, seed=own),
         lambda records: samples_of(records, source, log),
         wds.detshuffle(sampling.sample_buffer, initial=sampling.sample_buffer, seed=own + 1),
-        lambda samples: draw_negatives(samples, sampling.num_negatives, own),
+        lambda samples: draw_negatives(samples, sampling.num_negatives, own, sampling.negatives_required),
     )
     return iter(stages)
 

@@ -164,6 +164,8 @@ def perturbed_queries(
         if about.mode == "mask" and (sample.region is None or sample.region.mask is None):
             continue
         own = evaluation_query(sample, about.mode).prompt
+        if about.mode == "box" and not len(own.boxes):  # clicks stand for the box
+            continue
         for level in about.levels:
             generator = torch.Generator().manual_seed(content_id(sample.key, kind, str(seed)))
             prompt = own if level == about.neutral else about.perturb(own, level, size, generator)

@@ -62,7 +62,7 @@ class EvaluationCollator:
         if mode == "blind":
             return EmbeddingInput(self.text(row).replace(IMAGE_TOKEN, "").lstrip())
         if region is None or row.size is None or mode == "no_prompt":
-            return EmbeddingInput(self.text(row), (), image_keys=() if row.image is None else (row.image,))
+            return EmbeddingInput(self.text(row), (), image_keys=row.images)
         return self.prompted_query(row, region_prompt(region, mode, row))
 
     def text(self, row: EvaluationRow) -> str:
@@ -78,7 +78,7 @@ class EvaluationCollator:
         text = self.text(row)
         if self.published and self.query_format.describe_region:
             text += published_region_text(prompt, row)
-        return EmbeddingInput(text, (), self.to_frame(prompt, row.size), (row.image,))
+        return EmbeddingInput(text, (), self.to_frame(prompt, row.size), row.images)
 
     def to_frame(self, prompt: VisualPrompt, size: tuple[int, int]) -> VisualPrompt:
         """Return the prompt with boxes and points in the frame of the segmentation model; masks do not change.
