@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -38,6 +39,29 @@ class LastCheckpoint(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException) and trainer.state.fn == TrainerFn.FITTING:
             self.save(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say in a checkpoint of an epoch that was counted whether it was whole, so that the next run begins there.
+
+        Where training ends, Lightning counts the epoch although it may be in its middle, and has not yet begun to count
+        the next one's batches although it may be whole.
+        """
+        loop = checkpoint.get("loops", {}).get("fit_loop")
+        if not loop or trainer.state.fn != TrainerFn.FITTING:
+            return
+        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        if not epochs["current"]["started"] or epochs["current"]["completed"] != epochs["current"]["started"]:
+            return
+        if not batches["current"]["ready"]:
+            return
+        if batches["current"]["ready"] < trainer.num_training_batches:
+            for counts in epochs.values():
+                counts["processed"] -= 1
+                counts["completed"] -= 1
+            checkpoint["epoch"] -= 1
+        else:
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+            batches["is_last_batch"] = False
 
     @staticmethod
     def save(trainer: Trainer) -> None:

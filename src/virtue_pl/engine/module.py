@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from virtue_pl.engine.finite import check_gradients
 from virtue_pl.engine.fsdp import Sharding
 from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.engine.step_seeds import StepSeeds, number_of_batch
 from virtue_pl.types import Collator, VirtueError
 
 LIGHTNING_ATTRIBUTES = frozenset(vars(LightningModule())) - frozenset(vars(torch.nn.Module()))
@@ -44,7 +46,7 @@ class VirtueModule(LightningModule):
 
     not_in_fingerprint = LIGHTNING_ATTRIBUTES | {
         *("_hparams", "_hparams_initial", "_hparams_name"),
-        *("optimization", "weights", "weights_prefix", "frozen", "sharding"),
+        *("optimization", "weights", "weights_prefix", "frozen", "sharding", "step_seeds", "batch_keys"),
     }
     """Names of attributes that outputs do not depend on (`features.fingerprints`)."""
 
@@ -61,6 +63,8 @@ class VirtueModule(LightningModule):
         self.weights_prefix = weights_prefix
         self.frozen = frozen
         self.sharding: Sharding | None = None
+        self.step_seeds = StepSeeds()
+        self.batch_keys: tuple[str, ...] = ()
 
     def load_and_freeze(self) -> None:
         """Load `weights`, and freeze; a subclass's constructor calls it last."""
@@ -90,6 +94,29 @@ class VirtueModule(LightningModule):
     def on_fit_start(self) -> None:
         """Set training mode, but for what is frozen: Lightning trains modules in the mode in which they come."""
         self.train()
+
+    def on_train_start(self) -> None:
+        """Fix the seed that the random numbers of all steps are drawn from."""
+        self.step_seeds.begin()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the generators for this batch on this rank."""
+        self.step_seeds.seed_batch(number_of_batch(self), self.global_rank)
+        self.batch_keys = tuple(getattr(batch, "keys", ()))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Raise VirtueError where a gradient is not finite, unless the precision's own scaler passes over it."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            trained = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+            check_gradients(trained, self.global_step, self.batch_keys)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write the seed of all steps into a checkpoint."""
+        self.step_seeds.save(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the seed of a checkpoint."""
+        self.step_seeds.load(checkpoint)
 
     def sharded_layers(self) -> Sequence[nn.Module]:
         """Return the layers that FSDP2 shards one by one; none by default."""

@@ -197,10 +197,10 @@ def read_whole(folder: Path) -> Iterator[Any]:
 
 
 def streamed(folder: Path, manifest: Manifest) -> tuple[Any, list[Any]]:
-    """Return the DataModule of a set, and what it gave: three batches of training, or all of evaluation."""
+    """Return the DataModule of a set, and what it gave: every row once."""
     module: Any = MMEBDataModule if folder.name.startswith("MMEB") else SCaRDataModule
     data = (
-        module(str(folder), batch_size=1, sampling=SamplingOptions(steps_per_epoch=3))
+        module(str(folder), batch_size=1, sampling=SamplingOptions(steps_per_epoch=manifest.rows))
         if manifest.kind == "pairs"
         else module(test={"test": str(folder)}, batch_size=ROWS)
     )

@@ -9,10 +9,9 @@ import os
 import pickle
 import re
 import tarfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,13 @@ from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.data.shards.records import Row, content_key
 from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.data.shards.writer import ShardWriter
-from virtue_pl.data.streaming.loader import TrainingStream
 from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
 from virtue_pl.data.streaming.partition import ranking_batches, share_for_rank
-from virtue_pl.data.streaming.pipeline import (
-    ReaderInfo,
-    SkipLog,
-    TrainingSource,
-    consecutive_batches,
-    derive_reader_seed,
-    derive_seed,
-    distinct_batches,
-    read_shards,
-    record_samples,
-    training_samples,
-)
+from virtue_pl.data.streaming.pipeline import ReaderInfo, TrainingSource, record_samples
+from virtue_pl.data.streaming.seeds import derive_seed
+from virtue_pl.data.streaming.shard_reader import read_shards
+from virtue_pl.data.streaming.skip_log import SkipLog
+from virtue_pl.data.streaming.training_stream import TrainingStream
 from virtue_pl.preprocessing.images import decode
 from virtue_pl.types import DataError, EmbeddingInput, Sample, VirtueError
 
@@ -84,7 +75,8 @@ def training_batches(
     pairs: ShardFolder, reader: ReaderInfo, *, batch_size: int = 4, steps: int = 10, seed: int = 0, epoch: int = 0
 ) -> list[list[Sample]]:
     stream = TrainingStream(source_of(pairs, seed=seed), list, batch_size=batch_size, steps=steps, reader=reader)
-    return list(stream.samples(reader, epoch, log()))
+    stream.cursor = stream.copy().start_of(epoch)
+    return list(stream.samples(reader, log()))
 
 
 def keys(batches: list[list[Sample]]) -> list[list[str]]:
@@ -108,57 +100,24 @@ def test_no_sample_is_twice_in_a_batch(pairs: ShardFolder, batch_size: int) -> N
         assert len(set(batch)) == batch_size
 
 
-def test_the_stream_depends_on_seed_epoch_and_reader_alone(pairs: ShardFolder) -> None:
-    def stream(reader: ReaderInfo = ReaderInfo(0, 2, 1, 2), **options: int) -> list[Any]:  # noqa: B008
+def test_the_stream_depends_on_seed_epoch_and_rank_alone(pairs: ShardFolder) -> None:
+    def stream(reader: ReaderInfo = ReaderInfo(0, 2), **options: int) -> list[Any]:  # noqa: B008
         return [
-            (sample.key, [n.text for n in sample.negatives])
+            [(sample.key, [n.text for n in sample.negatives]) for sample in batch]
             for batch in training_batches(pairs, reader, **options)
-            for sample in batch
         ]
 
-    assert stream() == stream()
-    others = [
-        stream(seed=1),
-        stream(epoch=1),
-        stream(ReaderInfo(1, 2, 1, 2)),
-        stream(ReaderInfo(0, 2, 0, 2)),
-        stream(ReaderInfo(0, 1, 1, 2)),
-    ]
-    assert len({str(other) for other in [stream(), *others]}) == 6
+    alone = stream()
+    assert alone == stream()
+    others = [stream(seed=1), stream(epoch=1), stream(ReaderInfo(1, 2)), stream(ReaderInfo(0, 1))]
+    assert len({str(other) for other in [alone, *others]}) == 5
+    for workers in (2, 3):
+        dealt = [stream(ReaderInfo(0, 2, worker, workers)) for worker in range(workers)]
+        assert [dealt[step % workers][step // workers] for step in range(10)] == alone
 
 
 def test_seeds_are_those_of_recorded_results() -> None:
     assert derive_seed(0, "scar") == 12182019156069
-    assert derive_reader_seed(0, 0, ReaderInfo()) == 55065384524336
-    assert derive_reader_seed(3, 1, ReaderInfo(1, 2, 0, 2)) == 182522917851112
-    assert derive_reader_seed(3, 1, ReaderInfo(1, 2, 0, 2), 7) == 204788388953082
-
-
-def test_readers_divide_one_sequence_of_shards(pairs: ShardFolder) -> None:
-    """Together, two readers see just the draws that one alone would see."""
-
-    def first_shards(reader: ReaderInfo, count: int) -> list[str]:
-        seen: list[str] = []
-        unshuffled = SamplingOptions(num_negatives=2, shuffle_buffer=1, sample_buffer=1)
-        for sample in training_samples(source_of(pairs, unshuffled, seed=3), log(), reader, epoch=1):
-            image = sample.query.image_keys[0]
-            if image not in seen[-1:]:
-                seen.append(image)
-            if len(seen) == 3 * count:  # three images a shard
-                return seen
-        raise AssertionError
-
-    alone, even, odd = (
-        first_shards(ReaderInfo(), 6),
-        first_shards(ReaderInfo(0, 2), 3),
-        first_shards(ReaderInfo(0, 1, 1, 2), 3),
-    )
-    assert Counter(alone) == Counter(even + odd)
-
-
-def test_every_row_comes_in_the_long_run(pairs: ShardFolder) -> None:
-    seen = {key for batch in keys(training_batches(pairs, ReaderInfo(), steps=60)) for key in batch}
-    assert seen == {f"SCAR_mini/{row}" for row in range(20)}
 
 
 def test_negatives_are_drawn_anew_and_never_twice(pairs: ShardFolder) -> None:
@@ -172,10 +131,9 @@ def test_negatives_are_drawn_anew_and_never_twice(pairs: ShardFolder) -> None:
 
 
 def test_rows_of_an_image_share_its_tensor(pairs: ShardFolder) -> None:
-    stream = training_samples(source_of(pairs, replace(SAMPLING, sample_buffer=1)), log(), ReaderInfo(), epoch=0)
-    first, second = next(
-        (a, b) for a, b in zip(stream, stream, strict=False) if a.query.image_keys == b.query.image_keys
-    )
+    source = source_of(pairs, replace(SAMPLING, sample_buffer=1))
+    (batch,) = TrainingStream(source, list, batch_size=20, steps=1, reader=ReaderInfo()).samples(ReaderInfo(), log())
+    first, second = next((a, b) for a, b in pairwise(batch) if a.query.image_keys == b.query.image_keys)
     assert first.key != second.key and first.query.images[0] is second.query.images[0]
 
 
@@ -264,44 +222,6 @@ def test_images_are_decoded_where_a_row_shows_them_and_once_for_all(
 def test_a_row_that_wants_an_image_says_so(several: ShardFolder) -> None:
     with pytest.raises(DataError, match="several/1: it has no image"):
         SCaRDataModule.to_sample(Row("several/1", "t", {}), ())
-
-
-def pair_of(key: str, text: str) -> Sample:
-    return Sample(key, "task", EmbeddingInput(key), EmbeddingInput(text))
-
-
-def test_an_equal_target_waits_for_the_next_batch() -> None:
-    samples = [pair_of(key, text) for key, text in ("ax", "bx", "cy", "dz", "ew")]
-    assert keys(list(distinct_batches(samples, [2, 2], patience=5))) == [["a", "c"], ["b", "d"]]
-
-
-def test_few_different_targets_do_not_starve_the_stream() -> None:
-    samples = [pair_of(str(number), "yes" if number % 2 else "no") for number in range(40)]
-    batches = keys(list(distinct_batches(samples, [8] * 4, patience=5)))
-    assert len(batches) >= 4 and all(len(set(batch)) == 8 for batch in batches)
-
-
-def test_batches_that_need_not_be_distinct_are_cut_as_samples_come() -> None:
-    samples = [pair_of(key, text) for key, text in ("ax", "bx", "cy", "cy", "ew")]
-    assert keys(list(consecutive_batches(samples, [2, 2, 2]))) == [["a", "b"], ["c", "c"]]
-
-
-@pytest.mark.parametrize("distinct", [True, False])
-def test_the_option_says_whether_batches_are_distinct(pairs: ShardFolder, distinct: bool) -> None:
-    source = source_of(pairs, replace(SAMPLING, distinct=distinct))
-    samples = [pair_of(str(number // 2), "equal") for number in range(8)]
-    sizes = [2, 2]
-    expected = distinct_batches(samples, sizes, patience=9) if distinct else consecutive_batches(samples, sizes)
-    assert keys(list(source.batches(samples, sizes))) == keys(list(expected))
-    stream = TrainingStream(source, list, batch_size=4, steps=3, reader=ReaderInfo())
-    found = [sample.key for batch in stream.samples(ReaderInfo(), 0, log()) for sample in batch]
-    as_they_come = [one.key for one in islice(training_samples(source, log(), ReaderInfo(), 0), 12)]
-    assert distinct or found == as_they_come
-
-
-def test_fewer_samples_than_a_batch_is_one_error() -> None:
-    with pytest.raises(VirtueError, match="only 2 different samples could be read, batch_size is 3: lower batch_size"):
-        next(distinct_batches((pair_of(str(number % 2), str(number % 2)) for number in range(10**6)), [3], patience=50))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -466,11 +386,11 @@ def test_bad_samples_are_named_skipped_and_counted(tmp_path: Path, fault: str) -
     assert skips.drain() == ((key, found),) and skips.drain() == ()
 
 
-def training_batches_of(path: Path, skips: SkipLog, batch_size: int) -> list[list[Sample]]:
+def training_batches_of(path: Path, skips: SkipLog, batch_size: int, steps: int = 3) -> list[list[Sample]]:
     folder = ShardFolder.open(path, "train")
-    stream = training_samples(source_of(folder, replace(SAMPLING, num_negatives=0)), skips, ReaderInfo(), epoch=0)
-    batches = distinct_batches(stream, [batch_size] * 1000, patience=1000)
-    return [next(batches) for _ in range(3)]
+    source = source_of(folder, replace(SAMPLING, num_negatives=0))
+    stream = TrainingStream(source, list, batch_size=batch_size, steps=steps, reader=ReaderInfo())
+    return list(stream.samples(ReaderInfo(), skips))
 
 
 @pytest.mark.parametrize("length", [0, 700, 5000])
@@ -505,7 +425,8 @@ def test_programming_errors_are_not_taken_for_bad_samples(pairs: ShardFolder) ->
         raise NameError("to_sample has a bug")
 
     with pytest.raises(NameError, match="to_sample has a bug"):
-        next(training_samples(source_of(pairs, to_sample=broken), log(), ReaderInfo(), epoch=0))
+        stream = TrainingStream(source_of(pairs, to_sample=broken), list, batch_size=1, steps=1, reader=ReaderInfo())
+        next(stream.samples(ReaderInfo(), log()))
 
 
 def test_webdataset_opens_and_unpickles_nothing(tmp_path: Path) -> None:

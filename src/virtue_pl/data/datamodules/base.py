@@ -10,6 +10,8 @@ from virtue_pl.data.streaming.loader import BatchStream, StreamLoader
 from virtue_pl.data.streaming.options import ReaderOptions, check_counts
 from virtue_pl.data.streaming.pipeline import ReaderInfo
 from virtue_pl.data.streaming.skip_log import skip_summary
+from virtue_pl.data.streaming.training_loader import TrainingLoader
+from virtue_pl.data.streaming.training_stream import PlannedStream
 from virtue_pl.types import Collator, VirtueError
 
 
@@ -89,4 +91,6 @@ class StreamingDataModule(LightningDataModule):
         return ReaderInfo(self.rank, self.world_size, limits=self.reader.limits)
 
     def _loader(self, stream: BatchStream) -> StreamLoader:
+        if isinstance(stream, PlannedStream):
+            return TrainingLoader(stream, self.reader.num_workers, self.current_epoch, self.skipped)
         return StreamLoader(stream, self.reader.num_workers, self.current_epoch, self.skipped)

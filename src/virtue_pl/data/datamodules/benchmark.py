@@ -41,9 +41,9 @@ class BenchmarkMixture:
     num_negatives: int | dict[str, int] = 0
     """Hard negatives of every set's queries; or by set, for some, and none for the others. MMEB has next to none."""
     shuffle_buffer: int = 500
-    """Images, still compressed, that each worker shuffles among, of every set."""
+    """Images of every set that are shuffled among each other."""
     sample_buffer: int = 64
-    """Samples, with decoded images, that each worker shuffles among, of every set."""
+    """Samples of every set that are then shuffled among each other."""
     distinct: bool = True
     """No sample is twice in a batch, and of a set's samples with an equal target all but one wait for the next; false
     cuts batches in the order in which samples come, as the paper's training does.

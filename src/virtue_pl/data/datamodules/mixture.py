@@ -12,16 +12,12 @@ from typing import Any, Literal
 from virtue_pl.data.datamodules.base import StreamingDataModule
 from virtue_pl.data.datamodules.shards import ShardDataModule, describe_folder
 from virtue_pl.data.shards.manifest import ShardFolder
-from virtue_pl.data.streaming.loader import BatchStream, StreamLoader, collate_batches
+from virtue_pl.data.streaming.loader import BatchStream, StreamLoader
 from virtue_pl.data.streaming.options import ReaderOptions, check_counts
-from virtue_pl.data.streaming.pipeline import (
-    ReaderInfo,
-    SkipLog,
-    TrainingSource,
-    derive_seed,
-    training_samples,
-)
+from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog, TrainingSource
 from virtue_pl.data.streaming.readable_samples import check_source
+from virtue_pl.data.streaming.seeds import derive_seed
+from virtue_pl.data.streaming.training_stream import PlannedStream
 from virtue_pl.types import Collator, Sample, VirtueError
 
 
@@ -209,11 +205,11 @@ def weights_of(parts: Mapping[str, ShardDataModule], weights: Mapping[str, float
     return {name: weights[name] for name in trained if weights[name]}
 
 
-class MixedStream(BatchStream):
+class MixedStream(PlannedStream):
     """Training batches, `steps` for a rank and epoch, each of `blocks` blocks of samples of one dataset.
 
-    The datasets of a step's blocks depend on seed, epoch and step alone: every rank has as many hard negatives. No
-    sample is twice in a batch, unless a source's `sampling` says otherwise.
+    The datasets of a step's blocks depend on seed and step alone: every rank has as many hard negatives. Of each
+    dataset every row comes once before any comes again.
 
     Args:
         sources: each dataset, with a seed of its own.
@@ -228,7 +224,7 @@ class MixedStream(BatchStream):
     Example:
         >>> stream = MixedStream({}, {"scar": 3.0, "more": 1.0}, list, blocks=4, block_size=2, steps=1, seed=0,
         ...     reader=ReaderInfo())
-        >>> sum(stream.sizes(epoch=0, step=0).values())
+        >>> sum(stream.sizes(step=0).values())
         8
     """
 
@@ -244,39 +240,16 @@ class MixedStream(BatchStream):
         seed: int,
         reader: ReaderInfo,
     ) -> None:
-        super().__init__(reader)
-        self.sources = dict(sources)
+        super().__init__(sources, collate, steps=steps, seed=seed, reader=reader)
         self.weights = dict(weights)
-        self.collate = collate
         self.blocks = blocks
         self.block_size = block_size
-        self.steps = steps
-        self.seed = seed
 
-    @property
-    def num_batches(self) -> int:
-        return self.steps
-
-    def sizes(self, epoch: int, step: int) -> dict[str, int]:
+    def sizes(self, step: int) -> dict[str, int]:
         """Return how many samples of each dataset are in the batch of a step, in the batch's order."""
-        generator = random.Random(derive_seed(self.seed, epoch, step))
+        generator = random.Random(derive_seed(self.seed, step))
         drawn = Counter(generator.choices(list(self.weights), list(self.weights.values()), k=self.blocks))
         return {name: drawn[name] * self.block_size for name in self.weights if drawn[name]}
-
-    def samples(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
-        """Yield this worker's batches of samples, before they are collated."""
-        batches = {name: self._batches_of(name, reader, epoch, log) for name in self.sources}
-        for step in range(reader.worker, self.steps, reader.num_workers):
-            yield [sample for name in self.sizes(epoch, step) for sample in next(batches[name])]
-
-    def _batches_of(self, name: str, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
-        source = self.sources[name]
-        stream = training_samples(source, log, reader, epoch)
-        found = (self.sizes(epoch, step) for step in range(reader.worker, self.steps, reader.num_workers))
-        return source.batches(stream, (sizes[name] for sizes in found if name in sizes))
-
-    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        return collate_batches(self.samples(reader, epoch, log), self.collate, self.seed, epoch, reader, log)
 
 
 class JoinedStream(BatchStream):

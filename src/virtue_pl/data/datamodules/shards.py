@@ -15,10 +15,11 @@ from virtue_pl.data.io.cache import CacheOptions
 from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.data.shards.records import RecordImage, Row
 from virtue_pl.data.streaming.image_stream import ImageStream
-from virtue_pl.data.streaming.loader import RankingStream, StreamLoader, TrainingStream
+from virtue_pl.data.streaming.loader import RankingStream, StreamLoader
 from virtue_pl.data.streaming.options import ReaderOptions, SamplingOptions, check_counts
 from virtue_pl.data.streaming.pipeline import TrainingSource
 from virtue_pl.data.streaming.readable_samples import check_source, find_first_problems
+from virtue_pl.data.streaming.training_stream import TrainingStream
 from virtue_pl.features.store import INDEX, FeatureIndex, StoredFeatures
 from virtue_pl.types import Collator, RankingSample, Sample, VirtueError
 

@@ -16,6 +16,7 @@ from typing import Any
 from virtue_pl.data.io.atomic import sha256
 from virtue_pl.data.shards.manifest import FIRST_SKIPS, MANIFEST, NAMED_SKIPS, Manifest, Shard, as_tuples
 from virtue_pl.data.shards.records import image_member
+from virtue_pl.data.shards.target_index import target_digest, write_targets
 from virtue_pl.data.shards.webdataset import wds
 from virtue_pl.types import DataError, VirtueError
 
@@ -62,6 +63,9 @@ class ShardWriter:
         self.rankings: dict[str, None] = {}
         self._tar: Any = None
         self._counts: list[int] = []
+        self._targets: list[int] = []
+        self.targets: list[list[int] | None] = []
+        """Digests of the targets of each shard's rows; None of one that an earlier version wrote."""
         self._named = 0
         self.partial.mkdir(parents=True, exist_ok=True)
         self._journal = (self.partial / JOURNAL).open("a+", encoding="utf-8")
@@ -102,6 +106,7 @@ class ShardWriter:
         members = {image_member(number, extension): data for number, (data, extension) in enumerate(images)}
         self._tar.write({"__key__": f"{self._records:09d}", **members, "json": content.encode()})
         self._counts.append(len(rows))
+        self._targets += [target_digest(row, [data for data, _ in images]) for row in rows]
         self.negatives |= {len(row["negatives"]) for row in rows if "negatives" in row}
         self.rankings |= {name: None for row in rows for name in row.get("rankings", ())}
 
@@ -132,6 +137,8 @@ class ShardWriter:
             finished=True,
             **about,
         )
+        if manifest.kind == "pairs" and (targets := joined(self.targets)) is not None:
+            write_targets(self.partial, targets, manifest.shards)
         manifest.write(self.partial / MANIFEST)
         self._append_line(finished=finish_line(self.inputs))
         replace_folder(self.partial, self.folder)
@@ -149,9 +156,11 @@ class ShardWriter:
         self._close_tar()
         path, counts = self._path, tuple(self._counts)
         self.shards.append(Shard(path.name, len(counts), sum(counts), path.stat().st_size, sha256(path), counts))
-        self._counts = []
+        self.targets.append(self._targets)
+        self._counts, self._targets = [], []
         self._append_line(
             shard=self.shards[-1].to_json(),
+            targets=self.targets[-1],
             groups=self.groups,
             skipped=self.skipped,
             skipped_rows=self.skipped_rows[self._named :],
@@ -207,10 +216,16 @@ class ShardWriter:
 
     def _restore(self, line: Mapping[str, Any]) -> None:
         self.shards.append(Shard.from_json(line["shard"]))
+        self.targets.append(line.get("targets"))
         self.groups, self.skipped = line["groups"], Counter(line["skipped"])
         self.skipped_rows += [as_tuples(row) for row in line["skipped_rows"]]
         self._named = len(self.skipped_rows)
         self.negatives, self.rankings = set(line["negatives"]), dict.fromkeys(line["rankings"])
+
+
+def joined(lists: Sequence[Sequence[int] | None]) -> list[int] | None:
+    """Return the lists as one; None where one of them is not there."""
+    return None if any(each is None for each in lists) else [value for each in lists for value in each or ()]
 
 
 def partial_folder(folder: Path) -> Path:

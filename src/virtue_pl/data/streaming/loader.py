@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.data.streaming.partition import ranking_batches, share_for_rank
-from virtue_pl.data.streaming.pipeline import (
-    ReaderInfo,
-    ToSample,
-    TrainingSource,
-    derive_reader_seed,
-    training_samples,
-)
-from virtue_pl.data.streaming.readable_samples import collate_readable, require_batch
+from virtue_pl.data.streaming.pipeline import ReaderInfo, ToSample
+from virtue_pl.data.streaming.readable_samples import collate_readable
 from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.types import RankingSample, Sample, TensorDataclass, VirtueError
 
@@ -85,78 +78,6 @@ class BatchStream(IterableDataset[Delivery], ABC):
             yield Delivery(skipped=self.log.drain(), error=str(error))
         else:
             yield Delivery(skipped=self.log.drain())
-
-
-class TrainingStream(BatchStream):
-    """Training batches, `steps` for a rank and epoch.
-
-    Everything random depends on seed, epoch, rank, world size and workers alone.
-
-    Args:
-        source: the dataset, and how its samples are drawn.
-        collate: `Collator.collate_train`; torch's generator is seeded anew for each of its calls.
-        batch_size: samples of a batch.
-        steps: batches of an epoch.
-        reader: see `BatchStream`.
-
-    Example:
-        >>> stream = TrainingStream(data.training_source(seed=0), model.collator.collate_train, batch_size=8, steps=10,
-        ...     reader=ReaderInfo())  # doctest: +SKIP
-        >>> len(list(stream.samples(ReaderInfo(), 0, stream.log)))  # doctest: +SKIP
-        10
-    """
-
-    def __init__(
-        self,
-        source: TrainingSource,
-        collate: Callable[[Sequence[Sample]], Any],
-        *,
-        batch_size: int,
-        steps: int,
-        reader: ReaderInfo,
-    ) -> None:
-        super().__init__(reader)
-        self.source = source
-        self.collate = collate
-        self.batch_size = batch_size
-        self.steps = steps
-
-    @property
-    def num_batches(self) -> int:
-        return self.steps
-
-    def samples(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[list[Sample]]:
-        """Yield this worker's batches of samples, before they are collated."""
-        stream = training_samples(self.source, log, reader, epoch)
-        sizes = [self.batch_size] * len(range(reader.worker, self.steps, reader.num_workers))
-        return self.source.batches(stream, sizes)
-
-    def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
-        return collate_batches(self.samples(reader, epoch, log), self.collate, self.source.seed, epoch, reader, log)
-
-
-def collate_batches(
-    batches: Iterable[list[Sample]],
-    collate: Callable[[Sequence[Sample]], Any],
-    seed: int,
-    epoch: int,
-    reader: ReaderInfo,
-    log: SkipLog,
-) -> Iterator[Any]:
-    """Yield each batch as `collate` returns it; samples that it cannot read are named and skipped.
-
-    Before each call, torch's generator is seeded from the batch's number here and the other arguments.
-    """
-    for step, samples in enumerate(batches):
-        seeded = partial(collate_seeded, collate, derive_reader_seed(seed, epoch, reader, step))
-        yield require_batch(collate_readable(samples, seeded, sample_key, log)[1], log)
-
-
-def collate_seeded(collate: Callable[[Sequence[Sample]], Any], seed: int, samples: Sequence[Sample]) -> Any:
-    """Return the batch as `collate` returns it with torch's generator seeded so."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return collate(samples)
 
 
 def sample_key(sample: Sample | RankingSample) -> str:
@@ -249,13 +170,18 @@ class StreamLoader:
         self.epoch = epoch
         self.skipped = skipped
         self.batches_read = 0
+        self.num_workers = num_workers
         self._resume_at = 0
-        self._loader = DataLoader(
-            stream,
+        self._loader = self.start_workers()
+
+    def start_workers(self) -> DataLoader[Delivery]:
+        """Return a loader over the stream as it is now; its workers start with the first pass, and stay."""
+        return DataLoader(
+            self.stream,
             batch_size=None,
-            num_workers=num_workers,
+            num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=num_workers > 0,
+            persistent_workers=self.num_workers > 0,
             generator=torch.Generator(),  # else every pass would take a number from the process's own generator
         )
 
@@ -279,10 +205,10 @@ class StreamLoader:
                 raise VirtueError(delivery.error)
             yield delivery
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the number of batches read in this pass."""
         return {"taken": self.batches_read}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next pass begin behind the batches that were read; a pass that was whole begins anew."""
         self._resume_at = state_dict["taken"] % len(self)

@@ -95,10 +95,12 @@ class SamplingOptions:
     steps_per_epoch: int | None = None
     """Training steps of an epoch; default as many as go into the rows once."""
     shuffle_buffer: int = 1000
-    """Images, still compressed, that each worker shuffles among."""
+    """Images that are shuffled among each other, after the shards were; it costs no memory, but as many shards as
+    hold so many images are read side by side.
+    """
     sample_buffer: int = 256
-    """Samples, with decoded images, that each worker shuffles among; 1 keeps the rows of an image in one batch, where
-    it is encoded once and they are each other's negatives.
+    """Samples that are then shuffled among each other; 1 keeps the rows of an image in one batch, where it is read and
+    encoded once and they are each other's negatives.
     """
     distinct: bool = True
     """No sample is twice in a batch, and of samples with an equal target all but one wait for the next; false cuts

@@ -1,0 +1,85 @@
+"""Where each record of a shard lies in its tar, so that one record is read without those before it."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from virtue_pl.data.shards.manifest import ShardFolder
+from virtue_pl.data.shards.record_count import RecordCount
+
+
+class Member(NamedTuple):
+    """A file inside a tar: its extension (`jpg`, `1.jpg`, `json`), the position of its first byte, and its length.
+
+    Example:
+        >>> Member("jpg", start=512, length=40_000).extension
+        'jpg'
+    """
+
+    extension: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class RecordIndex:
+    """The members of every record of one shard, in the order of the records.
+
+    Example:
+        >>> index = RecordIndex.build(folder, "shard-000000.tar", path)  # doctest: +SKIP
+        >>> [member.extension for member in index.members[0]]  # doctest: +SKIP
+        ['jpg', 'json']
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    members: tuple[tuple[Member, ...], ...]
+
+    @classmethod
+    def build(cls, folder: ShardFolder, name: str, path: Path) -> RecordIndex:
+        """Read the headers of a shard's tar, and nothing between them.
+
+        Raises VirtueError for one that is damaged, or is not the shard of its manifest.
+        """
+        count = RecordCount(folder, name)
+        found: dict[str, list[Member]] = {}
+        try:
+            last = ""
+            for key, member in read_headers(path):
+                if count.is_beyond(key):
+                    break
+                if key != last:
+                    count.add(key)
+                    last = key
+                found.setdefault(key, []).append(member)
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            count.fail(f"damaged tar: {error.args[0] if error.args else error!s}")
+        if not found:
+            count.fail("the tar holds no record")
+        count.check_complete()
+        keys = sorted(found, key=int)
+        return cls(name, tuple(keys), tuple(tuple(found[key]) for key in keys))
+
+
+def read_headers(path: Path) -> Iterator[tuple[str, Member]]:
+    """Yield the record's key and the place of every file in a tar, in order."""
+    with tarfile.open(path, "r:") as tar:
+        for header in tar:
+            if not header.isreg() or header.issparse():
+                continue
+            key, _, extension = header.name.rpartition("/")[2].partition(".")
+            yield key, Member(extension.lower(), header.offset_data, header.size)
+            tar.members = []  # or else it remembers every header
+
+
+def read_members(file: BinaryIO, index: RecordIndex, number: int) -> dict[str, Any]:
+    """Return the files of one record of a shard by extension, and its key as `__key__`, as `read_record` reads it."""
+    found: dict[str, Any] = {"__key__": index.keys[number]}
+    for member in index.members[number]:
+        file.seek(member.start)
+        found[member.extension] = file.read(member.length)
+    return found
