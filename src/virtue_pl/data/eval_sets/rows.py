@@ -171,9 +171,9 @@ class RowReader:
             name: without_gold_repeats(candidates, indices)
             for name, indices in (rankings or {"hit@1": all_indices(len(candidates))}).items()
         }
-        text = query.text
+        text, compact = query.text, None if region is None else CompactRegion.pack(region)
         return EvaluationRow(
-            about.name, number, text, text, box_text, image, size, region, candidates, rankings, further
+            about.name, number, text, text, box_text, image, size, compact, candidates, rankings, further
         )
 
     def input(

@@ -73,7 +73,7 @@ def read_headers(path: Path) -> Iterator[tuple[str, Member]]:
                 continue
             key, _, extension = header.name.rpartition("/")[2].partition(".")
             yield key, Member(extension.lower(), header.offset_data, header.size)
-            tar.members = []  # or else it remembers every header
+            tar.members = []  # type: ignore[attr-defined]  # or else it remembers every header
 
 
 def read_members(file: BinaryIO, index: RecordIndex, number: int) -> dict[str, Any]:

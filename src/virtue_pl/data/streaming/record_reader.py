@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from virtue_pl.data.shards.manifest import ShardFolder
+from virtue_pl.data.shards.record_count import RecordCount
 from virtue_pl.data.shards.record_index import RecordIndex, read_members
 from virtue_pl.data.shards.records import Record, no_features, read_record
 from virtue_pl.data.streaming.skip_log import SkipLog
@@ -18,7 +19,8 @@ MAX_OPEN = 32
 """Shards that stay open: more than a shuffle of images spans, as long as its shards hold a few dozen each."""
 
 
-class OpenShard(NamedTuple):
+@dataclass(frozen=True)
+class OpenShard:
     """A shard that is being read; `resources` closes it.
 
     Example:
@@ -106,8 +108,6 @@ class RecordReader:
 
     def fail_rows(self, name: str, record: Record, expected: int) -> None:
         """Raise VirtueError for a record with another number of rows than the manifest says."""
-        from virtue_pl.data.shards.record_count import RecordCount
-
         RecordCount(self.folder, name).fail(
             f"record {record.index:09d} has {len(record.rows)} rows, expected {expected}"
         )

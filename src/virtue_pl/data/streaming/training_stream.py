@@ -187,8 +187,8 @@ class PlannedStream(BatchStream):
         source, order = self.sources[name], self._plans[name].order
         places = {row: order.locate(row) for row in rows}
         wanted: dict[tuple[int, int], list[int]] = {}
-        for row, (shard, record, _) in places.items():
-            wanted.setdefault((shard, record), []).append(row)
+        for row, (shard, number, _) in places.items():
+            wanted.setdefault((shard, number), []).append(row)
         found: dict[int, Sample | RankingSample] = {}
         for (shard, number), its_rows in wanted.items():
             record = reader.read(shard, number)
