@@ -32,7 +32,7 @@ SUB_LAYERS = {
     ),
     "evaluation": ({"settings"}, {"retrieval"}, {"statistics"}, {"probes"}, {"reports"}, {"evaluator"}),
     "backbones": (
-        {"cpu_tiles", "pretrained", "strict_weights", "timm_trunk"},
+        {"attention_masks", "cpu_tiles", "pretrained", "strict_weights", "timm_trunk"},
         {"vlm", "segmentation"},
         {"class_names"},
     ),

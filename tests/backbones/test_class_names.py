@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fixtures.tiny_models import VISION_MODEL, save_text_model
-from virtue_pl.backbones.class_names import ClassNames, class_descriptions
+from virtue_pl.backbones import class_names
+from virtue_pl.backbones.class_names import STORED_NAMES, ClassNames, class_descriptions, described_classes
 from virtue_pl.models.connector import CLASS_NAME_WEIGHT, MaskConnector
 from virtue_pl.types import FeatureWidths, SegmentFeatures, VirtueError
 
@@ -101,3 +105,65 @@ def test_names_of_other_widths_are_refused_in_one_line(names: ClassNames) -> Non
 def test_a_temperature_that_is_not_positive_is_refused(text_model: str, temperature: float) -> None:
     with pytest.raises(VirtueError, match=rf"class_names\.temperature is {temperature}, expected more than 0"):
         ClassNames(VISION_MODEL, text_model, temperature=temperature)
+
+
+def stored_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{STORED_NAMES}*"))
+
+
+@pytest.fixture
+def few_classes(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Five classes in the stead of a thousand, which take seconds."""
+    monkeypatch.setattr(class_names, "class_descriptions", lambda trunk: [f"a thing, number {n}" for n in range(5)])
+    return 5
+
+
+@pytest.fixture
+def never_embedded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function from whose call on nothing is embedded any more."""
+    return lambda: monkeypatch.setattr(class_names, "embed_descriptions", lambda *_: pytest.fail("embedded again"))
+
+
+def test_classes_are_embedded_once_and_kept_beside_the_weights(
+    tmp_path: Path, few_classes: int, never_embedded: Callable[[], None]
+) -> None:
+    model = save_text_model(tmp_path / "text")
+    first = described_classes(VISION_MODEL, str(model))
+    assert len(stored_in(tmp_path)) == 1 and stored_in(tmp_path)[0].suffix == ".safetensors"
+    never_embedded()
+    assert torch.equal(described_classes(VISION_MODEL, str(model)), first)
+    moved = shutil.copytree(tmp_path, tmp_path / "moved")
+    assert torch.equal(described_classes(VISION_MODEL, str(moved / "text")), first)
+
+
+def test_another_model_a_damaged_file_and_another_length_are_embedded_anew(tmp_path: Path, few_classes: int) -> None:
+    model = save_text_model(tmp_path / "text")
+    first = described_classes(VISION_MODEL, str(model))
+    (path,) = stored_in(tmp_path)
+    for content in (b"", path.read_bytes()[:-40], b"{}" * 50):
+        path.write_bytes(content)
+        assert torch.equal(described_classes(VISION_MODEL, str(model)), first)
+    save_file({"embeddings": first[:3]}, path)
+    assert torch.equal(described_classes(VISION_MODEL, str(model)), first) and stored_in(tmp_path) == [path]
+    other = described_classes(VISION_MODEL, str(save_text_model(tmp_path / "text", seed=1)))
+    assert not torch.equal(other, first) and len(stored_in(tmp_path)) == 2
+
+
+def test_several_that_start_at_once_leave_one_sound_file(tmp_path: Path, few_classes: int) -> None:
+    model = str(save_text_model(tmp_path / "text"))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: described_classes(VISION_MODEL, model), range(3)))
+    (path,) = stored_in(tmp_path)
+    assert all(torch.equal(each, load_file(path)["embeddings"]) for each in found)
+
+
+def test_a_folder_that_cannot_be_written_to_keeps_none(
+    tmp_path: Path, few_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    model = save_text_model(tmp_path / "text")
+    assert described_classes(VISION_MODEL, str(model)).shape == (few_classes, 32)
+    assert stored_in(tmp_path) == []

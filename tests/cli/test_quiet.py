@@ -48,6 +48,7 @@ def test_other_warnings_are_shown() -> None:
         warnings.simplefilter("always")
         quiet.quieten_libraries()
         warnings.warn("Found 3 module(s) in eval mode at the start of training. It may ...", stacklevel=1)
+        warnings.warn("Checkpoint directory /run/checkpoints exists and is not empty.", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
     assert [str(warning.message) for warning in shown] == ["something else"]
 

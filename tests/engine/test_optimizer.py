@@ -20,6 +20,17 @@ def test_groups_by_prefix_and_by_decay() -> None:
     assert found == {(1e-3, 0.1): 1, (1e-3, 0.0): 1, (1e-2, 0.1): 1, (1e-2, 0.0): 1}
 
 
+def test_groups_are_named_by_their_prefix_each_name_once() -> None:
+    optimization = Optimization(1e-3, 0.1, 0, "constant", {"connector": 10.0, "connector.weight": 10.0, "base": 1.0})
+    parts = nn.ModuleDict({**model(), "base": nn.Linear(2, 2)})
+    rates = {group["name"]: group["lr"] for group in optimization.parameter_groups(parts)}
+    expected = {"others": 1e-3, "others.no_decay": 1e-3, "base": 1e-3, "base.no_decay": 1e-3}
+    assert rates == pytest.approx(expected | {"connector.weight": 1e-2, "connector.no_decay": 1e-2})
+    named = {group["name"] for group in Optimization(1.0, 0.0, 0, "linear").parameter_groups(model())}
+    assert named == {"base", "base.no_decay"}
+    assert Optimization(1.0, 0.0, 0, "linear").configure(model(), 5)["lr_scheduler"]["name"] == "lr"
+
+
 @pytest.mark.parametrize(("schedule", "half"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
 def test_schedules_warm_up_and_end(schedule: str, half: float) -> None:
     optimization = Optimization(1.0, 0.0, 10, schedule)

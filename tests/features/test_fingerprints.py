@@ -41,7 +41,7 @@ Levels = dict[str, list[torch.Tensor]]
 def few_class_names() -> Iterator[None]:
     """Random embeddings of the thousand classes, which take seconds to compute."""
 
-    def embed(descriptions: list[str], text_model: str, batch_size: int = 250) -> torch.Tensor:
+    def embed(descriptions: list[str], encoder: Any, tokenizer: Any, batch_size: int = 250) -> torch.Tensor:
         generator = torch.Generator().manual_seed(0)
         return nn.functional.normalize(torch.randn(len(descriptions), 32, generator=generator), dim=-1)
 

@@ -24,7 +24,7 @@ from jsonargparse import Namespace
 
 from fixtures.paper_configs import without_data
 from fixtures.tiny_models import save_text_model
-from fixtures.tiny_vlms import TINY
+from fixtures.tiny_vlms import DUAL, TINY
 from virtue_pl.adapters.lora import adapter_layers
 from virtue_pl.callbacks.checkpoint import LastCheckpoint
 from virtue_pl.cli.described import DescribedCLI
@@ -139,7 +139,7 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def build(text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., VirtueCLI]]:
     """Builds what a command line asks for, once, with random weights, in an empty folder."""
-    vlm_model = cache(lambda backbone: str(TINY[backbone](tmp_path_factory.mktemp("vlm_model"))))
+    vlm_model = cache(lambda backbone: str((TINY | DUAL)[backbone](tmp_path_factory.mktemp("vlm_model"))))
 
     class RandomWeights(VirtueCLI):
         def before_instantiate_classes(self) -> None:
@@ -158,7 +158,7 @@ def forget_weights(config: Any, text_model: str, vlm_model: Callable[[str], str]
         elif name == "text_model":
             config[name] = text_model
         elif name == "vlm_model":
-            assert owner in TINY, f"say in fixtures/tiny_vlms.py how a tiny model for {owner} is made"
+            assert owner in TINY | DUAL, f"say in fixtures/tiny_vlms.py how a tiny model for {owner} is made"
             config[name] = vlm_model(owner)
         else:
             forget_weights(value, text_model, vlm_model, vars(config).get("class_path", owner))

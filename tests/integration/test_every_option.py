@@ -105,6 +105,7 @@ SUBJECTS = [
         {"vision_model": VISION_MODEL, "image_size": CANVAS, "grid_size": 2},
         WORDS,
     ),
+    Subject(backbones.ClipBackbone, steps.of_vlm, {"grid_size": 2}, {"max_tokens": (12,)}),
     Subject(losses.InfoNCELoss, steps.of_loss, INFONCE, {"adapter_dim": (8,), "margin": (-0.5, 0.0)}),
     Subject(
         losses.SigmoidLoss,

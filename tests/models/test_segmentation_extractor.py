@@ -110,7 +110,7 @@ def test_a_single_task_needs_no_name():
     (result,) = trainer(1).validate(
         model, DataLoader(rankings(2), batch_size=3, collate_fn=model.collator.collate_eval), verbose=False
     )
-    assert set(result) == {"val/iou_box", "val/iou_point", "val/iou_mask"}
+    assert set(result) == {"val/iou_box", "val/iou_point", "val/iou_mask", "val/loss"}
 
 
 def test_one_checkpoint_starts_both_parts(trained_extractor, tmp_path):

@@ -11,6 +11,8 @@ from .vlm.base import VLMBackbone as VLMBackbone
 from .vlm.causal import CausalVLM as CausalVLM
 from .vlm.causal import CausalVLMProcessor as CausalVLMProcessor
 from .vlm.causal import TileProcessor as TileProcessor
+from .vlm.clip import ClipBackbone as ClipBackbone
+from .vlm.clip import ClipProcessor as ClipProcessor
 from .vlm.llava_onevision import LlavaOnevisionBackbone as LlavaOnevisionBackbone
 from .vlm.pooling import FirstTokenPooling as FirstTokenPooling
 from .vlm.pooling import LastTokenPooling as LastTokenPooling

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from virtue_pl.backbones.pretrained import are_weights_skipped
+from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.types import VirtueError
+
+STORED_NAMES = "class_names-"
+"""How the name of a file of stored embeddings begins; a fingerprint follows."""
 
 
 class ClassNames(nn.Module):
     """Pooled features of the trunk to the expected embedding of the class's name and description, frozen throughout.
 
     Contrastive training on a few hundred objects teaches no word for the next one. The classifier that the trunk was
-    pretrained with discriminates a thousand classes, and the language model embeds their descriptions.
+    pretrained with discriminates a thousand classes, and the language model embeds their descriptions, which is stored
+    beside the weights (`described_classes`).
 
     Args:
         trunk: a timm model of the EfficientNet or ResNet family, the same as the segmentation backbone's.
@@ -59,7 +68,7 @@ class ClassNames(nn.Module):
             nn.Sequential(network.conv_head, network.bn2) if isinstance(network, EfficientNet) else nn.Identity()
         )
         self.classify: Any = network.get_classifier()
-        self.register_buffer("names", embed_descriptions(class_descriptions(trunk), text_model))
+        self.register_buffer("names", described_classes(trunk, text_model, weights))
         self.width: int = (
             network.conv_head.in_channels if isinstance(network, EfficientNet) else self.classify.in_features
         )
@@ -117,19 +126,64 @@ def describe_class(synonyms: str, definition: str) -> str:
     return ", ".join(part for part in (f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}", definition) if part)
 
 
-@torch.no_grad()
-def embed_descriptions(
-    descriptions: list[str], text_model: str, batch_size: int = 250
-) -> Float[Tensor, "descriptions hidden"]:
-    """Return unit embeddings of the descriptions, with their common mean subtracted."""
+def described_classes(
+    trunk: str, text_model: str, weights: str | Path | None = None
+) -> Float[Tensor, "classes hidden"]:
+    """Return the embeddings of the trunk's classes, stored ones where there are any of the same model and texts.
+
+    They are in `class_names-FINGERPRINT.safetensors` beside `weights`, or beside the text model's folder. A folder that
+    cannot be written to, and a model of the hub without `weights`, keep none.
+    """
     from transformers import AutoTokenizer
 
     from virtue_pl.backbones.vlm.timm_text import load_text_encoder
 
-    tokenizer = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False)
+    descriptions = class_descriptions(trunk)
     encoder: Any = load_text_encoder(text_model, 0.0).eval()
     if are_weights_skipped():
         return torch.empty(len(descriptions), encoder.config.hidden_size)
+    tokenizer = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False)
+    beside = Path(weights) if weights is not None else Path(text_model)
+    if not beside.exists():
+        return embed_descriptions(descriptions, encoder, tokenizer)
+    path = beside.parent / f"{STORED_NAMES}{fingerprint_of(encoder, tokenizer, descriptions)[:16]}.safetensors"
+    shape = len(descriptions), encoder.config.hidden_size
+    stored = read_embeddings(path)
+    if stored is not None and stored.shape == shape:
+        return stored
+    embeddings = embed_descriptions(descriptions, encoder, tokenizer)
+    with suppress(OSError, SafetensorError):
+        store_embeddings(embeddings, path)
+    return embeddings
+
+
+def read_embeddings(path: Path) -> Tensor | None:
+    """Return the embeddings that `store_embeddings` wrote; None where there is no file, or no sound one."""
+    try:
+        return load_file(path)["embeddings"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def store_embeddings(embeddings: Tensor, path: Path) -> None:
+    """Write the embeddings under a name that no other process takes, and move the file to `path`."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        temporary.write_bytes(save({"embeddings": embeddings.contiguous()}))
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def embed_descriptions(
+    descriptions: list[str], encoder: Any, tokenizer: Any, batch_size: int = 250
+) -> Float[Tensor, "descriptions hidden"]:
+    """Return unit embeddings of the descriptions, with their common mean subtracted.
+
+    encoder, tokenizer: the language model, whose mean token state embeds a description.
+    """
     chunks = []
     for start in range(0, len(descriptions), batch_size):
         batch = tokenizer(descriptions[start : start + batch_size], padding=True, return_tensors="pt")

@@ -1,7 +1,9 @@
+from .checkpoint import BestCheckpoint as BestCheckpoint
 from .checkpoint import LastCheckpoint as LastCheckpoint
 from .compilation import CompileRegions as CompileRegions
 from .embedding_writer import EmbeddingWriter as EmbeddingWriter
 from .feature_writer import FeatureWriter as FeatureWriter
+from .progress import LearningRates as LearningRates
 from .progress import ParameterTable as ParameterTable
 from .progress import StepProgress as StepProgress
 from .prompt_images import PromptImages as PromptImages

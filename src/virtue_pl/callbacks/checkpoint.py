@@ -1,14 +1,15 @@
-"""`LastCheckpoint`: a checkpoint of the last step, or of the step at which SIGTERM stopped the run."""
+"""`LastCheckpoint`, of the last step or of that at which SIGTERM came, and `BestCheckpoint`, of the best validation."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from virtue_pl.types import VirtueError
 
@@ -70,3 +71,44 @@ class LastCheckpoint(Callback):
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
             name = checkpoint.CHECKPOINT_NAME_LAST + checkpoint.FILE_EXTENSION
             trainer.save_checkpoint(Path(checkpoint.dirpath) / name, weights_only=False)  # the optimizer's state, too
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Callback that saves `best.ckpt` after each validation whose metric is better than all before it.
+
+    A run that validates on nothing has none. Where validation logs no such metric, it says once which there are.
+
+    Args:
+        dirpath: the folder, that of the run's other checkpoints.
+        monitor: a metric that validation logs.
+        mode: "max" or "min", whichever is better.
+
+    Example:
+        >>> checkpoints = ModelCheckpoint("runs/mini/checkpoints", every_n_train_steps=50)
+        >>> best = BestCheckpoint("runs/mini/checkpoints", monitor="val/hit@1", mode="max")
+        >>> trainer = Trainer(callbacks=[checkpoints, best])
+    """
+
+    def __init__(self, dirpath: str, monitor: str, mode: Literal["min", "max"]) -> None:
+        super().__init__(
+            dirpath,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            auto_insert_metric_name=False,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+        self._told = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or self.monitor in trainer.callback_metrics:
+            super().on_validation_end(trainer, pl_module)
+        elif trainer.state.fn == TrainerFn.FITTING and not self._told:
+            self._told = True
+            logged = [name for name in sorted(trainer.callback_metrics) if name.startswith("val")]
+            rank_zero_info(
+                f"there is no best.ckpt: validation logs {', '.join(logged) or 'nothing'}, and not {self.monitor};"
+                " set BestCheckpoint's monitor to one of them"
+            )

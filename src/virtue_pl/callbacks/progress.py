@@ -1,11 +1,11 @@
-"""`StepProgress` and `ParameterTable`: what the terminal shows before and during a run."""
+"""`StepProgress`, `ParameterTable` and `LearningRates`: what the terminal and the loggers show of a run."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, RichModelSummary, RichProgressBar
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 
 
@@ -79,6 +79,25 @@ class ParameterTable(RichModelSummary):
         for row in zip(*(columns[name] for name in ("Name", "Type", "Params")), strict=True):
             table.add_row(*row)
         get_console().print(table)
+
+
+class LearningRates(LearningRateMonitor):
+    """Callback that logs each parameter group's learning rate at every step, as `lr/GROUP`; nothing without a logger.
+
+    Example:
+        >>> trainer = Trainer(logger=False, callbacks=[LearningRates()])
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging_interval="step")
+
+    def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.loggers:
+            super().on_train_start(trainer, *args, **kwargs)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.loggers:
+            super().on_train_batch_start(trainer, *args, **kwargs)
 
 
 def counts_steps(trainer: Trainer) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import yaml
 from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -18,8 +19,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 
 from virtue_pl.cli.errors import UsageError, interpolation, one_line
+from virtue_pl.cli.progress import LoadingLine
 from virtue_pl.cli.replaced_classes import clean_replaced_classes
 from virtue_pl.cli.run_checks import check_run
+from virtue_pl.cli.run_folder import (
+    best_checkpoint,
+    check_folder,
+    keep_earlier,
+    keep_metrics,
+    log_metric_names,
+    log_settings,
+    settings_of,
+)
 from virtue_pl.types import VirtueError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
@@ -44,9 +55,9 @@ class LayeredConfig(ActionConfigFile):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Callback that writes the resolved config into the run's folder, over that of an earlier run.
+    """Callback that writes the resolved config into the run's folder, and gives a training's settings to its loggers.
 
-    The file is written under a temporary name and moved.
+    The file is written under a temporary name and moved; another `config.yaml` that is there becomes `config.1.yaml`.
 
     Example:
         >>> VirtueCLI("fit", ["--config", "configs/virtue_mini.yaml"]).run()  # doctest: +SKIP
@@ -61,9 +72,22 @@ class SaveRunConfig(SaveConfigCallback):
         path = Path(folder) / self.config_filename
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(self.parser.dump(self.config, skip_unset=False))
+        text = self.parser.dump(self.config, skip_unset=False)
+        temporary.write_text(text)
+        keep_earlier(path, text)
         temporary.replace(path)
         self.already_saved = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_settings(trainer, self.settings)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_metric_names(trainer, self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the run's settings, as its loggers are given them."""
+        return settings_of(yaml.safe_load(self.parser.dump(self.config)))
 
 
 class VirtueCLI(LightningCLI):
@@ -126,6 +150,12 @@ class VirtueCLI(LightningCLI):
             raise UsageError(interpolation(error)) from error
         check_checkpoint(self.config.get("ckpt_path"))
 
+    def before_instantiate_classes(self) -> None:
+        if self.command == "fit":
+            check_folder(self.config)
+        elif self.config.get("ckpt_path") == "best":
+            self.config.ckpt_path = str(best_checkpoint(self.config))
+
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
@@ -151,6 +181,7 @@ class VirtueCLI(LightningCLI):
     def run(self) -> None:
         """Run the command, with the options of the trainer's method."""
         arguments = {name: self.config_init[name] for name in self.method_arguments}
+        keep_metrics(self.trainer, self.command)
         getattr(self.trainer, self.command)(model=self.model, datamodule=self.datamodule, **arguments)
 
 
@@ -176,6 +207,14 @@ def one_line_errors(command: str) -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise VirtueError(f"{command}: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # of torch, while the optimizer of a checkpoint is loaded
+        if "parameter group" not in str(error):
+            raise
+        raise VirtueError(
+            f"{command}: the checkpoint's optimizer groups other parameters than this config's (lr_multipliers, what is"
+            " trained, or an older version wrote it): start from its weights, with `--model.init_args.weights` and"
+            " another `--shared.run`"
+        ) from error
     except UnpicklingError as error:
         raise VirtueError(
             f"{command}: the checkpoint holds more than tensors and plain values; only `--weights_only false` would run"
@@ -188,7 +227,9 @@ def main(argv: list[str]) -> int:
     command, *arguments = argv
     try:
         with one_line_errors(command):
-            VirtueCLI(command, arguments).run()
+            with LoadingLine("the model and what its data needs"):
+                cli = VirtueCLI(command, arguments)
+            cli.run()
     except SIGTERMException:
         print(
             f"virtue-pl: {command} was stopped by SIGTERM; `--ckpt_path last` goes on from the last checkpoint",

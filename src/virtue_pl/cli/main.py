@@ -15,6 +15,7 @@ from typing import NamedTuple
 from virtue_pl import __version__
 from virtue_pl.cli.errors import UsageError
 from virtue_pl.cli.memory import join_freed_memory, keep_freed_memory
+from virtue_pl.cli.progress import LoadingLine
 from virtue_pl.cli.quiet import quieten_libraries
 from virtue_pl.types import VirtueError
 
@@ -129,7 +130,12 @@ def run(arguments: list[str]) -> int:
     command = commands[name]
     quieten_libraries()
     keep_freed_memory()  # here, so that whatever the command starts has it, too: data workers are forked
-    return int(import_module(command.module).main([*command.prefix, *rest]))
+    try:
+        with LoadingLine("libraries"):
+            module = import_module(command.module)
+        return int(module.main([*command.prefix, *rest]))
+    finally:
+        LoadingLine.stop_active()
 
 
 def overview() -> str:

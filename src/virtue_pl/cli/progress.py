@@ -1,13 +1,21 @@
-"""Progress bars on the terminal that several commands share."""
+"""Progress on the terminal that several commands share: bars, and a line on what is being loaded."""
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from threading import Lock, Timer
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from virtue_pl.data.conversion.source_file import Advance
+
+PATIENCE = 1.0
+"""Seconds of loading after which a command says what it loads."""
 
 
 @contextmanager
@@ -20,3 +28,76 @@ def show_progress(name: str, rows: int) -> Iterator[Advance]:
     ) as progress:
         task = progress.add_task(f"shards of {name}", total=rows)
         yield lambda done: progress.advance(task, done)
+
+
+class LoadingLine:
+    """A line on stderr that says what is being loaded, from `PATIENCE` seconds on until it is; none in a pipe or file.
+
+    What is logged meanwhile stands above it. `start` and `stop` do what entering and leaving it as a context does.
+
+    Example:
+        >>> with LoadingLine("the model"):
+        ...     import json
+    """
+
+    _active: ClassVar[LoadingLine | None] = None
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._lock = Lock()
+        self._timer: Timer | None = None
+        self._status: Status | None = None
+
+    def __enter__(self) -> LoadingLine:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @classmethod
+    def stop_active(cls) -> None:
+        """Stop the line that was started last, as behind an error."""
+        if cls._active is not None:
+            cls._active.stop()
+
+    def start(self) -> LoadingLine:
+        """Show the line from `PATIENCE` seconds on, in the stead of another one; returns it."""
+        self.stop_active()
+        if sys.stderr.isatty():
+            LoadingLine._active = self
+            self._timer = Timer(PATIENCE, self._start_status)
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def stop(self) -> None:
+        """Remove the line, where it is shown."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._status is not None:
+                shown = sys.stderr
+                self._status.stop()
+                send_logs(shown, sys.stderr)
+                self._status = None
+
+    def _start_status(self) -> None:
+        """Show the line, unless loading has ended."""
+        from rich.console import Console
+
+        with self._lock:
+            if self._timer is not None:
+                before = sys.stderr
+                self._status = Console(stderr=True).status(f"loading {self.what}")
+                self._status.start()  # it puts what is written to sys.stderr above itself
+                send_logs(before, sys.stderr)
+
+
+def send_logs(before: TextIO, after: TextIO) -> None:
+    """Have every logger that writes to one stream write to another."""
+    loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+    handlers: list[Any] = [handler for logger in loggers for handler in getattr(logger, "handlers", ())]
+    for handler in handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+            handler.setStream(after)

@@ -12,12 +12,17 @@ ENVIRONMENT = {
     "JSONARGPARSE_DEPRECATION_WARNINGS": "off",  # Lightning still calls names that jsonargparse 5 will drop
 }
 """Settings that libraries read when they are imported; what a user has set stays."""
-LINES = ("litlogger", "litmodels", "TPU available", "already configured with model summary")
-"""Parts of Lightning's lines on services that nobody asked for, and on devices that nothing here runs on."""
+LINES = (
+    *("litlogger", "litmodels", "TPU available", "already configured with model summary"),
+    "to estimate number of stepping batches",
+    "`weights_only` was not set",  # said where a checkpoint is written; all are read with it, see `cli.lightning`
+)
+"""Parts of Lightning's lines on services nobody asked for, on devices that nothing here runs on, on its own work."""
 WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own call into torch
     r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen parts, which are meant to be
     r"Precision .* is not supported by the model summary",  # its estimate of the megabytes alone
+    r"Checkpoint directory .* exists and is not empty",  # of a run that goes on; any other one is refused
 )
 """Patterns of the beginnings of warnings that are silenced."""
 
@@ -26,7 +31,8 @@ def quieten_libraries() -> None:
     """Silence these lines; called before the libraries are imported, of which it imports none."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_wanted)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").addFilter(is_wanted)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message)
 

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from torch import nn
 
 from virtue_pl.adapters.lora import adapter_layers
+from virtue_pl.cli.run_folder import other_runs
 from virtue_pl.engine.gradient_cache import FullBatch
 from virtue_pl.types import VirtueError
 
@@ -154,7 +155,8 @@ def run_facts(trainer: Trainer, config: Any, model: LightningModule | None = Non
             f" {trainer.precision}"
         ),
     )
-    yield "folder", str(trainer.default_root_dir)
+    note = "; it holds a run: fit wants --ckpt_path last, or another --shared.run" if any(other_runs(config)) else ""
+    yield "folder", f"{trainer.default_root_dir}{note}"
     for logger in trainer.loggers:
         yield (
             "logger",

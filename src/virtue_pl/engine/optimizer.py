@@ -81,7 +81,7 @@ class Optimization:
         bounded = [part for part in module.modules() if isinstance(part, Bounded)]
         optimizer.register_step_post_hook(lambda *_: clamp_parameters(bounded))
         scheduler = LambdaLR(optimizer, lambda step: self.lr_factor(step, total_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def lr_factor(self, step: int, total_steps: int) -> float:
         """Return the learning rate at `step`, as a share of its peak."""
@@ -93,7 +93,10 @@ class Optimization:
         return 1 - progress if self.schedule == "linear" else 1.0
 
     def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """Return parameter groups by learning rate and weight decay.
+        """Return parameter groups, named, by prefix of `lr_multipliers` and by weight decay.
+
+        A group is named by its prefix, "base" without one; that of parameters without weight decay ends in ".no_decay".
+        `LearningRateMonitor` calls their curves lr/NAME.
 
         Raises VirtueError for a multiplier whose prefix no trainable parameter has.
         """
@@ -105,10 +108,17 @@ class Optimization:
                     f"optimization.lr_multipliers: no trainable parameter starts with {prefix!r}; there are"
                     f" {', '.join(tops)}"
                 )
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
         for name, parameter in trainable.items():
-            prefixes = [prefix for prefix in self.lr_multipliers if name.startswith(prefix)]
-            multiplier = self.lr_multipliers[max(prefixes, key=len)] if prefixes else 1.0
-            decay = self.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((self.lr * multiplier, decay), []).append(parameter)
-        return [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()]
+            prefix = max((each for each in self.lr_multipliers if name.startswith(each)), key=len, default="")
+            groups.setdefault((prefix, parameter.ndim > 1), []).append(parameter)
+        others = "base" if "base" not in self.lr_multipliers else "others"
+        return [
+            {
+                "params": parameters,
+                "lr": self.lr * self.lr_multipliers.get(prefix, 1.0),
+                "weight_decay": self.weight_decay if decays else 0.0,
+                "name": (prefix or others) + ("" if decays else ".no_decay"),
+            }
+            for (prefix, decays), parameters in groups.items()
+        ]

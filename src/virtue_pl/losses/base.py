@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +76,13 @@ class EmbeddingLoss(VirtueModule):
     @abstractmethod
     def adapt(self, batch: EmbeddingBatch) -> EmbeddingBatch:
         """Return stored embeddings after the map that the loss trains when it runs alone."""
+
+    def ranking_loss(self, scores: Sequence[Float[Tensor, " candidates"]]) -> Float[Tensor, ""] | None:
+        """Return the loss of queries that each have candidates of their own, as validation has them.
+
+        scores: each query's cosines with its candidates, the right one first. None where a loss has no such form.
+        """
+        return None
 
     @property
     def needs_negatives(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -165,6 +165,15 @@ class ContrastiveLoss(EmbeddingLoss):
         values = (cosines / self.temperature).masked_fill(left_out, float("-inf"))
         first_negative = collectives.world_size() * len(batch) + sum(counts[: collectives.rank()])
         return CandidateScores(values, positive, same, first_negative)
+
+    def ranking_loss(self, scores: Sequence[Float[Tensor, " candidates"]]) -> Float[Tensor, ""]:
+        """Return the mean over queries of the loss among a query's own candidates; no rank waits for another."""
+        values = [one.float() / self.temperature for one in scores]
+        return torch.stack([self.query_loss(one) for one in values]).mean()
+
+    def query_loss(self, values: Float[Tensor, " candidates"]) -> Float[Tensor, ""]:
+        """Return the loss of one query. values: its cosines over temperature, the right candidate's first."""
+        return -values.log_softmax(dim=0)[0]
 
     def same_pair(self, batch: EmbeddingBatch) -> Bool[Tensor, "pairs all_pairs"]:
         """Return which pairs of all ranks are left out for the content of each of this rank's.

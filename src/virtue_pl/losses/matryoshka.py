@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from virtue_pl.engine.optimizer import Optimization
@@ -72,6 +74,10 @@ class MatryoshkaLoss(EmbeddingLoss):
     def adapt(self, batch: EmbeddingBatch) -> EmbeddingBatch:
         """Return stored embeddings after the map that `loss` trains."""
         return self.loss.adapt(batch)
+
+    def ranking_loss(self, scores: Sequence[Float[Tensor, " candidates"]]) -> Float[Tensor, ""] | None:
+        """Return that of `loss`, at the whole length of the embeddings."""
+        return self.loss.ranking_loss(scores)
 
     @property
     def needs_negatives(self) -> str | None:

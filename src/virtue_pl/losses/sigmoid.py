@@ -58,6 +58,11 @@ class SigmoidLoss(ContrastiveLoss):
         self.bias = nn.Parameter(torch.tensor(float(bias)))
         self.load_and_freeze()
 
+    def query_loss(self, values: Float[Tensor, " candidates"]) -> Float[Tensor, ""]:
+        """Return the summed loss of one query. values: its cosines over temperature, the right candidate's first."""
+        shifted = values + self.bias
+        return -logsigmoid(shifted[0]) - logsigmoid(-shifted[1:]).sum()
+
     def reduce(self, scores: CandidateScores, batch: EmbeddingBatch) -> Float[Tensor, ""]:
         """Return the mean over this rank's queries of each query's summed loss."""
         values, left_out = scores.values, scores.values.isneginf()

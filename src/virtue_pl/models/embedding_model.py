@@ -136,11 +136,28 @@ class EmbeddingModel(VirtueModule):
         self.hit_rate, self.rank_table = HitRate(), RankTable()
 
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Log hit@1 in the first evaluation mode, and return a `RankingOutput`."""
+        """Log hit@1 and the loss in the first evaluation mode, and return a `RankingOutput`."""
         output = self.rank(batch, self.encode(batch.candidates), batch.modes[:1])
+        self.log_ranking_loss(batch, output)
         self.hit_rate.update(sample_ranks(batch.samples, output.scores).in_ranking("hit@1"))
         self.log("val/hit@1", self.hit_rate, prog_bar=True, batch_size=len(batch), add_dataloader_idx=False)
         return output
+
+    def log_ranking_loss(self, batch: RankingBatch, output: RankingOutput) -> None:
+        """Log `val/loss`: that of each query among its own candidates, of the ranking hit@1.
+
+        Batches do not matter to it, so it compares across batch sizes, but not with `train/loss`, whose queries have
+        all candidates of a batch. A loss without such a form logs none.
+        """
+        lists = {
+            row: sample.rankings["hit@1"] for row, sample in enumerate(batch.samples) if "hit@1" in sample.rankings
+        }
+        if self.loss is None or not lists:
+            return
+        chosen = index_tensors([list(indices) for indices in lists.values()], output.scores[0].device)
+        loss = self.loss.ranking_loss([output.scores[row][rows] for row, rows in zip(lists, chosen, strict=True)])
+        if loss is not None:
+            self.log("val/loss", loss, batch_size=len(lists), sync_dist=True, add_dataloader_idx=False)
 
     def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return a `RankingOutput`, and add every sample's ranks to `rank_table`.

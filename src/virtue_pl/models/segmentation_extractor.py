@@ -138,13 +138,18 @@ class SegmentationExtractor(VirtueModule):
 
     def training_step(self, batch: RegionBatch, batch_idx: int) -> Tensor:
         """Return the weighted sum of focal and dice loss, and log all three."""
-        logits = self.predict_masks(batch)
+        losses = self.mask_losses(self.predict_masks(batch), batch)
+        self.log("train/loss", losses["loss"], prog_bar=True, batch_size=len(batch))
+        self.log_dict({"train/focal": losses["focal"], "train/dice": losses["dice"]}, batch_size=len(batch))
+        return losses["loss"]
+
+    def mask_losses(
+        self, logits: Float[Tensor, "prompts mask_height mask_width"], batch: RegionBatch
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the batch's loss, and the focal and dice loss that it is the weighted sum of, by name."""
         coverage = interpolate(batch.masks[:, None], size=logits.shape[-2:], mode="area")[:, 0]
         focal, dice = focal_loss(logits, coverage, self.focal_gamma).mean(), dice_loss(logits, coverage).mean()
-        loss = self.focal_weight * focal + self.dice_weight * dice
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        self.log_dict({"train/focal": focal, "train/dice": dice}, batch_size=len(batch))
-        return loss
+        return {"loss": self.focal_weight * focal + self.dice_weight * dice, "focal": focal, "dice": dice}
 
     def on_validation_epoch_start(self) -> None:
         self.scores = {}
@@ -153,7 +158,10 @@ class SegmentationExtractor(VirtueModule):
         self.scores = {}
 
     def validation_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.score(batch)
+        """Add the batch's IoUs to `scores`, and log its loss."""
+        logits = self.score(batch)
+        loss = self.mask_losses(logits, batch)["loss"]
+        self.log("val/loss", loss, batch_size=len(batch), sync_dist=True, add_dataloader_idx=False)
 
     def test_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.score(batch)
@@ -164,14 +172,15 @@ class SegmentationExtractor(VirtueModule):
     def on_test_epoch_end(self) -> None:
         self.log_scores("test")
 
-    def score(self, batch: RegionBatch) -> None:
-        """Add the batch's IoUs to `scores`."""
+    def score(self, batch: RegionBatch) -> Float[Tensor, "prompts mask_height mask_width"]:
+        """Add the batch's IoUs to `scores`, and return its mask logits."""
         logits = self.predict_masks(batch)
         groups: dict[tuple[str, str], list[int]] = {}
         for row, name in enumerate(zip(batch.tasks, batch.modes, strict=True)):
             groups.setdefault(name, []).append(row)
         for name, rows in groups.items():
             self.scores.setdefault(name, MaskIoU().to(self.device)).update(logits[rows], batch.masks[rows])
+        return logits
 
     def log_scores(self, stage: str) -> None:
         """Log `val/iou_box` and so on; with several tasks each has its own, as `test/test_seen/iou_box`."""

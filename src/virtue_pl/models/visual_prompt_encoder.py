@@ -75,21 +75,30 @@ class VisualPromptEncoder(VirtueModule):
 
     def training_step(self, batch: RegionBatch, batch_idx: int) -> Tensor:
         """Return the sum of L1 and generalised IoU loss of the recovered boxes."""
-        boxes = self.recover_boxes(batch)
-        loss = l1_loss(boxes, batch.boxes) + generalized_box_iou_loss(boxes, batch.boxes, reduction="mean")
+        loss = box_loss(self.recover_boxes(batch), batch.boxes)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.score("val", batch)
+        """Log the mean IoU of the recovered boxes, and their loss."""
+        boxes = self.score("val", batch)
+        loss = box_loss(boxes, batch.boxes)
+        self.log("val/loss", loss, batch_size=len(batch), sync_dist=True, add_dataloader_idx=False)
 
     def test_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.score("test", batch)
 
-    def score(self, stage: str, batch: RegionBatch) -> None:
-        """Log `val/box_iou` or `test/box_iou`, the mean over all samples."""
-        ious = box_iou(self.recover_boxes(batch), batch.boxes).diagonal()
+    def score(self, stage: str, batch: RegionBatch) -> Float[Tensor, "prompts 4"]:
+        """Log `val/box_iou` or `test/box_iou`, the mean over all samples, and return the recovered boxes."""
+        boxes = self.recover_boxes(batch)
+        ious = box_iou(boxes, batch.boxes).diagonal()
         self.log(f"{stage}/box_iou", ious.mean(), batch_size=len(batch), prog_bar=True, sync_dist=True)
+        return boxes
+
+
+def box_loss(boxes: Float[Tensor, "prompts 4"], expected: Float[Tensor, "prompts 4"]) -> Float[Tensor, ""]:
+    """Return the sum of L1 and generalised IoU loss of the boxes (xyxy, normalised)."""
+    return l1_loss(boxes, expected) + generalized_box_iou_loss(boxes, expected, reduction="mean")
 
 
 class BoxDecoder(nn.Module):

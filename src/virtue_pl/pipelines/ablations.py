@@ -179,6 +179,7 @@ class Ablations(Runs):
             if name in names or not names
         }
         variants = {name: variant for name, variant in variants.items() if variant.sets}
+        self.stages.expect(stage_names(variants))
         for name, variant in variants.items():
             if variant.features is not None:
                 self.store_features(variant.features)
@@ -220,7 +221,7 @@ class Ablations(Runs):
         folder = folder_of(self.out / name, tested_on)
         arguments = run.arguments({"run": str(folder), **self.plan.shared})
         self.stages.run(
-            f"test {name} on {tested_on}",
+            f"test {name}{where(tested_on)}",
             [made, run.content(), list(options)],
             folder / "report.json",
             lambda _: self.command("test", [*arguments, *options, f"--ckpt_path={self.checkpoint(name)}"]),
@@ -314,7 +315,7 @@ class Ablations(Runs):
     def seconds_of(self, name: str, variant: Variant) -> dict[str, float]:
         """Return the mean seconds of each stage over the seeds."""
         seconds, runs = self.stages.seconds(), [run_name(name, seed) for seed in variant.seeds]
-        ends = ["" if tested_on == TEST else f" on {tested_on}" for tested_on in variant.sets]
+        ends = [where(tested_on) for tested_on in variant.sets]
         fitted = sum(seconds[f"fit {run}"] for run in runs) / len(runs)
         tested = sum(seconds[f"test {run}{end}"] for run in runs for end in ends) / len(runs)
         return {"fit": round(fitted, 1), "test": round(tested, 1)}
@@ -344,6 +345,21 @@ class Ablations(Runs):
 def folder_of(run: Path, tested_on: str) -> Path:
     """Return the folder of a run's test on a set."""
     return run if tested_on == TEST else run / tested_on
+
+
+def stage_names(variants: Mapping[str, Variant]) -> list[str]:
+    """Return the names of the stages of a study, in order, each once."""
+    found: list[str] = []
+    for name, variant in variants.items():
+        found += [] if variant.features is None else [Path(variant.features.result).parent.name]
+        for run in (run_name(name, seed) for seed in variant.seeds):
+            found += [f"fit {run}", *(f"test {run}{where(tested_on)}" for tested_on in variant.sets)]
+    return list(dict.fromkeys(found))
+
+
+def where(tested_on: str) -> str:
+    """Return what the name of a test's stage ends in."""
+    return "" if tested_on == TEST else f" on {tested_on}"
 
 
 def run_name(variant: str, seed: int) -> str:

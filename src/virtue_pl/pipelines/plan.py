@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from virtue_pl.backbones.class_names import STORED_NAMES
 from virtue_pl.types import VirtueError
 
 
@@ -47,12 +48,15 @@ def read_run(found: Mapping[str, Any]) -> Run:
     return Run(tuple(found["configs"]), found["overrides"])
 
 
-def read_plan(path: str | Path, expected: set[str]) -> dict[str, Any]:
-    """Read the mapping in the file of a plan. Raises VirtueError unless it has just the `expected` keys."""
+def read_plan(path: str | Path, expected: set[str], optional: Set[str] = frozenset()) -> dict[str, Any]:
+    """Read the mapping in the file of a plan. Raises VirtueError unless it has the `expected` keys, and no others.
+
+    optional: keys that it may have.
+    """
     if not Path(path).is_file():
         raise VirtueError(f"plan: {path} is not there; give the file of the plan with --plan")
     found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or set(found) != expected:
+    if not isinstance(found, dict) or not expected <= set(found) <= expected | optional:
         raise VirtueError(
             f"plan: {path} has {sorted(found) if isinstance(found, dict) else type(found).__name__}, expected"
             f" {sorted(expected)}"
@@ -75,12 +79,15 @@ def is_config(value: Any) -> bool:
 def content_of(path: str | Path) -> dict[str, str]:
     """Return checksums of a file, of the manifests in a folder of shards, or of all files in another folder.
 
-    They are by the files' paths in the folder, which may lie anywhere.
+    They are by the files' paths in the folder, which may lie anywhere. What is stored beside weights and follows from
+    them (`backbones.class_names`) does not count.
     """
     root = Path(path)
     if root.is_file():
         return {"": file_hash(root)}
-    files = sorted(root.rglob("manifest.json")) or sorted(found for found in root.rglob("*") if found.is_file())
+    files = sorted(root.rglob("manifest.json")) or sorted(
+        found for found in root.rglob("*") if found.is_file() and STORED_NAMES not in found.name
+    )
     return {file.relative_to(root).as_posix(): file_hash(file) for file in files}
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.reports.tables import Lost, markdown, rich_tables
 from virtue_pl.evaluation.statistics.summary import Results, context, merge, select
 from virtue_pl.pipelines.plan import Run, content_of, read_plan, read_run
+from virtue_pl.pipelines.prompt_worth import PromptWorth, describe_worth, prompt_worth
+from virtue_pl.pipelines.quickstart_page import drawn_queries, quickstart_page
 from virtue_pl.pipelines.runs import Command, Runs, precision_here
 from virtue_pl.types.fingerprints import library_versions
 
@@ -32,6 +34,7 @@ class Plan:
 
     precision: of all runs; "auto" takes bfloat16 where the processor multiplies in it, else float32.
     features: the run whose frozen networks see every image once, before anything is trained.
+    typical_seconds: of the stages by name, on some machine, from which the time left is estimated on any (`TimeLeft`).
 
     Example:
         >>> list(Plan.read("configs/studies/quickstart.yaml").runs)  # doctest: +SKIP
@@ -45,11 +48,14 @@ class Plan:
     features: Run
     runs: Mapping[str, Run]
     rows: Mapping[str, Mapping[str, str]]
+    typical_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
         """Read a plan. Raises VirtueError for keys that are missing or too many."""
-        found = read_plan(path, {"seed", "precision", "scenes", "shards", "features", "runs", "rows"})
+        found = read_plan(
+            path, {"seed", "precision", "scenes", "shards", "features", "runs", "rows"}, {"typical_seconds"}
+        )
         runs = {name: read_run(run) for name, run in found.pop("runs").items()}
         return cls(features=read_run(found.pop("features")), runs=runs, **found)
 
@@ -94,6 +100,7 @@ class Quickstart(Runs):
         source = self.fetch(self.plan.scenes["source"], self.cache, self.console)
         scenes = self.data / f"scar_mini_{source}"
         shards = self.data / "shards" / scenes.name
+        self.stages.expect(self.stage_names(), self.plan.typical_seconds)
         made = self.stages.run(
             "scenes",
             self.scenes_made_from(source),
@@ -116,6 +123,11 @@ class Quickstart(Runs):
         for name in self.plan.runs:
             self.test(name, [fitted[name]], shards)
         return self.report(source)
+
+    def stage_names(self) -> list[str]:
+        """Return the names of all stages, in order."""
+        runs = [f"{command} {name}" for command in ("fit", "test") for name in self.plan.runs]
+        return ["scenes", "shards", "features", *runs]
 
     def scene_config(self, source: str) -> SceneConfig:
         """Return the settings of the scenes."""
@@ -178,6 +190,7 @@ class Quickstart(Runs):
     def report(self, source: str) -> dict[str, Any]:
         """Join the runs' reports to one table, print it and write it."""
         reports = {name: self.report_of(name) for name in self.plan.runs}
+        worth = self.prompt_worth(reports)
         results = merge(*(select(reports[name]["results"], rows) for name, rows in self.plan.rows.items()))
         chance_levels = {
             by_set(task): values for task, values in next(reports[name] for name in self.plan.rows)["chance"].items()
@@ -188,6 +201,7 @@ class Quickstart(Runs):
             "scar_mini": results,
             "chance": chance_levels,
             "left_out": lost,
+            "prompt_worth": describe_worth(worth, chance_levels),
             "segmenter": {name.removeprefix("test/"): value for name, value in reports["segmenter"]["metrics"].items()},
             "seconds": self.stages.seconds(),
             "source": source,
@@ -197,18 +211,58 @@ class Quickstart(Runs):
         }
         write_json(self.out / "report.json", report)
         write_text(self.out / "report.md", self.text(report, results, chance_levels))
+        commands = self.next_commands(source)
+        page = quickstart_page(report, report["prompt_worth"], drawn_queries(self.out / self.prompted_run()), commands)
+        write_text(self.out / "report.html", page)
         for table in rich_tables(results, chance_levels, lost):
             self.console.print(table)
         self.console.print(
             f"segmenter: {', '.join(f'{name} {value:.3f}' for name, value in sorted(report['segmenter'].items()))}",
             highlight=False,
         )
+        self.print_end(report["prompt_worth"], commands)
+        return report
+
+    def print_end(self, worth: str, commands: Sequence[tuple[str, str]]) -> None:
+        """Print what a prompt is worth, where the report is, and what to do next."""
+        if worth:
+            self.console.print(f"\n[bold]What a visual prompt is worth.[/bold] {worth}\n", highlight=False)
         self.console.print(
-            f"report: {self.out / 'report.json'}; images: tensorboard --logdir {self.out}",
+            f"report: {self.out / 'report.html'} (and report.json); images: tensorboard --logdir {self.out}",
             highlight=False,
             soft_wrap=True,
         )
-        return report
+        self.console.print("next:", highlight=False)
+        for reason, command in commands:
+            self.console.print(f"  {command}\n    [dim]{reason}[/dim]", highlight=False, soft_wrap=True)
+
+    def prompted_run(self) -> str:
+        """Return the run whose queries have a prompt: the one with the most rows of the table."""
+        return max(self.plan.rows, key=lambda name: len(self.plan.rows[name]))
+
+    def prompt_worth(self, reports: Mapping[str, Mapping[str, Any]]) -> list[PromptWorth]:
+        """Return what a prompt is worth to that run in each set."""
+        name = self.prompted_run()
+        return prompt_worth(self.out / name / "predictions.jsonl", reports[name]["results"])
+
+    def next_commands(self, source: str) -> list[tuple[str, str]]:
+        """Return what to do with the model, each with its reason."""
+        checkpoint = self.checkpoint(self.prompted_run())
+        scenes = self.data / f"scar_mini_{source}"
+        return [
+            (
+                "a report on every query, with the failures drawn",
+                f"virtue-pl eval --model {checkpoint} --sets scar_mini --data {scenes} --out {self.out / 'evaluation'}",
+            ),
+            (
+                "the model as a folder, for `Embedder.from_pretrained` in Python",
+                f"virtue-pl export {checkpoint} --out {self.out / 'exported'}",
+            ),
+            (
+                "pairs of your own as shards, to train on (docs/data.md says what a row is)",
+                "virtue-pl shards pairs --root my_pairs --out data/shards/my_pairs",
+            ),
+        ]
 
     def left_out(self, reports: Mapping[str, Mapping[str, Any]]) -> Lost:
         """Return the number of queries that each row of the tables leaves out, by set and reason."""
@@ -235,6 +289,7 @@ class Quickstart(Runs):
             f"# Quickstart ({report['source']}, seed {report['context']['seed']}, {report['context']['date']})",
             "",
         ]
+        lines += [report["prompt_worth"], ""] if report["prompt_worth"] else []
         lines += [
             markdown(results, {task: dict(values) for task, values in chance_levels.items()}, report["left_out"]),
             "### segmenter",

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.pipelines.plan import Run, file_hash
+from virtue_pl.pipelines.time_left import TimeLeft, describe_seconds
 from virtue_pl.types import VirtueError
 from virtue_pl.types.fingerprints import FORMAT, LIBRARIES, hash_values, library_versions
 
@@ -57,6 +58,27 @@ class Stages:
             json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         )
         self.number = 0
+        self.expected: list[str] = []
+        self.time_left = TimeLeft()
+
+    def expect(self, names: Sequence[str], typical: Mapping[str, float] | None = None) -> None:
+        """Say which stages are to be run, in order, so that each can say how many there are and how long they take.
+
+        typical: seconds that they take on some machine, see `TimeLeft`.
+        """
+        self.expected = list(names)
+        self.time_left = TimeLeft(self.seconds(), typical)
+
+    def heading(self, name: str) -> str:
+        """Return a stage's title: its number of how many, its name, and the time left where there is an estimate."""
+        if name not in self.expected:
+            return f"{self.number}. {name}"
+        index = self.expected.index(name)
+        # behind a stage that is done again all are; behind a new one those that were done are passed over in a moment
+        again = name in self.done
+        seconds = self.time_left.seconds([each for each in self.expected[index:] if again or each not in self.done])
+        left = "" if seconds is None else f" · {describe_seconds(seconds)} left"
+        return f"{index + 1} of {len(self.expected)} stages: {name}{left}"
 
     def run(
         self,
@@ -81,8 +103,9 @@ class Stages:
         fingerprint = hash_values(FORMAT, library_versions(STAGE_LIBRARIES), list(made_from))[:16]
         if self.is_done(name, fingerprint, result):
             self.console.print(f"[dim]{self.number}. {name}: done before, {result}[/dim]")
+            self.time_left.add(name, self.done[name]["seconds"])
             return fingerprint
-        self.console.rule(f"{self.number}. {name}")
+        self.console.rule(self.heading(name))
         if name in self.done:
             self.console.print(f"[dim]{name} was done with other inputs, settings or versions: it is done again[/dim]")
             self.remove(name, result, products)
@@ -94,6 +117,7 @@ class Stages:
         self.done[name] = {"fingerprint": fingerprint, "seconds": seconds, "result": file_hash(result)}
         self.done[name] |= {"path": str(result.resolve())}
         write_json(self.path, self.done)
+        self.time_left.add(name, seconds)
         return fingerprint
 
     def remove(self, name: str, result: Path, products: Sequence[Path]) -> None:

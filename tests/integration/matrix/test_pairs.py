@@ -1,7 +1,8 @@
 """Every vision-language backbone with every segmentation model learns eight pairs by heart.
 
 A segmentation model joins by a layer in `segmentation/`, a vision-language backbone by a line of
-`fixtures.tiny_vlms.TINY`. One pair of each is tested always, all others with the marker `matrix`: `make test-matrix`.
+`fixtures.tiny_vlms.TINY` or `DUAL`. One pair of each is tested always, all others with the marker `matrix`:
+`make test-matrix`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fixtures.tiny_vlms import TINY
+from fixtures.tiny_vlms import DUAL, TINY
 from virtue_pl.cli.lightning import VirtueCLI
 from virtue_pl.models.fusion_head import VLMFusionHead
 from virtue_pl.models.virtue import Virtue
 from virtue_pl.types import EmbeddingInput, EncoderBatch, PairBatch, Region, Sample
 
 HERE = Path(__file__).parent
-BACKBONES = sorted(TINY)
+BACKBONES = [*sorted(TINY), *sorted(DUAL)]
 SEGMENTATION = sorted(path.stem for path in (HERE / "segmentation").glob("*.yaml"))
 STEPS = 80
 
@@ -39,7 +40,7 @@ def pairs() -> list:
 
 @pytest.fixture(scope="module")
 def vlm_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    return cache(lambda backbone: TINY[backbone](tmp_path_factory.mktemp("vlm_model")))
+    return cache(lambda backbone: (TINY | DUAL)[backbone](tmp_path_factory.mktemp("vlm_model")))
 
 
 def build(backbone: str, segmentation: str, folder: Path) -> Virtue | VLMFusionHead:

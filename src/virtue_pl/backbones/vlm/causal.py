@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
+from virtue_pl.backbones.attention_masks import known_padding
 from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights, description_files
-from virtue_pl.backbones.vlm.attention_masks import known_padding
 from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens, token_positions
 from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.preprocessing.processor import VLMProcessor

@@ -12,7 +12,7 @@ from transformers import AutoConfig, SmolVLMModel
 from transformers.image_utils import SizeDict
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-from virtue_pl.backbones.vlm.attention_masks import known_padding
+from virtue_pl.backbones.attention_masks import known_padding
 from virtue_pl.backbones.vlm.causal import CausalVLM, TileProcessor
 
 

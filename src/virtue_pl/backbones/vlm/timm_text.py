@@ -13,9 +13,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoModel, AutoTokenizer
 
+from virtue_pl.backbones.attention_masks import known_padding
 from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights, description_files
 from virtue_pl.backbones.timm_trunk import TimmTrunk, feature_levels
-from virtue_pl.backbones.vlm.attention_masks import known_padding
 from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens
 from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.preprocessing.processor import VLMProcessor

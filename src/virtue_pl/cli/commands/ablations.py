@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from virtue_pl.cli.command_parser import CommandParser
+from virtue_pl.cli.progress import LoadingLine
 
 GROUP = "results"
 
@@ -16,10 +17,11 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     # threads that spin while they wait make everything crawl beside another program
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from rich.console import Console
+    with LoadingLine("libraries"):
+        from rich.console import Console
 
-    from virtue_pl.cli import lightning
-    from virtue_pl.pipelines.ablations import AblationPlan, Ablations
+        from virtue_pl.cli import lightning
+        from virtue_pl.pipelines.ablations import AblationPlan, Ablations
 
     Ablations(AblationPlan.read(arguments.plan), arguments.out, lightning.main, Console())(
         arguments.variants, arguments.sets

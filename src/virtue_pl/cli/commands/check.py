@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from virtue_pl.cli.progress import LoadingLine
+
 GROUP = "runs"
 
 
@@ -18,6 +20,7 @@ def main(argv: list[str]) -> int:
     """
     # for --help alone: the options are those of fit, which the parser of fit reads below
     _parser().parse_known_args(argv)
+    loading = LoadingLine("libraries, the model and what its data needs").start()
     from rich.console import Console
 
     from virtue_pl.cli.described import DescribedCLI
@@ -26,6 +29,7 @@ def main(argv: list[str]) -> int:
 
     with one_line_errors("check"):
         cli = DescribedCLI("fit", argv, program="virtue-pl check")
+        loading.stop()
         console = Console()
         console.print(parts_table(cli.model))
         for table in adapter_tables(cli.model):

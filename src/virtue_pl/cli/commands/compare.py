@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtue_pl.cli.command_parser import CommandParser
+from virtue_pl.cli.progress import LoadingLine
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ GROUP = "results"
 def main(argv: list[str]) -> int:
     """Print the tables, and write them where `--out` says. Returns the exit code."""
     arguments = _parser().parse_args(argv)
+    loading = LoadingLine("libraries").start()
     from dataclasses import replace
 
     from rich.console import Console
@@ -38,6 +40,7 @@ def main(argv: list[str]) -> int:
     from virtue_pl.evaluation.statistics.compared_run import ComparedRun
     from virtue_pl.evaluation.statistics.summary import context
 
+    loading.stop()
     chosen = [folder_and_mode(run, arguments.mode) for run in arguments.runs]
     names = unique_names(arguments.runs, chosen)
     ranked = {folder: read_run(folder) for folder in {folder for folder, _ in chosen}}

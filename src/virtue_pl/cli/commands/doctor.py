@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from virtue_pl.cli.arguments import add_max_pixels, add_row_options, positive_number, row_options
 from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.left_out import LeftOut, left_out_table
-from virtue_pl.cli.progress import show_progress
+from virtue_pl.cli.progress import LoadingLine, show_progress
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ GROUP = "data"
 def main(argv: list[str]) -> int:
     """Print the findings; returns 1 where errors were found (with --strict also warnings), else 0."""
     arguments = parser().parse_args(argv)
+    loading = LoadingLine("libraries").start()
     from rich.console import Console
 
     from virtue_pl.data.conversion.source_file import no_progress
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     from virtue_pl.data.doctor.examine import count_errors, examine, to_json
     from virtue_pl.data.io.atomic import write_json
 
+    loading.stop()
     sheet = ContactSheet()
     count = load_token_counter(arguments.tokenizer) if arguments.tokenizer else count_words
     options = {"max_pixels": arguments.max_pixels, "count_tokens": count, "on_finding": sheet.add}

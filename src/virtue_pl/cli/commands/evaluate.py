@@ -10,6 +10,7 @@ from typing import Any
 from virtue_pl.cli.arguments import add_max_pixels
 from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.dataclass_options import add_options, read_options
+from virtue_pl.cli.progress import LoadingLine
 from virtue_pl.data.eval_sets.options import EvaluationDataOptions
 from virtue_pl.evaluation.settings import EncodingOptions, LoadingOptions, QueryFormat, ReportOptions
 
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
     """Evaluate, and leave a report in `--out`. Returns the exit code: 0, or 143 after SIGTERM."""
     arguments = _parser().parse_args(argv)
 
+    loading = LoadingLine("libraries").start()
     from lightning import Trainer
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -38,6 +40,7 @@ def main(argv: list[str]) -> int:
     from virtue_pl.data.eval_sets.own import ranked_shards
     from virtue_pl.evaluation.evaluator import Evaluator
 
+    loading.stop()
     options = read_options(EvaluationDataOptions, arguments)
     root = arguments.data
     if arguments.sets is None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from virtue_pl.cli.command_parser import CommandParser
+from virtue_pl.cli.progress import LoadingLine
 
 GROUP = "models"
 
@@ -14,19 +15,21 @@ def main(argv: list[str]) -> int:
     """Write the folder, and print a line about it; returns the exit code."""
     arguments = _parser().parse_args(argv)
 
-    from virtue_pl.checkpoints.export import export
+    with LoadingLine("libraries"):
+        from virtue_pl.checkpoints.export import export
 
-    checkpoint = export(
-        arguments.source,
-        arguments.out,
-        layout=arguments.layout,
-        merge_adapters=arguments.merge_adapters,
-        config=arguments.config,
-        sam_checkpoint=arguments.sam_checkpoint,
-        base=arguments.base,
-        license=arguments.license,
-        allow_classes=arguments.allow_classes,
-    )
+    with LoadingLine(f"{arguments.source}, and writing it"):
+        checkpoint = export(
+            arguments.source,
+            arguments.out,
+            layout=arguments.layout,
+            merge_adapters=arguments.merge_adapters,
+            config=arguments.config,
+            sam_checkpoint=arguments.sam_checkpoint,
+            base=arguments.base,
+            license=arguments.license,
+            allow_classes=arguments.allow_classes,
+        )
     print(f"wrote {len(checkpoint.tensors)} tensors to {arguments.out} ({arguments.layout} layout)")
     return 0
 

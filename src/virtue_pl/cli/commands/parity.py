@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from virtue_pl.cli.arguments import add_max_pixels
 from virtue_pl.cli.command_parser import CommandParser
+from virtue_pl.cli.progress import LoadingLine
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> int:
     """Print the table. Returns 1 where a difference is beyond its tolerance."""
     arguments = _parser().parse_args(argv)
 
+    loading = LoadingLine("libraries and the model").start()
     from rich.console import Console
 
     from virtue_pl.checkpoints.pretrained import from_pretrained
@@ -35,6 +37,7 @@ def main(argv: list[str]) -> int:
     model = from_pretrained(
         given, arguments.sam_checkpoint, arguments.formatter, arguments.base, allow_classes=arguments.allow_classes
     )
+    loading.stop()
     if arguments.record:
         print(f"recorded {record(model, arguments.folder)} cases of {given} in {arguments.folder}")
         return 0

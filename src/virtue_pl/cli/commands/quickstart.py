@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from virtue_pl.cli.command_parser import CommandParser
+from virtue_pl.cli.progress import LoadingLine
 
 GROUP = "start"
 
@@ -18,11 +19,12 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from dataclasses import replace
 
-    from rich.console import Console
+    with LoadingLine("libraries"):
+        from rich.console import Console
 
-    from virtue_pl.cli import lightning
-    from virtue_pl.cli.progress import show_progress
-    from virtue_pl.pipelines.quickstart import Plan, Quickstart, fetch
+        from virtue_pl.cli import lightning
+        from virtue_pl.cli.progress import show_progress
+        from virtue_pl.pipelines.quickstart import Plan, Quickstart, fetch
 
     plan = Plan.read(arguments.plan)
     if arguments.source is not None:

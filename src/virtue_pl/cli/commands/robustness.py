@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from virtue_pl.cli.arguments import MAX_PIXELS, add_max_pixels
 from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.dataclass_options import add_options, read_options
+from virtue_pl.cli.progress import LoadingLine
 from virtue_pl.evaluation.settings import LoadingOptions, QueryFormat, RobustnessOptions
 from virtue_pl.types import VirtueError
 
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
     """Print the tables; write robustness.json and a curve for each kind. Returns the exit code."""
     arguments = _parser().parse_args(argv)
 
+    progress = LoadingLine("libraries and the model").start()
     from rich.console import Console
     from rich.progress import track
 
@@ -63,6 +65,7 @@ def main(argv: list[str]) -> int:
         cached_images=2 * BATCH_SIZE,
         **vars(loading),
     )
+    progress.stop()
     kinds: tuple[str, ...] = options.kinds or (*PERTURBATIONS, PROMPT_CONSISTENCY)
     found, consistency = Robustness(), PromptConsistency()
     with_prompt = evaluation_queries(embedder)

@@ -6,6 +6,7 @@ import argparse
 import os
 
 from virtue_pl.cli.command_parser import CommandParser
+from virtue_pl.cli.progress import LoadingLine
 
 GROUP = "data"
 
@@ -16,11 +17,13 @@ def main(argv: list[str]) -> int:
     Returns the exit code.
     """
     arguments = _parser().parse_args(argv)
+    loading = LoadingLine("libraries").start()
     from rich.console import Console
 
     from virtue_pl.data.download.images import fetch_images
     from virtue_pl.data.scenes import SceneConfig, write_scenes
 
+    loading.stop()
     console = Console()
     settings = {name: value for name, value in vars(arguments).items() if name not in ("out", "workers")}
     config = SceneConfig(**settings)

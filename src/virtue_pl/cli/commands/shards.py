@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from virtue_pl.cli.arguments import add_max_pixels, add_row_options, positive_number, row_options, share
 from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.left_out import LeftOut, describe_excess, left_out_table
-from virtue_pl.cli.progress import show_progress
+from virtue_pl.cli.progress import LoadingLine, show_progress
 
 if TYPE_CHECKING:
     from virtue_pl.data.shards.manifest import Manifest
@@ -136,14 +136,16 @@ def describe_columns() -> str:
 
 def scar_shards(arguments: argparse.Namespace) -> int:
     """Convert SCaR; returns the exit code."""
-    from virtue_pl.data.conversion.scar import convert_scar
+    with LoadingLine("libraries"):
+        from virtue_pl.data.conversion.scar import convert_scar
 
     return report(convert_scar(arguments.root, arguments.out, **options(arguments)), arguments.max_left_out)
 
 
 def mmeb_shards(arguments: argparse.Namespace) -> int:
     """Convert MMEB; returns the exit code."""
-    from virtue_pl.data.conversion.mmeb import convert_mmeb
+    with LoadingLine("libraries"):
+        from virtue_pl.data.conversion.mmeb import convert_mmeb
 
     made = convert_mmeb(arguments.root, arguments.out, train_split=arguments.train_split, **options(arguments))
     return report(made, arguments.max_left_out)
@@ -151,7 +153,8 @@ def mmeb_shards(arguments: argparse.Namespace) -> int:
 
 def pair_shards(arguments: argparse.Namespace) -> int:
     """Convert own pairs; returns the exit code."""
-    from virtue_pl.data.conversion.pairs import convert_pairs
+    with LoadingLine("libraries"):
+        from virtue_pl.data.conversion.pairs import convert_pairs
 
     made = convert_pairs(arguments.root, arguments.out, row_options=row_options(arguments), **options(arguments))
     return report(made, arguments.max_left_out)

@@ -14,7 +14,7 @@ from transformers.masking_utils import (
 )
 
 from fixtures.device_work import DeviceWork
-from virtue_pl.backbones.vlm.attention_masks import IS_PADDED, known_padding
+from virtue_pl.backbones.attention_masks import IS_PADDED, known_padding
 
 MAKERS = {
     "causal": create_causal_mask,
