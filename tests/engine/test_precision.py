@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.engine.precision import check_precision
+from virtue_pl.cli.trainer import AutoPrecisionTrainer
+from virtue_pl.engine.precision import check_precision, choose_precision
 from virtue_pl.types import VirtueError
 
 CPU = torch.device("cpu")
@@ -45,3 +46,29 @@ def test_float16_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_devices_decide_for_themselves() -> None:
     check_precision("16-mixed", torch.device("mps"))
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_takes_bfloat16_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    assert choose_precision("auto") == expected
+
+
+def test_a_named_precision_is_taken_as_it_is() -> None:
+    assert choose_precision("64-true") == "64-true"
+
+
+def test_a_gpu_counts_unless_the_cpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert (choose_precision("auto"), choose_precision("auto", "cpu")) == ("32-true", "bf16-mixed")
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_the_trainer_takes_auto(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    assert AutoPrecisionTrainer(precision="auto", **options).precision == expected
+    assert AutoPrecisionTrainer(**options).precision == "32-true"

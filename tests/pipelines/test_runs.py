@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
 
 from fixtures.changed_arguments import changed_leaves
@@ -17,18 +16,7 @@ from virtue_pl.data.conversion.source_file import no_progress
 from virtue_pl.pipelines import runs as pipeline_runs
 from virtue_pl.pipelines.plan import Run, content_of
 from virtue_pl.pipelines.quickstart import Plan, Quickstart
-from virtue_pl.pipelines.runs import Stages, precision_here
-
-
-@pytest.mark.parametrize(("native", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_auto_takes_bfloat16_where_it_is_native(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
-    assert precision_here("auto") == expected
-
-
-def test_a_named_precision_is_taken_as_it_is() -> None:
-    assert precision_here("64-true") == "64-true"
+from virtue_pl.pipelines.runs import Stages
 
 
 def stage(folder: Path, made_from: list[Any], content: str = "result", name: str = "a") -> bool:

@@ -31,6 +31,7 @@ from virtue_pl.cli.run_folder import (
     log_settings,
     settings_of,
 )
+from virtue_pl.cli.trainer import AutoPrecisionTrainer
 from virtue_pl.types import VirtueError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
@@ -108,6 +109,7 @@ class VirtueCLI(LightningCLI):
         super().__init__(
             LightningModule,
             None,
+            trainer_class=AutoPrecisionTrainer,
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"config_filename": "config.yaml" if command == "fit" else f"config_{command}.yaml"},
             parser_kwargs={

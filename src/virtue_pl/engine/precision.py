@@ -9,6 +9,29 @@ import torch
 
 from virtue_pl.types import VirtueError
 
+AUTO = "auto"
+"""The precision that suits the device."""
+
+
+def choose_precision(wanted: Any, accelerator: Any = AUTO) -> Any:
+    """Return `wanted`, a precision of Lightning's, or for "auto" the one that suits the device.
+
+    That is bfloat16 ("bf16-mixed") where the device multiplies in it (a GPU, or a processor with AVX512-BF16 or AMX),
+    else float32 ("32-true").
+
+    Args:
+        wanted: a precision of Lightning's, "auto", or None for Lightning's default.
+        accelerator: Lightning's name of the device; "cpu" does not ask a GPU that is there.
+
+    Example:
+        >>> choose_precision("16-mixed")
+        '16-mixed'
+    """
+    if wanted != AUTO:
+        return wanted
+    device = torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
+    return "bf16-mixed" if has_native_dtype(device, "bfloat16") else "32-true"
+
 
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise VirtueError where the trainer's `precision` is emulated on `device`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from virtue_pl.engine.precision import choose_precision
 from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
 from virtue_pl.evaluation.reports.curves import read_curve
 from virtue_pl.evaluation.reports.plots import plot_against_number, plot_curves, plot_families
@@ -24,7 +25,7 @@ from virtue_pl.evaluation.statistics.compare import (
 from virtue_pl.evaluation.statistics.compared_run import ComparedRun
 from virtue_pl.evaluation.statistics.summary import Chance, context
 from virtue_pl.pipelines.plan import Run, content_of, read_plan, read_run
-from virtue_pl.pipelines.runs import Command, Runs, precision_here
+from virtue_pl.pipelines.runs import Command, Runs
 from virtue_pl.types import VirtueError
 
 TEST = "test"
@@ -72,7 +73,7 @@ class Variant:
 class AblationPlan:
     """Plan of a study, read from YAML.
 
-    precision: of all variants, see `precision_here`. shared: paths that all variants share, which must be there.
+    precision: of all variants, see `choose_precision`. shared: paths that all variants share, which must be there.
     segment_tokens: row -> number, for the figure over it.
     learning_curves: the variants in the figure of learning curves. means: name -> what the tasks of a mean over tasks
     start with.
@@ -198,7 +199,7 @@ class Ablations(Runs):
             self.plan.shared,
             made_from,
             result,
-            [f"--trainer.precision={precision_here(self.plan.precision)}"],
+            [f"--trainer.precision={choose_precision(self.plan.precision)}"],
         )
 
     def train_and_test(self, name: str, variant: Variant, seed: int) -> None:
@@ -208,7 +209,7 @@ class Ablations(Runs):
         options = [
             f"--seed_everything={seed}",
             f"--data.init_args.reader.seed={seed}",
-            f"--trainer.precision={precision_here(self.plan.precision)}",
+            f"--trainer.precision={choose_precision(self.plan.precision)}",
         ]
         made = self.fit_run(name, run, self.plan.shared, [seed, *map(content_of, paths)], options)
         for tested_on, overrides in variant.sets.items():

@@ -13,13 +13,14 @@ from rich.console import Console
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.data.conversion.source_file import Progress
+from virtue_pl.engine.precision import choose_precision
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
 from virtue_pl.evaluation.reports.tables import Lost, markdown, rich_tables
 from virtue_pl.evaluation.statistics.summary import Results, context, merge, select
 from virtue_pl.pipelines.plan import Run, content_of, read_plan, read_run
 from virtue_pl.pipelines.prompt_worth import PromptWorth, describe_worth, prompt_worth
 from virtue_pl.pipelines.quickstart_page import drawn_queries, quickstart_page
-from virtue_pl.pipelines.runs import Command, Runs, precision_here
+from virtue_pl.pipelines.runs import Command, Runs
 from virtue_pl.types.fingerprints import library_versions
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class Quickstart(Runs):
         stored = [] if own else ["--data.init_args.features=features"]
         return [
             f"--seed_everything={self.plan.seed}",
-            f"--trainer.precision={precision_here(self.plan.precision)}",
+            f"--trainer.precision={choose_precision(self.plan.precision)}",
             *stored,
         ]
 
@@ -277,7 +278,7 @@ class Quickstart(Runs):
         configs = {name: report["context"]["config"] for name, report in reports.items()}
         return {
             "seed": self.plan.seed,
-            "precision": precision_here(self.plan.precision),
+            "precision": choose_precision(self.plan.precision),
             "scenes": dict(self.plan.scenes),
             "runs": configs,
         }

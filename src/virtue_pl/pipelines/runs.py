@@ -22,24 +22,6 @@ STAGE_LIBRARIES = (*LIBRARIES, "lightning", "numpy")
 """Libraries that change what a stage leaves: those of embeddings, the trainer, and what draws scenes."""
 
 
-def precision_here(wanted: str) -> str:
-    """Return `wanted`, a precision of Lightning's, or for "auto" the one that suits this machine.
-
-    That is bfloat16 where the machine multiplies in it (a GPU, or a processor with AVX512-BF16 or AMX).
-    """
-    if wanted != "auto":
-        return wanted
-    import torch
-
-    from virtue_pl.engine.precision import has_native_dtype
-
-    return (
-        "bf16-mixed"
-        if has_native_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu"), "bfloat16")
-        else "32-true"
-    )
-
-
 class Stages:
     """Stages that are done once.
 

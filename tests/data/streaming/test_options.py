@@ -144,4 +144,4 @@ def test_a_mistake_in_a_group_is_one_line_of_the_command(tmp_path: Path, capsys:
 def test_help_tells_of_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--data.help", "virtue_pl.data.SCaRDataModule"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "--data.reader.num_workers" in told and "Data workers a rank; 0 reads in the training process." in told
+    assert "--data.reader.num_workers" in told and "Data workers a rank; 0 reads in the training process; auto" in told

@@ -53,6 +53,14 @@ class StreamingDataModule(LightningDataModule):
         return 1 if self.trainer is None else self.trainer.world_size
 
     @property
+    def num_workers(self) -> int:
+        """Return the number of data workers of this rank."""
+        if self.trainer is None:
+            return self.reader.count_workers("cpu", 1)
+        strategy = self.trainer.strategy
+        return self.reader.count_workers(strategy.root_device.type, self.world_size // max(1, self.trainer.num_nodes))
+
+    @property
     def precision(self) -> str | None:
         """Return the trainer's precision; None without a trainer."""
         return None if self.trainer is None else str(self.trainer.precision)
@@ -91,6 +99,5 @@ class StreamingDataModule(LightningDataModule):
         return ReaderInfo(self.rank, self.world_size, limits=self.reader.limits)
 
     def _loader(self, stream: BatchStream) -> StreamLoader:
-        if isinstance(stream, PlannedStream):
-            return TrainingLoader(stream, self.reader.num_workers, self.current_epoch, self.skipped)
-        return StreamLoader(stream, self.reader.num_workers, self.current_epoch, self.skipped)
+        make = TrainingLoader if isinstance(stream, PlannedStream) else StreamLoader
+        return make(stream, self.num_workers, self.current_epoch, self.skipped)  # type: ignore[arg-type]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from virtue_pl.preprocessing.images import MAX_PIXELS, PixelLimit
 from virtue_pl.types import VirtueError
+
+AUTO = "auto"
+"""The number of data workers that suits the machine."""
+MAX_WORKERS = 8
+"""Data workers that are started without being asked for by number."""
 
 
 def check_counts(counts: Mapping[str, int | None], minimum: int = 1) -> None:
@@ -45,8 +52,10 @@ class ReaderOptions:
         BadSampleLimits(max_bad_samples=100, max_consecutive_bad=20)
     """
 
-    num_workers: int = 0
-    """Data workers a rank; 0 reads in the training process."""
+    num_workers: int | Literal["auto"] = 0
+    """Data workers a rank; 0 reads in the training process; auto: on a GPU as many as its share of the processor has
+    cores, 8 at most, else 0.
+    """
     seed: int = 0
     """Seed of the training stream."""
     max_bad_samples: int = BadSampleLimits.max_bad_samples
@@ -63,8 +72,19 @@ class ReaderOptions:
 
     def __post_init__(self) -> None:
         check_counts({"max_pixels": self.max_pixels, "resize_to_square": self.resize_to_square})
-        check_counts({"num_workers": self.num_workers}, minimum=0)
+        if self.num_workers != AUTO:
+            check_counts({"num_workers": self.num_workers}, minimum=0)
         _ = self.limits
+
+    def count_workers(self, accelerator: str, local_ranks: int) -> int:
+        """Return the number of data workers of a rank.
+
+        accelerator: the device type that trains, as "cuda" or "cpu". local_ranks: ranks of this machine.
+        """
+        if self.num_workers != AUTO:
+            return self.num_workers
+        cores = len(os.sched_getaffinity(0))
+        return 0 if accelerator == "cpu" else min(MAX_WORKERS, max(1, cores // local_ranks))
 
     @property
     def pixel_limit(self) -> PixelLimit:
