@@ -32,7 +32,7 @@ from virtue_pl.data.streaming.record_reader import RecordReader
 from virtue_pl.data.streaming.training_loader import TrainingLoader
 from virtue_pl.data.streaming.training_stream import TrainingStream
 
-PLACES = {"start": 0.0, "at 90 %": 0.9}
+SHARES = {"start": 0.0, "at 90 %": 0.9}
 
 
 def main() -> None:
@@ -42,11 +42,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         options.folder = str(write_shards(Path(temporary) / "pairs", options.rows))
-        places = {name: state_at(options, share) for name, share in PLACES.items()}
-        rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in PLACES}
+        states = {name: state_at(options, share) for name, share in SHARES.items()}
+        rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in SHARES}
         for _ in range(options.rounds):
-            for name in PLACES:
-                rounds[name].append(run_child(options, places[name]))
+            for name in SHARES:
+                rounds[name].append(run_child(options, states[name]))
     seconds = {name: statistics.median(one["cpu_seconds"] for one in found) for name, found in rounds.items()}
     print(
         json.dumps(
@@ -102,8 +102,8 @@ def state_at(options: argparse.Namespace, share: float) -> str:
     """Return the state of a loader that has read a share of its epoch, as a checkpoint holds it."""
     loader = open_loader(options)
     steps = int(share * len(loader))
-    place = loader.stream.advance(loader.stream.cursor, steps)
-    return json.dumps({"taken": steps, "cursor": place.to_json()})
+    cursor = loader.stream.advance(loader.stream.cursor, steps)
+    return json.dumps({"taken": steps, "cursor": cursor.to_json()})
 
 
 def run_child(options: argparse.Namespace, state: str) -> dict[str, Any]:
@@ -117,11 +117,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the CPU seconds from opening the shards to the first batch, and the records that were read."""
     reads, read = [0], RecordReader.read
 
-    def counted(reader: RecordReader, shard: int, number: int) -> Any:
+    def count_read(reader: RecordReader, shard: int, number: int) -> Any:
         reads[0] += 1
         return read(reader, shard, number)
 
-    RecordReader.read = counted  # type: ignore[method-assign]
+    RecordReader.read = count_read  # type: ignore[method-assign]
     started = time.process_time()
     loader = open_loader(options)
     loader.load_state_dict(json.loads(options.state))

@@ -32,7 +32,10 @@ SUB_LAYERS = {
     ),
     "evaluation": ({"settings"}, {"retrieval"}, {"statistics"}, {"probes"}, {"reports"}, {"evaluator"}),
     "backbones": (
-        {"attention_masks", "cpu_tiles", "pretrained", "strict_weights", "timm_trunk"},
+        {
+            *("attention_masks", "cpu_tiles", "description", "hub_models"),
+            *("pretrained", "strict_weights", "text_encoder", "timm_trunk"),
+        },
         {"vlm", "segmentation"},
         {"class_names"},
     ),

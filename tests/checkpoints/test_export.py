@@ -374,3 +374,41 @@ def test_a_checkpoint_without_its_config_is_one_line(tmp_path):
     torch.save({"weights": {}}, tmp_path / "other.ckpt")
     with pytest.raises(VirtueError, match=r"has no entry 'state_dict', expected the checkpoint of a run"):
         export(tmp_path / "other.ckpt", tmp_path / "out")
+
+
+def relative_run(folder: Path, started_in: bool) -> Path:
+    """A run whose config names its files from the folder that it was started in; returns its checkpoint."""
+    spec = quickstart_spec(folder / "files")
+    checkpoint = run_checkpoint(folder / "runs" / "one", spec)
+    config = folder / "runs" / "one" / "config.yaml"
+    text = config.read_text().replace(f"{folder}/", "")
+    config.write_text(f"# started in {folder}\n{text}" if started_in else text)
+    assert str(folder) not in text and "files/text" in text
+    return checkpoint
+
+
+@pytest.mark.parametrize("started_in", [True, False], ids=["the config says where", "a folder above"])
+def test_an_export_is_the_same_from_every_folder(tmp_path, monkeypatch, started_in):
+    checkpoint = relative_run(tmp_path / "home", started_in)
+    written = {}
+    decoy = tmp_path / "elsewhere" / "files" / "text"
+    decoy.mkdir(parents=True)  # of the same name, and not the model
+    (decoy / "config.json").write_text("{}")
+    for name in ("home", "elsewhere"):
+        monkeypatch.chdir(tmp_path / name)
+        assert main(["export", str(checkpoint), "--out", f"{tmp_path}/{name}.exported"]) == 0
+        files = sorted(path for path in (tmp_path / f"{name}.exported").rglob("*") if path.name != "README.md")
+        written[name] = {path.name: path.read_bytes() for path in files if path.is_file()}
+    assert written["home"] == written["elsewhere"] and "tokenizer.json" in written["home"]
+
+
+def test_a_run_that_was_moved_says_what_it_misses(tmp_path, monkeypatch, capsys):
+    checkpoint = relative_run(tmp_path / "home", started_in=True)
+    (tmp_path / "home" / "files").rename(tmp_path / "gone")
+    config = tmp_path / "home" / "runs" / "one" / "config.yaml"
+    config.write_text(config.read_text().replace("files/text", "old/files/text"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(checkpoint), "--out", str(tmp_path / "exported")]) == 1
+    told = capsys.readouterr().err
+    assert "names the language model old/files/text, which is not there" in told and f"({tmp_path}/home)" in told
+    assert not (tmp_path / "exported").exists()

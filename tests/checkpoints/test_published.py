@@ -131,7 +131,7 @@ def test_another_models_folder_is_one_line(copy, tmp_path):
 
 def test_a_hub_name_without_network_is_one_line():
     with pytest.raises(
-        VirtueError, match=r"nobody/no-such-model is no folder here and cannot be fetched from the hub"
+        VirtueError, match=r"nobody/no-such-model is no folder here, and cannot be fetched from"
     ) as caught:
         from_pretrained("nobody/no-such-model")
     assert "\n" not in str(caught.value)

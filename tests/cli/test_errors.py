@@ -36,7 +36,7 @@ from virtue_pl.cli.main import main
         ),
         ("shared: {", "shared: {]", "not YAML: "),
         ("    connector: parts/connector.yaml\n", "", "model: fixtures.cli_dummies.Root needs connector"),
-        ("shared: {width", "shared: {wdth", "interpolation key 'shared.width' not found"),
+        ("shared: {width", "shared: {wdth", "shared.wdth: nothing reads it; did you mean 'width'?"),
         ("seed_everything: 1", "seed_everything: one", "seed_everything: expected bool or int, found 'one'"),
         (
             "dirpath:",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from virtue_pl.cli.trainer import AutoPrecisionTrainer
+from virtue_pl.cli.run.trainer import AutoPrecisionTrainer
 from virtue_pl.engine.precision import check_precision, choose_precision
 from virtue_pl.types import VirtueError
 

@@ -236,7 +236,9 @@ def test_it_builds(build, path, size, tmp_path):
     if path.parent in LAYERS:
         arguments = [
             "--config",
-            str(CONFIGS / "virtue_2b.yaml" if path.parent == OVERLAYS else without_data(tmp_path)),
+            str(
+                CONFIGS / "virtue_2b.yaml" if path.parent in (OVERLAYS, OVERLAYS / "stages") else without_data(tmp_path)
+            ),
             "--config",
             str(path),
             *([size] if size else []),
@@ -257,6 +259,8 @@ def test_it_builds(build, path, size, tmp_path):
     elif slot == SLOTS["data"]:  # not all of it has the hard negatives that the main config's loss asks for
         without_negatives = "--model.init_args.loss.init_args.own_negatives_weight", "0"
         cli = build("--config", str(MAIN), f"--{slot}", str(path), *without_negatives, *UNSTATED.get(path.stem, ()))
+    elif slot == SLOTS["connector"]:  # not each of them makes the summary that the main config first aligns
+        cli = build("--config", str(MAIN), f"--{slot}", str(path), "--model.init_args.alignment_steps", "0")
     elif slot is not None:
         cli = build("--config", str(MAIN), f"--{slot}", str(path))
     elif runs_alone(path):
@@ -353,7 +357,7 @@ def test_the_rows_of_the_ablations_are_told_apart():
 )
 def test_a_part_is_swapped_by_one_line(build, line, part, expected):
     """The swapped model still gives unit embeddings of a prompted image, and a loss with gradients."""
-    model = build("--config", str(MAIN), line).model
+    model = build("--config", str(MAIN), line, "--model.init_args.alignment_steps=0").model
     assert type(model.get_submodule(part)).__name__ == expected
     item = EmbeddingInput("find it", (torch.zeros(3, 256, 256, dtype=torch.uint8),), image_keys=("a",))
     sample = Sample(

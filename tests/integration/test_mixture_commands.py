@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures.tiny_models import VISION_MODEL
 from fixtures.tiny_quickstart import ROOT, scenes_and_segmenter, tiny_plan
 from virtue_pl.cli.main import main
 from virtue_pl.data.scenes.mmeb.tasks import TASKS
@@ -92,7 +93,7 @@ def test_features_are_stored_for_all_parts_and_read_in_training(shared: dict[str
                 "predict",
                 *stored,
                 "--return_predictions=false",
-                f"--shared.trunk_weights={shared['weights']}/efficientnet_lite1.safetensors",
+                f"--shared.trunk_weights={shared['weights']}/{VISION_MODEL}.safetensors",
             ]
         )
         == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fixtures.tiny_models import save_vision_model
+from fixtures.tiny_models import VISION_MODEL, save_vision_model
 from fixtures.tiny_quickstart import ROOT, fetch, tiny_quickstart
 from virtue_pl.cli.main import main
 from virtue_pl.pipelines.plan import Run
@@ -57,8 +57,8 @@ def test_features_are_stored_by_one_run_and_read_by_all(stored_runs: Any, capsys
         given = {**shared, "run": str(folder / name), **({"segmenter": str(segmenter)} if name == "virtue" else {})}
         assert main(["fit", *arguments(runs[name], given, "--data.init_args.features=features")]) == 0, name
     capsys.readouterr()
-    (Path(shared["weights"]) / "efficientnet_lite1.safetensors").unlink()
-    save_vision_model(Path(shared["weights"]) / "efficientnet_lite1.safetensors", seed=1)
+    (Path(shared["weights"]) / f"{VISION_MODEL}.safetensors").unlink()
+    save_vision_model(Path(shared["weights"]) / f"{VISION_MODEL}.safetensors", seed=1)
     given = {**shared, "run": str(folder / "other")}
     assert main(["fit", *arguments(runs["no_segmentation"], given, "--data.init_args.features=features")]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]

@@ -80,7 +80,7 @@ class LoRA:
             searched = self.module or f"the language model of {type(backbone).__name__}"
             raise VirtueError(
                 f"adapter.targets: there is no linear map {missing[0]!r} in {searched}, expected some of"
-                f" {', '.join(sorted(names))}"
+                f" {', '.join(sorted(names))}; or set the adapter to null"
             )
         language_model.requires_grad_(False)
         inject_adapter_in_model(self.config, language_model)

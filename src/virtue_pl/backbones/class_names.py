@@ -56,6 +56,7 @@ class ClassNames(nn.Module):
         if not temperature > 0:
             raise VirtueError(f"class_names.temperature is {temperature}, expected more than 0")
         self.temperature = temperature
+        self.trunk = trunk
         network = timm.create_model(trunk, pretrained=False)
         if not isinstance(network, EfficientNet | ResNet):
             raise VirtueError(
@@ -92,8 +93,8 @@ def load_classifier(network: nn.Module, path: str | Path) -> None:
     """Load a whole timm network. Raises VirtueError where a tensor is missing or of another shape."""
     if not Path(path).is_file():
         raise VirtueError(
-            f"ClassNames.weights: {path} is not there: run `virtue-pl fetch weights`, or set `weights: null` for"
-            " random ones"
+            f"ClassNames.weights: {path} is not there: run `virtue-pl fetch weights` (with --trunk NAME for another"
+            " than tf_efficientnet_lite1), or set `weights: null` for random ones"
         )
     try:
         network.load_state_dict(load_file(path))
@@ -136,7 +137,7 @@ def described_classes(
     """
     from transformers import AutoTokenizer
 
-    from virtue_pl.backbones.vlm.timm_text import load_text_encoder
+    from virtue_pl.backbones.text_encoder import load_text_encoder
 
     descriptions = class_descriptions(trunk)
     encoder: Any = load_text_encoder(text_model, 0.0).eval()
@@ -187,7 +188,8 @@ def embed_descriptions(
     chunks = []
     for start in range(0, len(descriptions), batch_size):
         batch = tokenizer(descriptions[start : start + batch_size], padding=True, return_tensors="pt")
-        states, mask = encoder(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
+        mask = batch["attention_mask"].unsqueeze(-1)
+        states = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         chunks.append(normalize((states * mask).sum(dim=1) / mask.sum(dim=1), dim=-1))
     embeddings = torch.cat(chunks)
     return normalize(embeddings - embeddings.mean(dim=0), dim=-1)

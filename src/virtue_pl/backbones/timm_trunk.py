@@ -68,8 +68,8 @@ def load_trunk_weights(network: nn.Module, path: str | Path) -> None:
     """
     if not Path(path).is_file():
         raise VirtueError(
-            f"backbone weights {path} are not there: run `virtue-pl fetch weights`, or set `weights: null` for random"
-            " ones"
+            f"backbone weights {path} are not there: run `virtue-pl fetch weights` (with --trunk NAME for another than"
+            " tf_efficientnet_lite1), or set `weights: null` for random ones"
         )
     state = load_file(path)
     missing = [name for name in network.state_dict() if name not in state]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from virtue_pl.backbones.hub_models import check_available
 from virtue_pl.types import VirtueError
 
 DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
@@ -24,6 +25,7 @@ def local_folder(
     text = str(name)
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
         raise VirtueError(f"{name} is no folder, expected one with a model, or a name of the hub (OWNER/NAME)")
+    check_available(text, "model")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -32,6 +34,6 @@ def local_folder(
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         problem = str(error).splitlines()[0]
         raise VirtueError(
-            f"{name} is no folder here and cannot be fetched from the hub: give a folder, or the network"
-            f" ({problem[:160]})"
+            f"model: {name} is no folder here, and cannot be fetched from the hub ({problem[:160]}): name a local"
+            " folder"
         ) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from virtue_pl.checkpoints.adapter_folder import Adapters, AdapterSettings, group_by_module, merge
-from virtue_pl.checkpoints.folder import arguments, rename_models, without_weights
+from virtue_pl.checkpoints.folder import arguments, is_weights, rename_models, without_weights
 from virtue_pl.checkpoints.keys import ADAPTER, HEAD, adapter_name_here, sam2_from_published
 from virtue_pl.checkpoints.release import IN_FOLDER, CheckpointSpec
 from virtue_pl.checkpoints.tensor_files import MODEL_FILES, load_pickled, read_tensors
@@ -24,6 +25,8 @@ STARTED_FROM = "model"
 """Entry of a checkpoint's `started_from` with the spec of the model that the run started from."""
 PARTS = ("prompt_encoder", "segmentation", "fusion")
 """Parts of a model that can be frozen."""
+STARTED_IN = re.compile(r"# started in (?P<folder>/.*)\n")
+"""The first line of a run's config: the folder that its relative paths are relative to."""
 BASE = ".base_layer."
 """Part of the name that peft gives to a weight with an adapter around it."""
 
@@ -51,7 +54,7 @@ def read_run(checkpoint: Path, config: Path | None = None) -> CheckpointSpec:
         ) from error
     return CheckpointSpec(
         checkpoint.parent,
-        rename_models(spec, moved_models(spec, starting_folder(path, found))),
+        absolute_paths(spec, starting_folders(path, found)),
         dict(content["state_dict"]),
     )
 
@@ -97,31 +100,55 @@ def model_paths(spec: Any, folder: Path) -> Any:
     return without_weights(rename_models(spec, {name: str(folder / name) for name in inside}))
 
 
-def starting_folder(config: Path, found: Mapping[str, Any]) -> Path:
-    """Return the folder that a run's relative paths are relative to.
+def starting_folders(config: Path, found: Mapping[str, Any]) -> list[Path]:
+    """Return the folders that a run's relative paths may be relative to, the likeliest first, the current one last.
 
-    It is the one above `trainer.default_root_dir`, where the config still lies there, or else the current one.
+    It is the folder that the config names in its first line (`STARTED_IN`); else the one above
+    `trainer.default_root_dir`, where the config still lies there; else one of those that the config lies in.
     """
-    own = Path(str((found.get("trainer") or {}).get("default_root_dir") or ""))
     folder = config.resolve().parent
+    stated = STARTED_IN.match(config.read_text(encoding="utf-8"))
+    own = Path(str((found.get("trainer") or {}).get("default_root_dir") or ""))
     in_own_folder = own.parts and not own.is_absolute() and folder.parts[-len(own.parts) :] == own.parts
-    return folder.parents[len(own.parts) - 1] if in_own_folder else Path()
+    return [
+        *([Path(stated["folder"])] if stated else []),
+        *([folder.parents[len(own.parts) - 1]] if in_own_folder else []),
+        folder,
+        *folder.parents,
+        Path.cwd(),
+    ]
 
 
-def moved_models(spec: Any, start: Path) -> dict[str, str]:
-    """Return paths from `start` of the language models that a spec names and that are not found from here, by name.
+def absolute_paths(spec: Any, starts: Sequence[Path]) -> Any:
+    """Return the spec with the whole paths of the language models and files of weights that stand in it relative.
 
-    Raises VirtueError for one that is in neither folder.
+    What is in none of the folders `starts` stays as it is: a name of the hub, or weights that the checkpoint holds
+    anyway. Raises VirtueError for the folder of a language model that is in none of them.
     """
-    named = {value for name, value in arguments(spec) if name.endswith("_model") and isinstance(value, str)}
-    away = sorted(name for name in named if not Path(name).exists())
-    for name in away:
-        if name.count("/") > 1 and not (start / name).is_dir():  # a name of the hub has one
-            raise VirtueError(
-                f"the run's config names the language model {name}, which is not there: run this in the folder that the"
-                " run was started in"
-            )
-    return {name: str(start / name) for name in away if (start / name).is_dir()}
+    if isinstance(spec, Mapping):
+        return {
+            name: absolute_path(str(value), starts, name.endswith("_model"))
+            if isinstance(value, str | Path) and (name.endswith("_model") or is_weights(name))
+            else absolute_paths(value, starts)
+            for name, value in spec.items()
+        }
+    return [absolute_paths(value, starts) for value in spec] if isinstance(spec, list) else spec
+
+
+def absolute_path(path: str, starts: Sequence[Path], is_model: bool) -> str:
+    """Return a path as it is found from the first of the folders `starts` that has it, see `absolute_paths`."""
+    if Path(path).is_absolute():
+        present = Path(path).exists()
+    else:
+        found = [start / path / ("config.json" if is_model else "") for start in starts]
+        first = next((start / path for start, file in zip(starts, found, strict=True) if file.exists()), None)
+        path, present = (path, False) if first is None else (str(first), True)
+    if is_model and not present and path.count("/") > 1:  # a name of the hub has one
+        raise VirtueError(
+            f"the run's config names the language model {path}, which is not there, nor in the folder that the run was"
+            f" started in ({starts[0]}): put it there, or change the path in the config and name that by `--config`"
+        )
+    return path
 
 
 def find_config(checkpoint: Path) -> Path:

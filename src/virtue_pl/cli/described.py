@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,14 +12,18 @@ import torch
 from jsonargparse import Namespace
 
 from virtue_pl.backbones.pretrained import skip_weights
+from virtue_pl.checkpoints.class_paths import import_class
 from virtue_pl.cli.lightning import VirtueCLI
+from virtue_pl.types import VirtueError
 
 SIZES = "vlm_sizes"
-"""Entry of `shared` with the content of the vision-language model's config.json."""
+"""Argument of a backbone with the content of its model's config.json."""
+MODEL = "vlm_model"
+"""Argument of a backbone with the folder or hub name of its model."""
 
 
 class DescribedCLI(VirtueCLI):
-    """`VirtueCLI` that builds the model on the meta device where `shared.vlm_sizes` is given.
+    """`VirtueCLI` that builds the model on the meta device where a backbone's `vlm_sizes` are given.
 
     Such a model is not connected to the data.
 
@@ -37,7 +40,7 @@ class DescribedCLI(VirtueCLI):
     @property
     def is_described(self) -> bool:
         """Return whether the config states the model's sizes."""
-        return (self.config.get("shared") or {}).get(SIZES) is not None
+        return is_stated(self.config.model)
 
     def before_instantiate_classes(self) -> None:
         self.unread = dict(leave_out_weights(self.config.model, "model")) if self.is_described else {}
@@ -45,7 +48,8 @@ class DescribedCLI(VirtueCLI):
     def instantiate_classes(self) -> None:
         with ExitStack() as stack:
             if self.is_described:
-                name_vlm(self.config.model, stack.enter_context(description(self.config.shared[SIZES])))
+                folder = Path(stack.enter_context(TemporaryDirectory(prefix="virtue-pl-check-")))
+                name_described(self.config.model, folder, "model")
                 stack.enter_context(skip_weights())
                 stack.enter_context(torch.device("meta"))
             super().instantiate_classes()
@@ -62,39 +66,33 @@ def leave_out_weights(config: Any, option: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, str) and (name == "weights" or name.endswith("_weights")):
             config[name] = None
             yield where, value
-        elif name == "vlm_model":
+        elif name == MODEL:
             yield where, str(value)
         else:
             yield from leave_out_weights(value, where)
 
 
-def name_vlm(config: Any, folder: Path) -> None:
-    """Set every `vlm_model` to a folder."""
-    for name, value in list(vars(config).items()) if isinstance(config, Namespace) else ():
-        if name == "vlm_model":
-            config[name] = str(folder)
-        else:
-            name_vlm(value, folder)
+def name_described(config: Any, folder: Path, option: str, class_path: str = "") -> None:
+    """Write a folder for each language model whose sizes are stated, and set its `vlm_model` to it.
 
-
-@contextmanager
-def description(sizes: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield a temporary folder that describes a Qwen2-VL of these sizes.
-
-    It has a config, a tokenizer of single bytes, an image processor, and no weights.
+    Raises VirtueError, which names the option, for sizes of another model than the backbone's.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor
+    for name, value in list(vars(config).items()) if isinstance(config, Namespace) else ():
+        where = f"{option}.{name}"
+        if name == SIZES and value is not None:
+            target = folder / str(len(list(folder.iterdir())))
+            target.mkdir()
+            try:
+                import_class(class_path).describe(value, target)
+            except VirtueError as error:
+                raise VirtueError(f"{option}.{error}") from error
+            config[MODEL] = str(target)
+        elif isinstance(value, Namespace):
+            name_described(value, folder, where, str(vars(config).get("class_path", class_path)))
 
-    with TemporaryDirectory(prefix="virtue-pl-check-") as name:
-        folder = Path(name)
-        (folder / "config.json").write_text(json.dumps(sizes))
-        symbols = {symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-        tokenizer = Tokenizer(models.BPE(vocab=symbols, merges=[]))
-        tokenizer.pre_tokenizer, tokenizer.decoder = (
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-            decoders.ByteLevel(),
-        )
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="!").save_pretrained(folder)
-        Qwen2VLImageProcessor().save_pretrained(folder)
-        yield folder
+
+def is_stated(config: Any) -> bool:
+    """Return whether a config states a language model's sizes, at any depth."""
+    if not isinstance(config, Namespace):
+        return False
+    return config.get(SIZES) is not None or any(map(is_stated, vars(config).values()))

@@ -155,6 +155,21 @@ def _wrong_type(match: re.Match[str], found: Finding, options: tuple[str, ...]) 
     return f"expected {names}" + (f", found {_short(value, 80)!r}" if value else "")
 
 
+def _bare_name(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    closest = _closest_class(match["name"])
+    hint = f"; did you mean {closest!r}?" if closest else ", expected a class by its path, such as package.module.Name"
+    return f"there is no class {match['name']!r}{hint}"
+
+
+def _closest_class(name: str) -> str | None:
+    """Return the path of this package's class whose name is closest to a bare one; None where none is close."""
+    from virtue_pl.checkpoints.class_paths import public_classes
+
+    classes = public_classes() if re.fullmatch(r"[A-Z]\w+", name) else {}
+    closest = get_close_matches(name, classes, 1, 0.75)
+    return classes[closest[0]] if closest else None
+
+
 def _not_yaml(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
     return "not YAML: " + _short(match["problem"].replace('in "<unicode string>", ', ""), 200)
 
@@ -164,6 +179,8 @@ def _no_config(match: re.Match[str], found: Finding, options: tuple[str, ...]) -
 
 
 def _no_file(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
+    if closest := _closest_class(match["path"]):
+        return f"there is no class {match['path']!r}; did you mean {closest!r}?"
     return f"{match['path']!r} is neither a file that can be read nor the name of a class that can be imported"
 
 
@@ -189,7 +206,35 @@ _ANSWERS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], Finding, tuple[s
     (re.compile(r"File does not exist: '(?P<path>[^']+)'"), _no_config),
     (re.compile(r"Expected a path but (?P<path>\S+) either not accessible"), _no_file),
     (re.compile(r"the following arguments are required: (?P<names>.+)"), _missing),
+    (re.compile(r"^Expected a dot import path string: (?P<name>[A-Z]\w+)"), _bare_name),
     (re.compile(r"^Expected a "), _wrong_type),
+)
+
+
+def missing_package(error: BaseException) -> VirtueError | None:
+    """Return one line for an object that cannot be built because its package is not installed; None for others.
+
+    error: what jsonargparse raised, whose causes and message are searched.
+    """
+    message, cause = str(error), error
+    while (cause := cause.__cause__ or cause.__context__) is not None:  # type: ignore[assignment]
+        message += f"\n{cause}"
+    for pattern in _PACKAGES:
+        if match := pattern.search(message):
+            classes = re.findall(r"class_path[ =]'(?P<class_path>[\w.]+)'", message)
+            needed = f"{classes[-1]} needs" if classes else "the config names a class that needs"
+            return VirtueError(
+                f"{needed} the package {match['name']}, which is not installed: `pip install {match['name']}`, or name"
+                " another class"
+            )
+    return None
+
+
+_PACKAGES = (
+    re.compile(r"pip install -?-?U? ?['\"`]?(?P<name>[\w-]+)"),
+    re.compile(r"The '(?P<name>[\w-]+)[^']*' distribution was not found"),
+    re.compile(r"Module not found: '(?P<name>[\w-]+)[^']*'"),
+    re.compile(r"No module named '(?P<name>\w+)"),
 )
 
 

@@ -18,11 +18,13 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
-from virtue_pl.cli.errors import UsageError, interpolation, one_line
+from virtue_pl.cli.config.class_names import import_bare_names
+from virtue_pl.cli.config.parser import ConfigParser
+from virtue_pl.cli.config.replaced_classes import clean_replaced_classes
+from virtue_pl.cli.errors import UsageError, interpolation, missing_package, one_line
 from virtue_pl.cli.progress import LoadingLine
-from virtue_pl.cli.replaced_classes import clean_replaced_classes
-from virtue_pl.cli.run_checks import check_run
-from virtue_pl.cli.run_folder import (
+from virtue_pl.cli.run.checks import check_before_fit, check_processes, check_run
+from virtue_pl.cli.run.folder import (
     best_checkpoint,
     check_folder,
     keep_earlier,
@@ -31,7 +33,7 @@ from virtue_pl.cli.run_folder import (
     log_settings,
     settings_of,
 )
-from virtue_pl.cli.trainer import AutoPrecisionTrainer
+from virtue_pl.cli.run.trainer import AutoPrecisionTrainer
 from virtue_pl.types import VirtueError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
@@ -52,6 +54,7 @@ class LayeredConfig(ActionConfigFile):
             super().__call__(parser, cfg, values, option_string)
         except (ArgumentError, TypeError) as error:
             raise UsageError(f"{values}: {one_line(str(error), parser_keys(parser))}") from error
+        parser.shared.add_file(str(cfg), cfg.get("shared") or {})
         cfg["shared"] = {**before, **(cfg.get("shared") or {})}
 
 
@@ -74,6 +77,7 @@ class SaveRunConfig(SaveConfigCallback):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         text = self.parser.dump(self.config, skip_unset=False)
+        text = f"# started in {Path.cwd()}\n{text}"  # what relative paths are relative to
         temporary.write_text(text)
         keep_earlier(path, text)
         temporary.replace(path)
@@ -106,6 +110,7 @@ class VirtueCLI(LightningCLI):
         self.command = command
         if any("help" in argument for argument in arguments):  # it reads every class's source, which takes seconds
             set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        import_bare_names(arguments)
         super().__init__(
             LightningModule,
             None,
@@ -126,7 +131,7 @@ class VirtueCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = LightningArgumentParser(**kwargs)
+        parser = ConfigParser(**kwargs)
         parser.add_argument(
             "-c", "--config", action=LayeredConfig, help="A YAML file; several are laid over each other, left to right."
         )
@@ -150,6 +155,7 @@ class VirtueCLI(LightningCLI):
             raise UsageError(one_line(error.message, parser_keys(parser))) from error
         except OmegaConfBaseException as error:
             raise UsageError(interpolation(error)) from error
+        parser.shared.check(self.config.get("shared") or {})  # type: ignore[attr-defined]
         check_checkpoint(self.config.get("ckpt_path"))
 
     def before_instantiate_classes(self) -> None:
@@ -162,11 +168,11 @@ class VirtueCLI(LightningCLI):
         try:
             super().instantiate_classes()
         # jsonargparse puts what a constructor of an optional part says into a report on types
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, VirtueError):
                 cause = cause.__cause__
-            raise cause or error from error
+            raise cause or missing_package(error) or error from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
@@ -177,11 +183,14 @@ class VirtueCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.datamodule is not None:
             self.datamodule.connect(self.model.collator)
+        check_processes(self.trainer)
         if self.command == "fit":
             check_run(self.model, self.datamodule, self.trainer)
 
     def run(self) -> None:
         """Run the command, with the options of the trainer's method."""
+        if self.command == "fit":
+            check_before_fit(self.model, self.datamodule, self.trainer)
         arguments = {name: self.config_init[name] for name in self.method_arguments}
         keep_metrics(self.trainer, self.command)
         getattr(self.trainer, self.command)(model=self.model, datamodule=self.datamodule, **arguments)
@@ -197,6 +206,13 @@ def check_checkpoint(path: str | None) -> None:
 
     Lightning would say so only after setting up the data.
     """
+    weights = [path, f"{path}/model.safetensors", f"{path}/model.safetensors.index.json"]
+    if any(str(file).endswith((".safetensors", ".index.json")) and Path(str(file)).is_file() for file in weights):
+        raise VirtueError(
+            f"ckpt_path: {path} holds weights alone, expected a run's checkpoint (.ckpt), which goes on with its"
+            " optimizer and step: to start a training from these weights, give them as `weights` of the part or model,"
+            " such as --model.init_args.weights FILE, or as --shared.start FILE where the config has that"
+        )
     named = path is None or path in ("last", "best", "hpc") or path.startswith("registry") or "://" in path
     if not named and not Path(str(path)).is_file():
         raise VirtueError(f"ckpt_path: {path} is not there; expected a checkpoint file, `last` or `best`")
@@ -219,8 +235,8 @@ def one_line_errors(command: str) -> Iterator[None]:
         ) from error
     except UnpicklingError as error:
         raise VirtueError(
-            f"{command}: the checkpoint holds more than tensors and plain values; only `--weights_only false` would run"
-            " the code in it"
+            f"{command}: ckpt_path is no checkpoint that is read without running code in it: name one of a run (.ckpt),"
+            " or give weights of another kind as `weights` of the model or part (--model.init_args.weights FILE)"
         ) from error
 
 

@@ -27,10 +27,11 @@ def check_gradients(named: Iterable[tuple[str, Tensor]], step: int, keys: Sequen
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2))
         >>> (weight.sum() * float("nan")).backward()
-        >>> check_gradients([("weight", weight)], step=3, keys=["SCAR_mini/7"])
-        Traceback (most recent call last):
-        ...
-        virtue_pl.types.errors.VirtueError: step 3: the gradient of weight is not finite ...
+        >>> try:
+        ...     check_gradients([("weight", weight)], step=3, keys=["SCAR_mini/7"])
+        ... except VirtueError as error:
+        ...     print(str(error).partition(";")[0])
+        step 3: the gradient of weight is not finite
     """
     gradients = {name: local(parameter.grad) for name, parameter in named if parameter.grad is not None}
     if not gradients:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,39 @@ LIGHTNING_ATTRIBUTES = frozenset(vars(LightningModule())) - frozenset(vars(torch
 """Names of a LightningModule's own attributes: its trainer and the like."""
 
 
+class Passage:
+    """The class that a frame of `finish_behind` says it belongs to; its constructor takes nothing.
+
+    Lightning's `save_hyperparameters` walks the frames of constructors, of which each has a class, and collects their
+    arguments.
+
+    Example:
+        >>> Passage()  # doctest: +ELLIPSIS
+        <virtue_pl.engine.module.Passage object at 0x...>
+    """
+
+    def __init__(self) -> None:
+        pass
+
+
+def finish_behind(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Return a constructor with `finish_construction` behind it, where it is the outermost one of its module."""
+
+    @functools.wraps(constructor)
+    def __init__(self: VirtueModule, *arguments: Any, **options: Any) -> None:
+        __class__ = Passage  # noqa: F841
+        constructor(self, *arguments, **options)
+        if type(self).__init__ is __init__:
+            self.finish_construction()
+
+    return __init__
+
+
 class VirtueModule(LightningModule):
     """A LightningModule that is a part of a larger model, or the root of a run of its own.
 
-    As a part it returns its outputs, and the root logs and optimises; `optimization` is only for running alone.
+    As a part it returns its outputs, and the root logs and optimises; `optimization` is only for running alone. Where
+    the constructor ends, `weights` are loaded and what is `frozen` is frozen, whatever a subclass's constructor does.
 
     Args:
         optimization: the optimizer of a run in which this module is the root.
@@ -39,14 +70,13 @@ class VirtueModule(LightningModule):
         ...     def __init__(self, frozen: bool = False) -> None:
         ...         super().__init__(frozen=frozen)
         ...         self.linear = nn.Linear(4, 2)
-        ...         self.load_and_freeze()
         >>> Head(frozen=True).train().training
         False
     """
 
     not_in_fingerprint = LIGHTNING_ATTRIBUTES | {
         *("_hparams", "_hparams_initial", "_hparams_name"),
-        *("optimization", "weights", "weights_prefix", "frozen", "sharding", "step_seeds", "batch_keys"),
+        *("optimization", "weights", "weights_prefix", "frozen", "sharding", "step_seeds", "batch_keys", "is_loaded"),
     }
     """Names of attributes that outputs do not depend on (`features.fingerprints`)."""
 
@@ -65,9 +95,28 @@ class VirtueModule(LightningModule):
         self.sharding: Sharding | None = None
         self.step_seeds = StepSeeds()
         self.batch_keys: tuple[str, ...] = ()
+        self.is_loaded = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = finish_behind(vars(cls)["__init__"])  # type: ignore[method-assign]
+
+    def finish_construction(self) -> None:
+        """Load and freeze where the constructor has not done so, and freeze what it built afterwards, too."""
+        if not self.is_loaded:
+            self.load_and_freeze()
+        elif self.frozen:
+            self.requires_grad_(False)
+            self.eval()
 
     def load_and_freeze(self) -> None:
-        """Load `weights`, and freeze; a subclass's constructor calls it last."""
+        """Load `weights`, and freeze.
+
+        It is called when the constructor has returned; a constructor calls it itself where `weights` do not hold what
+        it builds after that.
+        """
+        self.is_loaded = True
         if self.weights is not None:
             load_weights(self, self.weights, self.weights_prefix)
         if self.frozen:
@@ -89,7 +138,8 @@ class VirtueModule(LightningModule):
             raise VirtueError(
                 f"{type(self).__name__} has no `optimization`, expected one to train it with: give it `optimization`"
             )
-        return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        return self.optimization.configure(self, sys.maxsize if steps == float("inf") else int(steps))
 
     def on_fit_start(self) -> None:
         """Set training mode, but for what is frozen: Lightning trains modules in the mode in which they come."""

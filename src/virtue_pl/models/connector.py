@@ -33,6 +33,9 @@ class Connector(nn.Module, ABC):
     reads: frozenset[str] = frozenset({"embedding", "image", "mask_logits", "focus"})
     """The fields of `SegmentFeatures` that `forward` uses; a gradient cache stores no others."""
 
+    requires: frozenset[str] = frozenset()
+    """The fields among them that a segmentation model may leave out, and that `forward` cannot do without."""
+
     @abstractmethod
     def forward(self, features: SegmentFeatures) -> SegmentTokens:
         """Return the tokens of each prompt, which stand in front of its row's vision and text tokens."""
@@ -89,6 +92,8 @@ class MaskConnector(Connector):
         >>> connector(SegmentFeatures(embedding, image, torch.randn(3, 64, 64), torch.zeros(8, 16, 16))).tokens.shape
         torch.Size([3, 10, 10])
     """
+
+    requires = frozenset({"mask_logits"})
 
     def __init__(
         self,

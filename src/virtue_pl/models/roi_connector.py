@@ -25,6 +25,8 @@ class RoiConnector(MaskConnector):
         torch.Size([3, 10, 10])
     """
 
+    requires = frozenset({"focus"})
+
     def object_weights(self, features: SegmentFeatures) -> Float[Tensor, "prompts height width"]:
         """Return the share of each cell of `features.image` that the prompt covers, in [0, 1].
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from virtue_pl.cli.main import main
-from virtue_pl.cli.run_summary import sources_table
+from virtue_pl.cli.run.summary import sources_table
 from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
 
 

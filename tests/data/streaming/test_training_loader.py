@@ -81,10 +81,10 @@ def test_the_sequence_does_not_depend_on_workers(folders: dict[int, ShardFolder]
     assert [list(loader_of(folders[5], workers=workers)) for workers in (1, 2, 3)] == [alone] * 3
 
 
-@pytest.mark.parametrize("taken", [0, 1, 4, 9])
+@pytest.mark.parametrize("batches_read", [0, 1, 4, 9])
 @pytest.mark.parametrize("workers", [(0, 0), (2, 2), (0, 3), (3, 1)])
 def test_a_stopped_run_goes_on_with_any_number_of_workers(
-    folders: dict[int, ShardFolder], taken: int, workers: tuple[int, int]
+    folders: dict[int, ShardFolder], batches_read: int, workers: tuple[int, int]
 ) -> None:
     def epochs() -> Any:
         numbers = iter((0, 1, 2))
@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_with_any_number_of_workers(
     expected = [list(whole) for _ in range(3)]
     stopped = loader_of(folders[5], workers=workers[0], epoch=epochs())
     passed = iter(stopped)
-    before = [next(passed) for _ in range(taken)]
+    before = [next(passed) for _ in range(batches_read)]
     state = json.loads(json.dumps(stopped.state_dict()))
     again = loader_of(folders[5], workers=workers[1], epoch=epochs())
     again.load_state_dict(state)
@@ -148,11 +148,11 @@ def test_what_was_passed_over_is_not_read(folders: dict[int, ShardFolder], monke
     read: list[tuple[int, int]] = []
     true = record_reader.RecordReader.read
 
-    def counted(self: Any, shard: int, number: int) -> Any:
+    def count_read(self: Any, shard: int, number: int) -> Any:
         read.append((shard, number))
         return true(self, shard, number)
 
-    monkeypatch.setattr(record_reader.RecordReader, "read", counted)
+    monkeypatch.setattr(record_reader.RecordReader, "read", count_read)
     stopped = loader_of(folders[5])
     for _ in islice(stopped, 9):
         pass

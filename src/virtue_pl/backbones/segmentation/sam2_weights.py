@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from virtue_pl.backbones.hub_models import check_available
 from virtue_pl.backbones.strict_weights import load_parts
 from virtue_pl.types import VirtueError
 
@@ -81,6 +82,7 @@ def read_pretrained(name: str) -> dict[str, Tensor]:
         raise VirtueError(
             f"weights: the folder {name} is not there, expected one of transformers' Sam2, or a name of the hub"
         )
+    check_available(name, "weights")
     loaded: Any = Sam2Model.from_pretrained(name, output_loading_info=True)
     model, report = loaded
     if report["missing_keys"]:

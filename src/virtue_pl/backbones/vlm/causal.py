@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from virtue_pl.backbones.attention_masks import known_padding
+from virtue_pl.backbones.description import byte_tokenizer, check_sizes, write_description
+from virtue_pl.backbones.hub_models import check_available
 from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights, description_files
 from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens, token_positions
 from virtue_pl.features.fingerprints import fingerprint_of
@@ -152,6 +154,27 @@ class CausalVLM(VLMBackbone):
             trained.requires_grad_(True)
         self.train()  # a pretrained model comes in eval mode
 
+    @classmethod
+    def describe(cls, sizes: Mapping[str, Any], folder: Path) -> None:
+        """Write a folder from which the model is built without its weights, by its `vlm_sizes` alone.
+
+        Raises VirtueError for sizes of another model.
+        """
+        check_sizes(sizes, cls.model_class.config_class.model_type, "vlm_sizes")
+        config = cls.model_class.config_class.from_dict(dict(sizes))
+        tokenizer = byte_tokenizer(cls.described_tokens(config))
+        write_description(folder, sizes, tokenizer, cls.described_processors(config, tokenizer))
+
+    @classmethod
+    @abstractmethod
+    def described_tokens(cls, config: Any) -> dict[str, int]:
+        """Return the ids of the tokens, by their names, that the processor looks for in its tokenizer."""
+
+    @classmethod
+    @abstractmethod
+    def described_processors(cls, config: Any, tokenizer: Any) -> Sequence[Any]:
+        """Return the model's processors, of its images or of all, for a model of these sizes."""
+
     def replace_layers(self) -> None:
         """Replace layers of the model by faster ones of the same weights, where a final has some."""
 
@@ -249,7 +272,8 @@ def load_vlm(model_class: Any, name: str, dtype: str, attention: str) -> Any:
     expected = model_class.config_class.model_type
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise VirtueError(f"vlm_model: the folder {name} is not there, expected a {expected}, or name one of the hub")
-    found = AutoConfig.from_pretrained(name).model_type
+    check_available(name, "vlm_model")
+    found = read_config(name).model_type
     if found != expected:
         raise VirtueError(
             f"vlm_model: {name} is a {found}, expected a {expected}: name another folder, or give the backbone's class"
@@ -267,6 +291,15 @@ def load_vlm(model_class: Any, name: str, dtype: str, attention: str) -> Any:
             " name another"
         )
     return model
+
+
+def read_config(name: str) -> Any:
+    """Return a model's config. Raises VirtueError where there is none that transformers reads."""
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        raise VirtueError(f"vlm_model: {name} has no config that can be read ({reason}): name another") from error
 
 
 def check_attention(model_class: Any, name: str, attention: str) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from transformers import AutoProcessor, LlavaOnevisionModel
+from transformers import (
+    AutoProcessor,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionModel,
+    LlavaOnevisionVideoProcessor,
+)
+from transformers import LlavaOnevisionProcessor as OnevisionProcessor
 
 from virtue_pl.backbones.vlm.causal import CausalVLM, CausalVLMProcessor, TileProcessor
 
@@ -76,6 +82,8 @@ class LlavaOnevisionBackbone(CausalVLM):
         max_tokens: the free part of longer texts is cut; an image's tokens do not count.
         dtype: type of the weights, "float32" or "bfloat16".
         attention: transformers' name of the attention's implementation.
+        vlm_sizes: what the model's config.json says, by which `virtue-pl check` builds it where its files are not; it
+            is not read otherwise.
 
     Example:
         >>> name = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"  # doctest: +SKIP
@@ -94,10 +102,28 @@ class LlavaOnevisionBackbone(CausalVLM):
         max_tokens: int = 2048,
         dtype: str = "float32",
         attention: str = "sdpa",
+        vlm_sizes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(vlm_model, dtype, attention)
         self.processor = LlavaOnevisionProcessor(vlm_model, max_tiles, max_tokens)
         self.model.config.image_grid_pinpoints = self.processor.grid_pinpoints
+
+    @classmethod
+    def described_tokens(cls, config: Any) -> dict[str, int]:
+        return {"<image>": config.image_token_id, "<video>": config.video_token_id}
+
+    @classmethod
+    def described_processors(cls, config: Any, tokenizer: Any) -> Sequence[Any]:
+        vision = config.vision_config
+        size = {"height": vision.image_size, "width": vision.image_size}
+        images = LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=config.image_grid_pinpoints)
+        tokens = (vision.image_size // vision.patch_size) ** 2
+        videos = LlavaOnevisionVideoProcessor(size=size)
+        return [
+            OnevisionProcessor(
+                images, tokenizer, videos, num_image_tokens=tokens, vision_feature_select_strategy="full"
+            )
+        ]
 
     @torch.no_grad()
     def vision_features(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, Qwen2VLImageProcessor
 
 from virtue_pl.backbones.vlm.causal import CausalVLM, CausalVLMProcessor
 from virtue_pl.backbones.vlm.qwen_patches import FlatPatchEmbed, QwenPatches
@@ -105,6 +105,8 @@ class QwenVLBackbone(CausalVLM):
         max_tokens: the free part of longer texts is cut; an image's tokens do not count.
         dtype: type of the weights, "float32" or "bfloat16".
         attention: transformers' name of the attention's implementation.
+        vlm_sizes: what the model's config.json says, by which `virtue-pl check` builds it where its files are not; it
+            is not read otherwise.
 
     Example:
         >>> from virtue_pl.backbones import Qwen2_5VLBackbone  # doctest: +SKIP
@@ -121,6 +123,7 @@ class QwenVLBackbone(CausalVLM):
         max_tokens: int = 2048,
         dtype: str = "float32",
         attention: str = "sdpa",
+        vlm_sizes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(vlm_model, dtype, attention)
         tower = self.model.visual
@@ -129,6 +132,20 @@ class QwenVLBackbone(CausalVLM):
         for block in tower.blocks if self.sizes_on_host else ():
             block.attn = TowerAttention(block.attn)
         self.processor = QwenVLProcessor(vlm_model, min_pixels, max_pixels, max_tokens)
+
+    @classmethod
+    def described_tokens(cls, config: Any) -> dict[str, int]:
+        return {
+            "<|vision_start|>": config.vision_start_token_id,
+            "<|vision_end|>": config.vision_end_token_id,
+            "<|image_pad|>": config.image_token_id,
+            "<|video_pad|>": config.video_token_id,
+        }
+
+    @classmethod
+    def described_processors(cls, config: Any, tokenizer: Any) -> Sequence[Any]:
+        vision = config.vision_config
+        return [Qwen2VLImageProcessor(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size)]
 
     @torch.no_grad()
     def vision_features(

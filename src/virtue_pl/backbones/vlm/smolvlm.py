@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from transformers import AutoConfig, SmolVLMModel
+from transformers import AutoConfig, SmolVLMImageProcessor, SmolVLMModel
 from transformers.image_utils import SizeDict
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
@@ -76,6 +76,8 @@ class SmolVLMBackbone(CausalVLM):
         max_tokens: the free part of longer texts is cut; an image's tokens do not count.
         dtype: type of the weights, "float32" or "bfloat16".
         attention: transformers' name of the attention's implementation.
+        vlm_sizes: what the model's config.json says, by which `virtue-pl check` builds it where its files are not; it
+            is not read otherwise.
 
     Example:
         >>> backbone = SmolVLMBackbone("HuggingFaceTB/SmolVLM2-2.2B-Instruct", tiles=1)  # doctest: +SKIP
@@ -87,10 +89,27 @@ class SmolVLMBackbone(CausalVLM):
     processor: SmolVLMProcessor
 
     def __init__(
-        self, vlm_model: str, tiles: int = 4, max_tokens: int = 2048, dtype: str = "float32", attention: str = "sdpa"
+        self,
+        vlm_model: str,
+        tiles: int = 4,
+        max_tokens: int = 2048,
+        dtype: str = "float32",
+        attention: str = "sdpa",
+        vlm_sizes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(vlm_model, dtype, attention)
         self.processor = SmolVLMProcessor(vlm_model, tiles, max_tokens)
+
+    @classmethod
+    def described_tokens(cls, config: Any) -> dict[str, int]:
+        tiles = [f"<row_{row}_col_{column}>" for row in range(1, 9) for column in range(1, 9)]
+        names = ["<fake_token_around_image>", "<global-img>", *tiles]
+        return {"<image>": config.image_token_id, **{name: 256 + number for number, name in enumerate(names)}}
+
+    @classmethod
+    def described_processors(cls, config: Any, tokenizer: Any) -> Sequence[Any]:
+        size = config.vision_config.image_size
+        return [SmolVLMImageProcessor(size={"longest_edge": 4 * size}, max_image_size={"longest_edge": size})]
 
     @torch.no_grad()
     def vision_features(

@@ -11,10 +11,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 from torchvision.transforms.v2 import functional as transforms
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
 from virtue_pl.backbones.attention_masks import known_padding
-from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights, description_files
+from virtue_pl.backbones.pretrained import description_files
+from virtue_pl.backbones.text_encoder import first_position, load_text_encoder
 from virtue_pl.backbones.timm_trunk import TimmTrunk, feature_levels
 from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens
 from virtue_pl.features.fingerprints import fingerprint_of
@@ -24,7 +25,7 @@ from virtue_pl.types import EncoderBatch, TokenSequence, VirtueError
 
 
 class TimmTextProcessor(VLMProcessor):
-    """Processor of a BERT-like encoder; an image takes `grid_size` x `grid_size` tokens with the id -1.
+    """Processor of a text encoder; an image takes `grid_size` x `grid_size` tokens with the id -1.
 
     Args:
         text_model: folder or hub name of the encoder.
@@ -78,7 +79,8 @@ class TimmTextBackbone(VLMBackbone):
     """Pooled features of a frozen timm network as tokens of a pretrained text encoder.
 
     Args:
-        text_model: folder or hub name of a BERT-like encoder, loaded by `from_pretrained`.
+        text_model: folder or hub name of a text encoder (BERT, RoBERTa, MPNet, DistilBERT, ModernBERT), loaded by
+            `from_pretrained`.
         vision_model: any timm network that gives feature maps.
         vision_weights: safetensors file with timm's names, or null for random weights.
         image_size: height and width of the square that images are resized to, in pixels.
@@ -115,6 +117,7 @@ class TimmTextBackbone(VLMBackbone):
         self.text = load_text_encoder(text_model, dropout)
         self.processor = TimmTextProcessor(text_model, image_size, grid_size, max_tokens)
         self.hidden_size = self.text.config.hidden_size
+        self.first_position = first_position(self.text)
         self.grid_size = grid_size
         channels = sum(self.vision.channels)
         self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, self.hidden_size))
@@ -124,7 +127,7 @@ class TimmTextBackbone(VLMBackbone):
 
     def freeze(self, layers: int) -> None:
         """Freeze the lowest `layers` layers of the text encoder and its embeddings; 0 freezes neither."""
-        for module in [self.text.embeddings, *self.text.encoder.layer[:layers]] if layers else []:
+        for module in [self.text.embeddings, *self.layers[:layers]] if layers else []:
             module.requires_grad_(False)
 
     @property
@@ -150,13 +153,13 @@ class TimmTextBackbone(VLMBackbone):
         return fingerprint_of(self.vision, self.processor.image_settings(), self.grid_size)
 
     def embed(self, inputs: EncoderBatch, vision: Sequence[Float[Tensor, "tokens hidden"]]) -> TokenSequence:
-        """Return embedded texts with the positions they have without images; an image's tokens stand at position 0."""
+        """Return embedded texts with the positions they have without images; an image's tokens stand at the first."""
         of_image = inputs.input_ids == TimmTextProcessor.IMAGE_ID
-        embeds = self.text.embeddings.word_embeddings(inputs.input_ids.masked_fill(of_image, 0))
+        embeds = self.text.get_input_embeddings()(inputs.input_ids.masked_fill(of_image, 0))
         if vision:
             embeds = scatter_tokens(embeds, of_image, torch.cat(list(vision)).to(embeds.dtype))
         is_text = (inputs.attention_mask.bool() & ~of_image).long()
-        positions = (is_text.cumsum(dim=1) - 1).clamp(min=0) * is_text
+        positions = (is_text.cumsum(dim=1) - 1).clamp(min=0) * is_text + self.first_position
         is_padded = inputs.layout.is_padded(inputs.input_ids.shape[1])
         return TokenSequence(embeds, inputs.attention_mask, positions, is_padded=is_padded)
 
@@ -168,22 +171,3 @@ class TimmTextBackbone(VLMBackbone):
                 position_ids=sequence.position_ids,
             )
         return output.last_hidden_state
-
-
-def load_text_encoder(name: str, dropout: float) -> nn.Module:
-    """Return a BERT-like encoder without its pooler. Raises VirtueError for a missing folder or another model."""
-    if name.startswith((".", "/")) or ("/" in name and not Path(name).exists() and Path(name).parent.exists()):
-        if not Path(name).is_dir():
-            raise VirtueError(
-                f"text_model: the folder {name} is not there: run `virtue-pl fetch weights`, or name a model of the hub"
-            )
-    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    # The fused attention's backward is slower than plain products on a CPU, and its sequences are short here.
-    settings = {"attn_implementation": "eager", "add_pooling_layer": False}
-    if are_weights_skipped():
-        model = build_without_weights(name, dropouts, **settings)
-    else:
-        model = AutoModel.from_pretrained(name, trust_remote_code=False, **dropouts, **settings)
-    if not hasattr(model, "embeddings"):
-        raise VirtueError(f"text_model: {name} is a {type(model).__name__}, expected a BERT-like encoder")
-    return model

@@ -1,9 +1,17 @@
-"""`virtue-pl check`: build everything that `fit` needs, train nothing, and print a summary of the run."""
+"""`virtue-pl check`: build everything that `fit` needs, try two rows, train nothing, and print a summary of the run."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from virtue_pl.types import VirtueError
+
+if TYPE_CHECKING:
+    from virtue_pl.cli.run.trial import Trial
 
 from virtue_pl.cli.progress import LoadingLine
 
@@ -11,12 +19,12 @@ GROUP = "runs"
 
 
 def main(argv: list[str]) -> int:
-    """Build a run and print its summary; argv as for fit.
+    """Build a run, print its summary, and try a training and a validation batch of two rows; argv as for fit.
 
     Returns 1, after one line on stderr, if training cannot start.
 
-    A model whose sizes are stated (`shared.vlm_sizes`) is built by them, without its weights; its data may be missing,
-    too. Raises VirtueError for a part that cannot be built.
+    A model whose sizes are stated (a backbone's `vlm_sizes`) is built by them, without its weights; its data may be
+    missing, too. Raises VirtueError for a part that cannot be built.
     """
     # for --help alone: the options are those of fit, which the parser of fit reads below
     _parser().parse_known_args(argv)
@@ -25,11 +33,15 @@ def main(argv: list[str]) -> int:
 
     from virtue_pl.cli.described import DescribedCLI
     from virtue_pl.cli.lightning import one_line_errors
-    from virtue_pl.cli.run_summary import adapter_tables, facts_table, parts_table, run_facts, show_data, show_described
+    from virtue_pl.cli.run.checks import check_run, check_trial
+    from virtue_pl.cli.run.summary import adapter_tables, facts_table, parts_table, run_facts, show_data, show_described
 
     with one_line_errors("check"):
         cli = DescribedCLI("fit", argv, program="virtue-pl check")
         loading.stop()
+        if cli.is_described:
+            connect_where_possible(cli.datamodule, cli.model)
+            check_run(cli.model, cli.datamodule, cli.trainer)
         console = Console()
         console.print(parts_table(cli.model))
         for table in adapter_tables(cli.model):
@@ -39,9 +51,26 @@ def main(argv: list[str]) -> int:
         if cli.unread:
             console.print(facts_table("not read: the model is built on the meta device", cli.unread.items()))
         console.print(facts_table("run", run_facts(cli.trainer, cli.config, cli.model)))
+        if not problem:
+            trial = check_trial(cli.model, cli.datamodule, cli.trainer)
+            console.print(facts_table("tried with two rows", trial_facts(trial)))
     if problem:
         print(f"virtue-pl: check: {problem}", file=sys.stderr)
     return 1 if problem else 0
+
+
+def connect_where_possible(data: Any, model: Any) -> None:
+    """Connect data to a model on the meta device, where no stored features would be compared to its weights."""
+    if data is not None:
+        with suppress(VirtueError):
+            data.connect(model.collator)
+
+
+def trial_facts(trial: Trial) -> Iterator[tuple[str, str]]:
+    """Yield name and value of the facts about a trial: what was logged, and what was not tried."""
+    yield "metrics", ", ".join(sorted(trial.metrics)) or "none"
+    if trial.untried:
+        yield "not tried", trial.untried
 
 
 def _parser() -> argparse.ArgumentParser:

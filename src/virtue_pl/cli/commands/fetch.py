@@ -26,7 +26,11 @@ def main(argv: list[str]) -> int:
             console.print(
                 f"left out, since these packages hold them otherwise or not at all: {', '.join(report.missing)}"
             )
-    if arguments.what in ("weights", "all"):
+    if arguments.trunk is not None:
+        from virtue_pl.data.download.trunk import fetch_trunk
+
+        console.print(f"weights: {arguments.trunk} in {fetch_trunk(arguments.trunk, arguments.cache)}")
+    elif arguments.what in ("weights", "all"):
         for name, path in fetch_weights(arguments.cache, console).items():
             console.print(f"weights: {name} in {path}")
     return 0
@@ -42,4 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("what", choices=("images", "weights", "all"))
     parser.add_argument("--cache", default="data/cache", help="where to keep them (default: %(default)s)")
+    parser.add_argument(
+        "--trunk",
+        metavar="NAME",
+        help="only the pretrained weights of this timm model, from the Hugging Face hub, for --shared.trunk NAME",
+    )
     return parser

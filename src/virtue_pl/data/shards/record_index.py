@@ -1,4 +1,4 @@
-"""Where each record of a shard lies in its tar, so that one record is read without those before it."""
+"""Positions of a shard's records in its tar, by which one record is read without those before it."""
 
 from __future__ import annotations
 

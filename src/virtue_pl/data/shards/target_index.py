@@ -1,4 +1,4 @@
-"""Digests of a folder's targets, row by row, by which equal ones are told apart without reading any shard."""
+"""Digests of a folder's targets, row by row, by which equal ones are found without reading any shard."""
 
 from __future__ import annotations
 

@@ -10,8 +10,6 @@ from typing import Literal
 from virtue_pl.preprocessing.images import MAX_PIXELS, PixelLimit
 from virtue_pl.types import VirtueError
 
-AUTO = "auto"
-"""The number of data workers that suits the machine."""
 MAX_WORKERS = 8
 """Data workers that are started without being asked for by number."""
 
@@ -72,7 +70,7 @@ class ReaderOptions:
 
     def __post_init__(self) -> None:
         check_counts({"max_pixels": self.max_pixels, "resize_to_square": self.resize_to_square})
-        if self.num_workers != AUTO:
+        if isinstance(self.num_workers, int):
             check_counts({"num_workers": self.num_workers}, minimum=0)
         _ = self.limits
 
@@ -81,7 +79,7 @@ class ReaderOptions:
 
         accelerator: the device type that trains, as "cuda" or "cpu". local_ranks: ranks of this machine.
         """
-        if self.num_workers != AUTO:
+        if isinstance(self.num_workers, int):
             return self.num_workers
         cores = len(os.sched_getaffinity(0))
         return 0 if accelerator == "cpu" else min(MAX_WORKERS, max(1, cores // local_ranks))

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
+from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.data.shards.records import RecordImage, Row
 from virtue_pl.data.streaming.options import BadSampleLimits
 from virtue_pl.data.streaming.pipeline import ToSample, TrainingSource, record_samples
@@ -82,6 +83,19 @@ def find_first_problems(source: TrainingSource, rows: int) -> tuple[int, dict[st
         if count + len(log.problems) >= rows:
             break
     return count + len(log.problems), log.problems
+
+
+def read_first(
+    folder: ShardFolder, to_sample: ToSample, max_pixels: int, rows: int
+) -> list[tuple[int, Sample | RankingSample]]:
+    """Return up to `rows` first usable samples of a folder, each with its row's position in its record.
+
+    Shards that are not on this machine are left alone.
+    """
+    log = SkipLog(BadSampleLimits(rows, rows))
+    paths = ({"url": str(path)} for path in folder.paths if path.is_file())
+    records = read_shards(paths, folder, log)
+    return list(islice((sample for one in records for sample in record_samples(one, to_sample, log, max_pixels)), rows))
 
 
 def require_batch(batch: Any, log: SkipLog) -> Any:

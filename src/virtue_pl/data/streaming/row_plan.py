@@ -1,4 +1,4 @@
-"""Which rows each training batch is made of, decided by numbers alone, before anything is read.
+"""Plans of the rows that each training batch is made of, decided by numbers alone, before anything is read.
 
 Passes over the rows of a folder follow each other without an end, each in an order of its own: shards at random,
 their images shuffled among neighbours, the rows of an image side by side or shuffled in turn. Batches are cut from
@@ -28,7 +28,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PlanState:
-    """How far a plan has come: the pass, how many of its rows were drawn, and the rows that wait.
+    """Progress of a plan: the pass, how many of its rows were drawn, and the rows that wait.
 
     Example:
         >>> PlanState(pass_number=1, position=20, waiting=(7,)).to_json()
@@ -77,11 +77,11 @@ class RowOrder:
         random = np.random.RandomState(derive_seed(self.seed, "pass", number) % 2**32)  # its draws never change
         shards = random.permutation(len(self.shard_images))
         images = np.concatenate([np.arange(self.first_images[shard], self.first_images[shard + 1]) for shard in shards])
-        images = shuffle_among_neighbours(images, self.sampling.shuffle_buffer, random)
+        images = shuffle_in_windows(images, self.sampling.shuffle_buffer, random)
         counts = self.rows_per_image[images]
         ends = np.cumsum(counts)
         rows = np.repeat(self.first_rows[images] - (ends - counts), counts) + np.arange(ends[-1])
-        return shuffle_among_neighbours(rows, self.sampling.sample_buffer, random)
+        return shuffle_in_windows(rows, self.sampling.sample_buffer, random)
 
     def locate(self, row: int) -> tuple[int, int, int]:
         """Return a row's shard, the number of its record in the shard, and its position in the record."""
@@ -90,7 +90,7 @@ class RowOrder:
         return shard, image - int(self.first_images[shard]), row - int(self.first_rows[image])
 
 
-def shuffle_among_neighbours(values: Rows, size: int, random: np.random.RandomState) -> Rows:
+def shuffle_in_windows(values: Rows, size: int, random: np.random.RandomState) -> Rows:
     """Return the values with each run of `size` shuffled; where the runs begin is random, too."""
     if size == 1:
         return values

@@ -59,28 +59,28 @@ class TrainingLoader(StreamLoader):
     def _begin(self, epoch: int) -> tuple[Cursor, int, bool]:
         """Return where a pass begins, the number of its first batch, and whether that is where the workers are."""
         if self._resumed is not None:
-            (place, first), self._resumed = self._resumed, None
-            return place or self._ledger.advance(self._ledger.start_of(epoch), first), first, False
+            (cursor, first), self._resumed = self._resumed, None
+            return cursor or self._ledger.advance(self._ledger.start_of(epoch), first), first, False
         if self._epoch is None or epoch not in (self._epoch, self._epoch + 1):
             return self._ledger.start_of(epoch), 0, False
         if epoch == self._epoch:
             return self._start, 0, False
-        return self.place(), 0, self._is_whole
+        return self.cursor(), 0, self._is_whole
 
-    def place(self) -> Cursor:
+    def cursor(self) -> Cursor:
         """Return the stream's place behind the batches that were read."""
         if self._resumed is not None and self._resumed[0] is not None:
             return self._resumed[0]
-        known, step = self._ledger.cursor, self._start.step + self.batches_read - self._first
-        if known.step > step:
-            known = self._start
-        return self._ledger.advance(known, step - known.step)
+        reached, step = self._ledger.cursor, self._start.step + self.batches_read - self._first
+        if reached.step > step:
+            reached = self._start
+        return self._ledger.advance(reached, step - reached.step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of batches read in this pass, and the stream's place behind them."""
-        return {"taken": self.batches_read, "cursor": self.place().to_json()}
+        return {"taken": self.batches_read, "cursor": self.cursor().to_json()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next pass begin behind the batches that were read; a pass that was whole begins anew."""
-        place = Cursor.from_json(state_dict["cursor"]) if "cursor" in state_dict else None
-        self._resumed = (place, state_dict["taken"] % len(self))
+        cursor = Cursor.from_json(state_dict["cursor"]) if "cursor" in state_dict else None
+        self._resumed = (cursor, state_dict["taken"] % len(self))

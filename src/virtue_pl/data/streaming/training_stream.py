@@ -59,6 +59,12 @@ class PlannedStream(BatchStream):
         steps: batches of an epoch.
         seed: of what is random in a sample: negatives, and prompts drawn by `collate`.
         reader: see `BatchStream`.
+
+    Example:
+        >>> class Alone(PlannedStream):
+        ...     def sizes(self, step):
+        ...         return {"scar": 8}
+        >>> stream = Alone({"scar": source}, list, steps=10, seed=0, reader=ReaderInfo())  # doctest: +SKIP
     """
 
     def __init__(
@@ -117,7 +123,7 @@ class PlannedStream(BatchStream):
             for _ in range(self.reader.world_size):
                 for name, size in self.sizes(step).items():
                     plans[name].take(size)
-        self.cursor = self._place(plans, cursor.step + steps)
+        self.cursor = self._cursor_at(plans, cursor.step + steps)
         return self.cursor
 
     def start_of(self, epoch: int) -> Cursor:
@@ -137,7 +143,7 @@ class PlannedStream(BatchStream):
                     found = rows
             if (step - first) % reader.num_workers == reader.worker:
                 yield step, found
-        self.cursor = self._place(plans, last)
+        self.cursor = self._cursor_at(plans, last)
 
     def samples(self, reader: ReaderInfo, log: SkipLog, last: int | None = None) -> Iterator[list[Sample]]:
         """Yield this worker's batches of samples from the cursor on, before they are collated."""
@@ -185,16 +191,16 @@ class PlannedStream(BatchStream):
     ) -> dict[int, Sample]:
         """Return the samples of some rows, by row, in order; each image is read once, the bad ones are skipped."""
         source, order = self.sources[name], self._plans[name].order
-        places = {row: order.locate(row) for row in rows}
+        located = {row: order.locate(row) for row in rows}
         wanted: dict[tuple[int, int], list[int]] = {}
-        for row, (shard, number, _) in places.items():
+        for row, (shard, number, _) in located.items():
             wanted.setdefault((shard, number), []).append(row)
         found: dict[int, Sample | RankingSample] = {}
         for (shard, number), its_rows in wanted.items():
             record = reader.read(shard, number)
             if record is None:
                 continue
-            positions = {places[row][2]: row for row in its_rows}
+            positions = {located[row][2]: row for row in its_rows}
             for position, sample in record_samples(
                 record, source.to_sample, log, source.max_pixels, positions.__contains__
             ):
@@ -211,7 +217,7 @@ class PlannedStream(BatchStream):
             seeded = partial(collate_seeded, self.collate, derive_seed(self.seed, step, reader.rank))
             yield require_batch(collate_readable(samples, seeded, sample_key, log)[1], log)
 
-    def _place(self, plans: Mapping[str, RowPlan], step: int) -> Cursor:
+    def _cursor_at(self, plans: Mapping[str, RowPlan], step: int) -> Cursor:
         return Cursor(step, {name: plan.state for name, plan in plans.items()})
 
 

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from torch import nn
 
 from virtue_pl.adapters.lora import adapter_layers
-from virtue_pl.cli.run_folder import other_runs
+from virtue_pl.cli.run.folder import other_runs
 from virtue_pl.engine.gradient_cache import FullBatch
 from virtue_pl.types import VirtueError
 

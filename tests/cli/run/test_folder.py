@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from fixtures.small_runs import nested
 from virtue_pl.cli.main import main
-from virtue_pl.cli.run_folder import MetricsWriter, settings_of
+from virtue_pl.cli.run.folder import MetricsWriter, settings_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Attribute .* is an instance of `nn.Module`:UserWarning")
 LOGGERS = {name: f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger")}

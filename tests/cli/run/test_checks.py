@@ -7,7 +7,7 @@ import pytest
 from lightning import LightningModule
 
 from virtue_pl.cli.main import main
-from virtue_pl.cli.run_checks import check_run
+from virtue_pl.cli.run.checks import check_run
 from virtue_pl.losses.contrastive import ContrastiveLoss, InfoNCELoss
 from virtue_pl.types import VirtueError
 
@@ -24,7 +24,9 @@ def data(negatives: int, batch_size: int = 4) -> Any:
 
 
 def trainer(clip: float | None = None, world_size: int = 1) -> Any:
-    return SimpleNamespace(gradient_clip_val=clip, world_size=world_size)
+    return SimpleNamespace(
+        gradient_clip_val=clip, world_size=world_size, max_steps=10, max_epochs=-1, limit_val_batches=1.0, callbacks=[]
+    )
 
 
 MIXTURE = SimpleNamespace(parts={"a": data(0), "b": data(0)}, batch_size=4)
