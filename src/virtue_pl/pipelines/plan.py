@@ -29,12 +29,21 @@ class Run:
     overrides: Mapping[str, Any]
 
     def arguments(self, shared: Mapping[str, Any]) -> list[str]:
-        """Return the arguments of `fit` or `test`: configs, shared values, overrides."""
+        """Return the arguments of `fit` or `test`: configs, overrides, and those of the shared values that they read."""
         layers = [part for config in self.configs for part in ("--config", config)]
-        settings = {**{f"shared.{name}": value for name, value in shared.items()}, **self.overrides}
+        read = self.shared_entries()
+        chosen = {f"shared.{name}": value for name, value in shared.items() if read is None or name in read}
+        settings = {**chosen, **self.overrides}
         return layers + [
             f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
         ]
+
+    def shared_entries(self) -> set[str] | None:
+        """Return the names of the entries of `shared` that the configs state; None where a config is not there."""
+        if not all(Path(config).is_file() for config in self.configs):
+            return None
+        found = (yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in self.configs)
+        return {name for content in found for name in (content or {}).get("shared") or {}}
 
     def content(self) -> list[Any]:
         """Return what changes when the run must be done again: all that its configs and overrides say."""
