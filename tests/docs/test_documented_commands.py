@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
@@ -29,6 +30,7 @@ pytestmark = [
 ]
 SHELL = [block for block in blocks() if block.language == "sh"]
 PYTHON = [block for block in blocks() if block.language == "python"]
+OWN_DATA = [block for block in blocks() if block.page.name == "own-data.md" and block.language in ("sh", "python")]
 NETWORK = sorted({shlex.join(command) for block in SHELL for command in block.commands if rule_for(command) is None})
 NUMBER = re.compile(r"-?\d+\.\d*")
 
@@ -112,16 +114,32 @@ def test_what_is_downloaded(command: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.network
-def test_the_whole_quickstart_and_the_python_on_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The captions that the documentation shows first are first."""
+def test_the_whole_quickstart_and_what_follows_on_its_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The captions that the documentation shows first are first, and the page on own data runs as it stands there."""
     monkeypatch.chdir(ROOT)
     subprocess.run(["make", "quickstart"], cwd=ROOT, check=True)
     shutil.rmtree(ROOT / "mini", ignore_errors=True)
     assert main(["export", "runs/quickstart/virtue/checkpoints/last.ckpt", "--out", "mini"]) == 0
-    for block in PYTHON:
+    for block in (block for block in PYTHON if block not in OWN_DATA):
         rows = [NUMBER.findall(line) for line in printed(block).splitlines()]
         shown = [NUMBER.findall(line) for line in comments(block).splitlines()]
         assert [best(row) for row in rows if row] == [best(row) for row in shown if row]
+    for name in ("configs", "docs", "runs/quickstart", *(f"data/{one.name}" for one in (ROOT / "data").iterdir())):
+        if name != "data/shards":
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).symlink_to(ROOT / name)
+    run_own_data(tmp_path, monkeypatch)
+
+
+def run_own_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the page on own data as it stands there, in a folder with the quickstart's model."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", f"{ROOT / '.venv/bin'}:{os.environ['PATH']}")
+    for block in OWN_DATA:
+        if block.language == "sh":
+            subprocess.run(["bash", "-euc", block.text], check=True)
+        else:
+            assert len(NUMBER.findall(printed(block))) == len(NUMBER.findall(comments(block)))
 
 
 def best(row: list[str]) -> int:

@@ -61,6 +61,13 @@ def test_what_is_checked_fits(run: Any, tmp_path: Path) -> None:
     assert run("fit", *STOPPING, "val/hit@1", "--trainer.callbacks.mode", "max")[0] == 0
 
 
+def test_a_run_that_validates_on_nothing_has_no_best_checkpoint_and_is_no_mistake(run: Any) -> None:
+    code, shown, told = run("check", "--data.init_args.val=null")
+    assert (
+        (code, told) == (0, "") and "the best 1 by val/hit@1" in shown and "val/hit@1" not in shown.split("metrics")[1]
+    )
+
+
 REFUSED: dict[str, tuple[list[str], str]] = {
     "boxes alone, trained by masks": (
         ["--model.init_args.train_modes={mask: 1.0}"],

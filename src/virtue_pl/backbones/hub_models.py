@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, suggest_path
 
 PATIENCE = 5.0
 """Seconds in which the hub must answer."""
@@ -30,13 +30,14 @@ def check_available(name: str, option: str) -> None:
     except HFValidationError:
         raise VirtueError(
             f"{option}: {name} is no folder here, and no name of the hub (OWNER/NAME): name a folder that is there"
+            f"{suggest_path(name)}"
         ) from None
     problem = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else hub_problem()
     if problem and not cached:
         raise VirtueError(
             f"{option}: {name} is no folder here, and cannot be fetched from {constants.ENDPOINT} ({problem}): name a"
             " local folder with the model, or fetch it where there is a network; with HF_HUB_OFFLINE=1 only the cache"
-            f" ({constants.HF_HUB_CACHE}) is looked at"
+            f" ({constants.HF_HUB_CACHE}) is looked at{suggest_path(name)}"
         )
     if problem:
         constants.HF_HUB_OFFLINE = True  # what is in the cache, without a minute of attempts for each file

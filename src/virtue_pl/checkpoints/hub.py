@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from virtue_pl.backbones.hub_models import check_available
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, suggest_path
 
 DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.yaml")
@@ -24,7 +24,8 @@ def local_folder(
         return Path(name)
     text = str(name)
     if text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise VirtueError(f"{name} is no folder, expected one with a model, or a name of the hub (OWNER/NAME)")
+        expected = "expected one with a model, or a name of the hub (OWNER/NAME)"
+        raise VirtueError(f"{name} is no folder, {expected}{suggest_path(text)}")
     check_available(text, "model")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -35,5 +36,5 @@ def local_folder(
         problem = str(error).splitlines()[0]
         raise VirtueError(
             f"model: {name} is no folder here, and cannot be fetched from the hub ({problem[:160]}): name a local"
-            " folder"
+            f" folder{suggest_path(text)}"
         ) from error

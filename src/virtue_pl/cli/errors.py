@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, suggest_path
 
 if TYPE_CHECKING:
     from omegaconf.errors import OmegaConfBaseException
@@ -175,7 +176,8 @@ def _not_yaml(match: re.Match[str], found: Finding, options: tuple[str, ...]) ->
 
 
 def _no_config(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:
-    return "no such file"
+    path = Path(match["path"])
+    return f"no such file{suggest_path(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)}"
 
 
 def _no_file(match: re.Match[str], found: Finding, options: tuple[str, ...]) -> str:

@@ -29,7 +29,7 @@ class Run:
     overrides: Mapping[str, Any]
 
     def arguments(self, shared: Mapping[str, Any]) -> list[str]:
-        """Return the arguments of `fit` or `test`: configs, overrides, and those of the shared values that they read."""
+        """Return the arguments of `fit` or `test`: configs, overrides, and the shared values that they read."""
         layers = [part for config in self.configs for part in ("--config", config)]
         read = self.shared_entries()
         chosen = {f"shared.{name}": value for name, value in shared.items() if read is None or name in read}

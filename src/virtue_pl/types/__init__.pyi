@@ -27,6 +27,7 @@ from .features import TokenSequence as TokenSequence
 from .features import merge_features as merge_features
 from .layout import RowLayout as RowLayout
 from .layout import RowSelection as RowSelection
+from .paths import suggest_path as suggest_path
 from .prompts import PromptBatch as PromptBatch
 from .prompts import Region as Region
 from .prompts import VisualPrompt as VisualPrompt

@@ -56,7 +56,7 @@ def test_a_misspelt_column_is_named_with_the_closest(tmp_path: Path, capsys: pyt
     assert "train: 1 of 10 rows are left out (10.0%), more than --max-left-out 0.05 allows" in printed.err
     (line,) = table(printed.out)
     assert (
-        "unknown column" in line and "train/9: 'box', did you mean bbox?" in line and "(train.jsonl, line 10)" in line
+        "unknown column" in line and "train/9: 'box', did you mean boxes?" in line and "(train.jsonl, line 10)" in line
     )
     assert convert(tmp_path) == 0  # one in ten is what the default allows
     manifest = Manifest.read(tmp_path / "out/train/manifest.json")

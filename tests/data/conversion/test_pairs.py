@@ -94,7 +94,7 @@ LEFT_OUT = {
     "huge coordinate": "mask outside the image",
     "NaN coordinate": "damaged mask",
     "normalised box": "units not stated",
-    "unknown column": "unknown column: 'box', did you mean bbox?",
+    "unknown column": "unknown column: 'box', did you mean boxes?",
 }
 CONVERTED = ("sound polygon", "sound run lengths", "segmentation without a box")
 ROWS = [row for row in faults() if "plain.jpg" in row["query_image"] and "word twice" not in row["query"]]

@@ -74,6 +74,9 @@ def test_a_share_of_the_images_is_held_out_with_all_their_rows(shards, share):
     assert len({image_of(sample) for sample in held_out}) == images
     assert len(held_out) == len({sample.key for sample in held_out}) == 3 * images
     assert data.steps == len(data.train_dataloader()) == 3 * (IMAGES - images) // 6
+    first = data.first_rankings(2)
+    assert [sample.key for sample in first] == [sample.key for sample in held_out[:2]]
+    assert all(isinstance(sample, RankingSample) and len(sample.candidates) > 1 for sample in first)
     train, val = data.describe()[:2]
     assert (train["rows"], val["rows"], val["images"]) == (3 * (IMAGES - images), 3 * images, images)
     assert val["split"] == f"val: {share:g} of train"

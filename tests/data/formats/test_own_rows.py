@@ -83,7 +83,7 @@ def test_the_file_states_what_a_row_does_not() -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "unknown column: 'box', did you mean bbox": {"box": BOX},
+    "unknown column: 'box', did you mean boxes": {"box": BOX},
     "unknown column: 'querry', did you mean query": {"querry": None},
     "unknown column: 'caption'.* in query": {"query": {"caption": "a"}},
     r"text of another type: found 1 \(int\), expected a text": {"text": 1},

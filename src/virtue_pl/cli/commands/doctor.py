@@ -14,7 +14,7 @@ from virtue_pl.cli.arguments import add_max_pixels, add_row_options, positive_nu
 from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.left_out import LeftOut, left_out_table
 from virtue_pl.cli.progress import LoadingLine, show_progress
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, suggest_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -110,7 +110,7 @@ def load_token_counter(folder: str) -> Callable[[str], int]:
     from transformers import AutoTokenizer
 
     if not Path(folder).is_dir():
-        raise VirtueError(f"--tokenizer {folder}: there is no such folder")
+        raise VirtueError(f"--tokenizer {folder}: there is no such folder{suggest_path(folder)}")
     loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return lambda text: len(loaded(text, add_special_tokens=False)["input_ids"])
 

@@ -15,6 +15,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from virtue_pl.callbacks import BestCheckpoint
 from virtue_pl.cli.run.trial import LOOKED_AT, Trial, data_is_there, first_rows, try_collate, try_run
 from virtue_pl.engine.precision import check_precision
 from virtue_pl.types import VirtueError
@@ -158,15 +159,20 @@ def check_processes(trainer: Trainer) -> None:
 
 
 def check_metrics(trainer: Trainer, trial: Trial) -> None:
-    """Raise VirtueError for a callback that waits for a metric that the model does not log."""
+    """Raise VirtueError for a callback that waits for a metric that the model does not log.
+
+    The best checkpoint of a run that validates on nothing is none, and no mistake.
+    """
+    validates = any(logged.startswith("val/") for logged in trial.metrics)
     for name, metric in monitors(trainer):
         if trial.untried and not metric.startswith("train"):
+            continue
+        if name == BestCheckpoint.__name__ and not validates:
             continue
         if metric.removesuffix("_step").removesuffix("_epoch") in trial.metrics or metric in trial.metrics:
             continue
         closest = get_close_matches(metric, sorted(trial.metrics), 1)
         hint = f"did you mean {closest[0]!r}? There are" if closest else "there are"
-        validates = any(logged.startswith("val/") for logged in trial.metrics)
         reason = "" if validates or not metric.startswith("val") else " (the run validates on nothing)"
         raise VirtueError(
             f"trainer.callbacks: {name} monitors {metric!r}, which nobody logs{reason}; {hint}"

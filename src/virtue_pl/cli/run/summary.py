@@ -162,9 +162,11 @@ def run_facts(trainer: Trainer, config: Any, model: LightningModule | None = Non
             "logger",
             f"{type(logger).__name__} in {logger.log_dir if logger.log_dir is not None else logger.save_dir}",
         )
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            yield "checkpoints", describe_checkpoints(callback)
+    callbacks = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    for callback in callbacks:
+        yield "checkpoints", describe_checkpoints(callback)
+    if callbacks and not any(callback.save_last for callback in callbacks):
+        yield "checkpoints", "no last one (save_last of a ModelCheckpoint), so a stopped run cannot go on"
     yield "starts from", str(config.get("ckpt_path") or describe_start(model))
     yield "seed", str(config.get("seed_everything"))
 
@@ -179,14 +181,10 @@ def describe_start(model: LightningModule | None) -> str:
 
 
 def describe_checkpoints(callback: ModelCheckpoint) -> str:
-    """Return one line: the checkpoints' folder, which of them stay, and whether a stopped run can go on."""
+    """Return one line: the checkpoints' folder, which of them stay, and whether a run goes on from there."""
     saved = "the last" if callback.monitor is None else f"the best {callback.save_top_k} by {callback.monitor}"
-    goes_on = (
-        "--ckpt_path last goes on from there"
-        if callback.save_last
-        else "no last one (save_last), so a stopped run cannot go on"
-    )
-    return f"{callback.dirpath or 'in the logger folder'}; {saved}; {goes_on}"
+    goes_on = "; --ckpt_path last goes on from there" if callback.save_last else ""
+    return f"{callback.dirpath or 'in the logger folder'}; {saved}{goes_on}"
 
 
 def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> Table:

@@ -15,7 +15,7 @@ from virtue_pl.data.conversion.image_folders import caption_files, is_image_fold
 from virtue_pl.data.conversion.text_rows import READERS, SourceRow
 from virtue_pl.data.formats.own_columns import ROW_COLUMNS, describe_unknown
 from virtue_pl.data.io.atomic import sha256
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, suggest_path
 
 Form = Literal["text", "tables", "coco", "image folder"]
 
@@ -79,7 +79,7 @@ def find_sources(root: Path, option: str = "--root") -> list[OwnSource]:
     Raises VirtueError where there are none, or two have one name.
     """
     if not root.is_dir():
-        raise VirtueError(f"{option} {root}: there is no such folder")
+        raise VirtueError(f"{option} {root}: there is no such folder{suggest_path(root)}")
     found = [*_saved(root), *_text_files(root), *_parquet_files(root), *_coco_files(root)]
     if metadata_file(root) is not None or (not found and is_image_folder(root)):
         found.append(_image_folder(root, "train"))

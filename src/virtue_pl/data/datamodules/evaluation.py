@@ -21,7 +21,7 @@ from virtue_pl.data.eval_sets.rows import RowReader
 from virtue_pl.data.streaming.options import check_counts
 from virtue_pl.data.streaming.pipeline import ReaderInfo
 from virtue_pl.preprocessing.images import MAX_PIXELS, PixelLimit
-from virtue_pl.types import EvaluationRow, InputBatch, InputCollator, SetDescription, VirtueError
+from virtue_pl.types import EvaluationRow, InputBatch, InputCollator, SetDescription, VirtueError, suggest_path
 
 
 class EvaluationDataModule(LightningDataModule):
@@ -89,7 +89,7 @@ class EvaluationDataModule(LightningDataModule):
         cannot be ranked; with `allow_missing` only where no set has a row.
         """
         if not self.root.is_dir():
-            raise VirtueError(f"--data {self.root}: there is no such folder")
+            raise VirtueError(f"--data {self.root}: there is no such folder{suggest_path(self.root)}")
         options, files = self.options, self.find_files()
         missing = {about.name: "no files" for about, found_files in files.items() if found_files is None}
         if len(missing) == len(files) or (missing and not options.allow_missing):

@@ -91,7 +91,7 @@ class MixedDataModule(StreamingDataModule):
                 f"the {rows} rows of {', '.join(self.weights)} are fewer than one batch of {needed} (over"
                 f" {self.world_size} ranks)"
             )
-            raise VirtueError(f"{few}: lower batch_size")
+            raise VirtueError(f"{few}: lower batch_size (--shared.batch_size)")
         return rows // needed
 
     def find_first_problems(self, rows: int) -> tuple[int, dict[str, str]]:

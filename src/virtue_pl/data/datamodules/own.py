@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from virtue_pl.data.shards.manifest import MANIFEST, ShardFolder
 from virtue_pl.data.shards.records import RecordImage, Row
 from virtue_pl.data.streaming.loader import RankingStream, StreamLoader
 from virtue_pl.data.streaming.options import ReaderOptions, SamplingOptions
-from virtue_pl.types import EmbeddingInput, RankingSample, Sample, VirtueError
+from virtue_pl.types import EmbeddingInput, RankingSample, Sample, VirtueError, suggest_path
 
 SPLITS = ("train", "val", "test")
 
@@ -118,16 +119,27 @@ class OwnDataModule(PairDataModule):
         """Return the validation set, or the images that are held out; an empty list where there is neither."""
         if self.first_held_out is None:
             return super().val_dataloader()
-        stream = RankingStream(
+        collate = partial(rank_in_batch, self._require_collator().collate_eval)
+        return self._loader(self._held_out(collate, self.eval_batch_size))
+
+    def first_rankings(self, rows: int) -> list[RankingSample]:
+        """Return up to `rows` first validation samples, of those that are held out, too."""
+        if self.first_held_out is None or not all(path.is_file() for path in self.whole_folder.paths):
+            return super().first_rankings(rows)
+        stream = self._held_out(partial(rank_in_batch, list), min(rows, self.eval_batch_size))
+        return list(islice((sample for delivery in stream for sample in delivery.batch or ()), rows))
+
+    def _held_out(self, collate: Callable[[Sequence[Any]], Any], batch_size: int) -> RankingStream:
+        """Return the stream of the images that are held out."""
+        return RankingStream(
             {"val": self.whole_folder},
             self.to_sample,
-            partial(rank_in_batch, self._require_collator().collate_eval),
-            batch_size=self.eval_batch_size,
-            first_row=self.first_held_out,
+            collate,
+            batch_size=batch_size,
+            first_row=self.first_held_out or 0,
             max_pixels=self.reader.pixel_limit,
             reader=self.reader_info(),
         )
-        return self._loader(stream)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return an entry for each folder, see `ShardDataModule.describe`, and one for what is held out."""
@@ -153,7 +165,9 @@ def find_splits(root: Path) -> dict[str, Path]:
 def check_splits(root: Path) -> None:
     """Raise VirtueError, which names what there is, where there are no shards to train on."""
     if not root.is_dir():
-        raise VirtueError(f"shards: {root} is no folder, expected one with train/ (--shared.shards)")
+        raise VirtueError(
+            f"shards: {root} is no folder, expected one with train/ (--shared.shards){suggest_path(root)}"
+        )
     if "train" not in find_splits(root):
         there = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))) or "no shards"
         raise VirtueError(

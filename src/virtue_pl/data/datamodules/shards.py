@@ -144,7 +144,7 @@ class ShardDataModule(StreamingDataModule, ABC):
         needed = self.batch_size * (self.world_size if steps is None else 1)
         if rows < needed:
             few = f"{rows} rows in {self.train} are fewer than one batch of {needed} (over {self.world_size} ranks)"
-            raise VirtueError(f"train: {few}: lower batch_size")
+            raise VirtueError(f"train: {few}: lower batch_size (--shared.batch_size)")
         return rows // needed if steps is None else steps
 
     def training_source(self, seed: int) -> TrainingSource:

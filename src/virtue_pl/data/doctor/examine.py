@@ -32,7 +32,7 @@ from virtue_pl.data.streaming.options import BadSampleLimits
 from virtue_pl.data.streaming.shard_reader import read_tar
 from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.preprocessing.images import decode
-from virtue_pl.types import DataError, VirtueError
+from virtue_pl.types import DataError, VirtueError, suggest_path
 
 _NO_LIMITS = BadSampleLimits(2**62, 2**62)
 IMAGE_COLUMNS = ("qry_image_path", "qry_img_path", "query_image")
@@ -81,7 +81,8 @@ def find_sources(
     Raises VirtueError where there is neither.
     """
     if not path.is_dir():
-        raise VirtueError(f"{path} is no folder, expected one of shards, or with MMEB-train/, SCaR-train/ or {FORMS}")
+        expected = f"expected one of shards, or with MMEB-train/, SCaR-train/ or {FORMS}"
+        raise VirtueError(f"{path} is no folder, {expected}{suggest_path(path)}")
     folders = (
         [path]
         if (path / MANIFEST).is_file()

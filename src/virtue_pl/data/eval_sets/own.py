@@ -14,7 +14,7 @@ from virtue_pl.data.eval_sets.files import SetFiles, available_sets, find_set, n
 from virtue_pl.data.eval_sets.plan import input_key
 from virtue_pl.data.shards.manifest import MANIFEST, ShardFolder
 from virtue_pl.preprocessing.images import MAX_PIXELS
-from virtue_pl.types import EmbeddingInput, EvaluationRow, SetDescription, VirtueError
+from virtue_pl.types import EmbeddingInput, EvaluationRow, SetDescription, VirtueError, suggest_path
 
 EVALUATED_SPLITS = ("test", "val")
 """Names of folders of one's own that are to be evaluated."""
@@ -80,7 +80,7 @@ def ranked_shards(root: Path, target: Path, candidates: str = "own", max_pixels:
     VirtueError where none of the rows has candidates, and as `convert_pairs` does.
     """
     if not root.is_dir():
-        raise VirtueError(f"--data {root}: there is no such folder")
+        raise VirtueError(f"--data {root}: there is no such folder{suggest_path(root)}")
     if any(shard_folders_in(root)) or any(find_set(root, about) for about in available_sets().values()):
         return root
     if os.environ.get("LOCAL_RANK", "0") != "0":  # another process of this run has written them

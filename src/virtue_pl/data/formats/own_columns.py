@@ -32,6 +32,7 @@ SYNONYMS = {
     **dict.fromkeys(("pos_image_path", "positive_image"), "target_image"),
     **dict.fromkeys(("qry", "qry_text", "question", "sentence"), "query"),
     **dict.fromkeys(("qry_inst", "prompt"), "instruction"),
+    **dict.fromkeys(("box", "boxes_xyxy", "bounding_box", "bounding_boxes", "bboxes", "rect"), "boxes"),
     **dict.fromkeys(("click", "clicks", "point", "keypoints"), "points"),
     **dict.fromkeys(("point_labels", "input_labels", "click_labels"), "labels"),
     **dict.fromkeys(("mask", "rle", "polygon", "polygons"), "masks"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from virtue_pl.data.io.archives import APPLE_DOUBLE, MAX_IMAGE_BYTES, is_apple_double, open_archive
 from virtue_pl.preprocessing.image_formats import CONVERTED, EXTENSIONS
 from virtue_pl.preprocessing.images import ImageHeader, convert_to_png, read_header
-from virtue_pl.types import DataError, VirtueError
+from virtue_pl.types import DataError, VirtueError, suggest_path
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ImageFiles:
         """
         for folder in given:
             if not folder.is_dir():
-                raise VirtueError(f"--images {folder}: there is no such folder")
+                raise VirtueError(f"--images {folder}: there is no such folder{suggest_path(folder)}")
         folders = [*given, *(root / "images" for root in roots if (root / "images").is_dir())]
         single = [root / "images.zip" for root in roots if (root / "images.zip").is_file()]
         several = [

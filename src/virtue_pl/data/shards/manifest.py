@@ -25,7 +25,7 @@ from virtue_pl.data.io.atomic import first_sha256
 from virtue_pl.data.io.cache import CacheOptions
 from virtue_pl.data.io.remote import RemoteFolder, is_remote
 from virtue_pl.features.store import StoredFeatures
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, suggest_path
 
 FORMAT = "virtue_pl shards 1"
 MANIFEST = "manifest.json"
@@ -210,7 +210,7 @@ class ShardFolder:
         if not (path / MANIFEST).is_file():
             raise VirtueError(
                 f"{option}: {path} holds no shards ({MANIFEST} is not there): write them with `virtue-pl shards`, or"
-                f" change {option}"
+                f" change {option}{suggest_path(path)}"
             )
         folder = cls(path, Manifest.read(path / MANIFEST))
         problem = folder.find_problem() if check else ""
