@@ -412,3 +412,22 @@ def test_a_run_that_was_moved_says_what_it_misses(tmp_path, monkeypatch, capsys)
     told = capsys.readouterr().err
     assert "names the language model old/files/text, which is not there" in told and f"({tmp_path}/home)" in told
     assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("how", [b"", b"hello", b"[]", b'{"a": ', None], ids=str)
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_description_is_one_line(quickstart, tmp_path, name, how):
+    """Files that transformers reads, and over which it raises whatever comes."""
+    if (name, how) == ("tokenizer_config.json", None):
+        pytest.skip("a tokenizer needs none")
+    folder = tmp_path / "model"
+    shutil.copytree(quickstart / "exported", folder)
+    file = folder / "language_model" / name
+    file.unlink()
+    if how is not None:
+        file.write_bytes(how)
+    with pytest.raises(
+        VirtueError, match=r"language_model(: its config or tokenizer is missing or damaged| cannot be loaded)"
+    ) as caught:
+        from_pretrained(folder)
+    assert "\n" not in str(caught.value)

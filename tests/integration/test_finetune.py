@@ -242,6 +242,7 @@ def test_what_is_frozen_keeps_the_type_of_the_start_and_what_is_trained_is_float
             "all its parts are frozen, expected one to train: set `frozen`, or give `adapter`",
         ),
         ({"model.init_args.frozen": "[fusio]"}, "has no part 'fusio', expected some of prompt_encoder, segmentation,"),
+        ({"shared.max_steps": "-1"}, "max_steps is -1 and so is max_epochs, expected an end"),
         ({"shared.val_share": "1.5"}, "val_share is 1.5, expected a share of the images of `train`"),
         ({"shared.shards": "EMPTY"}, "holds no shards, expected train/, as `virtue-pl shards pairs` writes it"),
         ({"shared.shards": "null"}, "shards is not set, expected a folder with train/: --shared.shards"),
@@ -261,7 +262,8 @@ def test_bad_input_is_one_line(options, message, starts, shards, tmp_path, capsy
     settings = {key: str(tmp_path / value) if value.isupper() else value for key, value in options.items()}
     assert main(command("fit", starts["export"], shards, tmp_path / "run", settings)) in (1, 2)
     assert message in capsys.readouterr().err.splitlines()[-1]
-    assert "shared.shards" in options or not (tmp_path / "run").exists()
+    found_late = {"shared.shards", "shared.max_steps"} & options.keys()
+    assert found_late or not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_is_exported_after_its_start_is_gone(starts, shards, tmp_path):
@@ -270,6 +272,20 @@ def test_a_checkpoint_is_exported_after_its_start_is_gone(starts, shards, tmp_pa
     assert main(command("fit", start, shards, tmp_path / "run")) == 0
     shutil.rmtree(tmp_path / "start")
     assert main(["export", str(tmp_path / "run/checkpoints/last.ckpt"), "--out", str(tmp_path / "tuned")]) == 0
+
+
+def test_an_export_that_is_gone_is_looked_for_in_no_hub(starts, shards, tmp_path, monkeypatch, capsys):
+    """A relative path of one folder looks as a name of the hub does."""
+    shutil.copytree(starts["export"], tmp_path / "start")
+    monkeypatch.chdir(tmp_path)
+    assert main(command("fit", Path("start"), shards, tmp_path / "run")) == 0
+    shutil.rmtree(tmp_path / "start")
+    assert main(["export", "run/checkpoints/last.ckpt", "--out", "tuned"]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "the language model start/language_model, which is not there" in told and "bring that model back" in told
+    shutil.copytree(starts["export"], tmp_path / "start")
+    monkeypatch.chdir(tmp_path / "run")
+    assert main(["export", "checkpoints/last.ckpt", "--out", "../tuned", "--config", "config.yaml"]) in (0, 1)
 
 
 def test_the_config_says_what_a_run_must_say(starts, shards, tmp_path):

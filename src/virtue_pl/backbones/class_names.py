@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from virtue_pl.backbones.pretrained import are_weights_skipped
+from virtue_pl.backbones.pretrained import are_weights_skipped, readable_description
 from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.types import VirtueError
 
@@ -143,7 +143,8 @@ def described_classes(
     encoder: Any = load_text_encoder(text_model, 0.0).eval()
     if are_weights_skipped():
         return torch.empty(len(descriptions), encoder.config.hidden_size)
-    tokenizer = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False)
+    with readable_description(text_model):
+        tokenizer = AutoTokenizer.from_pretrained(text_model, trust_remote_code=False)
     beside = Path(weights) if weights is not None else Path(text_model)
     if not beside.exists():
         return embed_descriptions(descriptions, encoder, tokenizer)

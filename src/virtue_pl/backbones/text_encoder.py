@@ -10,7 +10,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
 from virtue_pl.backbones.hub_models import check_available
-from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights
+from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights, readable_description
 from virtue_pl.types import VirtueError
 
 DROPOUTS = (
@@ -49,7 +49,8 @@ def load_text_encoder(name: str, dropout: float) -> nn.Module:
     if are_weights_skipped():
         model = build_without_weights(name, dropouts, **settings)
     else:
-        model = AutoModel.from_pretrained(name, trust_remote_code=False, **dropouts, **settings)
+        with readable_description(name):
+            model = AutoModel.from_pretrained(name, trust_remote_code=False, **dropouts, **settings)
     check_encoder(model, name)
     return model
 

@@ -23,6 +23,8 @@ START_FUNCTION = "virtue_pl.checkpoints.start_from"
 """Class path of a run's model that starts from another model (`pretrained.start_from`)."""
 STARTED_FROM = "model"
 """Entry of a checkpoint's `started_from` with the spec of the model that the run started from."""
+LANGUAGE_MODEL = "language_model"
+"""Folder of an exported model's language model, which a run that starts from it names."""
 PARTS = ("prompt_encoder", "segmentation", "fusion")
 """Parts of a model that can be frozen."""
 STARTED_IN = re.compile(r"# started in (?P<folder>/.*)\n")
@@ -143,7 +145,8 @@ def absolute_path(path: str, starts: Sequence[Path], is_model: bool) -> str:
         found = [start / path / ("config.json" if is_model else "") for start in starts]
         first = next((start / path for start, file in zip(starts, found, strict=True) if file.exists()), None)
         path, present = (path, False) if first is None else (str(first), True)
-    if is_model and not present and path.count("/") > 1:  # a name of the hub has one
+    is_path = path.count("/") > 1 or Path(path).name == LANGUAGE_MODEL  # a name of the hub has one
+    if is_model and not present and is_path:
         raise VirtueError(
             f"the run's config names the language model {path}, which is not there, nor in the folder that the run was"
             f" started in ({starts[0]}): put it there, or change the path in the config and name that by `--config`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +18,12 @@ from virtue_pl.types import VirtueError
 
 MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+DAMAGE = (
+    *(AttributeError, EOFError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError),
+    *(SafetensorError, struct.error),
+)
+"""Errors that safetensors' and torch's readers raise over files that are cut, empty or of another kind."""
 
 
 def read_tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -35,7 +42,9 @@ def read_shards(index: Path) -> dict[str, Tensor]:
 
     Raises VirtueError where a shard holds others than the index lists.
     """
-    shard_of: dict[str, str] = read_json(index)["weight_map"]
+    shard_of: dict[str, str] = read_json(index).get("weight_map", {})
+    if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(name, str) for name in shard_of.values()):
+        raise VirtueError(f"{index} has no weight_map, expected the file of each tensor by its name")
     found: dict[str, Tensor] = {}
     for shard in sorted(set(shard_of.values())):
         if Path(shard).name != shard:
@@ -79,8 +88,9 @@ def read_checked(path: Path, read: Callable[[Path], Any]) -> Any:
             f"{path} is no file of weights, or holds more than tensors and plain values, and is not read: convert it to"
             " safetensors where you trust it"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise VirtueError(f"{path} is damaged or no file of weights: {str(error).splitlines()[0]}") from error
+    except DAMAGE as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise VirtueError(f"{path} is damaged or no file of weights: {reason}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from traceback import walk_tb
 from typing import Any
 
 import yaml
@@ -39,6 +40,8 @@ from virtue_pl.types import VirtueError
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
 clean_replaced_classes()
 STOPPED_BY_SIGTERM = 143
+RESTORING = {"load_checkpoint", "resume_start", "_restore_modules_and_callbacks", "restore_training_state"}
+"""Functions of Lightning that read a checkpoint, and give its content to what is trained."""
 
 
 class LayeredConfig(ActionConfigFile):
@@ -161,7 +164,7 @@ class VirtueCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.command == "fit":
             check_folder(self.config)
-        elif self.config.get("ckpt_path") == "best":
+        if self.config.get("ckpt_path") == "best":
             self.config.ckpt_path = str(best_checkpoint(self.config))
 
     def instantiate_classes(self) -> None:
@@ -237,6 +240,20 @@ def one_line_errors(command: str) -> Iterator[None]:
         raise VirtueError(
             f"{command}: ckpt_path is no checkpoint that is read without running code in it: name one of a run (.ckpt),"
             " or give weights of another kind as `weights` of the model or part (--model.init_args.weights FILE)"
+        ) from error
+    except Exception as error:
+        passed = {frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)}
+        if isinstance(error, VirtueError) or not passed & RESTORING:
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if "load_checkpoint" in passed:
+            raise VirtueError(
+                f"{command}: the checkpoint is cut, empty or of another kind ({reason}): name another one, by"
+                " `--ckpt_path FILE`"
+            ) from error
+        raise VirtueError(
+            f"{command}: the checkpoint is not of this config's run ({reason}): give the config.yaml of its run, or"
+            " start another run from its weights"
         ) from error
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,52 @@ from virtue_pl.types import VirtueError
 
 NAMED_KEYS = 8
 """Number of samples that the error names."""
+SMALLEST_SCALE = 2.0**-10
+"""Scale of float16's gradients below which it is not their size that is wrong: it begins at 65,536, and is halved with
+each step that is passed over.
+"""
 
 
-def check_gradients(named: Iterable[tuple[str, Tensor]], step: int, keys: Sequence[str]) -> None:
+class ReadBatches:
+    """The batches that were read for the next optimizer step: several, where gradients are accumulated.
+
+    Example:
+        >>> batches = ReadBatches()
+        >>> for keys, loss in ((("a", "b"), 1.0), (("c",), float("nan"))):
+        ...     batches.begin(keys)
+        ...     batches.end(torch.tensor(loss))
+        >>> batches.begin(("d",))
+        >>> batches.suspects()
+        ['c', 'd', 'a', 'b']
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[tuple[str, ...]] = []
+        self.losses: list[Tensor] = []
+
+    def begin(self, keys: tuple[str, ...]) -> None:
+        """Note the keys of the samples of a batch."""
+        self.keys.append(keys)
+
+    def end(self, outputs: Any) -> None:
+        """Note the loss of the batch that was begun; what is no loss is none. Nothing is read from the device."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if len(self.losses) < len(self.keys):
+            self.losses.append(loss.detach() if isinstance(loss, Tensor) else torch.zeros(()))
+
+    def clear(self) -> None:
+        """Forget all batches, once their gradient is used."""
+        self.keys, self.losses = [], []
+
+    def suspects(self) -> list[str]:
+        """Return the keys of all samples: first those of batches whose loss is not finite, then those of the last."""
+        broken = [bool((~loss.isfinite()).any()) for loss in self.losses]
+        last = len(self.keys) - 1
+        order = sorted(range(len(self.keys)), key=lambda number: (not any(broken[number : number + 1]), number != last))
+        return [key for number in order for key in self.keys[number]]
+
+
+def check_gradients(named: Iterable[tuple[str, Tensor]], step: int, batches: ReadBatches) -> None:
     """Raise VirtueError, on every rank, where a gradient is not finite.
 
     It reads one number from the device.
@@ -22,13 +66,13 @@ def check_gradients(named: Iterable[tuple[str, Tensor]], step: int, keys: Sequen
     Args:
         named: the trained parameters by name; those without a gradient are passed over.
         step: the optimizer step that is due, for the error.
-        keys: of the samples that this rank read for it, for the error.
+        batches: those that this rank read for it, for the error.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2))
         >>> (weight.sum() * float("nan")).backward()
         >>> try:
-        ...     check_gradients([("weight", weight)], step=3, keys=["SCAR_mini/7"])
+        ...     check_gradients([("weight", weight)], step=3, batches=ReadBatches())
         ... except VirtueError as error:
         ...     print(str(error).partition(";")[0])
         step 3: the gradient of weight is not finite
@@ -48,11 +92,32 @@ def check_gradients(named: Iterable[tuple[str, Tensor]], step: int, keys: Sequen
         if names
         else ("a gradient of another rank")
     )
+    keys = batches.suspects()
     more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
     read = f"; rank {collectives.rank()} read {', '.join(keys[:NAMED_KEYS])}{more}" if keys else ""
     raise VirtueError(
         f"step {step}: {where} is not finite{read}; no weight was changed by it, and the last checkpoint stays: look at"
         " these samples with `virtue-pl doctor`, lower optimization.lr, or set trainer.precision to 32-true"
+    )
+
+
+def check_scale(scale: float, step: int, batches: ReadBatches) -> None:
+    """Raise VirtueError where float16's scaler has passed over so many steps that none can come to be of use.
+
+    Args:
+        scale: of the scaler, before this step.
+        step: the optimizer step that is due, for the error.
+        batches: those that this rank read for it, for the error.
+
+    Example:
+        >>> check_scale(65_536.0, step=3, batches=ReadBatches())
+    """
+    if scale >= SMALLEST_SCALE:
+        return
+    raise VirtueError(
+        f"step {step}: no gradient is finite, however small the scale ({scale:g}); rank {collectives.rank()} read"
+        f" {', '.join(batches.suspects()[:NAMED_KEYS])}; the last steps changed no weight: set trainer.precision to"
+        " bf16-mixed or 32-true, or lower optimization.lr"
     )
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from virtue_pl.engine.finite import check_gradients
+from virtue_pl.engine.finite import ReadBatches, check_gradients, check_scale
 from virtue_pl.engine.fsdp import Sharding
 from virtue_pl.engine.optimizer import Optimization
 from virtue_pl.engine.step_seeds import StepSeeds, number_of_batch
@@ -76,7 +76,7 @@ class VirtueModule(LightningModule):
 
     not_in_fingerprint = LIGHTNING_ATTRIBUTES | {
         *("_hparams", "_hparams_initial", "_hparams_name"),
-        *("optimization", "weights", "weights_prefix", "frozen", "sharding", "step_seeds", "batch_keys", "is_loaded"),
+        *("optimization", "weights", "weights_prefix", "frozen", "sharding", "step_seeds", "read_batches", "is_loaded"),
     }
     """Names of attributes that outputs do not depend on (`features.fingerprints`)."""
 
@@ -94,7 +94,7 @@ class VirtueModule(LightningModule):
         self.frozen = frozen
         self.sharding: Sharding | None = None
         self.step_seeds = StepSeeds()
-        self.batch_keys: tuple[str, ...] = ()
+        self.read_batches = ReadBatches()
         self.is_loaded = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -133,7 +133,10 @@ class VirtueModule(LightningModule):
         raise VirtueError(f"{type(self).__name__} cannot run alone")
 
     def configure_optimizers(self) -> Any:
-        """Return Lightning's optimizer configuration. Raises VirtueError without `optimization`."""
+        """Return Lightning's optimizer configuration.
+
+        Raises VirtueError without `optimization`, and where the run has no end, which its schedule is drawn over.
+        """
         if self.optimization is None:
             raise VirtueError(
                 f"{type(self).__name__} has no `optimization`, expected one to train it with: give it `optimization`"
@@ -152,13 +155,24 @@ class VirtueModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the generators for this batch on this rank."""
         self.step_seeds.seed_batch(number_of_batch(self), self.global_rank)
-        self.batch_keys = tuple(getattr(batch, "keys", ()))
+        self.read_batches.begin(tuple(getattr(batch, "keys", ())))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Note the loss of a batch whose gradient is added to that of the next."""
+        self.read_batches.end(outputs)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Raise VirtueError where a gradient is not finite, unless the precision's own scaler passes over it."""
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+        """Raise VirtueError where a gradient is not finite.
+
+        One that the precision's own scaler passes over is left to it, until its scale says that all are.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None:
             trained = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
-            check_gradients(trained, self.global_step, self.batch_keys)
+            check_gradients(trained, self.global_step, self.read_batches)
+        else:
+            check_scale(scaler.get_scale(), self.global_step, self.read_batches)
+        self.read_batches.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write the seed of all steps into a checkpoint."""

@@ -16,7 +16,8 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from fixtures.small_runs import nested
 from virtue_pl.cli.main import main
-from virtue_pl.cli.run.folder import MetricsWriter, settings_of
+from virtue_pl.cli.run.folder import MetricsWriter, check_writable, settings_of
+from virtue_pl.types import VirtueError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Attribute .* is an instance of `nn.Module`:UserWarning")
 LOGGERS = {name: f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger")}
@@ -164,8 +165,15 @@ def test_a_metric_that_validation_does_not_log_is_named_once_with_those_there_ar
 def test_best_where_there_is_none_is_one_line(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("test", [], "--ckpt_path", "best") == 1
-    assert "there is no best.ckpt in" in capsys.readouterr().err
+    for command in ("test", "fit"):
+        assert run(command, [], "--ckpt_path", "best") == 1
+        assert "there is no best.ckpt in" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_from_its_best_checkpoint(run: Callable[..., int], tmp_path: Path) -> None:
+    assert run("fit", []) == 0
+    assert run("fit", [], "--ckpt_path", "best", "--trainer.max_epochs", "3") == 0
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
 
 
 def test_settings_and_final_metrics_are_a_row_of_tensorboards_table(run: Callable[..., int], tmp_path: Path) -> None:
@@ -201,3 +209,71 @@ def test_a_metrics_file_of_another_order_keeps_its_rows(tmp_path: Path) -> None:
         {"a": "2", "b": "1", "c": "", "step": "0"},
         {"a": "", "b": "", "c": "3.0", "step": "1"},
     ]
+
+
+@pytest.mark.parametrize("where", ["", "/under", "/checkpoints"])
+def test_a_run_folder_that_is_a_file_is_found_before_the_first_step(
+    run: Callable[..., int], tmp_path: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by the checkpoint at the end of a training."""
+    folder = tmp_path / "taken"
+    file = folder / "checkpoints" if where == "/checkpoints" else folder
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("a file")
+    chosen = folder / "under" if where == "/under" else folder
+    assert run("fit", ["TensorBoardLogger"], "--shared.run", str(chosen)) == 1
+    assert f"fit: {file} is no folder, expected one for the run" in capsys.readouterr().err.splitlines()[-1]
+    assert [path for path in tmp_path.rglob("*") if "taken" in str(path) and path.is_file()] == [file]
+
+
+def test_a_run_folder_that_cannot_be_written_is_found_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_writable(tmp_path / "not/there/yet")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(VirtueError, match=r"cannot be written into: change its permissions, or `--shared\.run`"):
+        check_writable(tmp_path / "not/there/yet")
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "nearly", "folder", "zip"])
+@pytest.mark.parametrize("command", ["fit", "validate"])
+def test_a_damaged_checkpoint_is_one_line(
+    run: Callable[..., int], tmp_path: Path, how: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", []) == 0
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    whole = last.read_bytes()
+    last.unlink()
+    parts = {"empty": b"", "half": whole[: len(whole) // 2], "nearly": whole[:-1], "zip": b"PK\x03\x04"}
+    last.mkdir() if how == "folder" else last.write_bytes(parts[how])
+    capsys.readouterr()
+    assert run(command, [], "--ckpt_path", "last", *(("--trainer.max_epochs", "3") if command == "fit" else ())) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert f"{command}: the checkpoint is cut, empty or of another kind" in told or "last.ckpt is not there" in told
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "nothing": lambda content: content.clear(),
+    "no version": lambda content: content.pop("pytorch-lightning_version"),
+    "no tensors": lambda content: content.pop("state_dict"),
+    "no optimizer": lambda content: content.pop("optimizer_states"),
+    "a tensor less": lambda content: content["state_dict"].popitem(),
+    "a tensor more": lambda content: content["state_dict"].update(more=torch.zeros(1)),
+    "other sizes": lambda content: content["state_dict"].update(
+        {name: torch.zeros(2, 3, 4) for name in content["state_dict"]}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_checkpoint_of_another_run_is_one_line(
+    run: Callable[..., int], tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", []) == 0
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    content = torch.load(last, weights_only=True)
+    CHANGES[change](content)
+    torch.save(content, last)
+    capsys.readouterr()
+    assert run("fit", [], "--ckpt_path", "last", "--trainer.max_epochs", "3") == 1
+    assert "fit: the checkpoint is not of this config's run (" in capsys.readouterr().err.splitlines()[-1]

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fixtures.own_files import (
     CAPTIONED,
@@ -22,9 +23,11 @@ from fixtures.own_files import (
     RUNS,
     SQUARE,
     WIDTH,
+    embedded,
     mask_png,
     pairs,
     png,
+    save_to_disk,
     shard_bytes,
     stored_rows,
     write_images,
@@ -252,3 +255,142 @@ def test_what_a_folder_holds_beside_its_tables_is_not_guessed_at(tmp_path: Path)
     (root / "annotations.json").write_text('{"annotations": [')
     with pytest.raises(VirtueError, match=r"annotations\.json is no JSON that can be read"):
         find_sources(root)
+
+
+def test_a_name_that_comes_twice_is_no_value(tmp_path: Path) -> None:
+    """Of two values, one would be taken in silence."""
+    root = write_images(tmp_path / "own")
+    lines = [
+        '{"image": "0.png", "target": "a", "target": "b"}',
+        '{"image": "0.png", "target": {"text": "a", "text": ""}}',
+    ]
+    (root / "train.jsonl").write_text("\n".join([*lines, '{"image": "0.png", "target": "a"}']))
+    made = convert_pairs(root, tmp_path / "out")["train"]
+    assert made.rows == 1 and made.skipped == {"given twice": 2}
+    (root / "train.jsonl").unlink()
+    columns = [pa.array(["0.png"]), pa.array(["a"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["image", "target", "target"]), root / "train.parquet")
+    with pytest.raises(VirtueError, match=r"it has the column 'target' 2 times, expected once"):
+        convert_pairs(root, tmp_path / "parquet")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"target": "red"}, "target is not the first candidate"),
+        ({"target": "blue"}, "target is not the first candidate"),
+        ({"negatives": ["red"]}, "negatives beside candidates"),
+        ({"target": "green", "negatives": ["blue"]}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_ranking_takes_no_answer_but_its_candidates(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+    root = write_rows(tmp_path / "own", [{"image": "0.png", "candidates": ["green", "blue"], **row}], "test")
+    made = convert_pairs(root, tmp_path / "out")["test"]
+    assert made.skipped == ({reason: 1} if reason else {})
+
+
+@pytest.mark.parametrize("split", ["../../elsewhere", "a/b", "..", ".hidden", "a\nb", "x" * 201, "\\", "\ud800"])
+def test_rows_are_written_into_the_folder_that_was_asked_for(tmp_path: Path, split: str) -> None:
+    save_to_disk(tmp_path / "own", embedded(), split)
+    with pytest.raises(VirtueError, match="expected the name of a folder"):
+        convert_pairs(tmp_path / "own", tmp_path / "in/out")
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+@pytest.mark.parametrize(
+    "state", ["[]", "3", '{"_data_files": 3}', '{"_data_files": [3]}', "{", '[["_data_files", []]]']
+)
+def test_a_damaged_state_is_one_line(tmp_path: Path, state: str) -> None:
+    (tmp_path / "state.json").write_text(state)
+    with pytest.raises(VirtueError, match=r"state\.json is damaged|has no row"):
+        convert_pairs(tmp_path, tmp_path / "out")
+
+
+def test_tables_of_which_a_part_is_missing_are_refused(tmp_path: Path) -> None:
+    FORMS["parts on the hub"](tmp_path / "own")
+    part = tmp_path / "own/data/train-00001-of-00002.parquet"
+    part.rename(tmp_path / "part")
+    with pytest.raises(VirtueError, match=r"one of 2 parts, of which 1 are there \(00001 is missing\)"):
+        find_sources(tmp_path / "own")
+    (tmp_path / "part").rename(part.with_name("train-00001-of-00003.parquet"))
+    with pytest.raises(VirtueError, match="of which 2 are there"):
+        find_sources(tmp_path / "own")
+    save_to_disk(tmp_path / "saved", embedded())
+    state = json.loads((tmp_path / "saved/state.json").read_text())
+    (tmp_path / "saved/state.json").write_text(json.dumps({**state, "_indices_data_files": [{"filename": "i.arrow"}]}))
+    with pytest.raises(VirtueError, match=r"after flatten_indices\(\)"):
+        find_sources(tmp_path / "saved")
+
+
+def coco(root: Path, **image: Any) -> Path:
+    """Write a box of COCO's over an image of which the file says more."""
+    write_images(root)
+    notes = [
+        {"id": 1, "image_id": 0, "bbox": [10, 8, 20, 20], "caption": "disc"},
+        {"id": 2, "image_id": 0, "caption": "all"},
+    ]
+    content = {"images": [{"id": 0, "file_name": "0.png", **image}], "annotations": notes}
+    (root / "train.json").write_text(json.dumps(content))
+    return root
+
+
+def test_boxes_of_an_image_of_another_size_are_left_out(tmp_path: Path) -> None:
+    """They are in the pixels of the image that was annotated: before it was resized, or turned by its EXIF data."""
+    sizes = {"a": {"width": 50, "height": 40}, "b": {"width": 100, "height": 80}, "c": {"width": 40, "height": 50}}
+    odd = {"d": {"width": None}, "e": {"width": 0, "height": 0}, "f": {"width": "50", "height": 10**30}}
+    for name, size in {**sizes, **odd}.items():
+        made = convert_pairs(coco(tmp_path / name, **size), tmp_path / "out" / name)["train"]
+        assert made.skipped == ({"image of another size": 1} if name in "bc" else {}), name
+        assert made.rows == (1 if name in "bc" else 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"images": [{"id": 0, "file_name": "0.png"}, {"id": 0, "file_name": "1.png"}]},
+            "have the id 0, '0.png' and '1.png'",
+        ),
+        ({"images": "abc"}, r"images is 'abc' \(str\), expected a list"),
+        ({"images": 5}, "images is 5"),
+        ({"images": {"a": 1}}, "expected a list of objects"),
+        ({"images": [3]}, r"3 \(int\) is among images, expected an id and file_name"),
+        ({"images": [{"id": [1], "file_name": "0.png"}]}, "expected an id and file_name"),
+        ({"images": [], "categories": [{"id": 1}]}, "among categories, expected an id and name"),
+    ],
+)
+def test_a_damaged_file_of_coco_is_one_line(tmp_path: Path, content: dict[str, Any], message: str) -> None:
+    (tmp_path / "train.json").write_text(json.dumps({"annotations": [{"id": 1, "image_id": 0}], **content}))
+    with pytest.raises(VirtueError, match=message):
+        convert_pairs(tmp_path, tmp_path / "out")
+
+
+def test_captions_of_any_image_and_of_one(tmp_path: Path) -> None:
+    for name in ("a.png", "a.bmp", "b.tif", "c.gif", "d.TIFF"):
+        Image.new("RGB", (50, 40)).save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(name)
+    made = convert_pairs(tmp_path, tmp_path.with_name(f"{tmp_path.name} out"))["train"]
+    assert made.rows == 3 and made.skipped == {"images of one name": 1}
+
+
+def test_metadata_says_one_caption(tmp_path: Path) -> None:
+    write_images(tmp_path, ".")
+    rows: list[dict[str, Any]] = [{"text": "a"}, {"caption": "b", "text": None}, {"caption": None, "text": "c"}]
+    rows += [{"text": "d", "caption": "e"}, {"text": "f", "target": "g"}, {"text": "h", "image": "1.png"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps({"file_name": "0.png", **row}) + "\n" for row in rows))
+    out = tmp_path.with_name(f"{tmp_path.name} out")
+    assert convert_pairs(tmp_path, out)["train"].skipped == {"given twice": 2}
+    assert {number: row["target"][0] for number, row in stored_rows(out / "train").items()} == {
+        0: "a",
+        1: "b",
+        2: "c",
+        4: "g",
+    }
+
+
+def test_a_blank_text_is_none(tmp_path: Path) -> None:
+    rows = [{"text": "a", "target": " \t"}, {"text": "\n", "target": "a"}, {"text": "a", "target": " b "}]
+    made = convert_pairs(write_rows(tmp_path / "own", rows), tmp_path / "out")["train"]
+    assert made.skipped == {"missing target": 1, "missing query": 1}
+    assert stored_rows(tmp_path / "out/train")[2]["target"] == [" b ", None]

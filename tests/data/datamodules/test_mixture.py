@@ -197,7 +197,7 @@ def test_mistakes_are_one_line_that_names_the_option(shards: Path) -> None:
         with pytest.raises(VirtueError, match=message) as caught:
             mixed(shards, **options).train_dataloader()
         assert "\n" not in str(caught.value)
-    with pytest.raises(VirtueError, match="only 8 different samples could be read, batch_size is 16: lower batch_size"):
+    with pytest.raises(VirtueError, match="the 8 training rows of vqa fill no block of 16: lower block_size"):
         list(
             mixed(
                 shards, weights={"scar": 0.0, "vqa": 1.0, "t2i": 0.0}, batch_size=16, block_size=16, steps_per_epoch=1
@@ -258,3 +258,22 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_batch(shards: Path, tmp_pat
     assert len(whole) == 12 and [epoch for epoch, _ in whole] == [0] * 5 + [1] * 5 + [2] * 2
     for stop in (3, 5, 7):
         assert run_and_record(f"from_{stop}", f"whole-step={stop}.ckpt") == whole[stop:]
+
+
+def test_a_part_is_drawn_for_no_more_than_it_has(shards: Path) -> None:
+    """Blocks that a small part cannot fill go to the others, by their weights: no step comes that cannot be read."""
+    data = mixed(
+        shards, weights={"scar": 1.0, "vqa": 50.0, "t2i": 1.0}, batch_size=24, block_size=4, steps_per_epoch=20
+    )
+    stream = data.train_dataloader().stream
+    assert isinstance(stream, MixedStream)
+    sizes = [stream.sizes(step) for step in range(20)]
+    assert all(size["vqa"] == 8 and sum(size.values()) == 24 for size in sizes) and sizes == [
+        stream.sizes(step) for step in range(20)
+    ]
+    batches = [[key for key, _ in batch] for batch, _ in data.train_dataloader()]
+    assert [len(set(batch)) for batch in batches] == [24] * 20
+    with pytest.raises(VirtueError, match="the rows of scar, t2i fill 6 blocks of 4, a batch has 7: lower batch_size"):
+        mixed(
+            shards, weights={"scar": 1.0, "vqa": 0.0, "t2i": 1.0}, batch_size=28, block_size=4, steps_per_epoch=2
+        ).train_dataloader()

@@ -78,6 +78,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     "units not stated: all coordinates of boxes": {"bbox": [0.2, 0.2, 0.4, 0.5]},
     "units not stated: all coordinates of points": {"points": [[0.5, 0.5]]},
     "units not stated: all coordinates of masks": {"masks": [0, 0, 1, 0, 1, 1]},
+    r"units not stated: all coordinates of boxes \(\[0.2": {
+        "boxes": [[10, 8, 30, 28], [0.2, 0.2, 0.6, 0.7]],
+        "box_format": "xyxy",
+    },
+    r"units not stated: all coordinates of masks \(\[0.2": {"masks": [SQUARE, [0.2, 0.2, 0.6, 0.2, 0.6, 0.7]]},
     "not normalised: boxes": {"bbox": [10, 8, 20, 20], "units": "normalised"},
     "box outside the image": {"boxes": [10, 8, 90, 20], "box_format": "xyxy"},
     "box without area: .* is it xywh": {"boxes": [30, 8, 20, 20], "box_format": "xyxy"},
@@ -105,6 +110,10 @@ REFUSED: dict[str, dict[str, Any]] = {
 def test_an_impossible_region_is_refused(message: str) -> None:
     with pytest.raises(DataError, match=message):
         region(**REFUSED[message])
+
+
+def test_one_of_several_clicks_may_be_in_the_first_pixel() -> None:
+    assert region(points=[[1, 1], [20, 18]]).points == ([1, 1], [20, 18])
 
 
 def test_a_mask_without_outside_is_the_whole_image() -> None:

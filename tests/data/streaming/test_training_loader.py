@@ -19,6 +19,7 @@ from virtue_pl.data.streaming.options import SamplingOptions
 from virtue_pl.data.streaming.pipeline import ReaderInfo, TrainingSource
 from virtue_pl.data.streaming.training_loader import TrainingLoader
 from virtue_pl.data.streaming.training_stream import TrainingStream
+from virtue_pl.types import VirtueError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 COUNTS = [1, 2, 3, 1, 2, 1, 2, 1, 1, 2, 2, 2]
@@ -186,3 +187,36 @@ def test_a_state_of_an_earlier_version_counts_batches_alone(folders: dict[int, S
     loader = loader_of(folders[5])
     loader.load_state_dict({"taken": 4})
     assert list(loader) == list(loader_of(folders[5]))[4:]
+
+
+PLAN = {"pass": 0, "position": 6, "waiting": []}
+CURSOR = {"step": 3, "plans": {"": PLAN}}
+
+
+def with_plan(**changes: Any) -> dict[str, Any]:
+    return {"taken": 3, "cursor": {"step": 3, "plans": {"": {**PLAN, **changes}}}}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *(None, [], {}, {"taken": None}, {"taken": "3"}, {"taken": -1}, {"taken": True}),
+        *({"taken": 3, "cursor": cursor} for cursor in (None, [], {"step": 3}, {**CURSOR, "step": -3})),
+        *({"taken": 3, "cursor": {"step": 3, "plans": plans}} for plans in ([], {"": None}, {"": []})),
+        *(with_plan(**{name: value}) for name in PLAN for value in (None, -1, "a", 1.5, [-1], ["a"], [[]])),
+        *(with_plan(position=10**6), with_plan(waiting=[ROWS])),
+    ],
+)
+def test_a_damaged_state_is_one_line(folders: dict[int, ShardFolder], state: Any) -> None:
+    """Among them those of other shards, whose rows are not there."""
+    loader = loader_of(folders[5])
+    with pytest.raises(VirtueError, match=r"in a checkpoint, expected|it was trained on other shards") as caught:
+        loader.load_state_dict(state)
+        list(loader)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_sound_state_beside_them_is_taken(folders: dict[int, ShardFolder]) -> None:
+    loader = loader_of(folders[5])
+    loader.load_state_dict(with_plan())
+    assert list(loader) == list(loader_of(folders[5]))[3:]

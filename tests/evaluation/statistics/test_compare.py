@@ -10,7 +10,14 @@ import pytest
 from rich.console import Console
 
 from virtue_pl.evaluation.reports.comparison_tables import markdown_comparison, rich_comparison
-from virtue_pl.evaluation.statistics.compare import compare, mean_shares, read_chance, read_left_out, read_run
+from virtue_pl.evaluation.statistics.compare import (
+    compare,
+    data_fingerprints,
+    mean_shares,
+    read_chance,
+    read_left_out,
+    read_run,
+)
 from virtue_pl.evaluation.statistics.compared_run import ComparedRun
 from virtue_pl.metrics.ranking import RankRow, RankRows
 from virtue_pl.types import VirtueError
@@ -302,3 +309,27 @@ def test_seeds_in_folders_are_one_run(tmp_path: Path) -> None:
     assert read_chance([tmp_path / "run"]) == {"t": {"hit@1": 0.1}}
     with pytest.raises(VirtueError, match=r"holds no predictions\.jsonl"):
         read_run(tmp_path)
+
+
+LINE = {"task": "own/test", "key": "test/0", "mode": "box", "ranks": {"hit@1": [0, 3]}}
+ODD_LINES = ["", "[]", "3", "{}", '{"task', json.dumps(LINE)[:-9]] + [
+    json.dumps({**LINE, **change})
+    for change in ({"ranks": 3}, {"ranks": {"hit@1": 3}}, {"ranks": {"hit@1": [0]}}, {"key": 3}, {"task": None})
+]
+ODD_LINES += [json.dumps({**LINE, "ranks": {"hit@1": ["0", 3]}}), "[" * 100_000, "\xff"]
+
+
+@pytest.mark.parametrize("line", ODD_LINES, ids=lambda line: line[:20])
+def test_a_damaged_prediction_is_one_line_that_names_it(tmp_path: Path, line: str) -> None:
+    (tmp_path / "predictions.jsonl").write_bytes(f"{json.dumps(LINE)}\n{line}\n".encode("latin-1"))
+    with pytest.raises(VirtueError, match=r"predictions\.jsonl, line 2, is no prediction") as caught:
+        read_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"chance": []}', '{"context": 3}', '{"left_out": [3]}', "\xff"])
+def test_a_damaged_report_is_one_line_that_names_it(tmp_path: Path, content: str) -> None:
+    (tmp_path / "report.json").write_bytes(content.encode("latin-1"))
+    for read in (data_fingerprints, read_left_out, lambda folder: read_chance([folder])):
+        with pytest.raises(VirtueError, match=r"report\.json is no report"):
+            read(tmp_path)

@@ -15,7 +15,12 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from virtue_pl.backbones.attention_masks import known_padding
 from virtue_pl.backbones.description import byte_tokenizer, check_sizes, write_description
 from virtue_pl.backbones.hub_models import check_available
-from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights, description_files
+from virtue_pl.backbones.pretrained import (
+    are_weights_skipped,
+    build_without_weights,
+    description_files,
+    readable_description,
+)
 from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens, token_positions
 from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.preprocessing.processor import VLMProcessor
@@ -46,9 +51,10 @@ class CausalVLMProcessor(VLMProcessor):
     text_settings = frozenset({"tokenizer", "max_tokens", "image_id", "files"})
 
     def __init__(self, vlm_model: str, max_tokens: int) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(vlm_model, trust_remote_code=False)
-        self.normalise: Any = AutoImageProcessor.from_pretrained(vlm_model)
-        self.image_id: int = AutoConfig.from_pretrained(vlm_model).image_token_id
+        with readable_description(vlm_model):
+            self.tokenizer = AutoTokenizer.from_pretrained(vlm_model, trust_remote_code=False)
+            self.normalise: Any = AutoImageProcessor.from_pretrained(vlm_model)
+            self.image_id: int = AutoConfig.from_pretrained(vlm_model).image_token_id
         self.image_token = str(self.tokenizer.convert_ids_to_tokens(self.image_id))
         self.max_tokens = max_tokens
         self.files = description_files(vlm_model)
@@ -273,7 +279,8 @@ def load_vlm(model_class: Any, name: str, dtype: str, attention: str) -> Any:
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise VirtueError(f"vlm_model: the folder {name} is not there, expected a {expected}, or name one of the hub")
     check_available(name, "vlm_model")
-    found = read_config(name).model_type
+    with readable_description(name):
+        found = read_config(name).model_type
     if found != expected:
         raise VirtueError(
             f"vlm_model: {name} is a {found}, expected a {expected}: name another folder, or give the backbone's class"

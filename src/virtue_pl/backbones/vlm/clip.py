@@ -13,7 +13,12 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel, SiglipModel
 
-from virtue_pl.backbones.pretrained import are_weights_skipped, build_without_weights, description_files
+from virtue_pl.backbones.pretrained import (
+    are_weights_skipped,
+    build_without_weights,
+    description_files,
+    readable_description,
+)
 from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens
 from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.preprocessing.processor import VLMProcessor
@@ -40,7 +45,8 @@ class ClipProcessor(VLMProcessor):
     text_settings = frozenset({"tokenizer", "max_tokens", "files", "start", "end", "fill"})
 
     def __init__(self, vlm_model: str, image_size: int, grid_size: int, max_tokens: int, fill: bool) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(vlm_model, trust_remote_code=False)
+        with readable_description(vlm_model):
+            self.tokenizer = AutoTokenizer.from_pretrained(vlm_model, trust_remote_code=False)
         special = self.tokenizer("")["input_ids"] or [self.tokenizer.pad_token_id]
         self.start, self.end = list(special[:-1]), list(special[-1:])
         self.image_size = image_size
@@ -126,7 +132,8 @@ class ClipBackbone(VLMBackbone):
         # a SigLIP reads as many tokens as it was trained with
         tokens = (max_tokens or most) if self.is_clip else most
         self.processor = ClipProcessor(vlm_model, vision.image_size, grid_size, tokens, fill=not self.is_clip)
-        images = AutoImageProcessor.from_pretrained(vlm_model, trust_remote_code=False)
+        with readable_description(vlm_model):
+            images = AutoImageProcessor.from_pretrained(vlm_model, trust_remote_code=False)
         self.register_buffer("mean", torch.tensor(images.image_mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(images.image_std).view(1, 3, 1, 1) * 255, persistent=False)
         self.project = nn.Sequential(nn.LayerNorm(vision.hidden_size), nn.Linear(vision.hidden_size, self.hidden_size))
@@ -210,7 +217,8 @@ def load_dual_encoder(name: str) -> Any:
     if are_weights_skipped():
         model = build_without_weights(name, {})
     else:
-        model = AutoModel.from_pretrained(name, trust_remote_code=False)
+        with readable_description(name):
+            model = AutoModel.from_pretrained(name, trust_remote_code=False)
     if not isinstance(model, CLIPModel | SiglipModel):
         raise VirtueError(
             f"vlm_model: {name} is a {model.config.model_type}, expected a clip or siglip (a SigLIP 2 of one image size"

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers import LlavaOnevisionProcessor as OnevisionProcessor
 
+from virtue_pl.backbones.pretrained import readable_description
 from virtue_pl.backbones.vlm.causal import CausalVLM, CausalVLMProcessor, TileProcessor
 
 
@@ -40,7 +41,8 @@ class LlavaOnevisionProcessor(TileProcessor):
 
     def __init__(self, vlm_model: str, max_tiles: int, max_tokens: int) -> None:
         super().__init__(vlm_model, max_tokens)
-        self.token_counter = AutoProcessor.from_pretrained(vlm_model)
+        with readable_description(vlm_model):
+            self.token_counter = AutoProcessor.from_pretrained(vlm_model)
         self.normalise = self.token_counter.image_processor
         tile = min(min(grid) for grid in self.normalise.image_grid_pinpoints) ** 2
         self.grid_pinpoints = [

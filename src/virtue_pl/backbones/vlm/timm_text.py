@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as transforms
 from transformers import AutoTokenizer
 
 from virtue_pl.backbones.attention_masks import known_padding
-from virtue_pl.backbones.pretrained import description_files
+from virtue_pl.backbones.pretrained import description_files, readable_description
 from virtue_pl.backbones.text_encoder import first_position, load_text_encoder
 from virtue_pl.backbones.timm_trunk import TimmTrunk, feature_levels
 from virtue_pl.backbones.vlm.base import VLMBackbone, scatter_tokens
@@ -42,7 +42,8 @@ class TimmTextProcessor(VLMProcessor):
     IMAGE_ID = -1
 
     def __init__(self, text_model: str | Path, image_size: int, grid_size: int, max_tokens: int) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(str(text_model), trust_remote_code=False)
+        with readable_description(text_model):
+            self.tokenizer = AutoTokenizer.from_pretrained(str(text_model), trust_remote_code=False)
         self.image_size = image_size
         self.grid_size = grid_size
         self.max_tokens = max_tokens

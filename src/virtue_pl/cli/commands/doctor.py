@@ -109,9 +109,12 @@ def load_token_counter(folder: str) -> Callable[[str], int]:
     """
     from transformers import AutoTokenizer
 
+    from virtue_pl.backbones.pretrained import readable_description
+
     if not Path(folder).is_dir():
         raise VirtueError(f"--tokenizer {folder}: there is no such folder{suggest_path(folder)}")
-    loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with readable_description(folder):
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return lambda text: len(loaded(text, add_special_tokens=False)["input_ids"])
 
 

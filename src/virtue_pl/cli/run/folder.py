@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ OF_THE_PROGRAM = ("logger", "callbacks", "default_root_dir", "enable_progress_ba
 
 
 def check_folder(config: Any) -> None:
-    """Raise VirtueError where `fit` would write over the checkpoints of another run.
+    """Raise VirtueError where `fit` would write over the checkpoints of another run, or cannot write any.
 
     config: of the command. `ckpt_path` says that a run goes on: "last", or a checkpoint in the same folder.
     """
@@ -29,6 +30,18 @@ def check_folder(config: Any) -> None:
             f"fit: {folder} holds a run ({', '.join(found)}): `--ckpt_path last` goes on with it, `--shared.run FOLDER`"
             " starts another one beside it"
         )
+    root = config.trainer.get("default_root_dir")
+    for folder in [*([Path(root)] if root and "://" not in str(root) else []), *checkpoint_folders(config)]:
+        check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise VirtueError where a folder is not there and cannot be made, is a file, or cannot be written into."""
+    there = next(path for path in (folder, *folder.resolve().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise VirtueError(f"fit: {there} is no folder, expected one for the run: remove it, or change `--shared.run`")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise VirtueError(f"fit: {there} cannot be written into: change its permissions, or `--shared.run`")
 
 
 def other_runs(config: Any) -> Iterator[tuple[Path, list[str]]]:

@@ -110,15 +110,31 @@ def class_names(schema: Any) -> dict[str, Sequence[str]]:
 
 
 def saved_files(folder: Path) -> tuple[Path, ...]:
-    """Return the Arrow files of a folder of `save_to_disk`, in order. Raises VirtueError where its state is damaged."""
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return tuple(folder / Path(entry["filename"]).name for entry in state["_data_files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VirtueError(f"{folder}/state.json is damaged ({error!r}): save the dataset again") from error
+    """Return the Arrow files of a folder of `save_to_disk`, in order.
+
+    Raises VirtueError where its state is damaged, or its rows are chosen by indices, which are not read.
+    """
+    with _saved_state(folder) as state:
+        files = tuple(folder / Path(entry["filename"]).name for entry in state["_data_files"])
+        indices = state.get("_indices_data_files")
+    if indices:
+        raise VirtueError(
+            f"{folder} holds a part of its rows, or another order of them, by indices: save it again after"
+            " flatten_indices()"
+        )
+    return files
 
 
 def saved_split(folder: Path) -> str:
     """Return the split that a folder of `save_to_disk` says it is; "train" where it says none."""
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return str(state.get("_split") or "train")
+    with _saved_state(folder) as state:
+        return str(state.get("_split") or "train")
+
+
+@contextmanager
+def _saved_state(folder: Path) -> Iterator[dict[str, Any]]:
+    """Provide what a folder of `save_to_disk` says of itself. Raises VirtueError where that is damaged."""
+    try:
+        yield dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise VirtueError(f"{folder}/state.json is damaged ({error!r}): save the dataset again") from error

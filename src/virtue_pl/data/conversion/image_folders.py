@@ -9,7 +9,10 @@ from typing import Any
 from virtue_pl.data.conversion.arrow_rows import read_tables, table_columns
 from virtue_pl.data.conversion.text_rows import READERS, SourceRow
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp"),
+    *(".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".heif"),
+)
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 ANSWERS = ("target", "target_text", "target_image", "target_images", "candidates", "candidate_images")
 CAPTIONS = ("text", "caption")
@@ -45,7 +48,7 @@ def read_image_folder(folder: Path) -> Iterator[SourceRow]:
         return
     rows = read_tables([table]) if table.suffix == ".parquet" else READERS[table.suffix](table)
     for row in rows:
-        yield SourceRow(row.number, row.where, to_pair(row.values), row.problem)
+        yield SourceRow(row.number, row.where, to_pair(row.values), row.problem or find_problem(row.values))
 
 
 def to_pair(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +59,17 @@ def to_pair(row: Mapping[str, Any]) -> dict[str, Any]:
     renamed = {"image" if name == "file_name" else name: value for name, value in row.items()}
     if any(renamed.get(name) is not None for name in ANSWERS):
         return renamed
-    return {"target" if name in CAPTIONS and name in row else name: value for name, value in renamed.items()}
+    captions = [name for name in CAPTIONS if row.get(name) is not None]
+    answer = {"target": renamed[captions[0]]} if captions else {}
+    return {name: value for name, value in renamed.items() if name not in (*CAPTIONS, "target")} | answer
+
+
+def find_problem(row: Mapping[str, Any]) -> str:
+    """Return what is wrong with a row of metadata that says an image's name or caption twice; "" for any other."""
+    twice = [names for names in (("file_name", "image"), CAPTIONS) if all(row.get(name) is not None for name in names)]
+    if not twice or (twice[0] == CAPTIONS and any(row.get(name) is not None for name in ANSWERS)):
+        return ""
+    return f"given twice: {' and '.join(twice[0])} are the same, expected one"
 
 
 def caption_files(folder: Path) -> list[Path]:
@@ -66,18 +79,21 @@ def caption_files(folder: Path) -> list[Path]:
 
 
 def _read_captions(folder: Path) -> Iterator[SourceRow]:
-    images = {
-        path.relative_to(folder).with_suffix(""): path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    }
+    images: dict[Path, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+            images.setdefault(path.relative_to(folder).with_suffix(""), []).append(path)
     texts = {path.relative_to(folder).with_suffix(""): path for path in sorted(folder.rglob("*.txt"))}
     for number, name in enumerate(sorted({*images, *texts})):
-        yield _caption_row(number, folder, images.get(name), texts.get(name))
+        yield _caption_row(number, folder, images.get(name, []), texts.get(name))
 
 
-def _caption_row(number: int, folder: Path, image: Path | None, text: Path | None) -> SourceRow:
+def _caption_row(number: int, folder: Path, images: Sequence[Path], text: Path | None) -> SourceRow:
+    image = next(iter(images), None)
     where = str((image or text or folder).relative_to(folder))
+    if len(images) > 1:
+        names = " and ".join(path.name for path in images)
+        return SourceRow(number, where, {}, f"images of one name: {names} have one caption, expected one image")
     if image is None:
         return SourceRow(number, where, {}, "caption without an image: expected an image of the same name beside it")
     if text is None:

@@ -23,7 +23,9 @@ FORMS = (
     "*.jsonl, *.csv, *.parquet, a COCO annotation file (*.json, annotations/*.json), a folder of Hugging Face's"
     " save_to_disk or data/*.parquet, or images with captions (photo.jpg and photo.txt, or metadata.csv)"
 )
-_NUMBERED = re.compile(r"-\d{5}-of-\d{5}$")
+MAX_NAME = 200
+"""Bytes of a source's name: a folder's may have 255, and shards are written beside their place."""
+_NUMBERED = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ class OwnSource:
         if self.form != "tables":
             return
         for path in self.files:
-            for name in table_columns(path):
+            names = table_columns(path)
+            for name in names:
+                if names.count(name) > 1:
+                    raise VirtueError(f"{path}: it has the column {name!r} {names.count(name)} times, expected once")
                 if name not in ROW_COLUMNS and name not in ignored:
                     raise VirtueError(
                         f"{path}: {describe_unknown(name)}; --ignore-column {name} leaves it out, and --schema prints"
@@ -76,7 +81,7 @@ class OwnSource:
 def find_sources(root: Path, option: str = "--root") -> list[OwnSource]:
     """Return the sources in a folder, ordered by name. option: what gave the folder, for messages.
 
-    Raises VirtueError where there are none, or two have one name.
+    Raises VirtueError where there are none, two have one name, or a name can be none of a folder.
     """
     if not root.is_dir():
         raise VirtueError(f"{option} {root}: there is no such folder{suggest_path(root)}")
@@ -89,12 +94,26 @@ def find_sources(root: Path, option: str = "--root") -> list[OwnSource]:
         raise VirtueError(f"{option} {root}: found no data, expected {FORMS}")
     names = [source.name for source in found]
     for source in found:
+        if not is_folder_name(source.name):
+            raise VirtueError(
+                f"{source.path}: its rows are called {source.name!r}, expected the name of a folder: rename it"
+            )
         if names.count(source.name) > 1:
             raise VirtueError(
                 f"{source.path}: another file has the same name, {source.name}, expected one for each folder of shards:"
                 " rename one"
             )
     return sorted(found, key=lambda source: str(source.path))
+
+
+def is_folder_name(name: str) -> bool:
+    """Return whether a source's name can be that of a folder of shards, inside of the one that was asked for."""
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        return False
+    plain = name.isprintable() and not set(name) & set("/\\") and not name.startswith(".")
+    return plain and 0 < length <= MAX_NAME
 
 
 def _visible(root: Path, pattern: str) -> list[Path]:
@@ -120,9 +139,23 @@ def _parquet_files(root: Path) -> Iterator[OwnSource]:
             for path in paths:
                 yield OwnSource(name, "tables", path, (path,))
         else:
+            check_parts(paths)
             yield OwnSource(
                 name, "tables", paths[0] if len(paths) == 1 else paths[0].parent / name, tuple(paths), (root,)
             )
+
+
+def check_parts(paths: Sequence[Path]) -> None:
+    """Raise VirtueError where parts of a table (train-00000-of-00002) are missing, or are of several tables."""
+    numbers = [tuple(map(int, found.groups())) for path in paths if (found := _NUMBERED.search(path.stem))]
+    count = numbers[0][1]
+    if sorted(numbers) != [(number, count) for number in range(count)]:
+        there = {number for number, _ in numbers}
+        missing = [f"{number:05d}" for number in range(count) if number not in there]
+        raise VirtueError(
+            f"{paths[0]} is one of {count} parts, of which {len(paths)} are there"
+            f"{f' ({missing[0]} is missing)' if missing else ''}: fetch the others, or rename what is there"
+        )
 
 
 def _coco_files(root: Path) -> Iterator[OwnSource]:

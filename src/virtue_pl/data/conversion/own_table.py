@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -98,6 +99,7 @@ def _to_stored(row: SourceRow, name: str, options: RowOptions, embedded: Embedde
     if not problem:
         try:
             found = read_row(row.values, f"{name}/{row.number}", options, embedded.store)
+            found = replace(found, query=replace(found.query, image_size=row.image_size))
             return {**_indexed(found), "where": row.where, "content": found.to_json(), "problem": None}
         except DataError as error:
             problem = error.problem

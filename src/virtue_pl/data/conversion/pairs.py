@@ -31,7 +31,7 @@ from virtue_pl.data.shards.manifest import Manifest
 from virtue_pl.preprocessing.images import MAX_PIXELS, decode, read_header
 from virtue_pl.types import DataError, VirtueError
 
-RULES = 2
+RULES = 3
 """Number of the rules by which own rows become records, as `input_digests.CONVERSION` is for all formats."""
 
 
@@ -110,10 +110,25 @@ class PairFile(MMEBFile):
         check_item(row.query, "query", key)
         if self.kind == "rankings":
             check_candidates([(item.text, item.images) for item in row.candidates or ()], key)
+            check_answers(row, key)
             return
         check_item(row.target or OwnItem(), "target", key)
         if row.target in row.negatives:
             raise DataError(key, f"target repeated among negatives: {row.target.text!r}")  # type: ignore[union-attr]
+
+
+def check_answers(row: OwnRow, key: str) -> None:
+    """Raise DataError for a ranking with another target than its first candidate, or with negatives that it lacks."""
+    candidates = row.candidates or ()
+    if row.target is not None and row.target != candidates[0]:
+        raise DataError(
+            key,
+            f"target is not the first candidate: {row.target.text!r} and {candidates[0].text!r}, expected candidates"
+            " alone, the right one first",
+        )
+    other = next((item for item in row.negatives if item not in candidates), None)
+    if other is not None:
+        raise DataError(key, f"negatives beside candidates: {other.text!r} is none of them, expected candidates alone")
 
 
 def check_item(item: OwnItem, what: str, key: str) -> None:

@@ -31,6 +31,8 @@ class SourceRow:
     values: Mapping[str, Any]
     problem: str = ""
     """Why it has no values; the words before ":" are the reason."""
+    image_size: tuple[int, ...] = ()
+    """(height, width) that the source says its image has, in whose pixels its region is; () where it says none."""
 
 
 def read_json_lines(path: Path) -> Iterator[SourceRow]:
@@ -43,9 +45,30 @@ def read_json_lines(path: Path) -> Iterator[SourceRow]:
                 number += 1
 
 
+class RepeatedNameError(ValueError):
+    """An object of JSON with one name twice, of whose values only the last would be read.
+
+    Example:
+        >>> raise RepeatedNameError("target")
+        Traceback (most recent call last):
+        virtue_pl.data.conversion.text_rows.RepeatedNameError: target
+    """
+
+
+def refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON from its names and values. Raises RepeatedNameError where a name comes twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise RepeatedNameError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
 def _json_row(number: int, where: str, line: bytes) -> SourceRow:
     try:
-        found = json.loads(line.decode("utf-8-sig"))
+        found = json.loads(line.decode("utf-8-sig"), object_pairs_hook=refuse_repeats)
+    except RepeatedNameError as error:
+        return SourceRow(number, where, {}, f"given twice: one object has {str(error)!r} twice, expected one")
     except (ValueError, RecursionError) as error:
         return SourceRow(number, where, {}, f"no JSON: {error}")
     if not isinstance(found, dict):

@@ -218,7 +218,9 @@ class MixedStream(PlannedStream):
     """Training batches, `steps` for a rank and epoch, each of `blocks` blocks of samples of one dataset.
 
     The datasets of a step's blocks depend on seed and step alone: every rank has as many hard negatives. Of each
-    dataset every row comes once before any comes again.
+    dataset every row comes once before any comes again. One that is drawn for more blocks than its rows fill in one
+    batch gives the rest to the others. Raises VirtueError for a dataset with fewer rows than a block, and where all
+    together have too few for a batch.
 
     Args:
         sources: each dataset, with a seed of its own.
@@ -253,11 +255,28 @@ class MixedStream(PlannedStream):
         self.weights = dict(weights)
         self.blocks = blocks
         self.block_size = block_size
+        self.most = {name: source.folder.manifest.rows // block_size for name, source in sources.items()}
+        """The most blocks of each dataset in one batch."""
+        few = next((name for name, most in self.most.items() if not most), None)
+        if few is not None:
+            raise VirtueError(
+                f"the {sources[few].folder.manifest.rows} training rows of {few} fill no block of {block_size}: lower"
+                " block_size, or leave the part out"
+            )
+        if self.most and sum(self.most.values()) < blocks:
+            raise VirtueError(
+                f"the rows of {', '.join(self.most)} fill {sum(self.most.values())} blocks of {block_size}, a batch has"
+                f" {blocks}: lower batch_size"
+            )
 
     def sizes(self, step: int) -> dict[str, int]:
         """Return how many samples of each dataset are in the batch of a step, in the batch's order."""
         generator = random.Random(derive_seed(self.seed, step))
         drawn = Counter(generator.choices(list(self.weights), list(self.weights.values()), k=self.blocks))
+        while over := [name for name, most in self.most.items() if drawn[name] > most]:
+            drawn[over[0]] -= 1
+            left = [name for name, most in self.most.items() if drawn[name] < most and name != over[0]]
+            drawn[generator.choices(left, [self.weights[name] for name in left])[0]] += 1
         return {name: drawn[name] * self.block_size for name in self.weights if drawn[name]}
 
 

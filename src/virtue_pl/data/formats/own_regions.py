@@ -73,9 +73,16 @@ class OwnRegion:
 def read_region(item: OwnItem, key: str, size: Size, read_levels: ReadLevels) -> OwnRegion:
     """Return the region of an item whose first image has `size` = (height, width).
 
-    Raises DataError for coordinates without units that lie within [0, 1], outside the image or of no area, for points
-    of which none is inside where nothing else is given, and for a mask that is damaged, empty or of another size.
+    Raises DataError for an image of another size than the row says, for coordinates without units that lie within
+    [0, 1], outside the image or of no area, for points of which none is inside where nothing else is given, and for a
+    mask that is damaged, empty or of another size.
     """
+    if item.image_size not in ((), size):
+        turned = " (turned upright, as its EXIF data says)" if item.image_size == size[::-1] else ""
+        raise DataError(
+            key,
+            f"image of another size: the row says {list(item.image_size)}, it has {list(size)}{turned} (height, width)",
+        )
     check_units(item, key, size)
     boxes = tuple(_box(box, item, key, size) for box in item.boxes)
     points = tuple(_point(point, item, key, size) for point in item.points)
@@ -87,19 +94,26 @@ def read_region(item: OwnItem, key: str, size: Size, read_levels: ReadLevels) ->
 
 
 def check_units(item: OwnItem, key: str, size: Size) -> None:
-    """Raise DataError where coordinates lie within [0, 1] and no units are stated, or beyond it if normalised."""
+    """Raise DataError where no units are stated and a box, a polygon or all points lie within [0, 1].
+
+    So it does where they lie beyond and are stated as normalised.
+    """
     polygons = [] if _are_rows(item.masks, size) else [mask for mask in item.masks if is_polygon(mask)]
     given = {"boxes": item.boxes, "points": item.points, "masks": polygons}
     for name, vectors in given.items():
-        values = [value for vector in vectors for value in vector if is_number(value)]
-        within = all(0 <= value <= 1 for value in values)
-        if values and within and not item.units:
+        numbers = [[value for value in vector if is_number(value)] for vector in vectors]
+        joint = (
+            numbers if name != "points" else [[value for vector in numbers for value in vector]]
+        )  # one may be (1, 1)
+        within = [all(0 <= value <= 1 for value in values) for values in joint]
+        small = [vectors[number] for number, values in enumerate(joint) if values and within[number]]
+        if small and not item.units:
             raise DataError(
                 key,
-                f"units not stated: all coordinates of {name} ({describe_short(list(vectors[0]))}) lie within [0, 1];"
+                f"units not stated: all coordinates of {name} ({describe_short(list(small[0]))}) lie within [0, 1];"
                 " say units: normalised, or units: pixels",
             )
-        if not within and item.units == "normalised":
+        if not all(within) and item.units == "normalised":
             raise DataError(
                 key, f"not normalised: {name} {describe_short(vectors)} is beyond [0, 1], and units says so"
             )

@@ -64,6 +64,8 @@ class OwnItem:
     points: tuple[tuple[float, ...], ...] = ()
     labels: tuple[int, ...] = ()
     masks: tuple[Any, ...] = ()
+    image_size: tuple[int, ...] = ()
+    """(height, width) that the first image must have where there is a region; () for any."""
 
     @property
     def has_region(self) -> bool:
@@ -116,7 +118,7 @@ class OwnRow:
 
 def _from_fields(fields: Mapping[str, Any]) -> OwnItem:
     nested = {name: tuple(tuple(vector) for vector in fields[name]) for name in ("boxes", "points")}
-    flat = {name: tuple(fields[name]) for name in ("images", "labels", "masks")}
+    flat = {name: tuple(fields[name]) for name in ("images", "labels", "masks", "image_size")}
     return OwnItem(**{**fields, **nested, **flat})
 
 
@@ -186,7 +188,8 @@ def _item(cells: Mapping[str, Cell], shared: RowOptions, embed: EmbedImage) -> O
         raise DataError(cells["labels"].key, f"{cells['labels'].column} without points: expected points beside them")
     labels = cells["labels"].labels(len(points)) if points and "labels" in cells else (1,) * len(points)
     boxes, box_format = _boxes(cells, shared)
-    text, images, masks = " ".join(filter(None, parts)), _images(cells, embed), _masks(cells, embed)
+    text = " ".join(filter(None, parts))
+    text, images, masks = text if text.strip() else "", _images(cells, embed), _masks(cells, embed)
     found = OwnItem(text, images, boxes, box_format, "", points, labels, masks)
     if found.has_region and not images:
         given = next(cells[name] for name in REGION if name in cells)

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.data.shards.record_count import RecordCount
+from virtue_pl.data.shards.records import Record
 
 
 class Member(NamedTuple):
@@ -48,13 +49,15 @@ class RecordIndex:
         count = RecordCount(folder, name)
         found: dict[str, list[Member]] = {}
         try:
-            last = ""
+            last: str | None = None
             for key, member in read_headers(path):
                 if count.is_beyond(key):
                     break
                 if key != last:
                     count.add(key)
                     last = key
+                if member.extension in {other.extension for other in found.get(key, ())}:
+                    count.fail(f"record {key} has two files {key}.{member.extension}")
                 found.setdefault(key, []).append(member)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             count.fail(f"damaged tar: {error.args[0] if error.args else error!s}")
@@ -63,6 +66,13 @@ class RecordIndex:
         count.check_complete()
         keys = sorted(found, key=int)
         return cls(name, tuple(keys), tuple(tuple(found[key]) for key in keys))
+
+    def check_rows(self, folder: ShardFolder, record: Record, expected: int) -> None:
+        """Raise VirtueError for a record with another number of rows than the manifest says."""
+        if len(record.rows) != expected:
+            RecordCount(folder, self.name).fail(
+                f"record {record.index:09d} has {len(record.rows)} rows, expected {expected}"
+            )
 
 
 def read_headers(path: Path) -> Iterator[tuple[str, Member]]:

@@ -20,7 +20,9 @@ from virtue_pl.data.shards.records import read_record
 from virtue_pl.types import DataError, VirtueError
 
 TARGETS = "targets.safetensors"
-"""File beside shards of pairs: `targets`, one digest a row in the order of the shards, and the shards' checksums."""
+"""File beside shards of pairs: `targets`, one digest a row in the order of the shards, with a checksum of
+them and those of the shards.
+"""
 Digests = NDArray[np.int64]
 
 
@@ -30,7 +32,7 @@ def target_digest(row: Mapping[str, Any], images: Sequence[bytes]) -> int:
     A row without a target has a digest of its own number, which no other row has.
     """
     target = row.get("target")
-    found = hashlib.blake2b(json.dumps(target, ensure_ascii=False, sort_keys=True).encode(), digest_size=8)
+    found = hashlib.blake2b(dump_target(target), digest_size=8)
     if target is None:
         found.update(f"row {row.get('row')}".encode())
     numbers = target[1] if isinstance(target, list) and len(target) > 1 else None
@@ -38,6 +40,11 @@ def target_digest(row: Mapping[str, Any], images: Sequence[bytes]) -> int:
         if isinstance(number, int) and 0 <= number < len(images):
             found.update(hashlib.blake2b(images[number], digest_size=8).digest())
     return int.from_bytes(found.digest(), "big") >> 1
+
+
+def dump_target(target: Any) -> bytes:
+    """Return a stored target as bytes, equal for equal ones; a text may be none of Unicode."""
+    return json.dumps(target, ensure_ascii=False, sort_keys=True).encode(errors="surrogatepass")
 
 
 def read_targets(folder: ShardFolder) -> Digests:
@@ -70,12 +77,18 @@ def read_target_file(path: Path, folder: ShardFolder) -> Digests | None:
     try:
         with safe_open(path, "numpy") as file:
             about, found = file.metadata() or {}, file.get_tensor("targets")
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, TypeError):  # of a type that numpy lacks
         return None
     listed, expected = about.get("sha256", "").split(), checksums(folder.manifest.shards)
-    if found.ndim != 1 or len(found) < folder.manifest.rows or listed[: len(expected)] != expected:
+    if found.dtype != np.int64 or found.ndim != 1 or about.get("targets") != checksum_of(found):
         return None
-    return found
+    is_theirs = len(found) >= folder.manifest.rows and listed[: len(expected)] == expected
+    return found if is_theirs else None
+
+
+def checksum_of(targets: Digests) -> str:
+    """Return a checksum of digests: every rank plans batches by its own copy of them, and all must be equal."""
+    return hashlib.blake2b(np.ascontiguousarray(targets).tobytes(), digest_size=8).hexdigest()
 
 
 def checksums(shards: Sequence[Shard]) -> list[str]:
@@ -85,9 +98,10 @@ def checksums(shards: Sequence[Shard]) -> list[str]:
 
 def write_targets(folder: Path, targets: Sequence[int], shards: Sequence[Shard]) -> None:
     """Write the digests of all rows beside the shards."""
-    about = {"sha256": " ".join(checksums(shards))}
+    stored = np.array(targets, dtype=np.int64)
+    about = {"sha256": " ".join(checksums(shards)), "targets": checksum_of(stored)}
     with replace_whole(folder / TARGETS) as temporary:
-        save_file({"targets": np.array(targets, dtype=np.int64)}, temporary, about)
+        save_file({"targets": stored}, temporary, about)
 
 
 def write_where_possible(folder: ShardFolder, targets: Digests) -> None:
@@ -101,13 +115,17 @@ def write_where_possible(folder: ShardFolder, targets: Digests) -> None:
 
 
 def shard_targets(folder: ShardFolder, name: str) -> Iterator[int]:
-    """Yield the digest of every row of a shard, in order; of a record that is damaged, those of no other row."""
+    """Yield the digest of every row of a shard, in order; of a record that is damaged, those of no other row.
+
+    Raises VirtueError for a shard that is not the one of its manifest.
+    """
     shard, first = folder.shard(name), folder.first_record(name)
     with folder.hold_file(name) as path, open(path, "rb") as file:
         index = RecordIndex.build(folder, name, path)
         for number, rows in enumerate(shard.rows_per_image):
             try:
                 record = read_record(read_members(file, index, number), folder.manifest.name, folder.manifest.task)
+                index.check_rows(folder, record, rows)
                 yield from (target_digest(row.fields, record.data) for row in record.rows)
             except DataError:
                 yield from (target_digest({"row": f"{first + number}/{row}"}, ()) for row in range(rows))

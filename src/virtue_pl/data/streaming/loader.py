@@ -210,5 +210,15 @@ class StreamLoader:
         return {"taken": self.batches_read}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next pass begin behind the batches that were read; a pass that was whole begins anew."""
-        self._resume_at = state_dict["taken"] % len(self)
+        """Let the next pass begin behind the batches that were read; a pass that was whole begins anew.
+
+        Raises VirtueError for another state than a loader's.
+        """
+        self._resume_at = self.first_batch(state_dict)
+
+    def first_batch(self, state: Any) -> int:
+        """Return the batch that a pass goes on with. Raises VirtueError for another state than a loader's."""
+        count = state.get("taken") if isinstance(state, Mapping) else None
+        if type(count) is not int or count < 0:
+            raise VirtueError(f"found {str(state)[:80]} in a checkpoint, expected a loader's number of batches read")
+        return count % max(1, len(self))

@@ -9,7 +9,6 @@ from functools import partial
 from typing import BinaryIO
 
 from virtue_pl.data.shards.manifest import ShardFolder
-from virtue_pl.data.shards.record_count import RecordCount
 from virtue_pl.data.shards.record_index import RecordIndex, read_members
 from virtue_pl.data.shards.records import Record, no_features, read_record
 from virtue_pl.data.streaming.skip_log import SkipLog
@@ -78,9 +77,7 @@ class RecordReader:
             self.check_content(name)
             self.log.skip(error)
             return None
-        expected = folder.shard(name).rows_per_image[number]
-        if len(record.rows) != expected:
-            self.fail_rows(name, record, expected)
+        opened.index.check_rows(folder, record, folder.shard(name).rows_per_image[number])
         stored = no_features if folder.features is None else partial(folder.features.read, name)
         return replace(record, stored=stored, resize_to_square=folder.resize_to_square)
 
@@ -105,9 +102,3 @@ class RecordReader:
             self._checked.add(name)
             with self.folder.hold_file(name) as path:
                 self.folder.check_content(self.folder.shard(name), path)
-
-    def fail_rows(self, name: str, record: Record, expected: int) -> None:
-        """Raise VirtueError for a record with another number of rows than the manifest says."""
-        RecordCount(self.folder, name).fail(
-            f"record {record.index:09d} has {len(record.rows)} rows, expected {expected}"
-        )

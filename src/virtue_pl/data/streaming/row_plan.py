@@ -44,9 +44,19 @@ class PlanState:
         return {"pass": self.pass_number, "position": self.position, "waiting": list(self.waiting)}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> PlanState:
-        """Return the state that `to_json` gave."""
-        return cls(content["pass"], content["position"], tuple(content["waiting"]))
+    def from_json(cls, content: Any) -> PlanState:
+        """Return the state that `to_json` gave. Raises VirtueError for anything else."""
+        found = content if isinstance(content, Mapping) else {}
+        waiting = found.get("waiting")
+        numbers = [found.get("pass"), found.get("position"), *(waiting if isinstance(waiting, list) else [None])]
+        if not all(map(is_count, numbers)):
+            raise VirtueError(f"found {str(content)[:80]} in a checkpoint, expected a place in the training rows")
+        return cls(found["pass"], found["position"], tuple(found["waiting"]))
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value is a whole number of 0 or more."""
+    return type(value) is int and value >= 0
 
 
 class RowOrder:
@@ -72,10 +82,15 @@ class RowOrder:
         self.first_rows = np.concatenate([[0], np.cumsum(self.rows_per_image)]).astype(np.int64)
         self.first_images = np.concatenate([[0], np.cumsum(self.shard_images)]).astype(np.int64)
 
+    def __len__(self) -> int:
+        return int(self.first_rows[-1])
+
     def rows_of_pass(self, number: int) -> Rows:
         """Return the numbers of all rows in the order of one pass."""
         random = np.random.RandomState(derive_seed(self.seed, "pass", number) % 2**32)  # its draws never change
         shards = random.permutation(len(self.shard_images))
+        if not len(self):
+            return np.zeros(0, dtype=np.int64)
         images = np.concatenate([np.arange(self.first_images[shard], self.first_images[shard + 1]) for shard in shards])
         images = shuffle_in_windows(images, self.sampling.shuffle_buffer, random)
         counts = self.rows_per_image[images]
@@ -132,7 +147,14 @@ class RowPlan:
         return PlanState(self._pass, self._position, tuple(self._waiting))
 
     def restore(self, state: PlanState) -> None:
-        """Go on from a state."""
+        """Go on from a state. Raises VirtueError for one that is behind the folder's last row."""
+        count = len(self.order)
+        beyond = max(state.position - 1, *state.waiting, -1)
+        if beyond >= count:
+            raise VirtueError(
+                f"the checkpoint goes on with row {beyond} of the training data, which has {count}: it was trained on"
+                " other shards; continue with those, or start a new run from its weights"
+            )
         self._pass, self._position, self._waiting = state.pass_number, state.position, deque(state.waiting)
         self._rows = self.order.rows_of_pass(self._pass)
 

@@ -81,6 +81,9 @@ class TrainingLoader(StreamLoader):
         return {"taken": self.batches_read, "cursor": self.cursor().to_json()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next pass begin behind the batches that were read; a pass that was whole begins anew."""
-        cursor = Cursor.from_json(state_dict["cursor"]) if "cursor" in state_dict else None
-        self._resumed = (cursor, state_dict["taken"] % len(self))
+        """Let the next pass begin behind the batches that were read; a pass that was whole begins anew.
+
+        Raises VirtueError for another state than a loader's.
+        """
+        first = self.first_batch(state_dict)
+        self._resumed = (Cursor.from_json(state_dict["cursor"]) if "cursor" in state_dict else None, first)

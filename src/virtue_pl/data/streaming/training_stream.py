@@ -16,10 +16,10 @@ from virtue_pl.data.streaming.loader import BatchStream, sample_key
 from virtue_pl.data.streaming.pipeline import ReaderInfo, TrainingSource, draw_negatives, record_samples
 from virtue_pl.data.streaming.readable_samples import collate_readable, require_batch
 from virtue_pl.data.streaming.record_reader import RecordReader
-from virtue_pl.data.streaming.row_plan import PlanState, RowPlan
+from virtue_pl.data.streaming.row_plan import PlanState, RowPlan, is_count
 from virtue_pl.data.streaming.seeds import derive_seed
 from virtue_pl.data.streaming.skip_log import SkipLog
-from virtue_pl.types import RankingSample, Sample
+from virtue_pl.types import RankingSample, Sample, VirtueError
 
 SUBSTITUTES = 20
 """Rows that are tried, for each that cannot be read, to fill its place in a batch."""
@@ -42,9 +42,12 @@ class Cursor:
         return {"step": self.step, "plans": {name: state.to_json() for name, state in self.plans.items()}}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Cursor:
-        """Return the place that `to_json` gave."""
-        return cls(content["step"], {name: PlanState.from_json(state) for name, state in content["plans"].items()})
+    def from_json(cls, content: Any) -> Cursor:
+        """Return the place that `to_json` gave. Raises VirtueError for anything else."""
+        found = content if isinstance(content, Mapping) else {}
+        if not is_count(found.get("step")) or not isinstance(found.get("plans"), Mapping):
+            raise VirtueError(f"found {str(content)[:80]} in a checkpoint, expected a place in the training stream")
+        return cls(found["step"], {name: PlanState.from_json(state) for name, state in found["plans"].items()})
 
 
 class PlannedStream(BatchStream):

@@ -10,7 +10,7 @@ from typing import Any
 
 from virtue_pl.evaluation.retrieval.query_content import ContentDigest
 from virtue_pl.metrics.ranking import RankRow, RankRows, rank_candidates, sample_ranks
-from virtue_pl.types import RankingBatch, RankingOutput
+from virtue_pl.types import RankingBatch, RankingOutput, VirtueError
 
 Prediction = dict[str, Any]
 
@@ -49,14 +49,25 @@ def predictions(batch: RankingBatch, output: RankingOutput) -> Iterator[Predicti
 
 
 def read_predictions(path: str | Path) -> RankRows:
-    """Read the ranks in a file of predictions."""
-    with Path(path).open(encoding="utf-8") as lines:
-        return RankRows(row for line in lines for row in _rows(json.loads(line)))
+    """Read the ranks in a file of predictions. Raises VirtueError, which names the line, for one that is damaged."""
+    rows: list[RankRow] = []
+    with Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                rows += _rows(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                reason = " ".join(str(error).split())[:100]
+                raise VirtueError(f"{path}, line {number}, is no prediction ({reason}): test the run again") from error
+    return RankRows(rows)
 
 
 def _rows(prediction: Prediction) -> Iterator[RankRow]:
     image, content = prediction.get("image", ""), prediction.get("content", "")  # not in older files
     for ranking, (rank, candidates) in prediction["ranks"].items():
-        yield RankRow(
+        row = RankRow(
             prediction["task"], prediction["mode"], ranking, prediction["key"], rank, candidates, image, content
         )
+        types = (str, str, str, str, int, int, str, str)
+        if not all(isinstance(value, kind) for value, kind in zip(row, types, strict=True)):
+            raise TypeError(f"found {row}")
+        yield row

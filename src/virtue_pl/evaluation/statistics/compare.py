@@ -223,7 +223,7 @@ def read_chance(folders: Iterable[str | Path]) -> Chance:
         task: values
         for folder in folders
         for report in read_reports(folder)
-        for task, values in report["chance"].items()
+        for task, values in report.get("chance", {}).items()
     }
 
 
@@ -256,8 +256,22 @@ def setting_notes(folders: Mapping[str, str | Path]) -> Iterator[str]:
 
 
 def read_reports(folder: str | Path) -> list[dict[str, Any]]:
-    """Read the reports of a run's test, or of its seeds' tests."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in run_files(folder, "report.json")]
+    """Read the reports of a run's test, or of its seeds' tests. Raises VirtueError for one that is damaged."""
+    return [read_report(file) for file in run_files(folder, "report.json")]
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """Return a report's content. Raises VirtueError for another file's."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise VirtueError(f"{file} is no report that can be read ({error}): test the run again") from error
+    mappings = ("chance", "context", "sets", "left_out")
+    if not isinstance(found, dict) or not all(isinstance(found.get(name, {}), dict) for name in mappings):
+        raise VirtueError(
+            f"{file} is no report of a test, expected an object with chance and left_out: test the run again"
+        )
+    return found
 
 
 def run_files(folder: str | Path, name: str) -> list[Path]:
