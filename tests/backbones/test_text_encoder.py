@@ -111,7 +111,9 @@ def test_images_and_texts_train_together(family: str, folder: Callable[[str], st
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_classes_are_described_and_nothing_is_read_without_weights(family: str, folder: Callable[[str], str]) -> None:
-    found = embed_descriptions(["a cat", "a dog", "a red cup"], folder(family))
+    encoder = load_text_encoder(folder(family), 0.0).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder(family))
+    found = embed_descriptions(["a cat", "a dog", "a red cup"], encoder, tokenizer)
     assert found.shape == (3, 32) and found.isfinite().all()
     with skip_weights(), torch.device("meta"):
         assert next(load_text_encoder(folder(family), 0.0).parameters()).is_meta

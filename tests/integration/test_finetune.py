@@ -242,9 +242,9 @@ def test_what_is_frozen_keeps_the_type_of_the_start_and_what_is_trained_is_float
             "all its parts are frozen, expected one to train: set `frozen`, or give `adapter`",
         ),
         ({"model.init_args.frozen": "[fusio]"}, "has no part 'fusio', expected some of prompt_encoder, segmentation,"),
-        ({"shared.max_steps": "-1"}, "max_steps is -1 and so is max_epochs, expected an end"),
+        ({"shared.max_steps": "-1"}, "trainer.max_steps and trainer.max_epochs are both -1, a run without end"),
         ({"shared.val_share": "1.5"}, "val_share is 1.5, expected a share of the images of `train`"),
-        ({"shared.shards": "EMPTY"}, "holds no shards, expected train/, as `virtue-pl shards pairs` writes it"),
+        ({"shared.shards": "EMPTY"}, "holds no shards"),
         ({"shared.shards": "null"}, "shards is not set, expected a folder with train/: --shared.shards"),
     ],
 )
@@ -282,7 +282,7 @@ def test_an_export_that_is_gone_is_looked_for_in_no_hub(starts, shards, tmp_path
     shutil.rmtree(tmp_path / "start")
     assert main(["export", "run/checkpoints/last.ckpt", "--out", "tuned"]) == 1
     told = capsys.readouterr().err.splitlines()[-1]
-    assert "the language model start/language_model, which is not there" in told and "bring that model back" in told
+    assert "the language model start/language_model, which is not there" in told and "put it there" in told
     shutil.copytree(starts["export"], tmp_path / "start")
     monkeypatch.chdir(tmp_path / "run")
     assert main(["export", "checkpoints/last.ckpt", "--out", "../tuned", "--config", "config.yaml"]) in (0, 1)

@@ -35,6 +35,7 @@ def arguments(name: str, shared: dict[str, str], folder: Path, *layers: str) -> 
         "data.init_args.batch_size": 8,
         "data.init_args.block_size": 2,
         "model.init_args.evaluation_modes": "[box, blind]",
+        "trainer.precision": "32-true",
     }
     settings |= {f"shared.{key}": value for key, value in shared.items() if name == "virtue" or key != "segmenter"} | {
         "shared.run": str(folder / name)

@@ -23,6 +23,7 @@ WARNINGS = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # frozen parts, which are meant to be
     r"Precision .* is not supported by the model summary",  # its estimate of the megabytes alone
     r"Checkpoint directory .* exists and is not empty",  # of a run that goes on; any other one is refused
+    r"The dirpath has changed from",  # of a run that is tested into a folder of its own
 )
 """Patterns of the beginnings of warnings that are silenced."""
 

@@ -39,11 +39,11 @@ class Run:
         ]
 
     def shared_entries(self) -> set[str] | None:
-        """Return the names of the entries of `shared` that the configs state; None where a config is not there."""
+        """Return the names of the entries of `shared` that the configs state; None where they state none."""
         if not all(Path(config).is_file() for config in self.configs):
             return None
         found = (yaml.safe_load(Path(config).read_text(encoding="utf-8")) for config in self.configs)
-        return {name for content in found for name in (content or {}).get("shared") or {}}
+        return {name for content in found for name in (content or {}).get("shared") or {}} or None
 
     def content(self) -> list[Any]:
         """Return what changes when the run must be done again: all that its configs and overrides say."""

@@ -42,7 +42,7 @@ def test_the_page_on_data_names_every_column() -> None:
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        ("box", "bbox"),
+        ("box", "boxes"),
         ("Boxes", "boxes"),
         ("caption", "target"),
         ("querry", "query"),

@@ -207,4 +207,4 @@ def test_the_command_writes_numbers_and_curves(tmp_path: Path, monkeypatch: pyte
     ]
     assert "imprecise prompts" in capsys.readouterr().out
     with pytest.raises(VirtueError, match=r"name a set twice, expected each once: write NAME=FOLDER"):
-        command.folders(["a/x", "b/x"])
+        command.folders(["a/x", "b/x"], tmp_path)

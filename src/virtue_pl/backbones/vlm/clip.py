@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 from torchvision.transforms.v2 import functional as transforms
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel, SiglipModel
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPImageProcessor, CLIPModel, SiglipModel
 
+from virtue_pl.backbones.description import byte_tokenizer, check_sizes, write_description
+from virtue_pl.backbones.hub_models import check_available
 from virtue_pl.backbones.pretrained import (
     are_weights_skipped,
     build_without_weights,
@@ -95,6 +97,8 @@ class ClipBackbone(VLMBackbone):
         frozen_layers: number of the text encoder's lowest layers (with its embeddings) that are not trained.
         max_tokens: the free part of longer texts is cut; None for the positions that the text encoder has, the most. A
             SigLIP always reads as many.
+        vlm_sizes: what the model's config.json says, by which `virtue-pl check` builds it where its files are not; it
+            is not read otherwise.
 
     Example:
         >>> backbone = ClipBackbone("openai/clip-vit-base-patch32", grid_size=4, frozen_layers=6)  # doctest: +SKIP
@@ -107,7 +111,12 @@ class ClipBackbone(VLMBackbone):
     std: Tensor
 
     def __init__(
-        self, vlm_model: str, grid_size: int = 4, frozen_layers: int = 0, max_tokens: int | None = None
+        self,
+        vlm_model: str,
+        grid_size: int = 4,
+        frozen_layers: int = 0,
+        max_tokens: int | None = None,
+        vlm_sizes: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         model = load_dual_encoder(vlm_model)
@@ -142,6 +151,15 @@ class ClipBackbone(VLMBackbone):
         for module in (self.vision, self.project_image, *self.frozen_text(frozen_layers)):
             module.requires_grad_(False)
         self.train()  # a pretrained model comes in eval mode
+
+    @classmethod
+    def describe(cls, sizes: Mapping[str, Any], folder: Path) -> None:
+        """Write a folder from which the model is built without its weights, by its `vlm_sizes` alone.
+
+        Raises VirtueError for sizes of another model.
+        """
+        check_sizes(sizes, "siglip" if sizes.get("model_type") == "siglip" else "clip", "vlm_sizes")
+        write_description(folder, sizes, byte_tokenizer({}), [CLIPImageProcessor()])
 
     def frozen_text(self, layers: int) -> list[nn.Module]:
         """Return the parts of the text encoder below its lowest trained layer; none where all of it is trained."""
@@ -217,6 +235,7 @@ def load_dual_encoder(name: str) -> Any:
     if are_weights_skipped():
         model = build_without_weights(name, {})
     else:
+        check_available(name, "vlm_model")
         with readable_description(name):
             model = AutoModel.from_pretrained(name, trust_remote_code=False)
     if not isinstance(model, CLIPModel | SiglipModel):

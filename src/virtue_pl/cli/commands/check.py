@@ -1,4 +1,4 @@
-"""`virtue-pl check`: build everything that `fit` needs, try two rows, train nothing, and print a summary of the run."""
+"""`virtue-pl check`: build what `fit` needs, try two rows, train nothing, and print a summary of the run."""
 
 from __future__ import annotations
 

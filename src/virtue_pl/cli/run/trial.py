@@ -9,7 +9,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from virtue_pl.types import EmbeddingInput, RankingSample, Region, Sample, VirtueError
 
@@ -136,6 +137,8 @@ def first_batch(data: Any, split: str, model: LightningModule) -> Any:
         return None
     named = "first_samples" if split == "train" else "first_rankings"
     if not hasattr(data, named):
+        if split == "val" and not is_overridden("val_dataloader", data, LightningDataModule):
+            return None
         loader = data.train_dataloader() if split == "train" else data.val_dataloader()
         return next(iter(loader), None) if loader is not None else None
     rows = first_rows(data, split, ROWS) if data_is_there(data) else made_up(split, getattr(data, "num_negatives", 0))

@@ -79,8 +79,8 @@ def read_target_file(path: Path, folder: ShardFolder) -> Digests | None:
             about, found = file.metadata() or {}, file.get_tensor("targets")
     except (SafetensorError, OSError, TypeError):  # of a type that numpy lacks
         return None
-    listed, expected = about.get("sha256", "").split(), checksums(folder.manifest.shards)
-    if found.dtype != np.int64 or found.ndim != 1 or about.get("targets") != checksum_of(found):
+    (own, *listed), expected = about.get("sha256", "none").split(), checksums(folder.manifest.shards)
+    if found.dtype != np.int64 or found.ndim != 1 or own != checksum_of(found):
         return None
     is_theirs = len(found) >= folder.manifest.rows and listed[: len(expected)] == expected
     return found if is_theirs else None
@@ -99,7 +99,8 @@ def checksums(shards: Sequence[Shard]) -> list[str]:
 def write_targets(folder: Path, targets: Sequence[int], shards: Sequence[Shard]) -> None:
     """Write the digests of all rows beside the shards."""
     stored = np.array(targets, dtype=np.int64)
-    about = {"sha256": " ".join(checksums(shards)), "targets": checksum_of(stored)}
+    # one entry: safetensors writes several in an order of its own
+    about = {"sha256": " ".join([checksum_of(stored), *checksums(shards)])}
     with replace_whole(folder / TARGETS) as temporary:
         save_file({"targets": stored}, temporary, about)
 
