@@ -123,7 +123,7 @@ def test_a_design_is_argued_on_development_scenes(folder: Path, finished: tuple[
     found = argued(["crop"], ["val"])
     assert command.called[-2:] == [("fit", "crop/seed_0"), ("test", "seed_0/val")]
     assert found["set"] == "val" and found["shares"].keys() == {"scar_mini/val"}
-    with pytest.raises(VirtueError, match="the plan has no set 'dev', expected some of (val, test|test, val)"):
+    with pytest.raises(VirtueError, match=r"the plan has no set 'dev', expected some of (val, test|test, val)"):
         argued(["crop"], ["dev"])
 
 
