@@ -172,7 +172,7 @@ def test_what_makes_no_chunks_is_refused(settings: dict[str, object], told: str)
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_fullest_chunk_is_halved_first(seed: int) -> None:
-    """As one after the other, the first of the fullest: a literal loop."""
+    """Halve chunks one after the other, the first of the fullest: a literal loop."""
     generator = random.Random(seed)
     lengths = [generator.randrange(1, 9) for _ in range(generator.randrange(6))]
     rows = iter(generator.sample(range(100), sum(lengths)))

@@ -20,7 +20,7 @@ from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.types import VirtueError
 
 STORED_NAMES = "class_names-"
-"""How the name of a file of stored embeddings begins; a fingerprint follows."""
+"""Beginning of the name of a file of stored embeddings; a fingerprint follows."""
 
 
 class ClassNames(nn.Module):

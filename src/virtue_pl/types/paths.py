@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 SIMILAR = 0.7
-"""How alike two names are at least, as difflib counts."""
+"""Least likeness of two names, as difflib counts it, at which one is suggested for the other."""
 
 
 def suggest_path(path: str | Path) -> str:

@@ -258,7 +258,7 @@ def test_what_a_folder_holds_beside_its_tables_is_not_guessed_at(tmp_path: Path)
 
 
 def test_a_name_that_comes_twice_is_no_value(tmp_path: Path) -> None:
-    """Of two values, one would be taken in silence."""
+    """A column given twice is told: one of its values would be taken in silence."""
     root = write_images(tmp_path / "own")
     lines = [
         '{"image": "0.png", "target": "a", "target": "b"}',

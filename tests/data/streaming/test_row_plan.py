@@ -1,4 +1,4 @@
-"""Which rows come when: every row once in a pass, equal targets apart, and a state that is enough to go on."""
+"""Plans of rows: every row once in a pass, equal targets apart, and a state that is enough to go on."""
 
 from __future__ import annotations
 

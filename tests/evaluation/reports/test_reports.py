@@ -161,7 +161,7 @@ def test_no_table_says_that_a_share_is_certain(ranks: list[int], with_images: bo
 
 
 def test_the_error_of_a_table_is_that_of_the_interval_beside_it() -> None:
-    """Of `compare`'s interval, half its width by Student's quantile, or by the normal one at 100 %."""
+    """Return the half width of `compare`'s interval over Student's quantile, or over the normal one at 100 %."""
     for right, images, quantile in (
         (300, False, 1.96),
         (300, True, 1.96),

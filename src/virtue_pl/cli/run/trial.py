@@ -19,7 +19,7 @@ ROWS = 2
 LOOKED_AT = 64
 """First rows of each dataset among which one with and one without a mask are looked for."""
 DRAWS = 24
-"""How often the prompt mode of a row is drawn to find one that the row has nothing for."""
+"""Number of draws of a row's prompt mode, among which one is looked for that the row has nothing for."""
 
 
 @dataclass(frozen=True)

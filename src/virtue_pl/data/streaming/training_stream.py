@@ -85,7 +85,7 @@ class PlannedStream(BatchStream):
         self.steps = steps
         self.seed = seed
         self.cursor = Cursor()
-        """Where this process's plans are, or go on from."""
+        """Position of this process's plans, or the one that they go on from."""
         self.end = torch.zeros((), dtype=torch.long).share_memory_()
         """The step at which a pass ends, in shared memory as `epoch` is."""
         self._plans: dict[str, RowPlan] = {}
