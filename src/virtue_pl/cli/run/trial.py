@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from virtue_pl.types import EmbeddingInput, RankingSample, Region, Sample, VirtueError
 
@@ -124,11 +125,11 @@ def validation_step(model: LightningModule, data: Any, trainer: Trainer, device:
     if batch is None:
         return
     model.eval()
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
+    reading = ZerosFromMeta() if device.type == "meta" else nullcontext()
+    with torch.no_grad(), trainer.precision_plugin.forward_context(), reading:
         model.on_validation_epoch_start()
         model.validation_step(move_batch(batch, device), 0)
-        if device.type != "meta":
-            model.on_validation_epoch_end()
+        model.on_validation_epoch_end()
 
 
 def first_batch(data: Any, split: str, model: LightningModule) -> Any:
@@ -236,3 +237,24 @@ def autocast_on_meta() -> Iterator[None]:
 
     with patch.multiple(torch, autocast=autocast_unless_meta, is_autocast_enabled=is_enabled_unless_meta):
         yield
+
+
+class ZerosFromMeta(TorchDispatchMode):
+    """Give zeros for what is read back from a tensor on the meta device: its shape alone matters to a trial.
+
+    Example:
+        >>> with ZerosFromMeta():
+        ...     torch.empty(2, device="meta").cpu().tolist(), torch.empty((), device="meta").item()
+        ([0.0, 0.0], 0.0)
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        source = next((argument for argument in args if isinstance(argument, torch.Tensor)), None)
+        if source is not None and source.is_meta:
+            device = kwargs.get("device")
+            if func is torch.ops.aten._local_scalar_dense.default:
+                return 0.0 if source.is_floating_point() else 0
+            if func is torch.ops.aten._to_copy.default and device is not None and device.type != "meta":
+                return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype, device=device)
+        return func(*args, **kwargs)
