@@ -43,7 +43,7 @@ SUB_LAYERS = {
 """Sub-packages of the packages that have them, from the bottom up."""
 
 FORBIDDEN = {
-    ("data", "preprocessing"): {"preprocessing.images", "preprocessing.image_formats"},
+    ("data", "preprocessing"): {"preprocessing.images", "preprocessing.image_formats", "preprocessing.segmentations"},
     ("data", "models"): set(),
     ("data", "evaluation"): set(),
     ("data", "callbacks"): set(),

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from virtue_pl.checkpoints.pretrained import from_pretrained
-from virtue_pl.embedder import row_key
+from virtue_pl.embedder.row_keys import row_key
 from virtue_pl.engine.precision import precision_settings
 from virtue_pl.evaluation.probes.measurements import Measurements, check_regions, cost_of, robustness_of
 from virtue_pl.evaluation.reports.evaluation_report import EvaluationReport

@@ -16,6 +16,7 @@ from torch import Tensor
 from virtue_pl.preprocessing.image_formats import CONVERTED, EXTENSIONS, SIGNATURE_LENGTH, find_format
 from virtue_pl.preprocessing.image_sources import DecodedImages, ImageSource
 from virtue_pl.preprocessing.images import MAX_PIXELS
+from virtue_pl.preprocessing.requests import DATA_URI, ImageAccess, decode_request
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 from virtue_pl.types.prompt_values import are_exchanged
 
@@ -114,7 +115,9 @@ class Columns:
         return is_list(self.columns[name]) or is_stream(self.columns[name])
 
 
-def build_rows(entries: Iterable[Sequence[Any]], max_pixels: int = MAX_PIXELS, start: int = 0) -> list[Row]:
+def build_rows(
+    entries: Iterable[Sequence[Any]], max_pixels: int = MAX_PIXELS, start: int = 0, instruction: str = ""
+) -> list[Row]:
     """Return a row for each (text, image or images, prompt or prompts); an image that occurs again is one source.
 
     Raises VirtueError for an empty row, a prompt without an image, or values of another type.
@@ -123,16 +126,54 @@ def build_rows(entries: Iterable[Sequence[Any]], max_pixels: int = MAX_PIXELS, s
         entries: the rows' values, see `Embedder.encode`.
         max_pixels: the largest image that is decoded.
         start: the number of the first row, for messages.
+        instruction: stands before the text of each row.
     """
     sources: dict[Any, ImageSource] = {}
+    access = ImageAccess(max_pixels=max_pixels)
+    expanded = expand_entries(entries, access, start)
     return [
-        build_row(number, text, images, prompts, sources, max_pixels)
-        for number, (text, images, prompts) in enumerate(entries, start)
+        build_row(number, add_instruction(instruction, text), images, prompts, sources, access)
+        for number, (text, images, prompts) in enumerate(expanded, start)
     ]
 
 
+def add_instruction(instruction: str, text: Any) -> Any:
+    """Return a text behind an instruction; another value than a text, and None without an instruction, as it is."""
+    return " ".join(filter(None, (instruction, text))) if instruction and isinstance(text, str | None) else text
+
+
+def expand_entries(entries: Iterable[Sequence[Any]], access: ImageAccess, start: int) -> Iterator[tuple[Any, ...]]:
+    """Yield (text, images, prompts) of each entry, and of each region where a request asks for one row each.
+
+    Raises VirtueError, which names the entry, for a request with something wrong, or with columns beside it.
+    """
+    for number, (first, images, prompts) in enumerate(entries, start):
+        if isinstance(first, str | None):
+            text_alone = not (images is None and isinstance(first, str) and first[: len(DATA_URI)].lower() == DATA_URI)
+            yield (first, images, prompts) if text_alone else (None, first, prompts)
+        elif is_request(first):
+            if images is not None or prompts is not None:
+                raise VirtueError(f"row {number} is a request, expected its image and regions within it")
+            try:
+                rows = decode_request(first, access)
+            except VirtueError as error:
+                raise VirtueError(f"row {number}: {error}") from error
+            yield from ((row.text, list(row.images) or None, list(row.prompts) or None) for row in rows)
+        elif images is None and isinstance(first, bytes | Path | Image.Image | np.ndarray | Tensor):
+            yield None, first, prompts
+        else:
+            yield first, images, prompts
+
+
+def is_request(value: Any) -> bool:
+    """Return whether a value is a request, as a mapping or read already."""
+    from virtue_pl.types.requests import EmbeddingRequest
+
+    return isinstance(value, Mapping | EmbeddingRequest)
+
+
 def build_row(
-    number: int, text: str | None, images: Any, prompts: Any, sources: dict[Any, ImageSource], max_pixels: int
+    number: int, text: str | None, images: Any, prompts: Any, sources: dict[Any, ImageSource], access: ImageAccess
 ) -> Row:
     """Return one row; its images are taken from `sources`, or added to it."""
     images = [image for image in (images if is_list(images) else [images]) if image is not None]
@@ -142,7 +183,9 @@ def build_row(
     for position, image in enumerate(images):
         name = f"row {number}" if len(images) == 1 else f"row {number}, image {position}"
         identity = str(image) if isinstance(image, str | Path) else id(image)
-        found.append(sources.setdefault(identity, ImageSource(image, name, max_pixels)))
+        if identity not in sources:
+            sources[identity] = ImageSource(access.open(image, name), name, access.max_pixels)
+        found.append(sources[identity])
     return Row(text or "", tuple(found), tuple(prompts))
 
 
@@ -198,7 +241,11 @@ def check_prompt_sizes(items: Sequence[EmbeddingInput], start: int = 0) -> None:
 
 def decode_rows(entries: Sequence[Sequence[Any]], max_pixels: int = MAX_PIXELS) -> list[EmbeddingInput]:
     """Return rows as inputs with their pixels, all in memory at once; see `build_rows`."""
-    rows = build_rows(entries, max_pixels)
+    return decode_items(build_rows(entries, max_pixels))
+
+
+def decode_items(rows: Sequence[Row]) -> list[EmbeddingInput]:
+    """Return rows as inputs with their pixels, all in memory at once."""
     sources = list(distinct_images(rows))
     images = DecodedImages(sources, capacity=max(1, len(sources)))
     return images.load([row.to_input(images) for row in rows])

@@ -16,7 +16,7 @@ from jaxtyping import Bool, UInt8
 from virtue_pl.data.formats.own_rows import OwnItem
 from virtue_pl.data.formats.own_values import describe_short, is_number
 from virtue_pl.data.formats.scar import BOX_SLACK, run_lengths, xyxy
-from virtue_pl.data.formats.segmentations import is_bitmap
+from virtue_pl.preprocessing.segmentations import is_bitmap
 from virtue_pl.types import DataError
 
 Size = tuple[int, int]

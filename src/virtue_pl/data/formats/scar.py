@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from virtue_pl.data.formats.candidates import check_candidates, drop_gold_repeats
-from virtue_pl.data.formats.segmentations import decode_segmentation, is_real, read_json, shorten
+from virtue_pl.preprocessing.segmentations import decode_segmentation, is_real, read_json, shorten
 from virtue_pl.types import DataError
 
 BOX_SLACK = 1.0

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from virtue_pl.embedder import Embedder, row_key
+from virtue_pl.embedder import Embedder
+from virtue_pl.embedder.row_keys import row_key
 from virtue_pl.evaluation.retrieval.query_collator import EvaluationCollator
 from virtue_pl.evaluation.retrieval.query_encoder import QueryEncoder
 from virtue_pl.types import EmbeddingInput, EncoderBatch, ImageFeatures

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from virtue_pl.data.formats.segmentations import decode_segmentation
+from virtue_pl.preprocessing.segmentations import decode_segmentation
 from virtue_pl.types import DataError
 
 SIZE = (24, 32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,15 +15,24 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from virtue_pl.checkpoints.pretrained import DTYPES, from_pretrained
+from virtue_pl.embedder.image_handle import ImageHandle
+from virtue_pl.embedder.row_keys import add_image_keys, is_plain, row_key, version_of
+from virtue_pl.embedder.vectors import convert_vectors
 from virtue_pl.engine.precision import precision_settings
 from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.features.frozen import FeatureCache
 from virtue_pl.models.embedding_model import EmbeddingModel
 from virtue_pl.models.virtue import Virtue
 from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
-from virtue_pl.preprocessing.embedding_rows import Columns, build_rows, check_prompt_sizes, distinct_images
+from virtue_pl.preprocessing.embedding_rows import (
+    Columns,
+    build_rows,
+    check_prompt_sizes,
+    decode_items,
+    distinct_images,
+)
 from virtue_pl.preprocessing.image_sources import DecodedImages
-from virtue_pl.preprocessing.images import MAX_PIXELS, pixel_key
+from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.preprocessing.input_formatters import InputFormatter
 from virtue_pl.types import EmbeddingInput, EncoderBatch, ImageFeatures, VirtueError, VisualPrompt
 
@@ -46,6 +55,7 @@ class Embedder:
         cached_images: the number of images whose frozen features are cached, on the device.
         max_pixels: larger images are refused from their header, before anything is decoded; 50_000_000 takes those of a
             phone with 48 megapixels. It is of paths and compressed bytes: pixels in memory are taken as they are.
+        instructions: for "query" and "document", what stands before the texts of `encode_query`, `encode_document`.
 
     Example:
         >>> embedder = Embedder.from_pretrained("exported")  # doctest: +SKIP
@@ -61,6 +71,7 @@ class Embedder:
         batch_size: int = 16,
         cached_images: int = 32,
         max_pixels: int = MAX_PIXELS,
+        instructions: Mapping[str, str] | None = None,
     ) -> None:
         if batch_size < 1 or cached_images < 0:
             raise VirtueError(f"batch_size is {batch_size}, cached_images {cached_images}, expected at least 1 and 0")
@@ -75,6 +86,7 @@ class Embedder:
         self.collator = collator
         self.batch_size = batch_size
         self.max_pixels = max_pixels
+        self.instructions = dict(instructions or {})
         self.feature_cache = FeatureCache(cached_images)
 
     @classmethod
@@ -123,6 +135,11 @@ class Embedder:
         batch_size: int | None = None,
         progress: bool = False,
         as_tensor: bool = False,
+        instruction: str = "",
+        truncate_dim: int | None = None,
+        unit: bool = True,
+        precision: str = "float32",
+        calibration: Any = None,
     ) -> np.ndarray | Tensor:
         """Return unit float32 embeddings, [rows, embed_dim], in the order given.
 
@@ -134,13 +151,17 @@ class Embedder:
         it is asked again.
 
         Args:
-            texts: the text of each row, with an image or alone; `IMAGE_TOKEN` may mark where an image stands.
+            texts: the text of each row, with an image or alone; `IMAGE_TOKEN` may mark where an image stands. Where
+                there are no images beside it, a row may also be an image (a path as a `Path`), or a request: a mapping
+                with the keys of `EmbeddingRequest`, whose regions may ask for a row each.
             images: images (path, PIL, uint8 array or tensor, see `to_image`); None for a row without one, a list for
                 a row with several.
             prompts: regions in each row's first image; None for none, a list for several regions of one row.
             batch_size: instead of the embedder's.
             progress: show a bar.
             as_tensor: return a tensor on the CPU rather than an array.
+            instruction: stands before the text of each row.
+            truncate_dim, unit, precision, calibration: the form of the embeddings, see `convert_vectors`.
 
         Raises:
             VirtueError: columns of different lengths, a prompt without an image, an empty row, a value that is not an
@@ -153,20 +174,43 @@ class Embedder:
         columns = Columns(texts, images, prompts)
         try:
             for window in track_progress(columns.windows(size), progress and columns.streamed):
-                found.append(self.encode_rows(window, size, progress and not columns.streamed, start))
+                bar = progress and not columns.streamed
+                found.append(self.encode_rows(window, size, bar, start, instruction))
                 start += len(window)
         except VirtueError as error:
             if not start:
                 raise
             raise VirtueError(f"{error}; {start:,} rows before it were embedded and are not returned") from error
-        embeddings = torch.cat(found)
-        return embeddings if as_tensor else embeddings.numpy()
+        embeddings = convert_vectors(torch.cat(found), truncate_dim, unit, precision, calibration)
+        if as_tensor:
+            return torch.as_tensor(embeddings)
+        return embeddings if isinstance(embeddings, np.ndarray) else embeddings.numpy()
+
+    def encode_query(self, *columns: Any, instruction: str | None = None, **options: Any) -> np.ndarray | Tensor:
+        """Return embeddings as `encode` does, behind `instructions["query"]` where no other instruction is given."""
+        return self.encode(*columns, instruction=self.instruction("query", instruction), **options)
+
+    def encode_document(self, *columns: Any, instruction: str | None = None, **options: Any) -> np.ndarray | Tensor:
+        """Return embeddings as `encode` does, behind `instructions["document"]` where no other instruction is given."""
+        return self.encode(*columns, instruction=self.instruction("document", instruction), **options)
+
+    def instruction(self, role: str, instruction: str | None) -> str:
+        """Return the instruction of a role, or another that is given in its place."""
+        return self.instructions.get(role, "") if instruction is None else instruction
+
+    def image(self, image: Any) -> ImageHandle:
+        """Return a handle of an image, in any form that `encode` takes, whose further prompts cost only themselves."""
+        (row,) = build_rows([(None, image, None)], self.max_pixels)
+        if len(row.images) != 1:
+            raise VirtueError(f"found {len(row.images)} images, expected one")
+        (item,) = decode_items([row])
+        return ImageHandle(self, item)
 
     def encode_rows(
-        self, entries: Iterable[Sequence[Any]], batch_size: int, progress: bool, start: int
+        self, entries: Iterable[Sequence[Any]], batch_size: int, progress: bool, start: int, instruction: str = ""
     ) -> Float[Tensor, "rows dim"]:
         """Return embeddings of entries (text, images, prompts), of which row `start` is the first."""
-        rows = build_rows(entries, self.max_pixels, start)
+        rows = build_rows(entries, self.max_pixels, start, instruction)
         images = DecodedImages(list(distinct_images(rows)), batch_size)
         return self.embed_items([row.to_input(images) for row in rows], images.load, batch_size, progress, start)
 
@@ -331,35 +375,6 @@ class Embedder:
     def is_encoded(self, features: ImageFeatures) -> bool:
         """Return whether an image's features hold all streams of the model."""
         return bool(features.vision and (features.segmentation or not isinstance(self.model, Virtue)))
-
-
-def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor has been changed in place; 0 for one made for inference, which does not count."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def is_plain(value: Any) -> bool:
-    """Return whether a setting is a number, a string, a class, or a list of such, which are compared as they are."""
-    if isinstance(value, list | tuple):
-        return all(is_plain(each) for each in value)
-    return isinstance(value, int | float | str | type)
-
-
-def add_image_keys(item: EmbeddingInput) -> EmbeddingInput:
-    """Return the input with a key for each of its images: its own keys, or else hashes of the pixels."""
-    if len(item.image_keys) == len(item.images):
-        return item
-    return replace(item, image_keys=tuple(pixel_key(image) for image in item.images))
-
-
-def row_key(item: EmbeddingInput) -> tuple[Any, ...]:
-    """Return a key that is equal for inputs of the same text, images and prompts."""
-    parts = [
-        (part.shape, part.numpy().tobytes())
-        for p in item.prompts
-        for part in (p.boxes, p.points, p.point_labels, p.masks)
-    ]
-    return (item.text, item.image_keys, *parts)
 
 
 def track_progress(batches: Iterable[Batch], progress: bool) -> Iterator[Batch]:
