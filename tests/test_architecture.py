@@ -16,8 +16,9 @@ LAYERS = (
     {"backbones", "engine", "losses", "metrics", "features"},
     {"models", "adapters"},
     {"checkpoints", "embedder"},
-    {"evaluation", "integrations", "parity"},
+    {"evaluation", "search", "integrations", "parity"},
     {"data", "callbacks"},
+    {"apps"},
     {"cli", "pipelines"},
 )
 """Packages from the bottom up, as in the table of CONTRIBUTING.md."""
