@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -11,6 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+DISK_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "ENAMETOOLONG"),
+        *("ENOTEMPTY", "EMFILE", "ENFILE", "ESTALE"),
+    )
+)
+"""Numbers of the errors of a disk that is full, or cannot be read or written."""
 LEFT_BEHIND = 60
 """Seconds after which a temporary file that no process holds counts as left behind by one that was killed."""
 
@@ -53,6 +62,11 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Return whether an error says that a disk is full, or cannot be read or written."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def sync_to_disk(path: Path) -> None:

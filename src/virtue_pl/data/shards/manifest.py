@@ -22,7 +22,7 @@ from typing import Any
 from virtue_pl.data.io.archives import is_apple_double
 from virtue_pl.data.io.atomic import first_sha256
 from virtue_pl.data.io.cache import CacheOptions
-from virtue_pl.data.io.remote import RemoteFolder, is_remote
+from virtue_pl.data.io.remote import RemoteFolder, check_file_name, is_remote
 from virtue_pl.features.store import StoredFeatures
 from virtue_pl.types import VirtueError, replace_whole, suggest_path
 
@@ -130,7 +130,7 @@ class Manifest:
         for shard in self.shards:
             if (shard.images, shard.rows) != (len(shard.rows_per_image), sum(shard.rows_per_image)):
                 raise ValueError(f"the counts of {shard.name} do not add up")
-            if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
+            if not check_file_name(shard.name).endswith(".tar"):
                 raise ValueError(f"a shard is called {shard.name!r}, expected NAME.tar")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("a shard is named twice")
