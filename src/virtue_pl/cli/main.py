@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from virtue_pl import __version__
+from virtue_pl.cli.disk_errors import describe_disk_error
 from virtue_pl.cli.errors import UsageError
 from virtue_pl.cli.memory import join_freed_memory, keep_freed_memory
 from virtue_pl.cli.progress import LoadingLine
@@ -104,10 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return tell("the reader of the output has gone", 1)
     except Exception as error:
-        code = mistake_code(error)
-        if code is None or os.environ.get("VIRTUE_DEBUG") == "1":
+        code, disk = mistake_code(error), describe_disk_error(error)
+        if (code is None and disk is None) or os.environ.get("VIRTUE_DEBUG") == "1":
             raise
-        return tell(str(error), code)
+        return tell(disk or str(error), code or 1)
 
 
 def run(arguments: list[str]) -> int:

@@ -155,8 +155,8 @@ class RemoteFolder:
                     )
                     time.sleep(pause)
         raise VirtueError(
-            f"{self.option}: {transfer.url} could not be read, in {ATTEMPTS} attempts without a byte ({problem}): mend the network, or"
-            f" change {self.option}"
+            f"{self.option}: {transfer.url} could not be read, in {ATTEMPTS} attempts without a byte ({problem}):"
+            f" mend the network, or change {self.option}"
         )
 
 
