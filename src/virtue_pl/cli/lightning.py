@@ -16,9 +16,10 @@ from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
-from virtue_pl.cli.config.class_names import import_bare_names
+from virtue_pl.cli.config.class_names import import_bare_names, with_logger_folder
 from virtue_pl.cli.config.parser import ConfigParser
 from virtue_pl.cli.config.replaced_classes import clean_replaced_classes
 from virtue_pl.cli.errors import UsageError, interpolation, missing_package, one_line
@@ -33,7 +34,7 @@ from virtue_pl.cli.run.folder import (
     log_settings,
     settings_of,
 )
-from virtue_pl.cli.run.last_checkpoint import replace_damaged_last
+from virtue_pl.cli.run.last_checkpoint import describe_saved, replace_damaged_last
 from virtue_pl.cli.run.trainer import AutoPrecisionTrainer
 from virtue_pl.types import VirtueError, replace_whole
 
@@ -112,6 +113,7 @@ class VirtueCLI(LightningCLI):
         if any("help" in argument for argument in arguments):  # it reads every class's source, which takes seconds
             set_parsing_settings(docstring_parse_attribute_docstrings=True)
         import_bare_names(arguments)
+        arguments = with_logger_folder(arguments)
         super().__init__(
             LightningModule,
             None,
@@ -196,6 +198,8 @@ class VirtueCLI(LightningCLI):
         arguments = {name: self.config_init[name] for name in self.method_arguments}
         keep_metrics(self.trainer, self.command)
         getattr(self.trainer, self.command)(model=self.model, datamodule=self.datamodule, **arguments)
+        if self.command == "fit" and (saved := describe_saved(self.trainer)):
+            rank_zero_only(print)(saved)
 
 
 def parser_keys(parser: Any) -> list[str]:

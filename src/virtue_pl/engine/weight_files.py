@@ -53,7 +53,7 @@ def read_checked(path: Path, read: Callable[[Path], Any]) -> Any:
             " safetensors where you trust it"
         ) from error
     except DAMAGE as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0]
         raise VirtueError(f"{path} is damaged or no file of weights: {reason}") from error
 
 

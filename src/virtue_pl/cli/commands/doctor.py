@@ -38,8 +38,8 @@ def main(argv: list[str]) -> int:
 
     loading.stop()
     sheet = ContactSheet()
-    count = load_token_counter(arguments.tokenizer) if arguments.tokenizer else count_words
-    options = {"max_pixels": arguments.max_pixels, "count_tokens": count, "on_finding": sheet.add}
+    count_tokens = load_token_counter(arguments.tokenizer) if arguments.tokenizer else count_words
+    options = {"max_pixels": arguments.max_pixels, "count_tokens": count_tokens, "on_finding": sheet.add}
     progress = no_progress if arguments.json == "-" else show_progress
     paths, rows = [Path(path) for path in arguments.paths], row_options(arguments)
     checkups = examine(paths, arguments.train_split, progress, arguments.workers, rows, **options)
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
         console.print(left_out)
     found = sum(len(checkup.findings) for checkup in checkups)
     errors = count_errors(checkups)
-    print(f"{errors} errors, {found - errors} warnings in {len(checkups)} folders", file=sys.stderr)
+    counts = count(errors, "error"), count(found - errors, "warning"), count(len(checkups), "folder")
+    print("{}, {} in {}".format(*counts), file=sys.stderr)
     return int((found if arguments.strict else errors) > 0)
 
 
@@ -94,6 +95,11 @@ def parser() -> argparse.ArgumentParser:
     add_row_options(found)
     add_max_pixels(found, "are errors")
     return found
+
+
+def count(number: int, thing: str) -> str:
+    """Return a number of things in words, as "1 error" or "2 errors"."""
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def rows_left_out(checkup: Checkup) -> LeftOut:

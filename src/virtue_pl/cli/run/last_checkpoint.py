@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from virtue_pl.cli.run.folder import checkpoint_folders
@@ -39,6 +41,14 @@ def replace_damaged_last(config: Any, command: str) -> None:
         )
     rank_zero_only(print)(f"virtue-pl: {damaged}: going on from {taken}, of step {step}", file=sys.stderr)
     config.ckpt_path = str(taken)
+
+
+def describe_saved(trainer: Trainer) -> str:
+    """Return one line on the checkpoints that a run has left, by their folders; "" where there are none."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    folders = dict.fromkeys(Path(callback.dirpath) for callback in callbacks if callback.dirpath)
+    found = {folder: sorted(path.name for path in folder.glob("*.ckpt")) for folder in folders}
+    return "; ".join(f"checkpoints in {folder}: {', '.join(names)}" for folder, names in found.items() if names)
 
 
 def modified(path: Path) -> int:

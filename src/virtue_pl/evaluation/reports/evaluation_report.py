@@ -14,7 +14,7 @@ from rich.console import Console
 from virtue_pl.evaluation.probes.measurements import Measurements
 from virtue_pl.evaluation.reports.failures import failures_of
 from virtue_pl.evaluation.reports.html_report import html_report
-from virtue_pl.evaluation.reports.left_out import left_out_notes, lost_by_mode, name_left_out
+from virtue_pl.evaluation.reports.left_out import left_out_notes, lost_by_mode, name_left_out, single_candidate_notes
 from virtue_pl.evaluation.reports.metric_tables import metric_tables, terminal_table
 from virtue_pl.evaluation.reports.probe_tables import measurement_tables
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
@@ -112,6 +112,7 @@ class EvaluationReport:
         write_json(self.folder / "report.json", report)
         ranked = {each.about.name: len(each.rows) for each in plan.sets}
         notes = self.notes(plan.missing, means, embedded, settings) + left_out_notes(plan.left_out, ranked)
+        notes += single_candidate_notes(plan.sets)
         tables = name_left_out(metric_tables(found, plan.sets, means, ranks), plan.sets, plan.left_out, means)
         further = [markdown_table(*table) for table in measurement_tables(measured)]
         lost = lost_by_mode(results, plan.left_out)
