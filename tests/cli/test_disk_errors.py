@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,25 @@ def test_an_error_of_the_disk_is_one_line(
     told = capsys.readouterr().err
     assert told.startswith("virtue-pl: runs/mini/last.ckpt could not be ") and told.count("\n") == 1
     assert os.strerror(number) in told
+
+
+def test_a_thread_that_meets_a_full_disk_says_so_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def log(arguments: list[str]) -> int:
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        return 0
+
+    monkeypatch.setattr(program, "run", log)
+    before = threading.excepthook
+    assert main(["fit"]) == 0 and threading.excepthook is before
+    told = capsys.readouterr().err
+    assert told.startswith("virtue-pl: a file could not be written: No space left") and told.count("\n") == 1
 
 
 def wrapped(number: int) -> Iterator[Exception]:

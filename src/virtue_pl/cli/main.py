@@ -6,7 +6,9 @@ import ast
 import os
 import re
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -96,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         join_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return run(arguments)
+        with quiet_threads():
+            return run(arguments)
     except SystemExit as stop:
         return exit_code(stop)
     except KeyboardInterrupt:
@@ -109,6 +112,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (code is None and disk is None) or os.environ.get("VIRTUE_DEBUG") == "1":
             raise
         return tell(disk or str(error), code or 1)
+
+
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Have a thread that meets a full disk, such as a logger's, say so in one line within the block."""
+    before = threading.excepthook
+
+    def show(found: threading.ExceptHookArgs) -> None:
+        disk = None if found.exc_value is None else describe_disk_error(found.exc_value)
+        if disk is None or os.environ.get("VIRTUE_DEBUG") == "1":
+            before(found)
+        else:
+            tell(disk, 1)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def run(arguments: list[str]) -> int:

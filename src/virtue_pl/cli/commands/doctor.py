@@ -125,7 +125,10 @@ def load_token_counter(folder: str) -> Callable[[str], int]:
 
 
 def problems_table(checkups: Sequence[Checkup]) -> Table:
-    """Return a table with one row for each kind of problem of a folder, and the first finding of that kind."""
+    """Return a table with one row for each kind of problem of a folder, and the first finding of that kind.
+
+    Of rows that a conversion would leave out it has their number alone: `left_out_table` has them by kind.
+    """
     from rich.markup import escape
     from rich.table import Column, Table
 
@@ -138,15 +141,21 @@ def problems_table(checkups: Sequence[Checkup]) -> Table:
         title="problems",
     )
     for checkup in checkups:
-        kinds = list(dict.fromkeys(finding.kind for finding in checkup.findings))
+        left_out = {(error.problem.partition(":")[0], error.key) for error in checkup.left_out}
+        findings = [finding for finding in checkup.findings if (finding.kind, finding.key) not in left_out]
+        kinds = list(dict.fromkeys(finding.kind for finding in findings))
+        if left_out:
+            count_left_out = f"{len(checkup.left_out):,}"
+            name, rows = escape(checkup.name), f"{checkup.rows:,}"
+            table.add_row(name, rows, "[red]left out[/]", count_left_out, "by reason in the table below")
         for kind in kinds:
-            found = [finding for finding in checkup.findings if finding.kind == kind]
+            found = [finding for finding in findings if finding.kind == kind]
             style = "yellow" if found[0].is_warning else "red"
             first = escape(" ".join(filter(None, (found[0].key, found[0].image, found[0].detail))))
             table.add_row(
                 escape(checkup.name), f"{checkup.rows:,}", f"[{style}]{escape(kind)}[/]", f"{len(found):,}", first
             )
-        if not kinds:
+        if not kinds and not left_out:
             table.add_row(escape(checkup.name), f"{checkup.rows:,}", "[green]none[/]", "0", "")
     return table
 
