@@ -119,14 +119,14 @@ def quiet_threads() -> Iterator[None]:
     """Have a thread that meets a full disk, such as a logger's, say so in one line within the block."""
     before = threading.excepthook
 
-    def show(found: threading.ExceptHookArgs) -> None:
+    def report(found: threading.ExceptHookArgs) -> None:
         disk = None if found.exc_value is None else describe_disk_error(found.exc_value)
         if disk is None or os.environ.get("VIRTUE_DEBUG") == "1":
             before(found)
         else:
             tell(disk, 1)
 
-    threading.excepthook = show
+    threading.excepthook = report
     try:
         yield
     finally:

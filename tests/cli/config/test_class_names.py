@@ -72,10 +72,10 @@ def test_weights_are_no_checkpoint_to_go_on_with(
 def test_a_logger_that_is_named_alone_writes_into_the_run_folder(
     build: Any, tmp_path: Path, logger: str, form: str
 ) -> None:
-    words = ["--trainer.logger", logger] if form == "apart" else [f"--trainer.logger={logger}"]
-    (found,) = build(*words).trainer.loggers
+    options = ["--trainer.logger", logger] if form == "apart" else [f"--trainer.logger={logger}"]
+    (found,) = build(*options).trainer.loggers
     assert Path(found.log_dir) == tmp_path / "run"
-    (found,) = build(*words, "--trainer.logger.init_args.save_dir", str(tmp_path / "own")).trainer.loggers
+    (found,) = build(*options, "--trainer.logger.init_args.save_dir", str(tmp_path / "own")).trainer.loggers
     assert Path(found.log_dir).parent != tmp_path / "run" and tmp_path / "own" in Path(found.log_dir).parents
 
 

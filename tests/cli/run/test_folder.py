@@ -270,16 +270,16 @@ def test_where_the_last_checkpoint_is_damaged_the_newest_whole_one_is_taken(
     assert [torch.load(path, weights_only=True)["global_step"] for path in (best, newest)] == [4, 8]
     damage(last, how)
     (folder / "notes.ckpt").write_text("no checkpoint")
-    for taken, step in ((newest, 8), (best, 4)):
+    for chosen, step in ((newest, 8), (best, 4)):
         for command in ("validate", "fit"):
             capsys.readouterr()
             assert run(command, [], "--ckpt_path", "last", "--trainer.max_steps", str(step)) == 0
             told = capsys.readouterr().err
             assert f"virtue-pl: {command}: {last} is damaged (it" in told
-            assert f"going on from {taken}, of step {step}" in told
+            assert f"going on from {chosen}, of step {step}" in told
         damaged = last if last.exists() else folder
         assert damaged.exists()
-        if taken == newest:
+        if chosen == newest:
             again = [path for path in folder.glob("*.ckpt") if path not in (best, last)]
             for path in again:
                 path.write_bytes(b"")

@@ -36,17 +36,17 @@ LOGGERS = re.compile(r"(lightning\.pytorch\.loggers\.)?(CSVLogger|TensorBoardLog
 
 def with_logger_folder(typed: Sequence[str]) -> list[str]:
     """Return what was typed with the run's own folder for a logger that is named without one."""
-    words = list(typed)
-    named = any(word.startswith("--trainer.logger.") and "save_dir" in word for word in words)
-    before = zip(["", *words], words, strict=False)
+    found = list(typed)
+    named = any(word.startswith("--trainer.logger.") and "save_dir" in word for word in found)
+    before = zip(["", *found], found, strict=False)
     values = [
         word.removeprefix("--trainer.logger=")
         for previous, word in before
         if previous == "--trainer.logger" or word.startswith("--trainer.logger=")
     ]
     if named or not values or not LOGGERS.fullmatch(values[-1]):
-        return words
+        return found
     settings = {"save_dir": "${trainer.default_root_dir}", "name": "", "version": ""}
-    given = {word.partition("=")[0] for word in words}
+    given = {word.partition("=")[0] for word in found}
     options = {f"--trainer.logger.init_args.{name}": value for name, value in settings.items()}
-    return [*words, *(f"{option}={value}" for option, value in options.items() if option not in given)]
+    return [*found, *(f"{option}={value}" for option, value in options.items() if option not in given)]

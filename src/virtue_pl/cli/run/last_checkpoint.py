@@ -23,7 +23,7 @@ LAST = re.compile(r"last(-v?\d+)?\.ckpt")
 def replace_damaged_last(config: Any, command: str) -> None:
     """Have a command whose `ckpt_path` is "last" read the newest whole checkpoint, where the last one is damaged.
 
-    It is said on stderr which is damaged and which is taken. Raises VirtueError where none is whole.
+    It is said on stderr which is damaged and which is chosen. Raises VirtueError where none is whole.
     """
     if config.get("ckpt_path") != "last":
         return
@@ -32,15 +32,15 @@ def replace_damaged_last(config: Any, command: str) -> None:
     if not last or not (problem := describe_damage(last[-1])):
         return
     damaged = f"{command}: {last[-1]} is damaged ({problem})"
-    step, taken = newest_whole([path for path in present if path != last[-1]])
-    if taken is None:
+    step, chosen = newest_whole([path for path in present if path != last[-1]])
+    if chosen is None:
         others = f", as are the {len(present) - 1} others beside it" if len(present) > 1 else ""
         raise VirtueError(
             f"{damaged}{others}: remove it, name another checkpoint by `--ckpt_path FILE`, or start anew with another"
             " `--shared.run FOLDER`"
         )
-    rank_zero_only(print)(f"virtue-pl: {damaged}: going on from {taken}, of step {step}", file=sys.stderr)
-    config.ckpt_path = str(taken)
+    rank_zero_only(print)(f"virtue-pl: {damaged}: going on from {chosen}, of step {step}", file=sys.stderr)
+    config.ckpt_path = str(chosen)
 
 
 def describe_saved(trainer: Trainer) -> str:
@@ -65,5 +65,5 @@ def newest_whole(paths: Sequence[Path]) -> tuple[int, Path | None]:
                 found.append((int(load_pickled(path, mmap=True)["global_step"]), modified(path), path))
             except (VirtueError, LookupError, TypeError, ValueError):  # a file of another kind
                 continue
-    step, _, taken = max(found, default=(0, 0, None))
-    return step, taken
+    step, _, chosen = max(found, default=(0, 0, None))
+    return step, chosen

@@ -86,7 +86,8 @@ def read_headers(path: Path) -> Iterator[tuple[str, Member]]:
             if not header.isreg():
                 continue
             key, _, extension = header.name.rpartition("/")[2].partition(".")
-            parts = tuple((start, size) for start, size in header.sparse or ()) if header.issparse() else None
+            holes: Any = header.sparse  # which is a list of pairs, whatever its annotation says
+            parts = tuple((start, size) for start, size in holes) if header.issparse() else None
             yield key, Member(extension.lower(), header.offset_data, header.size, parts)
             tar.members = []  # type: ignore[attr-defined]  # or else it remembers every header
 

@@ -23,6 +23,7 @@ from virtue_pl.evaluation.statistics.averages import Average, averages, averages
 from virtue_pl.evaluation.statistics.metric_summaries import summaries_as_json, summarise_metrics
 from virtue_pl.evaluation.statistics.summary import chance, context, summarise
 from virtue_pl.metrics.ranking import RankRows
+from virtue_pl.types import replace_whole
 
 Write = Callable[[Iterable[Mapping[str, Any]]], None]
 
