@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from virtue_pl.types import is_disk_error
+from virtue_pl.types import WHILE_WRITING, is_disk_error
 
 FULL = {
     errno.ENOSPC: r"No space left on device|StorageFull",
@@ -38,12 +38,18 @@ def describe_disk_error(error: BaseException) -> str | None:
     for cause in chain_of(error):
         named = is_disk_error(cause) and getattr(cause, "filename", None) is not None
         if isinstance(cause, OSError) and (cause.errno in FULL or (named and cause is error)):
-            return explain(cause.errno or errno.EIO, cause.filename)
+            return explain(cause.errno or errno.EIO, cause.filename2 or cause.filename or name_in_notes(error))
     for cause in chain_of(error):
         for number, pattern in FULL.items():
             if re.search(pattern, str(cause)):
-                return explain(number, None)
+                return explain(number, name_in_notes(error))
     return None
+
+
+def name_in_notes(error: BaseException) -> str | None:
+    """Return the file that notes of an error, or of one behind it, say was being written; None where none do."""
+    notes = [note for cause in chain_of(error) for note in getattr(cause, "__notes__", ())]
+    return next((note.removeprefix(WHILE_WRITING) for note in notes if note.startswith(WHILE_WRITING)), None)
 
 
 def chain_of(error: BaseException) -> Iterator[BaseException]:

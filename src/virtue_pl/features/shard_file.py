@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from virtue_pl.types import replace_whole
+from virtue_pl.types import naming, replace_whole
 
 TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 """Names of the stored dtypes in a safetensors header."""
@@ -67,8 +67,9 @@ class FeatureFileWriter:
         self.images.add(key)
         for name, tensor in named.items():
             data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            start = self._waiting.seek(0, os.SEEK_END)
-            self._waiting.write(data.data)
+            with naming(self.path):
+                start = self._waiting.seek(0, os.SEEK_END)
+                self._waiting.write(data.data)
             self._tensors[f"{key}/{name}"] = StoredTensor(TYPES[tensor.dtype], tuple(tensor.shape), start, data.nbytes)
 
     def save(self, metadata: Mapping[str, str]) -> None:

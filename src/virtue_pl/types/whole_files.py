@@ -20,6 +20,8 @@ DISK_ERRORS = frozenset(
     )
 )
 """Numbers of the errors of a disk that is full, or cannot be read or written."""
+WHILE_WRITING = "while writing "
+"""Beginning of the note that `naming` gives to an error."""
 LEFT_BEHIND = 60
 """Seconds after which a temporary file that no process holds counts as left behind by one that was killed."""
 
@@ -55,12 +57,18 @@ def replace_whole(path: Path, sync: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an OSError of the block, such as one of a write to a full disk, `path` as its file name if it has none."""
+    """Give an OSError of the block, such as one of a write to a full disk, `path` as its file name if it has none.
+
+    Other errors, as libraries raise for the same, get a note of it.
+    """
     try:
         yield
     except OSError as error:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
+        raise
+    except Exception as error:
+        error.add_note(f"{WHILE_WRITING}{path}")
         raise
 
 

@@ -23,7 +23,7 @@ from virtue_pl.evaluation.statistics.averages import Average, averages, averages
 from virtue_pl.evaluation.statistics.metric_summaries import summaries_as_json, summarise_metrics
 from virtue_pl.evaluation.statistics.summary import chance, context, summarise
 from virtue_pl.metrics.ranking import RankRows
-from virtue_pl.types import replace_whole
+from virtue_pl.types import naming, replace_whole
 
 Write = Callable[[Iterable[Mapping[str, Any]]], None]
 
@@ -48,7 +48,8 @@ class EvaluationReport:
     def lines(self, rank: int) -> Iterator[Write]:
         """Open this process's part of predictions.jsonl, and yield a function that writes lines into it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.part(rank).open("w", encoding="utf-8") as file:
+        path = self.part(rank)
+        with naming(path), path.open("w", encoding="utf-8") as file:
             yield lambda lines: file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
     def part(self, rank: int) -> Path:
