@@ -482,9 +482,9 @@ def test_a_sheet_keeps_a_few_of_each_kind_errors_first(tmp_path: Path) -> None:
     assert to_json([Checkup("a", "pairs", 1)])["findings"] == 0
 
 
-@pytest.mark.parametrize(("number", "words"), [(0, "0 errors"), (1, "1 error"), (2, "2 errors")])
-def test_numbers_agree_with_what_they_count(number: int, words: str) -> None:
-    assert doctor.count(number, "error") == words
+@pytest.mark.parametrize(("number", "told"), [(0, "0 errors"), (1, "1 error"), (2, "2 errors")])
+def test_numbers_agree_with_what_they_count(number: int, told: str) -> None:
+    assert doctor.count(number, "error") == told
 
 
 def test_a_row_that_is_left_out_stands_in_one_table() -> None:
