@@ -35,6 +35,12 @@ def test_bfloat16_wants_a_cpu_that_has_it(
     check_precision("32-true", CPU)
 
 
+@pytest.mark.parametrize("setting", ["64-true", "64"])
+def test_nothing_is_prepared_in_64_bits(setting: str) -> None:
+    with pytest.raises(VirtueError, match=rf"trainer\.precision is {setting}, but .* in 32 bits.*: set 32-true"):
+        check_precision(setting, CPU)
+
+
 def test_float16_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VirtueError, match="no float16 arithmetic"):
         check_precision("16-mixed", CPU)

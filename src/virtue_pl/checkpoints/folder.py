@@ -25,7 +25,7 @@ from virtue_pl.checkpoints.hub import DESCRIPTION, local_folder
 from virtue_pl.checkpoints.model_card import CARD, model_card, read_license
 from virtue_pl.checkpoints.release import IN_FOLDER, CheckpointSpec
 from virtue_pl.checkpoints.tensor_files import read_file
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, naming
 
 SPEC_FILE, MODEL_FILE, LEFT_OUT_FILE = "virtue.yaml", "model.safetensors", "left_out.safetensors"
 FORMAT = 1
@@ -97,9 +97,9 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, each with memory of its own, as that format needs it."""
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path, {"format": "pt"}
-    )
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with naming(path):
+        save_file(own, path, {"format": "pt"})
 
 
 def arguments(spec: Any) -> Iterator[tuple[str, Any]]:

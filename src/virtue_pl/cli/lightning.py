@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -17,9 +16,10 @@ from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
-from virtue_pl.cli.config.class_names import import_bare_names
+from virtue_pl.cli.config.class_names import import_bare_names, with_logger_folder
 from virtue_pl.cli.config.parser import ConfigParser
 from virtue_pl.cli.config.replaced_classes import clean_replaced_classes
 from virtue_pl.cli.errors import UsageError, interpolation, missing_package, one_line
@@ -34,8 +34,9 @@ from virtue_pl.cli.run.folder import (
     log_settings,
     settings_of,
 )
+from virtue_pl.cli.run.last_checkpoint import describe_saved, replace_damaged_last
 from virtue_pl.cli.run.trainer import AutoPrecisionTrainer
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, replace_whole
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
 clean_replaced_classes()
@@ -77,13 +78,11 @@ class SaveRunConfig(SaveConfigCallback):
         if self.already_saved or not trainer.is_global_zero or folder is None:
             return
         path = Path(folder) / self.config_filename
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         text = self.parser.dump(self.config, skip_unset=False)
         text = f"# started in {Path.cwd()}\n{text}"  # what relative paths are relative to
-        temporary.write_text(text)
-        keep_earlier(path, text)
-        temporary.replace(path)
+        with replace_whole(path) as temporary:
+            temporary.write_text(text)
+            keep_earlier(path, text)
         self.already_saved = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,6 +113,7 @@ class VirtueCLI(LightningCLI):
         if any("help" in argument for argument in arguments):  # it reads every class's source, which takes seconds
             set_parsing_settings(docstring_parse_attribute_docstrings=True)
         import_bare_names(arguments)
+        arguments = with_logger_folder(arguments)
         super().__init__(
             LightningModule,
             None,
@@ -166,6 +166,7 @@ class VirtueCLI(LightningCLI):
             check_folder(self.config)
         if self.config.get("ckpt_path") == "best":
             self.config.ckpt_path = str(best_checkpoint(self.config))
+        replace_damaged_last(self.config, self.command)
 
     def instantiate_classes(self) -> None:
         try:
@@ -197,6 +198,8 @@ class VirtueCLI(LightningCLI):
         arguments = {name: self.config_init[name] for name in self.method_arguments}
         keep_metrics(self.trainer, self.command)
         getattr(self.trainer, self.command)(model=self.model, datamodule=self.datamodule, **arguments)
+        if self.command == "fit" and (saved := describe_saved(self.trainer)):
+            rank_zero_only(print)(saved)
 
 
 def parser_keys(parser: Any) -> list[str]:

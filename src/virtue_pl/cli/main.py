@@ -6,13 +6,16 @@ import ast
 import os
 import re
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from virtue_pl import __version__
+from virtue_pl.cli.disk_errors import describe_disk_error
 from virtue_pl.cli.errors import UsageError
 from virtue_pl.cli.memory import join_freed_memory, keep_freed_memory
 from virtue_pl.cli.progress import LoadingLine
@@ -95,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         join_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return run(arguments)
+        with quiet_threads():
+            return run(arguments)
     except SystemExit as stop:
         return exit_code(stop)
     except KeyboardInterrupt:
@@ -104,10 +108,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return tell("the reader of the output has gone", 1)
     except Exception as error:
-        code = mistake_code(error)
-        if code is None or os.environ.get("VIRTUE_DEBUG") == "1":
+        code, disk = mistake_code(error), describe_disk_error(error)
+        if (code is None and disk is None) or os.environ.get("VIRTUE_DEBUG") == "1":
             raise
-        return tell(str(error), code)
+        return tell(disk or str(error), code or 1)
+
+
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Have a thread that meets a full disk, such as a logger's, say so in one line within the block."""
+    before = threading.excepthook
+
+    def report(found: threading.ExceptHookArgs) -> None:
+        disk = None if found.exc_value is None else describe_disk_error(found.exc_value)
+        if disk is None or os.environ.get("VIRTUE_DEBUG") == "1":
+            before(found)
+        else:
+            tell(disk, 1)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def run(arguments: list[str]) -> int:

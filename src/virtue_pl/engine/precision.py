@@ -34,7 +34,12 @@ def choose_precision(wanted: Any, accelerator: Any = AUTO) -> Any:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise VirtueError where the trainer's `precision` is emulated on `device`."""
+    """Raise VirtueError where the trainer's `precision` is emulated on `device`, or finer than what is prepared."""
+    if precision.startswith("64"):
+        raise VirtueError(
+            f"trainer.precision is {precision}, but images and prompts are prepared in 32 bits, which layers of 64 do"
+            " not take: set 32-true"
+        )
     wanted = "bfloat16" if precision.startswith("bf16") else "float16" if precision.startswith("16") else None
     if wanted is None or has_native_dtype(device, wanted):
         return

@@ -13,6 +13,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from virtue_pl.types import naming, replace_whole
+
 TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 """Names of the stored dtypes in a safetensors header."""
 ALIGNMENT = 8
@@ -65,22 +67,20 @@ class FeatureFileWriter:
         self.images.add(key)
         for name, tensor in named.items():
             data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            start = self._waiting.seek(0, os.SEEK_END)
-            self._waiting.write(data.data)
+            with naming(self.path):
+                start = self._waiting.seek(0, os.SEEK_END)
+                self._waiting.write(data.data)
             self._tensors[f"{key}/{name}"] = StoredTensor(TYPES[tensor.dtype], tuple(tensor.shape), start, data.nbytes)
 
     def save(self, metadata: Mapping[str, str]) -> None:
         """Write the file, with `metadata` in its header, and give the writer up."""
         ordered = dict(sorted(self._tensors.items()))
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            with temporary.open("wb") as file:
+            with replace_whole(self.path) as temporary, temporary.open("wb") as file:
                 file.write(header(ordered, metadata))
                 for tensor in ordered.values():
                     self._copy(tensor, file)
-            os.replace(temporary, self.path)
         finally:
-            temporary.unlink(missing_ok=True)
             self.close()
 
     def _copy(self, tensor: StoredTensor, file: BinaryIO) -> None:

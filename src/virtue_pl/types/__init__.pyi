@@ -40,3 +40,9 @@ from .tensors import cast as cast
 from .tensors import index_tensors as index_tensors
 from .tensors import move as move
 from .tensors import pin as pin
+from .whole_files import DISK_ERRORS as DISK_ERRORS
+from .whole_files import WHILE_WRITING as WHILE_WRITING
+from .whole_files import is_disk_error as is_disk_error
+from .whole_files import naming as naming
+from .whole_files import remove_left_behind as remove_left_behind
+from .whole_files import replace_whole as replace_whole

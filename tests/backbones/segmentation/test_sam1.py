@@ -158,7 +158,7 @@ def test_a_pickle_is_not_run(tmp_path):
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"prompt_encoder.x": Run()}, tmp_path / "bad.pth")
-    with pytest.raises(VirtueError, match=r"bad.pth holds more than tensors"):
+    with pytest.raises(VirtueError, match=r"bad.pth is no file of weights, or holds more than tensors"):
         Sam1PromptEncoder(tmp_path / "bad.pth", DIM, SIZE)
     assert not (tmp_path / "ran").exists()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from virtue_pl.cli.main import main
-from virtue_pl.cli.run.summary import sources_table
+from virtue_pl.cli.run.summary import never_validates, plan_run, sources_table, training_facts
 from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
 
 
@@ -102,3 +104,24 @@ def test_many_sources_stand_in_rows() -> None:
     console.print(sources_table(sources))
     lines = console.export_text().splitlines()
     assert len(lines) < 30 and any("test/set_19" in line and "19,000" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("interval", "max_steps", "accumulate", "never"),
+    [(50, 20, 1, 50), (20, 20, 1, None), (21, 10, 2, 21), (20, 10, 2, None), (1.0, 20, 1, 100), (0.2, 20, 1, None)],
+)
+def test_a_validation_that_never_comes_is_said(
+    interval: float, max_steps: int, accumulate: int, never: int | None
+) -> None:
+    trainer: Any = SimpleNamespace(
+        **{"val_check_interval": interval, "accumulate_grad_batches": accumulate, "limit_train_batches": 1.0},
+        **{"limit_val_batches": 1.0, "max_steps": max_steps, "max_epochs": -1, "world_size": 1},
+    )
+    plan = plan_run(trainer, batches=100, batch_size=4)
+    assert never_validates(trainer, plan) == never
+    facts = dict(training_facts(trainer, SimpleNamespace(), plan, 4))  # type: ignore[arg-type]
+    assert ("validation" in facts) == (never is not None)
+    if never is not None:
+        assert facts["validation"].startswith(f"never: trainer.val_check_interval is {never} batches, but the run ends")
+    trainer.limit_val_batches = 0
+    assert never_validates(trainer, plan) is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from virtue_pl.checkpoints.class_paths import public_classes
-from virtue_pl.cli.config.class_names import import_bare_names
+from virtue_pl.cli.config.class_names import import_bare_names, with_logger_folder
 from virtue_pl.cli.main import main
 
 
@@ -65,3 +65,20 @@ def test_weights_are_no_checkpoint_to_go_on_with(
     told = capsys.readouterr().err
     assert "holds weights alone, expected a run's checkpoint (.ckpt)" in told and "--model.init_args.weights" in told
     assert "weights_only" not in told
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "lightning.pytorch.loggers.CSVLogger", "TensorBoardLogger"])
+@pytest.mark.parametrize("form", ["apart", "joined"])
+def test_a_logger_that_is_named_alone_writes_into_the_run_folder(
+    build: Any, tmp_path: Path, logger: str, form: str
+) -> None:
+    options = ["--trainer.logger", logger] if form == "apart" else [f"--trainer.logger={logger}"]
+    (found,) = build(*options).trainer.loggers
+    assert Path(found.log_dir) == tmp_path / "run"
+    (found,) = build(*options, "--trainer.logger.init_args.save_dir", str(tmp_path / "own")).trainer.loggers
+    assert Path(found.log_dir).parent != tmp_path / "run" and tmp_path / "own" in Path(found.log_dir).parents
+
+
+@pytest.mark.parametrize("typed", [[], ["--trainer.logger", "false"], ["--trainer.logger", "WandbLogger"]])
+def test_other_words_stay_as_they_were_typed(typed: list[str]) -> None:
+    assert with_logger_folder(typed) == typed

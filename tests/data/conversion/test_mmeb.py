@@ -157,7 +157,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     root = write_mmeb(tmp_path / "mmeb", first={"pos_text": "", "pos_image_path": ""})
     assert main(["mmeb", "--root", str(root), "--out", str(tmp_path / "out"), "--licence", "free"]) == 0
     printed = capsys.readouterr().out
-    assert "MMEB_OK_VQA: 7 rows of 4 images in 1 shards; left out: 1 missing target (first MMEB_OK_VQA/0: " in printed
+    assert "MMEB_OK_VQA: 7 rows of 4 images in 1 shards; left out: 1 missing target\n" in printed
     assert ShardFolder.open(tmp_path / "out/MMEB_OK_VQA", "train").manifest.licence == "free"
     assert (
         main(["mmeb", "--root", str(root), "--out", str(tmp_path / "other"), "--train-split", "diverse_instruction"])

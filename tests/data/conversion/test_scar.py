@@ -277,7 +277,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (root / "scenes.json").write_text(json.dumps({"licences": {"stamps": "GPL-2"}}))
     assert main(["scar", "--root", str(root), "--out", str(tmp_path / "out"), "--shard-size", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "SCAR_mini: 5 rows of 3 images in 2 shards; left out: 1 missing caption (first SCAR_mini/0: " in printed
+    assert "SCAR_mini: 5 rows of 3 images in 2 shards; left out: 1 missing caption\n" in printed
     assert "SCaR_eval_mini_val: 3 rows of 2 images in 1 shards" in printed
     assert ShardFolder.open(tmp_path / "out/SCAR_mini", "train").manifest.licence == "stamps: GPL-2"
 

@@ -19,12 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from fixtures.mmeb_files import write_mmeb, write_table
 from fixtures.official_files import MMEB, ROWS, SCAR, write_official_mmeb, write_official_scar
 from fixtures.scar_files import HEIGHT, WIDTH, jpeg, png_of, rle, write_scar
 from fixtures.shard_files import seal
+from virtue_pl.cli.commands import doctor
 from virtue_pl.cli.commands.doctor import main
+from virtue_pl.cli.left_out import left_out_table
 from virtue_pl.data.conversion.mmeb import convert_mmeb
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.data.datamodules.mmeb import MMEBDataModule
@@ -39,7 +42,7 @@ from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
 from virtue_pl.data.streaming.shard_reader import read_shards
 from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.preprocessing.images import MAX_PIXELS, decode
-from virtue_pl.types import VirtueError
+from virtue_pl.types import DataError, VirtueError
 
 OPTIONS: dict[str, Any] = {"max_pixels": MAX_PIXELS}
 
@@ -477,3 +480,20 @@ def test_a_sheet_keeps_a_few_of_each_kind_errors_first(tmp_path: Path) -> None:
     assert [exhibit.finding.key for exhibit in sheet.exhibits] == ["set/0", "set/1"] * 2
     sheet.save(tmp_path / "sheet.png")
     assert to_json([Checkup("a", "pairs", 1)])["findings"] == 0
+
+
+@pytest.mark.parametrize(("number", "told"), [(0, "0 errors"), (1, "1 error"), (2, "2 errors")])
+def test_numbers_agree_with_what_they_count(number: int, told: str) -> None:
+    assert doctor.count(number, "error") == told
+
+
+def test_a_row_that_is_left_out_stands_in_one_table() -> None:
+    """A conversion would leave it out, which the table of such rows says; other problems have the first table."""
+    checkup = Checkup("train", "pairs", max_pixels=10_000)
+    checkup.skip(DataError("train/3", "missing image: none.png"))
+    checkup.report(Finding("duplicate pair", "train/4", "as train/1"))
+    console = Console(width=200, file=io.StringIO())
+    console.print(doctor.problems_table([checkup]))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "left out" in printed and "duplicate pair" in printed and "missing image" not in printed
+    assert left_out_table([doctor.rows_left_out(checkup)]) is not None

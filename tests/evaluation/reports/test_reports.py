@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from virtue_pl.evaluation.reports.comparison_tables import tables as comparison_
 from virtue_pl.evaluation.reports.failures import Failures
 from virtue_pl.evaluation.reports.html_plots import LENGTH, NAMES, Bar, bars, curves, y_of_share
 from virtue_pl.evaluation.reports.html_report import comparison_page, html_report
-from virtue_pl.evaluation.reports.left_out import lost_by_mode
+from virtue_pl.evaluation.reports.left_out import lost_by_mode, single_candidate_notes
 from virtue_pl.evaluation.reports.metric_tables import metric_tables, terminal_table
 from virtue_pl.evaluation.reports.probe_tables import robustness_tables
 from virtue_pl.evaluation.reports.report_files import write_json
@@ -317,3 +318,13 @@ def test_plots_of_a_page_show_chance_and_intervals() -> None:
     found = Robustness({"quiz": {"box_scale": {level: Tally(4, 2, 4, 4, chance=0.4) for level in (1, 2)}}})
     curve = "".join(curves(found.as_json()))
     assert curve.count('class="chance"') == 1 and f'y1="{y_of_share(10):.1f}"' in curve
+
+
+def test_queries_of_a_single_candidate_are_counted() -> None:
+    def ranked(name: str, *candidates: int) -> Any:
+        rows = [SimpleNamespace(candidates=("text",) * count) for count in candidates]
+        return SimpleNamespace(about=SimpleNamespace(name=name), rows=rows)
+
+    notes = single_candidate_notes([ranked("mixed", 1, 3, 1), ranked("sound", 2, 2), ranked("alone", 1)])
+    assert [note.partition(" have ")[0] for note in notes] == ["2 of 3 queries of mixed", "1 of 1 queries of alone"]
+    assert all("hit@1 of 1 measures nothing" in note for note in notes)

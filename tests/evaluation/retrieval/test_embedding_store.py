@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 
+from virtue_pl.evaluation.evaluator import Evaluator, FlushEmbeddings
 from virtue_pl.evaluation.retrieval.embedding_store import EmbeddingStore
 from virtue_pl.types import VirtueError
 
@@ -30,3 +32,10 @@ def test_a_part_is_not_believed_by_its_folder(tmp_path: Path) -> None:
         with pytest.raises(VirtueError, match=r"store: .* holds no embeddings .*: delete it") as caught:
             EmbeddingStore(tmp_path, "model")
         assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_part_is_told_while_the_store_opens(tmp_path: Path) -> None:
+    """What stores the embeddings of a run that is interrupted has no store yet, and hides nothing."""
+    evaluator = Evaluator("runs/mini", tmp_path)
+    evaluator.embedder = torch.nn.Linear(1, 1)  # type: ignore[assignment]
+    FlushEmbeddings().on_exception(Trainer(logger=False, accelerator="cpu"), evaluator, VirtueError("a part is cut"))

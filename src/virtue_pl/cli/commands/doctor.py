@@ -38,8 +38,8 @@ def main(argv: list[str]) -> int:
 
     loading.stop()
     sheet = ContactSheet()
-    count = load_token_counter(arguments.tokenizer) if arguments.tokenizer else count_words
-    options = {"max_pixels": arguments.max_pixels, "count_tokens": count, "on_finding": sheet.add}
+    count_tokens = load_token_counter(arguments.tokenizer) if arguments.tokenizer else count_words
+    options = {"max_pixels": arguments.max_pixels, "count_tokens": count_tokens, "on_finding": sheet.add}
     progress = no_progress if arguments.json == "-" else show_progress
     paths, rows = [Path(path) for path in arguments.paths], row_options(arguments)
     checkups = examine(paths, arguments.train_split, progress, arguments.workers, rows, **options)
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
         console.print(left_out)
     found = sum(len(checkup.findings) for checkup in checkups)
     errors = count_errors(checkups)
-    print(f"{errors} errors, {found - errors} warnings in {len(checkups)} folders", file=sys.stderr)
+    counts = count(errors, "error"), count(found - errors, "warning"), count(len(checkups), "folder")
+    print("{}, {} in {}".format(*counts), file=sys.stderr)
     return int((found if arguments.strict else errors) > 0)
 
 
@@ -96,6 +97,11 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def count(number: int, thing: str) -> str:
+    """Return a number of things in words, as "1 error" or "2 errors"."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
 def rows_left_out(checkup: Checkup) -> LeftOut:
     """Return the rows of a source that its conversion would leave out; of shards there are none."""
     counts = Counter(error.problem.partition(":")[0] for error in checkup.left_out)
@@ -119,7 +125,10 @@ def load_token_counter(folder: str) -> Callable[[str], int]:
 
 
 def problems_table(checkups: Sequence[Checkup]) -> Table:
-    """Return a table with one row for each kind of problem of a folder, and the first finding of that kind."""
+    """Return a table with one row for each kind of problem of a folder, and the first finding of that kind.
+
+    Of rows that a conversion would leave out it has their number alone: `left_out_table` has them by kind.
+    """
     from rich.markup import escape
     from rich.table import Column, Table
 
@@ -132,15 +141,21 @@ def problems_table(checkups: Sequence[Checkup]) -> Table:
         title="problems",
     )
     for checkup in checkups:
-        kinds = list(dict.fromkeys(finding.kind for finding in checkup.findings))
+        left_out = {(error.problem.partition(":")[0], error.key) for error in checkup.left_out}
+        findings = [finding for finding in checkup.findings if (finding.kind, finding.key) not in left_out]
+        kinds = list(dict.fromkeys(finding.kind for finding in findings))
+        if left_out:
+            count_left_out = f"{len(checkup.left_out):,}"
+            name, rows = escape(checkup.name), f"{checkup.rows:,}"
+            table.add_row(name, rows, "[red]left out[/]", count_left_out, "by reason in the table below")
         for kind in kinds:
-            found = [finding for finding in checkup.findings if finding.kind == kind]
+            found = [finding for finding in findings if finding.kind == kind]
             style = "yellow" if found[0].is_warning else "red"
             first = escape(" ".join(filter(None, (found[0].key, found[0].image, found[0].detail))))
             table.add_row(
                 escape(checkup.name), f"{checkup.rows:,}", f"[{style}]{escape(kind)}[/]", f"{len(found):,}", first
             )
-        if not kinds:
+        if not kinds and not left_out:
             table.add_row(escape(checkup.name), f"{checkup.rows:,}", "[green]none[/]", "0", "")
     return table
 

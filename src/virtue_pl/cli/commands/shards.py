@@ -196,11 +196,10 @@ def report(manifests: Mapping[str, Manifest], max_left_out: float = 1.0) -> int:
 def summary(manifest: Manifest) -> str:
     """Return one line on what was written.
 
-    It has the numbers of rows, images and shards, and of the rows left out, with reasons and the first one.
+    It has the numbers of rows, images and shards, and of the rows left out by reason, whose table names some of them.
     """
     line = f"{manifest.name}: {manifest.rows:,} rows of {manifest.images:,} images in {len(manifest.shards):,} shards"
     if not manifest.skipped:
         return line
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.skipped.items()))
-    key, problem = manifest.skipped_rows[0]
-    return f"{line}; left out: {reasons} (first {key}: {problem})"
+    return f"{line}; left out: {reasons}"

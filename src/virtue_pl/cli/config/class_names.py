@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from virtue_pl.checkpoints.class_paths import import_class, public_classes
@@ -28,3 +28,25 @@ def import_bare_names(typed: Iterable[str]) -> None:
         classes = public_classes()
         for name in names & classes.keys():
             import_class(classes[name])
+
+
+LOGGERS = re.compile(r"(lightning\.pytorch\.loggers\.)?(CSVLogger|TensorBoardLogger)")
+"""Loggers that write files, into a folder that they need to be given."""
+
+
+def with_logger_folder(typed: Sequence[str]) -> list[str]:
+    """Return what was typed with the run's own folder for a logger that is named without one."""
+    found = list(typed)
+    named = any(word.startswith("--trainer.logger.") and "save_dir" in word for word in found)
+    before = zip(["", *found], found, strict=False)
+    values = [
+        word.removeprefix("--trainer.logger=")
+        for previous, word in before
+        if previous == "--trainer.logger" or word.startswith("--trainer.logger=")
+    ]
+    if named or not values or not LOGGERS.fullmatch(values[-1]):
+        return found
+    settings = {"save_dir": "${trainer.default_root_dir}", "name": "", "version": ""}
+    given = {word.partition("=")[0] for word in found}
+    options = {f"--trainer.logger.init_args.{name}": value for name, value in settings.items()}
+    return [*found, *(f"{option}={value}" for option, value in options.items() if option not in given)]

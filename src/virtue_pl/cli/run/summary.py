@@ -92,6 +92,15 @@ def plan_run(trainer: Trainer, batches: int, batch_size: int) -> Plan:
     return Plan(batches, batches * batch_size * trainer.world_size, min(ends) if ends else None)
 
 
+def never_validates(trainer: Trainer, plan: Plan) -> int | None:
+    """Return the batches between two validations where the run ends before the first one; None where it does not."""
+    interval = trainer.val_check_interval
+    if plan.steps is None or not trainer.limit_val_batches or not isinstance(interval, int | float):
+        return None
+    batches = interval if isinstance(interval, int) else int(plan.batches * interval)
+    return batches if batches > plan.steps * trainer.accumulate_grad_batches else None
+
+
 def training_facts(trainer: Trainer, model: LightningModule, plan: Plan, batch_size: int) -> Iterable[tuple[str, str]]:
     """Yield name and value of the facts about training: samples, steps, global batch, chunks."""
     yield "samples per epoch", f"{plan.samples_per_epoch:,} in {plan.batches:,} batches a rank"
@@ -102,6 +111,12 @@ def training_facts(trainer: Trainer, model: LightningModule, plan: Plan, batch_s
     yield "global batch", f"{batch_size * trainer.world_size:,} = {batch_size} x {trainer.world_size} ranks"
     if trainer.accumulate_grad_batches > 1:
         yield "accumulation", f"{trainer.accumulate_grad_batches} batches a step; negatives come from one batch only"
+    if (interval := never_validates(trainer, plan)) is not None:
+        batches = (plan.steps or 0) * trainer.accumulate_grad_batches
+        yield (
+            "validation",
+            f"never: trainer.val_check_interval is {interval:,} batches, but the run ends after {batches:,}: lower it",
+        )
     yield "chunks", (getattr(model, "gradient_cache", None) or FullBatch()).describe(batch_size)
 
 

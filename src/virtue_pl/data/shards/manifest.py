@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,9 +22,9 @@ from typing import Any
 from virtue_pl.data.io.archives import is_apple_double
 from virtue_pl.data.io.atomic import first_sha256
 from virtue_pl.data.io.cache import CacheOptions
-from virtue_pl.data.io.remote import RemoteFolder, is_remote
+from virtue_pl.data.io.remote import RemoteFolder, check_file_name, is_remote
 from virtue_pl.features.store import StoredFeatures
-from virtue_pl.types import VirtueError, suggest_path
+from virtue_pl.types import VirtueError, replace_whole, suggest_path
 
 FORMAT = "virtue_pl shards 1"
 MANIFEST = "manifest.json"
@@ -123,16 +122,15 @@ class Manifest:
             "pictures": self.images,
             "fingerprint": self.fingerprint,
         }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replace_whole(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def check_totals(self, content: Mapping[str, Any]) -> None:
         """Raise ValueError where the shards are not those that `write` summed up in `content`."""
         for shard in self.shards:
             if (shard.images, shard.rows) != (len(shard.rows_per_image), sum(shard.rows_per_image)):
                 raise ValueError(f"the counts of {shard.name} do not add up")
-            if Path(shard.name).name != shard.name or not shard.name.endswith(".tar"):
+            if not check_file_name(shard.name).endswith(".tar"):
                 raise ValueError(f"a shard is called {shard.name!r}, expected NAME.tar")
         if len({shard.name for shard in self.shards}) != len(self.shards):
             raise ValueError("a shard is named twice")

@@ -16,6 +16,9 @@ from virtue_pl.data.shards.records import Record
 class Member(NamedTuple):
     """A file inside a tar: its extension (`jpg`, `1.jpg`, `json`), the position of its first byte, and its length.
 
+    A sparse one, such as `tar --sparse` writes for a file with holes, has its parts by their offset in the file, with
+    their lengths; they lie side by side in the tar.
+
     Example:
         >>> Member("jpg", start=512, length=40_000).extension
         'jpg'
@@ -24,6 +27,7 @@ class Member(NamedTuple):
     extension: str
     start: int
     length: int
+    parts: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,12 @@ def read_headers(path: Path) -> Iterator[tuple[str, Member]]:
     """Yield the record's key and the place of every file in a tar, in order."""
     with tarfile.open(path, "r:") as tar:
         for header in tar:
-            if not header.isreg() or header.issparse():
+            if not header.isreg():
                 continue
             key, _, extension = header.name.rpartition("/")[2].partition(".")
-            yield key, Member(extension.lower(), header.offset_data, header.size)
+            holes: Any = header.sparse  # which is a list of pairs, whatever its annotation says
+            parts = tuple((start, size) for start, size in holes) if header.issparse() else None
+            yield key, Member(extension.lower(), header.offset_data, header.size, parts)
             tar.members = []  # type: ignore[attr-defined]  # or else it remembers every header
 
 
@@ -91,5 +97,13 @@ def read_members(file: BinaryIO, index: RecordIndex, number: int) -> dict[str, A
     found: dict[str, Any] = {"__key__": index.keys[number]}
     for member in index.members[number]:
         file.seek(member.start)
-        found[member.extension] = file.read(member.length)
+        found[member.extension] = file.read(member.length) if member.parts is None else read_sparse(file, member)
     return found
+
+
+def read_sparse(file: BinaryIO, member: Member) -> bytes:
+    """Return the content of a sparse file, of which a tar holds the parts between the holes, from their first byte."""
+    content = bytearray(member.length)
+    for start, size in member.parts or ():
+        content[start : start + size] = file.read(size)
+    return bytes(content[: member.length])

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from virtue_pl.data.io.atomic import replace_whole
+from virtue_pl.data.io.remote import AbsentFile
 from virtue_pl.data.shards.manifest import Shard, ShardFolder
 from virtue_pl.data.shards.record_index import RecordIndex, read_members
 from virtue_pl.data.shards.records import read_record
-from virtue_pl.types import DataError, VirtueError
+from virtue_pl.types import DataError, replace_whole
 
 TARGETS = "targets.safetensors"
 """File beside shards of pairs: `targets`, one digest a row in the order of the shards, with a checksum of
@@ -61,13 +61,17 @@ def read_targets(folder: ShardFolder) -> Digests:
 
 
 def find_target_file(folder: ShardFolder) -> Path:
-    """Return where the folder's digests are, or would be; those of a URL are copied first."""
-    if folder.remote is not None:
+    """Return where the folder's digests are, or would be; those of a URL are copied once.
+
+    Raises VirtueError where a URL cannot be read: without digests other batches would be cut than elsewhere.
+    """
+    path = folder.path / TARGETS
+    if folder.remote is not None and read_target_file(path, folder) is None:
         try:
             return folder.remote.fetch(TARGETS)
-        except VirtueError:  # written before there were digests
+        except AbsentFile:  # written before there were digests
             pass
-    return folder.path / TARGETS
+    return path
 
 
 def read_target_file(path: Path, folder: ShardFolder) -> Digests | None:

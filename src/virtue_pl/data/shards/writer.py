@@ -18,7 +18,7 @@ from virtue_pl.data.shards.manifest import FIRST_SKIPS, MANIFEST, NAMED_SKIPS, M
 from virtue_pl.data.shards.records import image_member
 from virtue_pl.data.shards.target_index import target_digest, write_targets
 from virtue_pl.data.shards.webdataset import wds
-from virtue_pl.types import DataError, VirtueError
+from virtue_pl.types import DataError, VirtueError, naming
 
 JOURNAL = "journal.jsonl"
 """File in a folder of shards: a first line with its source, a line for every finished shard, with a digest of all that
@@ -104,7 +104,8 @@ class ShardWriter:
         count = {} if len(images) == 1 else {"pictures": len(images)}
         content = json.dumps({"image": image_path, **count, "rows": rows}, ensure_ascii=False, separators=(",", ":"))
         members = {image_member(number, extension): data for number, (data, extension) in enumerate(images)}
-        self._tar.write({"__key__": f"{self._records:09d}", **members, "json": content.encode()})
+        with naming(self._path):
+            self._tar.write({"__key__": f"{self._records:09d}", **members, "json": content.encode()})
         self._counts.append(len(rows))
         self._targets += [target_digest(row, [data for data, _ in images]) for row in rows]
         self.negatives |= {len(row["negatives"]) for row in rows if "negatives" in row}
@@ -153,8 +154,9 @@ class ShardWriter:
         return sum(shard.images for shard in self.shards) + len(self._counts)
 
     def _finish_shard(self) -> None:
-        self._close_tar()
         path, counts = self._path, tuple(self._counts)
+        with naming(path):
+            self._close_tar()
         self.shards.append(Shard(path.name, len(counts), sum(counts), path.stat().st_size, sha256(path), counts))
         self.targets.append(self._targets)
         self._counts, self._targets = [], []
@@ -175,8 +177,9 @@ class ShardWriter:
         return self.inputs[groups - 1] if 0 < groups <= len(self.inputs) else ""
 
     def _append_line(self, **line: Any) -> None:
-        self._journal.write(json.dumps(line) + "\n")
-        self._journal.flush()
+        with naming(self.partial / JOURNAL):
+            self._journal.write(json.dumps(line) + "\n")
+            self._journal.flush()
 
     def _lock(self) -> None:
         try:

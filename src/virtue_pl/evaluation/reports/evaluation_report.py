@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ from rich.console import Console
 from virtue_pl.evaluation.probes.measurements import Measurements
 from virtue_pl.evaluation.reports.failures import failures_of
 from virtue_pl.evaluation.reports.html_report import html_report
-from virtue_pl.evaluation.reports.left_out import left_out_notes, lost_by_mode, name_left_out
+from virtue_pl.evaluation.reports.left_out import left_out_notes, lost_by_mode, name_left_out, single_candidate_notes
 from virtue_pl.evaluation.reports.metric_tables import metric_tables, terminal_table
 from virtue_pl.evaluation.reports.probe_tables import measurement_tables
 from virtue_pl.evaluation.reports.report_files import write_json, write_text
@@ -24,6 +23,7 @@ from virtue_pl.evaluation.statistics.averages import Average, averages, averages
 from virtue_pl.evaluation.statistics.metric_summaries import summaries_as_json, summarise_metrics
 from virtue_pl.evaluation.statistics.summary import chance, context, summarise
 from virtue_pl.metrics.ranking import RankRows
+from virtue_pl.types import naming, replace_whole
 
 Write = Callable[[Iterable[Mapping[str, Any]]], None]
 
@@ -48,7 +48,8 @@ class EvaluationReport:
     def lines(self, rank: int) -> Iterator[Write]:
         """Open this process's part of predictions.jsonl, and yield a function that writes lines into it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.part(rank).open("w", encoding="utf-8") as file:
+        path = self.part(rank)
+        with naming(path), path.open("w", encoding="utf-8") as file:
             yield lambda lines: file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
     def part(self, rank: int) -> Path:
@@ -113,6 +114,7 @@ class EvaluationReport:
         write_json(self.folder / "report.json", report)
         ranked = {each.about.name: len(each.rows) for each in plan.sets}
         notes = self.notes(plan.missing, means, embedded, settings) + left_out_notes(plan.left_out, ranked)
+        notes += single_candidate_notes(plan.sets)
         tables = name_left_out(metric_tables(found, plan.sets, means, ranks), plan.sets, plan.left_out, means)
         further = [markdown_table(*table) for table in measurement_tables(measured)]
         lost = lost_by_mode(results, plan.left_out)
@@ -146,13 +148,11 @@ class EvaluationReport:
 
         lengths: number of rows of each set.
         """
-        whole = self.folder / f".predictions.{os.getpid()}.part"
-        with ExitStack() as files:
+        with replace_whole(self.folder / "predictions.jsonl") as whole, ExitStack() as files:
             parts = [files.enter_context(self.part(rank).open("rb")) for rank in range(world_size)]
             file = files.enter_context(whole.open("wb"))
             for length in lengths:
                 file.writelines(next(parts[row % world_size]) for row in range(length))
-        os.replace(whole, self.folder / "predictions.jsonl")
         for rank in range(world_size):
             self.part(rank).unlink()
 

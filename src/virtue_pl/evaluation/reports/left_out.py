@@ -89,6 +89,17 @@ def set_gaps(ranked: RankedSet, left_out: LeftOut) -> list[str]:
     return found + ([f"{name} has {total:,} queries here, {published:,} as published"] if total != published else [])
 
 
+def single_candidate_notes(sets: Sequence[RankedSet]) -> list[str]:
+    """Return a sentence for each set with queries of a single candidate, which is the first whatever is embedded."""
+    counts = {ranked.about.name: sum(len(row.candidates) == 1 for row in ranked.rows) for ranked in sets}
+    return [
+        f"{counts[name]:,} of {len(ranked.rows):,} queries of {name} have a single candidate, which is ranked first"
+        " whatever is embedded: its hit@1 of 1 measures nothing"
+        for ranked in sets
+        if counts[name := ranked.about.name]
+    ]
+
+
 def left_out_notes(left_out: LeftOut, ranked: Mapping[str, int]) -> list[str]:
     """Return a sentence for each set with queries that were not ranked. ranked: number of those that were, by set."""
     return [

@@ -18,6 +18,7 @@ from virtue_pl.data.scenes.library import TEST, TRAIN, SceneLibrary
 from virtue_pl.data.scenes.mmeb.studio import Studio
 from virtue_pl.data.scenes.mmeb.tasks import TASKS, MMEBTask
 from virtue_pl.data.scenes.tables import mmeb_rows, scar_rows
+from virtue_pl.types import naming
 
 JPEG_QUALITY = 90
 
@@ -153,4 +154,5 @@ def save_jpeg(image: Image.Image, path: Path) -> None:
     """Write an image as JPEG."""
     buffer = BytesIO()
     image.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    path.write_bytes(buffer.getvalue())
+    with naming(path):
+        path.write_bytes(buffer.getvalue())
