@@ -106,3 +106,47 @@ def test_both_ranks_stop_behind_one_step_and_leave_its_checkpoint(
     stopped = {(tmp_path / f"stopped{rank}").read_text() for rank in range(2)}
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert stopped == {str(saved["global_step"])}
+
+
+class Scontrol:
+    """A stand-in for SLURM's program, which notes how it was called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.calls = folder / "calls"
+        script = folder / "bin" / "scontrol"
+        script.parent.mkdir(parents=True)
+        script.write_text(f'#!/bin/sh\necho "$@" >> {self.calls}\n')
+        script.chmod(0o755)
+
+
+def slurm(rank: int) -> dict[str, str]:
+    return {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_PROCID": str(rank)} | {
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_LOCALID": str(rank),
+        "SLURM_NODEID": "0",
+        "SLURM_JOB_NAME": "training",
+    }
+
+
+def train_under_slurm(rank: int, folder: Path, validate_every: int) -> int:
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC") or name in ("RANK", "LOCAL_RANK")]:
+        del os.environ[name]
+    os.environ.update(slurm(rank) | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"})
+    os.chdir(folder)
+    return train(rank, folder, validate_every, 0.0)
+
+
+@pytest.mark.ddp
+def test_slurm_s_signal_to_one_rank_saves_on_all_and_asks_for_a_new_start(tmp_path: Path) -> None:
+    """It trains on until SLURM ends it, as Lightning's does."""
+    scontrol = Scontrol(tmp_path)
+    with started(tmp_path, train_under_slurm, tmp_path, 3) as processes:
+        processes.wait_for(lambda: all((tmp_path / f"step{rank}").is_file() for rank in range(2)))
+        os.kill(processes.processes[1].pid or 0, signal.SIGUSR1)
+        processes.wait_for(scontrol.calls.is_file)
+        os.kill(processes.processes[0].pid or 0, signal.SIGTERM)
+        assert processes.wait(30) == [143, 143], [processes.printed(rank)[-2000:] for rank in range(2)]
+    assert scontrol.calls.read_text() == "requeue 7\n"
+    requeued = torch.load(tmp_path / "hpc_ckpt_1.ckpt", weights_only=True)
+    last = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert 0 < requeued["global_step"] <= last["global_step"]

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def world_size() -> int:
@@ -25,11 +24,36 @@ def rank() -> int:
 def gather(local: Shaped[Tensor, "local *rest"]) -> Shaped[Tensor, "all *rest"]:
     """Return all ranks' rows in rank order; every rank must hold equally many.
 
-    Differentiable: the gradient of a row is the sum over the ranks that used it.
+    Differentiable: the gradient of a row is the sum over the ranks that used it. The backward pass is a collective, too,
+    in which a rank takes part whose own rows need no gradient.
     """
     if world_size() == 1:
         return local
-    return torch.cat(list(all_gather(local.contiguous())))
+    if torch.is_grad_enabled() and local.is_floating_point() and not local.requires_grad:
+        local = local.detach().requires_grad_()
+    gathered: Tensor = GatherRows.apply(local)
+    return gathered
+
+
+class GatherRows(torch.autograd.Function):
+    """The rows of all ranks, whose gradients are summed over ranks and given back to the rank that holds each.
+
+    Example:
+        >>> GatherRows.apply(embeddings).shape  # doctest: +SKIP
+        torch.Size([64, 384])
+    """
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.rows = len(local)
+        found = [torch.empty_like(local) for _ in range(world_size())]
+        dist.all_gather(found, local.contiguous())
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        total = all_reduce_sum(gradient.contiguous())
+        return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
 
 def gather_counts(count: int, device: torch.device) -> list[int]:

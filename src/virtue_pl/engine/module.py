@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from virtue_pl.engine.collectives import world_size
 from virtue_pl.engine.finite import ReadBatches, check_gradients, check_scale
 from virtue_pl.engine.fsdp import Sharding
 from virtue_pl.engine.optimizer import Optimization
 from virtue_pl.engine.step_seeds import StepSeeds, number_of_batch
+from virtue_pl.engine.unused_parameters import UnusedParameters
 from virtue_pl.types import Collator, VirtueError
 
 LIGHTNING_ATTRIBUTES = frozenset(vars(LightningModule())) - frozenset(vars(torch.nn.Module()))
@@ -77,6 +79,7 @@ class VirtueModule(LightningModule):
     not_in_fingerprint = LIGHTNING_ATTRIBUTES | {
         *("_hparams", "_hparams_initial", "_hparams_name"),
         *("optimization", "weights", "weights_prefix", "frozen", "sharding", "step_seeds", "read_batches", "is_loaded"),
+        "unused_parameters",
     }
     """Names of attributes that outputs do not depend on (`features.fingerprints`)."""
 
@@ -95,6 +98,7 @@ class VirtueModule(LightningModule):
         self.sharding: Sharding | None = None
         self.step_seeds = StepSeeds()
         self.read_batches = ReadBatches()
+        self.unused_parameters = UnusedParameters()
         self.is_loaded = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -149,8 +153,18 @@ class VirtueModule(LightningModule):
         self.train()
 
     def on_train_start(self) -> None:
-        """Fix the seed that the random numbers of all steps are drawn from."""
+        """Fix the seed that the random numbers of all steps are drawn from, and watch what ranks use of the module."""
         self.step_seeds.begin()
+        if world_size() > 1 and self.sharding is None:
+            self.unused_parameters.watch(parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def on_train_end(self) -> None:
+        """Watch the parameters no longer."""
+        self.unused_parameters.release()
+
+    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
+        """Compute the gradients; on several ranks parameters that the loss does not use take part, too."""
+        super().backward(self.unused_parameters.join(loss), *arguments, **options)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the generators for this batch on this rank."""
@@ -164,8 +178,10 @@ class VirtueModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Raise VirtueError where a gradient is not finite.
 
-        One that the precision's own scaler passes over is left to it, until its scale says that all are.
+        One that the precision's own scaler passes over is left to it, until its scale says that all are. Parameters that
+        no rank has used are left without a gradient, as in one process.
         """
+        self.unused_parameters.drop_gradients()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is None:
             trained = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)

@@ -40,14 +40,19 @@ class Launcher:
 def find_launcher() -> Launcher | None:
     """Return the launcher that the environment speaks of; None where this process started alone.
 
-    Raises VirtueError where nodes have different numbers of processes.
+    Raises VirtueError where nodes have different numbers of processes, or SLURM does not say how many each has.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         total, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         return divide("torchrun", total, int(os.environ.get("GROUP_WORLD_SIZE", total // local)), local)
     if is_srun():
         total, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", "1"))
-        return divide("srun", total, nodes, total // nodes)
+        if total > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:  # which Lightning wants
+            raise VirtueError(
+                f"srun has started {total} processes by --ntasks, expected --ntasks-per-node: give srun or sbatch"
+                f" --nodes {nodes} --ntasks-per-node {total // nodes}"
+            )
+        return divide("srun", total, nodes, int(os.environ.get("SLURM_NTASKS_PER_NODE", total // nodes)))
     return None
 
 

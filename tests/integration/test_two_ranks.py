@@ -1,0 +1,257 @@
+"""Two ranks train what one process trains, in the shape of every recipe; and evaluate alike, whoever has the rows.
+
+Every recipe is built from its YAML with small sizes and random weights. Steps differ in what their rows have: rows
+without a prompt, without an image, without negatives, on one rank or on both, in the alignment stage and behind it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning import LightningModule
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader
+
+from fixtures.paper_configs import CONFIGS, without_data
+from fixtures.random_weights import forget_weights
+from fixtures.rank_processes import run_ranks
+from fixtures.tiny_models import VISION_MODEL, save_text_model
+from fixtures.tiny_virtue import make_image
+from fixtures.tiny_vlms import DUAL, TINY
+from virtue_pl.cli.lightning import VirtueCLI
+from virtue_pl.cli.run.trainer import AutoPrecisionTrainer
+from virtue_pl.types import EmbeddingBatch, EmbeddingInput, PairIds, Region, Sample
+
+ROWS, STEPS, ALIGNMENT = 4, 10, 4
+KINDS = ("prompts", "prompts on the second rank", "texts", "all kinds", "images without prompts")
+"""What the rows of a step have, in turn."""
+
+
+def image_input(text: str, number: int) -> EmbeddingInput:
+    return EmbeddingInput(text, (make_image(number),), image_keys=(str(number),))
+
+
+def sample(number: int, row: int, kind: str) -> Sample:
+    mask = torch.zeros(56, 56, dtype=torch.bool)
+    mask[8 : 20 + row, 10:40] = True
+    region = Region(torch.tensor([10 / 56, 8 / 56, 40 / 56, (20 + row) / 56]), mask)
+    prompted = (
+        kind == "prompts" or (kind, row // (ROWS // 2)) == (KINDS[1], 1) or (kind == "all kinds" and row % 2 == 0)
+    )
+    shown = prompted or kind == "images without prompts" or (kind == "all kinds" and row == 1)
+    text = f"which {'of these ' * (row % 3)}{number}"
+    query = image_input(text, number) if shown else EmbeddingInput(text)
+    target = (
+        image_input("as here", 50 + number) if kind == "all kinds" and row == 3 else EmbeddingInput(f"thing {number}")
+    )
+    negatives = tuple(EmbeddingInput(f"wrong {number} {other}") for other in range(0 if row == 2 else 1 + row % 2))
+    return Sample(f"s{number}", "t", query, target, negatives, region if prompted else None)
+
+
+def samples(step: int, kinds: Sequence[str] = KINDS) -> list[Sample]:
+    return [sample(ROWS * step + row, row, kinds[step % len(kinds)]) for row in range(ROWS)]
+
+
+def stored_embeddings(step: int) -> list[EmbeddingBatch]:
+    """Eight pairs, of which each rank's have as many negatives."""
+    generator = torch.Generator().manual_seed(step)
+    parts = []
+    for rank in range(2):
+        rows = lambda count: normalize(torch.randn(count, 8, generator=generator), dim=-1)  # noqa: E731
+        ids = PairIds(
+            4 * rank + torch.arange(4), 10 + torch.arange(4), 20 + 4 * rank + torch.arange(4), torch.arange(4)
+        )
+        parts.append(EmbeddingBatch(rows(4), rows(4), rows(4), ids))
+    return parts
+
+
+TIMM = ["--shared.trunk", VISION_MODEL, "--shared.canvas_size", "128", "--shared.embed_dim", "32"]
+SAM2 = {
+    **{"width": 16, "num_heads": 2, "blocks": "[1,1,1,1]", "global_attention": "[2]", "windows": "[2,2,2,2]"},
+    "position_grid": "[2,2]",
+}
+SAM2_SIZES = [
+    *("--shared.canvas_size", "128", "--shared.embed_dim", "32"),
+    *(
+        word
+        for name, value in SAM2.items()
+        for word in (f"--model.init_args.segmentation.init_args.backbone.init_args.{name}", str(value))
+    ),
+]
+HEAD = "--model.init_args.fusion.init_args.backbone.init_args"
+RECIPES: dict[str, list[str]] = {
+    "virtue_mini": [
+        *TIMM,
+        *("--shared.image_size", "128", f"{HEAD}.vision_model", VISION_MODEL, f"{HEAD}.frozen_layers", "0"),
+        *("--model.init_args.alignment_steps", str(ALIGNMENT)),
+    ],
+    "no_segmentation": [
+        *("--shared.trunk", VISION_MODEL, "--shared.image_size", "128"),
+        *("--model.init_args.backbone.init_args.vision_model", VISION_MODEL),
+        *("--model.init_args.backbone.init_args.frozen_layers", "0"),
+    ],
+    "segmenter": [*TIMM, "--model.init_args.flip", "false", "--model.init_args.box_jitter", "0"],
+    "prompt_encoder": ["--shared.canvas_size", "128", "--shared.embed_dim", "32"],
+    "contrastive_loss": ["--shared.hidden_size", "8"],
+    "virtue_clip": [
+        *SAM2_SIZES,
+        f"{HEAD}.frozen_layers",
+        "1",
+        "--model.init_args.gradient_cache.init_args.chunk_size",
+        "1",
+    ],
+    "virtue_2b": [*SAM2_SIZES, f"{HEAD}.dtype", "float32"],
+}
+"""Every recipe that trains, but those of the same shape: virtue_7b (virtue_2b), finetune (of what it starts from)."""
+
+
+def test_every_recipe_is_here() -> None:
+    trained = {path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("eval_")}
+    assert trained == {*RECIPES, "virtue_7b", "finetune"}
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LightningModule]:
+    folder = tmp_path_factory.mktemp("models")
+    text_model = str(save_text_model(folder / "text", hidden_size=64))
+
+    class RandomWeights(VirtueCLI):
+        def before_instantiate_classes(self) -> None:
+            forget_weights(self.config.model, text_model, lambda cls: str((TINY | DUAL)[cls](folder / cls)))
+
+    def build(recipe: str) -> LightningModule:
+        path = without_data(folder) if recipe == "virtue_2b" else CONFIGS / f"{recipe}.yaml"
+        (folder / recipe).mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder / recipe)
+            arguments = ["--config", str(path), *RECIPES[recipe], "--trainer.accelerator", "cpu"]
+            return RandomWeights("fit", [*arguments, "--trainer.precision", "32-true"]).model
+
+    return build
+
+
+class Noted(Callback):
+    """Notes losses, the mean over ranks, and the first step's gradients, as the optimizer gets them."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.gradients: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, outputs: Any, *more: Any) -> None:
+        loss = outputs["loss"].detach().clone()
+        if dist.is_initialized():
+            dist.all_reduce(loss)
+            loss /= dist.get_world_size()
+        self.losses.append(loss)
+        named = pl_module.named_parameters()
+        self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+
+def without_dropout() -> None:
+    """Ranks draw other masks than one process: in this process, which ends with the training, nothing is dropped."""
+    from torch.nn import functional
+
+    from virtue_pl.adapters.dropout import QuickDropout
+
+    attention = functional.scaled_dot_product_attention
+    functional.dropout = lambda input, *_, **__: input  # type: ignore[assignment]
+    functional.scaled_dot_product_attention = lambda *a, **o: attention(*a, **{**o, "dropout_p": 0.0})  # type: ignore[assignment]
+    QuickDropout.drop_unscaled = lambda self, input: (input, 1.0)  # type: ignore[method-assign]
+
+
+def train(rank: int, model: LightningModule, batches: list[list[Any]], folder: Path) -> None:
+    """batches: of each step, each rank's; one process has them all in one."""
+    without_dropout()
+    number = int(os.environ["WORLD_SIZE"])
+    noted = Noted()
+    trainer = AutoPrecisionTrainer(
+        accelerator="cpu",
+        devices="launcher",
+        max_steps=STEPS,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[noted],
+    )
+    assert trainer.world_size == number
+    mine = [of_step[rank] for of_step in batches]
+    trainer.fit(model, DataLoader(mine, batch_size=None))  # type: ignore[arg-type]
+    result = {"losses": torch.stack(noted.losses), "gradients": noted.gradients, "weights": model.state_dict()}
+    result["steps"] = {n: s for n, s in optimizer_steps(trainer, model).items()}
+    torch.save(result, folder / f"{number}.{rank}.pt")
+
+
+def optimizer_steps(trainer: Any, model: LightningModule) -> dict[str, int]:
+    state = trainer.optimizers[0].state
+    return {name: int(state[p]["step"]) for name, p in model.named_parameters() if p in state}
+
+
+def ranks_batches(model: Any, recipe: str) -> tuple[list[list[Any]], list[list[Any]]]:
+    """The batches of two ranks, and of one process."""
+    half = ROWS // 2
+    if recipe == "contrastive_loss":
+        both = [stored_embeddings(step) for step in range(STEPS)]
+        return both, [[join_embeddings(parts)] for parts in both]
+    regions = recipe in ("segmenter", "prompt_encoder")
+    two, one = [], []
+    for step in range(STEPS):
+        rows = samples(step, KINDS[:1] if regions else KINDS)
+        if regions:
+            mode = "mask" if recipe == "segmenter" and step % 3 == 2 else "box"
+            model.prompt_modes = {mode: 1.0}
+        else:
+            model.train_modes = {"box": 1.0}
+        collator = model.collator
+        collator.flip = False
+        collate = collator.collate_train
+        two.append([collate(rows[:half]), collate(rows[half:])])
+        one.append([collate(rows)])
+    return two, one
+
+
+def join_embeddings(parts: Sequence[EmbeddingBatch]) -> EmbeddingBatch:
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("queries", "targets", "negatives")}
+    ids = [
+        torch.cat([getattr(part.ids, name) for part in parts]) for name in ("query_ids", "target_ids", "negative_ids")
+    ]
+    rows = torch.cat([part.ids.negative_rows + 4 * number for number, part in enumerate(parts)])
+    return EmbeddingBatch(*joined.values(), PairIds(*ids, rows))
+
+
+def flatten(gradients: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_ranks_train_what_one_process_trains(
+    build: Callable[[str], LightningModule], tmp_path: Path, recipe: str
+) -> None:
+    model = build(recipe)
+    two, one = ranks_batches(model, recipe)
+    run_ranks(tmp_path, train, deepcopy(model), one, tmp_path, number=1)
+    run_ranks(tmp_path, train, model, two, tmp_path)
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1.0", "2.0", "2.1"))
+    for step, (expected, found) in enumerate(zip(alone["gradients"], first["gradients"], strict=True)):
+        assert expected.keys() == found.keys(), (step, expected.keys() ^ found.keys())
+    expected, found = (flatten(one["gradients"][0]) for one in (alone, first))
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
+    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(
+            first["weights"][name], weight, rtol=2e-5, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        assert torch.equal(first["weights"][name], second["weights"][name]), name
+    assert first["steps"] == alone["steps"]
