@@ -6,9 +6,11 @@ without a prompt, without an image, without negatives, on one rank or on both, i
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,16 @@ from torch.utils.data import DataLoader
 from fixtures.paper_configs import CONFIGS, without_data
 from fixtures.random_weights import forget_weights
 from fixtures.rank_processes import run_ranks
+from fixtures.scar_files import write_scar
 from fixtures.tiny_models import VISION_MODEL, save_text_model
 from fixtures.tiny_virtue import make_image
 from fixtures.tiny_vlms import DUAL, TINY
+from virtue_pl.callbacks.ranking_report import RankingReport
 from virtue_pl.cli.lightning import VirtueCLI
 from virtue_pl.cli.run.trainer import AutoPrecisionTrainer
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.datamodules.scar import SCaRDataModule
+from virtue_pl.data.streaming.options import ReaderOptions, SamplingOptions
 from virtue_pl.types import EmbeddingBatch, EmbeddingInput, PairIds, Region, Sample
 
 ROWS, STEPS, ALIGNMENT = 4, 10, 4
@@ -255,3 +262,94 @@ def test_two_ranks_train_what_one_process_trains(
         )
         assert torch.equal(first["weights"][name], second["weights"][name]), name
     assert first["steps"] == alone["steps"]
+
+
+def evaluate(rank: int, model: LightningModule, shards: Path, split: str, folder: Path) -> None:
+    data = SCaRDataModule(
+        str(shards / "SCAR_mini"),
+        str(shards / "SCaR_eval_mini_val"),
+        {"a": str(shards / "SCaR_eval_mini_val")},
+        batch_size=2,
+        eval_batch_size=3,
+        sampling=SamplingOptions(num_negatives=1, shuffle_buffer=1, sample_buffer=1),
+        reader=ReaderOptions(num_workers=0),
+    )
+    data.connect(model.collator)
+    report = RankingReport(str(folder / "report"))
+    trainer = AutoPrecisionTrainer(
+        accelerator="cpu",
+        devices="launcher",
+        max_steps=2,
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[report] if split == "test" else [],
+    )
+    if split == "fit":
+        trainer.fit(model, data)
+    else:
+        getattr(trainer, split)(model, datamodule=data, verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.startswith("train")}
+    (folder / f"{trainer.world_size}.{rank}.json").write_text(json.dumps(metrics))
+
+
+ROWS_OF_IMAGES = {"7 rows and 6": [4, 3, 6], "7 rows and 1": [7, 1], "1 and none": [1], "none but one image's": [7]}
+"""The validation rows of each image; ranks have whole images."""
+
+
+EVALUATIONS = [("no_segmentation", "validate"), ("no_segmentation", "test"), ("segmenter", "validate")]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @cache
+    def write(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("shards")
+        write_scar(folder / "scar", train=[1, 2, 1, 2, 1, 2], val=ROWS_OF_IMAGES[name])
+        convert_scar(folder / "scar", folder / "out", images_per_shard=2)
+        return folder / "out"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def models(build: Callable[[str], LightningModule]) -> Callable[[str], LightningModule]:
+    return cache(build)
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("rows", ROWS_OF_IMAGES)
+@pytest.mark.parametrize(("recipe", "split"), EVALUATIONS)
+def test_two_ranks_evaluate_what_one_process_evaluates(
+    models: Callable[[str], LightningModule],
+    shards: Callable[[str], Path],
+    tmp_path: Path,
+    recipe: str,
+    split: str,
+    rows: str,
+) -> None:
+    model, folder = models(recipe), shards(rows)
+    model.evaluation_modes = ("box",)  # type: ignore[assignment]
+    model.prompt_modes = {"box": 1.0}  # type: ignore[assignment]
+    run_ranks(tmp_path / "one", evaluate, model, folder, split, tmp_path, number=1)
+    report = tmp_path / "report"
+    before, written = predictions(report), (report / "report.json").is_file() and results(report)
+    run_ranks(tmp_path / "two", evaluate, model, folder, split, tmp_path, seconds=40)
+    alone, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1.0", "2.0", "2.1"))
+    assert (split == "test") == (not alone)
+    assert first == pytest.approx(alone, abs=1e-6) and second == first
+    assert predictions(report) == before and (not written or results(report) == written)
+
+
+def results(report: Path) -> Any:
+    return json.loads((report / "report.json").read_text())["results"]
+
+
+def predictions(report: Path) -> dict[tuple[str, str], list[float]]:
+    file = report / "predictions.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {(line["key"], line["mode"]): line for line in lines}

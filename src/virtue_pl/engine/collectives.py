@@ -24,8 +24,8 @@ def rank() -> int:
 def gather(local: Shaped[Tensor, "local *rest"]) -> Shaped[Tensor, "all *rest"]:
     """Return all ranks' rows in rank order; every rank must hold equally many.
 
-    Differentiable: the gradient of a row is the sum over the ranks that used it. The backward pass is a collective, too,
-    in which a rank takes part whose own rows need no gradient.
+    Differentiable: the gradient of a row is the sum over the ranks that used it. The backward pass is a collective,
+    too, in which a rank takes part whose own rows need no gradient.
     """
     if world_size() == 1:
         return local

@@ -1,7 +1,7 @@
-"""Parameters that a step does not use: on several ranks they take part in it, and are left alone where no rank uses them.
+"""Parameters that a step does not use: on several ranks they take part in it, and stay as they are if none uses them.
 
-In one process they have no gradient, and the optimizer passes them over: it neither decays nor counts them. DDP waits for
-the gradient of each parameter on each rank, and has zeros for those that nobody used.
+In one process they have no gradient, and the optimizer passes them over: it neither decays nor counts them. DDP waits
+for the gradient of each parameter on each rank, and has zeros for those that nobody used.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class UnusedParameters:
             self.handles.append(parameter.register_post_accumulate_grad_hook(self.note(number)))
 
     def note(self, number: int) -> Any:
-        """Return the hook of a parameter, which is called at each visit, whether it has got a gradient by then or not."""
+        """Return the hook of a parameter, which is called at each visit, with a gradient or without."""
 
         def hook(parameter: Tensor) -> None:
             self.used[number] |= parameter.grad is not None

@@ -104,9 +104,11 @@ class EmbeddingLoss(VirtueModule):
     def log_step(self, stage: str, batch: EmbeddingBatch) -> Tensor:
         """Log the loss and the metrics as STAGE/NAME, and return the loss."""
         output = self(self.adapt(batch))
-        self.log(f"{stage}/loss", output.loss, prog_bar=True, batch_size=len(batch), sync_dist=stage != "train")
-        for name, value in output.metrics.items():
-            self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=stage != "train")
+        for name, value in {"loss": output.loss, **output.metrics}.items():
+            if stage == "train":
+                self.log(f"train/{name}", value, batch_size=len(batch), prog_bar=name == "loss")
+            else:
+                self.average(f"{stage}/{name}", value, len(batch), prog_bar=name == "loss")
         return output.loss
 
     @property
