@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from virtue_pl.engine.collectives import all_reduce_sum, host_group, world_size
+from virtue_pl.engine.collectives import all_reduce_sum, gather_objects
 
 
 class RowAverages:
@@ -45,8 +44,4 @@ class RowAverages:
 
 def gather_names(names: list[str]) -> list[str]:
     """Return the names that any rank has, sorted."""
-    if world_size() == 1:
-        return sorted(names)
-    gathered: list[list[str]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(gathered, names, group=host_group())
-    return sorted({name for of_rank in gathered for name in of_rank})
+    return sorted({name for of_rank in gather_objects(names) for name in of_rank})

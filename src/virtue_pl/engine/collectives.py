@@ -112,6 +112,14 @@ def merge_flags(flags: Sequence[bool]) -> list[bool]:
     return found.bool().tolist()
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Return every rank's `value`, small and made of plain types, in rank order."""
+    found = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(found, value, group=host_group())
+    return found
+
+
 def with_unused_parameters(loss: Float[Tensor, ""], parameters: Iterable[Tensor]) -> Float[Tensor, ""]:
     """Return `loss` with a gradient of zero for parameters that it does not use.
 

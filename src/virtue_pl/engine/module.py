@@ -178,7 +178,8 @@ class VirtueModule(LightningModule):
         self.unused_parameters.release()
 
     def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
-        """Compute the gradients; on several ranks parameters that the loss does not use take part, too."""
+        """Note the loss and compute the gradients; on several ranks parameters that it does not use take part, too."""
+        self.read_batches.end(loss)
         super().backward(self.unused_parameters.join(loss), *arguments, **options)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
