@@ -25,6 +25,7 @@ from virtue_pl.cli.config.replaced_classes import clean_replaced_classes
 from virtue_pl.cli.errors import UsageError, interpolation, missing_package, one_line
 from virtue_pl.cli.progress import LoadingLine
 from virtue_pl.cli.run.checks import check_before_fit, check_run
+from virtue_pl.cli.run.failures import failures_told
 from virtue_pl.cli.run.folder import (
     best_checkpoint,
     check_folder,
@@ -263,7 +264,8 @@ def main(argv: list[str]) -> int:
         with one_line_errors(command):
             with LoadingLine("the model and what its data needs"):
                 cli = VirtueCLI(command, arguments)
-            cli.run()
+            with failures_told("virtue-pl"):
+                cli.run()
     except SIGTERMException:
         print(
             f"virtue-pl: {command} was stopped by SIGTERM; `--ckpt_path last` goes on from the last checkpoint",

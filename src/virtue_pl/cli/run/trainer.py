@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from lightning import Trainer
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
+from lightning.pytorch.strategies.launchers import subprocess_script
 
+from virtue_pl.cli.run.children import watch_children
 from virtue_pl.cli.run.launcher import find_launcher
 from virtue_pl.engine.precision import choose_precision
 from virtue_pl.engine.signals import follow_signals
@@ -39,6 +41,7 @@ class AutoPrecisionTrainer(Trainer):
         num_nodes: int | None = None,
         **kwargs: Any,
     ) -> None:
+        subprocess_script._launch_process_observer = watch_children
         launcher = find_launcher()
         if str(devices) in (OF_LAUNCHER, "auto") and (launcher is not None or devices == OF_LAUNCHER):
             devices = 1 if launcher is None else launcher.processes
