@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
@@ -34,6 +35,7 @@ from virtue_pl.callbacks.ranking_report import RankingReport
 from virtue_pl.cli.lightning import VirtueCLI
 from virtue_pl.cli.run.trainer import AutoPrecisionTrainer
 from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.datamodules.embeddings import EmbeddingDataModule
 from virtue_pl.data.datamodules.scar import SCaRDataModule
 from virtue_pl.data.streaming.options import ReaderOptions, SamplingOptions
 from virtue_pl.types import EmbeddingBatch, EmbeddingInput, PairIds, Region, Sample
@@ -137,7 +139,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Lightning
 
     def build(recipe: str) -> LightningModule:
         path = without_data(folder) if recipe == "virtue_2b" else CONFIGS / f"{recipe}.yaml"
-        (folder / recipe).mkdir()
+        (folder / recipe).mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder / recipe)
             arguments = ["--config", str(path), *RECIPES[recipe], "--trainer.accelerator", "cpu"]
@@ -353,3 +355,34 @@ def predictions(report: Path) -> dict[tuple[str, str], list[float]]:
     file = report / "predictions.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return {(line["key"], line["mode"]): line for line in lines}
+
+
+def evaluate_pairs(rank: int, model: LightningModule, file: Path, folder: Path) -> None:
+    data = EmbeddingDataModule(str(file), batch_size=3, validation_share=float(os.environ["SHARE"]))
+    trainer = AutoPrecisionTrainer(
+        accelerator="cpu", devices="launcher", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.validate(model, datamodule=data, verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    (folder / f"{trainer.world_size}.{rank}.json").write_text(json.dumps(metrics))
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("held_out", [7, 1])
+def test_two_ranks_evaluate_stored_pairs_as_one_process(
+    models: Callable[[str], LightningModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: int
+) -> None:
+    pairs = join_embeddings(stored_embeddings(0))
+    save_file(pairs.to_tensors(), tmp_path / "pairs.safetensors")
+    monkeypatch.setenv("SHARE", str(held_out / 8))
+    for number in (1, 2):
+        run_ranks(
+            tmp_path,
+            evaluate_pairs,
+            models("contrastive_loss"),
+            tmp_path / "pairs.safetensors",
+            tmp_path,
+            number=number,
+        )
+    alone, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1.0", "2.0", "2.1"))
+    assert set(alone) >= {"val/loss", "val/in_batch_accuracy"} and first == second == pytest.approx(alone, abs=1e-6)

@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 from virtue_pl.cli.config.class_names import import_bare_names
@@ -267,9 +268,10 @@ def main(argv: list[str]) -> int:
             with failures_told("virtue-pl"):
                 cli.run()
     except SIGTERMException:
-        print(
-            f"virtue-pl: {command} was stopped by SIGTERM; `--ckpt_path last` goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        if rank_zero_only.rank == 0:
+            print(
+                f"virtue-pl: {command} was stopped by SIGTERM; `--ckpt_path last` goes on from the last checkpoint",
+                file=sys.stderr,
+            )
         return STOPPED_BY_SIGTERM
     return 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,8 +14,29 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Return the number of processes that train together; 1 outside of distributed training."""
+    """Return the number of processes that train together; 1 outside of distributed training, and `alone`."""
+    if _ALONE.get():
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this rank compute by itself what all of them have the rows for: collectives do nothing.
+
+    Example:
+        >>> with alone():
+        ...     world_size()
+        1
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def rank() -> int:
