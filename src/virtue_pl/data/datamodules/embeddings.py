@@ -176,7 +176,7 @@ class EmbeddingDataModule(LightningDataModule):
         return self.trainer.current_epoch if self.trainer is not None else 0
 
     def loader(self, indices: torch.Tensor, seed: int | None) -> EmbeddingLoader:
-        """Return a loader of the pairs at `indices`: all in their order, or with a seed this rank's share of an epoch."""
+        """Return a loader of the pairs at `indices`: all in their order, or with a seed this rank's share."""
         rank = self.trainer.global_rank if self.trainer is not None else 0
         of_ranks = (rank, self.world_size) if seed is not None else (0, 1)
         return EmbeddingLoader(self.tensors, indices, self.batch_size, seed, self.current_epoch, *of_ranks)
