@@ -1,6 +1,6 @@
-"""Two ranks train what one process trains, in the shape of every recipe; and evaluate alike, whoever has the rows.
+"""Two ranks train what one process trains, in the shape of every config; and evaluate alike, whoever has the rows.
 
-Every recipe is built from its YAML with small sizes and random weights. Steps differ in what their rows have: rows
+Every config is built from its YAML with small sizes and random weights. Steps differ in what their rows have: rows
 without a prompt, without an image, without negatives, on one rank or on both, in the alignment stage and behind it.
 """
 
@@ -97,7 +97,7 @@ SAM2_SIZES = [
     ),
 ]
 HEAD = "--model.init_args.fusion.init_args.backbone.init_args"
-RECIPES: dict[str, list[str]] = {
+RUNS: dict[str, list[str]] = {
     "virtue_mini": [
         *TIMM,
         *("--shared.image_size", "128", f"{HEAD}.vision_model", VISION_MODEL, f"{HEAD}.frozen_layers", "0"),
@@ -120,12 +120,12 @@ RECIPES: dict[str, list[str]] = {
     ],
     "virtue_2b": [*SAM2_SIZES, f"{HEAD}.dtype", "float32"],
 }
-"""Every recipe that trains, but those of the same shape: virtue_7b (virtue_2b), finetune (of what it starts from)."""
+"""Every config that trains, but those of the same shape: virtue_7b (virtue_2b), finetune (of what it starts from)."""
 
 
-def test_every_recipe_is_here() -> None:
+def test_every_config_is_here() -> None:
     trained = {path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith("eval_")}
-    assert trained == {*RECIPES, "virtue_7b", "finetune"}
+    assert trained == {*RUNS, "virtue_7b", "finetune"}
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +137,12 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Lightning
         def before_instantiate_classes(self) -> None:
             forget_weights(self.config.model, text_model, lambda cls: str((TINY | DUAL)[cls](folder / cls)))
 
-    def build(recipe: str) -> LightningModule:
-        path = without_data(folder) if recipe == "virtue_2b" else CONFIGS / f"{recipe}.yaml"
-        (folder / recipe).mkdir(exist_ok=True)
+    def build(config: str) -> LightningModule:
+        path = without_data(folder) if config == "virtue_2b" else CONFIGS / f"{config}.yaml"
+        (folder / config).mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder / recipe)
-            arguments = ["--config", str(path), *RECIPES[recipe], "--trainer.accelerator", "cpu"]
+            patch.chdir(folder / config)
+            arguments = ["--config", str(path), *RUNS[config], "--trainer.accelerator", "cpu"]
             return RandomWeights("fit", [*arguments, "--trainer.precision", "32-true"]).model
 
     return build
@@ -207,18 +207,18 @@ def optimizer_steps(trainer: Any, model: LightningModule) -> dict[str, int]:
     return {name: int(state[p]["step"]) for name, p in model.named_parameters() if p in state}
 
 
-def ranks_batches(model: Any, recipe: str) -> tuple[list[list[Any]], list[list[Any]]]:
+def ranks_batches(model: Any, config: str) -> tuple[list[list[Any]], list[list[Any]]]:
     """The batches of two ranks, and of one process."""
     half = ROWS // 2
-    if recipe == "contrastive_loss":
+    if config == "contrastive_loss":
         both = [stored_embeddings(step) for step in range(STEPS)]
         return both, [[join_embeddings(parts)] for parts in both]
-    regions = recipe in ("segmenter", "prompt_encoder")
+    regions = config in ("segmenter", "prompt_encoder")
     two, one = [], []
     for step in range(STEPS):
         rows = samples(step, KINDS[:1] if regions else KINDS)
         if regions:
-            mode = "mask" if recipe == "segmenter" and step % 3 == 2 else "box"
+            mode = "mask" if config == "segmenter" and step % 3 == 2 else "box"
             model.prompt_modes = {mode: 1.0}
         else:
             model.train_modes = {"box": 1.0}
@@ -244,12 +244,12 @@ def flatten(gradients: Mapping[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("config", RUNS)
 def test_two_ranks_train_what_one_process_trains(
-    build: Callable[[str], LightningModule], tmp_path: Path, recipe: str
+    build: Callable[[str], LightningModule], tmp_path: Path, config: str
 ) -> None:
-    model = build(recipe)
-    two, one = ranks_batches(model, recipe)
+    model = build(config)
+    two, one = ranks_batches(model, config)
     run_ranks(tmp_path, train, deepcopy(model), one, tmp_path, number=1)
     run_ranks(tmp_path, train, model, two, tmp_path)
     alone, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1.0", "2.0", "2.1"))
@@ -325,16 +325,16 @@ def models(build: Callable[[str], LightningModule]) -> Callable[[str], Lightning
 
 @pytest.mark.ddp
 @pytest.mark.parametrize("rows", ROWS_OF_IMAGES)
-@pytest.mark.parametrize(("recipe", "split"), EVALUATIONS)
+@pytest.mark.parametrize(("config", "split"), EVALUATIONS)
 def test_two_ranks_evaluate_what_one_process_evaluates(
     models: Callable[[str], LightningModule],
     shards: Callable[[str], Path],
     tmp_path: Path,
-    recipe: str,
+    config: str,
     split: str,
     rows: str,
 ) -> None:
-    model, folder = models(recipe), shards(rows)
+    model, folder = models(config), shards(rows)
     model.evaluation_modes = ("box",)  # type: ignore[assignment]
     model.prompt_modes = {"box": 1.0}  # type: ignore[assignment]
     run_ranks(tmp_path / "one", evaluate, model, folder, split, tmp_path, number=1)

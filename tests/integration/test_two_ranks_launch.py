@@ -55,9 +55,9 @@ def config(tmp_path: Path) -> Path:
 def documented(nodes: int) -> list[list[str]]:
     """The documentation's torchrun commands for so many machines, without the program."""
     commands = [command[1:] for block in blocks() if block.language == "sh" for command in block.commands]
-    found = [words for words in commands if "-m" in words and "virtue_pl" in words]
-    parsed = [(get_args_parser().parse_args(words), words) for words in found if "--nproc_per_node" in words]
-    return [words for options, words in parsed if int(options.nnodes.split(":")[-1]) == nodes]
+    found = [arguments for arguments in commands if "-m" in arguments and "virtue_pl" in arguments]
+    parsed = [(get_args_parser().parse_args(each), each) for each in found if "--nproc_per_node" in each]
+    return [each for options, each in parsed if int(options.nnodes) == nodes]
 
 
 def fit(arguments: list[str], folder: str) -> None:
@@ -69,20 +69,21 @@ def fit(arguments: list[str], folder: str) -> None:
     torch.save({**state, **cli.model.state_dict()}, Path(folder) / f"{cli.trainer.global_rank}.pt")
 
 
-def be_agent(words: list[str], config: Path, folder: Path) -> None:
+def be_agent(arguments: list[str], config: Path, folder: Path) -> None:
     """Do what torchrun does, with workers forked from this process: what it would start has been imported here."""
     (folder / "logs").mkdir(exist_ok=True)
-    settings, _, arguments = config_from_args(get_args_parser().parse_args(["--log_dir", str(folder / "logs"), *words]))
+    options = get_args_parser().parse_args(["--log_dir", str(folder / "logs"), *arguments])
+    settings, _, program = config_from_args(options)
     settings.start_method = "fork"
-    assert arguments[:4] == ["-u", "-m", "virtue_pl", "fit"], arguments
+    assert program[:4] == ["-u", "-m", "virtue_pl", "fit"], program
     elastic_launch(settings, fit)(["--config", str(config)], str(folder))
 
 
-def replace_options(words: list[str], **instead: Any) -> list[str]:
-    """The words, with other values of some options."""
+def replace_options(arguments: list[str], **instead: Any) -> list[str]:
+    """The arguments, with other values of some options."""
     before = [f"--{name}" for name in instead]
     values = {f"--{name}": str(value) for name, value in instead.items()}
-    return [values[last] if last in before else word for last, word in zip(["", *words], words, strict=False)]
+    return [values[last] if last in before else word for last, word in zip(["", *arguments], arguments, strict=False)]
 
 
 @pytest.mark.ddp
@@ -94,8 +95,8 @@ def test_the_documented_commands_train_one_model(config: Path, tmp_path: Path, n
     port = ["--master_port", str(free_port())]
     context = get_context("fork")
     agents = [
-        context.Process(target=be_agent, args=([*port, *replace_options(words, **here)], config, tmp_path))
-        for words in commands
+        context.Process(target=be_agent, args=([*port, *replace_options(arguments, **here)], config, tmp_path))
+        for arguments in commands
     ]
     for agent in agents:
         agent.start()

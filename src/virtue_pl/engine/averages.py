@@ -25,8 +25,8 @@ class RowAverages:
 
     def add(self, name: str, mean: Tensor, rows: int) -> None:
         """Add the mean over some rows. Nothing is read from the device."""
-        added = mean.detach().double() * rows if mean.device.type != "mps" else mean.detach() * rows
-        self.sums[name] = self.sums[name] + added if name in self.sums else added
+        total = mean.detach().double() * rows if mean.device.type != "mps" else mean.detach() * rows
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
         self.rows[name] = self.rows.get(name, 0) + rows
 
     def compute(self, device: torch.device) -> dict[str, Tensor]:

@@ -68,6 +68,7 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the rows of all ranks, in rank order."""
         ctx.rows = len(local)
         found = [torch.empty_like(local) for _ in range(world_size())]
         dist.all_gather(found, local.contiguous())
@@ -75,6 +76,7 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the sum over ranks of the gradient of this rank's rows."""
         total = all_reduce_sum(gradient.contiguous())
         return total[rank() * ctx.rows : (rank() + 1) * ctx.rows]
 
@@ -114,11 +116,11 @@ def host_group() -> dist.ProcessGroup:
 
     It is made at the first call, which is a collective.
     """
-    world = dist.group.WORLD
-    assert world is not None
-    if _HOST_GROUPS.get("of") is not world:
-        needs_its_own = "cpu:" not in dist.get_backend_config(world)
-        _HOST_GROUPS.update({"of": world, "group": dist.new_group(backend="gloo") if needs_its_own else world})
+    everyone = dist.group.WORLD
+    assert everyone is not None
+    if _HOST_GROUPS.get("of") is not everyone:
+        needs_its_own = "cpu:" not in dist.get_backend_config(everyone)
+        _HOST_GROUPS.update({"of": everyone, "group": dist.new_group(backend="gloo") if needs_its_own else everyone})
     return _HOST_GROUPS["group"]
 
 

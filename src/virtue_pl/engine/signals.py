@@ -41,7 +41,7 @@ class StopSignals(_SignalConnector):
 
     @property
     def received_sigterm(self) -> bool:
-        """Whether Lightning's loops are to stop.
+        """Return whether Lightning's loops are to stop.
 
         A validation that is under way or due is finished first: ranks have different numbers of its batches, and where
         it is broken off, nobody makes up for it.

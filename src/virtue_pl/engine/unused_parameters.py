@@ -91,9 +91,11 @@ class VisitParameters(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the first argument."""
         ctx.count = len(parameters)
         return loss.view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Return the gradient of the first argument, and none of the others."""
         return (gradient, *[None] * ctx.count)

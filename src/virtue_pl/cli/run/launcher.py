@@ -1,4 +1,4 @@
-"""What started this process, among others: torchrun or SLURM, and how many of them there are."""
+"""The program that started this process among others, torchrun or SLURM's srun, and how many of them there are."""
 
 from __future__ import annotations
 
