@@ -57,7 +57,7 @@ def documented(nodes: int) -> list[list[str]]:
     commands = [command[1:] for block in blocks() if block.language == "sh" for command in block.commands]
     found = [arguments for arguments in commands if "-m" in arguments and "virtue_pl" in arguments]
     parsed = [(get_args_parser().parse_args(each), each) for each in found if "--nproc_per_node" in each]
-    return [each for options, each in parsed if int(options.nnodes) == nodes]
+    return [each for options, each in parsed if int(options.nnodes.split(":")[-1]) == nodes]
 
 
 def fit(arguments: list[str], folder: str) -> None:
