@@ -268,7 +268,7 @@ def main(argv: list[str]) -> int:
             with failures_told("virtue-pl"):
                 cli.run()
     except SIGTERMException:
-        if rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             print(
                 f"virtue-pl: {command} was stopped by SIGTERM; `--ckpt_path last` goes on from the last checkpoint",
                 file=sys.stderr,
