@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from jsonargparse import Namespace
 
 from fixtures.paper_configs import without_data
+from fixtures.random_weights import forget_weights
 from fixtures.tiny_models import save_text_model
 from fixtures.tiny_vlms import DUAL, TINY
 from virtue_pl.adapters.lora import adapter_layers
@@ -148,20 +148,6 @@ def build(text_model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("empty"))
         yield cache(lambda *arguments: RandomWeights("fit", [*arguments, "--trainer.accelerator", "cpu"]))
-
-
-def forget_weights(config: Any, text_model: str, vlm_model: Callable[[str], str], owner: str = "") -> None:
-    """owner: the class whose arguments `config` holds."""
-    for name, value in list(vars(config).items()) if isinstance(config, Namespace) else ():
-        if (name == "weights" or name.endswith("_weights")) and value is not None:
-            config[name] = None
-        elif name == "text_model":
-            config[name] = text_model
-        elif name == "vlm_model":
-            assert owner in TINY | DUAL, f"say in fixtures/tiny_vlms.py how a tiny model for {owner} is made"
-            config[name] = vlm_model(owner)
-        else:
-            forget_weights(value, text_model, vlm_model, vars(config).get("class_path", owner))
 
 
 def test_every_file_stands_in_a_folder_that_says_what_it_is():

@@ -24,7 +24,8 @@ from virtue_pl.cli.config.parser import ConfigParser
 from virtue_pl.cli.config.replaced_classes import clean_replaced_classes
 from virtue_pl.cli.errors import UsageError, interpolation, missing_package, one_line
 from virtue_pl.cli.progress import LoadingLine
-from virtue_pl.cli.run.checks import check_before_fit, check_processes, check_run
+from virtue_pl.cli.run.checks import check_before_fit, check_run
+from virtue_pl.cli.run.failures import failures_told
 from virtue_pl.cli.run.folder import (
     best_checkpoint,
     check_folder,
@@ -187,7 +188,6 @@ class VirtueCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.datamodule is not None:
             self.datamodule.connect(self.model.collator)
-        check_processes(self.trainer)
         if self.command == "fit":
             check_run(self.model, self.datamodule, self.trainer)
 
@@ -267,11 +267,13 @@ def main(argv: list[str]) -> int:
         with one_line_errors(command):
             with LoadingLine("the model and what its data needs"):
                 cli = VirtueCLI(command, arguments)
-            cli.run()
+            with failures_told("virtue-pl"):
+                cli.run()
     except SIGTERMException:
-        print(
-            f"virtue-pl: {command} was stopped by SIGTERM; `--ckpt_path last` goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(
+                f"virtue-pl: {command} was stopped by SIGTERM; `--ckpt_path last` goes on from the last checkpoint",
+                file=sys.stderr,
+            )
         return STOPPED_BY_SIGTERM
     return 0

@@ -13,6 +13,8 @@ from virtue_pl.types import VirtueError
 
 NAMED_KEYS = 8
 """Number of samples that the error names."""
+NAMED_RANKS = 8
+"""Number of ranks of which it does."""
 SMALLEST_SCALE = 2.0**-10
 """Scale of float16's gradients below which it is not their size that is wrong: it begins at 65,536, and is halved with
 each step that is passed over.
@@ -50,6 +52,10 @@ class ReadBatches:
         """Forget all batches, once their gradient is used."""
         self.keys, self.losses = [], []
 
+    def has_broken_loss(self) -> bool:
+        """Return whether a loss is not finite. It is read from the device."""
+        return any(bool((~loss.isfinite()).any()) for loss in self.losses)
+
     def suspects(self) -> list[str]:
         """Return the keys of all samples: first those of batches whose loss is not finite, then those of the last."""
         broken = [bool((~loss.isfinite()).any()) for loss in self.losses]
@@ -61,7 +67,7 @@ class ReadBatches:
 def check_gradients(named: Iterable[tuple[str, Tensor]], step: int, batches: ReadBatches) -> None:
     """Raise VirtueError, on every rank, where a gradient is not finite.
 
-    It reads one number from the device.
+    It reads one number from the device. All ranks' samples are named on each of them.
 
     Args:
         named: the trained parameters by name; those without a gradient are passed over.
@@ -78,27 +84,37 @@ def check_gradients(named: Iterable[tuple[str, Tensor]], step: int, batches: Rea
         step 3: the gradient of weight is not finite
     """
     gradients = {name: local(parameter.grad) for name, parameter in named if parameter.grad is not None}
-    if not gradients:
+    broken = torch.zeros(0, dtype=torch.bool)
+    if gradients:
+        with torch.no_grad():
+            norms = torch._foreach_norm(list(gradients.values()), float("inf"))
+            broken = ~torch.stack([norm.float() for norm in norms]).isfinite()
+    if not collectives.merge_flags([bool(broken.any())])[0]:
         return
-    with torch.no_grad():
-        norms = torch._foreach_norm(list(gradients.values()), float("inf"))
-        broken = ~torch.stack([norm.float() for norm in norms]).isfinite()
-        device = broken.device
-        if not collectives.all_reduce_max(int(broken.any()), device):
-            return
     names = [name for name, found in zip(gradients, broken.tolist(), strict=True) if found]
     where = (
         f"the gradient of {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
         if names
         else ("a gradient of another rank")
     )
-    keys = batches.suspects()
-    more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
-    read = f"; rank {collectives.rank()} read {', '.join(keys[:NAMED_KEYS])}{more}" if keys else ""
+    read = "".join(f"; {line}" for line in describe_ranks(batches))
     raise VirtueError(
         f"step {step}: {where} is not finite{read}; no weight was changed by it, and the last checkpoint stays: look at"
         " these samples with `virtue-pl doctor`, lower optimization.lr, or set trainer.precision to 32-true"
     )
+
+
+def describe_ranks(batches: ReadBatches) -> list[str]:
+    """Return what each rank read, in words: those first whose loss is not finite. Every rank must call it."""
+    found = collectives.gather_objects((not batches.has_broken_loss(), batches.suspects()))
+    ranks = sorted((fine, rank, keys) for rank, (fine, keys) in enumerate(found) if keys)
+    lines = [f"rank {rank} read {name_some(keys)}" for _, rank, keys in ranks]
+    return lines[:NAMED_RANKS] + ([f"{len(lines) - NAMED_RANKS} more ranks"] if len(lines) > NAMED_RANKS else [])
+
+
+def name_some(keys: list[str]) -> str:
+    """Return the first keys, and how many more there are."""
+    return ", ".join(keys[:NAMED_KEYS]) + (f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else "")
 
 
 def check_scale(scale: float, step: int, batches: ReadBatches) -> None:

@@ -13,13 +13,16 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from virtue_pl.engine.averages import RowAverages
 from virtue_pl.engine.checkpoint_io import write_whole_checkpoints
+from virtue_pl.engine.collectives import world_size
 from virtue_pl.engine.finite import ReadBatches, check_gradients, check_scale
 from virtue_pl.engine.fsdp import Sharding
 from virtue_pl.engine.optimizer import Optimization
 from virtue_pl.engine.step_seeds import StepSeeds, number_of_batch
+from virtue_pl.engine.unused_parameters import UnusedParameters
 from virtue_pl.engine.weight_files import load_pickled, load_safetensors
-from virtue_pl.types import Collator, VirtueError
+from virtue_pl.types import Collator, NoRows, VirtueError
 
 LIGHTNING_ATTRIBUTES = frozenset(vars(LightningModule())) - frozenset(vars(torch.nn.Module()))
 """Names of a LightningModule's own attributes: its trainer and the like."""
@@ -53,6 +56,16 @@ def finish_behind(constructor: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def pass_over_no_rows(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an evaluation step that does nothing with the batch of a rank without rows."""
+
+    @functools.wraps(step)
+    def step_of_rows(self: VirtueModule, batch: Any, *arguments: Any, **options: Any) -> Any:
+        return None if isinstance(batch, NoRows) else step(self, batch, *arguments, **options)
+
+    return step_of_rows
+
+
 class VirtueModule(LightningModule):
     """A LightningModule that is a part of a larger model, or the root of a run of its own.
 
@@ -78,6 +91,7 @@ class VirtueModule(LightningModule):
     not_in_fingerprint = LIGHTNING_ATTRIBUTES | {
         *("_hparams", "_hparams_initial", "_hparams_name"),
         *("optimization", "weights", "weights_prefix", "frozen", "sharding", "step_seeds", "read_batches", "is_loaded"),
+        *("unused_parameters", "averages", "in_progress_bar"),
     }
     """Names of attributes that outputs do not depend on (`features.fingerprints`)."""
 
@@ -96,10 +110,15 @@ class VirtueModule(LightningModule):
         self.sharding: Sharding | None = None
         self.step_seeds = StepSeeds()
         self.read_batches = ReadBatches()
+        self.unused_parameters = UnusedParameters()
+        self.averages = RowAverages()
+        self.in_progress_bar: set[str] = set()
         self.is_loaded = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        for step in {"validation_step", "test_step"} & vars(cls).keys():
+            setattr(cls, step, pass_over_no_rows(vars(cls)[step]))
         if "__init__" in vars(cls):
             cls.__init__ = finish_behind(vars(cls)["__init__"])  # type: ignore[method-assign]
 
@@ -154,8 +173,19 @@ class VirtueModule(LightningModule):
         self.train()
 
     def on_train_start(self) -> None:
-        """Fix the seed that the random numbers of all steps are drawn from."""
+        """Fix the seed that the random numbers of all steps are drawn from, and watch what ranks use of the module."""
         self.step_seeds.begin()
+        if world_size() > 1 and self.sharding is None:
+            self.unused_parameters.watch(parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def on_train_end(self) -> None:
+        """Watch the parameters no longer."""
+        self.unused_parameters.release()
+
+    def backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
+        """Note the loss and compute the gradients; on several ranks parameters that it does not use take part, too."""
+        self.read_batches.end(loss)
+        super().backward(self.unused_parameters.join(loss), *arguments, **options)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the generators for this batch on this rank."""
@@ -169,8 +199,10 @@ class VirtueModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Raise VirtueError where a gradient is not finite.
 
-        One that the precision's own scaler passes over is left to it, until its scale says that all are.
+        One that the precision's own scaler passes over is left to it, until its scale says that all are. Parameters
+        that no rank has used are left without a gradient, as in one process.
         """
+        self.unused_parameters.drop_gradients()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is None:
             trained = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
@@ -186,6 +218,28 @@ class VirtueModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the seed of a checkpoint."""
         self.step_seeds.load(checkpoint)
+
+    def average(self, name: str, mean: Tensor, rows: int, prog_bar: bool = False) -> None:
+        """Add the mean over a batch's rows to an average over an evaluation's, which is logged at its end.
+
+        Lightning's own averages over ranks want rows on each of them, and round half a row down.
+        """
+        self.averages.add(name, mean, rows)
+        if prog_bar:
+            self.in_progress_bar.add(name)
+
+    def log_averages(self) -> None:
+        """Log the averages over the rows of all ranks. Every rank must call it."""
+        for name, value in self.averages.compute(self.device).items():
+            self.log(name, value, prog_bar=name in self.in_progress_bar)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what validation averages."""
+        self.log_averages()
+
+    def on_test_epoch_end(self) -> None:
+        """Log what a test averages."""
+        self.log_averages()
 
     def sharded_layers(self) -> Sequence[nn.Module]:
         """Return the layers that FSDP2 shards one by one; none by default."""

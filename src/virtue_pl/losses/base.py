@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from virtue_pl.engine import collectives
 from virtue_pl.engine.module import VirtueModule
 from virtue_pl.types import Collator, EmbeddingBatch, ImageBatch
 
@@ -102,11 +104,17 @@ class EmbeddingLoss(VirtueModule):
         self.log_step("test", batch)
 
     def log_step(self, stage: str, batch: EmbeddingBatch) -> Tensor:
-        """Log the loss and the metrics as STAGE/NAME, and return the loss."""
-        output = self(self.adapt(batch))
-        self.log(f"{stage}/loss", output.loss, prog_bar=True, batch_size=len(batch), sync_dist=stage != "train")
-        for name, value in output.metrics.items():
-            self.log(f"{stage}/{name}", value, batch_size=len(batch), sync_dist=stage != "train")
+        """Log the loss and the metrics as STAGE/NAME, and return the loss.
+
+        Only in training do ranks have different pairs, and compare them: those held out are few, and each has them all.
+        """
+        with nullcontext() if stage == "train" else collectives.alone():
+            output = self(self.adapt(batch))
+        for name, value in {"loss": output.loss, **output.metrics}.items():
+            if stage == "train":
+                self.log(f"train/{name}", value, batch_size=len(batch), prog_bar=name == "loss")
+            else:
+                self.average(f"{stage}/{name}", value, len(batch), prog_bar=name == "loss")
         return output.loss
 
     @property

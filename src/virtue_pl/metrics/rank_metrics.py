@@ -39,6 +39,11 @@ class RankTable(Metric):
         self.names: dict[int, str] = {}
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
+    def reset(self) -> None:
+        """Forget all rows. A process may have none: that is no reason to warn in `compute`."""
+        super().reset()
+        self._update_count = 1
+
     def update(self, mode: str, ranked: SampleRanks) -> None:
         """Add the ranks that `sample_ranks` or `set_blind_ranks` returned, in the given mode."""
         hashes = {name: self._hash(name) for name in {mode, *ranked.tasks, *ranked.rankings, *ranked.keys}}

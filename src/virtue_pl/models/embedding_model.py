@@ -16,7 +16,7 @@ from virtue_pl.engine.module import VirtueModule
 from virtue_pl.engine.optimizer import Optimization
 from virtue_pl.engine.precision import check_precision
 from virtue_pl.losses.base import EmbeddingLoss
-from virtue_pl.metrics.rank_metrics import HitRate, RankTable
+from virtue_pl.metrics.rank_metrics import RankTable
 from virtue_pl.metrics.ranking import sample_ranks, set_blind_ranks
 from virtue_pl.preprocessing.input_formatters import InputFormatter
 from virtue_pl.types import (
@@ -56,7 +56,7 @@ class EmbeddingModel(VirtueModule):
 
     not_in_fingerprint = frozenset(
         {
-            *("loss", "gradient_cache", "formatter", "train_modes", "evaluation_modes", "hit_rate", "rank_table"),
+            *("loss", "gradient_cache", "formatter", "train_modes", "evaluation_modes", "rank_table"),
             "started_from",
         }
     )
@@ -65,7 +65,6 @@ class EmbeddingModel(VirtueModule):
     it has adapters, and its spec; None for another.
     """
     formatter: InputFormatter
-    hit_rate: HitRate
     rank_table: RankTable
 
     def __init__(
@@ -131,21 +130,22 @@ class EmbeddingModel(VirtueModule):
         return count_tokens(inputs)
 
     def setup(self, stage: str) -> None:
-        """Check the precision and create the metrics, which the root alone has."""
+        """Check the precision and create the table of ranks, which the root alone has."""
         super().setup(stage)
         check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
-        self.hit_rate, self.rank_table = HitRate(), RankTable()
+        self.rank_table = RankTable()
 
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Log hit@1 and the loss in the first evaluation mode, and return a `RankingOutput`."""
+        """Note hit@1 and the loss in the first evaluation mode, and return a `RankingOutput`."""
         output = self.rank(batch, self.encode(batch.candidates), batch.modes[:1])
         self.log_ranking_loss(batch, output)
-        self.hit_rate.update(sample_ranks(batch.samples, output.scores).in_ranking("hit@1"))
-        self.log("val/hit@1", self.hit_rate, prog_bar=True, batch_size=len(batch), add_dataloader_idx=False)
+        ranks = sample_ranks(batch.samples, output.scores).in_ranking("hit@1")
+        if len(ranks):
+            self.average("val/hit@1", (ranks < 1).double().mean(), len(ranks), prog_bar=True)
         return output
 
     def log_ranking_loss(self, batch: RankingBatch, output: RankingOutput) -> None:
-        """Log `val/loss`: that of each query among its own candidates, of the ranking hit@1.
+        """Add to `val/loss`: that of each query among its own candidates, of the ranking hit@1.
 
         Batches do not matter to it, so it compares across batch sizes, but not with `train/loss`, whose queries have
         all candidates of a batch. A loss without such a form logs none.
@@ -158,7 +158,7 @@ class EmbeddingModel(VirtueModule):
         chosen = index_tensors([list(indices) for indices in lists.values()], output.scores[0].device)
         loss = self.loss.ranking_loss([output.scores[row][rows] for row, rows in zip(lists, chosen, strict=True)])
         if loss is not None:
-            self.log("val/loss", loss, batch_size=len(lists), sync_dist=True, add_dataloader_idx=False)
+            self.average("val/loss", loss, len(lists))
 
     def test_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return a `RankingOutput`, and add every sample's ranks to `rank_table`.
@@ -177,6 +177,7 @@ class EmbeddingModel(VirtueModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add `started_from`, by which the checkpoint says what the model consists of, to a checkpoint."""
+        super().on_save_checkpoint(checkpoint)
         if self.started_from is not None:
             checkpoint["started_from"] = dict(self.started_from)
 

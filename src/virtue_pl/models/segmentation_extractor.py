@@ -158,18 +158,20 @@ class SegmentationExtractor(VirtueModule):
         self.scores = {}
 
     def validation_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add the batch's IoUs to `scores`, and log its loss."""
+        """Add the batch's IoUs to `scores`, and its loss to the average."""
         logits = self.score(batch)
         loss = self.mask_losses(logits, batch)["loss"]
-        self.log("val/loss", loss, batch_size=len(batch), sync_dist=True, add_dataloader_idx=False)
+        self.average("val/loss", loss, len(batch))
 
     def test_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.score(batch)
 
     def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
         self.log_scores("val")
 
     def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
         self.log_scores("test")
 
     def score(self, batch: RegionBatch) -> Float[Tensor, "prompts mask_height mask_width"]:

@@ -146,10 +146,7 @@ class Virtue(EmbeddingModel):
         assert self.loss is not None
         output = self.loss(EmbeddingBatch(queries, targets, negatives, batch.ids))
         self.log("train/alignment_loss", output.loss, prog_bar=True, batch_size=len(batch))
-        if collectives.world_size() == 1:
-            return output.loss
-        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
-        return collectives.with_unused_parameters(output.loss, trained)
+        return output.loss
 
     def align_queries(self, queries: EncoderBatch, common: Float[Tensor, " dim"]) -> Float[Tensor, "rows dim"]:
         """Return `common` plus the summary of each row's prompt, normalised; rows without a prompt are encoded.

@@ -80,19 +80,19 @@ class VisualPromptEncoder(VirtueModule):
         return loss
 
     def validation_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the mean IoU of the recovered boxes, and their loss."""
+        """Note the mean IoU of the recovered boxes, and their loss."""
         boxes = self.score("val", batch)
         loss = box_loss(boxes, batch.boxes)
-        self.log("val/loss", loss, batch_size=len(batch), sync_dist=True, add_dataloader_idx=False)
+        self.average("val/loss", loss, len(batch))
 
     def test_step(self, batch: RegionBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.score("test", batch)
 
     def score(self, stage: str, batch: RegionBatch) -> Float[Tensor, "prompts 4"]:
-        """Log `val/box_iou` or `test/box_iou`, the mean over all samples, and return the recovered boxes."""
+        """Add to `val/box_iou` or `test/box_iou`, the mean over all samples, and return the recovered boxes."""
         boxes = self.recover_boxes(batch)
         ious = box_iou(boxes, batch.boxes).diagonal()
-        self.log(f"{stage}/box_iou", ious.mean(), batch_size=len(batch), prog_bar=True, sync_dist=True)
+        self.average(f"{stage}/box_iou", ious.mean(), len(batch), prog_bar=True)
         return boxes
 
 

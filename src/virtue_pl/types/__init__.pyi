@@ -3,6 +3,7 @@ from .batches import Collator as Collator
 from .batches import EmbeddingBatch as EmbeddingBatch
 from .batches import EncoderBatch as EncoderBatch
 from .batches import ImageBatch as ImageBatch
+from .batches import NoRows as NoRows
 from .batches import PairBatch as PairBatch
 from .batches import PairIds as PairIds
 from .batches import RankingBatch as RankingBatch

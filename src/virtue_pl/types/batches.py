@@ -325,6 +325,19 @@ class RankingOutput(TensorDataclass):
 
 
 @dataclass(frozen=True, eq=False)
+class NoRows(TensorDataclass):
+    """The only batch of a rank that has no row of an evaluation: it takes part in what ranks do together behind it.
+
+    Example:
+        >>> len(NoRows())
+        0
+    """
+
+    def __len__(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
 class RegionBatch(TensorDataclass):
     """Prompts and the regions they point at, from which a prompt encoder or a segmentation model learns alone.
 

@@ -216,7 +216,8 @@ def recorded_metrics(model: LightningModule, names: set[str]) -> Iterator[None]:
     def log_dict(values: Any, *arguments: Any, **options: Any) -> None:
         names.update(values)
 
-    with patch.object(model, "log", log), patch.object(model, "log_dict", log_dict):
+    averages = patch.object(model, "average", log, create=True)
+    with patch.object(model, "log", log), patch.object(model, "log_dict", log_dict), averages:
         try:
             yield
         finally:

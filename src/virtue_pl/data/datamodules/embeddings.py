@@ -176,16 +176,17 @@ class EmbeddingDataModule(LightningDataModule):
         return self.trainer.current_epoch if self.trainer is not None else 0
 
     def loader(self, indices: torch.Tensor, seed: int | None) -> EmbeddingLoader:
-        """Return this rank's loader of the pairs at `indices`: in their order, or with a seed shuffled by epoch."""
+        """Return a loader of the pairs at `indices`: all in their order, or with a seed this rank's share."""
         rank = self.trainer.global_rank if self.trainer is not None else 0
-        return EmbeddingLoader(self.tensors, indices, self.batch_size, seed, self.current_epoch, rank, self.world_size)
+        of_ranks = (rank, self.world_size) if seed is not None else (0, 1)
+        return EmbeddingLoader(self.tensors, indices, self.batch_size, seed, self.current_epoch, *of_ranks)
 
     def train_dataloader(self) -> EmbeddingLoader:
         """Return the training pairs, in each epoch in an order of its own."""
         return self.loader(self.training, self.seed)
 
     def val_dataloader(self) -> EmbeddingLoader | list[Any]:
-        """Return the pairs held out; an empty list where there are none."""
+        """Return the pairs held out, all of them on each rank; an empty list where there are none."""
         return self.loader(self.validation, None) if len(self.validation) else []
 
     def test_dataloader(self) -> EmbeddingLoader | list[Any]:

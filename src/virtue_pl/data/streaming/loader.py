@@ -15,7 +15,7 @@ from virtue_pl.data.streaming.partition import ranking_batches, share_for_rank
 from virtue_pl.data.streaming.pipeline import ReaderInfo, ToSample
 from virtue_pl.data.streaming.readable_samples import collate_readable
 from virtue_pl.data.streaming.skip_log import SkipLog
-from virtue_pl.types import RankingSample, Sample, TensorDataclass, VirtueError
+from virtue_pl.types import NoRows, RankingSample, Sample, TensorDataclass, VirtueError
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +128,12 @@ class RankingStream(BatchStream):
 
     @property
     def num_batches(self) -> int:
+        """Return the number of batches of this rank; one of no rows, where other ranks have all rows."""
+        return max(self.num_own_batches, int(self.reader.world_size > 1))
+
+    @property
+    def num_own_batches(self) -> int:
+        """Return the number of batches of this rank's rows."""
         return sum(share.num_batches for share in self.shares.values())
 
     def samples(self, reader: ReaderInfo, log: SkipLog) -> Iterator[list[RankingSample]]:
@@ -141,6 +147,8 @@ class RankingStream(BatchStream):
             offset += share.num_batches
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
+        if not self.num_own_batches:
+            return iter([NoRows()] * (self.num_batches if reader.worker == 0 else 0))
         return (collate_readable(batch, self.collate, sample_key, log)[1] for batch in self.samples(reader, log))
 
 
