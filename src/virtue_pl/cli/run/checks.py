@@ -7,7 +7,6 @@ a batch, of which `fit` does what takes no time (`check_before_fit`).
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
@@ -146,17 +145,6 @@ def check_rows(model: LightningModule, data: Any, trainer: Trainer) -> None:
         return
     rankings = first_rows(data, "val", LOOKED_AT) if trainer.limit_val_batches else []
     try_collate(model.collator, first_rows(data, "train", LOOKED_AT), rankings)  # type: ignore[attr-defined]
-
-
-def check_processes(trainer: Trainer) -> None:
-    """Raise VirtueError where torchrun has started more processes than the trainer uses: each would train alone."""
-    started = os.environ.get("WORLD_SIZE", "1") if "LOCAL_RANK" in os.environ else "1"
-    if started.isdigit() and int(started) > 1 and trainer.world_size != int(started):
-        raise VirtueError(
-            f"trainer.devices gives {trainer.world_size} process{'es' * (trainer.world_size > 1)}, but torchrun has"
-            f" started {started} (WORLD_SIZE), which would each train by itself and write to one folder: set"
-            f" --trainer.devices to the processes of a machine, and --trainer.num_nodes, so that they are {started}"
-        )
 
 
 def check_metrics(trainer: Trainer, trial: Trial) -> None:
