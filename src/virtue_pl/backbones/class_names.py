@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from jaxtyping import Float
@@ -16,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from virtue_pl.backbones.pretrained import are_weights_skipped, readable_description
+from virtue_pl.engine.weight_files import load_safetensors
 from virtue_pl.features.fingerprints import fingerprint_of
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, replace_whole
 
 STORED_NAMES = "class_names-"
 """Beginning of the name of a file of stored embeddings; a fingerprint follows."""
@@ -97,7 +96,7 @@ def load_classifier(network: nn.Module, path: str | Path) -> None:
             " than tf_efficientnet_lite1), or set `weights: null` for random ones"
         )
     try:
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(load_safetensors(path))
     except RuntimeError as error:
         raise VirtueError(
             f"ClassNames.weights: {path} is not of {type(network).__name__} with its classifier:"
@@ -169,13 +168,8 @@ def read_embeddings(path: Path) -> Tensor | None:
 
 def store_embeddings(embeddings: Tensor, path: Path) -> None:
     """Write the embeddings under a name that no other process takes, and move the file to `path`."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
+    with replace_whole(path) as temporary:
         temporary.write_bytes(save({"embeddings": embeddings.contiguous()}))
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @torch.no_grad()

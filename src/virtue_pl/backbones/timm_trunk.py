@@ -8,9 +8,9 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float, Shaped
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from virtue_pl.engine.weight_files import load_safetensors
 from virtue_pl.types import VirtueError
 
 
@@ -71,7 +71,7 @@ def load_trunk_weights(network: nn.Module, path: str | Path) -> None:
             f"backbone weights {path} are not there: run `virtue-pl fetch weights` (with --trunk NAME for another than"
             " tf_efficientnet_lite1), or set `weights: null` for random ones"
         )
-    state = load_file(path)
+    state = load_safetensors(path)
     missing = [name for name in network.state_dict() if name not in state]
     if missing:
         raise VirtueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from virtue_pl.features.shard_file import TYPES, StoredTensor, header
-from virtue_pl.types import EmbeddingBatch, VirtueError
+from virtue_pl.types import EmbeddingBatch, VirtueError, replace_whole
 
 ROWS = "negative_rows"
 """Name of the rows of each negative's query, which are counted on from batch to batch."""
@@ -115,16 +114,13 @@ class EmbeddingFile:
     def save(self) -> None:
         """Write the file under a temporary name that is then replaced, and give the columns up."""
         ordered = dict(sorted(self._columns.items(), key=lambda column: (-width(column[1]), column[0])))
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         try:
-            with temporary.open("wb") as file:
+            with replace_whole(self.path) as temporary, temporary.open("wb") as file:
                 file.write(header(ordered, {}))
                 for name in ordered:
                     self._files[name].seek(0)
                     shutil.copyfileobj(self._files[name], file)
-            os.replace(temporary, self.path)
         finally:
-            temporary.unlink(missing_ok=True)
             self.close()
 
     def close(self) -> None:

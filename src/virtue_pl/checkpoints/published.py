@@ -23,7 +23,8 @@ from virtue_pl.checkpoints.keys import HEAD, PROJECT, REDUCE, from_published, to
 from virtue_pl.checkpoints.model_card import read_license
 from virtue_pl.checkpoints.release import CheckpointSpec
 from virtue_pl.checkpoints.sam2_release import check_sizes, find_checkpoint, read_checkpoint, read_sizes
-from virtue_pl.checkpoints.tensor_files import MODEL_FILES, load_pickled, read_json, read_tensors
+from virtue_pl.checkpoints.tensor_files import MODEL_FILES, read_json, read_tensors
+from virtue_pl.engine.weight_files import load_pickled
 from virtue_pl.types import VirtueError
 
 SETTINGS = "virtue_sam"

@@ -15,7 +15,8 @@ from virtue_pl.checkpoints.adapter_folder import Adapters, AdapterSettings, grou
 from virtue_pl.checkpoints.folder import arguments, is_weights, rename_models, without_weights
 from virtue_pl.checkpoints.keys import ADAPTER, HEAD, adapter_name_here, sam2_from_published
 from virtue_pl.checkpoints.release import IN_FOLDER, CheckpointSpec
-from virtue_pl.checkpoints.tensor_files import MODEL_FILES, load_pickled, read_tensors
+from virtue_pl.checkpoints.tensor_files import MODEL_FILES, read_tensors
+from virtue_pl.engine.weight_files import load_pickled
 from virtue_pl.types import VirtueError
 
 CONFIG_FILE = "config.yaml"

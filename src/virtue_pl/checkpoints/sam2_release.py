@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor
 
 from virtue_pl.checkpoints.keys import sam2_from_published
-from virtue_pl.checkpoints.tensor_files import load_pickled
+from virtue_pl.engine.weight_files import load_pickled
 from virtue_pl.types import VirtueError
 
 BASE_PLUS = {

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from virtue_pl.engine.weight_files import load_pickled, load_safetensors
 from virtue_pl.types import VirtueError
 
 MODEL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-
-DAMAGE = (
-    *(AttributeError, EOFError, LookupError, OSError, OverflowError, RuntimeError, TypeError, ValueError),
-    *(SafetensorError, struct.error),
-)
-"""Errors that safetensors' and torch's readers raise over files that are cut, empty or of another kind."""
 
 
 def read_tensors(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -62,35 +51,11 @@ def read_shards(index: Path) -> dict[str, Tensor]:
 
 def read_file(path: Path) -> dict[str, Tensor]:
     """Return one file's tensors by name. Raises VirtueError for anything else in it."""
-    found = read_checked(path, load_file) if path.suffix == ".safetensors" else load_pickled(path)
+    found = load_safetensors(path) if path.suffix == ".safetensors" else load_pickled(path)
     for name, value in found.items():
         if not isinstance(value, Tensor):
             raise VirtueError(f"{path}: {name!r} is a {type(value).__name__}, expected tensors by name")
     return found
-
-
-def load_pickled(path: Path) -> Any:
-    """Return the tensors and plain values of a `.bin`, `.pt` or `.pth` file.
-
-    Raises VirtueError for anything else in it, which is not run.
-    """
-    return read_checked(path, lambda file: torch.load(file, map_location="cpu", weights_only=True))
-
-
-def read_checked(path: Path, read: Callable[[Path], Any]) -> Any:
-    """Return the content of a file of weights. Raises VirtueError where it is absent, damaged or not allowed."""
-    if not path.is_file():
-        raise VirtueError(f"{path} is not there, expected a file of weights")
-    try:
-        return read(path)
-    except UnpicklingError as error:
-        raise VirtueError(
-            f"{path} is no file of weights, or holds more than tensors and plain values, and is not read: convert it to"
-            " safetensors where you trust it"
-        ) from error
-    except DAMAGE as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise VirtueError(f"{path} is damaged or no file of weights: {reason}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -34,8 +33,9 @@ from virtue_pl.cli.run.folder import (
     log_settings,
     settings_of,
 )
+from virtue_pl.cli.run.last_checkpoint import replace_damaged_last
 from virtue_pl.cli.run.trainer import AutoPrecisionTrainer
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, replace_whole
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
 clean_replaced_classes()
@@ -77,13 +77,11 @@ class SaveRunConfig(SaveConfigCallback):
         if self.already_saved or not trainer.is_global_zero or folder is None:
             return
         path = Path(folder) / self.config_filename
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         text = self.parser.dump(self.config, skip_unset=False)
         text = f"# started in {Path.cwd()}\n{text}"  # what relative paths are relative to
-        temporary.write_text(text)
-        keep_earlier(path, text)
-        temporary.replace(path)
+        with replace_whole(path) as temporary:
+            temporary.write_text(text)
+            keep_earlier(path, text)
         self.already_saved = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -166,6 +164,7 @@ class VirtueCLI(LightningCLI):
             check_folder(self.config)
         if self.config.get("ckpt_path") == "best":
             self.config.ckpt_path = str(best_checkpoint(self.config))
+        replace_damaged_last(self.config, self.command)
 
     def instantiate_classes(self) -> None:
         try:

@@ -1,3 +1,4 @@
+from .checkpoint_io import WholeCheckpointIO as WholeCheckpointIO
 from .fsdp import Sharding as Sharding
 from .gradient_cache import ChunkEncoder as ChunkEncoder
 from .gradient_cache import FullBatch as FullBatch

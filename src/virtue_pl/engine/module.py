@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from virtue_pl.engine.checkpoint_io import write_whole_checkpoints
 from virtue_pl.engine.finite import ReadBatches, check_gradients, check_scale
 from virtue_pl.engine.fsdp import Sharding
 from virtue_pl.engine.optimizer import Optimization
 from virtue_pl.engine.step_seeds import StepSeeds, number_of_batch
+from virtue_pl.engine.weight_files import load_pickled, load_safetensors
 from virtue_pl.types import Collator, VirtueError
 
 LIGHTNING_ATTRIBUTES = frozenset(vars(LightningModule())) - frozenset(vars(torch.nn.Module()))
@@ -144,6 +145,10 @@ class VirtueModule(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         return self.optimization.configure(self, sys.maxsize if steps == float("inf") else int(steps))
 
+    def setup(self, stage: str) -> None:
+        """Have the trainer write its checkpoints whole or not at all."""
+        write_whole_checkpoints(self.trainer)
+
     def on_fit_start(self) -> None:
         """Set training mode, but for what is frozen: Lightning trains modules in the mode in which they come."""
         self.train()
@@ -228,14 +233,20 @@ class VirtueModule(LightningModule):
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file or of a checkpoint, which is read without unpickling code."""
+    """Return the tensors of a safetensors file or of a checkpoint, which is read without unpickling code.
+
+    Raises VirtueError where it is absent, damaged, or holds anything else.
+    """
     path = Path(path)
     if not path.is_file():
         raise VirtueError(f"weights: {path} is not there; train that part first, or change `weights`")
     if path.suffix == ".safetensors":
-        return load_file(path)
-    state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(state.get("state_dict", state))
+        return load_safetensors(path)
+    content = load_pickled(path)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise VirtueError(f"weights: {path} holds no tensors by name, expected a checkpoint (.ckpt) or safetensors")
+    return dict(state)
 
 
 def load_weights(module: torch.nn.Module, path: str | Path, prefix: str) -> None:

@@ -302,8 +302,8 @@ class FlushEmbeddings(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the embeddings that are in memory."""
-        if isinstance(pl_module, Evaluator) and pl_module.embedder is not None:
-            pl_module.store.flush()
+        if isinstance(pl_module, Evaluator) and (store := vars(pl_module).get("store")) is not None:
+            store.flush()
 
 
 class DeferredCollator:

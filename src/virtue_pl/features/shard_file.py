@@ -13,6 +13,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from virtue_pl.types import replace_whole
+
 TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 """Names of the stored dtypes in a safetensors header."""
 ALIGNMENT = 8
@@ -72,15 +74,12 @@ class FeatureFileWriter:
     def save(self, metadata: Mapping[str, str]) -> None:
         """Write the file, with `metadata` in its header, and give the writer up."""
         ordered = dict(sorted(self._tensors.items()))
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            with temporary.open("wb") as file:
+            with replace_whole(self.path) as temporary, temporary.open("wb") as file:
                 file.write(header(ordered, metadata))
                 for tensor in ordered.values():
                     self._copy(tensor, file)
-            os.replace(temporary, self.path)
         finally:
-            temporary.unlink(missing_ok=True)
             self.close()
 
     def _copy(self, tensor: StoredTensor, file: BinaryIO) -> None:

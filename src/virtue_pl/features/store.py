@@ -8,7 +8,6 @@ and which shards they cover.
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from virtue_pl.features.shard_file import FeatureFileWriter
-from virtue_pl.types import NO_FEATURES, ImageFeatures, VirtueError
+from virtue_pl.types import NO_FEATURES, ImageFeatures, VirtueError, replace_whole
 
 FORMAT_NAME = "virtue_pl features "
 FORMAT = f"{FORMAT_NAME}2"
@@ -194,10 +193,9 @@ class FeatureIndex:
 
     def write(self, folder: Path) -> None:
         """Write the index into the folder, under a temporary name that is then replaced."""
-        temporary = folder / f".{INDEX}.{os.getpid()}"
         content = {INDEX_KEYS.get(name, name): value for name, value in asdict(self).items()}
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / INDEX)
+        with replace_whole(folder / INDEX) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> FeatureIndex:
@@ -318,7 +316,13 @@ class StoredFeatures:
             path = features_path(self.folder, shard)
             if self.provenance is not None and not is_stored(path, self.provenance):
                 raise VirtueError(f"features: {path} is not there: run `lightning predict` again to store it")
-            file = safe_open(path, "pt")
+            try:
+                file = safe_open(path, "pt")
+            except (OSError, SafetensorError) as error:
+                raise VirtueError(
+                    f"features: {path} is no file of stored features ({error}): delete it, and run `lightning predict`"
+                    " again"
+                ) from error
             self._open[shard] = file, frozenset(file.keys())
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)

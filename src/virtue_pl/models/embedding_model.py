@@ -132,6 +132,7 @@ class EmbeddingModel(VirtueModule):
 
     def setup(self, stage: str) -> None:
         """Check the precision and create the metrics, which the root alone has."""
+        super().setup(stage)
         check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
         self.hit_rate, self.rank_table = HitRate(), RankTable()
 

@@ -40,3 +40,5 @@ from .tensors import cast as cast
 from .tensors import index_tensors as index_tensors
 from .tensors import move as move
 from .tensors import pin as pin
+from .whole_files import remove_left_behind as remove_left_behind
+from .whole_files import replace_whole as replace_whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,14 +243,55 @@ def test_a_damaged_checkpoint_is_one_line(
 ) -> None:
     assert run("fit", []) == 0
     last = tmp_path / "run/checkpoints/last.ckpt"
-    whole = last.read_bytes()
-    last.unlink()
-    parts = {"empty": b"", "half": whole[: len(whole) // 2], "nearly": whole[:-1], "zip": b"PK\x03\x04"}
-    last.mkdir() if how == "folder" else last.write_bytes(parts[how])
+    damage(last, how)
     capsys.readouterr()
-    assert run(command, [], "--ckpt_path", "last", *(("--trainer.max_epochs", "3") if command == "fit" else ())) == 1
+    longer = ("--trainer.max_epochs", "3") if command == "fit" else ()
+    assert run(command, [], "--ckpt_path", str(last), *longer) == 1
     told = capsys.readouterr().err.splitlines()[-1]
     assert f"{command}: the checkpoint is cut, empty or of another kind" in told or "last.ckpt is not there" in told
+
+
+def damage(path: Path, how: str) -> None:
+    """Cut a checkpoint, or put something else in its place."""
+    whole = path.read_bytes()
+    path.unlink()
+    parts = {"empty": b"", "half": whole[: len(whole) // 2], "nearly": whole[:-1], "zip": b"PK\x03\x04"}
+    path.mkdir() if how == "folder" else path.write_bytes(parts[how])
+
+
+@pytest.mark.parametrize("how", ["half", "folder"])
+def test_where_the_last_checkpoint_is_damaged_the_newest_whole_one_is_taken(
+    run: Callable[..., int], tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", []) == 0
+    folder = tmp_path / "run/checkpoints"
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    (newest,) = (path for path in folder.glob("epoch*.ckpt"))
+    assert [torch.load(path, weights_only=True)["global_step"] for path in (best, newest)] == [4, 8]
+    damage(last, how)
+    (folder / "notes.ckpt").write_text("no checkpoint")
+    for taken, step in ((newest, 8), (best, 4)):
+        for command in ("validate", "fit"):
+            capsys.readouterr()
+            assert run(command, [], "--ckpt_path", "last", "--trainer.max_steps", str(step)) == 0
+            told = capsys.readouterr().err
+            assert f"virtue-pl: {command}: {last} is damaged (it" in told
+            assert f"going on from {taken}, of step {step}" in told
+        damaged = last if last.exists() else folder
+        assert damaged.exists()
+        if taken == newest:
+            again = [path for path in folder.glob("*.ckpt") if path not in (best, last)]
+            for path in again:
+                path.write_bytes(b"")
+            shutil.rmtree(last) if last.is_dir() else last.unlink()
+            last.write_bytes(b"")
+    best.write_bytes(b"")
+    last.write_bytes(b"")
+    capsys.readouterr()
+    assert run("fit", [], "--ckpt_path", "last", "--trainer.max_epochs", "3") == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert f"fit: {last} is damaged (it is cut, empty or no checkpoint" in told and "the 3 others beside it" in told
+    assert "`--shared.run FOLDER`" in told
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {

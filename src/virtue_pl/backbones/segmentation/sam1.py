@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from virtue_pl.backbones.segmentation.base import PromptEncoder, SegmentationBackbone
 from virtue_pl.backbones.segmentation.prompt_tokens import dense_embeddings, sparse_tokens
 from virtue_pl.backbones.strict_weights import load_parts
+from virtue_pl.engine.weight_files import load_pickled
 from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.preprocessing.prompts import grid_points
 from virtue_pl.types import FeatureWidths, PromptBatch, PromptTokens, SegmentFeatures, VirtueError, cast
@@ -218,12 +218,9 @@ def load_sam1(parts: Mapping[str, nn.Module], weights: str | Path) -> None:
         raise VirtueError(
             f"weights: {weights} is not there, expected SAM's checkpoint (.pth), or null for random weights"
         )
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
-    except UnpicklingError as error:
-        raise VirtueError(
-            f"weights: {weights} holds more than tensors, or is no checkpoint of PyTorch; expected SAM's (.pth)"
-        ) from error
+    state = load_pickled(weights, mmap=True)
+    if not isinstance(state, Mapping):
+        raise VirtueError(f"weights: {weights} holds a {type(state).__name__}, expected SAM's tensors by name (.pth)")
     strange = sorted(name for name in state if not name.startswith(PARTS))
     if strange:
         raise VirtueError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from virtue_pl.backbones.hub_models import check_available
 from virtue_pl.backbones.strict_weights import load_parts
+from virtue_pl.engine.weight_files import load_pickled
 from virtue_pl.types import VirtueError
 
 RENAMES = (
@@ -65,8 +66,8 @@ def read_sam2(weights: str) -> dict[str, Tensor]:
             f"weights: {weights} is not there, expected SAM 2's checkpoint or a folder of transformers' Sam2; null for"
             " random weights"
         )
-    state = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
-    if "model" not in state:
+    state = load_pickled(weights, mmap=True)
+    if not isinstance(state, Mapping) or not isinstance(state.get("model"), Mapping):
         raise VirtueError(f"weights: {weights} has no entry 'model', expected an original SAM 2 checkpoint")
     return rename_tensors({name: tensor for name, tensor in state["model"].items() if not VIDEO_TENSORS.match(name)})
 

@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 from virtue_pl.data.conversion.own_sources import OwnSource
 from virtue_pl.data.conversion.text_rows import SourceRow
 from virtue_pl.data.formats.own_rows import OwnRow, RowOptions, read_row
-from virtue_pl.data.io.atomic import replace_whole
-from virtue_pl.types import DataError, VirtueError
+from virtue_pl.types import DataError, VirtueError, replace_whole
 
 ROWS_PER_WRITE = 2_000
 TABLE = pa.schema(

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from virtue_pl.data.doctor.checks import Box, Finding, ReadImage
-from virtue_pl.data.io.atomic import replace_whole
+from virtue_pl.types import replace_whole
 
 TILE, CAPTION, COLUMNS = 200, 44, 6
 """Size of a square tile and height of the lines below it, in pixels; tiles in a row."""

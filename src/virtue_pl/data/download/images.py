@@ -20,9 +20,9 @@ from pathlib import Path
 from rich.console import Console
 
 from virtue_pl.data.download.weights import fetch_weights
-from virtue_pl.data.io.atomic import has_checksum, read_json, replace_whole, write_json
+from virtue_pl.data.io.atomic import has_checksum, read_json, write_json
 from virtue_pl.data.scenes import catalogue
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, replace_whole
 
 __all__ = ["AptListsMissing", "AptMissing", "DownloadReport", "ImagesUnavailable", "fetch_images", "fetch_weights"]
 

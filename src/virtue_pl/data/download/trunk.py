@@ -9,8 +9,7 @@ import timm
 from safetensors.torch import save
 
 from virtue_pl.backbones.hub_models import hub_problem
-from virtue_pl.data.io.atomic import replace_whole
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, replace_whole
 
 
 def fetch_trunk(name: str, cache: str | Path) -> Path:

@@ -22,8 +22,8 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
-from virtue_pl.data.io.atomic import has_checksum, read_json, replace_whole, sha256, write_json
-from virtue_pl.types import VirtueError
+from virtue_pl.data.io.atomic import has_checksum, read_json, sha256, write_json
+from virtue_pl.types import VirtueError, replace_whole
 
 LITE1_STAGES = (1, 3, 3, 4, 4, 5, 1)
 """Blocks in each stage of EfficientNet-Lite1."""
@@ -187,7 +187,10 @@ def _replace_folder(contents: Mapping[str, bytes], folder: Path) -> None:
     """Write a folder of files, which replaces `folder` when it is whole."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
-    for name, content in contents.items():
-        (temporary / name).write_bytes(content)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    try:
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

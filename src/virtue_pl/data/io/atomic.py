@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from virtue_pl.types import replace_whole
+
 JUST_NOW = 2_000_000_000
 """Nanoseconds for which a file counts as written just now."""
-
-
-@contextmanager
-def replace_whole(path: Path) -> Iterator[Path]:
-    """Provide a temporary path beside `path`, which replaces `path` if the block succeeds, and is removed if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from virtue_pl.data.io.atomic import read_json, replace_whole, write_json
+from virtue_pl.data.io.atomic import read_json, write_json
 from virtue_pl.data.scenes.config import SPLITS, SceneConfig
 from virtue_pl.data.scenes.library import SceneLibrary
 from virtue_pl.data.scenes.mmeb.tasks import NOTES, TASKS
 from virtue_pl.data.scenes.shapes import draw_shapes
 from virtue_pl.data.scenes.stamps import load_stamps, stamp_contents
 from virtue_pl.data.scenes.tables.sheets import Sheet, sheets_of
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, replace_whole
 from virtue_pl.types.fingerprints import hash_values, library_versions
 
 FORMAT = 1

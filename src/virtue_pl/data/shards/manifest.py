@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -25,7 +24,7 @@ from virtue_pl.data.io.atomic import first_sha256
 from virtue_pl.data.io.cache import CacheOptions
 from virtue_pl.data.io.remote import RemoteFolder, is_remote
 from virtue_pl.features.store import StoredFeatures
-from virtue_pl.types import VirtueError, suggest_path
+from virtue_pl.types import VirtueError, replace_whole, suggest_path
 
 FORMAT = "virtue_pl shards 1"
 MANIFEST = "manifest.json"
@@ -123,9 +122,8 @@ class Manifest:
             "pictures": self.images,
             "fingerprint": self.fingerprint,
         }
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replace_whole(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def check_totals(self, content: Mapping[str, Any]) -> None:
         """Raise ValueError where the shards are not those that `write` summed up in `content`."""

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from virtue_pl.data.io.atomic import replace_whole
 from virtue_pl.data.shards.manifest import Shard, ShardFolder
 from virtue_pl.data.shards.record_index import RecordIndex, read_members
 from virtue_pl.data.shards.records import read_record
-from virtue_pl.types import DataError, VirtueError
+from virtue_pl.types import DataError, VirtueError, replace_whole
 
 TARGETS = "targets.safetensors"
 """File beside shards of pairs: `targets`, one digest a row in the order of the shards, with a checksum of

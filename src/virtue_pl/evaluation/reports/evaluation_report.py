@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -146,13 +145,11 @@ class EvaluationReport:
 
         lengths: number of rows of each set.
         """
-        whole = self.folder / f".predictions.{os.getpid()}.part"
-        with ExitStack() as files:
+        with replace_whole(self.folder / "predictions.jsonl") as whole, ExitStack() as files:
             parts = [files.enter_context(self.part(rank).open("rb")) for rank in range(world_size)]
             file = files.enter_context(whole.open("wb"))
             for length in lengths:
                 file.writelines(next(parts[row % world_size]) for row in range(length))
-        os.replace(whole, self.folder / "predictions.jsonl")
         for rank in range(world_size):
             self.part(rank).unlink()
 

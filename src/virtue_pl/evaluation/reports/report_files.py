@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, replace_whole
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -19,10 +18,8 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write beside `path` first and then move, so that no reader ever finds half a file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replace_whole(path) as temporary:
+        temporary.write_bytes(content)
     return path
 
 

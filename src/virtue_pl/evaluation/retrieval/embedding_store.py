@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from virtue_pl.types import VirtueError
+from virtue_pl.types import VirtueError, replace_whole
 
 ROWS_A_PART, SECONDS_A_PART = 4096, 20.0
 """Rows and seconds after which a part is written: the most that a killed process loses."""
@@ -83,11 +82,9 @@ class EmbeddingStore:
         keys = [key for of_batch, _ in self._buffer for key in of_batch]
         embeddings = torch.cat([rows for _, rows in self._buffer])
         name = f"part-{uuid4().hex}.safetensors"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.{os.getpid()}"
         metadata = {"keys": json.dumps(keys), "model": self.folder.name, "sha256": checksum(embeddings)}
-        save_file({"embeddings": embeddings}, temporary, metadata)
-        os.replace(temporary, self.folder / name)
+        with replace_whole(self.folder / name) as temporary:
+            save_file({"embeddings": embeddings}, temporary, metadata)
         self._register(name, keys, embeddings)
         self._buffer, self._written = [], time.monotonic()
 
