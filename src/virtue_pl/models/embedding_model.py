@@ -177,6 +177,7 @@ class EmbeddingModel(VirtueModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add `started_from`, by which the checkpoint says what the model consists of, to a checkpoint."""
+        super().on_save_checkpoint(checkpoint)
         if self.started_from is not None:
             checkpoint["started_from"] = dict(self.started_from)
 
