@@ -88,12 +88,13 @@ class RecordingConnector(_CheckpointConnector):
 
     def describe(self) -> dict[str, Plain]:
         """Return what the run is made of, by name: its settings, its rows, and what was chosen for this machine."""
-        return describe_run(self.settings, self.trainer)
+        return describe_run(self.settings, self.trainer, self.trainer.lightning_module, self.trainer.datamodule)  # type: ignore[attr-defined]
 
 
-def describe_run(settings: Mapping[str, Plain], trainer: Trainer) -> dict[str, Plain]:
+def describe_run(
+    settings: Mapping[str, Plain], trainer: Trainer, model: LightningModule, data: Any
+) -> dict[str, Plain]:
     """Return what a run is made of, by name: its settings as they were resolved, its rows, and versions."""
-    model, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     resolved: dict[str, Plain | None] = {
         "trainer.accelerator": trainer.strategy.root_device.type,
         "trainer.devices": trainer.num_devices,
