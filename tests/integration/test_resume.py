@@ -20,7 +20,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
+from fixtures.rank_processes import run_ranks
 from fixtures.scar_files import write_scar
+from resume.cases import Case, all_cases, covering_cases, pairs_of
+from resume.compare import run_case
+from resume.training import write_shards
 from virtue_pl.callbacks.checkpoint import LastCheckpoint
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.data.datamodules.scar import SCaRDataModule
@@ -230,3 +234,25 @@ def merge(before: list[Any], after: list[Any], validation: int = VALIDATION) -> 
     seen = [note for note in before if note[0] == "validation"]
     found = before + [note for note in after if note not in seen]
     return [note for note in found if note[0] != "validation" or note[1] % validation == 0]
+
+
+def test_the_covering_cases_have_every_pair_and_are_few() -> None:
+    cases = covering_cases()
+    assert set().union(*map(pairs_of, cases)) == set().union(*map(pairs_of, all_cases()))
+    assert len(all_cases()) == 144 and len(cases) <= 20 and cases == covering_cases()
+
+
+@pytest.mark.ddp
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("kill -9", 1, 2, "mixture", "gradient cache"),
+        Case("SIGTERM", 2, 1, "SCaR", "whole batch"),
+    ],
+    ids=lambda case: case.name,
+)
+def test_a_case_of_make_test_resume(tmp_path: Path, case: Case) -> None:
+    run_ranks(tmp_path / "shards", write_shards, tmp_path / "shards", number=1)
+    (tmp_path / "case").mkdir()
+    assert run_case(case, tmp_path / "shards", tmp_path / "whole", tmp_path / "case")["problem"] == ""
