@@ -1,4 +1,4 @@
-"""What a run is made of, written into its checkpoints, and compared where it goes on from one.
+"""Record of what a run is made of, written into its checkpoints, and compared where it goes on from one.
 
 Settings count by name, whatever they are; training rows by their shards and order, which a place in them is a place of.
 """
