@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,7 @@ def train(
         start: the checkpoint to go on from.
         saves: each step that the case goes on from.
     """
+    warnings.simplefilter("default")  # pytest's errors, in a process that it forked: advice on workers, and the like
     seed_everything(7, verbose=False)
     model, data = make_model(case), make_data(case, shards)
     data.connect(model.collator)
