@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablations test test-matrix test-network fuzz lint types bench figure format clean
+.PHONY: help setup quickstart ablations test test-matrix test-resume test-network fuzz lint types bench figure format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,6 +26,9 @@ test: $(STAMP) ## all tests
 
 test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation backbone
 	$(BIN)/python -m pytest -q -m "matrix or not matrix" tests/integration/matrix $(ARGS)
+
+test-resume: $(STAMP) ## runs that are stopped and go on, every pair of how and with what; ARGS=--all for every case
+	PYTHONPATH=tests $(BIN)/python tests/resume/run.py $(ARGS)
 
 test-network: $(STAMP) ## the documented commands that download something, and the whole quickstart
 	$(BIN)/python -m pytest -q -m network tests/docs $(ARGS)

@@ -9,9 +9,9 @@ import pytest
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "src" / "virtue_pl"
-OTHER_FOLDERS = {"fixtures", "fuzz", "integration", "golden", "docs"}
-"""Folders beside the mirror: makers of models and files, what `make fuzz` runs, tests across packages, recorded
-outputs, tests of pages.
+OTHER_FOLDERS = {"fixtures", "fuzz", "resume", "integration", "golden", "docs"}
+"""Folders beside the mirror: makers of models and files, what `make fuzz` and `make test-resume` run, tests across
+packages, recorded outputs, tests of pages.
 """
 OF_THE_REPOSITORY = {
     *("test_architecture", "test_docstrings", "test_environment", "test_faces", "test_mirror", "test_vocabulary"),
@@ -34,7 +34,7 @@ def misplaced(files: list[Path], package: Path) -> Iterator[str]:
         module = path.stem.removeprefix("test_")
         folder = package / path.parent
         is_test = path.name.startswith("test_")
-        if path.parts[0] in ("fixtures", "fuzz"):
+        if path.parts[0] in ("fixtures", "fuzz", "resume"):
             if is_test:
                 yield f"{path}: a test among the fixtures"
         elif not is_test:

@@ -28,11 +28,19 @@ class LastCheckpoint(Callback):
         >>> trainer = Trainer(callbacks=[checkpoints, LastCheckpoint()])
     """
 
+    def __init__(self) -> None:
+        self._validated_at = 0
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and not isinstance(trainer.checkpoint_callback, ModelCheckpoint):
             raise VirtueError(
                 "LastCheckpoint found no ModelCheckpoint to save beside: set `trainer.enable_checkpointing` to true"
             )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the training batch behind which a validation came to its end."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validated_at = batches_begun(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
@@ -42,27 +50,13 @@ class LastCheckpoint(Callback):
             self.save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say in a checkpoint of an epoch that was counted whether it was whole, so that the next run begins there.
-
-        Where training ends, Lightning counts the epoch although it may be in its middle, and has not yet begun to count
-        the next one's batches although it may be whole.
-        """
+        """Say in a checkpoint whether a validation is due, and where the next epoch begins."""
         loop = checkpoint.get("loops", {}).get("fit_loop")
         if not loop or trainer.state.fn != TrainerFn.FITTING:
             return
-        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-        if not epochs["current"]["started"] or epochs["current"]["completed"] != epochs["current"]["started"]:
-            return
-        if not batches["current"]["ready"]:
-            return
-        if batches["current"]["ready"] < trainer.num_training_batches:
-            for counts in epochs.values():
-                counts["processed"] -= 1
-                counts["completed"] -= 1
-            checkpoint["epoch"] -= 1
-        else:
-            batches["current"] = dict.fromkeys(batches["current"], 0)
-            batches["is_last_batch"] = False
+        if self._validated_at != batches_begun(trainer) and is_validation_due(trainer):
+            mark_validation_due(loop)
+        checkpoint["epoch"] -= uncount_epoch(loop, trainer.num_training_batches)
 
     @staticmethod
     def save(trainer: Trainer) -> None:
@@ -71,6 +65,58 @@ class LastCheckpoint(Callback):
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath:
             name = checkpoint.CHECKPOINT_NAME_LAST + checkpoint.FILE_EXTENSION
             trainer.save_checkpoint(Path(checkpoint.dirpath) / name, weights_only=False)  # the optimizer's state, too
+
+
+def batches_begun(trainer: Trainer) -> int:
+    """Return the number of training batches that were begun so far, over all epochs."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
+
+
+def is_validation_due(trainer: Trainer) -> bool:
+    """Return whether a validation comes behind the last training batch; one that has come counts, too."""
+    epochs, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    if not batches_begun(trainer) or epochs._data_fetcher is None:
+        return False
+    if not epoch_loop._should_check_val_fx(epochs._data_fetcher):
+        return False
+    epoch_loop.val_loop.setup_data()
+    return not epoch_loop.val_loop.skip
+
+
+def mark_validation_due(loop: dict[str, Any]) -> None:
+    """Have a run that goes on from a checkpoint's state of the fit loop validate before it trains.
+
+    Lightning validates first only where a validation was begun and left between two hooks of a batch. A checkpoint of a
+    step is saved before the validation behind it, and SIGTERM ends a validation behind a batch: those would be lost.
+    """
+    batches, validated = loop["epoch_loop.batch_progress"], loop["epoch_loop.val_loop.batch_progress"]
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] = counts["processed"]
+    done = validated["total"]["completed"]
+    validated["total"] = {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
+    validated["current"] = dict.fromkeys(validated["current"], 0)
+    validated["is_last_batch"] = False
+
+
+def uncount_epoch(loop: dict[str, Any], num_batches: float) -> int:
+    """Say in a checkpoint's state of the fit loop whether an epoch that was counted was whole; return 1 if it was not.
+
+    Where training ends, Lightning counts the epoch although it may be in its middle, and has not yet begun to count the
+    next one's batches although it may be whole.
+    """
+    epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    if not epochs["current"]["started"] or epochs["current"]["completed"] != epochs["current"]["started"]:
+        return 0
+    if not batches["current"]["ready"]:
+        return 0
+    if batches["current"]["ready"] < num_batches:
+        for counts in epochs.values():
+            counts["processed"] -= 1
+            counts["completed"] -= 1
+        return 1
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+    batches["is_last_batch"] = False
+    return 0
 
 
 class BestCheckpoint(ModelCheckpoint):

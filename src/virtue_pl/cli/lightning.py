@@ -36,12 +36,15 @@ from virtue_pl.cli.run.folder import (
     settings_of,
 )
 from virtue_pl.cli.run.last_checkpoint import describe_saved, replace_damaged_last
+from virtue_pl.cli.run.resume import RecordingConnector, check_allowed
 from virtue_pl.cli.run.trainer import AutoPrecisionTrainer
 from virtue_pl.types import VirtueError, replace_whole
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
 clean_replaced_classes()
 STOPPED_BY_SIGTERM = 143
+ALLOW = "allow_changes"
+"""Option of `fit` that is asked for anew each time, and stands in no saved config."""
 RESTORING = {"load_checkpoint", "resume_start", "_restore_modules_and_callbacks", "restore_training_state"}
 """Functions of Lightning that read a checkpoint, and give its content to what is trained."""
 
@@ -66,7 +69,8 @@ class LayeredConfig(ActionConfigFile):
 class SaveRunConfig(SaveConfigCallback):
     """Callback that writes the resolved config into the run's folder, and gives a training's settings to its loggers.
 
-    The file is written under a temporary name and moved; another `config.yaml` that is there becomes `config.1.yaml`.
+    The file is written under a temporary name and moved, by `fit` once the checkpoint that it goes on from has been
+    taken; another `config.yaml` that is there becomes `config.1.yaml`.
 
     Example:
         >>> VirtueCLI("fit", ["--config", "configs/virtue_mini.yaml"]).run()  # doctest: +SKIP
@@ -75,11 +79,18 @@ class SaveRunConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            self.write(trainer)
+
+    def write(self, trainer: Trainer) -> None:
+        """Write the config, once."""
         folder = trainer.log_dir  # on every rank, because it is broadcast
         if self.already_saved or not trainer.is_global_zero or folder is None:
             return
         path = Path(folder) / self.config_filename
-        text = self.parser.dump(self.config, skip_unset=False)
+        config = self.config.clone()
+        config.pop(ALLOW, None)
+        text = self.parser.dump(config, skip_unset=False)
         text = f"# started in {Path.cwd()}\n{text}"  # what relative paths are relative to
         with replace_whole(path) as temporary:
             temporary.write_text(text)
@@ -87,7 +98,14 @@ class SaveRunConfig(SaveConfigCallback):
         self.already_saved = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_settings(trainer, self.settings)
+        if not trainer.strategy.restore_checkpoint_after_setup:
+            self.write(trainer)
+            log_settings(trainer, self.settings)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.strategy.restore_checkpoint_after_setup:
+            self.write(trainer)
+            log_settings(trainer, self.settings)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_metric_names(trainer, self.settings)
@@ -151,6 +169,15 @@ class VirtueCLI(LightningCLI):
         skip: set[str | int] = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
         self.method_arguments = parser.add_method_arguments(Trainer, self.command, skip=skip)
         parser.set_defaults(weights_only=True)
+        if self.command == "fit":
+            parser.add_argument(
+                f"--{ALLOW}",
+                nargs="*",
+                type=str,
+                default=[],
+                help="Training rows that may be others than those of `ckpt_path`: `rows`, or `rows.NAME` for a part of"
+                " a mixture. They begin with their first row.",
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         try:
@@ -161,6 +188,7 @@ class VirtueCLI(LightningCLI):
             raise UsageError(interpolation(error)) from error
         parser.shared.check(self.config.get("shared") or {})  # type: ignore[attr-defined]
         check_checkpoint(self.config.get("ckpt_path"))
+        check_allowed(self.config.get(ALLOW) or [])
 
     def before_instantiate_classes(self) -> None:
         if self.command == "fit":
@@ -190,6 +218,8 @@ class VirtueCLI(LightningCLI):
             self.datamodule.connect(self.model.collator)
         if self.command == "fit":
             check_run(self.model, self.datamodule, self.trainer)
+            settings = settings_of(yaml.safe_load(self.parser.dump(self.config)))
+            self.trainer._checkpoint_connector = RecordingConnector(self.trainer, settings, self.config[ALLOW])
 
     def run(self) -> None:
         """Run the command, with the options of the trainer's method."""

@@ -35,6 +35,50 @@ def clamp_parameters(bounded: Sequence[Bounded]) -> None:
         part.clamp_parameters()
 
 
+class StatedSchedule(LambdaLR):
+    """A schedule of learning rates that goes on from a checkpoint's step with the rates that are stated now.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+        >>> before = StatedSchedule(optimizer, lambda step: 1 / (1 + step)).state_dict()
+        >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=3.0)
+        >>> schedule = StatedSchedule(optimizer, lambda step: 1 / (1 + step))
+        >>> schedule.load_state_dict({**before, "last_epoch": 2})
+        >>> schedule.get_last_lr()
+        [1.0]
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the step of a state, and set each group's learning rate as it is stated for that step."""
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
+        lrs = [base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        for group, base, lr in zip(self.optimizer.param_groups, self.base_lrs, lrs, strict=True):
+            group["initial_lr"], group["lr"] = base, lr
+        self._last_lr = lrs
+
+
+def keep_settings(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer that loads a state take the moments alone, and stay with its own settings.
+
+    Loading raises ValueError for parameter groups of other names, which moments of other parameters would go to.
+    """
+    moved = ("params", "lr", "initial_lr")
+    own = [{key: value for key, value in group.items() if key not in moved} for group in optimizer.param_groups]
+
+    def check_names(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        found = [group.get("name") for group in state["param_groups"]]
+        expected = [group.get("name") for group in own]
+        if None not in found and found != expected:
+            raise ValueError(f"loaded state dict has other parameter groups: {found}, expected {expected}")
+
+    def restore(optimizer: torch.optim.Optimizer) -> None:
+        for group, settings in zip(optimizer.param_groups, own, strict=True):
+            group.update(settings)
+
+    optimizer.register_load_state_dict_pre_hook(check_names)
+    optimizer.register_load_state_dict_post_hook(restore)
+
+
 class Optimization:
     """AdamW with linear warm-up, then cosine or linear decay to zero over the run's steps.
 
@@ -80,7 +124,8 @@ class Optimization:
         optimizer = torch.optim.AdamW(self.parameter_groups(module), lr=self.lr, betas=self.betas)
         bounded = [part for part in module.modules() if isinstance(part, Bounded)]
         optimizer.register_step_post_hook(lambda *_: clamp_parameters(bounded))
-        scheduler = LambdaLR(optimizer, lambda step: self.lr_factor(step, total_steps))
+        scheduler = StatedSchedule(optimizer, lambda step: self.lr_factor(step, total_steps))
+        keep_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def lr_factor(self, step: int, total_steps: int) -> float:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from virtue_pl.data.streaming.options import check_counts
 from virtue_pl.types import Collator, EmbeddingBatch, PairIds, VirtueError
+from virtue_pl.types.fingerprints import hash_values
 
 
 class EmbeddingBatches(Dataset[EmbeddingBatch]):
@@ -165,6 +166,11 @@ class EmbeddingDataModule(LightningDataModule):
                 f"embeddings: {self.path} holds {len(order)} pairs, of which {held_out} are held out: expected at least"
                 f" {self.world_size} to train on, store more, or lower validation_share"
             )
+
+    def training_rows(self) -> dict[str, str]:
+        """Return the training pairs and the order in which they come, in words."""
+        pairs, order = hash_values(self.tensors.ids.query_ids.tolist()), hash_values(self.seed, self.training.tolist())
+        return {"": f"{len(self.training)} of pairs {pairs[:8]} in order {order[:8]}"}
 
     @property
     def world_size(self) -> int:

@@ -94,6 +94,13 @@ class MixedDataModule(StreamingDataModule):
             raise VirtueError(f"{few}: lower batch_size (--shared.batch_size)")
         return rows // needed
 
+    def training_rows(self) -> dict[str, str]:
+        """Return the training rows of each part and the order in which they come, in words."""
+        seed = self.reader.seed
+        return {
+            name: self.parts[name].training_source(derive_seed(seed, name)).describe_rows() for name in self.weights
+        }
+
     def find_first_problems(self, rows: int) -> tuple[int, dict[str, str]]:
         """Return how many of each part's first training rows were read, and the problems of those of no use."""
         found = [part.find_first_problems(rows) for name, part in self.parts.items() if name in self.weights]

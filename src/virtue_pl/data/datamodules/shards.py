@@ -151,6 +151,10 @@ class ShardDataModule(StreamingDataModule, ABC):
         """Return the training samples of this dataset, to be drawn with `seed`."""
         return TrainingSource(self.train_folder, self.to_sample, self.sampling, seed, self.reader.pixel_limit)
 
+    def training_rows(self) -> dict[str, str]:
+        """Return the training rows and the order in which they come, in words; none where nothing is trained."""
+        return {} if self.train is None else {"": self.training_source(self.reader.seed).describe_rows()}
+
     def find_first_problems(self, rows: int) -> tuple[int, dict[str, str]]:
         """Return how many of the first training rows were read, and the problems of those that cannot be used."""
         return find_first_problems(check_source(self.training_source(0), self._require_collator()), rows)

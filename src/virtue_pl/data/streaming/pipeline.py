@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -103,6 +104,15 @@ class TrainingSource:
     seed: int
     max_pixels: int
     """Larger images count as bad."""
+
+    def describe_rows(self) -> str:
+        """Return the number of rows, the beginning of their shards' fingerprint, and that of their order, in words.
+
+        A place in the rows means the same wherever this text is the same.
+        """
+        first = RowOrder(self.folder, self.sampling, self.seed).rows_of_pass(0)
+        order = hashlib.sha256(first.tobytes() + bytes([self.sampling.distinct])).hexdigest()
+        return f"{len(first)} of shards {self.folder.manifest.fingerprint[:8]} in order {order[:8]}"
 
     def plan(self) -> RowPlan:
         """Return the plan of which rows come when, from the first pass on."""

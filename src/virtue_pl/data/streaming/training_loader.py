@@ -72,7 +72,7 @@ class TrainingLoader(StreamLoader):
         if self._resumed is not None and self._resumed[0] is not None:
             return self._resumed[0]
         reached, step = self._ledger.cursor, self._start.step + self.batches_read - self._first
-        if reached.step > step:
+        if not self._start.step <= reached.step <= step:  # of another pass, or before a checkpoint of other sizes
             reached = self._start
         return self._ledger.advance(reached, step - reached.step)
 
