@@ -24,6 +24,7 @@ from virtue_pl.engine.step_trace import (
     STORED,
     WEIGHTS,
     StepTrace,
+    fill_caches,
     trace_loss,
     trace_step,
 )
@@ -31,7 +32,7 @@ from virtue_pl.types import EmbeddingBatch, PairIds
 
 WHOLE_ROWS = (2, 4)
 """Rows of the traced batches that are encoded as a whole."""
-CHUNK_ROWS, CHUNKS = (1, 2), (2, 3)
+CHUNKED = ((1, 2), (1, 3), (2, 2), (2, 3))
 """Rows of a chunk, and chunks, of the traced batches that a gradient cache encodes."""
 LARGEST = 2**22
 """Rows beyond which nothing larger is looked for."""
@@ -87,8 +88,8 @@ class Ranks:
 class StepEstimate:
     """Cost of a training step of any batch, encoded as a whole or in chunks of any number of rows.
 
-    What a step holds and computes has a part of its own, a part a chunk and a part a row, which the traced steps give;
-    the loss's grows with the square of the batch, and is traced at its size.
+    What a step holds and computes is of its own, of the chunk that is encoded, of each chunk and of all rows; the
+    traced steps give these parts. The loss's grows with the square of the batch, and is traced at its size.
 
     Args:
         whole: steps whose batch is encoded as a whole, of which the rows are the chunk's.
@@ -214,12 +215,13 @@ def estimate_step(
         with patch.object(model, "gradient_cache", cut) if cache is not None else patch.dict({}):
             return rows, chunks, trace_step(model, make_batch(rows * chunks), autocast)
 
-    chunked = [] if cache is None else [trace(c, n, with_chunks(cache, c)) for c in CHUNK_ROWS for n in CHUNKS]
+    fill_caches(model, make_batch(1), autocast)
+    chunked = [] if cache is None else [trace(c, n, with_chunks(cache, c)) for c, n in CHUNKED]
     return StepEstimate(
         whole=[trace(rows, 1, FullBatch()) for rows in WHOLE_ROWS],
         chunked=chunked,
         weights=Weights.count(model, model.sharded_layers()),
-        loss=getattr(model, "loss", None),
+        loss=None if cache is None else model.loss,
         negatives=negatives,
         ranks=ranks,
         stored_on_host=getattr(cache, "frozen_device", None) == "cpu",
@@ -249,10 +251,10 @@ def loss_cost(loss: Any, batch_size: int, dim: int, negatives: int) -> tuple[int
 
 def interpolate(corners: Sequence[Corner], rows: float, chunks: float, read: Callable[[StepTrace], int]) -> int:
     """Return a number of a step at `rows` rows a chunk and `chunks` chunks, bilinear in them, at least 0."""
-    one_chunk = all(number == 1 for _, number, _ in corners)
 
     def terms(row_count: float, chunk_count: float) -> list[float]:
-        return [1, row_count] if one_chunk else [1, row_count, chunk_count, row_count * chunk_count]
+        chunked = [chunk_count, row_count * chunk_count]
+        return [1, row_count, *(chunked if len(corners) == len(CHUNKED) else [])]
 
     factors = np.linalg.solve(
         np.array([terms(row_count, number) for row_count, number, _ in corners], dtype=float),

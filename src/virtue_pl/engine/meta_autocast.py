@@ -91,6 +91,8 @@ class MetaAutocast(TorchFunctionMode):
             args, options = self.convert(args, options, to_float32)
         if func is functional.scaled_dot_product_attention:
             return attend(*args, **options)
+        if func is functional.dropout:
+            return drop(*args, **options)
         return func(*args, **options)
 
     def convert(self, args: Any, options: Any, function: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
@@ -141,6 +143,13 @@ def convert_one(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 def to_float32(tensor: Tensor) -> Tensor:
     """Return a tensor of 16 bits in float32; another as it is."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def drop(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Return dropout's output as a GPU computes it, which stores a mask of one byte an element."""
+    if not (input.is_meta and training and 0 < p < 1):
+        return functional.dropout(input, p, training, inplace)
+    return torch.native_dropout(input, p, True)[0]
 
 
 def attend(

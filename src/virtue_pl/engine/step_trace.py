@@ -63,6 +63,26 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 """From an operation to the formula of its floating-point operations: torch's, and those of attention on a CPU."""
 
 
+aten = torch.ops.aten
+ELEMENTWISE = {
+    *(aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.silu.default, aten.rsqrt.default),
+    *(aten.gelu.default, aten.relu.default, aten.sigmoid.default, aten.exp.default, aten.sqrt.default),
+    *(aten.div.Tensor, aten.mul.Scalar, aten.pow.Tensor_Scalar),
+}
+"""Operations whose output is like their largest input: torch computes their shapes in Python, a hundred times slower."""
+
+
+def elementwise(*inputs: Any) -> Any:
+    """Return an uninitialised output of an operation in `ELEMENTWISE`, where its first input is on the meta device."""
+    tensors = [one for one in inputs if isinstance(one, Tensor)]
+    shape = torch.broadcast_shapes(*(one.shape for one in tensors))
+    like = next((one for one in tensors if one.shape == shape), None)
+    dtype = torch.result_type(inputs[0], inputs[1]) if len(inputs) > 1 else tensors[0].dtype
+    if like is None:
+        return torch.empty(shape, dtype=dtype, device="meta")
+    return torch.empty_like(like, dtype=dtype, device="meta")
+
+
 @dataclass
 class StepTrace:
     """Result of a traced step, in bytes and floating-point operations.
@@ -109,7 +129,8 @@ class StepTracker(TorchDispatchMode):
         self._counted: dict[int, tuple[str, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
+        quick = func in ELEMENTWISE and not kwargs and args[0].is_meta and args[0].is_floating_point()
+        output = elementwise(*args) if quick else func(*args, **(kwargs or {}))
         formula = FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.add_flops(formula(*args, **(kwargs or {}), out_val=output))
@@ -193,6 +214,12 @@ def trace_step(model: Any, batch: Any, autocast: torch.dtype | None = None) -> S
     return trace
 
 
+def fill_caches(model: Any, batch: Any, autocast: torch.dtype | None = None) -> None:
+    """Run a step forward alone, so that what a model computes once, and holds, is not counted with a traced step."""
+    with torch.no_grad(), StepTracker(), MetaAutocast(autocast):
+        model.training_step(batch, 0)
+
+
 def backward_in_modes(loss: Tensor) -> None:
     """Run the backward pass with modes for functions on; torch's own `backward` is one of those, and turns them off."""
     run: Any = torch.autograd.graph._engine_run_backward  # type: ignore[attr-defined]
@@ -233,7 +260,7 @@ def stored_counted(model: Any, tracker: StepTracker) -> Iterator[None]:
 @contextmanager
 def loss_counted(model: Any, tracker: StepTracker, trace: StepTrace) -> Iterator[None]:
     """Count what the contrastive loss computes as logits, and note what lives when it is called."""
-    loss = getattr(model, "loss", None)
+    loss = getattr(model, "loss", None) if hasattr(model, "gradient_cache") else None
     if loss is None:
         yield
         return
