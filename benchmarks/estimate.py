@@ -72,7 +72,13 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "flops": sum(step.flops(options.batch_size, chunk_size).values()),
     }
     ratio = {name: round(estimated[name] / measured[name], 3) for name in measured}
-    return {"estimated": estimated, "measured": measured, "ratio": ratio, "memory": memory, "seconds": round(seconds, 1)}
+    return {
+        "estimated": estimated,
+        "measured": measured,
+        "ratio": ratio,
+        "memory": memory,
+        "seconds": round(seconds, 1),
+    }
 
 
 def measure_bytes(model: Any, batch: Any) -> int:

@@ -61,7 +61,7 @@ def test_the_curves_of_a_run(tmp_path: Path) -> None:
     found = curves(tmp_path)
     assert ALWAYS <= set(found)
     assert "train/mfu" not in found  # of a GPU whose peak is known
-    assert found["train/effective_negatives"] == [3.0] * STEPS
+    assert found["train/effective_negatives"] == [7.0] * STEPS  # three other targets, four hard negatives
     assert found["train/progress"] == pytest.approx([1 / 3, 2 / 3, 1])
     assert all(norm > 1e-3 for norm in found["train/grad_norm"])  # before it is clipped
     assert all(0 <= share < 1 for share in found["train/data_wait"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,17 +12,19 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from fixtures.tiny_virtue import pairs, tiny_virtue
+from fixtures.tiny_virtue import tiny_virtue
 from virtue_pl.adapters.lora import LoRA
 from virtue_pl.backbones import cpu_tiles
+from virtue_pl.cli.run.estimate_rows import RowSizes, make_batch
 from virtue_pl.engine import FullBatch, GradientCache
 from virtue_pl.engine.devices import DEVICES, device_named, find_device
-from virtue_pl.engine.estimate import Ranks, StepEstimate, estimate_step, largest, size_of
+from virtue_pl.engine.estimate import Ranks, StepEstimate, estimate_step, largest_fitting, size_of
 from virtue_pl.engine.row_flops import flops_per_token
 from virtue_pl.engine.step_trace import ATTENTION, ATTENTION_BACKWARD, FORMULAS, KINDS, OPTIMIZER, tensors_in
 from virtue_pl.types import VirtueError
 
 ROWS = 8
+SIZES = RowSizes(image=(56, 56), query_tokens=12, target_tokens=6)
 SETTINGS = {
     "whole batch": (None, None),
     "gradient cache": (None, 2),
@@ -37,7 +41,7 @@ def model_of(setting: str) -> Any:
 
 
 def estimate(model: Any, **options: Any) -> StepEstimate:
-    batches = {rows: pairs(model, rows).to("meta") for rows in (1, 2, 3, 4, 6)}
+    batches = {rows: make_batch(model, SIZES, rows).to("meta") for rows in (1, 2, 3, 4, 6)}
     return estimate_step(model.to("meta"), batches.__getitem__, **options)
 
 
@@ -75,49 +79,51 @@ def measured_flops(model: Any, batch: Any) -> int:
 def test_an_estimate_is_what_a_step_takes(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_tiles, "uses_tiles", lambda device: False)
     model = model_of(setting)
-    batch = pairs(model, ROWS)
-    taken, computed = measured_bytes(model, batch), measured_flops(model, batch)
+    batch = make_batch(model, SIZES, ROWS)
+    held, computed = measured_bytes(model, batch), measured_flops(model, batch)
     found, chunk_size = estimate(model), SETTINGS[setting][1]
     memory = found.memory(ROWS, chunk_size)
     assert set(memory) == set(KINDS)
-    assert sum(memory.values()) - memory[OPTIMIZER] == pytest.approx(taken, rel=0.15)
+    assert sum(memory.values()) - memory[OPTIMIZER] == pytest.approx(held, rel=0.15)
     assert sum(found.flops(ROWS, chunk_size).values()) == pytest.approx(computed, rel=0.05)
 
 
 @pytest.fixture(scope="module")
-def adapted() -> StepEstimate:
+def adapted_estimate() -> StepEstimate:
     return estimate(model_of("adapters on frozen networks"))
 
 
-def test_only_a_cache_computes_again(adapted: StepEstimate) -> None:
-    whole, chunked = adapted.flops(64, None), adapted.flops(64, 2)
+def test_only_a_cache_computes_again(adapted_estimate: StepEstimate) -> None:
+    whole, chunked = adapted_estimate.flops(64, None), adapted_estimate.flops(64, 2)
     assert whole["recomputed"] == 0 and chunked["recomputed"] == chunked["forward"]
-    assert adapted.model_flops(64, 2) == pytest.approx(adapted.model_flops(64, None), rel=0.15)
+    assert adapted_estimate.model_flops(64, 2) == pytest.approx(adapted_estimate.model_flops(64, None), rel=0.15)
 
 
-def test_the_largest_batch_and_chunk_fit_and_one_more_does_not(adapted: StepEstimate) -> None:
-    limit = 2 * sum(adapted.memory(8, 2).values())
-    batch = adapted.largest_batch(2, limit)
+def test_the_largest_batch_and_chunk_fit_and_one_more_does_not(adapted_estimate: StepEstimate) -> None:
+    limit = 2 * sum(adapted_estimate.memory(8, 2).values())
+    batch = adapted_estimate.largest_batch(2, limit)
     assert batch is not None and batch > 8
-    assert sum(adapted.memory(batch, 2).values()) <= limit < sum(adapted.memory(batch + 1, 2).values())
-    chunk = adapted.largest_chunk(64, limit)
-    assert chunk is not None and sum(adapted.memory(64, chunk).values()) <= limit
-    assert adapted.largest_batch(2, 1) is None
-    assert largest(lambda number: number <= 37, 100) == 37
-    assert largest(lambda number: True, 100) == 100
-
-
-def test_what_ranks_share(adapted: StepEstimate) -> None:
-    from dataclasses import replace
-
-    alone, apart, sharded = (
-        replace(adapted, ranks=ranks).memory_of_phases(64, 2) for ranks in (Ranks(), Ranks(8), Ranks(8, sharded=True))
+    assert (
+        sum(adapted_estimate.memory(batch, 2).values()) <= limit < sum(adapted_estimate.memory(batch + 1, 2).values())
     )
-    trained = adapted.weights.trained
+    limit = 2 * sum(adapted_estimate.memory(64, 1).values())
+    chunk = adapted_estimate.largest_chunk(64, limit)
+    assert chunk is not None and sum(adapted_estimate.memory(64, chunk).values()) <= limit
+    assert adapted_estimate.largest_batch(2, 1) is None
+    assert largest_fitting(lambda number: number <= 37, 100) == 37
+    assert largest_fitting(lambda number: True, 100) == 100
+
+
+def test_what_ranks_share(adapted_estimate: StepEstimate) -> None:
+    alone, apart, sharded = (
+        replace(adapted_estimate, ranks=ranks).memory_of_phases(64, 2)
+        for ranks in (Ranks(), Ranks(8), Ranks(8, sharded=True))
+    )
+    trained = adapted_estimate.weights.trained
     assert apart["optimizer"]["gradients"] == 2 * trained == 2 * alone["optimizer"]["gradients"]  # DDP's buckets
     assert apart["loss"]["logits"] == 8 * alone["loss"]["logits"]
     assert sharded["optimizer"]["optimizer"] == 2 * trained // 8
-    assert sharded["optimizer"]["weights"] <= adapted.weights.all
+    assert sharded["optimizer"]["weights"] <= adapted_estimate.weights.all
 
 
 def test_mixed_precision_holds_less_between_the_passes() -> None:
@@ -128,10 +134,8 @@ def test_mixed_precision_holds_less_between_the_passes() -> None:
 
 
 def test_a_tokens_operations_are_those_of_a_step_without_its_loss() -> None:
-    from contextlib import nullcontext
-
     model = model_of("adapters on frozen networks")
-    batch = pairs(model, 2)
+    batch = make_batch(model, SIZES, 2)
     before = [parameter.grad for parameter in model.parameters()]
     state = torch.get_rng_state()
     own = flops_per_token(model, batch.queries, nullcontext()) * sum(batch.queries.layout.token_counts)

@@ -1,4 +1,4 @@
-"""`Throughput`: how fast a training is, what it waits for, and how large its gradients and its memory are, in the log."""
+"""`Throughput`: a training's speed, what it waits for, and the size of its gradients and memory, in the log."""
 
 from __future__ import annotations
 

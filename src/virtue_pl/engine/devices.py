@@ -39,7 +39,7 @@ DEVICES = {
     "h100": Device(80 * GIB, 989e12, 67e12, r"H100(?!.*(PCIe|NVL))", "NVIDIA H100 SXM, data sheet (half of sparse)"),
     "h100-pcie": Device(80 * GIB, 756e12, 51e12, r"H100.*PCIe", "NVIDIA H100 PCIe, data sheet (half of sparse)"),
     "a100": Device(80 * GIB, 312e12, 19.5e12, r"A100.*80GB", "NVIDIA A100 80GB, data sheet"),
-    "a100-40": Device(40 * GIB, 312e12, 19.5e12, r"A100(?!.*80GB)", "NVIDIA A100 40GB, data sheet"),
+    "a100-40": Device(40 * GIB, 312e12, 19.5e12, r"A100\b(?!.*80GB)", "NVIDIA A100 40GB, data sheet"),
     "l40s": Device(48 * GIB, 362e12, 91.6e12, r"L40S", "NVIDIA L40S, data sheet (half of sparse)"),
     "l4": Device(24 * GIB, 121e12, 30.3e12, r"L4\b", "NVIDIA L4, data sheet (half of sparse)"),
     "a10": Device(24 * GIB, 125e12, 31.2e12, r"A10\b", "NVIDIA A10, data sheet"),

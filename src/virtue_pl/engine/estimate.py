@@ -1,10 +1,11 @@
-"""Memory, operations and time of a training step at any batch and chunk, from steps of a few rows on the meta device."""
+"""Memory and operations of a training step at any batch and chunk, from steps of a few rows on the meta device."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
 
@@ -126,12 +127,15 @@ class StepEstimate:
         """Return the bytes of each kind at the peak of each phase: forward, backward, loss, optimizer."""
         corners, rows, chunks = self.corners(batch_size, chunk_size)
 
-        def held(read: Callable[[StepTrace], Mapping[str, int]]) -> dict[str, int]:
-            return {kind: interpolate(corners, rows, chunks, lambda one: read(one).get(kind, 0)) for kind in KINDS}
+        def bytes_of(read: Callable[[StepTrace], Mapping[str, int]]) -> dict[str, int]:
+            def of_kind(kind: str) -> int:
+                return interpolate(corners, rows, chunks, lambda one: read(one).get(kind, 0))
 
-        phases = {phase: held(lambda one, phase=phase: one.peaks[phase]) for phase in corners[0][2].peaks}  # type: ignore[misc]
+            return {kind: of_kind(kind) for kind in KINDS}
+
+        phases = {phase: bytes_of(lambda one, phase=phase: one.peaks[phase]) for phase in corners[0][2].peaks}  # type: ignore[misc]
         if self.loss is not None:
-            phases["loss"] = {**held(lambda one: one.before_loss), LOGITS: self.loss_cost(batch_size)[0]}
+            phases["loss"] = {**bytes_of(lambda one: one.before_loss), LOGITS: self.loss_cost(batch_size)[0]}
         held_after = {**dict.fromkeys(KINDS, 0), WEIGHTS: self.weights.all, GRADIENTS: self.weights.trained}
         phases["optimizer"] = {
             **held_after,
@@ -186,11 +190,11 @@ class StepEstimate:
 
     def largest_chunk(self, batch_size: int, limit: int) -> int | None:
         """Return the most rows of a chunk with which a step of a batch fits into `limit` bytes; None where none do."""
-        return largest(lambda rows: sum(self.memory(batch_size, rows).values()) <= limit, batch_size)
+        return largest_fitting(lambda rows: sum(self.memory(batch_size, rows).values()) <= limit, batch_size)
 
     def largest_batch(self, chunk_size: int | None, limit: int) -> int | None:
         """Return the largest batch whose step fits into `limit` bytes, encoded in chunks or (None) as a whole."""
-        return largest(lambda rows: sum(self.memory(rows, chunk_size).values()) <= limit, LARGEST)
+        return largest_fitting(lambda rows: sum(self.memory(rows, chunk_size).values()) <= limit, LARGEST)
 
 
 def estimate_step(
@@ -235,6 +239,7 @@ def with_chunks(cache: FullBatch | GradientCache, rows: int) -> GradientCache:
     return cut
 
 
+@lru_cache(maxsize=1024)
 def loss_cost(loss: Any, batch_size: int, dim: int, negatives: int) -> tuple[int, int]:
     """Return the bytes and operations of a loss on a batch of embeddings of width `dim`, on one rank."""
 
@@ -246,7 +251,8 @@ def loss_cost(loss: Any, batch_size: int, dim: int, negatives: int) -> tuple[int
 
     further = batch_size * negatives
     pairs = PairIds(ids(batch_size), ids(batch_size), ids(further), ids(further), ids(batch_size))
-    return trace_loss(loss, EmbeddingBatch(*map(embeddings, (batch_size, batch_size, further)), pairs))
+    candidates = embeddings(batch_size), embeddings(further)
+    return trace_loss(loss, EmbeddingBatch(embeddings(batch_size), *candidates, pairs))
 
 
 def interpolate(corners: Sequence[Corner], rows: float, chunks: float, read: Callable[[StepTrace], int]) -> int:
@@ -263,7 +269,7 @@ def interpolate(corners: Sequence[Corner], rows: float, chunks: float, read: Cal
     return max(0, round(float(factors @ np.array(terms(rows, chunks)))))
 
 
-def largest(fits: Callable[[int], bool], limit: int) -> int | None:
+def largest_fitting(fits: Callable[[int], bool], limit: int) -> int | None:
     """Return the largest number up to `limit` that fits; None where 1 does not."""
     low, high = 0, 1
     while high <= limit and fits(high):

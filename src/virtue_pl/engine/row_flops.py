@@ -8,10 +8,19 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from virtue_pl.engine.meta_autocast import ATTENTION, ATTENTION_BACKWARD
+from virtue_pl.engine.step_trace import FORMULAS
 from virtue_pl.types import EncoderBatch
 
 COUNTED_ROWS = 2
 """Rows whose operations are counted."""
+
+
+def counting() -> FlopCounterMode:
+    """Return a mode that counts operations, those of attention on a CPU, too."""
+    return FlopCounterMode(
+        display=False, custom_mapping={one: FORMULAS[one] for one in (ATTENTION, ATTENTION_BACKWARD)}
+    )
 
 
 def flops_per_token(model: Any, inputs: EncoderBatch, precision: AbstractContextManager[Any]) -> float:
@@ -24,7 +33,7 @@ def flops_per_token(model: Any, inputs: EncoderBatch, precision: AbstractContext
     device = few.input_ids.device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices, device_type="cuda"), FlopCounterMode(display=False) as counter:
+    with torch.random.fork_rng(devices, device_type="cuda"), counting() as counter:
         with torch.enable_grad(), precision:
             embeddings = model.encode(few)
         if embeddings.requires_grad:

@@ -69,7 +69,7 @@ ELEMENTWISE = {
     *(aten.gelu.default, aten.relu.default, aten.sigmoid.default, aten.exp.default, aten.sqrt.default),
     *(aten.div.Tensor, aten.mul.Scalar, aten.pow.Tensor_Scalar),
 }
-"""Operations whose output is like their largest input: torch computes their shapes in Python, a hundred times slower."""
+"""Operations whose output is like their largest input; torch computes their shapes in Python, much slower."""
 
 
 def elementwise(*inputs: Any) -> Any:
@@ -127,6 +127,7 @@ class StepTracker(TorchDispatchMode):
         self.kind, self.in_backward, self.in_loss = ACTIVATIONS, False, False
         self.loss_flops = 0
         self._counted: dict[int, tuple[str, int]] = {}
+        self._references: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         quick = func in ELEMENTWISE and not kwargs and args[0].is_meta and args[0].is_floating_point()
@@ -156,7 +157,7 @@ class StepTracker(TorchDispatchMode):
         if key not in self._counted:
             self._counted[key] = kind, size
             self.live[kind] += size
-            weakref.finalize(storage, self.discount, key)
+            self._references[key] = weakref.ref(storage, lambda _: self.discount(key))
 
     def recount(self, tensor: Tensor, kind: str) -> None:
         """Count a tensor's memory as of `kind` from now on."""
@@ -170,15 +171,16 @@ class StepTracker(TorchDispatchMode):
     def discount(self, key: int) -> None:
         """Take memory that is given back from its kind."""
         kind, size = self._counted.pop(key)
+        del self._references[key]
         self.live[kind] -= size
 
     def note(self) -> None:
         """Remember what lives, where it is the most of this pass, but for the loss."""
         phase = BACKWARD if self.in_backward else FORWARD
-        if phase not in self.peaks or self.held() > sum(self.peaks[phase].values()):
+        if phase not in self.peaks or self.sum_live() > sum(self.peaks[phase].values()):
             self.peaks[phase] = {**self.live, LOGITS: 0}
 
-    def held(self) -> int:
+    def sum_live(self) -> int:
         """Return the bytes that live, but for the loss's."""
         return sum(self.live.values()) - self.live[LOGITS]
 

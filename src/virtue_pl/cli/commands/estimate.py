@@ -1,4 +1,4 @@
-"""`virtue-pl estimate`: what a run will take on a GPU: parameters, memory, operations, hours, from its config alone."""
+"""`virtue-pl estimate`: memory, operations and hours of a run on a GPU, from its config alone."""
 
 from __future__ import annotations
 
@@ -132,7 +132,10 @@ def _parser() -> argparse.ArgumentParser:
         "--query-tokens", type=int, default=40, help="tokens of a query's text, beside its image (default: %(default)s)"
     )
     parser.add_argument(
-        "--target-tokens", type=int, default=20, help="tokens of a target's or hard negative's text (default: %(default)s)"
+        "--target-tokens",
+        type=int,
+        default=20,
+        help="tokens of a target's or hard negative's text (default: %(default)s)",
     )
     parser.add_argument("--target-images", action="store_true", help="each target is an image, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, in bytes and operations, there")

@@ -179,5 +179,9 @@ def number_of_steps(trainer: Trainer, data: Any) -> int | None:
 def row_sizes(options: Any, data: Any) -> RowSizes:
     """Return the sizes of rows from a command's options, with as many hard negatives as the data gives a query."""
     return RowSizes(
-        tuple(options.image), options.query_tokens, options.target_tokens, options.target_images, most_negatives(data) or 0
+        tuple(options.image),
+        options.query_tokens,
+        options.target_tokens,
+        options.target_images,
+        most_negatives(data) or 0,
     )

@@ -12,7 +12,6 @@ from torch import Tensor
 from virtue_pl.types import EmbeddingInput, EncoderBatch, PairBatch, Region, Sample, VirtueError
 
 
-
 @dataclass(frozen=True)
 class RowSizes:
     """Sizes of the rows of a batch.
