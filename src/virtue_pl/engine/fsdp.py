@@ -92,6 +92,12 @@ class Sharding:
 
     def clip_norm(self, limit: float) -> None:
         """Scale all gradients so that their norm over all ranks' shards is at most `limit`."""
+        norm = self.norm()
+        for gradient in self.gradients():
+            gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+
+    def norm(self) -> Float[Tensor, ""]:
+        """Return the norm of all gradients over all ranks' shards."""
         shards = self.gradients(shard=True)
         total = (
             torch.stack([gradient.float().pow(2).sum() for gradient in shards]).sum()
@@ -100,9 +106,7 @@ class Sharding:
         )
         dist.all_reduce(total, group=self.mesh.get_group())
         squares = [gradient.float().pow(2).sum() for gradient in self.gradients(shard=False)]
-        norm = torch.stack([total, *squares]).sum().sqrt()
-        for gradient in self.gradients():
-            gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        return torch.stack([total, *squares]).sum().sqrt()
 
     def clip_value(self, limit: float) -> None:
         """Clamp every gradient to [-limit, limit]."""

@@ -145,11 +145,20 @@ class ContrastiveLoss(EmbeddingLoss):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def compute_loss(self, batch: EmbeddingBatch) -> LossOutput:
-        """Return the loss, the accuracy among the candidates that are not left out, and the temperature."""
+        """Return the loss; the accuracy among the candidates that are not left out, their number and the temperature.
+
+        `effective_negatives` is the mean over this rank's queries of the candidates that are not left out, of all
+        ranks and hard negatives too, but for the right one.
+        """
         scores = self.score(batch)
         loss = self.reduce(scores, batch)
         accuracy = (scores.values.argmax(dim=1) == scores.positive).float().mean()
-        return LossOutput(loss, {"in_batch_accuracy": accuracy.detach(), "temperature": self.temperature.detach()})
+        metrics = {
+            "in_batch_accuracy": accuracy.detach(),
+            "effective_negatives": (~scores.values.isneginf()).sum(dim=1).float().mean() - 1,
+            "temperature": self.temperature.detach(),
+        }
+        return LossOutput(loss, metrics)
 
     def score(self, batch: EmbeddingBatch) -> CandidateScores:
         """Score this rank's queries against the candidates of all ranks, leaving false negatives out."""

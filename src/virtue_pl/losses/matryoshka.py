@@ -32,7 +32,7 @@ class MatryoshkaLoss(EmbeddingLoss):
         >>> pairs = PairIds(torch.tensor([0, 1]), torch.tensor([0, 1]))
         >>> batch = EmbeddingBatch(torch.eye(2), torch.eye(2), torch.zeros(0, 2), pairs)
         >>> sorted(MatryoshkaLoss(InfoNCELoss(), dims=[1, 2])(batch).metrics)
-        ['in_batch_accuracy', 'loss_1', 'loss_2', 'temperature']
+        ['effective_negatives', 'in_batch_accuracy', 'loss_1', 'loss_2', 'temperature']
     """
 
     def __init__(
