@@ -27,8 +27,8 @@ from train_step import backward_flops, forward_flops
 
 from virtue_pl.backbones import cpu_tiles
 from virtue_pl.engine import FullBatch, GradientCache
-from virtue_pl.engine.estimate import estimate_step, size_of
-from virtue_pl.engine.step_trace import OPTIMIZER, tensors_in
+from virtue_pl.engine.estimation.estimate import estimate_step, size_of
+from virtue_pl.engine.estimation.step_trace import OPTIMIZER, tensors_in
 
 TRAINED = ("--model.init_args.fusion.init_args.adapter", "null")
 SETTINGS: dict[str, tuple[tuple[str, ...], int | None]] = {

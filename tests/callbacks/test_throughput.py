@@ -15,7 +15,7 @@ from fixtures.pages import ROOT
 from fixtures.tiny_virtue import pairs, tiny_virtue
 from virtue_pl.callbacks import LearningRates, Throughput, throughput
 from virtue_pl.engine import FullBatch, Optimization
-from virtue_pl.engine.devices import DEVICES
+from virtue_pl.engine.estimation.devices import DEVICES
 
 STEPS = 3
 ALWAYS = {

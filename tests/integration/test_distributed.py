@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fixtures.rank_processes import run_ranks
 from fixtures.tiny_virtue import samples, tiny_virtue
 from virtue_pl.engine.gradient_cache import FunctionEncoder, GradientCache
-from virtue_pl.engine.unused_parameters import UnusedParameters
+from virtue_pl.engine.ranks.unused_parameters import UnusedParameters
 from virtue_pl.losses.contrastive import InfoNCELoss
 from virtue_pl.models.connector import MaskConnector
 from virtue_pl.types import EmbeddingBatch, EncoderBatch, ImageBatch, PairIds, PromptBatch

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from virtue_pl.callbacks.compilation import CompileRegions
-from virtue_pl.engine.devices import find_device
-from virtue_pl.engine.row_flops import flops_per_token
+from virtue_pl.engine.estimation.devices import find_device
+from virtue_pl.engine.estimation.row_flops import flops_per_token
 from virtue_pl.types import EncoderBatch, PairBatch, VirtueError
 
 

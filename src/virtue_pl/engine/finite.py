@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from virtue_pl.engine import collectives
+from virtue_pl.engine.ranks import collectives
 from virtue_pl.types import VirtueError
 
 NAMED_KEYS = 8

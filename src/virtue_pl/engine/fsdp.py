@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from virtue_pl.engine.collectives import with_unused_parameters
+from virtue_pl.engine.ranks.collectives import with_unused_parameters
 from virtue_pl.types import VirtueError
 
 

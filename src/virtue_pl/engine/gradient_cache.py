@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from virtue_pl.engine.collectives import all_reduce_max, all_reduce_min
 from virtue_pl.engine.memory import available_memory, graph_bytes
+from virtue_pl.engine.ranks.collectives import all_reduce_max, all_reduce_min
 from virtue_pl.types import EncoderBatch, VirtueError, cast, index_tensors, move
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

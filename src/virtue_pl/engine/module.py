@@ -13,14 +13,14 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from virtue_pl.engine.averages import RowAverages
 from virtue_pl.engine.checkpoint_io import write_whole_checkpoints
-from virtue_pl.engine.collectives import world_size
 from virtue_pl.engine.finite import ReadBatches, check_gradients, check_scale
 from virtue_pl.engine.fsdp import Sharding
 from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.engine.ranks.averages import RowAverages
+from virtue_pl.engine.ranks.collectives import world_size
+from virtue_pl.engine.ranks.unused_parameters import UnusedParameters
 from virtue_pl.engine.step_seeds import StepSeeds, number_of_batch
-from virtue_pl.engine.unused_parameters import UnusedParameters
 from virtue_pl.engine.weight_files import load_pickled, load_safetensors
 from virtue_pl.types import Collator, NoRows, VirtueError
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from virtue_pl.engine import collectives
 from virtue_pl.engine.module import VirtueModule
+from virtue_pl.engine.ranks import collectives
 from virtue_pl.types import Collator, EmbeddingBatch, ImageBatch
 
 

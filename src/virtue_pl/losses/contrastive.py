@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from virtue_pl.engine import collectives
 from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.engine.ranks import collectives
 from virtue_pl.losses.base import EmbeddingLoss, LossOutput
 from virtue_pl.types import EmbeddingBatch, VirtueError
 

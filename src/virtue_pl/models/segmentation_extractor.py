@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from virtue_pl.backbones.segmentation.base import SegmentationBackbone
-from virtue_pl.engine.collectives import world_size
 from virtue_pl.engine.module import VirtueModule
 from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.engine.ranks.collectives import world_size
 from virtue_pl.features.fingerprints import fingerprint_of
 from virtue_pl.features.frozen import Levels, encode_missing
 from virtue_pl.losses.segmentation import dice_loss, focal_loss

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from virtue_pl.engine import collectives
 from virtue_pl.engine.gradient_cache import FullBatch, GradientCache, Offload
 from virtue_pl.engine.optimizer import Optimization
+from virtue_pl.engine.ranks import collectives
 from virtue_pl.features.frozen import Levels
 from virtue_pl.losses.base import EmbeddingLoss
 from virtue_pl.models.connector import Connector

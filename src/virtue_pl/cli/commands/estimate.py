@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     from virtue_pl.cli.run.estimate import EstimateCLI, estimate_run, report_of, row_sizes
     from virtue_pl.cli.run.summary import facts_table, parts_table
     from virtue_pl.data.io.atomic import write_json
-    from virtue_pl.engine.devices import device_named
+    from virtue_pl.engine.estimation.devices import device_named
 
     device = device_named(options.device)
     if not 0 < options.utilisation <= 1:

@@ -17,10 +17,10 @@ from virtue_pl.cli.described import DescribedCLI, leave_out_weights
 from virtue_pl.cli.run.checks import most_negatives
 from virtue_pl.cli.run.estimate_rows import RowSizes, batch_maker, make_batch
 from virtue_pl.cli.run.summary import plan_run
-from virtue_pl.engine.devices import Device
-from virtue_pl.engine.estimate import Ranks, StepEstimate, estimate_step
+from virtue_pl.engine.estimation.devices import Device
+from virtue_pl.engine.estimation.estimate import Ranks, StepEstimate, estimate_step
+from virtue_pl.engine.estimation.step_trace import KINDS
 from virtue_pl.engine.gradient_cache import GradientCache
-from virtue_pl.engine.step_trace import KINDS
 from virtue_pl.types import DataError, PairBatch, VirtueError
 
 USABLE = 0.9

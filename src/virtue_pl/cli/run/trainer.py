@@ -11,7 +11,7 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from virtue_pl.cli.run.children import watch_children
 from virtue_pl.cli.run.launcher import find_launcher
 from virtue_pl.engine.precision import choose_precision
-from virtue_pl.engine.signals import follow_signals
+from virtue_pl.engine.ranks.signals import follow_signals
 
 OF_LAUNCHER = "launcher"
 """The devices that torchrun or SLURM has started a process for; one without them."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from virtue_pl.engine.collectives import merge_flags
+from virtue_pl.engine.ranks.collectives import merge_flags
 
 
 class UnusedParameters:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from virtue_pl.engine.collectives import all_reduce_sum, gather_objects
+from virtue_pl.engine.ranks.collectives import all_reduce_sum, gather_objects
 
 
 class RowAverages:

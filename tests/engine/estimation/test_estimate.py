@@ -17,10 +17,10 @@ from virtue_pl.adapters.lora import LoRA
 from virtue_pl.backbones import cpu_tiles
 from virtue_pl.cli.run.estimate_rows import RowSizes, make_batch
 from virtue_pl.engine import FullBatch, GradientCache
-from virtue_pl.engine.devices import DEVICES, device_named, find_device
-from virtue_pl.engine.estimate import Ranks, StepEstimate, estimate_step, largest_fitting, size_of
-from virtue_pl.engine.row_flops import flops_per_token
-from virtue_pl.engine.step_trace import ATTENTION, ATTENTION_BACKWARD, FORMULAS, KINDS, OPTIMIZER, tensors_in
+from virtue_pl.engine.estimation.devices import DEVICES, device_named, find_device
+from virtue_pl.engine.estimation.estimate import Ranks, StepEstimate, estimate_step, largest_fitting, size_of
+from virtue_pl.engine.estimation.row_flops import flops_per_token
+from virtue_pl.engine.estimation.step_trace import ATTENTION, ATTENTION_BACKWARD, FORMULAS, KINDS, OPTIMIZER, tensors_in
 from virtue_pl.types import VirtueError
 
 ROWS = 8

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from virtue_pl.engine.meta_autocast import ATTENTION, ATTENTION_BACKWARD
-from virtue_pl.engine.step_trace import FORMULAS
+from virtue_pl.engine.estimation.meta_autocast import ATTENTION, ATTENTION_BACKWARD
+from virtue_pl.engine.estimation.step_trace import FORMULAS
 from virtue_pl.types import EncoderBatch
 
 COUNTED_ROWS = 2

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from virtue_pl.engine.meta_autocast import ATTENTION, ATTENTION_BACKWARD, MetaAutocast
+from virtue_pl.engine.estimation.meta_autocast import ATTENTION, ATTENTION_BACKWARD, MetaAutocast
 from virtue_pl.types.tensors import TensorDataclass
 
 WEIGHTS, GRADIENTS, OPTIMIZER, BATCH = "weights", "gradients", "optimizer", "batch"

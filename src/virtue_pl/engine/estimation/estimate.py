@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
-from virtue_pl.engine.step_trace import (
+from virtue_pl.engine.estimation.step_trace import (
     ACTIVATIONS,
     BATCH,
     GRADIENTS,
@@ -29,6 +28,7 @@ from virtue_pl.engine.step_trace import (
     trace_loss,
     trace_step,
 )
+from virtue_pl.engine.gradient_cache import FullBatch, GradientCache
 from virtue_pl.types import EmbeddingBatch, PairIds
 
 WHOLE_ROWS = (2, 4)

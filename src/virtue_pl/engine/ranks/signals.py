@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from virtue_pl.engine.collectives import merge_flags
+from virtue_pl.engine.ranks.collectives import merge_flags
 
 STOP, REQUEUE = 0, 1
 """Places of the flags: SIGTERM came; SLURM's signal came, by default SIGUSR1."""
