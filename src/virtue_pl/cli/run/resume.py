@@ -117,18 +117,20 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], allowed: Sequence
     """Return what differs, by name; what was or is not there is `-`."""
     names = [*now, *(name for name in before if name not in now)]
     return [
-        Difference(name, shown(before.get(name)), shown(now.get(name)), fate(name, now, allowed))
+        Difference(
+            name, describe_cell(before.get(name)), describe_cell(now.get(name)), describe_outcome(name, now, allowed)
+        )
         for name in names
         if before.get(name) != now.get(name)
     ]
 
 
-def shown(value: Any) -> str:
+def describe_cell(value: Any) -> str:
     """Return a value as it stands in the table."""
     return NONE if value is None else str(value)
 
 
-def fate(name: str, now: Mapping[str, Any], allowed: Sequence[str]) -> str:
+def describe_outcome(name: str, now: Mapping[str, Any], allowed: Sequence[str]) -> str:
     """Return what becomes of a thing that differs."""
     last = name.rpartition(".")[2]
     if is_within(name, ROWS):
