@@ -24,7 +24,10 @@ def small(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_report_of_a_described_model(small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_of_a_described_model(
+    small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
     target = tmp_path / "estimate.json"
     options = ["--device", "a100", "--json", str(target)]
     assert main(["estimate", "--config", str(SIZES), "--config", small, *options]) == 0
