@@ -11,14 +11,15 @@ from virtue_pl.types import VirtueError
 
 
 class Device(NamedTuple):
-    """A kind of GPU. memory: in bytes. bfloat16, float32: peak operations a second, dense; source: where they are from.
+    """A kind of GPU. memory: in bytes, whole GiB of what a driver offers, which is less than the
+    number on the box (error correction takes some). bfloat16, float32: peak operations a second, dense; source: where they are from.
 
     Where a GPU multiplies bfloat16 with sums in float32 at half its speed, that is the number. float32 is without
     TensorFloat-32.
 
     Example:
         >>> DEVICES["h100"].memory // 2**30
-        80
+        79
     """
 
     memory: int
@@ -34,15 +35,15 @@ class Device(NamedTuple):
 
 GIB = 2**30
 DEVICES = {
-    "b200": Device(180 * GIB, 2250e12, 75e12, r"B200", "NVIDIA HGX B200, data sheet (half of the sparse numbers)"),
-    "h200": Device(141 * GIB, 989e12, 67e12, r"H200", "NVIDIA H200, data sheet (half of the sparse number)"),
-    "h100": Device(80 * GIB, 989e12, 67e12, r"H100(?!.*(PCIe|NVL))", "NVIDIA H100 SXM, data sheet (half of sparse)"),
-    "h100-pcie": Device(80 * GIB, 756e12, 51e12, r"H100.*PCIe", "NVIDIA H100 PCIe, data sheet (half of sparse)"),
-    "a100": Device(80 * GIB, 312e12, 19.5e12, r"A100.*80GB", "NVIDIA A100 80GB, data sheet"),
-    "a100-40": Device(40 * GIB, 312e12, 19.5e12, r"A100\b(?!.*80GB)", "NVIDIA A100 40GB, data sheet"),
-    "l40s": Device(48 * GIB, 362e12, 91.6e12, r"L40S", "NVIDIA L40S, data sheet (half of sparse)"),
-    "l4": Device(24 * GIB, 121e12, 30.3e12, r"L4\b", "NVIDIA L4, data sheet (half of sparse)"),
-    "a10": Device(24 * GIB, 125e12, 31.2e12, r"A10\b", "NVIDIA A10, data sheet"),
+    "b200": Device(178 * GIB, 2250e12, 75e12, r"B200", "NVIDIA HGX B200, data sheet (half of the sparse numbers)"),
+    "h200": Device(139 * GIB, 989e12, 67e12, r"H200", "NVIDIA H200, data sheet (half of the sparse number)"),
+    "h100": Device(79 * GIB, 989e12, 67e12, r"H100(?!.*(PCIe|NVL))", "NVIDIA H100 SXM, data sheet (half of sparse)"),
+    "h100-pcie": Device(79 * GIB, 756e12, 51e12, r"H100.*PCIe", "NVIDIA H100 PCIe, data sheet (half of sparse)"),
+    "a100": Device(79 * GIB, 312e12, 19.5e12, r"A100.*80GB", "NVIDIA A100 80GB, data sheet"),
+    "a100-40": Device(39 * GIB, 312e12, 19.5e12, r"A100\b(?!.*80GB)", "NVIDIA A100 40GB, data sheet"),
+    "l40s": Device(45 * GIB, 362e12, 91.6e12, r"L40S", "NVIDIA L40S, data sheet (half of sparse)"),
+    "l4": Device(22 * GIB, 121e12, 30.3e12, r"L4\b", "NVIDIA L4, data sheet (half of sparse)"),
+    "a10": Device(22 * GIB, 125e12, 31.2e12, r"A10\b", "NVIDIA A10, data sheet"),
     "rtx4090": Device(24 * GIB, 165.2e12, 82.6e12, r"RTX 4090\b", "NVIDIA Ada architecture white paper, appendix A"),
     "rtx3090": Device(24 * GIB, 71e12, 35.6e12, r"RTX 3090\b", "NVIDIA GA102 white paper, appendix"),
 }
