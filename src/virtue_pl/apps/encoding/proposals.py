@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from pycocotools import mask as coco
+from scipy.ndimage import label
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -26,7 +27,7 @@ class ProposalOptions:
     """Settings of a search for regions.
 
     points: along each edge of the grid. overlap: the IoU of two masks from which on they are of one object. quality:
-    the least that is proposed. min_area, max_area: of a mask, as shares of the image. most: regions of an image.
+    the least IoU expected of one (`expected_iou`). min_area, max_area: of a mask, as shares of the image. most: regions of an image.
 
     Example:
         >>> ProposalOptions(points=8).points ** 2
@@ -35,7 +36,7 @@ class ProposalOptions:
 
     points: int = 16
     overlap: float = 0.7
-    quality: float = 0.5
+    quality: float = 0.7
     min_area: float = 0.0005
     max_area: float = 0.95
     most: int = 256
@@ -69,16 +70,30 @@ def propose_regions(embedder: Embedder, item: EmbeddingInput, options: ProposalO
 
     Raises VirtueError where the model predicts no masks.
     """
-    logits = predict_logits(embedder, item, grid_points(options.points))
-    quality = expected_iou(logits)
-    inside = logits > 0
-    areas = inside.flatten(1).float().mean(dim=1)
+    points = grid_points(options.points)
+    logits = predict_logits(embedder, item, points)
+    pieces = torch.stack([piece_at(mask, point) for mask, point in zip(logits > 0, points, strict=True)])
+    quality = expected_iou(pieces, logits.sigmoid())
+    areas = pieces.flatten(1).float().mean(dim=1)
     fits = (quality >= options.quality) & (areas >= options.min_area) & (areas <= options.max_area)
     order = [row for row in quality.argsort(descending=True, stable=True).tolist() if fits[row]]
-    chosen = drop_repeats(inside, order, options.overlap)[: options.most]
+    chosen = drop_repeats(pieces, order, options.overlap)[: options.most]
     size = (item.images[0].shape[1], item.images[0].shape[2])
-    found = (to_proposal(logits[row], float(quality[row]), size) for row in chosen)
+    found = (to_proposal(logits[row], pieces[row], float(quality[row]), size) for row in chosen)
     return [proposal for proposal in found if proposal is not None]
+
+
+def piece_at(mask: Bool[Tensor, "height width"], point: tuple[float, float]) -> Bool[Tensor, "height width"]:
+    """Return the connected piece of a mask that a point lies in; an empty mask where it lies outside.
+
+    Example:
+        >>> piece_at(torch.tensor([[True, False, True]]), (0.9, 0.5))
+        tensor([[False, False,  True]])
+    """
+    height, width = mask.shape
+    numbers, _ = label(mask.numpy())
+    number = numbers[min(int(point[1] * height), height - 1), min(int(point[0] * width), width - 1)]
+    return torch.from_numpy((numbers == number) & (number > 0))
 
 
 def grid_points(points: int) -> list[tuple[float, float]]:
@@ -118,17 +133,19 @@ def segment(embedder: Embedder, items: Sequence[EmbeddingInput]) -> Float[Tensor
     return logits.float().cpu()
 
 
-def expected_iou(logits: Float[Tensor, "masks height width"]) -> Float[Tensor, " masks"]:
-    """Return the IoU that the model expects of each mask (> 0), by its own probability that a pixel is inside.
+def expected_iou(
+    inside: Bool[Tensor, "masks height width"], probability: Float[Tensor, "masks height width"]
+) -> Float[Tensor, " masks"]:
+    """Return the IoU that a model expects of each mask, by its own probability that a pixel is of the object.
 
     It is the expected intersection over the expected union with an object whose pixels are drawn by it; 0 for an empty
     mask.
 
     Example:
-        >>> expected_iou(torch.tensor([[[9.0, -9.0]], [[0.1, -0.1]]])).round(decimals=2)
-        tensor([1.0000, 0.3600])
+        >>> expected_iou(torch.tensor([[[True, False]]]), torch.tensor([[[0.9, 0.2]]]))
+        tensor([0.7500])
     """
-    inside, probability = (logits > 0).flatten(1), logits.sigmoid().flatten(1)
+    inside, probability = inside.flatten(1), probability.flatten(1)
     area = inside.float().sum(dim=1)
     intersection = (probability * inside).sum(dim=1)
     outside = (probability * ~inside).sum(dim=1)
@@ -148,9 +165,15 @@ def drop_repeats(inside: Bool[Tensor, "masks height width"], order: Sequence[int
     return chosen
 
 
-def to_proposal(logits: Float[Tensor, "height width"], quality: float, size: tuple[int, int]) -> Proposal | None:
-    """Return a mask at the size of its image as a proposal; None where nothing of it is left there."""
-    mask = (interpolate(logits[None, None], size=size, mode="bilinear")[0, 0] > 0).numpy()
+def to_proposal(
+    logits: Float[Tensor, "height width"],
+    piece: Bool[Tensor, "height width"],
+    quality: float,
+    size: tuple[int, int],
+) -> Proposal | None:
+    """Return a piece of a mask at the size of its image as a proposal; None where nothing of it is left there."""
+    alone = torch.where(piece | (logits <= 0), logits, -logits)  # other pieces become outside
+    mask = (interpolate(alone[None, None], size=size, mode="bilinear")[0, 0] > 0).numpy()
     rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
     if not len(rows):
         return None
