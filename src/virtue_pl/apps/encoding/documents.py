@@ -1,4 +1,4 @@
-"""Documents on their way to an embedding: named by their source, decoded beside the model, or left out with a reason."""
+"""Documents on their way to an embedding: named by a source, decoded beside the model, or left out for a reason."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from virtue_pl.types import DataError, EmbeddingInput, VirtueError, VisualPrompt
 PACKAGES = ("virtue-pl", "torch", "transformers")
 """Packages whose versions the facts of an encoding name."""
 POINT_EXTENT = 0.1
-"""Side, as a share of the image's shorter one, of the squares around points that give a region without a box its box."""
+"""Side, as a share of the image's shorter one, of the squares around points of a region without a box or a mask."""
 NAMED = 100
 """Number of documents left out that a report names for each part."""
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,15 @@ REQUEST_KEYS = frozenset({"regions", "regions_as", "uuid"})
 class RowReader:
     """A reader of one source's rows.
 
-    embedded: images that were inside of the row that is read, by the names that they have in it.
+    name: of the source. root: the folder that paths are named in. The others are those of `own_documents`. Images that
+    are inside of a row go with it, by the names that they have there.
 
     Example:
-        >>> reader = RowReader("train", files, ImageReader(), "images", RowOptions(), set())  # doctest: +SKIP
+        >>> reader = RowReader("train", Path("data"), files, ImageReader(), "images", RowOptions(), set())  # doctest: +SKIP
     """
 
     name: str
+    root: Path
     files: ImageFiles
     images: ImageReader
     what: str
@@ -64,11 +67,15 @@ class RowReader:
     def whole_images(self, row: OwnRow, key: str, embedded: Mapping[str, bytes]) -> Iterator[Document]:
         """Yield a document for each image of a row that no row before it has."""
         for path in dict.fromkeys(path for item in row.items for path in item.images):
-            name = f"{key}/{path}" if path in embedded else path
-            if self.is_new(name):
-                yield Document(
-                    name, lambda p=path, n=name: Content(images=(self.read(p, n, embedded),)), self.where(path)
-                )
+            where = f"{key}/{path}" if path in embedded else self.where(path)
+            if self.is_new(where):
+                name = where if path in embedded else self.name_of(path, where)
+                read = partial(self.read_whole, path, name, embedded)
+                yield Document(name, read, None if path in embedded else where)
+
+    def read_whole(self, path: str, name: str, embedded: Mapping[str, bytes]) -> Content:
+        """Return an image alone. Raises DataError for damage."""
+        return Content(images=(self.read(path, name, embedded),))
 
     def texts(self, row: OwnRow, key: str, embedded: Mapping[str, bytes]) -> Iterator[Document]:
         """Yield a document for each text of a row's answers, or of its query where it has none, that is a new one."""
@@ -87,7 +94,9 @@ class RowReader:
         for number, item in prompted:
             name = f"{key}/{number}" if number else key
             read = partial(self.read_regions, item, name, embedded)
-            yield Document(name, read, self.where(item.images[0]), {"target": None if number else target})
+            first = item.images[0]
+            where = None if first in embedded else self.where(first)
+            yield Document(name, read, where, {"target": None if number else target})
 
     def read_regions(self, item: OwnItem, name: str, embedded: Mapping[str, bytes]) -> Content:
         """Return an item with its regions. Raises DataError for damage, or a region that is impossible."""
@@ -149,13 +158,18 @@ class RowReader:
         """Return an image, inside of its row or in a file. Raises DataError for damage."""
         if path in embedded:
             return self.images.decode(embedded[path], name)
-        return self.images.read(path, name, lambda: self.files.read(path, name))
+        return self.images.read(self.where(path), name, lambda: self.files.read(path, name))
 
     def where(self, path: str) -> str:
         """Return the path of an image's file, where there is one; else its name."""
         bare = path.removeprefix("images/")
         found = (folder / bare for folder in self.files.folders if (folder / bare).is_file())
         return str(next((file.absolute() for file in found), path))
+
+    def name_of(self, path: str, where: str) -> str:
+        """Return an image's path below the source, where it is there; else the path that its row has."""
+        file, root = Path(where), self.root.absolute()
+        return file.relative_to(root).as_posix() if file.is_relative_to(root) else path
 
     def is_new(self, name: str) -> bool:
         """Return whether an image or a text comes for the first time."""
@@ -167,12 +181,19 @@ class RowReader:
 
 
 def own_documents(
-    source: OwnSource, files: ImageFiles, images: ImageReader, what: str, options: RowOptions, seen: set[bytes]
+    source: OwnSource,
+    root: Path,
+    files: ImageFiles,
+    images: ImageReader,
+    what: str,
+    options: RowOptions,
+    seen: set[bytes],
 ) -> Iterator[Document]:
     """Yield the documents of a source's rows.
 
     Args:
         source: the rows; each may be one of one's own data, or a request.
+        root: the folder that paths are named in.
         files: where images are found.
         images: decodes them.
         what: "images" (each image once, alone), "texts" (each text of answers once, or else of queries) or "regions"
@@ -181,7 +202,7 @@ def own_documents(
         options: what holds for rows that do not say it.
         seen: digests of the images or texts that have come before, which grows.
     """
-    reader = RowReader(source.name, files, images, what, options, seen)
+    reader = RowReader(source.name, root, files, images, what, options, seen)
     for row in source.rows():
         yield from reader.documents(row)
 

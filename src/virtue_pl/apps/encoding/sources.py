@@ -222,7 +222,7 @@ class OwnRows(DocumentSource):
             source.check_columns(self.options.rows.ignored_columns)
             folders = tuple(dict.fromkeys((*source.image_folders, self.root)))
             files = ImageFiles.find(self.root, given=folders)
-            yield from own_documents(source, files, self.reader, what, self.options.rows, seen)
+            yield from own_documents(source, self.root, files, self.reader, what, self.options.rows, seen)
 
     def digest(self) -> str:
         """Return a hash of the files that the rows are read from."""
