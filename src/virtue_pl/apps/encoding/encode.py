@@ -204,8 +204,10 @@ class PartEncoder:
         for document, content in decode_ahead(documents, self.batch_size, self.options.threads, self.check):
             if isinstance(content, VirtueError):
                 left_out.append((document.name, getattr(content, "problem", str(content))))
+            elif found := list(self.rows_of(document, content)):
+                waiting += found
             else:
-                waiting += self.rows_of(document, content)
+                left_out.append((document.name, "no region: the model proposes none"))
             documents_waiting += 1
             if len(waiting) >= self.window:
                 rows += self.embed(waiting)
@@ -300,7 +302,7 @@ def box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
         >>> box_around(np.eye(4, dtype=bool)[:2])
         (0.0, 0.0, 0.5, 1.0)
     """
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     height, width = mask.shape
     ends = (columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
     return (float(ends[0]), float(ends[1]), float(ends[2]), float(ends[3]))

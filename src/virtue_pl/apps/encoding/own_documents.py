@@ -35,7 +35,8 @@ class RowReader:
     are inside of a row go with it, by the names that they have there.
 
     Example:
-        >>> reader = RowReader("train", Path("data"), files, ImageReader(), "images", RowOptions(), set())  # doctest: +SKIP
+        >>> images, seen = ImageReader(), set()  # doctest: +SKIP
+        >>> reader = RowReader("train", Path("data"), files, images, "images", RowOptions(), seen)
     """
 
     name: str
@@ -83,7 +84,7 @@ class RowReader:
         for number, item in enumerate(answers or [row.query]):
             if item.text and self.is_new(item.text):
                 name = f"{key}/{number}" if answers else key
-                yield Document(name, lambda text=item.text: Content(text))
+                yield Document(name, partial(Content, item.text))
 
     def regions(self, row: OwnRow, key: str, embedded: Mapping[str, bytes]) -> Iterator[Document]:
         """Yield a document for each item of a row that has a region."""

@@ -27,7 +27,8 @@ class ProposalOptions:
     """Settings of a search for regions.
 
     points: along each edge of the grid. overlap: the IoU of two masks from which on they are of one object. quality:
-    the least IoU expected of one (`expected_iou`). min_area, max_area: of a mask, as shares of the image. most: regions of an image.
+    the least IoU expected of one (`expected_iou`). min_area, max_area: of a mask, as shares of the image. most: regions
+    of an image.
 
     Example:
         >>> ProposalOptions(points=8).points ** 2
@@ -174,7 +175,7 @@ def to_proposal(
     """Return a piece of a mask at the size of its image as a proposal; None where nothing of it is left there."""
     alone = torch.where(piece | (logits <= 0), logits, -logits)  # other pieces become outside
     mask = (interpolate(alone[None, None], size=size, mode="bilinear")[0, 0] > 0).numpy()
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return None
     height, width = size

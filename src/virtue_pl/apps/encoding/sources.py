@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -158,10 +158,11 @@ class ImageFolder(DocumentSource):
     def documents(self) -> Iterator[Document]:
         """Yield a document for each image, in the order of their paths."""
         for path in image_paths(self.root):
-            yield Document(path, self._read(path), str((self.root / path).absolute()))
+            yield Document(path, partial(self.read, path), str((self.root / path).absolute()))
 
-    def _read(self, path: str) -> ReadContent:
-        return ReadContent(self.reader, self.root / path, path)
+    def read(self, path: str) -> Content:
+        """Return an image. Raises DataError for damage."""
+        return Content(images=(self.reader.decode(read_file(self.root / path, path), path),))
 
     @cached_property
     def _state(self) -> tuple[str, int]:
@@ -180,22 +181,6 @@ class ImageFolder(DocumentSource):
     def count(self) -> int:
         """Return the number of images."""
         return self._state[1]
-
-
-class ReadContent(NamedTuple):
-    """A call that reads one image's file.
-
-    Example:
-        >>> ReadContent(ImageReader(), Path("street.jpg"), "street.jpg")()  # doctest: +SKIP
-    """
-
-    reader: ImageReader
-    file: Path
-    name: str
-
-    def __call__(self) -> Content:
-        """Return the image. Raises DataError for damage."""
-        return Content(images=(self.reader.decode(read_file(self.file, self.name), self.name),))
 
 
 class OwnRows(DocumentSource):
@@ -256,12 +241,12 @@ class Shards(DocumentSource):
             log = SkipLog(BadSampleLimits(max_bad_samples=0))
             for record in read_shards([{"url": str(path)} for path in folder.paths], folder, log):
                 if not self.options.of_images:
-                    yield Document(record.key, lambda record=record: self.regions(record), self.where(folder, record))
+                    yield Document(record.key, partial(self.regions, record), self.where(folder, record))
                     continue
                 for number, data in enumerate(record.data):
                     name = f"{record.key}/{number}" if number else record.key
                     where = self.where(folder, record) + (f"/{number}" if number else "")
-                    yield Document(name, lambda name=name, data=data: self.image(data, name), where)
+                    yield Document(name, partial(self.image, data, name), where)
 
     @staticmethod
     def where(folder: ShardFolder, record: Record) -> str:

@@ -44,11 +44,14 @@ def main(argv: list[str]) -> int:
     rows = row_options(arguments)
     reading = SourceOptions(options.documents, options.proposals is not None, arguments.max_pixels, rows)
     source = open_source(Path(arguments.source), reading)
+    total = source.count()
+    if not total:
+        raise VirtueError(f"{arguments.source} has no document: expected {options.documents}")
     embedder = Embedder.from_pretrained(
         arguments.model, device=arguments.device, dtype=arguments.dtype, batch_size=arguments.batch_size
     )
     loading.stop()
-    with stop_by_signal(), show_rate(source.count()) as advance:
+    with stop_by_signal(), show_rate(total) as advance:
         report = encode_source(embedder, source, Path(arguments.out), options, advance)
     left_out = LeftOut(arguments.source, report.documents - report.total_left_out, dict(report.left_out), report.named)
     if (table := left_out_table([left_out])) is not None:
@@ -227,9 +230,7 @@ def describe(out: str, report: EncodingReport) -> str:
 
 
 def explain_excess(left_out: LeftOut, allowed: float) -> int:
-    """Return 0, or say that too many documents are left out, or that there are none, and return 1."""
-    if not left_out.rows and not left_out.total:
-        raise VirtueError(f"{left_out.name} has no document: expected images, texts or regions")
+    """Return 0. Raises VirtueError where more than the allowed share, or every document, is left out."""
     if not left_out.total or (left_out.rows and left_out.share <= allowed):
         return 0
     count = f"{left_out.name}: {left_out.total:,} of {left_out.rows + left_out.total:,} documents are left out"
