@@ -301,13 +301,13 @@ def test_two_at_once_are_refused(embedder, tmp_path):
 def test_other_facts_are_refused(embedder, tmp_path, monkeypatch):
     root, out = write_photos(tmp_path / "photos", 2), tmp_path / "out"
     run(embedder, root, out)
-    for words, change in {
+    for message, change in {
         'of instruction ""': {"instruction": "Look."},
         "of dim": {"truncate_dim": 8},
         "of part documents 2": {"part_documents": 3},
         'of format "parquet"': {"format": "lance"},
     }.items():
-        with pytest.raises(VirtueError, match=words):
+        with pytest.raises(VirtueError, match=message):
             run(embedder, root, out, **change)
     with pytest.raises(VirtueError, match="truncate_dim is 100000, expected at most"):
         run(embedder, root, out, truncate_dim=100_000)
@@ -353,7 +353,7 @@ def test_no_more_than_a_batch_is_decoded_ahead(embedder, tmp_path, monkeypatch):
 
 def test_sources_that_cannot_be_encoded(tmp_path):
     write_photos(tmp_path / "photos", 1)
-    for words, (path, options) in {
+    for message, (path, options) in {
         "there is no file or folder .*did you mean": ("photo", SourceOptions()),
         "found a file '.txt', expected .jsonl, .csv, .parquet": ("photos/readme.txt", SourceOptions()),
         "found images without texts": ("photos", SourceOptions("texts")),
@@ -361,7 +361,7 @@ def test_sources_that_cannot_be_encoded(tmp_path):
         "found no data, expected": ("empty", SourceOptions()),
     }.items():
         (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(VirtueError, match=words):
+        with pytest.raises(VirtueError, match=message):
             open_source(tmp_path / path, options)
     root = write_rows(tmp_path / "own", [{**row, "colour": "red"} for row in pairs()])
     report = list(open_source(root, SourceOptions()).documents())

@@ -75,7 +75,7 @@ def test_too_many_left_out_are_an_error(loaded, photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "arguments"),
+    ("message", "arguments"),
     [
         ("there is no file or folder", ["none", "--out", "out"]),
         ("found images without regions: give --propose N", ["photos", "--out", "out", "--documents", "regions"]),
@@ -88,13 +88,13 @@ def test_too_many_left_out_are_an_error(loaded, photos, tmp_path, capsys):
         ("empty.jsonl has no document: expected images", ["empty.jsonl", "--out", "out"]),
     ],
 )
-def test_mistakes_are_one_line(loaded, photos, tmp_path, monkeypatch, capsys, words, arguments):
+def test_mistakes_are_one_line(loaded, photos, tmp_path, monkeypatch, capsys, message, arguments):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.jsonl").touch()
     assert main(["encode", *arguments, "--model", str(loaded)]) == 1
     captured = capsys.readouterr()
     (line,) = [line for line in captured.err.splitlines() if line.startswith("virtue-pl: ")]
-    assert words in line and captured.out == ""
+    assert message in line and captured.out == ""
 
 
 def test_unknown_options_are_named(capsys):

@@ -39,7 +39,7 @@ class DecodedImage:
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What a document holds: its words, its images, and the regions of the first of them that are a row each.
+    """Content of a document: its words, its images, and the regions of the first of them that are a row each.
 
     regions: None for a document that is one row as a whole; a region is a list of prompts, mostly of one.
 

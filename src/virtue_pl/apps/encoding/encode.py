@@ -14,7 +14,7 @@ import numpy as np
 
 from virtue_pl.apps.encoding.documents import Content, Document, decode_ahead
 from virtue_pl.apps.encoding.lance_parts import LanceParts
-from virtue_pl.apps.encoding.parts import ParquetParts, Part, Parts, check_about, hold_folder
+from virtue_pl.apps.encoding.parts import ParquetParts, PartFacts, Parts, check_about, hold_folder
 from virtue_pl.apps.encoding.proposals import Proposal, ProposalOptions, propose_regions, run_lengths
 from virtue_pl.apps.encoding.sources import Documents, DocumentSource
 from virtue_pl.embedder import Embedder, convert_vectors
@@ -85,7 +85,7 @@ class EncodingReport:
         """The number of documents left out."""
         return self.left_out.total()
 
-    def add(self, part: Part) -> None:
+    def add(self, part: PartFacts) -> None:
         """Count a part."""
         self.documents += part.documents
         self.rows += part.rows
@@ -132,7 +132,7 @@ def encode_source(
         return report
 
 
-def check_length(part: Part, documents: int, number: int, out: Path) -> None:
+def check_length(part: PartFacts, documents: int, number: int, out: Path) -> None:
     """Raise VirtueError where a part is of another number of documents than the source has there."""
     if part.documents != documents:
         raise VirtueError(
@@ -195,7 +195,7 @@ class PartEncoder:
 
     def encode(
         self, documents: Sequence[Document], advance: Advance = lambda count: None
-    ) -> tuple[Part, list[EncodedRow]]:
+    ) -> tuple[PartFacts, list[EncodedRow]]:
         """Return a part of documents, and its rows in their order."""
         rows: list[EncodedRow] = []
         left_out: list[tuple[str, str]] = []
@@ -215,7 +215,7 @@ class PartEncoder:
                 waiting, documents_waiting = [], 0
         rows += self.embed(waiting)
         advance(documents_waiting)
-        return Part(len(documents), len(rows), tuple(left_out)), rows
+        return PartFacts(len(documents), len(rows), tuple(left_out)), rows
 
     def check(self, content: Content) -> None:
         """Raise VirtueError for content that the model cannot read."""

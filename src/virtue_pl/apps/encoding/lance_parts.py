@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from virtue_pl.apps.encoding.parts import Part, sync_lines
+from virtue_pl.apps.encoding.parts import PartFacts, sync_lines
 from virtue_pl.search import EncodedRow, to_table
 from virtue_pl.types import VirtueError, replace_whole
 
@@ -26,7 +26,7 @@ class LanceParts:
 
     Example:
         >>> parts = LanceParts(Path("encoded"), schema)  # doctest: +SKIP
-        >>> parts.write(0, Part(1, 1), [row])  # doctest: +SKIP
+        >>> parts.write(0, PartFacts(1, 1), [row])  # doctest: +SKIP
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
@@ -38,7 +38,7 @@ class LanceParts:
             self.table = database.create_table(TABLE, schema=schema)
         self.rows = self.table.count_rows()
 
-    def written(self) -> dict[int, Part]:
+    def written(self) -> dict[int, PartFacts]:
         """Return the parts that are there; lines of commits that never came are removed.
 
         Raises VirtueError where the table has other rows than they say.
@@ -48,7 +48,7 @@ class LanceParts:
             whole = text[: text.rfind("\n") + 1]  # a line that was cut off is of no commit
             lines = [json.loads(line) for line in whole.splitlines()]
             committed = [line for line in lines if line["total"] <= self.rows]
-            parts = {number: Part.from_json(line) for number, line in enumerate(committed)}
+            parts = {number: PartFacts.from_json(line) for number, line in enumerate(committed)}
         except (ValueError, KeyError, TypeError) as error:
             raise VirtueError(f"{self.journal} is damaged ({error}): give another --out") from error
         if (committed[-1]["total"] if committed else 0) != self.rows:
@@ -61,7 +61,7 @@ class LanceParts:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in committed), encoding="utf-8")
         return parts
 
-    def write(self, number: int, part: Part, rows: Sequence[EncodedRow]) -> None:
+    def write(self, number: int, part: PartFacts, rows: Sequence[EncodedRow]) -> None:
         """Commit a part, whole or not at all."""
         self.rows += part.rows
         sync_lines(self.journal, json.dumps({**asdict(part), "total": self.rows}))

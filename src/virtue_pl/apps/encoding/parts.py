@@ -29,14 +29,14 @@ TEMPORARY = re.compile(r"\.(part-\d{6,}\.parquet|_encoding\.json|_parts\.jsonl)\
 
 
 @dataclass(frozen=True)
-class Part:
+class PartFacts:
     """Facts of one part.
 
     documents: the number of documents that it is of, with those left out. rows: of the embeddings. left_out: the name
     and problem of each document that could not be used.
 
     Example:
-        >>> Part(100, 99, (("street.jpg", "damaged image: 0 bytes"),)).documents
+        >>> PartFacts(100, 99, (("street.jpg", "damaged image: 0 bytes"),)).documents
         100
     """
 
@@ -45,7 +45,7 @@ class Part:
     left_out: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Part:
+    def from_json(cls, content: Mapping[str, Any]) -> PartFacts:
         """Return the part that `asdict` gave the fields of."""
         left_out = tuple((str(name), str(problem)) for name, problem in content["left_out"])
         return cls(int(content["documents"]), int(content["rows"]), left_out)
@@ -60,10 +60,10 @@ class Parts(Protocol):
         200
     """
 
-    def written(self) -> dict[int, Part]:
+    def written(self) -> dict[int, PartFacts]:
         """Return the parts that are there, by number."""
 
-    def write(self, number: int, part: Part, rows: Sequence[EncodedRow]) -> None:
+    def write(self, number: int, part: PartFacts, rows: Sequence[EncodedRow]) -> None:
         """Commit a part, whole or not at all."""
 
 
@@ -72,7 +72,7 @@ class ParquetParts:
 
     Example:
         >>> parts = ParquetParts(Path("encoded"), schema)  # doctest: +SKIP
-        >>> parts.write(0, Part(1, 1), [row])  # doctest: +SKIP
+        >>> parts.write(0, PartFacts(1, 1), [row])  # doctest: +SKIP
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
@@ -82,23 +82,23 @@ class ParquetParts:
         """Return the file of a part."""
         return self.folder / f"part-{number:06d}.parquet"
 
-    def written(self) -> dict[int, Part]:
+    def written(self) -> dict[int, PartFacts]:
         """Return the parts that are there, by number. Raises VirtueError for a damaged one."""
         names = (NAME.fullmatch(path.name) for path in sorted(self.folder.glob("part-*.parquet")))
         return {int(name[1]): self.read(self.folder / name[0]) for name in names if name}
 
-    def read(self, path: Path) -> Part:
+    def read(self, path: Path) -> PartFacts:
         """Return what a file says of its part. Raises VirtueError for one that is damaged, or of another schema."""
         try:
             schema = pq.read_schema(path)
-            part = Part.from_json(json.loads((schema.metadata or {})[PART]))
+            part = PartFacts.from_json(json.loads((schema.metadata or {})[PART]))
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
             raise VirtueError(f"{path} is damaged ({error}): delete it, and it is encoded again") from error
         if not schema.equals(self.schema):
             raise VirtueError(f"{path} has other columns than this source's rows: give another --out")
         return part
 
-    def write(self, number: int, part: Part, rows: Sequence[EncodedRow]) -> None:
+    def write(self, number: int, part: PartFacts, rows: Sequence[EncodedRow]) -> None:
         """Commit a part, whole or not at all."""
         table = to_table(rows, self.schema)
         table = table.replace_schema_metadata({**(self.schema.metadata or {}), PART: json.dumps(asdict(part))})

@@ -37,7 +37,7 @@ FILES: dict[str, Literal["text", "tables"]] = {".jsonl": "text", ".csv": "text",
 
 
 class SourceOptions(NamedTuple):
-    """What of a source is encoded, and how its rows are read.
+    """Choice of what of a source is encoded, and how its rows are read.
 
     proposals: regions are proposed, so that the documents of `regions` are images. max_pixels: of images that are
     decoded. rows: what holds for rows that do not say it.
@@ -54,7 +54,7 @@ class SourceOptions(NamedTuple):
 
     @property
     def of_images(self) -> bool:
-        """Whether a document is a whole image when it is read."""
+        """Return whether a document is a whole image when it is read."""
         return self.documents == "images" or self.proposals
 
 
