@@ -50,6 +50,7 @@ bench: $(STAMP) ## what is measured, as JSON
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/bulk_encode.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/start.py
 
