@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from virtue_pl.search import EncodedRow, EncodingFacts, IndexOptions, VectorIndex, row_schema, to_table
+from virtue_pl.search import EncodedRow, EncodingFacts, IndexOptions, VectorIndex, building, row_schema, to_table
 from virtue_pl.search import index as index_module
 from virtue_pl.search.row_files import RowFiles
 from virtue_pl.types import VirtueError
@@ -59,9 +59,8 @@ def approximate(tmp_path_factory: pytest.TempPathFactory) -> tuple[VectorIndex, 
     return VectorIndex.build(folder / "rows.parquet", folder / "index", options), vectors
 
 
-@pytest.mark.parametrize("kind", ["exact", "approximate"])
-def test_the_nearest_rows_are_those_of_a_literal_comparison(kind, request):
-    index, vectors = request.getfixturevalue(kind)
+def test_the_nearest_rows_are_those_of_a_literal_comparison(exact):
+    index, vectors = exact
     queries = unit_vectors(5, 77)
     found = index.search(queries, top=4)
     for query, hits in zip(queries, found, strict=True):
@@ -73,6 +72,21 @@ def test_the_nearest_rows_are_those_of_a_literal_comparison(kind, request):
     first = found[0][0]
     assert first.name == first.id and first.box == (0.0, 0.25, 0.5, 1.0) and set(first.columns) == {"year"}
     assert index.search(queries[0], top=4) == found[:1] and index.search(queries, top=4, exact=True) == found
+
+
+def test_approximate_hits_have_their_true_scores_and_are_mostly_the_nearest(approximate):
+    """LanceDB draws its centres without a seed: which hits are missed differs from run to run."""
+    index, vectors = approximate
+    queries = unit_vectors(30, 77)
+    right = 0
+    for query, hits in zip(queries, index.search(queries), strict=True):
+        scores = vectors @ query
+        numbers = [2 * int(hit.document.removesuffix(".jpg")) + hit.region for hit in hits]
+        np.testing.assert_allclose([hit.score for hit in hits], scores[numbers], atol=1e-5)
+        right += len(set(numbers) & set(np.argsort(-scores)[:10].tolist()))
+    assert right >= 0.9 * 300
+    exact_hits = index.search(queries, exact=True)
+    assert [hit.score for hit in exact_hits[0]] == pytest.approx(np.sort(vectors @ queries[0])[::-1][:10], abs=1e-5)
 
 
 def test_an_index_is_exact_below_a_size_and_says_its_recall_above(exact, approximate):
@@ -104,15 +118,15 @@ def test_filters_leave_no_hit_out(kind, request):
 def test_recall_is_measured_against_every_row(approximate):
     """The bounds of one pass in batches are those of a literal product, and a search that finds nothing has 0."""
     index, vectors = approximate
-    queries = index_module.draw_queries(index.table, 20, 0)
-    bounds = index_module.exact_bounds(index.table, queries, 10)
+    queries = building.draw_queries(index.table, 20, 0)
+    bounds = building.exact_bounds(index.table, queries, 10)
     np.testing.assert_allclose(bounds, np.sort(queries @ vectors.T, axis=1)[:, -10], atol=1e-6)
-    assert index_module.measure_recall(index.table, queries, bounds + 3, index.settings) == 0
+    assert building.measure_recall(index.table, queries, bounds + 3, index.settings) == 0
 
 
 def test_searches_widen_until_the_recall_is_reached(tmp_path, monkeypatch):
     write_rows(tmp_path / "rows.parquet", 2000)
-    monkeypatch.setattr(index_module, "measure_recall", lambda *arguments: 0.5)
+    monkeypatch.setattr(building, "measure_recall", lambda *arguments: 0.5)
     index = VectorIndex.build(tmp_path / "rows.parquet", tmp_path / "index", IndexOptions("ivf_rq", queries=5))
     settings = index.settings
     assert (settings.probes, settings.partitions, settings.refine, settings.recall) == (45, 45, 80, 0.5)
@@ -130,7 +144,7 @@ def test_an_unfinished_index_is_refused(tmp_path, monkeypatch):
     with pytest.raises(VirtueError, match="disk full"):
         VectorIndex.build(tmp_path / "rows.parquet", tmp_path / "index")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
-    table = index_module.write_rows(RowFiles.open(str(tmp_path / "rows.parquet")), str(tmp_path / "i"), {}, False, print)
+    table = building.write_rows(RowFiles.open(str(tmp_path / "rows.parquet")), str(tmp_path / "i"), {}, False, print)
     assert table.count_rows() == 300
     with pytest.raises(VirtueError, match="never finished: build it again"):
         VectorIndex.open(tmp_path / "i")
@@ -145,7 +159,7 @@ def test_a_stale_index_is_said_and_a_lost_one_refused(tmp_path):
     assert "1 of 401 rows" in index.problems()[0] and "build it again" in index.problems()[0]
     assert index.search(vector, top=1)[0][0].id == "new"
     index.table.drop_index(index.table.list_indices()[0].name)
-    with pytest.raises(VirtueError, match="has lost its ivf_rq index: .* or search every row with --exact"):
+    with pytest.raises(VirtueError, match=r"has lost its ivf_rq index: .* or search every row with --exact"):
         index.search(vector)
     assert index.search(vector, top=1, exact=True)[0][0].id == "new"
 

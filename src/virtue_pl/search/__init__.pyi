@@ -1,4 +1,4 @@
-from .index import Hit as Hit
+from .hits import Hit as Hit
 from .index import VectorIndex as VectorIndex
 from .row_files import RowFiles as RowFiles
 from .rows import EncodedRow as EncodedRow

@@ -1,10 +1,11 @@
-"""Files of encoded rows, as `virtue-pl encode` writes them: Parquet, one file or a folder of parts, or a Lance table."""
+"""Files of encoded rows, as `virtue-pl encode` writes them: Parquet, one file or many, or a Lance table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
@@ -17,6 +18,8 @@ from virtue_pl.types import VirtueError
 from virtue_pl.types.paths import suggest_path
 
 PARQUET, LANCE = ".parquet", ".lance"
+TABLE = "rows"
+"""Name of the table in a LanceDB folder of encoded rows, and in an index."""
 BATCH_ROWS = 4096
 """Rows that are read at once."""
 
@@ -42,7 +45,9 @@ class RowFiles:
 
     @classmethod
     def open(cls, source: str, storage_options: Mapping[str, str] | None = None) -> RowFiles:
-        """Return the rows of a Parquet file, of a folder of them, or of a Lance table, of which headers alone are read.
+        """Return the rows of a Parquet file, of a folder of them, or of a Lance table or its folder.
+
+        Headers alone are read.
 
         storage_options: of a Lance table in object storage; Parquet files there are reached as fsspec reaches them.
 
@@ -50,6 +55,8 @@ class RowFiles:
         `virtue-pl encode` wrote.
         """
         options = dict(storage_options or {})
+        inside = Path(source) / f"{TABLE}{LANCE}"
+        source = str(inside) if inside.is_dir() else source
         if source.rstrip("/").endswith(LANCE):
             table = open_lance(source, options)
             schema, files, count = table.schema, (), table.count_rows()
@@ -148,29 +155,14 @@ def read_headers(files: tuple[str, ...]) -> tuple[pa.Schema, int]:
     return schema, count
 
 
-class opened_parquet:  # noqa: N801
-    """A Parquet file within a block, whose damage is one line.
-
-    Example:
-        >>> with opened_parquet("rows.parquet") as file:  # doctest: +SKIP
-        ...     print(file.metadata.num_rows)
-    """
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-
-    def __enter__(self) -> pq.ParquetFile:
-        self.stream = fsspec.open(self.file, "rb").open()
+@contextmanager
+def opened_parquet(file: str) -> Iterator[pq.ParquetFile]:
+    """Provide a Parquet file within the block. Raises VirtueError where it, or what is read of it, is damaged."""
+    with fsspec.open(file, "rb").open() as stream:
         try:
-            return pq.ParquetFile(self.stream)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            self.stream.close()
-            raise VirtueError(f"{self.file} is no Parquet file that can be read: {first_line(error)}") from error
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.stream.close()
-        if isinstance(error, pa.ArrowException | OSError):
-            raise VirtueError(f"{self.file} is damaged: {first_line(error)}") from error
+            yield pq.ParquetFile(stream)
+        except (pa.ArrowException, OSError, EOFError) as error:
+            raise VirtueError(f"{file} is no Parquet file that can be read: {first_line(error)}") from error
 
 
 def read_parquet(file: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -200,6 +192,20 @@ def import_lancedb() -> Any:
     except ImportError as error:
         raise VirtueError("indexing and searching need lancedb: pip install 'virtue_pl[search]'") from error
     return lancedb
+
+
+@contextmanager
+def lance_errors(uri: str) -> Iterator[None]:
+    """Turn LanceDB's errors within the block into one line; those of this package, and of reading rows, stay."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, VirtueError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise cause from None
+        raise VirtueError(f"{uri}: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
