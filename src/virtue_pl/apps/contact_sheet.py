@@ -80,9 +80,12 @@ def write_contact_sheet(
     """Write the sheet as a PNG, one block for each query, of which the first fifty are drawn."""
     blocks = [draw_block(query, hits, images) for query, hits in list(zip(queries, found, strict=True))[:MOST_QUERIES]]
     sheet = Image.new("RGB", (WIDTH, sum(block.height for block in blocks)), GROUND)
+    draw = ImageDraw.Draw(sheet)
     top = 0
     for block in blocks:
         sheet.paste(block, (0, top))
+        if top:
+            draw.line([MARGIN, top, WIDTH - MARGIN, top], fill=EMPTY, width=1)
         top += block.height
     with replace_whole(path) as temporary:
         sheet.save(temporary, "PNG", optimize=True)
@@ -127,7 +130,7 @@ def draw_query_card(query: Query) -> Image.Image:
     for number, line in enumerate(lines):
         draw.text((0, text_top + 23 * number), line, DARK, font(16))
     if picture is not None:
-        draw.text((0, text_top + 23 * len(lines)), fit_middle(query.name, 13, QUERY), GREY, font(13))
+        draw.text((0, text_top + 23 * len(lines)), fit_middle(query.pointer, 13, QUERY), GREY, font(13))
     return card
 
 
@@ -208,10 +211,10 @@ def wrap(text: str, size: int, width: int, most: int) -> Iterator[str]:
             yield fit(f"{line} {' '.join(words)}", size, width)
             return
         else:
-            yield fit(line, size, width)
+            yield fit_middle(line, size, width)
             line, count = "", count + 1
     if line:
-        yield fit(line, size, width)
+        yield fit_middle(line, size, width)
 
 
 def fit_middle(text: str, size: int, width: int) -> str:

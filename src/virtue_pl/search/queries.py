@@ -37,21 +37,27 @@ class Query:
     vector: np.ndarray
 
     @property
-    def name(self) -> str:
-        """A few words on the query: its image, the kinds of its prompts, and its text."""
+    def pointer(self) -> str:
+        """The query's image, and the kinds of the prompts on it."""
         image = describe_image(self.request.images[0]) if self.request.images else ""
         kinds = [
-            kind
-            for kind in ("boxes", "points", "masks")
-            if any(len(getattr(prompt, kind)) for prompt in self.row.prompts)
+            singular
+            for plural, singular in PROMPT_KINDS.items()
+            if any(len(getattr(prompt, plural)) for prompt in self.row.prompts)
         ]
         number = "" if self.row.region is None else f"region {self.row.region}"
+        return ", ".join(filter(None, (image, number, " and ".join(kinds))))
+
+    @property
+    def name(self) -> str:
+        """The query in a few words: its image, the kinds of its prompts, and its text."""
         words = self.row.text or ""
         text = words if len(words) <= SHORT else f"{words[: SHORT - 3]}..."
-        return ", ".join(filter(None, (image, number, " and ".join(SINGULAR[kind] for kind in kinds), text)))
+        return ", ".join(filter(None, (self.pointer, text)))
 
 
-SINGULAR = {"boxes": "box", "points": "point", "masks": "mask"}
+PROMPT_KINDS = {"boxes": "box", "points": "point", "masks": "mask"}
+"""Kinds of a prompt by the names of their fields."""
 
 
 def describe_image(image: Any) -> str:

@@ -164,7 +164,9 @@ def print_tables(queries: Sequence[Query], found: Sequence[Sequence[Hit]]) -> No
     from rich.console import Console
 
     for query, hits in zip(queries, found, strict=True):
-        Console().print(hits_table(query.name, hits))
+        Console().print(
+            hits_table(query.name, hits) if hits else f"{query.name}: no row answers the filter", markup=False
+        )
 
 
 def hits_table(title: str, hits: Sequence[Hit]) -> Table:
@@ -178,10 +180,9 @@ def hits_table(title: str, hits: Sequence[Hit]) -> Table:
         Column("rank", justify="right"),
         Column("score", justify="right"),
         Column("name", overflow="fold"),
-        *(Column(name, overflow="fold") for name in (*extra, *own)),
+        *(Column(name, overflow="fold", no_wrap=name == "box") for name in (*extra, *own)),
         title=escape(title),
         title_justify="left",
-        caption=None if hits else "no row answers the filter",
     )
     for hit in hits:
         values = [getattr(hit, name) for name in extra] + [hit.columns.get(name) for name in own]
@@ -195,7 +196,7 @@ def format_cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, tuple | list):
-        return " ".join(map(format_cell, value))
+        return " ".join(f"{each:.2f}" if isinstance(each, float) else str(each) for each in value)
     return "" if value is None else str(value)
 
 
