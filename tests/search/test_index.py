@@ -140,7 +140,7 @@ def test_a_lance_table_is_indexed_like_its_parquet_files(exact, tmp_path):
 
 def test_an_unfinished_index_is_refused(tmp_path, monkeypatch):
     write_rows(tmp_path / "rows.parquet", 300)
-    monkeypatch.setattr(index_module, "finish", lambda *arguments: (_ for _ in ()).throw(RuntimeError("disk full")))
+    monkeypatch.setattr(index_module, "build_ann", lambda *arguments: (_ for _ in ()).throw(RuntimeError("disk full")))
     with pytest.raises(VirtueError, match="disk full"):
         VectorIndex.build(tmp_path / "rows.parquet", tmp_path / "index")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]

@@ -115,21 +115,21 @@ def draw_block(query: Query, hits: Sequence[Hit], images: ImageFolder) -> Image.
 
 def draw_query_card(query: Query) -> Image.Image:
     """Draw the query: its image with all its prompts, and its words below."""
-    picture = None
+    drawn = None
     if query.row.images:
         pixels = to_image(query.row.images[0], "query")
-        picture = draw_regions(pixels, query.row.prompts, QUERY, shade=0.0)
+        drawn = draw_regions(pixels, query.row.prompts, QUERY, shade=0.0)
     lines = list(wrap(query.row.text or "", 16, QUERY, 8))
     top = 26
-    text_top = top + (picture.height + 10 if picture is not None else 0)
+    text_top = top + (drawn.height + 10 if drawn is not None else 0)
     card = Image.new("RGB", (QUERY, text_top + 23 * len(lines) + 24), GROUND)
     draw = ImageDraw.Draw(card)
     draw.text((0, 2), "QUERY", BLUE, font(13))
-    if picture is not None:
-        card.paste(picture, ((QUERY - picture.width) // 2, top))
+    if drawn is not None:
+        card.paste(drawn, ((QUERY - drawn.width) // 2, top))
     for number, line in enumerate(lines):
         draw.text((0, text_top + 23 * number), line, DARK, font(16))
-    if picture is not None:
+    if drawn is not None:
         draw.text((0, text_top + 23 * len(lines)), fit_middle(query.pointer, 13, QUERY), GREY, font(13))
     return card
 
@@ -141,11 +141,11 @@ def draw_hit(block: Image.Image, corner: tuple[int, int], hit: Hit, images: Imag
     draw.rectangle([x, y, x + TILE - 1, y + TILE - 1], fill=WHITE if hit.image is None else EMPTY)
     pixels = None if hit.image is None else images.load(hit.image)
     if pixels is not None:
-        picture = draw_regions(pixels, [region_of(hit, pixels)], TILE, SHADE)
-        block.paste(picture, (x + (TILE - picture.width) // 2, y + (TILE - picture.height) // 2))
+        drawn = draw_regions(pixels, [region_of(hit, pixels)], TILE, SHADE)
+        block.paste(drawn, (x + (TILE - drawn.width) // 2, y + (TILE - drawn.height) // 2))
     else:
-        words = hit.text if hit.image is None and hit.text else f"{hit.image or hit.document} is not there"
-        for number, line in enumerate(wrap(words, 14, TILE - 20, 9)):
+        label = hit.text if hit.image is None and hit.text else f"{hit.image or hit.document} is not there"
+        for number, line in enumerate(wrap(label, 14, TILE - 20, 9)):
             draw.text((x + 10, y + 10 + 20 * number), line, INK if hit.image is None else GREY, font(14))
     bottom = y + TILE + 5
     share = max(0.0, min(1.0, hit.score / best)) if best > 0 else 0.0
@@ -171,11 +171,11 @@ def region_of(hit: Hit, pixels: UInt8[Tensor, "3 height width"]) -> VisualPrompt
 
 
 def draw_regions(
-    pixels: UInt8[Tensor, "3 height width"], prompts: Sequence[VisualPrompt], side: int, shade: float
+    pixels: UInt8[Tensor, "3 height width"], prompts: Sequence[VisualPrompt], longer_edge: int, shade: float
 ) -> Image.Image:
-    """Draw an image, its longer side `side` pixels, with regions on it. shade: of what is outside of them, to 1."""
+    """Draw an image, its longer edge `longer_edge` pixels, with regions on it. shade: of what is outside of them, to 1."""
     height, width = pixels.shape[1:]
-    scale = SMOOTH * side / max(height, width)
+    scale = SMOOTH * longer_edge / max(height, width)
     size = (max(SMOOTH, round(width * scale)), max(SMOOTH, round(height * scale)))
     whole = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     drawn = whole.resize(size, Image.Resampling.LANCZOS)
@@ -201,14 +201,14 @@ def inside_of(prompt: VisualPrompt, masks: Sequence[Tensor], size: tuple[int, in
 
 def wrap(text: str, size: int, width: int, most: int) -> Iterator[str]:
     """Yield a text's lines of at most `width` pixels; the last of `most` lines ends in an ellipsis if there is more."""
-    words, line, count = text.split(), "", 0
-    while words:
-        longer = f"{line} {words[0]}".strip()
+    remaining, line, count = text.split(), "", 0
+    while remaining:
+        longer = f"{line} {remaining[0]}".strip()
         if font(size).getlength(longer) <= width or not line:
             line = longer
-            words.pop(0)
+            remaining.pop(0)
         elif count + 1 == most:
-            yield fit(f"{line} {' '.join(words)}", size, width)
+            yield fit(f"{line} {' '.join(remaining)}", size, width)
             return
         else:
             yield fit_middle(line, size, width)

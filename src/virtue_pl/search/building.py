@@ -26,7 +26,7 @@ Stage = Callable[[str, int], None]
 """Called with what is being done and the rows that are done."""
 
 
-def write_rows(rows: RowFiles, place: str, storage: dict[str, str], replace: bool, stage: Stage) -> Any:
+def write_rows(rows: RowFiles, location: str, storage: dict[str, str], replace: bool, stage: Stage) -> Any:
     """Write rows as the table of an index, in one transaction; returns the table."""
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -37,12 +37,12 @@ def write_rows(rows: RowFiles, place: str, storage: dict[str, str], replace: boo
             stage("writing", done)
 
     reader = pa.RecordBatchReader.from_batches(rows.schema, batches())
-    database = import_lancedb().connect(place, storage_options=storage or None)
-    with lance_errors(place):
+    database = import_lancedb().connect(location, storage_options=storage or None)
+    with lance_errors(location):
         return database.create_table(TABLE, data=reader, schema=rows.schema, mode="overwrite" if replace else "create")
 
 
-def finish(table: Any, options: IndexOptions, stage: Stage) -> SearchSettings:
+def build_ann(table: Any, options: IndexOptions, stage: Stage) -> SearchSettings:
     """Build the approximate index of a table, where it has one, and widen its searches until the recall is reached."""
     count = int(table.count_rows())
     settings = SearchSettings.of_kind(options.resolve_kind(count), count)
@@ -97,7 +97,7 @@ def measure_recall(table: Any, queries: np.ndarray, bounds: np.ndarray, settings
 
 
 @contextmanager
-def new_place(uri: str, replace: bool) -> Iterator[str]:
+def new_location(uri: str, replace: bool) -> Iterator[str]:
     """Provide the place where an index is built: a folder beside `uri`, which takes its place when the block ends.
 
     In object storage it is `uri` itself. Raises VirtueError for an index that is there, unless it is to be replaced.

@@ -66,7 +66,8 @@ def nearest(
     if settings is None:
         query = query.bypass_vector_index()
     else:
-        query = query.refine_factor(settings.refine).minimum_nprobes(settings.probes).maximum_nprobes(0)
+        query = query.refine_factor(settings.refine).nprobes(settings.probes)
+        query = query if where is None else query.maximum_nprobes(0)  # further partitions where the filter leaves few
         query = query.ef(max(settings.ef, top)) if settings.kind == "hnsw_sq" else query
     if where is not None:
         query = query.where(where, prefilter=True)

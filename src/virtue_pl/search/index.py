@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from virtue_pl.search.building import QUERIES_AT_ONCE, Stage, finish, is_local, new_place, write_rows
+from virtue_pl.search.building import QUERIES_AT_ONCE, Stage, build_ann, is_local, new_location, write_rows
 from virtue_pl.search.hits import Hit, nearest, to_hit
 from virtue_pl.search.row_files import TABLE, RowFiles, lance_errors, open_table
 from virtue_pl.search.rows import EncodingFacts
@@ -42,6 +42,8 @@ class VectorIndex:
         self.facts = EncodingFacts.from_schema(schema, uri)
         self.columns: list[str] = [name for name in schema.names if name != "vector"]
         self.settings = SearchSettings.from_metadata(schema.field("vector").metadata, uri)
+        self._checked = -1
+        """Version of the table that `search` has last found an index in."""
 
     @classmethod
     def open(cls, uri: str | Path, storage_options: Mapping[str, str] | None = None) -> VectorIndex:
@@ -83,10 +85,10 @@ class VectorIndex:
             VirtueError: rows that cannot be indexed, an index that is there, or LanceDB could not build it.
         """
         rows, uri, storage = RowFiles.open(str(source), storage_options), str(uri), dict(storage_options or {})
-        with new_place(uri, replace) as place:
-            table = write_rows(rows, place, storage, replace, stage)
+        with new_location(uri, replace) as location:
+            table = write_rows(rows, location, storage, replace, stage)
             with lance_errors(uri):
-                settings = finish(table, options or IndexOptions(), stage)
+                settings = build_ann(table, options or IndexOptions(), stage)
                 table.update_field_metadata({"path": "vector", "metadata": settings.to_metadata()})
         return cls.open(uri, storage)
 
@@ -160,8 +162,9 @@ class VectorIndex:
         if top < 1:
             raise VirtueError(f"top is {top}, expected at least 1")
         exact = exact or self.settings.kind == "exact"
-        if not exact:
+        if not exact and self._checked != self.table.version:
             self.problems()
+            self._checked = self.table.version
         found: list[list[Hit]] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             found += self.search_batch(queries[start : start + QUERIES_AT_ONCE], top, where, exact)
@@ -172,13 +175,12 @@ class VectorIndex:
         settings = None if exact else self.settings
         with self.where_errors(where):
             found = nearest(self.table, queries, top, settings, self.columns, where)
-        short = [number for number, rows in enumerate(found) if len(rows) < top] if where and not exact else []
+        hits = [[to_hit(rank, row) for rank, row in enumerate(rows, 1)] for rows in found]
+        short = [number for number, rows in enumerate(hits) if len(rows) < top] if where and not exact else []
         if short:
             for number, rows in zip(short, self.search_batch(queries[short], top, where, True), strict=True):
-                found[number] = rows
-        return [
-            [row if isinstance(row, Hit) else to_hit(rank, row) for rank, row in enumerate(rows, 1)] for rows in found
-        ]
+                hits[number] = rows
+        return hits
 
     @contextmanager
     def where_errors(self, where: str | None) -> Iterator[None]:

@@ -51,9 +51,9 @@ class Query:
     @property
     def name(self) -> str:
         """The query in a few words: its image, the kinds of its prompts, and its text."""
-        words = self.row.text or ""
-        text = words if len(words) <= SHORT else f"{words[: SHORT - 3]}..."
-        return ", ".join(filter(None, (self.pointer, text)))
+        text = self.row.text or ""
+        short = text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."
+        return ", ".join(filter(None, (self.pointer, short)))
 
 
 PROMPT_KINDS = {"boxes": "box", "points": "point", "masks": "mask"}

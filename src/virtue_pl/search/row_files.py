@@ -59,7 +59,8 @@ class RowFiles:
         source = str(inside) if inside.is_dir() else source
         if source.rstrip("/").endswith(LANCE):
             table = open_lance(source, options)
-            schema, files, count = table.schema, (), table.count_rows()
+            files: tuple[str, ...] = ()
+            schema, count = table.schema, table.count_rows()
         else:
             files = find_parquet(source)
             schema, count = read_headers(files)

@@ -1,4 +1,4 @@
-"""How an index searches: exactly, or approximately by one of LanceDB's kinds, and how well that agrees."""
+"""Options of an index and of its searches: exact, or approximate by one of LanceDB's kinds with a measured recall."""
 
 from __future__ import annotations
 

@@ -37,12 +37,12 @@ def hits_of(output: str, query: int = 0) -> list[dict]:
     return json.loads(output)["answers"][query]["hits"]
 
 
-def words(box: tuple[float, ...]) -> str:
+def coordinates(box: tuple[float, ...]) -> str:
     return ",".join(map(str, box))
 
 
 def test_a_region_finds_itself_first(run, files):
-    code, output, errors = run("--image", files.images / "1.png", "--box", words(BOXES[1]), "--json", "--top", 3)
+    code, output, errors = run("--image", files.images / "1.png", "--box", coordinates(BOXES[1]), "--json", "--top", 3)
     assert (code, errors) == (0, "")
     hits = hits_of(output)
     assert [hit["rank"] for hit in hits] == [1, 2, 3] and hits[0]["id"] == "1.png#1"
