@@ -178,6 +178,19 @@ def test_an_index_is_replaced_only_where_that_is_said(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "photos", "rows.parquet"]
 
 
+def test_an_index_at_a_uri_is_written_in_its_place(tmp_path):
+    """Object storage has no renaming; a URI of this machine goes the same way."""
+    write_rows(tmp_path / "rows.parquet", 20)
+    uri = f"file://{tmp_path}/index"
+    assert VectorIndex.build(f"file://{tmp_path}/rows.parquet", uri).search(np.ones(DIM), top=3)[0][2].rank == 3
+    with pytest.raises(VirtueError, match="is there already"):
+        VectorIndex.build(tmp_path / "rows.parquet", uri)
+    write_rows(tmp_path / "rows.parquet", 30)
+    assert len(VectorIndex.build(tmp_path / "rows.parquet", uri, replace=True)) == 30
+    with pytest.raises(VirtueError, match="there is no table 'rows'"):
+        VectorIndex.open(f"file://{tmp_path}/other")
+
+
 def test_another_model_or_length_is_one_line(exact):
     index = exact[0]
     index.check_query_model(FACTS.fingerprint, DIM)

@@ -173,7 +173,7 @@ def region_of(hit: Hit, pixels: UInt8[Tensor, "3 height width"]) -> VisualPrompt
 def draw_regions(
     pixels: UInt8[Tensor, "3 height width"], prompts: Sequence[VisualPrompt], longer_edge: int, shade: float
 ) -> Image.Image:
-    """Draw an image, its longer edge `longer_edge` pixels, with regions on it. shade: of what is outside of them, to 1."""
+    """Draw an image of `longer_edge` pixels with regions on it. shade: of what is outside of them, from 0 to 1."""
     height, width = pixels.shape[1:]
     scale = SMOOTH * longer_edge / max(height, width)
     size = (max(SMOOTH, round(width * scale)), max(SMOOTH, round(height * scale)))

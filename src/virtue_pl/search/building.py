@@ -97,13 +97,13 @@ def measure_recall(table: Any, queries: np.ndarray, bounds: np.ndarray, settings
 
 
 @contextmanager
-def new_location(uri: str, replace: bool) -> Iterator[str]:
+def new_location(uri: str, replace: bool, storage: dict[str, str]) -> Iterator[str]:
     """Provide the place where an index is built: a folder beside `uri`, which takes its place when the block ends.
 
     In object storage it is `uri` itself. Raises VirtueError for an index that is there, unless it is to be replaced.
     """
     if not is_local(uri):
-        if not replace and TABLE in import_lancedb().connect(uri).list_tables().tables:
+        if not replace and TABLE in import_lancedb().connect(uri, storage_options=storage or None).list_tables().tables:
             raise VirtueError(f"{uri} is there already: give another --out, or --replace")
         yield uri
         return

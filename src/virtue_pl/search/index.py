@@ -85,7 +85,7 @@ class VectorIndex:
             VirtueError: rows that cannot be indexed, an index that is there, or LanceDB could not build it.
         """
         rows, uri, storage = RowFiles.open(str(source), storage_options), str(uri), dict(storage_options or {})
-        with new_location(uri, replace) as location:
+        with new_location(uri, replace, storage) as location:
             table = write_rows(rows, location, storage, replace, stage)
             with lance_errors(uri):
                 settings = build_ann(table, options or IndexOptions(), stage)
