@@ -25,8 +25,12 @@ def one_thread() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of MTEB last: it imports polars, whose threads a process that is forked later waits for."""
-    items.sort(key=lambda item: item.path.match("integrations/test_mteb.py"))
+    """Put the tests of MTEB and of searches last: they start threads that a process that is forked later waits for.
+
+    MTEB imports polars, an index lancedb.
+    """
+    last = ("integrations/test_mteb.py", "search/*.py", "commands/test_index.py", "commands/test_search.py")
+    items.sort(key=lambda item: any(item.path.match(name) for name in last))
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from traceback import walk_tb
@@ -29,6 +29,7 @@ from virtue_pl.cli.run.failures import failures_told
 from virtue_pl.cli.run.folder import (
     best_checkpoint,
     check_folder,
+    claim_folders,
     keep_earlier,
     keep_metrics,
     log_metric_names,
@@ -227,7 +228,8 @@ class VirtueCLI(LightningCLI):
             check_before_fit(self.model, self.datamodule, self.trainer)
         arguments = {name: self.config_init[name] for name in self.method_arguments}
         keep_metrics(self.trainer, self.command)
-        getattr(self.trainer, self.command)(model=self.model, datamodule=self.datamodule, **arguments)
+        with claim_folders(self.config) if self.command == "fit" else nullcontext():
+            getattr(self.trainer, self.command)(model=self.model, datamodule=self.datamodule, **arguments)
         if self.command == "fit" and (saved := describe_saved(self.trainer)):
             rank_zero_only(print)(saved)
 

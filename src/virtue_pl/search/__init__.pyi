@@ -1,4 +1,9 @@
+from .hits import Hit as Hit
+from .index import VectorIndex as VectorIndex
+from .row_files import RowFiles as RowFiles
 from .rows import EncodedRow as EncodedRow
 from .rows import EncodingFacts as EncodingFacts
 from .rows import row_schema as row_schema
 from .rows import to_table as to_table
+from .settings import IndexOptions as IndexOptions
+from .settings import SearchSettings as SearchSettings

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from fixtures.small_runs import nested
 from virtue_pl.cli.main import main
-from virtue_pl.cli.run.folder import MetricsWriter, check_writable, settings_of
+from virtue_pl.cli.run.folder import MetricsWriter, check_writable, is_first_process, settings_of
 from virtue_pl.types import VirtueError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Attribute .* is an instance of `nn.Module`:UserWarning")
@@ -108,6 +110,24 @@ def test_a_second_run_in_a_folder_is_refused_in_one_line_and_one_that_goes_on_ad
     else:
         assert [event.step for event in scalars(folder).Scalars("val/loss")] == [3, 7, 11]
     assert run("fit", [logger], "--shared.run", str(tmp_path / "other")) == 0
+
+
+def test_a_run_that_starts_while_another_writes_into_its_folder_is_refused_in_one_line(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run/checkpoints"
+    folder.mkdir(parents=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert run("fit", ["CSVLogger"]) == 1
+    told = capsys.readouterr().err
+    assert f"fit: another process is writing the checkpoints of {folder}" in told and told.count("\n") <= 2
+    assert list(folder.iterdir()) == [] and not (tmp_path / "run/config.yaml").exists()
+    monkeypatch.setenv("RANK", "1")  # another process of the same run, whose first one holds the folder
+    assert is_first_process() is False
+    monkeypatch.delenv("RANK")
+    os.close(descriptor)
+    assert run("fit", ["CSVLogger"]) == 0
 
 
 def test_check_says_that_the_folder_holds_a_run(

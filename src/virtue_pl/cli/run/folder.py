@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,39 @@ def check_folder(config: Any) -> None:
     root = config.trainer.get("default_root_dir")
     for folder in [*([Path(root)] if root and "://" not in str(root) else []), *checkpoint_folders(config)]:
         check_writable(folder)
+
+
+@contextmanager
+def claim_folders(config: Any) -> Iterator[None]:
+    """Hold the folders of a run's checkpoints, so that no other `fit` writes into them meanwhile.
+
+    The first process of a run holds them for all. Where a file system knows no locks, nothing is held. Raises
+    VirtueError where another process holds one.
+    """
+    with ExitStack() as stack:
+        for folder in checkpoint_folders(config) if is_first_process() else ():
+            if "://" in str(folder):
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise VirtueError(
+                    f"fit: another process is writing the checkpoints of {folder}: wait for it, or start this run"
+                    " beside it, by `--shared.run FOLDER`"
+                ) from error
+            except OSError:
+                continue
+        if is_first_process():
+            check_folder(config)  # the other one may have ended since this one looked
+        yield
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first of the processes of a run, or the only one."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def check_writable(folder: Path) -> None:
