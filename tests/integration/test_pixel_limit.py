@@ -28,7 +28,7 @@ from virtue_pl.preprocessing import images
 from virtue_pl.preprocessing.images import PixelLimit
 from virtue_pl.types import DataError, VirtueError, VisualPrompt
 
-LIMITED = {"doctor", "evaluate", "parity", "robustness", "shards"}
+LIMITED = {"doctor", "encode", "evaluate", "parity", "robustness", "search", "shards"}
 """Commands that open images which somebody brings."""
 UNLIMITED = {
     "ablations": "its data modules' YAML has the option",
@@ -37,6 +37,7 @@ UNLIMITED = {
     "estimate": "it makes its rows up",
     "export": "it reads weights",
     "fetch": "it unpacks images that it knows by their checksums",
+    "index": "it reads encoded rows",
     "quickstart": "it composes its images itself",
     "scenes": "it reads the images that `fetch` knows by their checksums",
 }

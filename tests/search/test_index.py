@@ -178,7 +178,7 @@ def test_an_index_is_replaced_only_where_that_is_said(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "photos", "rows.parquet"]
 
 
-def test_an_index_at_a_uri_is_written_in_its_place(tmp_path):
+def test_an_index_at_a_uri_is_written_there(tmp_path):
     """Object storage has no renaming; a URI of this machine goes the same way."""
     write_rows(tmp_path / "rows.parquet", 20)
     uri = f"file://{tmp_path}/index"

@@ -19,7 +19,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from fixtures.small_runs import nested
 from virtue_pl.cli.main import main
-from virtue_pl.cli.run.folder import MetricsWriter, check_writable, is_first_process, settings_of
+from virtue_pl.cli.run.folder import MetricsWriter, check_writable, is_first_process, lock_file, settings_of
 from virtue_pl.types import VirtueError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Attribute .* is an instance of `nn.Module`:UserWarning")
@@ -116,13 +116,12 @@ def test_a_run_that_starts_while_another_writes_into_its_folder_is_refused_in_on
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run/checkpoints"
-    folder.mkdir(parents=True)
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(lock_file(folder), os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     assert run("fit", ["CSVLogger"]) == 1
     told = capsys.readouterr().err
     assert f"fit: another process is writing the checkpoints of {folder}" in told and told.count("\n") <= 2
-    assert list(folder.iterdir()) == [] and not (tmp_path / "run/config.yaml").exists()
+    assert not folder.exists() and not (tmp_path / "run/config.yaml").exists()
     monkeypatch.setenv("RANK", "1")  # another process of the same run, whose first one holds the folder
     assert is_first_process() is False
     monkeypatch.delenv("RANK")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,28 +43,45 @@ def check_folder(config: Any) -> None:
 def claim_folders(config: Any) -> Iterator[None]:
     """Hold the folders of a run's checkpoints, so that no other `fit` writes into them meanwhile.
 
-    The first process of a run holds them for all. Where a file system knows no locks, nothing is held. Raises
+    The first process of a run holds them for all, against other runs of this machine. Raises
     VirtueError where another process holds one.
     """
     with ExitStack() as stack:
         for folder in checkpoint_folders(config) if is_first_process() else ():
             if "://" in str(folder):
                 continue
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            descriptor = hold_file(lock_file(folder))
+            if descriptor is None:
                 raise VirtueError(
                     f"fit: another process is writing the checkpoints of {folder}: wait for it, or start this run"
                     " beside it, by `--shared.run FOLDER`"
-                ) from error
-            except OSError:
-                continue
+                )
+            stack.callback(os.close, descriptor)
+            stack.callback(lock_file(folder).unlink, missing_ok=True)
         if is_first_process():
             check_folder(config)  # the other one may have ended since this one looked
         yield
+
+
+def lock_file(folder: Path) -> Path:
+    """Return the file, in this machine's folder for temporary ones, by which a run's folder is held."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"virtue-pl-{os.getuid()}-{name}.lock"
+
+
+def hold_file(path: Path) -> int | None:
+    """Return the descriptor of a file that this process holds alone until it is closed; None where another one does."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)  # the one that held it has removed it since
 
 
 def is_first_process() -> bool:
