@@ -1,4 +1,4 @@
-"""What operations return on the meta device, worked out once for inputs of the same shapes."""
+"""Outputs of operations on the meta device, worked out once for inputs of the same shapes."""
 
 from __future__ import annotations
 
