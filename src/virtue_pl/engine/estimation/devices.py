@@ -13,8 +13,8 @@ from virtue_pl.types import VirtueError
 class Device(NamedTuple):
     """A kind of GPU.
 
-    memory: in bytes, whole GiB of what a driver offers, which is less than the number on the box (error correction
-        takes some). bfloat16, float32: peak operations a second, dense; source: where they are from.
+    memory: in bytes, whole GiB of what a driver offers, which is less than the number on the box. bfloat16, float32:
+    peak operations a second, dense. source: where they are from.
 
     Where a GPU multiplies bfloat16 with sums in float32 at half its speed, that is the number. float32 is without
     TensorFloat-32.
