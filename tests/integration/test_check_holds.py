@@ -118,12 +118,13 @@ def test_check_and_fit_refuse_alike_and_before_the_run(run: Any, tmp_path: Path,
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_that_would_each_train_alone(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}.items():
+def test_processes_of_another_number_than_was_started(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
+    for name, value in started.items():
         monkeypatch.setenv(name, value)
     for command in ("check", "fit", "validate"):
-        code, _, told = run(command)
-        assert code == 1 and "trainer.devices gives 1 process, but torchrun has started 2 (WORLD_SIZE)" in told
+        code, _, told = run(command, "--trainer.devices=1")
+        assert code == 1 and "but torchrun has started 2 processes: leave both out" in told
 
 
 PAPER: dict[str, tuple[list[str], str]] = {

