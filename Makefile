@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablations test test-matrix test-resume test-network fuzz lint types bench figure format clean
+.PHONY: help setup quickstart ablations test test-matrix test-resume test-gpu test-network fuzz lint types bench figure format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,6 +29,9 @@ test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation back
 
 test-resume: $(STAMP) ## runs that are stopped and go on, every pair of how and with what; ARGS=--all for every case
 	PYTHONPATH=tests $(BIN)/python tests/resume/run.py $(ARGS)
+
+test-gpu: $(STAMP) ## what runs on a GPU; skipped, with one line that says so, where there is none
+	$(BIN)/python -m pytest -q -m gpu tests/gpu $(ARGS)
 
 test-network: $(STAMP) ## the documented commands that download something, and the whole quickstart
 	$(BIN)/python -m pytest -q -m network tests/docs $(ARGS)

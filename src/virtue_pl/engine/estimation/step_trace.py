@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from virtue_pl.engine.estimation.meta_autocast import ATTENTION, ATTENTION_BACKWARD, MetaAutocast
+from virtue_pl.engine.estimation.meta_outputs import MetaOutputs
 from virtue_pl.types.tensors import TensorDataclass
 
 WEIGHTS, GRADIENTS, OPTIMIZER, BATCH = "weights", "gradients", "optimizer", "batch"
@@ -63,24 +64,8 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 """From an operation to the formula of its floating-point operations: torch's, and those of attention on a CPU."""
 
 
-aten = torch.ops.aten
-ELEMENTWISE = {
-    *(aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.neg.default, aten.silu.default, aten.rsqrt.default),
-    *(aten.gelu.default, aten.relu.default, aten.sigmoid.default, aten.exp.default, aten.sqrt.default),
-    *(aten.div.Tensor, aten.mul.Scalar, aten.pow.Tensor_Scalar),
-}
-"""Operations whose output is like their largest input; torch computes their shapes in Python, much slower."""
-
-
-def elementwise(*inputs: Any) -> Any:
-    """Return an uninitialised output of an operation in `ELEMENTWISE`, where its first input is on the meta device."""
-    tensors = [one for one in inputs if isinstance(one, Tensor)]
-    shape = torch.broadcast_shapes(*(one.shape for one in tensors))
-    like = next((one for one in tensors if one.shape == shape), None)
-    dtype = torch.result_type(inputs[0], inputs[1]) if len(inputs) > 1 else tensors[0].dtype
-    if like is None:
-        return torch.empty(shape, dtype=dtype, device="meta")
-    return torch.empty_like(like, dtype=dtype, device="meta")
+OUTPUTS = MetaOutputs()
+"""Shared by all traces, whose rows are alike."""
 
 
 @dataclass
@@ -130,8 +115,7 @@ class StepTracker(TorchDispatchMode):
         self._references: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        quick = func in ELEMENTWISE and not kwargs and args[0].is_meta and args[0].is_floating_point()
-        output = elementwise(*args) if quick else func(*args, **(kwargs or {}))
+        output = OUTPUTS(func, args, kwargs or {})
         formula = FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.add_flops(formula(*args, **(kwargs or {}), out_val=output))
