@@ -253,12 +253,15 @@ def read_request(schema: type[Schema], value: Any) -> Schema:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise VirtueError(describe_problem(error)) from error
+        raise VirtueError(describe_problem(error.errors(include_url=False))) from error
 
 
-def describe_problem(error: ValidationError) -> str:
-    """Return what is wrong with a request: the key of the deepest mistake, what was found, and what was expected."""
-    deepest = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+def describe_problem(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is wrong with a request: the key of the deepest mistake, what was found, and what was expected.
+
+    errors: pydantic's, of which there is at least one.
+    """
+    deepest = max(errors, key=lambda each: len(each["loc"]))
     kind, given, keys = deepest["type"], deepest["input"], list(key_path(deepest["loc"]))
     if kind == "value_error":
         text = str(deepest["ctx"]["error"])

@@ -1,0 +1,1 @@
+"""Applications: what runs for a person or another program."""
