@@ -71,7 +71,7 @@ def embedding_routes(service: Service) -> APIRouter:
     router = APIRouter(responses=ERRORS)
 
     @router.post("/v1/embeddings")
-    async def embeddings(body: EmbeddingsBody) -> JSONResponse:
+    async def embeddings(body: EmbeddingsBody) -> Response:
         """Embed texts, images and regions, in OpenAI's, vLLM's or Infinity's form."""
         check_model(service, body.model)
         service.check_ready()
@@ -80,10 +80,10 @@ def embedding_routes(service: Service) -> APIRouter:
         async with service.admit(requests):
             rows, tokens = await service.run("embed", requests)
             form, dim = body.encoding_format, body.dimensions
-            return JSONResponse(reply_openai(requests, rows, tokens, service.options.name, form, dim))
+            return await service.build(reply_openai, rows, requests, tokens, service.options.name, form, dim)
 
     @router.post("/v2/embed")
-    async def embed(body: CohereBody) -> JSONResponse:
+    async def embed(body: CohereBody) -> Response:
         """Embed texts, images and regions, in Cohere's form."""
         check_model(service, body.model)
         service.check_ready()
@@ -97,16 +97,16 @@ def embedding_routes(service: Service) -> APIRouter:
         requests = body.requests(service.embedder.instructions)
         async with service.admit(requests):
             rows, tokens = await service.run("embed", requests)
-            return JSONResponse(reply_cohere(requests, rows, tokens, kinds, body.output_dimension))
+            return await service.build(reply_cohere, rows, requests, tokens, kinds, body.output_dimension)
 
     @router.post("/v1/masks")
-    async def masks(body: MasksBody) -> JSONResponse:
+    async def masks(body: MasksBody) -> Response:
         """Return what the segmentation model takes each region for, as COCO's run lengths at the image's size."""
         check_model(service, body.model)
         requests = body.requests()
         async with service.admit(requests):
             found, _ = await service.run("masks", requests)
-            return JSONResponse(reply_masks(requests[0], found, service.options.name))
+            return await service.build(reply_masks, found, requests[0], service.options.name)
 
     return router
 

@@ -49,7 +49,7 @@ class RemoteImages:
         self.look_up = look_up or find_addresses
 
     def fetch(self, url: str) -> bytes:
-        """Return what a URL holds. Raises VirtueError for one that is not allowed or cannot be read, or too many bytes."""
+        """Return what a URL holds. Raises VirtueError where it is not allowed, cannot be read, or is too large."""
         deadline = time.monotonic() + self.seconds
         first = self.check(url)
         for _ in range(MAX_REDIRECTS + 1):

@@ -17,7 +17,7 @@ from virtue_pl.types.requests import EmbeddingRequest
 
 
 def reply_openai(
-    requests: Sequence[EmbeddingRequest], rows: Sequence[Tensor], tokens: int, model: str, form: str, dim: int | None
+    rows: Sequence[Tensor], requests: Sequence[EmbeddingRequest], tokens: int, model: str, form: str, dim: int | None
 ) -> dict[str, Any]:
     """Return embeddings as OpenAI's list; a row of a region has it beside its embedding.
 
@@ -34,7 +34,7 @@ def reply_openai(
 
 
 def reply_cohere(
-    requests: Sequence[EmbeddingRequest], rows: Sequence[Tensor], tokens: int, kinds: Sequence[str], dim: int | None
+    rows: Sequence[Tensor], requests: Sequence[EmbeddingRequest], tokens: int, kinds: Sequence[str], dim: int | None
 ) -> dict[str, Any]:
     """Return embeddings by their types, as Cohere does. Raises VirtueError for a type that needs a calibration."""
     stacked = torch.stack(list(rows))
@@ -55,7 +55,7 @@ def reply_cohere(
     }
 
 
-def reply_masks(request: EmbeddingRequest, masks: Sequence[np.ndarray], model: str) -> dict[str, Any]:
+def reply_masks(masks: Sequence[np.ndarray], request: EmbeddingRequest, model: str) -> dict[str, Any]:
     """Return masks at the image's size as COCO's run lengths, each with its area and box (xyxy) in pixels."""
     data = [
         {"object": "mask", "index": index, "mask": encode_mask(mask), **measure(mask), **region}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import numpy as np
+from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
 from virtue_pl.apps.server.batching import BatchQueue, Job, QueueClosed, Task
@@ -16,11 +17,15 @@ from virtue_pl.apps.server.bodies import count_rows
 from virtue_pl.apps.server.metrics import Metrics
 from virtue_pl.apps.server.options import ServerOptions
 from virtue_pl.apps.server.remote_images import RemoteImages
+from virtue_pl.apps.server.replies import reply_openai
 from virtue_pl.embedder import Embedder
 from virtue_pl.preprocessing.embedding_rows import check_prompt_sizes
 from virtue_pl.preprocessing.requests import ImageAccess, decode_inputs, decode_request
 from virtue_pl.types import EmbeddingInput, VirtueError
 from virtue_pl.types.requests import EmbeddingRequest
+
+INLINE_ROWS = 4
+"""Rows of a reply that is made at once, since handing it to a thread would take longer."""
 
 
 class Service:
@@ -123,6 +128,16 @@ class Service:
         found = await asyncio.wrap_future(self.queue.submit(Job(task, items, tokens)))
         return list(found), max(1, round(tokens))
 
+    async def build(self, reply: Callable[..., dict[str, Any]], rows: Sequence[Any], *arguments: Any) -> Response:
+        """Return the reply that a function makes of rows; long ones are made in a thread, so that others go on."""
+
+        def render() -> Response:
+            return JSONResponse(reply(rows, *arguments))
+
+        if len(rows) <= INLINE_ROWS and reply is reply_openai:
+            return render()
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, render)
+
     def decode(self, requests: Sequence[EmbeddingRequest]) -> tuple[list[EmbeddingInput], float]:
         """Return requests as inputs with their pixels, and roughly their number of tokens."""
         items = []
@@ -142,7 +157,7 @@ class Service:
         found: list[np.ndarray] = []
         for start in range(0, len(items), self.options.limits.batch_rows):
             chunk = items[start : start + self.options.limits.batch_rows]
-            masks = self.embedder.masks(chunk)
+            masks = self.embedder.predict_masks(chunk)
             if masks is None:
                 raise VirtueError("the model's segmentation network predicts no masks")
             found += [resize_mask(mask, item.images[0]) for mask, item in zip(masks, chunk, strict=True)]
