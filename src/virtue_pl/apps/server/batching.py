@@ -16,6 +16,9 @@ from virtue_pl.types import EmbeddingInput
 
 Task = Literal["embed", "masks"]
 
+WAITING_SHARE = 0.1
+"""How long a batch waits for rows that are on their way, at most, to how long the last one took."""
+
 
 class QueueFull(Exception):
     """The queue has no room for the rows of a request.
@@ -85,7 +88,8 @@ class BatchQueue:
         self.reserved_rows = 0
         self._jobs: deque[Job] = deque()
         self._closed = False
-        self._last_jobs = 0
+        self._expected_rows = 0
+        self._last_seconds = 0.0
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="virtue-batches", daemon=True)
         self._thread.start()
@@ -128,7 +132,8 @@ class BatchQueue:
         while batch := self._next_batch():
             started = time.monotonic()
             self._compute(batch)
-            self.observe(batch[0].task, sum(len(job.items) for job in batch), time.monotonic() - started)
+            self._last_seconds = time.monotonic() - started
+            self.observe(batch[0].task, sum(len(job.items) for job in batch), self._last_seconds)
 
     def _next_batch(self) -> list[Job]:
         """Return the jobs of the next batch, the oldest first; none where all is done and the queue is closed.
@@ -151,24 +156,27 @@ class BatchQueue:
                     break
                 batch.append(job)
                 self._jobs.remove(job)
-            self._last_jobs = len(batch)
             return batch
 
     def _wait_for_more(self) -> None:
-        """Wait for rows that are on their way: until a batch is full, or the time for it is over.
+        """Wait for rows that are on their way, until a batch is full or the time for it is over.
 
-        A lone client, whose rows are all here, does not wait.
+        So many are on their way as were accepted when the last batch was done, whose clients ask again; a lone client
+        does not wait.
         """
-        deadline = self._jobs[0].queued_at + self.limits.wait_seconds
-        while (queued := sum(len(job.items) for job in self._jobs)) < self.limits.batch_rows:
+        deadline = time.monotonic() + max(self.limits.wait_seconds, WAITING_SHARE * self._last_seconds)
+        while sum(len(job.items) for job in self._jobs) < min(
+            self.limits.batch_rows, max(self.reserved_rows, self._expected_rows)
+        ):
             remaining = deadline - time.monotonic()
-            is_alone = self._last_jobs < 2 and queued >= self.reserved_rows
-            if remaining <= 0 or self._closed or is_alone:
+            if remaining <= 0 or self._closed or not self.limits.wait_seconds:
                 return
             self._changed.wait(remaining)
 
     def _compute(self, batch: list[Job]) -> None:
         """Set the result of each job that is still wanted; where a batch fails, each job is computed alone."""
+        with self._changed:
+            self._expected_rows = self.reserved_rows
         wanted = [job for job in batch if job.future.set_running_or_notify_cancel()]
         if len(wanted) > 1:
             with suppress(Exception):

@@ -87,7 +87,3 @@ def add_error_replies(app: FastAPI, retry_seconds: int) -> None:
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> JSONResponse:
         return error_reply(error.status_code, str(error.detail), error.headers)
-
-    @app.exception_handler(Exception)
-    async def hide(request: Request, error: Exception) -> JSONResponse:
-        return error_reply(500, "the server failed; its log says more")

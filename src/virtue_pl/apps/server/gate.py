@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -11,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from virtue_pl.apps.server.errors import error_reply
 from virtue_pl.apps.server.options import names_loopback
 from virtue_pl.apps.server.service import Service
+
+LOG = logging.getLogger("uvicorn.error")
 
 OPEN_PATHS = ("/health", "/ready")
 """Paths that need no key, and are not counted."""
@@ -42,7 +45,8 @@ class Gate:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
-        started, status = time.monotonic(), 500
+        started = time.monotonic()
+        status: int | None = None
         headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
 
         async def note(message: Message) -> None:
@@ -57,9 +61,13 @@ class Gate:
                 await refusal(scope, receive, note)
             else:
                 await self.pass_on(scope, receive, note)
+        except Exception:
+            LOG.exception("a request to %s failed", scope["path"])
+            if status is None:
+                await error_reply(500, "the server failed; its log says more")(scope, receive, note)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"
-            self.service.metrics.observe_request(path, status, time.monotonic() - started)
+            self.service.metrics.observe_request(path, status or 500, time.monotonic() - started)
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, counting it and the bytes of its body as long as it is here."""

@@ -26,7 +26,8 @@ class Limits:
     body_bytes: of one body. bytes_in_flight: of all bodies together. requests: that are answered at a time.
     queued_rows: rows that are accepted and not embedded yet. request_rows: embeddings of one request. regions: of one
     image. pixels: of one image. batch_tokens: roughly the tokens of one batch. batch_rows: rows of one batch.
-    wait_seconds: how long a batch waits for more rows. retry_seconds: what a client that is refused is asked to wait.
+    wait_seconds: how long a batch waits at least for rows that are on their way; 0 never waits. retry_seconds: what a
+    client that is refused is asked to wait.
 
     Example:
         >>> Limits(queued_rows=8, request_rows=9)
