@@ -97,12 +97,12 @@ class EmbeddingsBody(StrictModel):
         if self.regions and count > 1:
             raise VirtueError(f"regions: found beside {count} inputs, expected one: give others within `messages`")
         if isinstance(value, Mapping):
-            self.refuse_beside("flat requests, expected within each of them", instruction=True)
+            self.refuse_beside("flat requests, expected within each of them")
             return read_named(EmbeddingRequest, value, name)
         if not isinstance(value, str):
             raise VirtueError(f"{name}: found {describe(value)}, expected a text")
         image = self.modality == "image" or (self.modality is None and is_data_uri(value))
-        keys = {"image" if image else "text": value, "instruction": self.instruction}
+        keys: dict[str, Any] = {"image" if image else "text": value, "instruction": self.instruction}
         if self.regions:
             keys |= {"regions": self.regions, "units": self.units or "pixel", "regions_as": self.regions_as}
         elif self.regions_as == "each" or self.units:
@@ -111,7 +111,7 @@ class EmbeddingsBody(StrictModel):
 
     def conversations(self, value: Any, name: str) -> list[EmbeddingRequest]:
         """Return the request of a conversation, or of each of several."""
-        self.refuse_beside("messages, expected within the part of the image or the system message", instruction=True)
+        self.refuse_beside("messages, expected within the part of the image or the system message")
         if not isinstance(value, list):
             raise VirtueError(f"{name}: found {describe(value)}, expected a list of messages")
         nested = isinstance(value[0], list)
@@ -126,11 +126,11 @@ class EmbeddingsBody(StrictModel):
             raise VirtueError("regions_as is 'each', but there are no regions")
         return found
 
-    def refuse_beside(self, place: str, instruction: bool) -> None:
+    def refuse_beside(self, owner: str) -> None:
         """Raise VirtueError for keys of the whole body that belong into its entries."""
-        for key in ("regions", "units", "modality", *(("instruction",) if instruction else ())):
+        for key in ("regions", "units", "modality", "instruction"):
             if getattr(self, key):
-                raise VirtueError(f"{key}: found beside {place}")
+                raise VirtueError(f"{key}: found beside {owner}")
 
 
 class CohereContent(StrictModel):
@@ -175,12 +175,12 @@ class CohereBody(StrictModel):
         role = (self.input_type or "").removeprefix("search_")
         instruction = instructions.get(role, "")
         entries = [self.parts(entry, name) for entry in getattr(self, name)]
-        found = [
+        requests: list[EmbeddingRequest] = [
             name_error(f"{name}.{number}", self.read_parts, parts, instruction) for number, parts in enumerate(entries)
         ]
-        if self.regions_as == "each" and not any(request.regions for request in found):
+        if self.regions_as == "each" and not any(request.regions for request in requests):
             raise VirtueError("regions_as is 'each', but there are no regions")
-        return found
+        return requests
 
     def parts(self, entry: Any, name: str) -> list[dict[str, Any]] | list[TextPart | ImagePart]:
         """Return an entry as parts of a message."""

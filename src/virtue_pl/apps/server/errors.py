@@ -17,7 +17,7 @@ from virtue_pl.types.requests import describe_problem
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "service_unavailable"}
 PARAM = re.compile(r"(?P<key>[A-Za-z_]\w*(\.\w+)*): ")
-UNKNOWN = re.compile(r"(?P<before>[\w.]+: )?'(?P<key>[^']*)' is no key")
+UNKNOWN_KEY = re.compile(r"(?P<before>[\w.]+: )?'(?P<key>[^']*)' is no key")
 
 
 class UnknownModel(VirtueError):
@@ -46,7 +46,7 @@ def find_param(message: str) -> str | None:
         >>> find_param("input.0: found 3, expected a text"), find_param("'box' is no key of a request here")
         ('input.0', 'box')
     """
-    if unknown := UNKNOWN.match(message):
+    if unknown := UNKNOWN_KEY.match(message):
         return f"{(unknown['before'] or '').removesuffix(': ')}.{unknown['key']}".removeprefix(".")
     found = PARAM.match(message)
     return found["key"] if found else None

@@ -1,4 +1,4 @@
-"""What every request passes before its route: the key, the limits of bytes and of requests, and the counters."""
+"""The gate before all routes: the key, the limits of bytes and of requests, and the counters."""
 
 from __future__ import annotations
 

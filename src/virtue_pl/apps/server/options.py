@@ -1,4 +1,4 @@
-"""What a server may be asked: its limits, its keys, and the hosts that it reads images of."""
+"""Options of a server: its limits, its keys, and the hosts that it reads images of."""
 
 from __future__ import annotations
 
