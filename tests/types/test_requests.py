@@ -67,6 +67,8 @@ def test_images_by_plain_urls_and_several_of_them():
         (Message, {"role": "user", "content": [image_part(region=[])]}, "content.0: 'region' is no key of a request"),
         (Message, {"role": "user", "content": [image_part(regions=[{"bx": 1}])]}, "content.0.regions.0: 'bx' is no"),
         (EmbeddingRequest, {"text": " "}, "a request is empty"),
+        (EmbeddingRequest, {"text": "a\ud800"}, "the text holds half of a surrogate pair, expected Unicode"),
+        (EmbeddingRequest, {"image": URL, "regions": [{"box": [1, 2, 3]}]}, "regions.0.box: found 3 values"),
         (EmbeddingRequest, {"text": 3}, "text: found 3, expected a valid string"),
         (EmbeddingRequest, {"text": "a", "regions": [{"box": [1, 2, 3, 4]}]}, "regions without an image"),
         (EmbeddingRequest, {"image": URL, "regions_as": "each"}, "regions_as is 'each', but there are no regions"),

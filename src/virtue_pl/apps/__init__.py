@@ -1,1 +1,1 @@
-"""Applications: what runs for a person or a program, such as bulk encoding."""
+"""Applications: what runs for a person or another program."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from urllib.parse import unquote_to_bytes
 
 import torch
 
+from virtue_pl.preprocessing.image_sources import ImageSource, KeyedPixels, keyed_pixels
 from virtue_pl.preprocessing.images import MAX_PIXELS, read_bytes, read_header
 from virtue_pl.preprocessing.segmentations import decode_segmentation
-from virtue_pl.types import VirtueError, VisualPrompt
+from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 from virtue_pl.types.prompt_values import describe, size_of
 from virtue_pl.types.requests import EmbeddingRequest, RegionPrompt, read_request
 
@@ -139,6 +140,32 @@ def decode_request(request: EmbeddingRequest | Mapping[str, Any], access: ImageA
     if request.regions_as == "joint":
         return [RequestRow(text, images, tuple(prompts))]
     return [RequestRow(text, images, (prompt,), number) for number, prompt in enumerate(prompts)]
+
+
+def decode_inputs(rows: Sequence[RequestRow], max_pixels: int = MAX_PIXELS) -> list[EmbeddingInput]:
+    """Return a request's rows as inputs with their pixels; an image that several rows share is decoded once.
+
+    Raises DataError for what is no image, is damaged, or has more than `max_pixels`.
+
+    Example:
+        >>> image = torch.zeros(3, 32, 64, dtype=torch.uint8)
+        >>> (item,) = decode_inputs(decode_request({"image": image, "text": "What is this?"}, ImageAccess()))
+        >>> item.text, item.images[0].shape
+        ('What is this?', torch.Size([3, 32, 64]))
+    """
+    decoded: dict[int, KeyedPixels] = {}
+    items = []
+    for row in rows:
+        found = []
+        for number, image in enumerate(row.images):
+            if id(image) not in decoded:
+                name = "image" if len(row.images) == 1 else f"image.{number}"
+                decoded[id(image)] = keyed_pixels(ImageSource(image, name, max_pixels))
+            found.append(decoded[id(image)])
+        first, *further = row.prompts or (VisualPrompt(),)
+        pixels, keys = tuple(each.pixels for each in found), tuple(each.key for each in found)
+        items.append(EmbeddingInput(row.text or "", pixels, first, keys, (), tuple(further)))
+    return items
 
 
 def upright_size(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

@@ -121,6 +121,8 @@ class EmbeddingRequest(StrictModel):
     @model_validator(mode="after")
     def check_parts(self) -> EmbeddingRequest:
         """Raise ValueError for a request of nothing, for regions without an image, and for "each" without regions."""
+        if any("\ud800" <= letter <= "\udfff" for letter in self.full_text):
+            raise ValueError("the text holds half of a surrogate pair, expected Unicode")
         if not self.images and not self.full_text:
             raise ValueError("a request is empty, expected a text, an image, or both")
         if self.regions and not self.images:
@@ -253,12 +255,15 @@ def read_request(schema: type[Schema], value: Any) -> Schema:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise VirtueError(describe_problem(error)) from error
+        raise VirtueError(describe_problem(error.errors(include_url=False))) from error
 
 
-def describe_problem(error: ValidationError) -> str:
-    """Return what is wrong with a request: the key of the deepest mistake, what was found, and what was expected."""
-    deepest = max(error.errors(include_url=False), key=lambda each: len(each["loc"]))
+def describe_problem(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is wrong with a request: the key of the deepest mistake, what was found, and what was expected.
+
+    errors: pydantic's, of which there is at least one.
+    """
+    deepest = max(errors, key=lambda each: len(each["loc"]))
     kind, given, keys = deepest["type"], deepest["input"], list(key_path(deepest["loc"]))
     if kind == "value_error":
         text = str(deepest["ctx"]["error"])
@@ -274,11 +279,15 @@ def describe_problem(error: ValidationError) -> str:
     return f"{'.'.join(keys)}: {text}" if keys else text
 
 
+PARTS = ("text", "image_url")
+"""Types of a message's parts, which pydantic puts into the path of a mistake."""
+
+
 def key_path(location: Sequence[int | str]) -> Iterator[str]:
     """Yield the keys and positions of a place in a request, without the names of a union's members."""
     before: int | str = ""
     for key in location:
-        member = isinstance(key, str) and ("[" in key or key == "str" or isinstance(before, int))
+        member = isinstance(key, str) and ("[" in key or key == "str" or (isinstance(before, int) and key in PARTS))
         if not member:
             yield str(key)
         before = key

@@ -1,0 +1,116 @@
+"""The gate before all routes: the key, the limits of bytes and of requests, and the counters."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from virtue_pl.apps.server.errors import error_reply
+from virtue_pl.apps.server.options import names_loopback
+from virtue_pl.apps.server.service import Service
+
+LOG = logging.getLogger("uvicorn.error")
+
+OPEN_PATHS = ("/health", "/ready")
+"""Paths that need no key, and are not counted."""
+
+
+class Gate:
+    """An ASGI application before another, which refuses what may not come in.
+
+    Args:
+        app: the application behind it.
+        service: whose options and counters these are.
+        paths: of the routes, by which requests are counted.
+
+    Example:
+        >>> gate = Gate(app, service, frozenset({"/v1/embeddings"}))  # doctest: +SKIP
+        >>> gate.requests_in_flight  # doctest: +SKIP
+        0
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, paths: frozenset[str]) -> None:
+        self.app = app
+        self.service = service
+        self.paths = paths
+        self.requests_in_flight = 0
+        self.bytes_in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        started = time.monotonic()
+        status: int | None = None
+        headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            refusal = self.refuse(headers)
+            if refusal is not None:
+                await refusal(scope, receive, note)
+            else:
+                await self.pass_on(scope, receive, note)
+        except Exception:
+            LOG.exception("a request to %s failed", scope["path"])
+            if status is None:
+                await error_reply(500, "the server failed; its log says more")(scope, receive, note)
+        finally:
+            path = scope["path"] if scope["path"] in self.paths else "other"
+            self.service.metrics.observe_request(path, status or 500, time.monotonic() - started)
+
+    async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, counting it and the bytes of its body as long as it is here."""
+        limits, received = self.service.options.limits, 0
+
+        async def count() -> Message:
+            nonlocal received
+            message = await receive()
+            size = len(message.get("body", b""))
+            received, self.bytes_in_flight = received + size, self.bytes_in_flight + size
+            if received > limits.body_bytes:
+                raise HTTPException(413, self.too_large())
+            if self.bytes_in_flight > limits.bytes_in_flight:
+                retry = {"Retry-After": str(limits.retry_seconds)}
+                raise HTTPException(429, "too many bytes are being read: try again", retry)
+            return message
+
+        self.requests_in_flight += 1
+        try:
+            await self.app(scope, count, send)
+        finally:
+            self.requests_in_flight -= 1
+            self.bytes_in_flight -= received
+
+    def refuse(self, headers: dict[str, bytes]) -> Any:
+        """Return the reply to a request that may not come in; None for one that may."""
+        options, limits = self.service.options, self.service.options.limits
+        if options.keys:
+            scheme, _, key = headers.get("authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not options.accepts_key(key.strip()):
+                found = "is missing" if not key else "is not one of this server's"
+                message = f"the key {found}, expected `authorization: Bearer KEY`"
+                return error_reply(401, message, {"WWW-Authenticate": "Bearer"})
+        elif not names_loopback(headers.get("host", b"").decode("latin-1"), (options.host,)):
+            return error_reply(403, "the host of the request is not this machine: give the server a key for others")
+        length = headers.get("content-length", b"0")
+        if length.isdigit() and int(length[:20]) > limits.body_bytes:
+            return error_reply(413, self.too_large())
+        if self.requests_in_flight >= limits.requests:
+            message = f"{self.requests_in_flight} requests are being answered: try again"
+            return error_reply(429, message, {"Retry-After": str(limits.retry_seconds)})
+        return None
+
+    def too_large(self) -> str:
+        """Return the line of a body that is too large."""
+        return f"the body is too large, expected at most {self.service.options.limits.body_bytes:,} bytes"

@@ -1,0 +1,133 @@
+"""Options of a server: its limits, its keys, and the hosts that it reads images of."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from virtue_pl.preprocessing.images import MAX_PIXELS
+from virtue_pl.types import VirtueError
+
+KEY_VARIABLE = "VIRTUE_API_KEY"
+"""The environment variable of a key."""
+
+MIN_KEY_LENGTH = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of what a server accepts.
+
+    body_bytes: of one body. bytes_in_flight: of all bodies together. requests: that are answered at a time.
+    queued_rows: rows that are accepted and not embedded yet. request_rows: embeddings of one request. regions: of one
+    image. pixels: of one image. batch_tokens: roughly the tokens of one batch. batch_rows: rows of one batch.
+    wait_seconds: how long a batch waits at least for rows that are on their way; 0 never waits. retry_seconds: what a
+    client that is refused is asked to wait.
+
+    Example:
+        >>> Limits(queued_rows=8, request_rows=9)
+        Traceback (most recent call last):
+        virtue_pl.types.errors.VirtueError: request_rows is 9, expected at most queued_rows = 8
+    """
+
+    body_bytes: int = 32 << 20
+    bytes_in_flight: int = 512 << 20
+    requests: int = 256
+    queued_rows: int = 2048
+    request_rows: int = 512
+    regions: int = 256
+    pixels: int = MAX_PIXELS
+    batch_tokens: int = 16_384
+    batch_rows: int = 16
+    wait_seconds: float = 0.004
+    retry_seconds: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < (0 if name == "wait_seconds" else 1):
+                raise VirtueError(f"{name} is {value}, expected at least {0 if name == 'wait_seconds' else 1}")
+        if self.request_rows > self.queued_rows:
+            raise VirtueError(f"request_rows is {self.request_rows}, expected at most queued_rows = {self.queued_rows}")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Everything about a server but its model.
+
+    name: by which clients name the model. keys: of which each request carries one; none for a server that only this
+    machine reaches. image_hosts: whose URLs are read as images. decode_threads: threads that decode images.
+
+    Example:
+        >>> ServerOptions(host="0.0.0.0")
+        Traceback (most recent call last):
+        virtue_pl.types.errors.VirtueError: host is '0.0.0.0', which other machines reach, without a key: ...
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str = "virtue"
+    keys: tuple[str, ...] = ()
+    image_hosts: tuple[str, ...] = ()
+    decode_threads: int = 2
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        if not self.keys and not is_loopback(self.host):
+            raise VirtueError(
+                f"host is {self.host!r}, which other machines reach, without a key: give --api-key-file, or set"
+                f" {KEY_VARIABLE}"
+            )
+        for key in self.keys:
+            if len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
+                raise VirtueError(
+                    f"a key of {len(key)} characters, expected at least {MIN_KEY_LENGTH}, printable and without spaces"
+                )
+
+    def accepts_key(self, key: bytes) -> bool:
+        """Return whether a key is one of the server's, in a time that says nothing of how much of it is right."""
+        given = sha256(key).digest()
+        matches = [hmac.compare_digest(given, sha256(own.encode()).digest()) for own in self.keys]
+        return any(matches)
+
+
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """Return the keys of a file, one a line, and that of the environment.
+
+    Empty lines and those that begin with "#" are left out. Raises VirtueError for a file that holds none.
+    """
+    own = os.environ.get(KEY_VARIABLE, "").strip()
+    keys = [own] if own else []
+    if path is not None:
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise VirtueError(f"--api-key-file {path} cannot be read ({error}), expected a key a line") from error
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise VirtueError(f"--api-key-file {path} holds no key, expected one a line")
+        keys += found
+    return tuple(dict.fromkeys(keys))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches a host's address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def names_loopback(header: str, own: Sequence[str] = ()) -> bool:
+    """Return whether a request's Host header names this machine, as a page of another site cannot make it do.
+
+    own: further names that are right.
+    """
+    name = header.partition("]")[0].removeprefix("[") if header.startswith("[") else header.partition(":")[0]
+    return is_loopback(name) or name in own

@@ -1,0 +1,136 @@
+"""`virtue-pl serve`: answer over HTTP with embeddings and masks, in the forms of OpenAI, vLLM and Cohere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from virtue_pl.cli.arguments import add_max_pixels, positive_number
+from virtue_pl.cli.command_parser import CommandParser
+from virtue_pl.cli.progress import LoadingLine
+from virtue_pl.types import VirtueError
+
+if TYPE_CHECKING:
+    from virtue_pl.apps.server.options import ServerOptions
+
+GROUP = "models"
+LIMITS = {
+    "body-bytes": (32 << 20, "the largest body"),
+    "bytes-in-flight": (512 << 20, "all bodies that are being answered, together"),
+    "requests": (256, "requests that are answered at a time"),
+    "queued-rows": (2048, "embeddings that are accepted and not answered yet; beyond them 429"),
+    "request-rows": (512, "embeddings of one request"),
+    "regions": (256, "regions of one image"),
+    "batch-tokens": (16_384, "roughly the tokens of a batch"),
+    "batch-rows": (16, "rows of a batch"),
+}
+"""Options that are limits, with their defaults, those of `apps.server.options`, which the parser does not import."""
+
+
+def main(argv: list[str]) -> int:
+    """Serve until SIGTERM or Ctrl+C, and answer what was accepted; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise VirtueError(f"serve needs {error.name}: pip install 'virtue_pl[serve]'") from error
+
+    with LoadingLine("libraries"):
+        from virtue_pl.apps.server.run import bind, make_server, run_server
+        from virtue_pl.embedder import Embedder
+
+    options = read_options(arguments)
+
+    def load() -> Embedder:
+        return Embedder.from_pretrained(
+            arguments.model,
+            device=arguments.device,
+            dtype=arguments.dtype,
+            batch_size=arguments.batch_rows,
+            cached_images=arguments.cached_images,
+            max_pixels=arguments.max_pixels,
+            sam_checkpoint=arguments.sam_checkpoint,
+            base=arguments.base,
+            allow_classes=arguments.allow_classes,
+        )
+
+    listening = bind(options.host, options.port)
+    address = f"http://{options.host}:{listening.getsockname()[1]}"
+
+    def announce(service: Any) -> None:
+        print(f"ready on {address}: {options.name}, {service.embedder.embed_dim} dimensions", file=sys.stderr)
+
+    print(f"loading {arguments.model}; {address}/ready says when it is done", file=sys.stderr)
+    failures: list[BaseException] = []
+    run_server(make_server(load, options, failures, announce=announce), failures, listening)
+    print("stopped: all accepted requests are answered", file=sys.stderr)
+    return 0
+
+
+def read_options(arguments: argparse.Namespace) -> ServerOptions:
+    """Return the options of the server. Raises VirtueError for a host that others reach without a key."""
+    from virtue_pl.apps.server.options import Limits, ServerOptions, read_keys
+
+    given = {field.name: getattr(arguments, field.name) for field in fields(Limits) if hasattr(arguments, field.name)}
+    limits = Limits(**given, pixels=arguments.max_pixels)
+    return ServerOptions(
+        host=arguments.host,
+        port=arguments.port,
+        name=arguments.name,
+        keys=read_keys(arguments.api_key_file),
+        image_hosts=tuple(arguments.allow_host),
+        decode_threads=arguments.decode_threads,
+        limits=limits,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="virtue-pl serve",
+        description=(
+            "Answers on /v1/embeddings (OpenAI's, vLLM's and Infinity's forms), /v2/embed (Cohere's), /v1/masks,"
+            " /health, /ready and /metrics. Other machines need a key, from --api-key-file or VIRTUE_API_KEY."
+        ),
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="SOURCE", help="an exported folder, a release, a hub name or a run's .ckpt"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s: this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="default %(default)s; 0 takes a free one")
+    parser.add_argument("--name", default="virtue", help="by which clients name the model (default %(default)s)")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys, one a line, beside VIRTUE_API_KEY")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="read images of URLs on this host, and no other",
+    )
+    parser.add_argument("--device", default="auto", help="default: a GPU where there is one")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument(
+        "--cached-images", type=int, default=32, help="images whose features stay (default %(default)s)"
+    )
+    parser.add_argument(
+        "--decode-threads", type=positive_number, default=2, help="that decode images (default %(default)s)"
+    )
+    add_max_pixels(parser)
+    for name, (default, text) in LIMITS.items():
+        parser.add_argument(
+            f"--{name}", type=positive_number, default=default, metavar="N", help=f"{text} (default {default:,})"
+        )
+    parser.add_argument("--sam-checkpoint", type=Path, help="SAM's checkpoint of a published release, or its folder")
+    parser.add_argument("--base", help="folder of the model under a published checkpoint's adapters")
+    parser.add_argument(
+        "--allow-classes",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="the model may have classes that begin so",
+    )
+    return parser
