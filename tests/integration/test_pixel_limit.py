@@ -28,7 +28,7 @@ from virtue_pl.preprocessing import images
 from virtue_pl.preprocessing.images import PixelLimit
 from virtue_pl.types import DataError, VirtueError, VisualPrompt
 
-LIMITED = {"doctor", "encode", "evaluate", "parity", "robustness", "search", "shards"}
+LIMITED = {"doctor", "encode", "evaluate", "parity", "robustness", "search", "serve", "shards"}
 """Commands that open images which somebody brings."""
 UNLIMITED = {
     "ablations": "its data modules' YAML has the option",
