@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import threading
@@ -19,6 +20,9 @@ from virtue_pl.types import VirtueError
 
 KEEP_ALIVE = 30
 """Seconds that an idle connection is kept."""
+
+READ_SECONDS = 0.1
+"""Time in which connections that were let in before the server stops may still be read."""
 
 
 class Server(uvicorn.Server):
@@ -38,6 +42,13 @@ class Server(uvicorn.Server):
         """Accept nothing more, and end when everything is answered."""
         self.service.refuse()
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let nobody else in, answer whom was let in and has not been read yet, and end when all is answered."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(READ_SECONDS)
+        await super().shutdown(sockets)
 
     def stop(self) -> None:
         """End as a signal does."""
