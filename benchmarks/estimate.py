@@ -1,4 +1,4 @@
-"""What `virtue-pl estimate` foretells of a training step of the mid-size model, beside what the step takes.
+"""Compare what `virtue-pl estimate` foretells of a training step of the mid-size model with what the step takes.
 
 Three settings of benchmarks/bench_mid.yaml, batch 8 in float32: the whole batch with a language model that is trained
 fully; the same in a gradient cache of chunks of 2; adapters (DoRA) on frozen networks in a gradient cache. Measured are
@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from mid_size import build, pair_batch, run_child, write_model
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
-from train_step import backward_flops, forward_flops
+from train_step import count_flops
 
 from virtue_pl.backbones import cpu_tiles
 from virtue_pl.engine import FullBatch, GradientCache
@@ -98,18 +96,6 @@ def measure_bytes(model: Any, batch: Any) -> int:
         live += size
         peak = max(peak, live)
     return peak + size_of([*model.parameters(), *model.buffers()]) + size_of(tensors_in(batch))
-
-
-def count_flops(model: Any, batch: Any) -> int:
-    attention: Any = torch.ops.aten
-    own = {
-        attention._scaled_dot_product_flash_attention_for_cpu: forward_flops,
-        attention._scaled_dot_product_flash_attention_for_cpu_backward: backward_flops,
-    }
-    with FlopCounterMode(display=False, custom_mapping=own) as counter:
-        model.training_step(batch, 0).backward()
-    model.zero_grad()
-    return int(counter.get_total_flops())
 
 
 if __name__ == "__main__":

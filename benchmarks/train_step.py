@@ -241,6 +241,11 @@ def count(options: argparse.Namespace) -> dict[str, Any]:
     model: Any = build(Path(options.folder), "float32").train()
     model.gradient_cache = FullBatch()
     batch = pair_batch(model, options.batch_size)
+    return {"gemm_gflops": peaks, "gflop": round(count_flops(model, batch) / 1e9, 1)}
+
+
+def count_flops(model: Any, batch: Any) -> int:
+    """Return the floating-point operations of a training step, forward and backward."""
     attention: Any = torch.ops.aten
     own = {
         attention._scaled_dot_product_flash_attention_for_cpu: forward_flops,
@@ -248,7 +253,8 @@ def count(options: argparse.Namespace) -> dict[str, Any]:
     }
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
         model.training_step(batch, 0).backward()
-    return {"gemm_gflops": peaks, "gflop": round(counter.get_total_flops() / 1e9, 1)}
+    model.zero_grad()
+    return int(counter.get_total_flops())
 
 
 def forward_flops(

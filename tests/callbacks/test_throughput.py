@@ -1,4 +1,4 @@
-"""What `Throughput` writes into a run's log."""
+"""Curves that `Throughput` writes into a run's log."""
 
 from __future__ import annotations
 

@@ -102,6 +102,13 @@ def test_mixed_rows_are_what_each_is_alone(embedder, tmp_path):
     close(embedder.encode(None, [uri, str(path)]), [image, image])
 
 
+@pytest.mark.parametrize(
+    "text", ["data: what is it?", "DATA:", "https://example.org is a page", "file://x", "image.png"]
+)
+def test_words_that_look_like_something_else_are_words(embedder, text):
+    close(embedder.encode([text, "a cat"])[0], embedder.encode([{"text": text}])[0])
+
+
 def test_queries_and_documents_have_their_instructions(embedder):
     embedder.instructions = {"query": "Find the caption."}
     close(embedder.encode_query(["who?"]), embedder.encode(["Find the caption. who?"]))

@@ -16,8 +16,8 @@ from torch import Tensor
 from virtue_pl.preprocessing.image_formats import CONVERTED, EXTENSIONS, SIGNATURE_LENGTH, find_format
 from virtue_pl.preprocessing.image_sources import DecodedImages, ImageSource
 from virtue_pl.preprocessing.images import MAX_PIXELS
-from virtue_pl.preprocessing.requests import DATA_URI, ImageAccess, decode_request
-from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
+from virtue_pl.preprocessing.requests import ImageAccess, decode_request, is_image_uri
+from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt, join_instruction
 from virtue_pl.types.prompt_values import are_exchanged
 
 SINGLE = (str, bytes, Path, Image.Image, np.ndarray, Tensor, VisualPrompt, Mapping, Set)
@@ -139,7 +139,7 @@ def build_rows(
 
 def add_instruction(instruction: str, text: Any) -> Any:
     """Return a text behind an instruction; another value than a text, and None without an instruction, as it is."""
-    return " ".join(filter(None, (instruction, text))) if instruction and isinstance(text, str | None) else text
+    return join_instruction(instruction, text or "") if instruction and isinstance(text, str | None) else text
 
 
 def expand_entries(entries: Iterable[Sequence[Any]], access: ImageAccess, start: int) -> Iterator[tuple[Any, ...]]:
@@ -149,8 +149,8 @@ def expand_entries(entries: Iterable[Sequence[Any]], access: ImageAccess, start:
     """
     for number, (first, images, prompts) in enumerate(entries, start):
         if isinstance(first, str | None):
-            text_alone = not (images is None and isinstance(first, str) and first[: len(DATA_URI)].lower() == DATA_URI)
-            yield (first, images, prompts) if text_alone else (None, first, prompts)
+            is_image = images is None and first is not None and is_image_uri(first)
+            yield (None, first, prompts) if is_image else (first, images, prompts)
         elif is_request(first):
             if images is not None or prompts is not None:
                 raise VirtueError(f"row {number} is a request, expected its image and regions within it")

@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 import torch
@@ -17,9 +17,11 @@ from virtue_pl.preprocessing.images import MAX_PIXELS, read_bytes, read_header
 from virtue_pl.preprocessing.segmentations import decode_segmentation
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 from virtue_pl.types.prompt_values import describe, size_of
-from virtue_pl.types.requests import EmbeddingRequest, RegionPrompt, read_request
 
-DATA_URI = "data:"
+if TYPE_CHECKING:
+    from virtue_pl.types.requests import EmbeddingRequest, RegionPrompt
+
+DATA_URI, IMAGE_URI = "data:", "data:image/"
 MAX_BYTES = 64 << 20
 """The most bytes of an image in a data URI."""
 
@@ -50,7 +52,7 @@ class ImageAccess:
         if not isinstance(image, str | Path):
             return image
         text = str(image)
-        if text[: len(DATA_URI)].lower() == DATA_URI:
+        if is_data_uri(text):
             return read_data_uri(text, name, self.max_bytes)
         if "://" in text:
             if self.fetch is None:
@@ -64,6 +66,21 @@ class ImageAccess:
                 f"{name}: found a path ({describe(text)}), expected a data URI: files of this machine are not read here"
             )
         return image
+
+
+def is_data_uri(text: str) -> bool:
+    """Return whether the name of an image is a data URI."""
+    return text[: len(DATA_URI)].lower() == DATA_URI
+
+
+def is_image_uri(text: str) -> bool:
+    """Return whether a text is the data URI of an image, where words may stand, too, such as "data: what is it?".
+
+    Example:
+        >>> is_image_uri("data:image/png;base64,iVBORw0KGgo="), is_image_uri("data: what is it?")
+        (True, False)
+    """
+    return text[: len(IMAGE_URI)].lower() == IMAGE_URI
 
 
 def read_data_uri(uri: str, name: str, max_bytes: int = MAX_BYTES) -> bytes:
@@ -125,6 +142,8 @@ def decode_request(request: EmbeddingRequest | Mapping[str, Any], access: ImageA
         >>> row.prompts[0].boxes
         tensor([[0.2500, 0.2500, 0.5000, 0.7500]])
     """
+    from virtue_pl.types.requests import EmbeddingRequest, read_request
+
     if not isinstance(request, EmbeddingRequest):
         request = read_request(EmbeddingRequest, request)
     given = request.images

@@ -151,6 +151,34 @@ def read_compressed(text: str | bytes, key: str) -> Iterator[int]:
         raise damaged(key, f"its counts {shorten(text)} end within a number")
 
 
+def encode_mask(mask: Mask) -> dict[str, Any]:
+    """Return a mask as COCO's compressed run lengths; their size is [height, width].
+
+    Example:
+        >>> encode_mask(np.ones((2, 3), dtype=bool))
+        {'size': [2, 3], 'counts': '06'}
+    """
+    from pycocotools import mask as coco
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with numpy 2.4
+        found = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(length) for length in found["size"]], "counts": found["counts"].decode("ascii")}
+
+
+def box_of(mask: Mask) -> tuple[int, int, int, int] | None:
+    """Return the box around a mask, xyxy in pixels; None for an empty one.
+
+    Example:
+        >>> box_of(np.eye(4, dtype=bool)[:2])
+        (0, 0, 2, 2)
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def draw_polygons(segmentation: Sequence[Any], key: str, size: tuple[int, int]) -> Mask:
     """Return the mask of all polygons together, each [x1, y1, x2, y2, ...] in pixels, at `size` = (height, width)."""
     from pycocotools import mask as coco

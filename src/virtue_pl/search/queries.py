@@ -62,8 +62,9 @@ PROMPT_KINDS = {"boxes": "box", "points": "point", "masks": "mask"}
 
 def describe_image(image: Any) -> str:
     """Return the name of a request's image: of a path its last part."""
-    text = str(image)
-    return Path(text).name if isinstance(image, str | Path) and text[:5].lower() != "data:" else "image"
+    from virtue_pl.preprocessing.requests import is_data_uri
+
+    return Path(image).name if isinstance(image, str | Path) and not is_data_uri(str(image)) else "image"
 
 
 def read_requests(lines: TextIO, name: str) -> list[EmbeddingRequest]:
@@ -103,13 +104,10 @@ def read_mask(path: Path) -> Mapping[str, Any]:
         if not isinstance(found, dict):
             raise VirtueError(f'--mask: {path} holds no run lengths, expected {{"size": [h, w], "counts": ...}}')
         return found
-    from pycocotools import mask as coco
-
     from virtue_pl.preprocessing.images import to_image
+    from virtue_pl.preprocessing.segmentations import encode_mask
 
-    pixels = to_image(path, "--mask").amax(dim=0).numpy() > 0
-    runs = coco.encode(np.asfortranarray(pixels.astype(np.uint8)))
-    return {"size": list(runs["size"]), "counts": runs["counts"].decode("ascii")}
+    return encode_mask(to_image(path, "--mask").amax(dim=0).numpy() > 0)
 
 
 def embed_queries(

@@ -36,6 +36,7 @@ from .samples import IMAGE_TOKEN as IMAGE_TOKEN
 from .samples import EmbeddingInput as EmbeddingInput
 from .samples import RankingSample as RankingSample
 from .samples import Sample as Sample
+from .samples import join_instruction as join_instruction
 from .tensors import TensorDataclass as TensorDataclass
 from .tensors import cast as cast
 from .tensors import index_tensors as index_tensors

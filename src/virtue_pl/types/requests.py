@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from virtue_pl.types.errors import VirtueError
 from virtue_pl.types.prompt_values import describe
+from virtue_pl.types.samples import join_instruction
 
 MAX_REGIONS = 4096
 """The most regions of one image."""
@@ -141,7 +142,7 @@ class EmbeddingRequest(StrictModel):
     @property
     def full_text(self) -> str:
         """The instruction and the text, in one."""
-        text = " ".join(filter(None, (self.instruction, self.text)))
+        text = join_instruction(self.instruction, self.text)
         return text if text.strip() else ""
 
     @property

@@ -16,6 +16,16 @@ IMAGE_TOKEN = "<|image_pad|>"
 """Stands for an image inside a text, whichever backbone reads it; each backbone puts its own token there."""
 
 
+def join_instruction(instruction: str, text: str) -> str:
+    """Return a text behind an instruction, with a space between; one of them alone where the other is empty.
+
+    Example:
+        >>> join_instruction("Find the caption.", "a cat"), join_instruction("", "a cat")
+        ('Find the caption. a cat', 'a cat')
+    """
+    return " ".join(filter(None, (instruction, text)))
+
+
 @dataclass(frozen=True, eq=False)
 class EmbeddingInput(TensorDataclass):
     """One input to embed: a text, images (uint8 RGB), and visual prompts on the first of them.

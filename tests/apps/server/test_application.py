@@ -1,4 +1,4 @@
-"""What may not come in: malformed bodies, wrong keys, too much at a time, and anything while the server stops."""
+"""Refusals: malformed bodies, wrong keys, too much at a time, and anything while the server stops."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_a_part_is_not_believed_by_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_damaged_part_is_told_while_the_store_opens(tmp_path: Path) -> None:
-    """What stores the embeddings of a run that is interrupted has no store yet, and hides nothing."""
+    """A writer that is interrupted before its store is open lets the interruption through, and hides nothing."""
     evaluator = Evaluator("runs/mini", tmp_path)
     evaluator.embedder = torch.nn.Linear(1, 1)  # type: ignore[assignment]
     FlushEmbeddings().on_exception(Trainer(logger=False, accelerator="cpu"), evaluator, VirtueError("a part is cut"))

@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from virtue_pl.apps.encoding.documents import Content, Document, decode_ahead
 from virtue_pl.apps.encoding.lance_parts import LanceParts
 from virtue_pl.apps.encoding.parts import ParquetParts, PartFacts, Parts, check_about, hold_folder
-from virtue_pl.apps.encoding.proposals import Proposal, ProposalOptions, propose_regions, run_lengths
+from virtue_pl.apps.encoding.proposals import Proposal, ProposalOptions, box_around, propose_regions, run_lengths
 from virtue_pl.apps.encoding.sources import Documents, DocumentSource
+from virtue_pl.data.shards.stored_prompts import box_of_points
 from virtue_pl.embedder import Embedder, convert_vectors
 from virtue_pl.preprocessing.embedding_rows import check_prompt_sizes
 from virtue_pl.search import EncodedRow, EncodingFacts, row_schema
-from virtue_pl.types import DataError, EmbeddingInput, VirtueError, VisualPrompt
+from virtue_pl.types import DataError, EmbeddingInput, VirtueError, VisualPrompt, join_instruction
 
 PACKAGES = ("virtue-pl", "torch", "transformers")
 """Packages whose versions the facts of an encoding name."""
-POINT_EXTENT = 0.1
-"""Side, as a share of the image's shorter one, of the squares around points of a region without a box or a mask."""
 NAMED = 100
 """Number of documents left out that a report names for each part."""
 
@@ -234,8 +234,8 @@ class PartEncoder:
     def rows_of(self, document: Document, content: Content) -> Iterator[RegionRow]:
         """Yield a document's rows: one, or one for each region, which are proposed if the options say so."""
         item = to_item(content, self.options.instruction)
-        fields = {"document": document.name, "image": document.image, "text": content.text or None}
-        fields["columns"] = document.columns  # type: ignore[assignment]
+        fields: dict[str, Any] = {"document": document.name, "image": document.image, "text": content.text or None}
+        fields["columns"] = document.columns
         if self.options.proposals is not None:
             for number, proposal in enumerate(propose_regions(self.embedder, item, self.options.proposals)):
                 found = {"id": f"{document.name}#{number}", "region": number, **proposal_fields(proposal)}
@@ -258,7 +258,7 @@ class PartEncoder:
 
 def to_item(content: Content, instruction: str) -> EmbeddingInput:
     """Return what a document holds as an input, behind the instruction, without its regions."""
-    text = " ".join(filter(None, (instruction, content.text)))
+    text = join_instruction(instruction, content.text)
     images = tuple(image.pixels for image in content.images)
     return EmbeddingInput(text, images, image_keys=tuple(image.key for image in content.images))
 
@@ -276,16 +276,11 @@ def proposal_fields(proposal: Proposal) -> dict[str, Any]:
 
 def region_fields(prompts: Sequence[VisualPrompt], item: EmbeddingInput) -> dict[str, Any]:
     """Return the box around a region, and its mask if it has one, as a row has them."""
-    corners: list[tuple[float, float, float, float]] = []
-    height, width = item.images[0].shape[1:]
-    half = (min(height, width) / width * POINT_EXTENT / 2, min(height, width) / height * POINT_EXTENT / 2)
     masks = [mask.numpy() for prompt in prompts for mask in prompt.masks]
-    for prompt in prompts:
-        corners += [tuple(box) for box in prompt.boxes.tolist()]
-    corners += [box_around(mask) for mask in masks]
-    if not corners:
-        inside = [point for prompt in prompts for point in prompt.points[prompt.point_labels == 1].tolist()]
-        corners = [(x - half[0], y - half[1], x + half[0], y + half[1]) for x, y in inside]
+    corners = [*torch.cat([prompt.boxes for prompt in prompts]).tolist(), *map(box_around, masks)]
+    inside = torch.cat([prompt.points[prompt.point_labels == 1] for prompt in prompts])
+    if not corners and len(inside):
+        corners = [box_of_points(inside, (item.images[0].shape[1], item.images[0].shape[2])).tolist()]
     found: dict[str, Any] = {}
     if corners:
         low = [max(0.0, min(box[axis] for box in corners)) for axis in (0, 1)]
@@ -293,16 +288,3 @@ def region_fields(prompts: Sequence[VisualPrompt], item: EmbeddingInput) -> dict
     if masks:
         found["mask"] = run_lengths(np.any(masks, axis=0) if len({mask.shape for mask in masks}) == 1 else masks[0])
     return found
-
-
-def box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """Return the box around a mask that is not empty, normalised.
-
-    Example:
-        >>> box_around(np.eye(4, dtype=bool)[:2])
-        (0.0, 0.0, 0.5, 1.0)
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    height, width = mask.shape
-    ends = (columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
-    return (float(ends[0]), float(ends[1]), float(ends[2]), float(ends[3]))

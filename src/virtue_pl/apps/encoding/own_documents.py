@@ -19,7 +19,7 @@ from virtue_pl.data.conversion.text_rows import SourceRow
 from virtue_pl.data.formats.own_regions import OwnRegion, decode_runs, read_region
 from virtue_pl.data.formats.own_rows import OwnItem, OwnRow, RowOptions, read_row
 from virtue_pl.data.io.image_files import ImageFiles
-from virtue_pl.preprocessing.requests import DATA_URI, ImageAccess, decode_request
+from virtue_pl.preprocessing.requests import ImageAccess, decode_request, is_data_uri
 from virtue_pl.types import DataError, VirtueError, VisualPrompt
 from virtue_pl.types.requests import EmbeddingRequest, read_request
 
@@ -213,11 +213,6 @@ def is_request(row: Mapping[str, Any]) -> bool:
     image = row.get("image")
     images = image if isinstance(image, list) else [image]
     return bool(REQUEST_KEYS & set(row)) or any(isinstance(each, str) and is_data_uri(each) for each in images)
-
-
-def is_data_uri(image: str) -> bool:
-    """Return whether an image is given as a data URI."""
-    return image[: len(DATA_URI)].lower() == DATA_URI
 
 
 def store(embedded: dict[str, bytes], data: bytes, path: str) -> str:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pycocotools import mask as coco
 from scipy.ndimage import label
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from virtue_pl.embedder import Embedder
 from virtue_pl.models.virtue import Virtue
+from virtue_pl.preprocessing.segmentations import box_of, encode_mask
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
 PROMPTS_PER_BATCH = 64
@@ -175,12 +175,19 @@ def to_proposal(
     """Return a piece of a mask at the size of its image as a proposal; None where nothing of it is left there."""
     alone = torch.where(piece | (logits <= 0), logits, -logits)  # other pieces become outside
     mask = (interpolate(alone[None, None], size=size, mode="bilinear")[0, 0] > 0).numpy()
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return None
-    height, width = size
-    box = (columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height)
-    return Proposal(mask, tuple(map(float, box)), quality)  # type: ignore[arg-type]
+    return Proposal(mask, box_around(mask), quality) if mask.any() else None
+
+
+def box_around(mask: Bool[np.ndarray, "height width"]) -> tuple[float, float, float, float]:
+    """Return the box around a mask, normalised; all zeros for an empty one.
+
+    Example:
+        >>> box_around(np.eye(4, dtype=bool)[:2])
+        (0.0, 0.0, 0.5, 1.0)
+    """
+    height, width = mask.shape
+    x1, y1, x2, y2 = box_of(mask) or (0, 0, 0, 0)
+    return x1 / width, y1 / height, x2 / width, y2 / height
 
 
 def run_lengths(mask: Bool[np.ndarray, "height width"]) -> str:
@@ -190,5 +197,4 @@ def run_lengths(mask: Bool[np.ndarray, "height width"]) -> str:
         >>> run_lengths(np.ones((2, 3), dtype=bool))
         '{"size": [2, 3], "counts": "06"}'
     """
-    found = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return json.dumps({"size": [int(value) for value in found["size"]], "counts": found["counts"].decode("ascii")})
+    return json.dumps(encode_mask(mask))

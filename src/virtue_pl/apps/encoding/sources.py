@@ -31,7 +31,7 @@ from virtue_pl.types import DataError, VirtueError, VisualPrompt, suggest_path
 Documents = Literal["images", "texts", "regions"]
 
 DOCUMENTS: tuple[Documents, ...] = ("images", "texts", "regions")
-"""What is a document: a whole image, a text, or a region."""
+"""Kinds of documents: whole images, texts, or regions."""
 FILES: dict[str, Literal["text", "tables"]] = {".jsonl": "text", ".csv": "text", ".parquet": "tables"}
 """Files that may be a source by themselves, and their form."""
 

@@ -17,7 +17,7 @@ from virtue_pl.types import EmbeddingInput
 Task = Literal["embed", "masks"]
 
 WAITING_SHARE = 0.1
-"""How long a batch waits for rows that are on their way, at most, to how long the last one took."""
+"""Longest wait of a batch for rows that are on their way, as a share of the time that the last batch took."""
 
 
 class QueueFull(Exception):

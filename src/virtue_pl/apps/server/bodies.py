@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, model_validator
 
+from virtue_pl.preprocessing.requests import is_image_uri
 from virtue_pl.types import VirtueError
 from virtue_pl.types.prompt_values import describe
 from virtue_pl.types.requests import (
@@ -20,8 +21,6 @@ from virtue_pl.types.requests import (
     Units,
     read_request,
 )
-
-DATA_URI = "data:"
 
 TOKEN_IDS = (
     "found token ids, expected text: they are of another tokenizer; for langchain-openai's OpenAIEmbeddings set"
@@ -40,10 +39,11 @@ Dimensions = Annotated[int, Field(strict=True, ge=1)]
 class EmbeddingsBody(StrictModel):
     """The body of /v1/embeddings, in OpenAI's, vLLM's or Infinity's form.
 
-    input: a text, a list of texts, one conversation or a list of them, or flat requests (`EmbeddingRequest`); a data
-    URI is an image unless `modality` is "text". messages: one conversation, or a list of conversations. regions, units:
-    of the one image of `input`; within messages they stand in the part that carries the image. regions_as: "each" makes
-    one embedding for each region. instruction: stands before each text. user: taken for the clients that send it.
+    input: a text, a list of texts, one conversation or a list of them, or flat requests (`EmbeddingRequest`); the data
+    URI of an image is one unless `modality` is "text". messages: one conversation, or a list of conversations. regions,
+    units: of the one image of `input`; within messages they stand in the part that carries the image. regions_as:
+    "each" makes one embedding for each region. instruction: stands before each text. user: taken for the clients that
+    send it.
 
     Example:
         >>> body = read_request(EmbeddingsBody, {"model": "virtue", "input": ["a cat", "a dog"]})
@@ -101,7 +101,7 @@ class EmbeddingsBody(StrictModel):
             return read_named(EmbeddingRequest, value, name)
         if not isinstance(value, str):
             raise VirtueError(f"{name}: found {describe(value)}, expected a text")
-        image = self.modality == "image" or (self.modality is None and is_data_uri(value))
+        image = self.modality == "image" or (self.modality is None and is_image_uri(value))
         keys: dict[str, Any] = {"image" if image else "text": value, "instruction": self.instruction}
         if self.regions:
             keys |= {"regions": self.regions, "units": self.units or "pixel", "regions_as": self.regions_as}
@@ -219,11 +219,6 @@ class MasksBody(StrictModel):
 def is_token(value: Any) -> bool:
     """Return whether a value is a number, as token ids are."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def is_data_uri(text: str) -> bool:
-    """Return whether a text is a data URI."""
-    return text[: len(DATA_URI)].lower() == DATA_URI
 
 
 def read_named(schema: Any, value: Any, name: str) -> Any:

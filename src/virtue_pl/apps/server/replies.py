@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import uuid
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from virtue_pl.embedder import convert_vectors
+from virtue_pl.preprocessing.segmentations import box_of, encode_mask
 from virtue_pl.types.requests import EmbeddingRequest
 
 
@@ -85,18 +85,7 @@ def encode_base64(vector: np.ndarray) -> str:
     return base64.b64encode(vector.tobytes()).decode("ascii")
 
 
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Return a mask as COCO's compressed run lengths."""
-    from pycocotools import mask as coco
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with numpy 2.4
-        found = coco.encode(mask)
-    return {"size": [int(length) for length in found["size"]], "counts": found["counts"].decode("ascii")}
-
-
 def measure(mask: np.ndarray) -> dict[str, Any]:
     """Return a mask's area in pixels and its box, null where it is empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1] if len(rows) else None
-    return {"area": int(mask.sum()), "box": box}
+    box = box_of(mask)
+    return {"area": int(mask.sum()), "box": None if box is None else list(box)}

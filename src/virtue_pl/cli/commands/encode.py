@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from virtue_pl.cli.arguments import add_max_pixels, positive_number, share
 from virtue_pl.cli.command_parser import CommandParser
+from virtue_pl.cli.dataclass_options import add_options, read_options
 from virtue_pl.cli.left_out import LeftOut, left_out_table
 from virtue_pl.cli.progress import LoadingLine
+from virtue_pl.evaluation.settings import LoadingOptions
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
@@ -47,8 +49,9 @@ def main(argv: list[str]) -> int:
     total = source.count()
     if not total:
         raise VirtueError(f"{arguments.source} has no document: expected {options.documents}")
+    loaded: dict[str, Any] = vars(read_options(LoadingOptions, arguments))
     embedder = Embedder.from_pretrained(
-        arguments.model, device=arguments.device, dtype=arguments.dtype, batch_size=arguments.batch_size
+        arguments.model, device=arguments.device, batch_size=arguments.batch_size, **loaded
     )
     loading.stop()
     with stop_by_signal(), show_rate(total) as advance:
@@ -96,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--batch-size", type=positive_number, default=16, help="rows of a batch (default 16)")
     found.add_argument("--threads", type=positive_number, default=2, help="threads that decode images (default 2)")
     found.add_argument("--device", default="auto", help="auto (default) is a GPU where there is one")
-    found.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of matrices")
+    add_options(found, LoadingOptions)
     found.add_argument(
         "--max-left-out",
         type=share,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from virtue_pl.cli import dataclass_options
 from virtue_pl.cli.arguments import add_max_pixels, positive_number
 from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.progress import LoadingLine
+from virtue_pl.evaluation.settings import LoadingOptions
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
@@ -34,9 +37,8 @@ def main(argv: list[str]) -> int:
     """Serve until SIGTERM or Ctrl+C, and answer what was accepted; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
+        for name in ("fastapi", "prometheus_client", "uvicorn"):
+            import_module(name)
     except ImportError as error:
         raise VirtueError(f"serve needs {error.name}: pip install 'virtue_pl[serve]'") from error
 
@@ -46,17 +48,16 @@ def main(argv: list[str]) -> int:
 
     options = read_options(arguments)
 
+    loaded: dict[str, Any] = vars(dataclass_options.read_options(LoadingOptions, arguments))
+
     def load() -> Embedder:
         return Embedder.from_pretrained(
             arguments.model,
             device=arguments.device,
-            dtype=arguments.dtype,
             batch_size=arguments.batch_rows,
             cached_images=arguments.cached_images,
             max_pixels=arguments.max_pixels,
-            sam_checkpoint=arguments.sam_checkpoint,
-            base=arguments.base,
-            allow_classes=arguments.allow_classes,
+            **loaded,
         )
 
     listening = bind(options.host, options.port)
@@ -112,7 +113,6 @@ def _parser() -> argparse.ArgumentParser:
         help="read images of URLs on this host, and no other",
     )
     parser.add_argument("--device", default="auto", help="default: a GPU where there is one")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument(
         "--cached-images", type=int, default=32, help="images whose features stay (default %(default)s)"
     )
@@ -124,13 +124,5 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}", type=positive_number, default=default, metavar="N", help=f"{text} (default {default:,})"
         )
-    parser.add_argument("--sam-checkpoint", type=Path, help="SAM's checkpoint of a published release, or its folder")
-    parser.add_argument("--base", help="folder of the model under a published checkpoint's adapters")
-    parser.add_argument(
-        "--allow-classes",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="the model may have classes that begin so",
-    )
+    dataclass_options.add_options(parser, LoadingOptions)
     return parser

@@ -20,7 +20,7 @@ class Launcher:
     name: str
     nodes: int
     processes: int
-    """Of each node."""
+    """Number of processes on each node."""
 
     def describe(self) -> str:
         """Return what was started, in words."""

@@ -20,7 +20,7 @@ OF_LAUNCHER = "launcher"
 class AutoPrecisionTrainer(Trainer):
     """Lightning's Trainer, whose `precision` may be "auto", and whose devices are by default the launcher's.
 
-    Signals to any of its ranks stop all of them after the same step (`engine.signals`).
+    Signals to any of its ranks stop all of them after the same step (`engine.ranks.signals`).
 
     Args:
         precision: a precision of Lightning's, or "auto": bfloat16 where the device multiplies in it, else float32.

@@ -17,7 +17,7 @@ from virtue_pl.data.io.transfer import LOG, Transfer, announce, problem_of
 from virtue_pl.types import VirtueError, is_disk_error, naming
 
 ATTEMPTS = 7
-"""How often a file is asked for in a row without a byte coming, before it is given up."""
+"""Number of attempts in a row without a byte coming after which a file is given up."""
 FIRST_WAIT = 0.5
 """Seconds before the second attempt; each further one waits twice as long."""
 REFUSED = (401, 403, 410)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from virtue_pl.data.scenes.layout import Box
 from virtue_pl.data.scenes.library import LONGEST, Thing
+from virtue_pl.preprocessing.segmentations import box_of
 
 SIZES = (0.16, 0.27)
 """Smallest and largest size of a thing, as shares of the image's width: the square root of its box's area."""
@@ -105,8 +106,8 @@ def visible_regions(owners: UInt8[np.ndarray, "height width"], cutouts: Sequence
 
 
 def _bounds(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
+    x1, y1, x2, y2 = box_of(mask) or (0, 0, 0, 0)
+    return x1, y1, x2 - x1, y2 - y1
 
 
 def stands_out(image: Image.Image, background: Image.Image, region: Region) -> bool:

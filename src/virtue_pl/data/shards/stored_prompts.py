@@ -77,8 +77,13 @@ def box_around_points(row: Row, prompt: VisualPrompt, size: tuple[int, int]) -> 
     inside = prompt.points[prompt.point_labels == 1]
     if not len(inside):
         raise DataError(row.key, "its region has neither a box nor a point inside")
-    half = inside.new_tensor([min(size) / size[1], min(size) / size[0]]) * POINT_EXTENT / 2
-    return torch.cat([inside.amin(dim=0) - half, inside.amax(dim=0) + half]).clamp(0, 1)
+    return box_of_points(inside, size)
+
+
+def box_of_points(points: Float[Tensor, "points 2"], size: tuple[int, int]) -> Float[Tensor, "4"]:
+    """Return the box around squares at points, which are one or more, within an image of `size` = (height, width)."""
+    half = points.new_tensor([min(size) / size[1], min(size) / size[0]]) * POINT_EXTENT / 2
+    return torch.cat([points.amin(dim=0) - half, points.amax(dim=0) + half]).clamp(0, 1)
 
 
 def read_prompt(row: Row, stored: Any, size: tuple[int, int]) -> VisualPrompt:

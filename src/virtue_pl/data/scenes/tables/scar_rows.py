@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool
-from pycocotools import mask as rle
 
 from virtue_pl.data.scenes.captions import PUBLISHED_KINDS
 from virtue_pl.data.scenes.compose import Scene, SceneSample
+from virtue_pl.preprocessing.segmentations import encode_mask
 
 QUERY = (
     "<|image_1|>\nFind the caption that best describes the segmented object, considering both local details and global"
@@ -92,9 +90,3 @@ def _row(scene: Scene, sample: SceneSample, split: str, index: int) -> dict[str,
         "tgt_kinds_published": list(PUBLISHED_KINDS),
         "background_in_train": scene.photograph.split == "train",
     }
-
-
-def encode_mask(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
-    """Return a mask as COCO's compressed run lengths; their size is [height, width]."""
-    encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
