@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import pyarrow.dataset
@@ -103,7 +104,9 @@ def test_unknown_options_are_named(capsys):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_leaves_whole_parts(loaded, photos, tmp_path, monkeypatch, capsys, number, code):
+def test_a_signal_leaves_whole_parts(loaded, photos, tmp_path, monkeypatch, capsys, request, number, code):
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     before = signal.getsignal(signal.SIGTERM)
     embed, calls = encode.PartEncoder.embed, []
 

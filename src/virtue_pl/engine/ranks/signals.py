@@ -68,10 +68,14 @@ class StopSignals(_SignalConnector):
         self.requeue_signal, self.asked[REQUEUE] = signum, True
 
     def merge(self) -> bool:
-        """Merge the ranks' flags; returns whether the job is to be requeued now. Every rank must call it."""
-        stop, requeue = merge_flags(self.asked)
-        self.agreed = self.agreed or stop
+        """Merge the ranks' flags; returns whether the job is to be requeued now. Every rank must call it.
+
+        A signal that comes meanwhile, as one does to a rank that waits here for the others, counts at the next step.
+        """
+        sent = list(self.asked)
         self.asked[REQUEUE] = False
+        stop, requeue = merge_flags(sent)
+        self.agreed = self.agreed or stop
         return requeue
 
     def requeue(self) -> None:
