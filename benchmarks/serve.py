@@ -36,6 +36,7 @@ from PIL import Image
 
 from virtue_pl.apps.server.options import Limits, ServerOptions
 from virtue_pl.apps.server.run import bind, make_server, run_server
+from virtue_pl.apps.server.service import Service
 from virtue_pl.cli.memory import keep_freed_memory
 
 CLIENTS, QUEUED_ROWS, OVERLOAD_ROWS = 16, 32, 8
@@ -111,10 +112,12 @@ def serve(options: argparse.Namespace) -> None:
     limits = Limits(queued_rows=QUEUED_ROWS, request_rows=QUEUED_ROWS)
     listening, failures = bind("127.0.0.1", 0), []
     port = listening.getsockname()[1]
-    server = make_server(
-        lambda: load(options), ServerOptions(limits=limits), failures, announce=lambda _: print(port, flush=True)
-    )
-    run_server(server, failures, listening)
+
+    def start(service: Service) -> None:
+        service.start(load(options))
+        print(port, flush=True)
+
+    run_server(make_server(start, ServerOptions(limits=limits), failures), failures, listening)
 
 
 @contextmanager

@@ -181,10 +181,10 @@ def slow(embedder, monkeypatch):
     """The embedder, which waits until it may go on."""
     may_run, runs, embed = threading.Event(), threading.Event(), embedder.embed
 
-    def wait_and_embed(items):
+    def wait_and_embed(items, **options):
         runs.set()
         assert may_run.wait(30)
-        return embed(items)
+        return embed(items, **options)
 
     monkeypatch.setattr(embedder, "embed", wait_and_embed)
     yield embedder, may_run, runs
@@ -260,7 +260,7 @@ def test_while_the_model_is_loaded_the_server_says_so(embedder):
 def test_a_defect_is_500_in_the_same_form_and_the_server_goes_on(embedder, monkeypatch):
     with serving(lambda: embedder) as running:
         with monkeypatch.context() as patch:
-            patch.setattr(embedder, "embed", lambda items: 1 / 0)
+            patch.setattr(embedder, "embed", lambda items, **options: 1 / 0)
             failed = running.post("/v1/embeddings", {"input": "a"})
         assert failed.status_code == 500 and failed.json()["error"]["type"] == "server_error"
         assert "ZeroDivision" not in failed.text

@@ -14,16 +14,16 @@ def test_other_machines_need_a_key():
     for host in ("0.0.0.0", "::", "192.168.1.4", "example.org"):
         with pytest.raises(VirtueError, match="without a key: give --api-key-file, or set VIRTUE_API_KEY"):
             ServerOptions(host=host)
-        assert ServerOptions(host=host, keys=(KEY,)).accepts_key(KEY.encode())
+        assert ServerOptions(host=host, keys=(KEY,)).find_key(KEY.encode()) == 0
     for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
         assert ServerOptions(host=host).keys == ()
 
 
 def test_keys_are_compared_as_a_whole():
     options = ServerOptions(keys=(KEY, KEY[::-1]))
-    assert options.accepts_key(KEY[::-1].encode())
+    assert options.find_key(KEY[::-1].encode()) == 1
     for wrong in (b"", KEY[:-1].encode(), (KEY + "0").encode(), KEY.upper().encode(), b"\xff" * 16):
-        assert not options.accepts_key(wrong)
+        assert options.find_key(wrong) is None
 
 
 @pytest.mark.parametrize("key", ["short", "0123456789 abcdef", "0123456789abcdef\u00e9", "0123456789abcde\n"])

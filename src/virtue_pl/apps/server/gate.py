@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -14,6 +15,9 @@ from virtue_pl.apps.server.options import names_loopback
 from virtue_pl.apps.server.service import Service
 
 LOG = logging.getLogger("uvicorn.error")
+
+STOPPING_SECONDS = 0.5
+"""Seconds in which a part of a body must come once the server stops."""
 
 OPEN_PATHS = ("/health", "/ready")
 """Paths that need no key, and are not counted."""
@@ -53,14 +57,18 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            async with asyncio.timeout(self.service.options.limits.client_seconds):
+                await send(message)
 
         try:
-            refusal = self.refuse(headers)
+            owner, refusal = self.refuse(headers)
+            scope.setdefault("state", {})["owner"] = owner
             if refusal is not None:
                 await refusal(scope, receive, note)
             else:
                 await self.pass_on(scope, receive, note)
+        except TimeoutError:
+            LOG.warning("a client of %s does not read its reply", scope["path"])
         except Exception:
             LOG.exception("a request to %s failed", scope["path"])
             if status is None:
@@ -71,11 +79,15 @@ class Gate:
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, counting it and the bytes of its body as long as it is here."""
-        limits, received = self.service.options.limits, 0
+        limits, received, complete = self.service.options.limits, 0, False
+        deadline = time.monotonic() + limits.client_seconds
 
         async def count() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, complete
+            if complete:  # what comes then is that the client has gone
+                return await receive()
+            message = await self.receive_part(receive, deadline)
+            complete = not message.get("more_body", False)
             size = len(message.get("body", b""))
             received, self.bytes_in_flight = received + size, self.bytes_in_flight + size
             if received > limits.body_bytes:
@@ -92,16 +104,37 @@ class Gate:
             self.requests_in_flight -= 1
             self.bytes_in_flight -= received
 
-    def refuse(self, headers: dict[str, bytes]) -> Any:
-        """Return the reply to a request that may not come in; None for one that may."""
-        options, limits = self.service.options, self.service.options.limits
+    async def receive_part(self, receive: Receive, deadline: float) -> Message:
+        """Return the next part of a body.
+
+        Raises HTTPException where it does not come until the deadline, or soon after the server began to stop.
+        """
+        while (now := time.monotonic()) < deadline:
+            try:
+                async with asyncio.timeout(min(deadline - now, STOPPING_SECONDS)):
+                    return await receive()
+            except TimeoutError:
+                if self.service.state == "stopping":
+                    raise HTTPException(503, "the server stops, and the body has not come") from None
+        raise HTTPException(408, f"the body did not come in {self.service.options.limits.client_seconds:g} seconds")
+
+    def refuse(self, headers: dict[str, bytes]) -> tuple[int, Any]:
+        """Return the number of a request's key, and the reply to one that may not come in; None for one that may."""
+        options, owner = self.service.options, 0
         if options.keys:
             scheme, _, key = headers.get("authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not options.accepts_key(key.strip()):
-                found = "is missing" if not key else "is not one of this server's"
-                message = f"the key {found}, expected `authorization: Bearer KEY`"
-                return error_reply(401, message, {"WWW-Authenticate": "Bearer"})
-        elif not names_loopback(headers.get("host", b"").decode("latin-1"), (options.host,)):
+            found = options.find_key(key.strip()) if scheme.lower() == b"bearer" else None
+            if found is None:
+                problem = "is missing" if not key else "is not one of this server's"
+                message = f"the key {problem}, expected `authorization: Bearer KEY`"
+                return owner, error_reply(401, message, {"WWW-Authenticate": "Bearer"})
+            owner = found
+        return owner, self.refuse_load(headers)
+
+    def refuse_load(self, headers: dict[str, bytes]) -> Any:
+        """Return the reply to a request of another host, or without room; None for one that may come in."""
+        options, limits = self.service.options, self.service.options.limits
+        if not options.keys and not names_loopback(headers.get("host", b"").decode("latin-1"), (options.host,)):
             return error_reply(403, "the host of the request is not this machine: give the server a key for others")
         length = headers.get("content-length", b"0")
         if length.isdigit() and int(length[:20]) > limits.body_bytes:
