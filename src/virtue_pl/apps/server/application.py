@@ -67,7 +67,7 @@ def embedding_routes(service: Service) -> APIRouter:
         service.check_ready()
         check_dim(service, "dimensions", body.dimensions)
         requests = body.requests(limits.request_rows)
-        async with service.admit(requests, client.state.owner) as admission:
+        async with service.admit(requests, client.state.owner, body.entries) as admission:
             rows = await service.run("embed", admission)
             form, dim = body.encoding_format, body.dimensions
             return await service.build(reply_openai, rows, requests, service.options.name, form, dim)
@@ -86,7 +86,7 @@ def embedding_routes(service: Service) -> APIRouter:
                 " server was not given (--calibration), expected float, base64, binary or ubinary"
             )
         requests = body.requests(service.embedder.instructions, limits.request_rows)
-        async with service.admit(requests, client.state.owner) as admission:
+        async with service.admit(requests, client.state.owner, body.entries) as admission:
             rows = await service.run("embed", admission)
             dim = body.output_dimension
             return await service.build(reply_cohere, rows, requests, kinds, dim, service.calibration)

@@ -77,6 +77,11 @@ class EmbeddingsBody(StrictModel):
             return value
         return {key: each for key, each in value.items() if each is not None or key not in cls.model_fields}
 
+    @property
+    def entries(self) -> str:
+        """The key under which the requests stand."""
+        return "messages" if self.messages else "input"
+
     def requests(self, most: int = MOST_ENTRIES) -> list[EmbeddingRequest]:
         """Return the requests of the body, in order, at most so many.
 
@@ -172,6 +177,11 @@ class CohereBody(StrictModel):
     embedding_types: list[Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]] | None = None
     output_dimension: Dimensions | None = None
     regions_as: Literal["joint", "each"] = "joint"
+
+    @property
+    def entries(self) -> str:
+        """The key under which the requests stand."""
+        return next((name for name in ("texts", "images", "inputs") if getattr(self, name)), "texts")
 
     def requests(self, instructions: Mapping[str, str], most: int = MOST_ENTRIES) -> list[EmbeddingRequest]:
         """Return the requests of the body, in order, at most so many.
@@ -288,11 +298,13 @@ def read_named(schema: Any, value: Any, name: str) -> Any:
 
 
 def name_error(name: str, function: Any, *arguments: Any) -> Any:
-    """Return what a function returns; a VirtueError's message gets the key `name` before it."""
+    """Return what a function returns; a VirtueError's message gets the key `name` before it, if it is not empty."""
     try:
         return function(*arguments)
     except VirtueError as error:
         text = str(error)
+        if not name:
+            raise
         joint = "." if text.partition(":")[0].replace(".", "").replace("_", "").isalnum() and ":" in text else ": "
         raise VirtueError(f"{name}{joint}{text}") from error
 

@@ -132,7 +132,7 @@ def search_routes(service: Service, index: SearchIndex) -> APIRouter:
         check_model(service.options.name, body.model)
         service.check_ready()
         requests = body.requests(limits.request_rows)
-        async with service.admit(requests, client.state.owner) as admission:
+        async with service.admit(requests, client.state.owner, "query") as admission:
             if body.k * admission.rows > limits.hits:
                 raise VirtueError(
                     f"k: found {body.k:,} hits for each of {admission.rows:,} queries, expected at most"
@@ -189,6 +189,8 @@ def plain_value(value: Any) -> Any:
         return {str(key): plain_value(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain_value(each) for each in value]
+    if isinstance(value, bool | str | int | None):
+        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, date | datetime | time):
@@ -197,4 +199,4 @@ def plain_value(value: Any) -> Any:
         return value.total_seconds()
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
-    return value if isinstance(value, str | int | None) else str(value)
+    return str(value)

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
-from virtue_pl.preprocessing.images import MAX_PIXELS
-from virtue_pl.types import VirtueError
-
-KEY_VARIABLE = "VIRTUE_API_KEY"
-"""The environment variable of a key."""
+from virtue_pl.types import MAX_PIXELS, VirtueError
+from virtue_pl.types.keys import KEY_VARIABLE
 
 MIN_KEY_LENGTH = 16
 
@@ -109,25 +104,6 @@ class ServerOptions:
         given = sha256(key).digest()
         matches = [hmac.compare_digest(given, sha256(own.encode()).digest()) for own in self.keys]
         return matches.index(True) if any(matches) else None
-
-
-def read_keys(path: Path | None) -> tuple[str, ...]:
-    """Return the keys of a file, one a line, and that of the environment.
-
-    Empty lines and those that begin with "#" are left out. Raises VirtueError for a file that holds none.
-    """
-    own = os.environ.get(KEY_VARIABLE, "").strip()
-    keys = [own] if own else []
-    if path is not None:
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise VirtueError(f"--api-key-file {path} cannot be read ({error}), expected a key a line") from error
-        found = [line for line in lines if line and not line.startswith("#")]
-        if not found:
-            raise VirtueError(f"--api-key-file {path} holds no key, expected one a line")
-        keys += found
-    return tuple(dict.fromkeys(keys))
 
 
 def is_loopback(host: str) -> bool:

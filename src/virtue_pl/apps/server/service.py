@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
 from virtue_pl.apps.server.batching import BatchQueue, Job, QueueClosed, Task
-from virtue_pl.apps.server.bodies import count_rows
+from virtue_pl.apps.server.bodies import count_rows, name_error
 from virtue_pl.apps.server.calibration import Calibration
 from virtue_pl.apps.server.metrics import Metrics
 from virtue_pl.apps.server.options import ServerOptions
@@ -45,7 +45,8 @@ TOKENS_PER_REGION = 16
 class Admission:
     """Requests for which there is room.
 
-    rows: the embeddings that they ask for. owner: the number of the client's key. pixels: those of their images.
+    rows: the embeddings that they ask for. owner: the number of the client's key. name: the key of the body that they
+    stand under. pixels: those of their images.
 
     Example:
         >>> Admission([EmbeddingRequest(text="a cat")], rows=1).pixels
@@ -55,6 +56,7 @@ class Admission:
     requests: Sequence[EmbeddingRequest]
     rows: int
     owner: int = 0
+    name: str = "input"
     pixels: int = 0
 
 
@@ -145,16 +147,19 @@ class Service:
         return rows
 
     @asynccontextmanager
-    async def admit(self, requests: Sequence[EmbeddingRequest], owner: int = 0) -> AsyncIterator[Admission]:
+    async def admit(
+        self, requests: Sequence[EmbeddingRequest], owner: int = 0, name: str = "input"
+    ) -> AsyncIterator[Admission]:
         """Hold room in the queue for requests. Raises QueueFull, QueueClosed, or VirtueError for too large ones.
 
-        owner: the number of the client's key.
+        owner: the number of the client's key. name: the key of the body that the requests stand under, for errors.
         """
         self.check_ready()
         assert self.queue is not None
         rows = self.check_size(requests)
         self.queue.reserve(rows)
-        admission = Admission(requests, rows, owner)
+        self.metrics.admitted.inc()
+        admission = Admission(requests, rows, owner, name)
         try:
             yield admission
         finally:
@@ -186,12 +191,10 @@ class Service:
         items, requests = [], admission.requests
         access = replace(self.access, recall=partial(self.recent.get, admission.owner))
         for number, request in enumerate(requests):
-            try:
-                rows = decode_request(request, access)
-                self.take_pixels(rows, admission)
-                found = decode_inputs(rows, access.max_pixels)
-            except VirtueError as error:
-                raise VirtueError(f"input {number}: {error}" if len(requests) > 1 else str(error)) from error
+            name = f"{admission.name}.{number}" if len(requests) > 1 else ""
+            rows = name_error(name, decode_request, request, access)
+            self.take_pixels(rows, admission, name)
+            found = name_error(name, decode_inputs, rows, access.max_pixels)
             items += found
             if request.uuid is not None and request.images:
                 image = KeyedPixels(found[0].image_keys[0], found[0].images[0])
@@ -200,10 +203,10 @@ class Service:
         self.embedder.check_rows(items)
         return items, sum(self.estimate_tokens(item) for item in items)
 
-    def take_pixels(self, rows: Sequence[RequestRow], admission: Admission) -> None:
+    def take_pixels(self, rows: Sequence[RequestRow], admission: Admission, name: str) -> None:
         """Take room for the images of rows, of which the headers are read. Raises QueueFull where there is none."""
         images = {id(image): image for row in rows for image in row.images if not isinstance(image, KeyedPixels)}
-        sizes = [upright_size(image, "image", self.access.max_pixels) for image in images.values()]
+        sizes = [name_error(name, upright_size, image, "image", self.access.max_pixels) for image in images.values()]
         pixels = sum(height * width for height, width in sizes)
         self.pixels.take(pixels)
         admission.pixels += pixels
@@ -222,6 +225,7 @@ class Service:
         """Return the embedding and the details of each row."""
         details: dict[Any, RowDetails] = {}
         vectors = self.embedder.embed(items, details=details)
+        self.metrics.tokens.inc(sum(each.tokens for each in details.values()))
         return [
             EmbeddedRow(vector, details[row_key(item)], size_of(item.images[0]) if item.images else None)
             for vector, item in zip(vectors, items, strict=True)
