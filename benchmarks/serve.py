@@ -145,7 +145,7 @@ def serve(options: argparse.Namespace) -> None:
 
     server = make_server(start, ServerOptions(limits=limits), failures)
     run_server(server, failures, listening)
-    print(int(server.service.metrics.admitted._value.get()), flush=True)
+    print(int(server.service.metrics.registry.get_sample_value("virtue_admitted_requests_total") or 0), flush=True)
 
 
 @contextmanager

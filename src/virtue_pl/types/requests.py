@@ -124,8 +124,10 @@ class EmbeddingRequest(StrictModel):
     @model_validator(mode="after")
     def check_parts(self) -> EmbeddingRequest:
         """Raise ValueError for a request of nothing, for regions without an image, and for "each" without regions."""
-        if any("\ud800" <= letter <= "\udfff" for letter in self.full_text):
-            raise ValueError("the text holds half of a surrogate pair, expected Unicode")
+        try:
+            self.full_text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the text holds half of a surrogate pair, expected Unicode") from None
         if not self.has_image and not self.full_text:
             raise ValueError("a request is empty, expected a text, an image, or both")
         if self.regions and not self.has_image:

@@ -178,7 +178,8 @@ def test_a_page_of_another_site_does_not_reach_a_server_without_keys(server):
 
 
 def test_limits_of_one_request(embedder):
-    limits = Limits(body_bytes=20_000, request_rows=2, images=2, regions=3, pixels=100 * 100, pixels_in_flight=12_000)
+    bodies = {"body_bytes": 20_000, "body_objects": 100, "request_rows": 2, "characters": 100}
+    limits = Limits(**bodies, images=2, regions=3, pixels=100 * 100, pixels_in_flight=12_000)
     with serving(lambda: embedder, ServerOptions(limits=limits)) as running:
         assert running.post("/v1/embeddings", {"input": ["a", "b"]}).status_code == 200
         many = running.post("/v1/embeddings", {"input": ["a", "b", "c"]})
@@ -196,6 +197,10 @@ def test_limits_of_one_request(embedder):
         assert "regions: found 4 of one image, expected at most 3" in joint.text or joint.status_code == 413
         large = running.post("/v1/embeddings", {"input": png_uri(np.zeros((101, 100, 3), np.uint8))})
         assert large.status_code == 422 and "image too large: 100x101 pixels" in large.text
+        words = running.post("/v1/embeddings", {"input": "a" * 101})
+        assert words.status_code == 422 and "found a text of 101 characters, expected at most 100" in words.text
+        nested = running.post("/v1/embeddings", {"input": [[]] * 101})
+        assert nested.status_code == 413 and "more than 100 lists and objects" in nested.text
         long = running.post("/v1/embeddings", {"input": "a" * 30_000})
         assert long.status_code == 413 and "at most 20,000 bytes" in long.text
         pieces = running.client.post(
@@ -397,6 +402,34 @@ def test_a_server_that_stops_does_not_wait_for_bodies(embedder):
             running.server.stop()
             assert slow.recv(1000).startswith(b"HTTP/1.1 503")
             running.stop()
+
+
+def test_the_work_of_a_client_that_has_gone_is_not_done(slow):
+    embedder, may_run, runs = slow
+    with serving(lambda: embedder) as running:
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        found = []
+        first = post_in_thread(running, found, {"input": "a"})
+        assert runs.wait(30)
+        content = json.dumps({"input": ["b"] * 3}).encode()
+        head = f"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n"
+        with socket.create_connection(address) as leaving:
+            leaving.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + content)
+            wait_for(lambda: running.server.service.count_queued() == 4)
+        wait_for(lambda: running.server.service.count_queued() == 1)
+        may_run.set()
+        first.join(30)
+        assert found[0].status_code == 200
+        counted = 'virtue_requests_total{path="/v1/embeddings",status="499"} 1.0'
+        wait_for(lambda: counted in running.client.get("/metrics").text)
+        assert 'virtue_batch_rows_sum{task="embed"} 1.0' in running.client.get("/metrics").text
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_images_of_allowed_hosts(embedder, monkeypatch):

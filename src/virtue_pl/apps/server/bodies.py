@@ -100,7 +100,8 @@ class EmbeddingsBody(StrictModel):
 
     def listed(self, values: list[Any], most: int) -> list[EmbeddingRequest]:
         """Return the requests of a list under `input`."""
-        if any(is_token(value) or (isinstance(value, list) and any(map(is_token, value))) for value in values):
+        first = values[: most + 1]
+        if any(is_token(value) or (isinstance(value, list) and any(map(is_token, value))) for value in first):
             raise VirtueError(f"input: {TOKEN_IDS}")
         if isinstance(values[0], list) or (isinstance(values[0], Mapping) and "role" in values[0]):
             return self.conversations(values, "input", most)

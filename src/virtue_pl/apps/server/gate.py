@@ -16,6 +16,9 @@ from virtue_pl.apps.server.service import Service
 
 LOG = logging.getLogger("uvicorn.error")
 
+CLIENT_GONE = 499
+"""The status under which requests are counted whose client goes before its reply begins."""
+
 STOPPING_SECONDS = 0.5
 """Seconds in which a part of a body must come once the server stops."""
 
@@ -75,23 +78,27 @@ class Gate:
                 await error_reply(500, "the server failed; its log says more")(scope, receive, note)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"
-            self.service.metrics.observe_request(path, status or 500, time.monotonic() - started)
+            self.service.metrics.observe_request(path, status or CLIENT_GONE, time.monotonic() - started)
 
     async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, counting it and the bytes of its body as long as it is here."""
-        limits, received, complete = self.service.options.limits, 0, False
+        limits, received, objects, complete = self.service.options.limits, 0, 0, asyncio.Event()
         deadline = time.monotonic() + limits.client_seconds
 
         async def count() -> Message:
-            nonlocal received, complete
-            if complete:  # what comes then is that the client has gone
+            nonlocal received, objects
+            if complete.is_set():  # what comes then is that the client has gone
                 return await receive()
             message = await self.receive_part(receive, deadline)
-            complete = not message.get("more_body", False)
-            size = len(message.get("body", b""))
+            if not message.get("more_body", False):
+                complete.set()
+            part = message.get("body", b"")
+            size, objects = len(part), objects + part.count(b"{") + part.count(b"[")
             received, self.bytes_in_flight = received + size, self.bytes_in_flight + size
             if received > limits.body_bytes:
                 raise HTTPException(413, self.too_large())
+            if objects > limits.body_objects:
+                raise HTTPException(413, f"the body has more than {limits.body_objects:,} lists and objects")
             if self.bytes_in_flight > limits.bytes_in_flight:
                 retry = {"Retry-After": str(limits.retry_seconds)}
                 raise HTTPException(429, "too many bytes are being read: try again", retry)
@@ -99,10 +106,40 @@ class Gate:
 
         self.requests_in_flight += 1
         try:
-            await self.app(scope, count, send)
+            await self.answer(scope, count, send, complete)
         finally:
             self.requests_in_flight -= 1
             self.bytes_in_flight -= received
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, complete: asyncio.Event) -> None:
+        """Have the application answer; where the client goes before the reply begins, nothing more is computed for it.
+
+        complete: set once the whole body has come, behind which only the client's going is received.
+        """
+        began = False
+
+        async def note(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
+        async def wait_until_gone() -> None:
+            await complete.wait()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        answering = asyncio.ensure_future(self.app(scope, receive, note))
+        gone = asyncio.ensure_future(wait_until_gone())
+        try:
+            await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done() and not began:
+                answering.cancel()
+            await asyncio.wait((answering,))
+        finally:
+            gone.cancel()
+            answering.cancel()
+        if not answering.cancelled():
+            answering.result()
 
     async def receive_part(self, receive: Receive, deadline: float) -> Message:
         """Return the next part of a body.

@@ -22,12 +22,13 @@ LEAST = {"wait_seconds": 0, "client_seconds": 0.1}
 class Limits:
     """Limits of what a server accepts.
 
-    body_bytes: of one body. bytes_in_flight: of all bodies together. requests: that are answered at a time.
-    queued_rows: rows that are accepted and not embedded yet. request_rows: embeddings of one request. images: of one
-    embedding. regions: of one image. hits: of one search. pixels: of one image. pixels_in_flight: of the images of all
-    requests that are being answered. batch_tokens: roughly the tokens of one batch. batch_rows: rows of one batch.
-    client_seconds: in which a client sends a body, or reads a part of a reply. wait_seconds: how long a batch waits at
-    least for rows that are on their way; 0 never waits. retry_seconds: what a client that is refused is asked to wait.
+    body_bytes: of one body. bytes_in_flight: of all bodies together. body_objects: lists and objects of one body.
+    requests: that are answered at a time. queued_rows: rows that are accepted and not embedded yet. request_rows:
+    embeddings of one request. characters: of one text. images: of one embedding. regions: of one image. hits: of one
+    search. pixels: of one image. pixels_in_flight: of the images of all requests that are being answered.
+    batch_tokens: roughly the tokens of one batch. batch_rows: rows of one batch. client_seconds: in which a client
+    sends a body, or reads a part of a reply. wait_seconds: how long a batch waits at least for rows that are on their
+    way; 0 never waits. retry_seconds: what a client that is refused is asked to wait.
 
     Example:
         >>> Limits(queued_rows=8, request_rows=9)
@@ -37,9 +38,11 @@ class Limits:
 
     body_bytes: int = 32 << 20
     bytes_in_flight: int = 512 << 20
+    body_objects: int = 100_000
     requests: int = 256
     queued_rows: int = 2048
     request_rows: int = 512
+    characters: int = 100_000
     images: int = 32
     regions: int = 256
     hits: int = 10_000

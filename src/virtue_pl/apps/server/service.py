@@ -134,13 +134,16 @@ class Service:
             raise QueueClosed("the model is being loaded" if self.state == "starting" else "the server stops")
 
     def check_size(self, requests: Sequence[EmbeddingRequest]) -> int:
-        """Return the rows of requests. Raises VirtueError for more rows, images or regions than the limits allow."""
+        """Return the rows of requests. Raises VirtueError for more of anything than the limits allow."""
         limits = self.options.limits
         if (rows := count_rows(requests)) > limits.request_rows:
             raise VirtueError(f"the request asks for {rows:,} embeddings, expected at most {limits.request_rows:,}")
         regions = max((len(request.regions) for request in requests), default=0)
         if regions > limits.regions:
             raise VirtueError(f"regions: found {regions:,} of one image, expected at most {limits.regions:,}")
+        longest = max((len(request.text) + len(request.instruction) for request in requests), default=0)
+        if longest > limits.characters:
+            raise VirtueError(f"found a text of {longest:,} characters, expected at most {limits.characters:,}")
         images = max((len(request.images) for request in requests), default=0)
         if images > limits.images:
             raise VirtueError(f"found {images:,} images of one embedding, expected at most {limits.images:,}")
@@ -169,8 +172,12 @@ class Service:
     async def run(self, task: Task, admission: Admission) -> list[Any]:
         """Return an `EmbeddedRow`, or for masks a `PredictedMask`, for each row of admitted requests."""
         assert self.queue is not None
-        loop = asyncio.get_running_loop()
-        items, tokens = await loop.run_in_executor(self.decoders, self.decode, admission)
+        decoding = asyncio.get_running_loop().run_in_executor(self.decoders, self.decode, admission)
+        try:
+            items, tokens = await asyncio.shield(decoding)
+        except asyncio.CancelledError:
+            await asyncio.wait([decoding])  # so that what it takes room for is given back
+            raise
         return list(await asyncio.wrap_future(self.queue.submit(Job(task, items, tokens))))
 
     async def build(self, reply: Callable[..., dict[str, Any]], rows: Sequence[Any], *arguments: Any) -> Response:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from virtue_pl.cli import dataclass_options
@@ -23,16 +24,19 @@ if TYPE_CHECKING:
 
     from virtue_pl.apps.server.index_search import SearchIndex
     from virtue_pl.apps.server.options import ServerOptions
+    from virtue_pl.apps.server.run import Server
     from virtue_pl.apps.server.service import Service
 
 GROUP = "models"
 LIMITS = {
     "body-bytes": (32 << 20, "the largest body"),
     "bytes-in-flight": (512 << 20, "all bodies that are being answered, together"),
+    "body-objects": (100_000, "lists and objects of one body"),
     "pixels-in-flight": (400_000_000, "all images that are being answered, together"),
     "requests": (256, "requests that are answered at a time"),
     "queued-rows": (2048, "embeddings that are accepted and not answered yet; beyond them 429"),
     "request-rows": (512, "embeddings of one request"),
+    "characters": (100_000, "characters of one text"),
     "images": (32, "images of one embedding"),
     "regions": (256, "regions of one image"),
     "hits": (10_000, "hits of one search, of all its queries"),
@@ -49,33 +53,55 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.model is None and arguments.index is None:
         parser.error("there is no model, expected --model, or --index, whose model is taken")
-    try:
-        for name in ("fastapi", "prometheus_client", "uvicorn"):
+    for name in ("fastapi", "prometheus_client", "uvicorn"):
+        try:
             import_module(name)
-    except ImportError as error:
-        raise VirtueError(f"serve needs {error.name}: pip install 'virtue_pl[serve]'") from error
+        except ImportError as error:
+            raise VirtueError(f"serve needs {error.name}: pip install 'virtue_pl[serve]'") from error
 
     with LoadingLine("libraries"):
-        from virtue_pl.apps.server.calibration import Calibration
-        from virtue_pl.apps.server.run import bind, make_server, run_server
-        from virtue_pl.embedder import Embedder
+        from virtue_pl.apps.server.run import bind, run_server
 
+    failures: list[BaseException] = []
     options = read_options(arguments)
     index = open_index(arguments)
+    listening = bind(options.host, options.port)
+    run_server(build_server(arguments, options, index, listening, failures), failures, listening)
+    print("stopped: all accepted requests are answered", file=sys.stderr)
+    return 0
+
+
+def build_server(
+    arguments: argparse.Namespace,
+    options: ServerOptions,
+    index: SearchIndex | None,
+    listening: socket,
+    failures: list[BaseException],
+) -> Server:
+    """Return the server, which loads its model once it runs, and says when it is ready.
+
+    failures: gets what loading raises, whereupon the server ends.
+    """
+    from virtue_pl.apps.server.calibration import Calibration
+    from virtue_pl.apps.server.run import make_server
+    from virtue_pl.embedder import Embedder
+
     model = arguments.model if index is None else arguments.model or index.index.facts.model
     loaded: dict[str, Any] = vars(dataclass_options.read_options(LoadingOptions, arguments))
-    listening = bind(options.host, options.port)
     address = f"http://{options.host}:{listening.getsockname()[1]}"
 
     def start(service: Service) -> None:
-        embedder = Embedder.from_pretrained(
-            model,
-            device=arguments.device,
-            batch_size=arguments.batch_rows,
-            cached_images=arguments.cached_images,
-            max_pixels=arguments.max_pixels,
-            **loaded,
-        )
+        sizes = {"batch_size": arguments.batch_rows, "cached_images": arguments.cached_images}
+        try:
+            embedder = Embedder.from_pretrained(
+                model, device=arguments.device, max_pixels=arguments.max_pixels, **sizes, **loaded
+            )
+        except VirtueError as error:
+            if arguments.model is not None:
+                raise
+            raise VirtueError(
+                f"{error}; {arguments.index} was encoded by that model: say where it is with --model"
+            ) from error
         if index is not None:
             index.check(embedder)
         calibration = None if arguments.calibration is None else Calibration.read(arguments.calibration, embedder)
@@ -84,10 +110,7 @@ def main(argv: list[str]) -> int:
         print(f"ready on {address}: {options.name}, {embedder.embed_dim} dimensions{searches}", file=sys.stderr)
 
     print(f"loading {model}; {address}/ready says when it is done", file=sys.stderr)
-    failures: list[BaseException] = []
-    run_server(make_server(start, options, failures, lambda service: make_routers(service, index)), failures, listening)
-    print("stopped: all accepted requests are answered", file=sys.stderr)
-    return 0
+    return make_server(start, options, failures, lambda service: make_routers(service, index))
 
 
 def open_index(arguments: argparse.Namespace) -> SearchIndex | None:
