@@ -2,10 +2,11 @@
 
 One thread for each of the two, in processes of their own. Prints one JSON object. `cpu_ratio`: CPU seconds of the bare
 loop, 16 rows at once (or one by one), over those of the server's process at so many clients; more than 1 is less than
-the loop takes. `batching_gain`: CPU seconds of a query of one client over those of one of sixteen. `overload`: more
-rows than the queue holds, for so many seconds. `malformed`: damaged requests. `shutdown`: SIGTERM under load; "broken"
-are requests that the server closed before it read them, "refused" those that never came in; `admitted` is counted by
-the server. `bars`: what must hold; the exit code is 1 where one does not, but for `throughput` with --small.
+the loop takes. `batching_gain`: CPU seconds of a query of one client over those of one of sixteen. `search`: an index
+of random vectors, from the shell and over one connection. `overload`: more rows than the queue holds, for so many
+seconds. `malformed`: damaged requests. `shutdown`: SIGTERM under load; "broken" are requests that the server closed
+before it read them, "refused" those that never came in; `admitted` is counted by the server. `bars`: what must hold;
+the exit code is 1 where one does not, but for those of times with --small.
 
     python benchmarks/serve.py --small
     python benchmarks/serve.py --model runs/quickstart/virtue/checkpoints/last.ckpt
@@ -22,29 +23,37 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from latency import load
 from PIL import Image
 
+from virtue_pl.apps.server.index_search import SearchIndex, search_routes
 from virtue_pl.apps.server.options import Limits, ServerOptions
 from virtue_pl.apps.server.run import bind, make_server, run_server
 from virtue_pl.apps.server.service import Service
 from virtue_pl.cli.memory import keep_freed_memory
+from virtue_pl.embedder import Embedder
+from virtue_pl.search import EncodedRow, EncodingFacts, VectorIndex, row_schema, to_table
 
 CLIENTS, QUEUED_ROWS, OVERLOAD_ROWS = 16, 32, 8
 THROUGHPUT, GROWTH_MIB = 0.9, 32
 """Bars of the ratio of CPU seconds, and of the memory's growth in the second half of the overload."""
-TIMES = ("throughput", "batching_gains")
+SHELL_SECONDS = 0.5
+"""The bar of a search through the server, as a process from the shell."""
+TIMES = ("throughput", "batching_gains", "search_from_the_shell")
 """Bars that depend on times, which a small run on a busy machine may miss."""
 SIZE = (240, 320)
 JSON_TYPE = {"content-type": "application/json"}
@@ -73,6 +82,7 @@ def find_bars(report: dict[str, Any]) -> dict[str, bool]:
     return {
         "throughput": report["cpu_ratio_to_16_at_once"] >= THROUGHPUT,
         "batching_gains": report["batching_gain"] > 1,
+        "search_from_the_shell": report["search"]["shell_seconds"] <= SHELL_SECONDS,
         "only_200_429_503": report["overload"]["only_200_429_503"],
         "memory_flat": report["overload"]["memory_mib"]["grown"] <= GROWTH_MIB,
         "no_server_error": report["malformed"]["server_errors"] == 0,
@@ -92,6 +102,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=16, help="of a batch")
     parser.add_argument("--seconds", type=float, default=60, help="of overload")
+    parser.add_argument("--index_rows", type=int, default=20_000, help="of random vectors, that are searched")
     parser.add_argument("--malformed", type=int, default=10_000)
     parser.add_argument(
         "--small", action="store_true", help="48 queries, a round, 5 seconds and 300 malformed requests"
@@ -100,6 +111,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.small:
         options.queries, options.rounds, options.seconds, options.malformed = 48, 1, 5.0, 300
+        options.index_rows = 2000
     return options
 
 
@@ -137,22 +149,40 @@ def serve(options: argparse.Namespace) -> None:
     keep_freed_memory()
     limits = Limits(queued_rows=QUEUED_ROWS, request_rows=QUEUED_ROWS)
     listening, failures = bind("127.0.0.1", 0), []
-    port = listening.getsockname()[1]
+    port, embedder = listening.getsockname()[1], load(options)
 
     def start(service: Service) -> None:
-        service.start(load(options))
+        service.start(embedder)
         print(port, flush=True)
 
-    server = make_server(start, ServerOptions(limits=limits), failures)
-    run_server(server, failures, listening)
-    print(int(server.service.metrics.registry.get_sample_value("virtue_admitted_requests_total") or 0), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        index = SearchIndex(write_index(Path(folder), embedder, options.index_rows))
+        index.check(embedder)
+        options_of_server = ServerOptions(limits=limits)
+        server = make_server(start, options_of_server, failures, lambda service: [search_routes(service, index)])
+        run_server(server, failures, listening)
+    found = server.service.metrics.registry.get_sample_value("virtue_admitted_requests_total")
+    print(int(found or 0), flush=True)
+
+
+def write_index(folder: Path, embedder: Embedder, count: int) -> str:
+    """An index of random vectors, as if the model had encoded them."""
+    vectors = np.random.default_rng(0).normal(size=(count, embedder.embed_dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = [
+        EncodedRow(f"{number}.jpg", f"{number}.jpg", vector, f"{number}.jpg") for number, vector in enumerate(vectors)
+    ]
+    facts = EncodingFacts(embedder.fingerprint(), "random vectors", embedder.embed_dim)
+    pq.write_table(to_table(rows, row_schema(facts)), folder / "rows.parquet")
+    VectorIndex.build(folder / "rows.parquet", folder / "index")
+    return str(folder / "index")
 
 
 @contextmanager
 def running(options: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The server's process, and its URL once it is ready."""
     same = ["--device", options.device, "--dtype", options.dtype, "--model", options.model] if options.model else []
-    command = [sys.executable, __file__, "--child", "server", *same]
+    command = [sys.executable, __file__, "--child", "server", "--index_rows", str(options.index_rows), *same]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -175,6 +205,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         report["rounds"] = rounds
         for key in ("cpu_ratio_to_16_at_once", "cpu_ratio_to_one_by_one", "batching_gain"):
             report[key] = sorted(one[key] for one in rounds)[len(rounds) // 2]
+        report["search"] = measure_search(url, options.index_rows)
         report["overload"] = overload(process, url, options.seconds)
         report["malformed"] = send_malformed(url, options.malformed)
         report["shutdown"] = shut_down(process, url)
@@ -229,6 +260,27 @@ def send_all(url: str, bodies: list[dict[str, Any]], clients: int, pid: int | No
     return found | {f"p{share}_ms": float(np.percentile(latencies, share)) * 1000 for share in (50, 99)}
 
 
+def measure_search(url: str, rows: int) -> dict[str, Any]:
+    """Searches from the shell, a process each, and over one connection."""
+    command = [sys.executable, "-m", "virtue_pl", "search", "--server", url, "--text", "a red cup"]
+    shells = []
+    for _ in range(5):
+        before, started = os.times(), time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        wall, after = time.perf_counter() - started, os.times()
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        shells.append((wall, cpu))
+    seconds = []
+    with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+        for number in range(50):
+            started = time.perf_counter()
+            assert client.post("/v1/search", json={"query": f"thing number {number}"}).status_code == 200
+            seconds.append(time.perf_counter() - started)
+    wall, cpu = (float(np.median(each)) for each in zip(*shells, strict=True))
+    found = {"rows": rows, "shell_seconds": wall, "shell_cpu_seconds": cpu}
+    return found | {f"p{share}_ms": float(np.percentile(seconds, share)) * 1000 for share in (50, 99)}
+
+
 def overload(process: subprocess.Popen[str], url: str, seconds: float) -> dict[str, Any]:
     """Have every client ask for so many rows that the queue is always full."""
     body = json.dumps({"input": [f"text number {number}" for number in range(OVERLOAD_ROWS)]})
@@ -281,6 +333,7 @@ def send_malformed(url: str, count: int) -> dict[str, Any]:
         ("/v1/embeddings", {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "a"}]}]}),
         ("/v2/embed", {"texts": ["a"], "input_type": "search_query", "embedding_types": ["float"]}),
         ("/v1/embeddings", {"input": [{**query, "uuid": "a", "regions_as": "each"}], "encoding_format": "base64"}),
+        ("/v1/search", {"query": [query, "a cat"], "k": 3, "filter": "region IS NULL", "exact": True}),
         ("/v1/masks", {"image": query["image"], "regions": query["regions"], "uuid": "a"}),
     ]
     statuses: Counter[str] = Counter()
