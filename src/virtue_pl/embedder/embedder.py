@@ -38,8 +38,6 @@ from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.preprocessing.input_formatters import InputFormatter
 from virtue_pl.types import EmbeddingInput, EncoderBatch, ImageFeatures, VirtueError, VisualPrompt
 
-Batch = TypeVar("Batch")
-
 CHARACTERS_PER_TOKEN, PIXELS_PER_TOKEN = 4, 28 * 28
 """Rough sizes of a token, by which rows of similar length are batched together; nothing else depends on them."""
 
