@@ -197,8 +197,8 @@ def test_limits_of_one_request(embedder):
         assert "regions: found 4 of one image, expected at most 3" in joint.text or joint.status_code == 413
         large = running.post("/v1/embeddings", {"input": png_uri(np.zeros((101, 100, 3), np.uint8))})
         assert large.status_code == 422 and "image too large: 100x101 pixels" in large.text
-        words = running.post("/v1/embeddings", {"input": "a" * 101})
-        assert words.status_code == 422 and "found a text of 101 characters, expected at most 100" in words.text
+        texts = running.post("/v1/embeddings", {"input": "a" * 101})
+        assert texts.status_code == 422 and "found a text of 101 characters, expected at most 100" in texts.text
         nested = running.post("/v1/embeddings", {"input": [[]] * 101})
         assert nested.status_code == 413 and "more than 100 lists and objects" in nested.text
         long = running.post("/v1/embeddings", {"input": "a" * 30_000})

@@ -63,9 +63,9 @@ def test_a_region_an_image_and_a_text(server, files, searcher):
     assert found.json()["index"] == "index" and found.json()["encoded_by"] == "model"
     assert found.json()["usage"]["prompt_tokens"] > 0 and "problems" not in found.json()
     assert hits(server.post("/v1/search", {"query": image}))[0]["id"] == "1.png"
-    words = hits(server.post("/v1/search", {"query": "a cat", "k": 9}))
+    texts = hits(server.post("/v1/search", {"query": "a cat", "k": 9}))
     own = VectorIndex.open(files.index).search(searcher.encode("a cat"), 9)[0]
-    assert [hit["id"] for hit in words] == [hit.id for hit in own]
+    assert [hit["id"] for hit in texts] == [hit.id for hit in own]
 
 
 def test_several_queries_and_one_for_each_region(server, files):

@@ -12,8 +12,8 @@ from virtue_pl.preprocessing.image_sources import KeyedPixels
 from virtue_pl.types import VirtueError
 
 
-def image(key: str, side: int = 8) -> KeyedPixels:
-    return KeyedPixels(key, torch.zeros(3, side, side, dtype=torch.uint8))
+def image(key: str, length: int = 8) -> KeyedPixels:
+    return KeyedPixels(key, torch.zeros(3, length, length, dtype=torch.uint8))
 
 
 def test_images_are_found_by_their_uuid_until_others_take_their_room():

@@ -17,12 +17,11 @@ from PIL import Image
 from fixtures.running_server import Running, serving
 from fixtures.search_files import BOXES, SIZE, SearchFiles, make_search_files
 from virtue_pl.apps.server.index_search import SearchIndex
-from virtue_pl.apps.server.options import ServerOptions
+from virtue_pl.apps.server.options import KEY_VARIABLE, ServerOptions
 from virtue_pl.cli.commands.serve import make_routers
 from virtue_pl.cli.main import main
 from virtue_pl.embedder import Embedder
 from virtue_pl.search.queries import read_mask
-from virtue_pl.types.keys import KEY_VARIABLE
 
 KEY = "0123456789abcdef"
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from virtue_pl.types import MAX_PIXELS, VirtueError
-from virtue_pl.types.keys import KEY_VARIABLE
+
+KEY_VARIABLE = "VIRTUE_API_KEY"
+"""The environment variable of a key."""
 
 MIN_KEY_LENGTH = 16
 

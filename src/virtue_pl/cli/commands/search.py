@@ -66,9 +66,9 @@ def search_server(arguments: argparse.Namespace, lines: Sequence[tuple[int, dict
 
     Only a sheet needs torch, to draw the prompts.
     """
+    from virtue_pl.cli.keys import read_key_file, read_keys
     from virtue_pl.search.queries import Query
     from virtue_pl.search.server_client import SearchServer, name_line
-    from virtue_pl.types.keys import read_key_file, read_keys
 
     requests = [request for _, request in lines]
     keys = read_keys(None) if arguments.api_key_file is None else read_key_file(arguments.api_key_file)

@@ -137,7 +137,7 @@ def make_routers(service: Service, index: SearchIndex | None) -> Sequence[APIRou
 def read_options(arguments: argparse.Namespace) -> ServerOptions:
     """Return the options of the server. Raises VirtueError for a host that others reach without a key."""
     from virtue_pl.apps.server.options import Limits, ServerOptions
-    from virtue_pl.types.keys import read_keys
+    from virtue_pl.cli.keys import read_keys
 
     given = {field.name: getattr(arguments, field.name) for field in fields(Limits) if hasattr(arguments, field.name)}
     limits = Limits(**given, pixels=arguments.max_pixels)

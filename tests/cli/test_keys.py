@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from virtue_pl.apps.server.options import KEY_VARIABLE
+from virtue_pl.cli.keys import read_key_file, read_keys
 from virtue_pl.types import VirtueError
-from virtue_pl.types.keys import KEY_VARIABLE, read_key_file, read_keys
 
 KEY = "0123456789abcdef"
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from virtue_pl.types.errors import VirtueError
-
-KEY_VARIABLE = "VIRTUE_API_KEY"
-"""The environment variable of a key."""
+from virtue_pl.apps.server.options import KEY_VARIABLE
+from virtue_pl.types import VirtueError
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
