@@ -28,7 +28,8 @@ def convert_vectors(
 ) -> Tensor | np.ndarray:
     """Return unit embeddings cut to their first dimensions, and in another type of numbers.
 
-    float32 and float16 are tensors; the other types are arrays, made by `quantize_embeddings` of sentence-transformers.
+    float32 and float16 are tensors; the other types are arrays, as `quantize_embeddings` of sentence-transformers makes
+    them.
 
     Args:
         embeddings: of length 1.
@@ -76,7 +77,13 @@ def calibration_rows(calibration: Any, dim: int, precision: str) -> np.ndarray:
 
 
 def quantize(embeddings: np.ndarray, precision: str, calibration: np.ndarray | None) -> np.ndarray:
-    """Return embeddings as integers, by sentence-transformers. Raises VirtueError where that is not installed."""
+    """Return embeddings as integers: signs by numpy, steps by sentence-transformers.
+
+    Raises VirtueError where that is not installed.
+    """
+    if precision not in CALIBRATED:
+        bits = np.packbits(embeddings > 0, axis=1)
+        return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
     try:
         from sentence_transformers.util.quantization import quantize_embeddings
     except ImportError as error:

@@ -57,7 +57,10 @@ class Calibration:
         for batch in files.batches():
             parts.append(to_matrix(batch.column("vector"))[chosen[start : start + len(batch)]])
             start += len(batch)
-        return cls(np.concatenate(parts), source)
+        found = cls(np.concatenate(parts), source)
+        first = torch.from_numpy(found.rows[:1])  # loads what converts them, or says here that it is missing
+        convert_vectors(first, precision="int8", calibration=found.ranges(None))
+        return found
 
     def _find_ranges(self, dim: int | None) -> np.ndarray:
         cut = np.asarray(convert_vectors(torch.from_numpy(self.rows), dim))
