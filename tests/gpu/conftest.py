@@ -26,7 +26,8 @@ def device() -> torch.device:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say each reason for which tests were skipped once, which `-r s` says for every test."""
-    reasons = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()))
+    """Say each reason for which tests of a GPU were skipped once, which `-r s` says for every test."""
+    skipped = [one for one in terminalreporter.stats.get("skipped", ()) if one.nodeid.startswith("tests/gpu/")]
+    reasons = Counter(report.longrepr[2] for report in skipped)
     for reason, count in reasons.items():
         terminalreporter.write_line(f"{count} not run: {reason.removeprefix('Skipped: ')}")
