@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as meta_settings
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -187,7 +188,7 @@ def trace_step(model: Any, batch: Any, autocast: torch.dtype | None = None) -> S
     ]
     mode = MetaAutocast(autocast)
     try:
-        with stored_counted(model, tracker), loss_counted(model, tracker, trace), tracker, mode:
+        with stored_counted(model, tracker), loss_counted(model, tracker, trace), masks_choose_all(), tracker, mode:
             loss = model.training_step(batch, 0)
             mode.forget_weights()
             tracker.in_backward = True
@@ -202,8 +203,13 @@ def trace_step(model: Any, batch: Any, autocast: torch.dtype | None = None) -> S
 
 def fill_caches(model: Any, batch: Any, autocast: torch.dtype | None = None) -> None:
     """Run a step forward alone, so that what a model computes once, and holds, is not counted with a traced step."""
-    with torch.no_grad(), StepTracker(), MetaAutocast(autocast):
+    with torch.no_grad(), masks_choose_all(), StepTracker(), MetaAutocast(autocast):
         model.training_step(batch, 0)
+
+
+def masks_choose_all() -> AbstractContextManager[None]:
+    """Have a mask choose all elements on the meta device, where none has a value: the most that it may choose."""
+    return meta_settings.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined, no-any-return]
 
 
 def backward_in_modes(loss: Tensor) -> None:
@@ -218,7 +224,7 @@ def trace_loss(loss: nn.Module, batch: Any) -> tuple[int, int]:
     batch: embeddings on the meta device, which have gradients.
     """
     tracker = StepTracker()
-    with tracker, MetaAutocast(None):
+    with masks_choose_all(), tracker, MetaAutocast(None):
         output = loss(batch).loss
         tracker.in_backward = True
         backward_in_modes(output)
