@@ -9,7 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from virtue_pl.types import EmbeddingInput, EncoderBatch, PairBatch, Region, Sample, VirtueError
+from virtue_pl.types import (
+    EmbeddingInput,
+    EncoderBatch,
+    ImageFeatures,
+    PairBatch,
+    Region,
+    Sample,
+    VirtueError,
+    cast,
+)
+
+STORED_DTYPE = torch.float16
+"""Of stored features, unless configs/overlays/features/store_features.yaml is changed."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +29,8 @@ class RowSizes:
     """Sizes of the rows of a batch.
 
     image: height and width in pixels. query_tokens, target_tokens: of texts, beside images and what the input format
-    adds. target_images: every target is an image, too. negatives: hard negatives of a query, texts.
+    adds. target_images: every target is an image, too. negatives: hard negatives of a query, texts. features: images
+    come with stored features, in `STORED_DTYPE`.
 
     Example:
         >>> RowSizes().image
@@ -29,11 +42,39 @@ class RowSizes:
     target_tokens: int = 20
     target_images: bool = False
     negatives: int = 0
+    features: bool = False
 
 
 def batch_maker(model: Any, sizes: RowSizes) -> Callable[[int], Any]:
     """Return what makes a training batch of so many rows of a model's, on the meta device. The model is on it, too."""
-    return lambda count: make_batch(model, sizes, count).to("meta")
+
+    def make(count: int) -> Any:
+        batch = make_batch(model, sizes, count).to("meta")
+        return with_features(model, batch) if sizes.features else batch
+
+    return make
+
+
+@torch.no_grad()
+def with_features(model: Any, batch: Any) -> Any:
+    """Return a batch with stored features of its images in place of their pixels; another model's as it is."""
+    if isinstance(batch, PairBatch):
+        parts = {name: getattr(batch, name) for name in ("queries", "targets", "negatives")}
+        encoded = {name: store_images(model, part) for name, part in parts.items() if part is not None}
+        return replace(batch, **encoded)
+    if not len(batch.images):
+        return batch
+    levels = model.frozen_features(batch.images)
+    features = [ImageFeatures(segmentation=one) for one in levels]
+    return replace(batch, images=batch.images.with_features([cast(one, STORED_DTYPE) for one in features]))
+
+
+def store_images(model: Any, inputs: EncoderBatch) -> EncoderBatch:
+    """Return the rows with stored features in place of pixels."""
+    if not len(inputs.images):
+        return inputs
+    features = [cast(one, STORED_DTYPE) for one in model.image_features(inputs.images)]
+    return inputs.with_images(inputs.images.with_features(features))
 
 
 def make_batch(model: Any, sizes: RowSizes, count: int) -> Any:
