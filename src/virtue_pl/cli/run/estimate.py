@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from virtue_pl.backbones.pretrained import skip_weights
 from virtue_pl.cli.described import DescribedCLI, leave_out_weights
@@ -62,9 +63,12 @@ class EstimateCLI(DescribedCLI):
 def estimate_run(cli: EstimateCLI, sizes: RowSizes) -> tuple[StepEstimate, dict[str, int]]:
     """Return the cost of a run's step, and the tokens that the language model reads of a query and of a target.
 
-    The model is moved to the meta device. Raises VirtueError for a step that cannot run there.
+    The model is moved to the meta device. Raises VirtueError for a model that is not trained, and for a step that
+    cannot run there.
     """
     model, trainer = cli.model, cli.trainer
+    if not is_overridden("training_step", model):
+        raise VirtueError(f"estimate: {type(model).__name__} is never trained, expected a config that `fit` trains")
     ranks = Ranks(
         trainer.world_size, isinstance(trainer.strategy, ModelParallelStrategy), trainer.accumulate_grad_batches
     )
@@ -177,11 +181,20 @@ def number_of_steps(trainer: Trainer, data: Any) -> int | None:
 
 
 def row_sizes(options: Any, data: Any) -> RowSizes:
-    """Return the sizes of rows from a command's options, with as many hard negatives as the data gives a query."""
+    """Return the sizes of rows from a command's options, with the hard negatives and stored features that data gives."""
     return RowSizes(
         tuple(options.image),
         options.query_tokens,
         options.target_tokens,
         options.target_images,
         most_negatives(data) or 0,
+        reads_features(data),
     )
+
+
+def reads_features(data: Any) -> bool:
+    """Return whether a data module reads stored features of images, in a mixture whether all trained parts do."""
+    parts = getattr(data, "parts", None)
+    if isinstance(parts, dict):
+        return bool(data.weights) and all(reads_features(parts[name]) for name in data.weights)
+    return getattr(data, "features", None) is not None
