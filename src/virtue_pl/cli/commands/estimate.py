@@ -36,9 +36,11 @@ def main(argv: list[str]) -> int:
         if cli.datamodule is None:
             raise VirtueError("data: none is configured, so that there is no batch to estimate")
         table = parts_table(cli.model)
-        step, tokens = estimate_run(cli, row_sizes(options, cli.datamodule))
+        sizes = row_sizes(options, cli.datamodule)
+        step, tokens = estimate_run(cli, sizes)
         loading.stop()
         report = report_of(cli, step, tokens, device, options.utilisation)
+        report["stored_features"] = sizes.features
     console = Console()
     console.print(table)
     console.print(facts_table("a step", step_facts(report, options)))
@@ -56,6 +58,8 @@ def step_facts(report: dict[str, Any], options: argparse.Namespace) -> Iterator[
     yield "encoded", "as a whole" if chunk is None else f"in chunks of {chunk} rows"
     images = " and one a target" if options.target_images else ""
     yield "made-up rows", f"an image of {options.image[0]} x {options.image[1]} pixels a query{images}"
+    if report["stored_features"]:
+        yield "images", "stored features, which no frozen network computes"
     for name, count in report["tokens"].items():
         yield f"tokens of a {name}", f"{count:,}"
     for phase, count in report["flops"].items():
