@@ -21,6 +21,7 @@ from virtue_pl.types import VirtueError
 
 CHECKED_ROWS = 64
 """Training rows that are read, of each dataset, to foresee which the model cannot use."""
+NO_DATA = "data: none is configured, so there is nothing to train on"
 
 
 class Plan(NamedTuple):
@@ -39,7 +40,7 @@ class Plan(NamedTuple):
 def show_data(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:
     """Print the data module's sources and the training's length. Returns a sentence if training cannot start."""
     if data is None:
-        return "data: none is configured, so there is nothing to train on"
+        return NO_DATA
     data.trainer = trainer  # as `fit` does first: ranks and epochs come from it
     data.setup("fit")
     console.print(sources_table(data.describe()))
@@ -65,8 +66,10 @@ def first_problems(data: Any) -> Iterable[tuple[int, dict[str, str]]]:
 def show_described(console: Console, trainer: Trainer, model: LightningModule, data: Any) -> str | None:
     """Print the tables of `show_data` for data that is not connected to the model.
 
-    Missing data is printed, and allowed.
+    Data that is not there is printed, and allowed. Returns a sentence where none is configured.
     """
+    if data is None:
+        return NO_DATA
     try:
         data.trainer = trainer
         data.setup("fit")
