@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -40,9 +41,11 @@ def model_of(setting: str) -> Any:
     return model
 
 
-def estimate(model: Any, **options: Any) -> StepEstimate:
+@cache
+def estimate(setting: str, autocast: torch.dtype | None = None) -> StepEstimate:
+    model = model_of(setting)
     batches = {rows: make_batch(model, SIZES, rows).to("meta") for rows in (1, 2, 3, 4, 6)}
-    return estimate_step(model.to("meta"), batches.__getitem__, **options)
+    return estimate_step(model.to("meta"), batches.__getitem__, autocast)
 
 
 def step(model: Any, batch: Any) -> None:
@@ -81,7 +84,7 @@ def test_an_estimate_is_what_a_step_takes(setting: str, monkeypatch: pytest.Monk
     model = model_of(setting)
     batch = make_batch(model, SIZES, ROWS)
     held, computed = measured_bytes(model, batch), measured_flops(model, batch)
-    found, chunk_size = estimate(model), SETTINGS[setting][1]
+    found, chunk_size = estimate(setting), SETTINGS[setting][1]
     memory = found.memory(ROWS, chunk_size)
     assert set(memory) == set(KINDS)
     assert sum(memory.values()) - memory[OPTIMIZER] == pytest.approx(held, rel=0.15)
@@ -90,7 +93,7 @@ def test_an_estimate_is_what_a_step_takes(setting: str, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def adapted_estimate() -> StepEstimate:
-    return estimate(model_of("adapters on frozen networks"))
+    return estimate("adapters on frozen networks")
 
 
 def test_only_a_cache_computes_again(adapted_estimate: StepEstimate) -> None:
@@ -127,8 +130,7 @@ def test_what_ranks_share(adapted_estimate: StepEstimate) -> None:
 
 
 def test_mixed_precision_holds_less_between_the_passes() -> None:
-    low = estimate(model_of("whole batch"), autocast=torch.bfloat16)
-    full = estimate(model_of("whole batch"))
+    low, full = estimate("whole batch", torch.bfloat16), estimate("whole batch")
     assert low.memory(64, None)["activations"] < 0.8 * full.memory(64, None)["activations"]
     assert low.flops(64, None) == full.flops(64, None)
 
