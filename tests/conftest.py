@@ -25,11 +25,15 @@ def one_thread() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of MTEB and of searches last: they start threads that a process that is forked later waits for.
+    """Put the tests of other libraries and of searches last: they start threads that a process that is forked later
+    waits for.
 
     MTEB imports polars, an index lancedb.
     """
-    last = ("integrations/test_mteb.py", "search/*.py", "commands/test_index.py", "commands/test_search.py")
+    last = (
+        *("integrations/*.py", "integration/test_same_embeddings.py"),
+        *("search/*.py", "commands/test_index.py", "commands/test_search.py"),
+    )
     items.sort(key=lambda item: any(item.path.match(name) for name in last))
 
 

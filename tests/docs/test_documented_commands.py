@@ -84,7 +84,7 @@ def printed(block: Block) -> str:
     """Run the block; return what it prints."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        exec(compile(block.text, str(block), "exec"), {"__name__": "documented"})
+        exec(compile(block.text, str(block), "exec", dont_inherit=True), {"__name__": "documented"})
     return output.getvalue()
 
 

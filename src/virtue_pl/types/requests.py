@@ -7,12 +7,11 @@ and their regions, as clients of chat models send it (`EmbeddingRequest.from_mes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from virtue_pl.types.errors import VirtueError
+from virtue_pl.types.errors import VirtueError, suggest_name
 from virtue_pl.types.prompt_values import describe
 from virtue_pl.types.samples import join_instruction
 
@@ -50,9 +49,7 @@ class StrictModel(BaseModel):
         for key in value if isinstance(value, Mapping) else ():
             if key in names or key in cls.model_fields:
                 continue
-            closest = get_close_matches(str(key), names, 1)
-            hint = f"; did you mean {closest[0]!r}?" if closest else f"; there are {', '.join(names)}"
-            raise ValueError(f"{str(key)[:80]!r} is no key of a request here{hint}")
+            raise ValueError(f"{str(key)[:80]!r} is no key of a request here{suggest_name(str(key), names)}")
         return value
 
 
