@@ -5,5 +5,7 @@ from .rows import EncodedRow as EncodedRow
 from .rows import EncodingFacts as EncodingFacts
 from .rows import row_schema as row_schema
 from .rows import to_table as to_table
+from .server_client import SearchReply as SearchReply
+from .server_client import SearchServer as SearchServer
 from .settings import IndexOptions as IndexOptions
 from .settings import SearchSettings as SearchSettings

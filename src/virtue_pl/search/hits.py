@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from virtue_pl.search.rows import OWN_COLUMNS
-from virtue_pl.search.settings import SearchSettings
+    from virtue_pl.search.settings import SearchSettings
+
+OWN_COLUMNS = ("id", "document", "vector", "image", "text", "region", "box", "mask", "quality")
+"""Names that a document's own columns may not have."""
 
 
 @dataclass(frozen=True)
