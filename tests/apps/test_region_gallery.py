@@ -70,8 +70,12 @@ def test_items_are_embedded_as_each_alone_is(shards: Path) -> None:
     images = list(read_gallery(open_gallery({"seen": shards / SET})))
     views = [View("box"), View("point", "Find it."), View("image"), View("crop"), View("mask")]
     done: list[int] = []
-    found = encode_views(embedder, images, views, done.append)
+    by_model = encode_views(
+        {"tiny": embedder, "again": embedder}, images, {"tiny": views, "again": views[:1]}, done.append
+    )
+    found = {view: by_model["tiny", view] for view in views}
     counts = {view.prompt: len(vectors) for view, vectors in found.items()}
+    assert np.array_equal(by_model["again", views[0]], found[views[0]]) and len(by_model) == 6
     assert counts == {"box": 5, "point": 5, "image": 3, "crop": 5, "mask": 5}
     assert sum(done) == 3
     number = 0

@@ -21,12 +21,11 @@ from virtue_pl.data.streaming.shard_reader import read_shards
 from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.embedder import Embedder
 from virtue_pl.evaluation.retrieval.region_retrieval import RetrievalItems
-from virtue_pl.features.store import FeatureIndex, StoredFeatures
 from virtue_pl.preprocessing.contrastive_collator import content_id
 from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.preprocessing.input_formatters import CropFormatter
 from virtue_pl.preprocessing.prompts import prompt_region
-from virtue_pl.types import EmbeddingInput, ImageFeatures, Region, VirtueError, VisualPrompt
+from virtue_pl.types import NO_FEATURES, EmbeddingInput, ImageFeatures, Region, VirtueError, VisualPrompt
 
 Prompt = Literal["box", "point", "mask", "image", "crop"]
 PROMPTS: tuple[Prompt, ...] = get_args(Prompt)
@@ -99,8 +98,8 @@ class GalleryImage:
     path: str
     data: bytes
     pixels: UInt8[Tensor, "3 height width"]
-    features: ImageFeatures
     regions: tuple[NamedRegion, ...]
+    features: ImageFeatures = NO_FEATURES
 
     @property
     def id(self) -> str:
@@ -119,13 +118,10 @@ class GalleryImage:
             yield CropFormatter().prepare(item) if view.prompt == "crop" else item
 
 
-def open_gallery(
-    folders: Mapping[str, str | Path], features: str | None = None, embedder: Embedder | None = None
-) -> dict[str, ShardFolder]:
-    """Return folders of SCaR's evaluation shards by the names of the sets, with stored features where they are named.
+def open_gallery(folders: Mapping[str, str | Path]) -> dict[str, ShardFolder]:
+    """Return folders of SCaR's evaluation shards by the names of the sets.
 
-    features: the folder in each of them with features of the embedder's frozen networks. Raises VirtueError where
-    shards are missing or are none of rankings, and for features of other networks.
+    Raises VirtueError where shards are missing, or are none of rankings.
     """
     found = {}
     for name, path in folders.items():
@@ -134,11 +130,6 @@ def open_gallery(
             raise VirtueError(
                 f"gallery.{name}: {path} holds {folder.manifest.kind}, expected rankings (evaluation shards)"
             )
-        if features is not None and embedder is not None:
-            stored, index = folder.path / features, FeatureIndex.read(folder.path / features)
-            streams = index.check(stored, embedder.collator.fingerprints)
-            index.check_shards(stored, folder.manifest.fingerprint, [shard.name for shard in folder.manifest.shards])
-            folder = replace(folder, features=StoredFeatures(stored, streams, index.provenance))
         found[name] = folder
     return found
 
@@ -161,7 +152,7 @@ def gallery_image(set_name: str, record: Record) -> GalleryImage:
     image = record.images(MAX_PIXELS)[0]
     regions = tuple(named_region(row, image.size) for row in record.rows)
     path = record.key.partition(" (")[2].removesuffix(")")
-    return GalleryImage(set_name, image.content_key, path, image.data, image.image, image.features, regions)
+    return GalleryImage(set_name, image.content_key, path, image.data, image.image, regions)
 
 
 def named_region(row: Row, size: tuple[int, int]) -> NamedRegion:
@@ -177,24 +168,41 @@ def named_region(row: Row, size: tuple[int, int]) -> NamedRegion:
 
 
 def encode_views(
-    embedder: Embedder,
+    embedders: Mapping[str, Embedder],
     images: Iterable[GalleryImage],
-    views: Sequence[View],
+    views: Mapping[str, Sequence[View]],
     advance: Callable[[int], object] = lambda done: None,
-) -> dict[View, Float[np.ndarray, "items dim"]]:
-    """Return unit embeddings of all images in each view, in their order; each image's towers run once at most.
+) -> dict[tuple[str, View], Float[np.ndarray, "items dim"]]:
+    """Return unit embeddings of all images by each embedder in each of its views, in the images' order.
 
-    advance: is called with each number of images that are done.
+    An image's towers run once for all embedders whose frozen networks are the same, whatever the views; those of its
+    crops run for each embedder that has such a view. advance: is called with each number of images that are done.
     """
-    found: dict[View, list[Tensor]] = {view: [] for view in views}
+    parts: dict[tuple[str, View], list[Tensor]] = {(name, view): [] for name in embedders for view in views[name]}
     remaining = iter(images)
     while block := list(islice(remaining, IMAGES_AT_ONCE)):
-        items = [(view, item) for view in views for image in block for item in image.items(view)]
-        vectors = embedder.embed([item for _, item in items])
-        for view in views:
-            found[view].append(vectors[[row for row, (its_view, _) in enumerate(items) if its_view == view]])
+        shared: dict[tuple[tuple[str, str], ...], list[GalleryImage]] = {}
+        for name, embedder in embedders.items():
+            networks = tuple(sorted(embedder.collator.fingerprints.items()))
+            if networks not in shared:
+                shared[networks] = with_features(embedder, block)
+            items = [(view, item) for view in views[name] for image in shared[networks] for item in image.items(view)]
+            vectors = embedder.embed([item for _, item in items])
+            for view in views[name]:
+                parts[name, view].append(vectors[[row for row, (its_view, _) in enumerate(items) if its_view == view]])
         advance(len(block))
-    return {view: torch.cat(parts).numpy() for view, parts in found.items() if parts}
+    return {key: torch.cat(found).numpy() for key, found in parts.items() if found}
+
+
+@torch.no_grad()
+def with_features(embedder: Embedder, images: Sequence[GalleryImage]) -> list[GalleryImage]:
+    """Return images with the features of the embedder's frozen networks."""
+    whole = VisualPrompt(boxes=torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+    items = [replace(next(image.items(View("image"))), prompt=whole) for image in images]
+    with embedder.autocast():
+        batch = embedder.prepare_batch(items)
+    found = dict(zip(batch.images.keys, batch.images.features, strict=True))
+    return [replace(image, features=found[image.id]) for image in images]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from virtue_pl.apps.region_gallery import (
 from virtue_pl.embedder import Embedder
 from virtue_pl.engine.precision import choose_precision
 from virtue_pl.evaluation.retrieval.region_retrieval import RetrievalItems, findable_queries
-from virtue_pl.pipelines.ablations import FeaturesRun
 from virtue_pl.pipelines.plan import Run, content_of, read_plan, read_run
 from virtue_pl.pipelines.runs import Command, Runs
 from virtue_pl.types import VirtueError, replace_whole
@@ -84,7 +83,6 @@ class RegionSearchPlan:
     shared: Mapping[str, str]
     gallery: Mapping[str, str]
     trial: int
-    features: FeaturesRun
     models: Mapping[str, SearchModel]
     rows: Mapping[str, SearchRow]
     trial_rows: Sequence[str]
@@ -97,23 +95,15 @@ class RegionSearchPlan:
         found = read_plan(path, {field.name for field in fields(cls)})
         models = {name: read_model(name, model) for name, model in found["models"].items()}
         rows = {name: read_row(name, row, models) for name, row in found["rows"].items()}
+        if not isinstance(found["sheet"], Mapping) or found["sheet"].keys() != {"row", "queries"}:
+            raise VirtueError(f"plan: sheet is {found['sheet']!r}, expected row and queries")
         named = [*found["trial_rows"], *found["differences"], *found["differences"].values(), found["sheet"]["row"]]
         for name in named:
             if name not in rows:
                 raise VirtueError(f"plan: there is no row {name!r}, expected some of {', '.join(rows)}")
         if not rows[found["sheet"]["row"]].documents.of_regions:
             raise VirtueError("plan: sheet.row finds whole images, expected a row whose documents are regions")
-        folder = next(reversed(found["gallery"].values()))
-        overrides = found["features"]["overrides"]
-        features = FeaturesRun(
-            read_run(found["features"]), f"{folder}/{overrides.get('shared.features', 'features')}/features.json"
-        )
-        return cls(**{**found, "models": models, "rows": rows, "features": features})
-
-    @property
-    def features_folder(self) -> str:
-        """The name of the folder of stored features in each set's shards."""
-        return Path(self.features.result).parent.name
+        return cls(**{**found, "models": models, "rows": rows})
 
     def views(self, model: str) -> list[View]:
         """Return every view in which a model embeds the gallery."""
@@ -188,18 +178,19 @@ class RegionSearch(Runs):
         from virtue_pl.pipelines.region_search_report import report_search
 
         self.stages.expect(self.stage_names())
-        stored = self.store_features()
-        for name, model in self.plan.models.items():
-            made = self.train(name, model) if model.run is not None else content_of(self.checkpoint_of(name))
-            self.encode(name, [made, stored])
+        made = [
+            self.fit_model(name, model) if model.run is not None else content_of(self.checkpoint_of(name))
+            for name, model in self.plan.models.items()
+        ]
+        self.encode(made)
         return report_search(self)
 
     def stage_names(self) -> list[str]:
         """Return the names of all stages, in order."""
-        found = [self.plan.features_folder]
+        found = []
         for name, model in self.plan.models.items():
-            found += [f"fit {name}"] * (model.run is not None) + [f"test {name}"] * model.test + [f"encode {name}"]
-        return found
+            found += [f"fit {name}"] * (model.run is not None) + [f"test {name}"] * model.test
+        return [*found, "embed"]
 
     def checkpoint_of(self, name: str) -> Path:
         """Return the path of a model's checkpoint."""
@@ -218,12 +209,7 @@ class RegionSearch(Runs):
         """Return what changes with the files that the quickstart left."""
         return [content_of(path) for path in self.plan.shared.values()]
 
-    def store_features(self) -> str:
-        """Store the frozen features of all images of the gallery. Returns the stage's fingerprint."""
-        result = Path(self.plan.shared["shards"], self.plan.features.result)
-        return self.features_run(self.plan.features.run, self.plan.shared, self.shared_content(), result, [])
-
-    def train(self, name: str, model: SearchModel) -> str:  # type: ignore[override]
+    def fit_model(self, name: str, model: SearchModel) -> str:
         """Train a model, and test it where the plan says so. Returns the training's fingerprint."""
         assert model.run is not None
         start = model.run.overrides.get("shared.start")
@@ -233,49 +219,41 @@ class RegionSearch(Runs):
             self.test_run(name, model.run, self.plan.shared, [made], self.options())
         return made
 
-    def encode(self, name: str, made_from: Sequence[Any]) -> None:
-        """Embed the gallery with a model in each of its views, if it was not."""
-        views = self.plan.views(name)
-        about = [[view.prompt, view.text] for view in views]
-        self.stages.run(
-            f"encode {name}",
-            [*made_from, about, list(self.plan.gallery)],
-            self.vectors_path(name),
-            lambda _: self.write_vectors(name, views),
-        )
+    def encode(self, made_from: Sequence[Any]) -> None:
+        """Embed the gallery with each model in each of its views, if it was not."""
+        views = {name: self.plan.views(name) for name in self.plan.models}
+        about = [tensor_name(name, view) for name, found in views.items() for view in found]
+        sets = {name: content_of(folder) for name, folder in self.folders.items()}
+        self.stages.run("embed", [*made_from, about, sets], self.vectors, lambda _: self.write_vectors(views))
 
-    def write_vectors(self, name: str, views: Sequence[View]) -> None:
-        """Embed the gallery with a model, and write the vectors, with the embedder's fingerprint."""
-        embedder = Embedder.from_pretrained(self.checkpoint_of(name))
-        folders = open_gallery(self.folders, self.plan.features_folder, embedder)
+    def write_vectors(self, views: Mapping[str, Sequence[View]]) -> None:
+        """Embed the gallery, and write the vectors, with each embedder's fingerprint."""
+        embedders = {name: Embedder.from_pretrained(self.checkpoint_of(name)) for name in views}
+        folders = open_gallery(self.folders)
         total = sum(folder.manifest.images for folder in folders.values())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(f"images embedded by {name}", total=total)
-            vectors = encode_views(embedder, read_gallery(folders), views, lambda done: progress.advance(task, done))
-        path = self.vectors_path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_whole(path) as temporary:
-            save_file(
-                {view_name(view): found for view, found in vectors.items()},
-                temporary,
-                {"fingerprint": embedder.fingerprint()},
-            )
+            task = progress.add_task("images embedded", total=total)
+            found = encode_views(embedders, read_gallery(folders), views, lambda done: progress.advance(task, done))
+        fingerprints = {name: embedder.fingerprint() for name, embedder in embedders.items()}
+        with replace_whole(self.vectors) as temporary:
+            save_file({tensor_name(*key): vectors for key, vectors in found.items()}, temporary, fingerprints)
 
-    def vectors_path(self, name: str) -> Path:
-        """Return the path of a model's embeddings."""
-        return self.out / name / VECTORS
+    @property
+    def vectors(self) -> Path:
+        """The file of all embeddings."""
+        return self.out / VECTORS
 
     def read_vectors(self, name: str, view: View) -> np.ndarray:
         """Return the embeddings of a model in a view, [items, dim]."""
-        with safe_open(self.vectors_path(name), "numpy") as file:
-            found: np.ndarray = file.get_tensor(view_name(view))
+        with safe_open(self.vectors, "numpy") as file:
+            found: np.ndarray = file.get_tensor(tensor_name(name, view))
         return found
 
     def fingerprint_of_model(self, name: str) -> str:
         """Return the fingerprint of the embedder that a model's embeddings are of."""
-        with safe_open(self.vectors_path(name), "numpy") as file:
-            return str(file.metadata()["fingerprint"])
+        with safe_open(self.vectors, "numpy") as file:
+            return str(file.metadata()[name])
 
     def images(self) -> Iterator[GalleryImage]:
         """Yield the images of the gallery."""
@@ -330,6 +308,6 @@ class Gallery:
         return [number for number, item in enumerate(items) if item.image in images]
 
 
-def view_name(view: View) -> str:
-    """Return the name of a view's embeddings in their file."""
-    return json.dumps([view.prompt, view.text], ensure_ascii=False)
+def tensor_name(model: str, view: View) -> str:
+    """Return the name of a model's embeddings in a view in their file."""
+    return json.dumps([model, view.prompt, view.text], ensure_ascii=False)
