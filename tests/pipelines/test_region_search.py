@@ -17,6 +17,8 @@ from fixtures.tiny_quickstart import ROOT, scenes_and_segmenter, tiny_plan
 from virtue_pl.apps.region_gallery import View
 from virtue_pl.cli import lightning
 from virtue_pl.cli.main import main
+from virtue_pl.data.conversion.scar import convert_scar
+from virtue_pl.data.scenes import SceneConfig, write_scenes
 from virtue_pl.embedder import Embedder
 from virtue_pl.pipelines.region_search import Gallery, RegionSearch, RegionSearchPlan
 from virtue_pl.pipelines.runs import Runs
@@ -40,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan: dict[str, Any] = yaml.safe_load(PLAN.read_text())
     virtue = str(runs.checkpoint("virtue"))
     absolute = lambda configs: [str(ROOT / config) for config in configs]  # noqa: E731
-    plan |= {"precision": "32-true", "shared": shared, "trial": 4}
+    plan |= {"precision": "32-true", "shared": shared, "trial": 15, "gallery": write_gallery(folder, plan["gallery"])}
     plan["models"]["virtue"]["checkpoint"] = virtue
     same = plan["models"]["same_object"]["run"]
     same["configs"] = absolute(same["configs"])
@@ -58,6 +60,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paper["overrides"] = {**tiny.runs["virtue"].overrides, "data.init_args.features": "features"}
     (folder / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     return folder
+
+
+def write_gallery(folder: Path, sets: dict[str, str]) -> dict[str, str]:
+    """Write forty regions of each set, which have a few names twice, and return the folders of their shards."""
+    write_scenes(SceneConfig(source="shapes", train=2, val=2, test=40, size=128), folder / "gallery")
+    convert_scar(folder / "gallery", folder / "gallery_shards")
+    return {name: str(folder / "gallery_shards" / of_set) for name, of_set in sets.items()}
 
 
 class Recorder:
@@ -89,14 +98,14 @@ def report(folder: Path) -> dict[str, Any]:
 
 def test_every_row_has_intervals_beside_chance(report: dict[str, Any]) -> None:
     plan = RegionSearchPlan.read(PLAN)
-    assert report["results"].keys() == {"trial", "gallery"} and report["gallery"]["regions"] == 12
+    assert report["results"].keys() == {"trial", "gallery"} and report["gallery"]["regions"] == 80
     queries = {table["title"]: table for table in report["results"]["gallery"]}
-    assert queries.keys() <= {"gallery, seen", "gallery, held_out"} and queries
+    assert queries.keys() == {"gallery, seen", "gallery, held_out"}
     for table in queries.values():
         assert list(table["rows"]) == list(plan.rows)
         for name, row in table["rows"].items():
             images = plan.rows[name].documents.prompt == "image"
-            assert row["documents"] == (6 if images else 12)
+            assert row["documents"] == (40 if images else 80)
             assert ("map" in row["metrics"]) == (plan.rows[name].index == "exact")
             for metric, found in row["metrics"].items():
                 assert 0 <= found["low"] <= found["mean"] <= found["high"] <= 1 and found["over"] == "queries"
@@ -115,7 +124,7 @@ def test_every_row_has_intervals_beside_chance(report: dict[str, Any]) -> None:
 
 def test_an_index_finds_what_exact_search_finds(folder: Path, report: dict[str, Any]) -> None:
     (facts,) = report["indices"].values()
-    assert facts["kind"] == "ivf_rq" and facts["rows"] == 12 and 0 <= facts["found_of_exact"] <= 1
+    assert facts["kind"] == "ivf_rq" and facts["rows"] == 80 and 0 <= facts["found_of_exact"] <= 1
     index = VectorIndex.open(folder / "out" / "same_object_ivf_rq" / "index")
     embedder = Embedder.from_pretrained(folder / "out" / "same_object" / "checkpoints" / "last.ckpt", device="cpu")
     assert index.facts.fingerprint == embedder.fingerprint() and {"name", "set"} <= set(index.columns)

@@ -277,6 +277,11 @@ class Gallery:
         self.regions, self.images = describe_gallery(study.images())
         blank = to_retrieval(self.regions, np.zeros((len(self.regions), 1), dtype=np.float32))
         self.queries = findable_queries(blank, blank)
+        if not self.queries:
+            raise VirtueError(
+                f"the gallery's {len(self.regions)} regions have no object that is in two scenes, so that there is"
+                " nothing to find: name larger sets in the plan's `gallery`"
+            )
 
     def trial_regions(self, set_name: str) -> list[int]:
         """Return the first regions of a set, as many as the plan's `trial`, in whole images."""
