@@ -38,6 +38,7 @@ UNLIMITED = {
     "fetch": "it unpacks images that it knows by their checksums",
     "index": "it reads encoded rows",
     "quickstart": "it composes its images itself",
+    "search_demo": "it reads shards that the quickstart has written",
     "scenes": "it reads the images that `fetch` knows by their checksums",
 }
 SMALL = str(16 * 12 - 1)
