@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from virtue_pl.cluster.options import PREFIX, RayOptions
 from virtue_pl.types import VirtueError
-from virtue_pl.types.errors import first_line
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # of a Ray that is started here
@@ -138,13 +137,19 @@ class ActorPool(NamedTuple):
 
 
 @contextmanager
-def data_context(ray: Any) -> Iterator[None]:
-    """Set Ray Data up within the block: no bars of its own, errors as they were raised, and one row in each block."""
+def data_context(ray: Any, in_order: bool = False) -> Iterator[None]:
+    """Set Ray Data up within the block: no bars of its own, and errors as they were raised.
+
+    in_order: results come in the order of what they are of; or else as they are done, each row by itself.
+    """
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
-    context.target_max_block_size = 1
+    if in_order:
+        context.execution_options.preserve_order = True
+    else:
+        context.target_max_block_size = 1
     with ray.data.DataContext.current(context):
         yield
 
@@ -168,3 +173,9 @@ def ray_errors() -> Iterator[None]:
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):
             raise VirtueError(f"Ray: {first_line(error)}") from error
         raise
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's text as one short line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from virtue_pl.search.rows import EncodingFacts
 from virtue_pl.types import VirtueError
-from virtue_pl.types.errors import first_line
 from virtue_pl.types.paths import suggest_path
 
 PARQUET, LANCE = ".parquet", ".lance"
@@ -208,3 +207,9 @@ def lance_errors(uri: str) -> Iterator[None]:
         if cause is not None:
             raise cause from None
         raise VirtueError(f"{uri}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's text as one short line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

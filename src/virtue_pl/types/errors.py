@@ -32,14 +32,3 @@ class DataError(VirtueError):
 
     def __reduce__(self) -> tuple[type[DataError], tuple[str, str]]:
         return type(self), (self.key, self.problem)
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's text as one short line.
-
-    Example:
-        >>> first_line(ValueError("no such table:\\n  rows"))
-        'no such table: rows'
-    """
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:297]}..."
