@@ -27,9 +27,9 @@ def one_thread() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of MTEB and of searches last: they start threads that a process that is forked later waits for.
 
-    MTEB imports polars, an index lancedb.
+    MTEB imports polars, an index lancedb; Ray has threads of its own.
     """
-    last = ("integrations/test_mteb.py", "search/*.py", "commands/test_index.py", "commands/test_search.py")
+    last = ("integrations/test_mteb.py", "search/*.py", "commands/test_index.py", "commands/test_search.py", "*ray*.py")
     items.sort(key=lambda item: any(item.path.match(name) for name in last))
 
 

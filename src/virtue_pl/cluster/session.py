@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from virtue_pl.cluster.options import PREFIX, RayOptions
@@ -18,6 +21,8 @@ ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 """Settings that Ray reads when it is imported; what a user has set stays."""
+PACKAGES = ("ray", "lance", "lance_ray")
+"""Modules of the extra `ray`. Lance is imported behind a connection: it warns of the processes that Ray starts."""
 LOOPBACK = "127.0.0.1"
 SECONDS_TO_ANSWER = 5.0
 """Seconds within which a cluster answers."""
@@ -44,15 +49,15 @@ def import_ray() -> Any:
     """Return the package ray, its console in silence. Raises VirtueError where it, or what goes with it, is missing."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    try:
-        import lance_ray  # noqa: F401
-        import ray
-        import ray.data
-    except ImportError as error:
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
         raise VirtueError(
-            f"--engine ray needs the package {error.name}, which is not installed: `pip install 'virtue-pl[ray]'`"
-        ) from error
-    for name in ("ray", "ray.data", "ray.tune", "lance_ray"):
+            f"--engine ray needs the package {missing[0]}, which is not installed: `pip install 'virtue-pl[ray]'`"
+        )
+    import ray
+    import ray.data
+
+    for name in ("ray", "ray.data"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.CRITICAL)
@@ -67,10 +72,14 @@ def connect(ray: Any, options: RayOptions) -> None:
         settings |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
     elif address != "auto":
         check_address(address)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, **settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise VirtueError(f"--{PREFIX}address {address}: {first_line(error)}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray sets its own
 
 
 def check_address(address: str) -> None:

@@ -117,7 +117,7 @@ def index_arguments(config: Any, rows: int) -> dict[str, Any]:
 
 
 def read_rows(ray: Any, rows: RowFiles) -> Any:
-    """Return a dataset of rows, checked as those of one process are: files by their number, a Lance table by lance-ray."""
+    """Return a dataset of rows that are checked as those of one process are; a Lance table is read by lance-ray."""
     if rows.files:
         files = ray.data.from_items([{"file": file} for file in rows.files], override_num_blocks=len(rows.files))
         return files.map_batches(FileReader(rows), batch_size=1, batch_format="pyarrow")
