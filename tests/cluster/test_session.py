@@ -85,10 +85,10 @@ def test_numbers_that_no_actor_can_have_are_refused(options):
 def test_a_workers_error_is_one_line_and_a_defect_is_none():
     from ray.exceptions import ActorDiedError, RayTaskError
 
-    with pytest.raises(VirtueError, match="^a/0: damaged image$"), session.ray_errors():
+    with pytest.raises(VirtueError, match=r"^a/0: damaged image$"), session.ray_errors():
         error = DataError("a/0", "damaged image")
         raise RayTaskError("encode", "a long\ntraceback", error).as_instanceof_cause()
-    with pytest.raises(VirtueError, match="^Ray: The actor died"), session.ray_errors():
+    with pytest.raises(VirtueError, match=r"^Ray: The actor died"), session.ray_errors():
         raise ActorDiedError()
     with pytest.raises(TypeError), session.ray_errors():
         raise RayTaskError("encode", "a long\ntraceback", TypeError("a bug")).as_instanceof_cause()
