@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from virtue_pl.cluster.options import PREFIX, RayOptions
 from virtue_pl.types import VirtueError
 
 ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # of a Ray that is started here
+    "RAY_USAGE_STATS_ENABLED": "0",  # of a Ray that is started here, as the next one
+    "RAY_worker_niceness": "0",  # its actors are not served behind every other process, as any other command's
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what nodes have to say is in Ray's own files, not among the command's output
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
@@ -74,12 +76,28 @@ def connect(ray: Any, options: RayOptions) -> None:
         check_address(address)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, **settings)
+        with silence():
+            ray.init(address, **settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise VirtueError(f"--{PREFIX}address {address}: {first_line(error)}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Drop what native code writes to stderr within the block: Ray's says that it was set to be silent."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def check_address(address: str) -> None:

@@ -57,13 +57,15 @@ class RayEngine(Engine):
         load = check_load(model)
         with ray_session(self.options) as ray, ray_errors():
             pool = ActorPool.of_cluster(ray, self.options)
-            remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_calls=1)(describe_model)
+            remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(describe_model)
             fingerprint, embed_dim = ray.get(remote.remote(load))
             return str(fingerprint), int(embed_dim)
 
     def encode(self, model: Model, job: EncodingJob, advance: Advance) -> Iterator[tuple[int, PartFacts]]:
         """Yield the number and facts of each missing part, in the order in which they are done."""
         load = check_load(model)
+        if next(job.missing_parts(), None) is None:
+            return
         sizes = {number: part.documents for number, part in job.written.items()}
         reader = PartReader(job.source, job.options.part_documents, sizes, job.out)
         worker = partial(PartWorker, load, job.out, job.options, job.schema, job.fingerprint, job.source.paths)
