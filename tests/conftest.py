@@ -39,7 +39,7 @@ APPS = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of `APPS`, and put those of MTEB and of searches last.
 
-    The latter start threads that a process that is forked later waits for: MTEB imports polars, an index lancedb.
+    The latter start threads that a process that is forked later waits for: MTEB imports polars, an index lancedb; Ray has threads of its own.
     """
     for item in items:
         path = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.apps)
     last = (
         *("integrations/*.py", "integration/test_same_embeddings.py"),
-        *("search/*.py", "commands/test_index.py", "commands/test_search.py"),
+        *("search/*.py", "commands/test_index.py", "commands/test_search.py", "*ray*.py"),
     )
     items.sort(key=lambda item: any(item.path.match(name) for name in last))
 

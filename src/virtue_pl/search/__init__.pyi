@@ -1,5 +1,8 @@
+from .building import IndexBuilder as IndexBuilder
 from .hits import Hit as Hit
 from .index import VectorIndex as VectorIndex
+from .ray_building import RayBuilder as RayBuilder
+from .ray_building import search_on_ray as search_on_ray
 from .row_files import RowFiles as RowFiles
 from .rows import EncodedRow as EncodedRow
 from .rows import EncodingFacts as EncodingFacts

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from virtue_pl.search.building import QUERIES_AT_ONCE, Stage, build_ann, is_local, new_location, write_rows
+from virtue_pl.search.building import QUERIES_AT_ONCE, IndexBuilder, Stage, build_ann, is_local, new_location
 from virtue_pl.search.hits import Hit, nearest, to_hit
 from virtue_pl.search.row_files import TABLE, RowFiles, lance_errors, open_table
 from virtue_pl.search.rows import EncodingFacts
@@ -67,6 +68,7 @@ class VectorIndex:
         *,
         replace: bool = False,
         stage: Stage = lambda name, rows: None,
+        builder: IndexBuilder | None = None,
     ) -> VectorIndex:
         """Build an index of encoded rows, which are read in batches, and measure its recall.
 
@@ -80,15 +82,18 @@ class VectorIndex:
             storage_options: of object storage, as LanceDB takes them.
             replace: an index that is there already is replaced.
             stage: is called with each stage and the rows that it has done.
+            builder: where it is built; by default in this process.
 
         Raises:
             VirtueError: rows that cannot be indexed, an index that is there, or LanceDB could not build it.
         """
         rows, uri, storage = RowFiles.open(str(source), storage_options), str(uri), dict(storage_options or {})
-        with new_location(uri, replace, storage) as location:
-            table = write_rows(rows, location, storage, replace, stage)
+        builder = builder or IndexBuilder()
+        with builder.session(), new_location(uri, replace, storage) as location:
+            table = builder.write_rows(rows, location, storage, replace, stage)
+            create_index = partial(builder.create_index, table, location, storage)
             with lance_errors(uri):
-                settings = build_ann(table, options or IndexOptions(), stage)
+                settings = build_ann(table, options or IndexOptions(), stage, create_index)
                 table.update_field_metadata({"path": "vector", "metadata": settings.to_metadata()})
         return cls.open(uri, storage)
 

@@ -33,6 +33,9 @@ class DataError(VirtueError):
         self.key = key
         self.problem = problem
 
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, str]]:
+        return type(self), (self.key, self.problem)
+
 
 def suggest_name(name: str, names: Sequence[str]) -> str:
     """Return "; did you mean NAME?", of the name that is nearest to one that is none of them, or else all names.
