@@ -75,7 +75,7 @@ def build_ann(table: Any, options: IndexOptions, stage: Stage, create_index: Cal
     create_index(settings.config())
     stage("measuring recall", 0)
     queries = draw_queries(table, options.queries, options.seed)
-    bounds = exact_bounds(table, queries, min(RECALL_AT, count))
+    bounds = exact_bounds(table, queries, min(RECALL_AT + 1, count))
     while True:
         recall = measure_recall(table, queries, bounds, settings)
         if recall >= options.recall or settings.is_widest():
@@ -105,18 +105,22 @@ def exact_bounds(table: Any, queries: np.ndarray, top: int) -> np.ndarray:
 def measure_recall(table: Any, queries: np.ndarray, bounds: np.ndarray, settings: SearchSettings) -> float:
     """Return the share of the exact nearest rows that an approximate search finds; rows of equal cosine are equal.
 
-    bounds: from `exact_bounds`, of the same number of nearest rows, `RECALL_AT` or all.
+    queries: vectors of rows; of each query's nearest rows one is itself, and does not count.
+    bounds: from `exact_bounds`, of the same number of nearest rows, `RECALL_AT` and itself, or all.
     """
-    top = min(RECALL_AT, int(table.count_rows()))
+    top = min(RECALL_AT + 1, int(table.count_rows()))
+    if top == 1:
+        return 1.0
     found = [
         rows
         for start in range(0, len(queries), QUERIES_AT_ONCE)
         for rows in nearest(table, queries[start : start + QUERIES_AT_ONCE], top, settings, ["id"])
     ]
-    right = sum(
-        1 - row["_distance"] >= bound - TIE for rows, bound in zip(found, bounds.tolist(), strict=True) for row in rows
-    )
-    return right / (top * len(queries))
+    right = [
+        sum(1 - row["_distance"] >= bound - TIE for row in rows)
+        for rows, bound in zip(found, bounds.tolist(), strict=True)
+    ]
+    return sum(max(count - 1, 0) for count in right) / ((top - 1) * len(queries))
 
 
 @contextmanager
