@@ -35,7 +35,7 @@ test-resume: $(STAMP) ## runs that are stopped and go on, every pair of how and 
 	PYTHONPATH=tests $(BIN)/python tests/resume/run.py $(ARGS)
 
 test-gpu: $(STAMP) ## what runs on a GPU; skipped, with one line that says so, where there is none
-	$(BIN)/python -m pytest -q -m gpu tests/gpu $(ARGS)
+	$(BIN)/python -m pytest -q -r fE -m gpu tests/gpu $(ARGS)
 
 test-network: $(STAMP) ## the documented commands that download something, and the whole quickstart
 	$(BIN)/python -m pytest -q -m network tests/docs $(ARGS)
