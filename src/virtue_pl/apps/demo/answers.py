@@ -135,7 +135,9 @@ def grid_prompts(side: int) -> list[VisualPrompt]:
         [[0.25, 0.25], [0.75, 0.25]]
     """
     middles = [(number + 0.5) / side for number in range(side)]
-    return [VisualPrompt(points=torch.tensor([[x, y]]), point_labels=torch.tensor([1])) for y in middles for x in middles]
+    return [
+        VisualPrompt(points=torch.tensor([[x, y]]), point_labels=torch.tensor([1])) for y in middles for x in middles
+    ]
 
 
 def trim(held: OrderedDict[str, Any], most: int) -> None:

@@ -336,6 +336,7 @@ function showPicture() {
   size = [given.width || 1, given.height || 1];
   const scale = Math.min(1, MOST_CELLS / Math.max(...size));
   cells = size.map((side) => Math.max(1, Math.round(side * scale)));
+  view.style.setProperty('--aspect', size[0] / size[1]);
   picture.src = given.source || '';
   picture.alt = given.name || '';
   regions = (given.regions || []).map((region) => ({ ...region }));

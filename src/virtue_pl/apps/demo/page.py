@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cached_property, wraps
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ LOGGER = logging.getLogger(__name__)
 class Sources:
     """What the page works with.
 
-    answerer: the model. shelf: its images. index: to search, of the same model. other: a second model to compare with.
+    answerer: the model. shelf: its images. index: to search, of the same model. other: loads a second model to compare with.
     captions: asked about images that have none of their own. names: of the two models.
 
     Example:
@@ -43,7 +43,7 @@ class Sources:
     answerer: Answerer
     shelf: ImageShelf
     index: VectorIndex | None = None
-    other: Answerer | None = None
+    other: Callable[[], Answerer] | None = None
     captions: Sequence[str] = ()
     names: tuple[str, str] = ("this model", "the other model")
 
@@ -92,11 +92,13 @@ class Page:
                     )
                     upload = gr.UploadButton("Upload an image", elem_id="upload", size="sm")
                 with gr.Column(scale=2, min_width=320):
-                    map_view = gr.HTML("", elem_id="map")
+                    map_view = gr.HTML("", elem_id="map", apply_default_css=False)
                     with gr.Tabs(elem_id="tabs"):
                         with gr.Tab(TABS[0]) as rank_tab:
-                            ranking = gr.HTML("", elem_id="ranking")
-                            texts = gr.Textbox("\n".join(captions), label="Captions, one a line", lines=6, elem_id="captions")
+                            ranking = gr.HTML("", elem_id="ranking", apply_default_css=False)
+                            texts = gr.Textbox(
+                                "\n".join(captions), label="Captions, one a line", lines=6, elem_id="captions"
+                            )
                             again = gr.Button("Rank these", size="sm", elem_id="rank")
                         with gr.Tab(TABS[1]) as search_tab:
                             found = gr.HTML(
@@ -109,7 +111,7 @@ class Page:
                             )
                         with gr.Tab(TABS[2]) as compare_tab:
                             pin = gr.Button("Keep this prompt to compare with", size="sm", elem_id="pin")
-                            compared = gr.HTML("", elem_id="compared")
+                            compared = gr.HTML("", elem_id="compared", apply_default_css=False)
             state = [canvas, texts, tab, pinned]
             shown = [canvas, map_view, ranking, found, hits, compared]
             quiet: dict[str, Any] = {"show_progress": "hidden", "queue": True}
@@ -119,10 +121,17 @@ class Page:
                 part.select(guarded(self.select(name), len(shown) + 1), state, [*shown, tab], **quiet)
             pin.click(guarded(self.keep, len(shown) + 1), state, [*shown, pinned], **quiet)
             images.input(guarded(self.open, len(shown) + 2), [images, *state[1:]], [*shown, texts, images], **quiet)
-            found.input(guarded(self.follow, len(shown) + 2), [found, hits, *state[1:]], [*shown, texts, images], **quiet)
+            found.input(
+                guarded(self.follow, len(shown) + 2), [found, hits, *state[1:]], [*shown, texts, images], **quiet
+            )
             upload.upload(guarded(self.add, len(shown) + 2), [upload, *state[1:]], [*shown, texts, images], **quiet)
             page.load(guarded(self.answer, len(shown)), state, shown, **quiet)
         return page
+
+    @cached_property
+    def other(self) -> Answerer | None:
+        """The model to compare with, loaded when it is first asked."""
+        return None if self.sources.other is None else self.sources.other()
 
     def first_image(self) -> PageImage | None:
         """Return the folder's first image that can be read."""
@@ -192,7 +201,9 @@ class Page:
                 f"{note('Bright: a click there would be embedded like this prompt.')}</figure>"
             )
             best = rows[0]
-            without = "as without the prompt" if best.rank_before == 1 else f"number {best.rank_before} without the prompt"
+            without = (
+                "as without the prompt" if best.rank_before == 1 else f"number {best.rank_before} without the prompt"
+            )
             view["message"] = f"First: {best.caption} ({without})"
         hits = self.search(image, prompts) if tab == TABS[1] and self.sources.index is not None else []
         return view, [
@@ -232,7 +243,7 @@ class Page:
     ) -> str:
         """Return rankings side by side: of the kept prompt and this one, and of the two models."""
         captions = texts.splitlines()
-        answerer, other = self.sources.answerer, self.sources.other
+        answerer, other = self.sources.answerer, self.other
         columns = []
         if pinned is not None:
             kept_image = self.sources.shelf.find(pinned["image"])
@@ -281,7 +292,9 @@ class Page:
             raise VirtueError(f"{hit['name']} is no image: it cannot be asked with")
         image = self.sources.shelf.load(hit["image"])
         height, width = image.size
-        box = None if hit["box"] is None else [v * side for v, side in zip(hit["box"], (width, height) * 2, strict=True)]
+        box = (
+            None if hit["box"] is None else [v * side for v, side in zip(hit["box"], (width, height) * 2, strict=True)]
+        )
         return self.show(image, [] if box is None else [{"box": box}], texts, tab, pinned)
 
     def add(self, path: str, texts: str, tab: str, pinned: dict[str, Any] | None) -> list[Any]:
@@ -325,7 +338,9 @@ def guarded(function: Callable[..., list[Any]], count: int) -> Callable[..., lis
             problem = str(error)
         except Exception as error:  # a dead page says nothing
             LOGGER.exception("the page failed")
-            problem = f"That failed ({type(error).__name__}: {error}); the log has more. Another action works as before."
+            problem = (
+                f"That failed ({type(error).__name__}: {error}); the log has more. Another action works as before."
+            )
         return [gr.HTML(view={"problem": problem}), *(gr.skip() for _ in range(count - 1))]
 
     return call

@@ -10,7 +10,7 @@ from virtue_pl.apps.demo.answers import Ranked
 
 CSS = """
 .vp-table { width: 100%; border-collapse: collapse; font-size: 14px; }
-.vp-table th { text-align: left; font-weight: 600; padding: 4px 6px; color: var(--body-text-color-subdued); }
+.vp-table th { text-align: left; font-weight: 600; padding: 4px 6px; }
 .vp-table td { padding: 5px 6px; border-top: 1px solid var(--border-color-primary); vertical-align: top; }
 .vp-table .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .vp-table .caption { overflow-wrap: anywhere; }
@@ -32,7 +32,7 @@ CSS = """
 .vp-strip img { height: 64px; width: auto; }
 .vp-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 16px; }
 .vp-two h4 { margin: 0 0 6px; font-size: 14px; }
-.vp-note { color: var(--body-text-color-subdued); font-size: 13px; }
+.vp-note { opacity: 0.8; font-size: 13px; margin: 4px 0; }
 """
 
 
