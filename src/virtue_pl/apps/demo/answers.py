@@ -1,4 +1,4 @@
-"""Answers of a model to what a visitor points at: masks, a ranking before and after the prompt, and a similarity map."""
+"""Answers of a model to what a visitor points at: masks, a ranking before and after it, and a similarity map."""
 
 from __future__ import annotations
 

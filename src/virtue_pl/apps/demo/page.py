@@ -33,8 +33,8 @@ LOGGER = logging.getLogger(__name__)
 class Sources:
     """What the page works with.
 
-    answerer: the model. shelf: its images. index: to search, of the same model. other: loads a second model to compare with.
-    captions: asked about images that have none of their own. names: of the two models.
+    answerer: the model. shelf: its images. index: to search, of the same model. other: loads a second model to compare
+    with. captions: asked about images that have none of their own. names: of the two models.
 
     Example:
         >>> Sources(answerer, ImageShelf(Path("photos")))  # doctest: +SKIP

@@ -19,15 +19,16 @@ CSS = """
 .vp-up { color: #15803d; } .vp-down { color: #b91c1c; }
 .dark .vp-up { color: #4ade80; } .dark .vp-down { color: #f87171; }
 .vp-hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)); gap: 10px; }
-.vp-hits button { padding: 0; border: 1px solid var(--border-color-primary); border-radius: 8px; overflow: hidden; cursor: pointer; text-align: left;
-  background: var(--background-fill-secondary); color: inherit; font-size: 12px; }
+.vp-hits button { padding: 0; border: 1px solid var(--border-color-primary); border-radius: 8px; overflow: hidden; cursor: pointer;
+  text-align: left;  background: var(--background-fill-secondary); color: inherit; font-size: 12px; }
 .vp-hits button:focus-visible, .vp-strip button:focus-visible { outline: 3px solid #3b82f6; outline-offset: 1px; }
 .vp-hits .crop { position: relative; line-height: 0; }
 .vp-hits img { width: 100%; height: auto; }
 .vp-hits svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .vp-hits span { display: block; padding: 4px 6px; overflow-wrap: anywhere; }
 .vp-strip { display: flex; gap: 6px; overflow-x: auto; padding: 2px; }
-.vp-strip button { flex: none; padding: 0; border: 2px solid transparent; border-radius: 8px; overflow: hidden; cursor: pointer; line-height: 0; }
+.vp-strip button { flex: none; padding: 0; border: 2px solid transparent; border-radius: 8px; overflow: hidden;
+  cursor: pointer; line-height: 0; }
 .vp-strip button[aria-current="true"] { border-color: #2563eb; }
 .vp-strip img { height: 64px; width: auto; }
 .vp-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 16px; }
@@ -75,8 +76,8 @@ def moved(row: Ranked) -> str:
 def order_list(title: str, captions: Sequence[tuple[str, float]]) -> str:
     """Return captions with cosines, best first, below a title."""
     rows = "".join(
-        f"<tr{' class=first' if number == 1 else ''}><td class=number>{number}</td><td class=caption>{escape(text)}</td>"
-        f"<td class=number>{score:.2f}</td></tr>"
+        f"<tr{' class=first' if number == 1 else ''}><td class=number>{number}</td>"
+        f"<td class=caption>{escape(text)}</td><td class=number>{score:.2f}</td></tr>"
         for number, (text, score) in enumerate(captions, 1)
     )
     return f"<div><h4>{escape(title)}</h4><table class=vp-table><tbody>{rows}</tbody></table></div>"
