@@ -19,8 +19,8 @@ CSS = """
 .vp-up { color: #15803d; } .vp-down { color: #b91c1c; }
 .dark .vp-up { color: #4ade80; } .dark .vp-down { color: #f87171; }
 .vp-hits { display: grid; grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)); gap: 10px; }
-.vp-hits button { padding: 0; border: 1px solid var(--border-color-primary); border-radius: 8px; overflow: hidden; cursor: pointer;
-  text-align: left;  background: var(--background-fill-secondary); color: inherit; font-size: 12px; }
+.vp-hits button { padding: 0; border: 1px solid var(--border-color-primary); border-radius: 8px; overflow: hidden;
+  cursor: pointer; text-align: left; background: var(--background-fill-secondary); color: inherit; font-size: 12px; }
 .vp-hits button:focus-visible, .vp-strip button:focus-visible { outline: 3px solid #3b82f6; outline-offset: 1px; }
 .vp-hits .crop { position: relative; line-height: 0; }
 .vp-hits img { width: 100%; height: auto; }
