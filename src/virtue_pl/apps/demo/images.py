@@ -14,9 +14,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from virtue_pl.preprocessing.images import MAX_PIXELS, to_image
+from virtue_pl.preprocessing.images import MAX_PIXELS, pixel_key, to_image
 from virtue_pl.types import VirtueError
-from virtue_pl.types.fingerprints import hash_values
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 LONGEST, THUMBNAIL = 1280, 144
@@ -105,7 +104,7 @@ class ImageShelf:
     def add(self, path: Path, name: str) -> PageImage:
         """Return an uploaded file as an image. Raises VirtueError for what is none, or too large."""
         pixels = self._read(path, name)
-        key = f"upload:{hash_values([tuple(pixels.shape), pixels.numpy().tobytes()])}"
+        key = f"upload:{pixel_key(pixels)}"
         return self._hold(PageImage(key, name, pixels))
 
     def find(self, key: str) -> PageImage:
