@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,13 +39,3 @@ def shelf(searched: SearchFiles) -> ImageShelf:
 @pytest.fixture
 def page(answerer: Answerer, searched: SearchFiles) -> Page:
     return Page(Sources(answerer, ImageShelf(searched.images), VectorIndex.open(searched.index), captions=CAPTIONS))
-
-
-@pytest.fixture
-def event_loop() -> Iterator[None]:
-    """A loop for what builds a page outside of one: Gradio makes its own otherwise, and never closes it."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()

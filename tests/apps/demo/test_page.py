@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from virtue_pl.apps.demo.images import ImageShelf
@@ -122,9 +124,12 @@ def test_an_upload_is_asked_about(page, tmp_path, searched):
     assert page.answer(ask(BOX, image=key), TEXTS, TABS[0], None)[0].props["view"]["message"].startswith("First: ")
 
 
-def test_the_page_is_built_with_images_and_without(page, answerer, event_loop):
-    page.build()
-    Page(Sources(answerer, ImageShelf(None))).build()
+def test_the_page_is_built_with_images_and_without(page, answerer):
+    async def build():  # in a loop: Gradio makes its own outside of one, and never closes it
+        page.build()
+        Page(Sources(answerer, ImageShelf(None))).build()
+
+    asyncio.run(build())
 
 
 def test_a_broken_image_is_left_out_of_the_strip_and_counted(answerer, tmp_path, searched):
