@@ -39,7 +39,8 @@ APPS = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of `APPS`, and put those of MTEB and of searches last.
 
-    The latter start threads that a process that is forked later waits for: MTEB imports polars, an index lancedb; Ray has threads of its own.
+    The latter start threads that a process that is forked later waits for: MTEB imports polars, an index lancedb; Ray
+    has threads of its own.
     """
     for item in items:
         path = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
