@@ -32,7 +32,8 @@ class ImageAccess:
 
     paths: whether files of this machine are read. fetch: returns what a URL holds, and raises VirtueError for one that
     is not allowed; without it every URL is refused. recall: returns the image that was last sent under a uuid, and
-    raises VirtueError for one that it has not; without it none is there. max_pixels, max_bytes: limits of an image.
+    raises VirtueError for one that it has not; without it none is there. take_mask: called with the pixels of all
+    regions' masks before they are decoded, and may raise. max_pixels, max_bytes: limits of an image.
 
     Example:
         >>> ImageAccess(paths=False).open("street.jpg", "image")
@@ -43,6 +44,7 @@ class ImageAccess:
     paths: bool = True
     fetch: Callable[[str], bytes] | None = None
     recall: Callable[[str], KeyedPixels] | None = None
+    take_mask: Callable[[int], None] | None = None
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
 
@@ -163,6 +165,8 @@ def decode_request(request: EmbeddingRequest | Mapping[str, Any], access: ImageA
     if not request.regions:
         return [RequestRow(text, images, ())]
     size = upright_size(images[0], names[0], access.max_pixels)
+    if access.take_mask is not None:
+        access.take_mask(size[0] * size[1] * sum(region.mask is not None for region in request.regions))
     prompts = [
         decode_region(region, size, request.units, f"regions.{number}") for number, region in enumerate(request.regions)
     ]

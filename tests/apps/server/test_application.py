@@ -99,6 +99,8 @@ MALFORMED = [
     ("/v1/embeddings", {"input": [{"uuid": ""}]}, "input.0.uuid: found ''", "input.0.uuid"),
     ("/v2/embed", {"images": [URI, "data:,"]}, "images.1.image: ", "images.1.image"),
     ("/v1/masks", {"regions": [BOX]}, "image: is missing, expected a data URI, or the uuid", "image"),
+    ("/v1/embeddings", {"input": ["a", "b <|image_pad|>"]}, "input.1: a text has 1 positions", "input.1"),
+    ("/v1/embeddings", {"input": "<|image_pad|>"}, "input: a text has 1 positions for images, expected 0", "input"),
     ("/v1/masks", {"uuid": "x", "regions": [BOX]}, "uuid: found 'x', under which no image was sent lately", "uuid"),
     ("/v1/masks", {"image": URI}, "regions: is missing", "regions"),
     ("/v1/masks", {"image": URI, "regions": []}, "regions: ", "regions"),
@@ -179,7 +181,7 @@ def test_a_page_of_another_site_does_not_reach_a_server_without_keys(server):
 
 def test_limits_of_one_request(embedder):
     bodies = {"body_bytes": 20_000, "body_objects": 100, "request_rows": 2, "characters": 100}
-    limits = Limits(**bodies, images=2, regions=3, pixels=100 * 100, pixels_in_flight=12_000)
+    limits = Limits(**bodies, images=2, regions=3, pixels=100 * 100, pixels_in_flight=11_000)
     with serving(lambda: embedder, ServerOptions(limits=limits)) as running:
         assert running.post("/v1/embeddings", {"input": ["a", "b"]}).status_code == 200
         many = running.post("/v1/embeddings", {"input": ["a", "b", "c"]})
@@ -187,10 +189,13 @@ def test_limits_of_one_request(embedder):
         shown = png_uri(np.zeros((50, 60, 3), np.uint8))
         images = running.post("/v1/embeddings", {"input": [{"image": [shown] * 3}]})
         assert images.status_code == 422 and "found 3 images of one embedding, expected at most 2" in images.text
-        together = running.post(
-            "/v1/embeddings", {"input": [{"image": [png_uri(np.zeros((90, 90, 3), np.uint8))] * 2}]}
-        )
-        assert "the images have 16,200 pixels together, expected at most 12,000" in together.text
+        two = {"image": [png_uri(np.zeros((90, 90, 3), np.uint8))] * 2}
+        together = running.post("/v1/embeddings", {"input": [two]})
+        assert "images and masks have 16,200 pixels together, expected at most 11,000" in together.text
+        sized = {"mask": {"size": [50, 60], "counts": [0, 10, 2990]}}
+        masks = running.post("/v1/embeddings", {"input": [{"image": shown, "regions": [sized] * 3}]})
+        assert masks.status_code == 422 and "images and masks have 12,000 pixels together" in masks.text
+        assert running.post("/v1/embeddings", {"input": [{"image": shown, "regions": [sized]}]}).status_code == 200
         regions = running.post("/v1/masks", {"image": URI[:200], "regions": [BOX] * 3})
         assert regions.status_code == 422 and "asks for 3 embeddings" in regions.text
         joint = running.post("/v1/embeddings", {"messages": messages("a", regions=[BOX] * 4)})

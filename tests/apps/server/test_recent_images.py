@@ -51,7 +51,9 @@ def test_pixels_are_bounded_for_now_and_for_ever():
     budget.take(60)
     with pytest.raises(QueueFull, match="images of 60 pixels are being answered, of at most 100"):
         budget.take(41)
-    with pytest.raises(VirtueError, match="the images have 101 pixels together, expected at most 100"):
+    with pytest.raises(VirtueError, match="images and masks have 101 pixels together, expected at most 100"):
         budget.take(101)
+    with pytest.raises(VirtueError, match="101 pixels together"):
+        budget.take(41, before=60)
     budget.release(60)
     budget.take(100)

@@ -97,7 +97,7 @@ def embedding_routes(service: Service) -> APIRouter:
         check_model(service.options.name, body.model)
         service.check_ready()
         requests = body.requests()
-        async with service.admit(requests, client.state.owner) as admission:
+        async with service.admit(requests, client.state.owner, "regions") as admission:
             found = await service.run("masks", admission)
             return await service.build(reply_masks, found, requests[0], service.options.name)
 

@@ -80,12 +80,13 @@ class PixelBudget:
         self._used = 0
         self._lock = threading.Lock()
 
-    def take(self, pixels: int) -> None:
-        """Take room for so many pixels. Raises QueueFull where there is none now, VirtueError where there never is."""
-        if pixels > self.pixels:
-            raise VirtueError(
-                f"the images have {pixels:,} pixels together, expected at most {self.pixels:,}: send fewer"
-            )
+    def take(self, pixels: int, before: int = 0) -> None:
+        """Take room for so many pixels. Raises QueueFull where there is none now, VirtueError where there never is.
+
+        before: pixels that the same request has taken.
+        """
+        if (whole := before + pixels) > self.pixels:
+            raise VirtueError(f"images and masks have {whole:,} pixels together, expected at most {self.pixels:,}")
         with self._lock:
             if self._used + pixels > self.pixels:
                 raise QueueFull(f"images of {self._used:,} pixels are being answered, of at most {self.pixels:,}")

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from virtue_pl.apps.server.calibration import Calibration
 from virtue_pl.embedder import convert_vectors
@@ -34,15 +35,21 @@ class EmbeddedRow(NamedTuple):
 
 
 class PredictedMask(NamedTuple):
-    """A mask at the size of its image, 0 and 1, and the IoU that the segmentation model expects of it.
+    """A mask over the whole image as it is predicted, the image's size, and the IoU that is expected of the mask.
 
     Example:
-        >>> PredictedMask(np.zeros((4, 6), np.uint8), 0.8).mask.shape
-        (4, 6)
+        >>> PredictedMask(torch.tensor([[False, True]]), (2, 4), 0.8).resize().tolist()
+        [[0, 0, 1, 1], [0, 0, 1, 1]]
     """
 
-    mask: np.ndarray
+    mask: Bool[Tensor, "height width"]
+    size: tuple[int, int]
     iou: float
+
+    def resize(self) -> np.ndarray:
+        """Return the mask at the image's size, 0 and 1; one is resized after the other, since they may be large."""
+        found = interpolate(self.mask[None, None].to(torch.uint8), size=self.size, mode="nearest-exact")[0, 0]
+        return np.asfortranarray(found.numpy())
 
 
 def reply_openai(
@@ -98,17 +105,22 @@ def reply_masks(masks: Sequence[PredictedMask], request: EmbeddingRequest, model
     Each has its area, its box (xyxy) in pixels, and the IoU that is expected of it.
     """
     data = [
-        {
-            "object": "mask",
-            "index": index,
-            "mask": encode_mask(found.mask),
-            **measure(found.mask),
-            "predicted_iou": round(found.iou, 4),
-            "region": region,
-        }
+        {"object": "mask", "index": index, **describe_mask(found), "region": region}
         for index, (found, region) in enumerate(zip(masks, list_regions(request), strict=True))
     ]
     return {"object": "list", "data": data, "model": model}
+
+
+def describe_mask(found: PredictedMask) -> dict[str, Any]:
+    """Return a mask's run lengths, its area in pixels, its box, null where it is empty, and the IoU expected of it."""
+    mask = found.resize()
+    box = box_of(mask)
+    return {
+        "mask": encode_mask(mask),
+        "area": int(mask.sum()),
+        "box": None if box is None else list(box),
+        "predicted_iou": round(found.iou, 4),
+    }
 
 
 def name_regions(requests: Sequence[EmbeddingRequest], rows: Sequence[EmbeddedRow]) -> Iterator[dict[str, Any]]:
@@ -170,9 +182,3 @@ def as_float32(vectors: Any) -> np.ndarray:
 def encode_base64(vector: np.ndarray) -> str:
     """Return a vector's bytes in base64."""
     return base64.b64encode(vector.tobytes()).decode("ascii")
-
-
-def measure(mask: np.ndarray) -> dict[str, Any]:
-    """Return a mask's area in pixels and its box, null where it is empty."""
-    box = box_of(mask)
-    return {"area": int(mask.sum()), "box": None if box is None else list(box)}

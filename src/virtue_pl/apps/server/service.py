@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 from starlette.responses import JSONResponse, Response
-from torch import Tensor
 
 from virtue_pl.apps.server.batching import BatchQueue, Job, QueueClosed, Task
 from virtue_pl.apps.server.bodies import count_rows, name_error
@@ -26,7 +24,6 @@ from virtue_pl.embedder import Embedder
 from virtue_pl.embedder.row_details import RowDetails
 from virtue_pl.embedder.row_keys import row_key
 from virtue_pl.metrics.mask_iou import expected_iou
-from virtue_pl.preprocessing.embedding_rows import check_prompt_sizes
 from virtue_pl.preprocessing.image_sources import KeyedPixels
 from virtue_pl.preprocessing.requests import ImageAccess, RequestRow, decode_inputs, decode_request, upright_size
 from virtue_pl.types import EmbeddingInput, VirtueError
@@ -133,20 +130,20 @@ class Service:
         if self.state != "ready":
             raise QueueClosed("the model is being loaded" if self.state == "starting" else "the server stops")
 
-    def check_size(self, requests: Sequence[EmbeddingRequest]) -> int:
-        """Return the rows of requests. Raises VirtueError for more of anything than the limits allow."""
+    def check_size(self, requests: Sequence[EmbeddingRequest], name: str) -> int:
+        """Return the rows of requests. Raises VirtueError, which names `name`, for more than the limits allow."""
         limits = self.options.limits
         if (rows := count_rows(requests)) > limits.request_rows:
-            raise VirtueError(f"the request asks for {rows:,} embeddings, expected at most {limits.request_rows:,}")
+            raise VirtueError(f"{name}: asks for {rows:,} embeddings, expected at most {limits.request_rows:,}")
         regions = max((len(request.regions) for request in requests), default=0)
         if regions > limits.regions:
             raise VirtueError(f"regions: found {regions:,} of one image, expected at most {limits.regions:,}")
         longest = max((len(request.text) + len(request.instruction) for request in requests), default=0)
         if longest > limits.characters:
-            raise VirtueError(f"found a text of {longest:,} characters, expected at most {limits.characters:,}")
+            raise VirtueError(f"{name}: found a text of {longest:,} characters, expected at most {limits.characters:,}")
         images = max((len(request.images) for request in requests), default=0)
         if images > limits.images:
-            raise VirtueError(f"found {images:,} images of one embedding, expected at most {limits.images:,}")
+            raise VirtueError(f"{name}: found {images:,} images of one embedding, expected at most {limits.images:,}")
         return rows
 
     @asynccontextmanager
@@ -159,7 +156,7 @@ class Service:
         """
         self.check_ready()
         assert self.queue is not None
-        rows = self.check_size(requests)
+        rows = self.check_size(requests, name)
         self.queue.reserve(rows)
         self.metrics.admitted.inc()
         admission = Admission(requests, rows, owner, name)
@@ -196,26 +193,30 @@ class Service:
         Images that were sent under a uuid are kept, those that are named by a uuid alone are found again.
         """
         items, requests = [], admission.requests
-        access = replace(self.access, recall=partial(self.recent.get, admission.owner))
+        take = partial(self.take_pixels, admission)
+        access = replace(self.access, recall=partial(self.recent.get, admission.owner), take_mask=take)
         for number, request in enumerate(requests):
             name = f"{admission.name}.{number}" if len(requests) > 1 else ""
             rows = name_error(name, decode_request, request, access)
-            self.take_pixels(rows, admission, name)
+            take(name_error(name, self.count_pixels, rows))
             found = name_error(name, decode_inputs, rows, access.max_pixels)
+            for item in found:
+                name_error(name or admission.name, self.embedder.collator.check_input, item)
             items += found
             if request.uuid is not None and request.images:
                 image = KeyedPixels(found[0].image_keys[0], found[0].images[0])
                 self.recent.put(admission.owner, request.uuid, image)
-        check_prompt_sizes(items)
-        self.embedder.check_rows(items)
         return items, sum(self.estimate_tokens(item) for item in items)
 
-    def take_pixels(self, rows: Sequence[RequestRow], admission: Admission, name: str) -> None:
-        """Take room for the images of rows, of which the headers are read. Raises QueueFull where there is none."""
+    def count_pixels(self, rows: Sequence[RequestRow]) -> int:
+        """Return the pixels of the images of rows, of which the headers are read; those that are kept count nothing."""
         images = {id(image): image for row in rows for image in row.images if not isinstance(image, KeyedPixels)}
-        sizes = [name_error(name, upright_size, image, "image", self.access.max_pixels) for image in images.values()]
-        pixels = sum(height * width for height, width in sizes)
-        self.pixels.take(pixels)
+        sizes = [upright_size(image, "image", self.access.max_pixels) for image in images.values()]
+        return sum(height * width for height, width in sizes)
+
+    def take_pixels(self, admission: Admission, pixels: int) -> None:
+        """Take room for images or masks of a request. Raises QueueFull where there is none."""
+        self.pixels.take(pixels, admission.pixels)
         admission.pixels += pixels
 
     def estimate_tokens(self, item: EmbeddingInput) -> float:
@@ -248,7 +249,7 @@ class Service:
                 raise VirtueError("the model's segmentation network predicts no masks")
             ious = expected_iou(logits > 0, logits.sigmoid()).tolist()
             found += [
-                PredictedMask(resize_mask(mask, item.images[0]), iou)
+                PredictedMask(mask, size_of(item.images[0]), iou)
                 for mask, item, iou in zip(logits > 0, chunk, ious, strict=True)
             ]
         return found
@@ -269,11 +270,3 @@ def split_by_prompts(items: Sequence[EmbeddingInput], most: int) -> Iterator[Seq
             chunk = []
         chunk.append(item)
     yield chunk
-
-
-def resize_mask(mask: Tensor, image: Tensor) -> np.ndarray:
-    """Return a mask over the whole image, at the image's size."""
-    from torch.nn.functional import interpolate
-
-    found = interpolate(mask[None, None].float(), size=tuple(image.shape[1:]), mode="nearest-exact")[0, 0] > 0.5
-    return np.asfortranarray(found.numpy().astype(np.uint8))
