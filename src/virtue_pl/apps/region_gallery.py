@@ -251,7 +251,7 @@ def spoken_names(names: Iterable[str]) -> Callable[[str], list[str]]:
         ['rat snake', 'rat']
     """
     longest_first = sorted(names, key=lambda name: (-len(name), name))
-    pattern = re.compile(rf"\ban? ({'|'.join(map(re.escape, longest_first))})\b")
+    pattern = re.compile(rf"\ban? ({'|'.join(map(re.escape, longest_first))})(?!\w)")
     return lambda caption: pattern.findall(caption)
 
 

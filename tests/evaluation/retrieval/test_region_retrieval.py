@@ -40,14 +40,15 @@ def test_metrics_are_those_of_torchmetrics(
     assert 0 < len(rows) == len(found.values)
     for row, values in zip(rows, found.values, strict=True):
         others = [item for item in range(count) if items.images[item] != items.images[row]]
-        scores = torch.from_numpy(items.vectors[others].astype(np.float64) @ items.vectors[row].astype(np.float64))
+        cosines = items.vectors[others].astype(np.float64) @ items.vectors[row].astype(np.float64)
+        scores = torch.from_numpy(cosines + 2)  # torchmetrics takes nothing below zero for relevant
         relevant = torch.tensor([items.names[item] == items.names[row] for item in others])
         expected = [
             retrieval_hit_rate(scores, relevant, top_k=1),
             retrieval_hit_rate(scores, relevant, top_k=min(10, len(others))),
             retrieval_average_precision(scores, relevant),
         ]
-        assert values == pytest.approx(expected, abs=1e-6)
+        assert values == pytest.approx([float(value) for value in expected], abs=1e-6)
 
 
 def test_a_region_of_the_own_image_is_no_candidate() -> None:

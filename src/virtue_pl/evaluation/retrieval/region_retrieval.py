@@ -129,7 +129,8 @@ def nearest_items(queries: RetrievalItems, gallery: RetrievalItems, top: int = D
     found: list[list[int]] = []
     for start, relevant, candidates in candidate_blocks(queries, gallery):
         scores = torch.from_numpy(queries.vectors[start : start + len(relevant)]).double() @ vectors.T
-        best = scores.masked_fill(~candidates, float("-inf")).topk(min(top, len(gallery)), dim=1).indices
+        ranked = scores.masked_fill(~candidates, float("-inf")).argsort(dim=1, descending=True, stable=True)
+        best = ranked[:, :top]
         found += [
             [item for item in row if valid[item]] for row, valid in zip(best.tolist(), candidates.tolist(), strict=True)
         ]
