@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -89,8 +89,9 @@ class RayEngine(Engine):
                     ),
                 )
             )
-            for batch in commits.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                for row in batch.to_pylist():
+            batches = iter(commits.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+            with closing(batches):  # which ends the actors where this is left early
+                for row in (row for batch in batches for row in batch.to_pylist()):
                     part = PartFacts.from_json(json.loads(row["facts"]))
                     if isinstance(job.parts, LanceParts):
                         job.parts.commit_fragments(row["number"], part, json.loads(row["fragments"]))
