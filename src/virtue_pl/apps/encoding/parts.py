@@ -25,7 +25,7 @@ LOCK = ".lock"
 PART = b"virtue_pl_part"
 """Key of a part's metadata with the documents that it is of, as JSON."""
 NAME = re.compile(r"part-(\d{6,})\.parquet")
-TEMPORARY = re.compile(r"\.(part-\d{6,}\.parquet|_encoding\.json|_parts\.jsonl)\.[0-9a-f]{12}")
+TEMPORARY = re.compile(r"\.(part-\d{6,}\.(parquet|attempt)|_encoding\.json|_parts\.jsonl)\.[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,14 @@ class ParquetParts:
         path = self.path(number)
         with naming(path), replace_whole(path, sync=True) as temporary:
             pq.write_table(table, temporary)
+
+
+def attempts_of(folder: Path, number: int) -> list[Path]:
+    """Return the files of attempts at a part that have begun and not ended; the next holder of the folder removes them.
+
+    An engine of several processes makes one beside a part that is encoded, and removes it behind it.
+    """
+    return sorted(folder.glob(f".part-{number:06d}.attempt.*"))
 
 
 @contextmanager
