@@ -26,6 +26,9 @@ ENVIRONMENT = {
 PACKAGES = ("ray", "lance", "lance_ray")
 """Modules of the extra `ray`. Lance is imported behind a connection: it warns of the processes that Ray starts."""
 LOOPBACK = "127.0.0.1"
+HTTP2_SETTINGS, HTTP2_HEADER = b"\x04", 9
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + HTTP2_SETTINGS + bytes(5)
+"""Bytes that a connection of gRPC begins with; a server answers with a frame of this type."""
 SECONDS_TO_ANSWER = 5.0
 """Seconds within which a cluster answers."""
 
@@ -101,7 +104,7 @@ def silence() -> Iterator[None]:
 
 
 def check_address(address: str) -> None:
-    """Raise VirtueError for an address of another form, and where no cluster of this version of Ray answers there.
+    """Raise VirtueError for an address of another form, and where nothing answers there, or nothing that talks gRPC.
 
     Ray itself would try for minutes.
     """
@@ -112,20 +115,19 @@ def check_address(address: str) -> None:
             " the command on a machine of the cluster"
         )
     try:
-        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+        with socket.create_connection((host, int(port)), SECONDS_TO_ANSWER) as connection:
+            connection.sendall(HTTP2_GREETING)
+            answer = connection.recv(HTTP2_HEADER)
     except (OSError, OverflowError) as error:
         raise VirtueError(
             f"--{PREFIX}address {address}: nothing answers there ({getattr(error, 'strerror', None) or error}),"
             " expected HOST:PORT as `ray start --head` prints it"
         ) from error
-    from ray._raylet import check_health  # type: ignore[attr-defined]
-
-    try:
-        healthy = check_health(address, timeout=SECONDS_TO_ANSWER)
-    except (OSError, RuntimeError) as error:  # of another version, which the message names
-        raise VirtueError(f"--{PREFIX}address {address}: {first_line(error)}") from error
-    if not healthy:
-        raise VirtueError(f"--{PREFIX}address {address}: what answers there is no Ray cluster")
+    if answer[3:4] != HTTP2_SETTINGS:
+        raise VirtueError(
+            f"--{PREFIX}address {address}: what answers there is no Ray cluster, expected HOST:PORT as"
+            " `ray start --head` prints it"
+        )
 
 
 class ActorPool(NamedTuple):
