@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablations test test-apps test-matrix test-resume test-gpu test-network fuzz lint types bench figure format clean
+.PHONY: help setup quickstart ablations test test-apps test-browser test-matrix test-resume test-gpu test-network fuzz lint types bench figure format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,6 +27,10 @@ test: $(STAMP) ## all tests but those below
 test-apps: $(STAMP) ## encoding, searching and serving, and a small load on a server; ARGS="-k NAME" for some of its tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m apps tests/apps tests/search tests/cli/commands $(ARGS)
 	$(BIN)/python benchmarks/serve.py --small < /dev/null
+
+test-browser: $(STAMP) ## the page in Debian's Chromium, which it says how to install
+	@test -x /usr/bin/chromium || { echo "make: there is no /usr/bin/chromium; run: sudo apt-get install -y chromium"; exit 1; }
+	$(BIN)/python -m pytest -q -m browser tests/browser $(ARGS)
 
 test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation backbone
 	$(BIN)/python -m pytest -q -m "matrix or not matrix" tests/integration/matrix $(ARGS)

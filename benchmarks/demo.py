@@ -1,7 +1,7 @@
 """The page in a real browser: is what is clicked what is ranked first, how soon, and does it ask any other host?
 
-After the quickstart, in its folder: `virtue-pl demo` is started as its users start it, Debian's Chromium opens the page,
-and in scenes drawn by a seed two objects each are clicked, at a point inside of each one's mask. JSON on stdout.
+After the quickstart, in its folder: `virtue-pl demo` is started as its users start it, Debian's Chromium opens the
+page, and in scenes drawn by a seed two objects each are clicked, at a point inside of each one's mask. Prints JSON.
 
     python benchmarks/demo.py --shots runs/shots
 """
@@ -145,13 +145,14 @@ def point_inside(row: Mapping[str, Any]) -> tuple[float, float, int, int]:
 
 
 def names_object(caption: str, category: str) -> bool:
-    """Return whether a caption is of an object: it begins with its name, behind an article.
+    """Return whether a caption is of an object: it begins with its name, behind an article, and maybe behind the scene.
 
     Example:
-        >>> names_object("a red car to the left of a cat", "red car"), names_object("a cat below a red car", "red car")
+        >>> names_object("on moss, a red car to the left of a cat", "red car"), names_object("a cat below a car", "car")
         (True, False)
     """
-    return re.match(rf"(a|an|a pair of|some|the)?\s*{re.escape(category)}\b", caption) is not None
+    subject = re.sub(r"^(?!an? |some |the )[^,]*, ", "", caption)
+    return re.match(rf"((a|an|a pair of|some|the)\s)?{re.escape(category)}\b", subject) is not None
 
 
 def summarise(clicks: Sequence[Mapping[str, Any]], requests: Sequence[str]) -> dict[str, Any]:

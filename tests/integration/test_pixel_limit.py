@@ -27,7 +27,7 @@ from virtue_pl.parity.golden import item
 from virtue_pl.preprocessing import images
 from virtue_pl.types import DataError, PixelLimit, VirtueError, VisualPrompt
 
-LIMITED = {"doctor", "encode", "evaluate", "parity", "robustness", "search", "serve", "shards"}
+LIMITED = {"demo", "doctor", "encode", "evaluate", "parity", "robustness", "search", "serve", "shards"}
 """Commands that open images which somebody brings."""
 UNLIMITED = {
     "ablations": "its data modules' YAML has the option",

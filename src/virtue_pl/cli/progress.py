@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
@@ -28,6 +28,38 @@ def show_progress(name: str, rows: int) -> Iterator[Advance]:
     ) as progress:
         task = progress.add_task(f"shards of {name}", total=rows)
         yield lambda done: progress.advance(task, done)
+
+
+@contextmanager
+def show_rate(total: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar with counts, documents per second and the time left on stderr; gives what advances it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn("{task.percentage:>3.0f}%", show_speed=False),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("encoding", total=total, rate="")
+
+        def advance(done: int) -> None:
+            progress.advance(task, done)
+            speed = progress.tasks[0].speed
+            progress.update(task, rate="" if speed is None else f"{speed:,.1f}/s")
+
+        yield advance
 
 
 class LoadingLine:

@@ -53,12 +53,13 @@ class QuickstartFiles(NamedTuple):
 
 def read_scenes(path: Path, most: int) -> Iterator[Mapping[str, Any]]:
     """Yield the first rows of a SCaR file. Raises VirtueError where there is none."""
-    from datasets import Dataset
+    import pyarrow.parquet as pq
 
     if not path.is_file():
         raise VirtueError(f"there is no file {path}: run virtue-pl quickstart, or name --model and --images")
-    rows = Dataset.from_parquet(str(path), split=f"train[:{most}]")
-    yield from rows
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=most):
+        yield from batch.to_pylist()
+        return
 
 
 def captions_of_scenes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

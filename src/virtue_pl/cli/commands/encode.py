@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,7 +18,7 @@ from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.dataclass_options import add_options, read_options
 from virtue_pl.cli.engine_options import add_engine_options, ray_options
 from virtue_pl.cli.left_out import LeftOut, left_out_table
-from virtue_pl.cli.progress import LoadingLine
+from virtue_pl.cli.progress import LoadingLine, show_rate
 from virtue_pl.evaluation.settings import LoadingOptions
 from virtue_pl.types import VirtueError
 
@@ -187,38 +187,6 @@ def encode_options(arguments: argparse.Namespace) -> EncodeOptions:
         arguments.max_pixels,
         row_options(arguments).fingerprint_text,
     )
-
-
-@contextmanager
-def show_rate(total: int) -> Iterator[Callable[[int], object]]:
-    """Show a bar with counts, documents per second and the time left on stderr; gives what advances it."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn("{task.percentage:>3.0f}%", show_speed=False),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("encoding", total=total, rate="")
-
-        def advance(done: int) -> None:
-            progress.advance(task, done)
-            speed = progress.tasks[0].speed
-            progress.update(task, rate="" if speed is None else f"{speed:,.1f}/s")
-
-        yield advance
 
 
 @contextmanager
