@@ -56,7 +56,7 @@ class View:
 
     @property
     def of_regions(self) -> bool:
-        """Whether an item is a region, or else a whole image."""
+        """Return whether an item is a region, or else a whole image."""
         return self.prompt != "image"
 
 

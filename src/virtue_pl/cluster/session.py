@@ -149,15 +149,15 @@ class ActorPool(NamedTuple):
         if gpus is None:
             gpus = 1.0 if any(node.get("GPU") for node in nodes) else 0.0
         wanted = {"CPU": options.cpus, "GPU": gpus}
-        rooms = [min(int(node.get(name, 0) / size) for name, size in wanted.items() if size) for node in nodes]
-        if not sum(rooms):
+        actors = [min(int(node.get(name, 0) / size) for name, size in wanted.items() if size) for node in nodes]
+        if not sum(actors):
             has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes[:5])
             raise VirtueError(
                 f"no node of the cluster has room for an actor of {options.cpus:g} CPUs and {gpus:g} GPUs: there"
                 f" {'is' if len(nodes) == 1 else 'are'} {has or 'no node'}: give less with --{PREFIX}cpus or"
                 f" --{PREFIX}gpus"
             )
-        return cls(min(options.actors or sum(rooms), sum(rooms)), options.cpus, gpus)
+        return cls(min(options.actors or sum(actors), sum(actors)), options.cpus, gpus)
 
     @classmethod
     def of_cluster(cls, ray: Any, options: RayOptions) -> ActorPool:

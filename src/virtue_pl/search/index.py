@@ -125,10 +125,10 @@ class VectorIndex:
             raise VirtueError(f"{model} gives embeddings of {dim} numbers, {self.uri} has vectors of {self.facts.dim}")
 
     def problems(self) -> list[str]:
-        """Return what is wrong with an approximate index, one sentence each; `search` warns of it, where this was not
-        called before.
+        """Return what is wrong with an approximate index, one sentence each.
 
-        Raises VirtueError where it is gone, and a search would silently compare every row.
+        `search` warns of it where this was not called before. Raises VirtueError where it is gone, and a search would
+        silently compare every row.
         """
         if self.settings.kind == "exact":
             return []

@@ -142,7 +142,7 @@ class EmbeddingRequest(StrictModel):
 
     @property
     def has_image(self) -> bool:
-        """Whether the request is of an image, given or named by `uuid` alone."""
+        """Return whether the request is of an image, given or named by `uuid` alone."""
         return bool(self.images) or self.uuid is not None
 
     @property

@@ -30,7 +30,7 @@ def test_ranks_are_those_of_the_embedder(answerer, shelf, embedder):
 
 
 def test_without_a_prompt_nothing_moves(answerer, shelf):
-    assert {row.moved for row in answerer.rank(shelf.load("0.png"), [], CAPTIONS)} == {0}
+    assert {row.lifted_by for row in answerer.rank(shelf.load("0.png"), [], CAPTIONS)} == {0}
 
 
 def test_captions_are_asked_once_and_without_white_space(answerer, shelf):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from virtue_pl.apps.demo.images import ImageShelf
@@ -83,7 +84,7 @@ def test_a_search_finds_the_region_itself_and_a_hit_is_asked_with_next(page):
     assert asked["image"] == hits[1]["image"]
     height, width = 60, 90
     if hits[1]["box"] is not None:
-        expected = [value * side for value, side in zip(hits[1]["box"], (width, height) * 2, strict=True)]
+        expected = np.array(hits[1]["box"]) * (width, height, width, height)
         assert asked["regions"][0]["box"] == pytest.approx(expected)
     assert others[3][0]["name"] == hits[1]["name"]
 

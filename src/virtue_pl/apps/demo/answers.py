@@ -27,7 +27,7 @@ class Ranked:
     """A caption with its cosines, without a prompt and with it, and its ranks, from 1.
 
     Example:
-        >>> Ranked("a cat", before=0.2, after=0.6, rank_before=3, rank_after=1).moved
+        >>> Ranked("a cat", before=0.2, after=0.6, rank_before=3, rank_after=1).lifted_by
         2
     """
 
@@ -38,7 +38,7 @@ class Ranked:
     rank_after: int
 
     @property
-    def moved(self) -> int:
+    def lifted_by(self) -> int:
         """The ranks that the prompt has lifted it by."""
         return self.rank_before - self.rank_after
 
@@ -127,14 +127,14 @@ class Answerer:
         return (grid @ asked).reshape(GRID, GRID)
 
 
-def grid_prompts(side: int) -> list[VisualPrompt]:
+def grid_prompts(grid_size: int) -> list[VisualPrompt]:
     """Return a click at each point of a grid over the whole image, row by row from the top.
 
     Example:
         >>> [prompt.points[0].tolist() for prompt in grid_prompts(2)][:2]
         [[0.25, 0.25], [0.75, 0.25]]
     """
-    middles = [(number + 0.5) / side for number in range(side)]
+    middles = [(number + 0.5) / grid_size for number in range(grid_size)]
     return [
         VisualPrompt(points=torch.tensor([[x, y]]), point_labels=torch.tensor([1])) for y in middles for x in middles
     ]

@@ -29,7 +29,7 @@ def mask_layer(masks: Sequence[Bool[np.ndarray, "height width"]]) -> str | None:
     """
     if not masks:
         return None
-    height, width = (side * SCALE for side in masks[0].shape)
+    height, width = SCALE * masks[0].shape[0], SCALE * masks[0].shape[1]
     layer = np.zeros((height, width, 4), dtype=np.float32)
     covered = np.zeros((height, width), dtype=np.float32)
     for number, mask in enumerate(masks):

@@ -31,7 +31,7 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass
 class Sources:
-    """What the page works with.
+    """Model, images and index of the page.
 
     answerer: the model. shelf: its images. index: to search, of the same model. other: loads a second model to compare
     with. captions: asked about images that have none of their own. names: of the two models.
@@ -79,7 +79,7 @@ class Page:
                         js_on_load=script,
                         apply_default_css=False,
                         elem_id="canvas",
-                        picture=self.picture(first),
+                        picture=self.describe_image(first),
                         view={"message": START if first else "Upload an image to begin."},
                     )
                     images = gr.HTML(
@@ -119,7 +119,7 @@ class Page:
             again.click(guarded(self.answer, len(shown)), state, shown, **quiet)
             for name, part in zip(TABS, (rank_tab, search_tab, compare_tab), strict=True):
                 part.select(guarded(self.select(name), len(shown) + 1), state, [*shown, tab], **quiet)
-            pin.click(guarded(self.keep, len(shown) + 1), state, [*shown, pinned], **quiet)
+            pin.click(guarded(self.pin, len(shown) + 1), state, [*shown, pinned], **quiet)
             images.input(guarded(self.open, len(shown) + 2), [images, *state[1:]], [*shown, texts, images], **quiet)
             found.input(
                 guarded(self.follow, len(shown) + 2), [found, hits, *state[1:]], [*shown, texts, images], **quiet
@@ -150,7 +150,7 @@ class Page:
         """Return the canvas's value: a request in the server's schema, of which the image is named by its key."""
         return {"image": image.key if image else None, "units": "pixel", "regions": list(regions)}
 
-    def picture(self, image: PageImage | None, regions: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    def describe_image(self, image: PageImage | None, regions: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         """Return what the canvas draws for another image, with regions that are there already."""
         if image is None:
             return {"serial": next(self._serials), "image": None}
@@ -260,28 +260,28 @@ class Page:
     def select(self, name: str) -> Callable[..., list[Any]]:
         """Return the callback of a tab: it computes what the tab shows."""
 
-        def show(asked: dict[str, Any], texts: str, tab: str, pinned: dict[str, Any] | None) -> list[Any]:
+        def answer_tab(asked: dict[str, Any], texts: str, tab: str, pinned: dict[str, Any] | None) -> list[Any]:
             return [*self.answer(asked, texts, name, pinned), name]
 
-        return show
+        return answer_tab
 
-    def keep(self, asked: dict[str, Any], texts: str, tab: str, pinned: dict[str, Any] | None) -> list[Any]:
+    def pin(self, asked: dict[str, Any], texts: str, tab: str, pinned: dict[str, Any] | None) -> list[Any]:
         """Keep the prompt, to be compared with the next ones."""
         return [*self.answer(asked, texts, TABS[2], asked), asked]
 
-    def show(
+    def open_image(
         self, image: PageImage, regions: Sequence[dict[str, Any]], texts: str, tab: str, pinned: dict[str, Any] | None
     ) -> list[Any]:
         """Return all that another image changes."""
         texts = "\n".join(self.captions_of(image)) or texts
         asked = self.ask(image, regions)
         view, others = self.compute(asked, texts, tab, pinned)
-        canvas = gr.HTML(value=asked, picture=self.picture(image, regions), view=view)
+        canvas = gr.HTML(value=asked, picture=self.describe_image(image, regions), view=view)
         return [canvas, *others, texts, gr.HTML(images=self.strip(image))]
 
     def open(self, name: str, texts: str, tab: str, pinned: dict[str, Any] | None) -> list[Any]:
         """Show an image of the folder."""
-        return self.show(self.sources.shelf.load(name), (), texts, tab, pinned)
+        return self.open_image(self.sources.shelf.load(name), (), texts, tab, pinned)
 
     def follow(
         self, number: str, hits: Sequence[dict[str, Any]], texts: str, tab: str, pinned: dict[str, Any] | None
@@ -292,14 +292,12 @@ class Page:
             raise VirtueError(f"{hit['name']} is no image: it cannot be asked with")
         image = self.sources.shelf.load(hit["image"])
         height, width = image.size
-        box = (
-            None if hit["box"] is None else [v * side for v, side in zip(hit["box"], (width, height) * 2, strict=True)]
-        )
-        return self.show(image, [] if box is None else [{"box": box}], texts, tab, pinned)
+        box = None if hit["box"] is None else [v * s for v, s in zip(hit["box"], (width, height) * 2, strict=True)]
+        return self.open_image(image, [] if box is None else [{"box": box}], texts, tab, pinned)
 
     def add(self, path: str, texts: str, tab: str, pinned: dict[str, Any] | None) -> list[Any]:
         """Show an uploaded image."""
-        return self.show(self.sources.shelf.add(Path(path), Path(path).name), (), texts, tab, pinned)
+        return self.open_image(self.sources.shelf.add(Path(path), Path(path).name), (), texts, tab, pinned)
 
 
 CHOOSE = """

@@ -1,4 +1,4 @@
-"""What the page starts with when nothing is named: the quickstart's model, scenes with their captions, and an index."""
+"""Defaults of the page: the quickstart's model, its scenes with their captions, and an index of their regions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class QuickstartFiles(NamedTuple):
 
     @property
     def other(self) -> Path:
-        """The checkpoint of the model without it, which is told the box in words."""
+        """The checkpoint of the model without it, which reads the box in words."""
         return self.runs / "no_segmentation" / "checkpoints" / "last.ckpt"
 
     @property

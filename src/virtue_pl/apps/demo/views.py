@@ -57,20 +57,21 @@ def ranking_table(rows: Sequence[Ranked], prompted: bool) -> str:
             f"<td class=caption>{escape(row.caption)}<div class=vp-bar style='width:{width:.0f}%'></div></td>",
         ]
         if prompted:
-            cells += [f"<td class=number>{row.before:.2f}</td>", f"<td class=number>{row.after:.2f}</td>", moved(row)]
-        else:
-            cells.append(f"<td class=number>{row.after:.2f}</td>")
+            cells.append(f"<td class=number>{row.before:.2f}</td>")
+        cells.append(f"<td class=number>{row.after:.2f}</td>")
+        if prompted:
+            cells.append(lift_cell(row))
         first = " class=first" if row.rank_after == 1 else ""
         lines.append(f"<tr{first}>{''.join(cells)}</tr>")
     return "".join(lines) + "</tbody></table>"
 
 
-def moved(row: Ranked) -> str:
+def lift_cell(row: Ranked) -> str:
     """Return the cell that says how far the prompt has lifted a caption."""
-    if not row.moved:
+    if not row.lifted_by:
         return "<td class=number></td>"
-    arrow, name = ("▲", "vp-up") if row.moved > 0 else ("▼", "vp-down")
-    return f"<td class='number {name}'>{arrow}&nbsp;{abs(row.moved)}</td>"
+    arrow, name = ("▲", "vp-up") if row.lifted_by > 0 else ("▼", "vp-down")
+    return f"<td class='number {name}'>{arrow}&nbsp;{abs(row.lifted_by)}</td>"
 
 
 def order_list(title: str, captions: Sequence[tuple[str, float]]) -> str:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from virtue_pl.cli.arguments import add_max_pixels, positive_number, share
 from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.dataclass_options import add_options, read_options
-from virtue_pl.cli.engine_options import add_engine_options, ray_options
 from virtue_pl.cli.left_out import LeftOut, left_out_table
+from virtue_pl.cli.option_groups import add_engine_options, ray_options
 from virtue_pl.cli.progress import LoadingLine, show_rate
 from virtue_pl.evaluation.settings import LoadingOptions
 from virtue_pl.types import VirtueError

@@ -14,9 +14,8 @@ from typing import Any
 
 from virtue_pl.cli.arguments import positive_number, share
 from virtue_pl.cli.command_parser import CommandParser
-from virtue_pl.cli.engine_options import add_engine_options, ray_options
+from virtue_pl.cli.option_groups import add_engine_options, add_storage_options, ray_options
 from virtue_pl.cli.progress import LoadingLine
-from virtue_pl.cli.storage import add_storage_options
 from virtue_pl.search.settings import KINDS, IndexOptions
 
 GROUP = "models"
