@@ -32,7 +32,6 @@ from virtue_pl.preprocessing.requests import RequestRow
 from virtue_pl.search import EncodedRow, EncodingFacts, Hit, IndexOptions, VectorIndex, row_schema, to_table
 from virtue_pl.search.queries import Query
 from virtue_pl.types.fingerprints import hash_values, library_versions
-from virtue_pl.types.requests import EmbeddingRequest
 
 TRIAL, WHOLE = "trial", "gallery"
 """Names of the two searches: each set's first regions by themselves, and all scenes of all sets."""
@@ -250,7 +249,7 @@ class IndexedRow:
             vectors.shape[1],
             row.documents.text,
             "regions" if row.documents.of_regions else "images",
-            library_versions(),
+            {name: version or "" for name, version in library_versions().items()},
         )
         folder = study.out / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -302,9 +301,12 @@ def draw_hits(gallery: Gallery, path: Path) -> None:
         assert item.region is not None
         region = image.regions[item.region]
         prompt = region.prompt("point" if row.query.prompt == "point" else "box")
+        points, boxes = prompt.points.tolist(), prompt.boxes.tolist()
+        asked_region = {"points": points} if points else {"box": boxes[0]}
         file = str(image_file(folder, image))
         text = f"{row.query.text} [{region.name}, {item.set_name.replace('_', ' ')}]".strip()
-        drawn.append(Query(EmbeddingRequest(text=text, image=file), RequestRow(text, (file,), (prompt,)), vector))
+        request = {"text": text, "image": file, "regions": [asked_region], "units": "normalized"}
+        drawn.append(Query(request, row=RequestRow(text, (file,), (prompt,)), vector=vector))
         hits.append(
             [
                 hit_of(rank, float(vector @ documents.vectors[found]), gallery, found, region.name, folder, images)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from virtue_pl.data.formats.scar import ranked_captions
 from virtue_pl.data.formats.scar_queries import instruction
@@ -19,7 +20,8 @@ DISTRACTORS = 3
 """Wrong captions of each row beside its right one."""
 
 
-class QuickstartFiles(NamedTuple):
+@dataclass(frozen=True)
+class QuickstartFiles:
     """Files that the quickstart left.
 
     Example:

@@ -226,7 +226,7 @@ class Service:
 
     def compute(self, task: Task, items: Sequence[EmbeddingInput]) -> Sequence[Any]:
         """Return an embedding, or a mask, for each row; called by the one thread that owns the model."""
-        task_of = {"embed": self.embed, "masks": self.predict_masks}[task]
+        task_of: Callable[[Sequence[EmbeddingInput]], list[Any]] = self.embed if task == "embed" else self.predict_masks
         return [row for chunk in split_by_prompts(items, self.options.limits.batch_rows) for row in task_of(chunk)]
 
     def embed(self, items: Sequence[EmbeddingInput]) -> list[EmbeddedRow]:
