@@ -128,7 +128,7 @@ def read_mask(path: Path) -> Mapping[str, Any]:
 
     name = f"--mask ({path})"
     with open_image(path.read_bytes(), name, MAX_PIXELS) as image:
-        return encode_mask((read_pixels(image, name) > 0).any(axis=2))
+        return encode_mask(np.asarray((read_pixels(image, name) > 0).any(axis=2)))
 
 
 def embed_queries(
