@@ -128,7 +128,8 @@ def read_mask(path: Path) -> Mapping[str, Any]:
 
     name = f"--mask ({path})"
     with open_image(path.read_bytes(), name, MAX_PIXELS) as image:
-        return encode_mask(np.asarray((read_pixels(image, name) > 0).any(axis=2)))
+        pixels: np.ndarray[Any, Any] = read_pixels(image, name)
+        return encode_mask(pixels.max(axis=2) > 0)
 
 
 def embed_queries(
