@@ -362,7 +362,7 @@ def test_usage_counts_the_tokens_that_the_model_reads(server, embedder):
     assert tokens("a cat", "a dog") == tokens("a cat") + tokens("a dog") and tokens("a cat") * 2 == tokens(
         *["a cat"] * 2
     )
-    assert tokens({"image": URI, "regions": [BOX]}) > tokens({"image": URI}) > 0
+    assert tokens({"image": URI, "regions": [BOX, POINTS]}) > tokens({"image": URI, "regions": [BOX]}) > tokens("a cat")
     cohere = server.post("/v2/embed", {"texts": ["a cat"]}).json()["meta"]["billed_units"]["input_tokens"]
     assert cohere == tokens("a cat")
 

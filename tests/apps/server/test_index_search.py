@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fixtures.generated_requests import call_operations
 from fixtures.running_server import serving
 from fixtures.search_files import BOXES, SearchFiles, make_search_files
 from virtue_pl.apps.server.index_search import SearchIndex, plain_value, search_routes
@@ -124,6 +125,11 @@ def test_hostile_filters_end_in_no_server_error(server):
         response = server.post("/v1/search", {"query": "a", "filter": condition})
         assert response.status_code in (200, 422), (condition[:40], response.text)
     assert hits(server.post("/v1/search", {"query": "a", "k": 1}))
+
+
+def test_schemathesis_finds_no_server_error(server):
+    statuses = call_operations(server.url, "/v1/search")
+    assert len(statuses) >= 20 and max(statuses) < 500
 
 
 def test_the_index_is_described(server):

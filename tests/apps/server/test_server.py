@@ -9,13 +9,10 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, given, settings
 from langchain_openai import OpenAIEmbeddings
 from openai.types import CreateEmbeddingResponse
-from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
 
+from fixtures.generated_requests import call_operations
 from fixtures.running_server import BOX, PIXELS, POINTS, URI, image_part, messages
 from virtue_pl.preprocessing.segmentations import decode_segmentation
 from virtue_pl.types import EmbeddingInput, VisualPrompt
@@ -143,7 +140,6 @@ def test_cohere(cohere_client, expected, embedder):
 
 
 FRACTIONS = {"box": [5 / 90, 5 / 60, 40 / 90, 50 / 60]}
-QUIET = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
 FORMS = {
     "messages": {"messages": messages("who?", regions=[BOX])},
     "messages beside an empty input": {"messages": messages("who?", regions=[BOX]), "input": []},
@@ -188,25 +184,5 @@ def test_states_and_counters(server):
 
 
 def test_schemathesis_finds_no_server_error(server):
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    statuses = []
-    for operation in schema.get_all_operations():
-        run_operation(operation.ok(), statuses)
+    statuses = call_operations(server.url)
     assert len(statuses) > 60 and max(statuses) < 500
-
-
-def run_operation(operation, statuses):
-    """Call one operation with a few generated cases, some of which break its schema."""
-    modes = (GenerationMode.POSITIVE, *((GenerationMode.NEGATIVE,) if operation.body else ()))
-    for mode in modes:
-
-        @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(
-            max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-        )
-        def call(case):
-            response = case.call()
-            statuses.append(response.status_code)
-            case.validate_response(response, checks=[not_a_server_error])
-
-        call()
