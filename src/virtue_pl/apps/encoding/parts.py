@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -107,12 +107,17 @@ class ParquetParts:
             pq.write_table(table, temporary)
 
 
-def attempts_of(folder: Path, number: int) -> list[Path]:
-    """Return the files of attempts at a part that have begun and not ended; the next holder of the folder removes them.
+def begin_attempt(folder: Path, number: int, most: int) -> Path | None:
+    """Make the file of an attempt at a part; None where `most` attempts have begun, and none of them has ended.
 
-    An engine of several processes makes one beside a part that is encoded, and removes it behind it.
+    Who made it removes it when the attempt ends; one of a killed process stays until the folder is held again.
     """
-    return sorted(folder.glob(f".part-{number:06d}.attempt.*"))
+    for attempt in range(most):
+        path = folder / f".part-{number:06d}.attempt.{attempt:012x}"
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            return path
+    return None
 
 
 @contextmanager

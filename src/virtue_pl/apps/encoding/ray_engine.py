@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from uuid import uuid4
 
 import pyarrow as pa
 
@@ -20,7 +19,7 @@ from virtue_pl.apps.encoding.documents import Document
 from virtue_pl.apps.encoding.engine import Advance, EncodeOptions, EncodingJob, Engine, Model, missing_parts
 from virtue_pl.apps.encoding.lance_parts import TABLE, LanceParts
 from virtue_pl.apps.encoding.part_encoder import PartEncoder
-from virtue_pl.apps.encoding.parts import ABOUT, ParquetParts, PartFacts, attempts_of
+from virtue_pl.apps.encoding.parts import ABOUT, ParquetParts, PartFacts, begin_attempt
 from virtue_pl.apps.encoding.sources import DocumentSource
 from virtue_pl.cluster import ActorPool, RayOptions, data_context, ray_session
 from virtue_pl.cluster.session import ray_errors
@@ -223,16 +222,14 @@ class PartWorker:
         parquet = ParquetParts(self.out, self.schema) if self.options.format == "parquet" else None
         if parquet is not None and parquet.path(number).is_file():  # of an actor whose node has gone since
             return parquet.read(parquet.path(number)), []
-        attempts = attempts_of(self.out, number)
-        if len(attempts) >= MAX_ATTEMPTS:
+        attempt = begin_attempt(self.out, number, MAX_ATTEMPTS)
+        if attempt is None:
             first, last = documents[0].name, documents[-1].name
             raise VirtueError(
-                f"part {number} ({len(documents):,} documents, {first} to {last}) has ended {len(attempts)} actors, out"
+                f"part {number} ({len(documents):,} documents, {first} to {last}) has ended {MAX_ATTEMPTS} actors, out"
                 " of memory or by a fault of a library: give more memory or a smaller --batch-size, or find the"
                 " document with --engine local"
             )
-        attempt = self.out / f".part-{number:06d}.attempt.{uuid4().hex[:12]}"
-        attempt.touch()
         try:
             part, rows = self.encoder.encode(documents)
             if parquet is not None:
