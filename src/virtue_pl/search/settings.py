@@ -70,8 +70,8 @@ class SearchSettings:
 
     kind: one of `KINDS` but "auto". rows: those that were indexed. partitions: of the index. probes: partitions that a
     search looks at. ef: candidates that HNSW keeps. refine: times as many candidates as hits, whose stored vectors are
-    compared. recall: recall@10 against exact search, of `queries` rows drawn from the index, not counted among their
-    own nearest; None where all is exact.
+    compared. recall: recall@10 against exact search, of `queries` rows drawn from the index, none counted among its own
+    nearest rows; None where all is exact.
 
     Example:
         >>> SearchSettings("ivf_sq", 200_000, 447).wider().probes
