@@ -134,8 +134,11 @@ def test_dtype_and_options_reach_the_embedder(exported, expected):
     model = SentenceTransformer(str(exported), trust_remote_code=True, device="cpu", model_kwargs=options)
     assert model[0].embedder.dtype == torch.bfloat16
     assert np.abs(model.encode(INPUTS) - expected).max() < 0.1
-    with pytest.raises(VirtueError, match=r"5,400 pixels|90 x 60|60 x 90"):
+    with pytest.raises(VirtueError, match="max_pixels"):
         model.encode(URI)
+    model.half()
+    with pytest.raises(VirtueError, match=r"the model was cast to torch\.float16 since it was loaded"):
+        model.encode("a cat")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ class RequestEncoder:
         """
         if isinstance(values, str | Mapping | EmbeddingRequest):
             raise VirtueError(f"found {describe(values)} alone, expected a list of inputs: put it into a list")
-        requests = []
+        requests: list[Any] = []
         for number, value in enumerate(values):
             try:
                 requests.append(to_request(value, strings))

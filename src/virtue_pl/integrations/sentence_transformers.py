@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -62,13 +62,14 @@ class SentenceTransformerModule(InputModule):
         (384,)
     """
 
-    config_keys: ClassVar[list[str]] = ["source"]
+    config_keys = ["source"]  # noqa: RUF012  # as the base class has it
 
     def __init__(self, embedder: Embedder, source: str | None = None) -> None:
         super().__init__()
         self.embedder = embedder
         self.model = embedder.model
         self.source = source
+        self._dtypes = parameter_dtypes(self.model)
 
     @property
     def modalities(self) -> list[Modality]:
@@ -79,7 +80,7 @@ class SentenceTransformerModule(InputModule):
         """Return the length of an embedding."""
         return self.embedder.embed_dim
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]  # without further arguments, which would be dropped in silence
         self,
         inputs: Sequence[Any],
         prompt: str | None = None,
@@ -119,16 +120,20 @@ class SentenceTransformerModule(InputModule):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Return the features with "sentence_embedding", unit float32 [inputs, embed_dim] on the model's device.
 
-        features: of `preprocess`. Raises VirtueError in training, which has its own commands.
+        features: of `preprocess`. Raises VirtueError in training, which has its own commands, and where the model was
+        cast since it was loaded.
         """
         if self.training and torch.is_grad_enabled():
             raise VirtueError(
                 "this model is trained by `virtue-pl fit --config configs/finetune.yaml`, expected to embed alone here:"
                 " call `encode`, or `eval()`"
             )
-        parameters = list(self.model.parameters())
-        self.embedder.device = parameters[0].device
-        self.embedder.dtype = next(parameter.dtype for parameter in parameters if parameter.ndim > 1)
+        if (dtypes := parameter_dtypes(self.model)) != self._dtypes:
+            raise VirtueError(
+                f"the model was cast to {' and '.join(sorted({str(dtype) for dtype in dtypes.values()}))} since it was"
+                ' loaded, expected its own types: load it with model_kwargs={"dtype": "bfloat16"}'
+            )
+        self.embedder.device = next(self.model.parameters()).device
         items = features["items"]
         features["sentence_embedding"] = self.embedder.embed(items, len(items)).to(self.embedder.device)
         return features
@@ -192,6 +197,11 @@ class SentenceTransformerModule(InputModule):
                 shutil.rmtree(target / path.name)
             os.replace(path, target / path.name)
         (target / ".new").rmdir()
+
+
+def parameter_dtypes(model: torch.nn.Module) -> dict[bool, torch.dtype]:
+    """Return the dtype of a model's matrices (True) and of its vectors (False)."""
+    return {parameter.ndim > 1: parameter.dtype for parameter in model.parameters()}
 
 
 def embedder_options(model_kwargs: Mapping[str, Any]) -> dict[str, Any]:
