@@ -170,7 +170,8 @@ class SentenceTransformerModule(InputModule):
                 )
         folder = load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
         if folder is None:
-            raise VirtueError(f"{model_name_or_path} is not there, expected a folder that `virtue-pl export` wrote")
+            missing = Path(model_name_or_path) / subfolder
+            raise VirtueError(f"{missing} is not there, expected a folder that `virtue-pl export` wrote")
         options = {"device": "cpu", **embedder_options(model_kwargs or {})}
         return cls(load_embedder(folder, **options), folder)
 

@@ -1,4 +1,4 @@
-"""`virtue-pl demo`: a page in the browser to point at things in images, and see what the model makes of it."""
+"""`virtue-pl demo`: a page in the browser to click, drag boxes and paint masks in images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`virtue-pl search-demo`: point at an object, and search all other scenes' regions for the same object."""
+"""`virtue-pl search-demo`: point at an object, and search other scenes for the same one."""
 
 from __future__ import annotations
 
