@@ -60,7 +60,7 @@ def test_an_address_that_is_none_is_one_line(address, said):
 def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch):
     monkeypatch.setattr(session, "PACKAGES", ("ray", "lance_ray_of_tomorrow"))
     with pytest.raises(
-        VirtueError, match=r"needs the package lance_ray_of_tomorrow, .* pip install 'virtue-pl\[ray\]'"
+        VirtueError, match=r"needs the package lance_ray_of_tomorrow, .* `pip install 'virtue-pl\[ray\]'"
     ):
         session.import_ray()
 
