@@ -264,11 +264,11 @@ def test_documents_of_every_source_travel(regions, tmp_path):
     for root, kind in roots:
         source = cloudpickle.loads(cloudpickle.dumps(open_source(root, SourceOptions(kind))))
         assert source.paths and all(path.exists() for path in source.paths)
-        reader = PartReader(source, 4, {1: 4}, tmp_path / "out")
+        reader = PartReader(source, 2, {1: 2}, tmp_path / "out")
         sent = {
             row["number"]: cloudpickle.loads(row["documents"]) for table in reader(None) for row in table.to_pylist()
         }
-        here = dict(missing_parts(open_source(root, SourceOptions(kind)), 4, {1: 4}, tmp_path / "out"))
+        here = dict(missing_parts(open_source(root, SourceOptions(kind)), 2, {1: 2}, tmp_path / "out"))
         assert list(sent) == list(here) and 0 in sent and 1 not in sent
         for number, documents in here.items():
             for document, other in zip(documents, sent[number], strict=True):
