@@ -43,14 +43,24 @@ PARTS = {
 }
 
 
+@pytest.fixture(scope="session")
+def write_config() -> Callable[[Path], Path]:
+    """`write_config(folder)` writes a runnable config whose parts are files beside it, and whose run is in `folder`."""
+
+    def write(folder: Path) -> Path:
+        (folder / "parts").mkdir()
+        for name, text in PARTS.items():
+            (folder / "parts" / f"{name}.yaml").write_text(text)
+        (folder / "config.yaml").write_text(CONFIG % (folder / "run"))
+        return folder / "config.yaml"
+
+    return write
+
+
 @pytest.fixture
-def config_file(tmp_path: Path) -> Path:
+def config_file(write_config: Callable[[Path], Path], tmp_path: Path) -> Path:
     """A runnable config whose parts are files beside it, and whose run folder is `tmp_path / "run"`."""
-    (tmp_path / "parts").mkdir()
-    for name, text in PARTS.items():
-        (tmp_path / "parts" / f"{name}.yaml").write_text(text)
-    (tmp_path / "config.yaml").write_text(CONFIG % (tmp_path / "run"))
-    return tmp_path / "config.yaml"
+    return write_config(tmp_path)
 
 
 @pytest.fixture

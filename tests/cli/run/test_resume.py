@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def layers(config_file: Path, tmp_path: Path, shards: Path) -> Callable[..., list[str]]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the config is, and where the runs are, in `run`."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def layers(write_config: Callable[[Path], Path], folder: Path, shards: Path) -> Callable[..., list[str]]:
     """`layers({"data.init_args.batch_size": 3})` gives the options of a small run on shards, with settings over it."""
+    config_file = write_config(folder)
     text = re.sub("cli_dummies.Root", "cli_dummies.RowsRoot", config_file.read_text())
     content = yaml.safe_load(text)
     content["data"] = {
@@ -56,13 +66,13 @@ def layers(config_file: Path, tmp_path: Path, shards: Path) -> Callable[..., lis
     config_file.write_text(yaml.safe_dump(content))
 
     def options(changes: dict[str, Any] = {}) -> list[str]:  # noqa: B006
-        (tmp_path / "layer.yaml").write_text(yaml.safe_dump(nested(changes)))
-        return ["--config", str(config_file), "--config", str(tmp_path / "layer.yaml")]
+        (folder / "layer.yaml").write_text(yaml.safe_dump(nested(changes)))
+        return ["--config", str(config_file), "--config", str(folder / "layer.yaml")]
 
     return options
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def made_of(layers: Callable[..., list[str]]) -> Callable[..., dict[str, Any]]:
     """`made_of(changes)` gives what such a run is made of."""
 
@@ -72,6 +82,12 @@ def made_of(layers: Callable[..., list[str]]) -> Callable[..., dict[str, Any]]:
         return dict(describe_run(settings, cli.trainer, cli.model, cli.datamodule))
 
     return describe
+
+
+@pytest.fixture(scope="module")
+def unchanged(made_of: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """What the run is made of with nothing over it."""
+    return made_of()
 
 
 def mixed(*names: str, weights: tuple[float, ...] = (), block_size: int = 1, seed: int = 0) -> dict[str, Any]:
@@ -148,19 +164,25 @@ def placed(settings: Any, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_thing_that_differs_is_named(made_of: Callable[..., dict[str, Any]], shards: Path, variant: str) -> None:
+def test_each_thing_that_differs_is_named(
+    made_of: Callable[..., dict[str, Any]], unchanged: dict[str, Any], shards: Path, variant: str
+) -> None:
     changes, expected = VARIANTS[variant]
     if variant == "first weights":
         from safetensors.torch import save_file
 
         save_file({"linear.weight": torch.zeros(4, 2), "linear.bias": torch.zeros(4)}, shards / "weights.safetensors")
-    before = made_of()
-    assert compare(before, before, []) == []
-    found = {each.name: each.then for each in compare(before, made_of(placed(changes, shards)), [])}
+    found = {each.name: each.then for each in compare(unchanged, made_of(placed(changes, shards)), [])}
     if expected is None:
         assert found == {"model.scales.box": COUNTS, "model.scales.point": COUNTS}
     else:
         assert found == expected
+
+
+def test_a_run_that_is_made_of_the_same_differs_in_nothing(
+    made_of: Callable[..., dict[str, Any]], unchanged: dict[str, Any]
+) -> None:
+    assert compare(unchanged, made_of(), []) == []
 
 
 def test_a_mixture_is_compared_part_by_part(made_of: Callable[..., dict[str, Any]], shards: Path) -> None:
@@ -180,19 +202,37 @@ def test_a_mixture_is_compared_part_by_part(made_of: Callable[..., dict[str, Any
     assert fates({}) == {"rows": REFUSED, "rows.one": REFUSED, "rows.other": REFUSED}
 
 
-@pytest.fixture
-def fit(
-    layers: Callable[..., list[str]], shards: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+Fit = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def fit(layers: Callable[..., list[str]], shards: Path) -> Fit:
     """`fit(changes, *options)` gives the exit code, and what was printed: the steps, and the rest."""
 
     def run(changes: dict[str, Any] = {}, *options: str) -> tuple[int, str, str]:  # noqa: B006
-        capsys.readouterr()
-        code = main(["fit", *layers(placed(changes, shards)), *options])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            code = main(["fit", *layers(placed(changes, shards)), *options])
+        return code, out.getvalue(), err.getvalue()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def first(fit: Fit, folder: Path) -> str:
+    """The steps that a run of four steps prints; what it leaves is in `first`."""
+    code, steps, _ = fit()
+    assert code == 0
+    shutil.copytree(folder / "run", folder / "first")
+    return steps
+
+
+@pytest.fixture
+def run(first: str, folder: Path) -> Path:
+    """The folder of the run of four steps, as it left it."""
+    for name in ("run", "new"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.copytree(folder / "first", folder / "run")
+    return folder / "run"
 
 
 GO_ON = ("--ckpt_path", "last", "--trainer.max_steps", "7")
@@ -205,11 +245,8 @@ def step_lines(printed: str) -> list[str]:
     return lines
 
 
-def test_a_checkpoint_holds_what_its_run_is_made_of_and_the_same_run_goes_on_in_silence(
-    fit: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    assert fit()[0] == 0
-    content = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)[KEY]
+def test_a_checkpoint_holds_what_its_run_is_made_of_and_the_same_run_goes_on_in_silence(fit: Fit, run: Path) -> None:
+    content = torch.load(run / "checkpoints/last.ckpt", weights_only=True)[KEY]
     assert content["data.batch_size"] == 2 and content["rows"].startswith("16 of shards ")
     code, _, told = fit({}, "--ckpt_path", "last")
     assert code == 0 and "differs" not in told
@@ -219,71 +256,57 @@ def test_a_checkpoint_holds_what_its_run_is_made_of_and_the_same_run_goes_on_in_
     assert row.split()[:3] == ["trainer.max_steps", "4", "6"] and COUNTS in row
 
 
-def test_a_learning_rate_and_a_schedule_that_were_changed_count(fit: Callable[..., tuple[int, str, str]]) -> None:
-    assert fit()[0] == 0
+def test_a_learning_rate_and_a_schedule_that_were_changed_count(fit: Fit, run: Path) -> None:
     code, steps, told = fit({f"{OPTIMIZATION}.lr": 1.0, f"{OPTIMIZATION}.schedule": "linear"}, *GO_ON)
     assert code == 0 and "model.optimization.lr " in told
     lrs = [float(line.split()[3]) for line in step_lines(steps)]
     assert lrs == pytest.approx([1.0 * (1 - step / 7) for step in (4, 5, 6)], rel=1e-5)
 
 
-def test_weight_decay_and_betas_that_were_changed_count(
-    fit: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    assert fit()[0] == 0
+def test_weight_decay_and_betas_that_were_changed_count(fit: Fit, run: Path) -> None:
     assert fit({f"{OPTIMIZATION}.weight_decay": 0.25, f"{OPTIMIZATION}.betas": [0.5, 0.6]}, *GO_ON)[0] == 0
-    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
+    saved = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
     assert {group["weight_decay"] for group in saved["param_groups"]} == {0.25, 0.0}
     assert {tuple(group["betas"]) for group in saved["param_groups"]} == {(0.5, 0.6)}
 
 
 @pytest.mark.parametrize("change", ["seed of the rows", "shards"])
-def test_other_rows_are_refused_in_one_line_unless_asked_for(
-    fit: Callable[..., tuple[int, str, str]], tmp_path: Path, change: str
-) -> None:
-    assert fit()[0] == 0
-    config = (tmp_path / "run/config.yaml").read_text()
+def test_other_rows_are_refused_in_one_line_unless_asked_for(fit: Fit, run: Path, change: str) -> None:
+    config = (run / "config.yaml").read_text()
     code, steps, told = fit(VARIANTS[change][0], *GO_ON)
     assert code == 1 and steps == ""
     assert told.splitlines()[-1].startswith("virtue-pl: fit: rows was 16 of shards ")
     assert "`--allow_changes rows`" in told.splitlines()[-1] and "Traceback" not in told
-    assert (tmp_path / "run/config.yaml").read_text() == config, "a run that was refused leaves no trace"
+    assert (run / "config.yaml").read_text() == config, "a run that was refused leaves no trace"
     code, steps, _ = fit(VARIANTS[change][0], *GO_ON, "--allow_changes", "rows")
     assert code == 0
     begun = [line.partition("rows ")[2] for line in steps.splitlines()]
-    assert "allow_changes" not in (tmp_path / "run/config.yaml").read_text()
-    _, steps, _ = fit({**VARIANTS[change][0], "shared.run": str(tmp_path / "new")}, "--trainer.max_steps", "3")
+    assert "allow_changes" not in (run / "config.yaml").read_text()
+    _, steps, _ = fit({**VARIANTS[change][0], "shared.run": str(run.parent / "new")}, "--trainer.max_steps", "3")
     assert begun == [line.partition("rows ")[2] for line in steps.splitlines()], "they begin with their first row"
 
 
-def test_a_batch_size_that_was_changed_goes_on_with_the_rows_that_are_left(
-    fit: Callable[..., tuple[int, str, str]],
-) -> None:
-    _, first, _ = fit()
+def test_a_batch_size_that_was_changed_goes_on_with_the_rows_that_are_left(fit: Fit, first: str, run: Path) -> None:
     code, second, told = fit({"data.init_args.batch_size": 4}, "--ckpt_path", "last", "--trainer.max_steps", "6")
     assert code == 0 and "data.batch_size" in told
     rows = [row for line in (first + second).splitlines() for row in line.partition("rows ")[2].split()]
     assert len(rows) == 16 and sorted(map(int, rows)) == list(range(16))
 
 
-def test_a_model_of_other_sizes_is_refused_in_one_line(fit: Callable[..., tuple[int, str, str]]) -> None:
-    assert fit()[0] == 0
+def test_a_model_of_other_sizes_is_refused_in_one_line(fit: Fit, run: Path) -> None:
     code, _, told = fit({}, *GO_ON, "--shared.width", "6")
     assert code == 1 and "Traceback" not in told
     assert "(encoder.linear.weight was [4, 2], is [6, 2], and " in told.splitlines()[-1]
     assert any(line.split()[:3] == ["model.encoder.width", "4", "6"] for line in told.splitlines())
 
 
-def test_a_name_that_nothing_is_refused_by_is_refused(fit: Callable[..., tuple[int, str, str]]) -> None:
+def test_a_name_that_nothing_is_refused_by_is_refused(fit: Fit) -> None:
     code, _, told = fit({}, "--allow_changes", "row")
     assert code == 1 and "allow_changes: 'row' is nothing that is refused: did you mean 'rows'?" in told
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on_and_that_is_said(
-    fit: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
-    assert fit()[0] == 0
-    last = tmp_path / "run/checkpoints/last.ckpt"
+def test_a_checkpoint_of_an_earlier_version_goes_on_and_that_is_said(fit: Fit, run: Path) -> None:
+    last = run / "checkpoints/last.ckpt"
     content = torch.load(last, weights_only=True)
     del content[KEY]
     torch.save(content, last)
