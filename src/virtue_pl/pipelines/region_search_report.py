@@ -82,6 +82,8 @@ def search_gallery(gallery: Gallery, indices: Mapping[str, IndexedRow]) -> list[
     scores: dict[str, RetrievalScores] = {}
     documents: dict[str, int] = {}
     for name, row in plan.rows.items():
+        if row.trial_only:
+            continue
         queries, found = gallery.items(row)
         chosen, documents[name] = queries.select(gallery.queries), len(found)
         index = indices.get(name)
