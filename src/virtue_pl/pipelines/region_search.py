@@ -153,12 +153,12 @@ def read_view(where: str, found: Mapping[str, Any]) -> View:
 
 
 class RegionSearch(Runs):
-    """Trains the models that a plan names, embeds the gallery with each, searches it in every way, and reports.
+    """Trains the models that a plan names, and embeds the gallery with each.
 
     Args:
         plan: what to do.
         out: folder of the runs, the embeddings and the report.
-        lightning: runs `fit`, `test` or `predict` with their arguments.
+        lightning: runs `fit` or `test` with their arguments.
 
     Raises VirtueError where something is not there that the quickstart makes.
 
@@ -181,17 +181,14 @@ class RegionSearch(Runs):
                     " the plan"
                 )
 
-    def __call__(self) -> dict[str, Any]:
-        """Do every stage; returns what `report.json` holds."""
-        from virtue_pl.pipelines.region_search_report import report_search
-
+    def __call__(self) -> None:
+        """Train the models and embed the gallery, where that was not done; `report_search` searches and reports."""
         self.stages.expect(self.stage_names())
         made = [
             self.fit_model(name, model) if model.run is not None else content_of(self.checkpoint_of(name))
             for name, model in self.plan.models.items()
         ]
         self.encode(made)
-        return report_search(self)
 
     def stage_names(self) -> list[str]:
         """Return the names of all stages, in order."""
