@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.data.shards.records import Record, Row, read_region
@@ -21,16 +22,26 @@ from virtue_pl.data.streaming.shard_reader import read_shards
 from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.embedder import Embedder
 from virtue_pl.evaluation.retrieval.region_retrieval import RetrievalItems
+from virtue_pl.features.fingerprints import fingerprint_of
+from virtue_pl.models.virtue import Virtue
 from virtue_pl.preprocessing.contrastive_collator import content_id
 from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.preprocessing.input_formatters import CropFormatter
 from virtue_pl.preprocessing.prompts import prompt_region
-from virtue_pl.types import NO_FEATURES, EmbeddingInput, ImageFeatures, Region, VirtueError, VisualPrompt
+from virtue_pl.types import (
+    NO_FEATURES,
+    EmbeddingInput,
+    ImageFeatures,
+    Region,
+    SegmentFeatures,
+    VirtueError,
+    VisualPrompt,
+)
 
 Prompt = Literal["box", "point", "mask", "image", "crop"]
 PROMPTS: tuple[Prompt, ...] = get_args(Prompt)
-IMAGES_AT_ONCE = 16
-"""Images whose items are embedded together."""
+IMAGES_AT_ONCE, ROWS_AT_ONCE = 16, 32
+"""Images that are read, and rows that are embedded, together."""
 
 
 @dataclass(frozen=True)
@@ -175,23 +186,36 @@ def encode_views(
 ) -> dict[tuple[str, View], Float[np.ndarray, "items dim"]]:
     """Return unit embeddings of all images by each embedder in each of its views, in the images' order.
 
-    An image's towers run once for all embedders whose frozen networks are the same, whatever the views; those of its
-    crops run for each embedder that has such a view. advance: is called with each number of images that are done.
+    What is frozen runs once for all embedders that share it and for all texts: the towers for each image and crop, and
+    the segmentation model for each prompt. advance: is called with each number of images that are done.
     """
     parts: dict[tuple[str, View], list[Tensor]] = {(name, view): [] for name in embedders for view in views[name]}
+    groups: dict[str, list[str]] = {}
+    for name, embedder in embedders.items():
+        groups.setdefault(frozen_networks(embedder), []).append(name)
     remaining = iter(images)
     while block := list(islice(remaining, IMAGES_AT_ONCE)):
-        shared: dict[tuple[tuple[str, str], ...], list[GalleryImage]] = {}
-        for name, embedder in embedders.items():
-            networks = tuple(sorted(embedder.collator.fingerprints.items()))
-            if networks not in shared:
-                shared[networks] = with_features(embedder, block)
-            items = [(view, item) for view in views[name] for image in shared[networks] for item in image.items(view)]
-            vectors = embedder.embed([item for _, item in items])
-            for view in views[name]:
-                parts[name, view].append(vectors[[row for row, (its_view, _) in enumerate(items) if its_view == view]])
+        for names in groups.values():
+            wanted = [(name, view) for name in names for view in views[name]]
+            first = embedders[names[0]]
+            with_towers = with_features(first, block)
+            for prompt in dict.fromkeys(view.prompt for _, view in wanted):
+                asked = [(name, view) for name, view in wanted if view.prompt == prompt]
+                items = [item for image in with_towers for item in image.items(View(prompt))]
+                for start in range(0, len(items), ROWS_AT_ONCE):
+                    rows, segments = run_frozen(first, items[start : start + ROWS_AT_ONCE])
+                    for name, view in asked:
+                        parts[name, view].append(encode_rows(embedders[name], rows, segments, view.text))
         advance(len(block))
     return {key: torch.cat(found).numpy() for key, found in parts.items() if found}
+
+
+def frozen_networks(embedder: Embedder) -> str:
+    """Return what is equal for embedders that see images and prompts alike, before the connector."""
+    model = embedder.model
+    segment = [model.prompt_encoder, model.segmentation] if isinstance(model, Virtue) else []
+    fingerprints = sorted(embedder.collator.fingerprints.items())
+    return fingerprint_of(fingerprints, embedder.collator.segment_unprompted, str(embedder.dtype), *segment)
 
 
 @torch.no_grad()
@@ -203,6 +227,30 @@ def with_features(embedder: Embedder, images: Sequence[GalleryImage]) -> list[Ga
         batch = embedder.prepare_batch(items)
     found = dict(zip(batch.images.keys, batch.images.features, strict=True))
     return [replace(image, features=found[image.id]) for image in images]
+
+
+@torch.no_grad()
+def run_frozen(
+    embedder: Embedder, items: Sequence[EmbeddingInput]
+) -> tuple[list[EmbeddingInput], list[SegmentFeatures]]:
+    """Return inputs with their images' features, and the segmentation model's features of each of their prompts."""
+    with embedder.autocast():
+        batch = embedder.prepare_batch(items)
+        prompted = isinstance(embedder.model, Virtue) and len(batch.prompts)
+        segments = embedder.model.segment(batch).split() if prompted else []  # type: ignore[union-attr, operator]
+    found = dict(zip(batch.images.keys, batch.images.features, strict=True))
+    return [replace(item, features=(found[item.image_keys[0]],)) for item in items], segments
+
+
+@torch.no_grad()
+def encode_rows(
+    embedder: Embedder, rows: Sequence[EmbeddingInput], segments: Sequence[SegmentFeatures], text: str
+) -> Float[Tensor, "rows dim"]:
+    """Return unit embeddings of inputs with a text, whose frozen features are there (`run_frozen`)."""
+    batch = embedder.collator.encoder_batch([replace(row, text=text) for row in rows]).to(embedder.device)
+    with embedder.autocast():
+        embeddings = embedder.model.encode(batch.with_images(batch.images, segments))
+    return normalize(embeddings.float(), dim=-1).cpu()
 
 
 @dataclass(frozen=True)

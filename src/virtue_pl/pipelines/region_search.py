@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class SearchModel:
 class SearchRow:
     """One way to search: a model, how queries and documents are embedded, and the kind of index ("exact" for none).
 
+    trial_only: it costs so much that the trial's regions alone are embedded and searched.
+
     Example:
         >>> SearchRow("virtue", View("point"), View("box")).index
         'exact'
@@ -63,6 +66,7 @@ class SearchRow:
     query: View
     documents: View
     index: str = "exact"
+    trial_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,16 @@ class RegionSearchPlan:
                 raise VirtueError(f"plan: there is no row {name!r}, expected some of {', '.join(rows)}")
         if not rows[found["sheet"]["row"]].documents.of_regions:
             raise VirtueError("plan: sheet.row finds whole images, expected a row whose documents are regions")
+        if rows[found["sheet"]["row"]].trial_only:
+            raise VirtueError("plan: sheet.row is of the trial only, expected a row that searches the whole gallery")
         return cls(**{**found, "models": models, "rows": rows})
 
-    def views(self, model: str) -> list[View]:
-        """Return every view in which a model embeds the gallery."""
+    def views(self, model: str, of_trial: bool) -> list[View]:
+        """Return every view in which a model embeds the whole gallery, or those in which it embeds the trial alone."""
         rows = [row for row in self.rows.values() if row.model == model]
-        return list(dict.fromkeys(view for row in rows for view in (row.documents, row.query)))
+        found = [(row.trial_only, view) for row in rows for view in (row.documents, row.query)]
+        whole = dict.fromkeys(view for trial_only, view in found if not trial_only)
+        return list(dict.fromkeys(view for _, view in found if view not in whole)) if of_trial else list(whole)
 
 
 def read_model(name: str, found: Mapping[str, Any]) -> SearchModel:
@@ -123,7 +131,7 @@ def read_row(name: str, found: Mapping[str, Any], models: Mapping[str, SearchMod
     """Return a row of a plan. Raises VirtueError for other keys, a model that is not there, or an impossible view."""
     if not {"model", "query", "documents"} <= found.keys() <= {field.name for field in fields(SearchRow)}:
         raise VirtueError(
-            f"plan: row {name} has {sorted(found)}, expected model, query and documents, and perhaps index"
+            f"plan: row {name} has {sorted(found)}, expected model, query and documents, and perhaps index, trial_only"
         )
     if found["model"] not in models:
         raise VirtueError(f"plan: row {name} has the model {found['model']!r}, expected one of {', '.join(models)}")
@@ -145,12 +153,12 @@ def read_view(where: str, found: Mapping[str, Any]) -> View:
 
 
 class RegionSearch(Runs):
-    """Trains the models that a plan names, embeds the gallery with each, searches it in every way, and reports.
+    """Trains the models that a plan names, and embeds the gallery with each.
 
     Args:
         plan: what to do.
         out: folder of the runs, the embeddings and the report.
-        lightning: runs `fit`, `test` or `predict` with their arguments.
+        lightning: runs `fit` or `test` with their arguments.
 
     Raises VirtueError where something is not there that the quickstart makes.
 
@@ -173,17 +181,14 @@ class RegionSearch(Runs):
                     " the plan"
                 )
 
-    def __call__(self) -> dict[str, Any]:
-        """Do every stage; returns what `report.json` holds."""
-        from virtue_pl.pipelines.region_search_report import report_search
-
+    def __call__(self) -> None:
+        """Train the models and embed the gallery, where that was not done; `report_search` searches and reports."""
         self.stages.expect(self.stage_names())
         made = [
             self.fit_model(name, model) if model.run is not None else content_of(self.checkpoint_of(name))
             for name, model in self.plan.models.items()
         ]
         self.encode(made)
-        return report_search(self)
 
     def stage_names(self) -> list[str]:
         """Return the names of all stages, in order."""
@@ -221,20 +226,35 @@ class RegionSearch(Runs):
 
     def encode(self, made_from: Sequence[Any]) -> None:
         """Embed the gallery with each model in each of its views, if it was not."""
-        views = {name: self.plan.views(name) for name in self.plan.models}
-        about = [tensor_name(name, view) for name, found in views.items() for view in found]
+        about = [
+            [of_trial, tensor_name(name, view)]
+            for name in self.plan.models
+            for of_trial in (False, True)
+            for view in self.plan.views(name, of_trial)
+        ]
         sets = {name: content_of(folder) for name, folder in self.folders.items()}
-        self.stages.run("embed", [*made_from, about, sets], self.vectors, lambda _: self.write_vectors(views))
+        self.stages.run(
+            "embed", [*made_from, about, sets, self.plan.trial], self.vectors, lambda _: self.write_vectors()
+        )
 
-    def write_vectors(self, views: Mapping[str, Sequence[View]]) -> None:
-        """Embed the gallery, and write the vectors, with each embedder's fingerprint."""
-        embedders = {name: Embedder.from_pretrained(self.checkpoint_of(name)) for name in views}
-        folders = open_gallery(self.folders)
-        total = sum(folder.manifest.images for folder in folders.values())
+    def write_vectors(self) -> None:
+        """Embed the gallery, and what is of the trial alone; write the vectors with each embedder's fingerprint."""
+        embedders = {name: Embedder.from_pretrained(self.checkpoint_of(name)) for name in self.plan.models}
+        trial = trial_images(
+            ((image.set_name, image.id, len(image.regions)) for image in self.images()), self.plan.trial
+        )
+        total = sum(folder.manifest.images for folder in open_gallery(self.folders).values())
+        found: dict[tuple[str, View], np.ndarray] = {}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task("images embedded", total=total)
-            found = encode_views(embedders, read_gallery(folders), views, lambda done: progress.advance(task, done))
+            for of_trial in (False, True):
+                views = {name: self.plan.views(name, of_trial) for name in embedders}
+                chosen = {name: embedder for name, embedder in embedders.items() if views[name]}
+                if not chosen:
+                    continue
+                task = progress.add_task("images embedded", total=len(trial) if of_trial else total)
+                images = (image for image in self.images() if image.id in trial or not of_trial)
+                found |= encode_views(chosen, images, views, lambda done, task=task: progress.advance(task, done))  # type: ignore[misc]
         fingerprints = {name: embedder.fingerprint() for name, embedder in embedders.items()}
         with replace_whole(self.vectors) as temporary:
             save_file({tensor_name(*key): vectors for key, vectors in found.items()}, temporary, fingerprints)
@@ -264,7 +284,7 @@ class Gallery:
     """The items of a study's gallery, and its rows' embeddings.
 
     regions, images: what is described of both, in the order of the embeddings. queries: the regions that have something
-    to find, an image of another scene with the same object, whichever row is asked.
+    to find, an image of another scene with the same object, whichever row is asked. trial: the images of the trial.
 
     Example:
         >>> gallery = Gallery(study)  # doctest: +SKIP
@@ -283,34 +303,61 @@ class Gallery:
                 " nothing to find: name larger sets in the plan's `gallery`"
             )
 
+        counts = Counter(item.image for item in self.regions)
+        about = ((item.set_name, item.image, counts[item.image]) for item in self.images)
+        self.trial = trial_images(about, study.plan.trial)
+
     def trial_regions(self, set_name: str) -> list[int]:
-        """Return the first regions of a set, as many as the plan's `trial`, in whole images."""
-        found = [number for number, item in enumerate(self.regions) if item.set_name == set_name]
-        found = found[: self.study.plan.trial]
-        last = {self.regions[number].image for number in found[-1:]}
-        cut = [number for number in found if self.regions[number].image in last]
-        whole = sum(item.image in last for item in self.regions)
-        return found if len(cut) == whole else found[: len(found) - len(cut)]
+        """Return the regions of a set's images in the trial."""
+        return [
+            number for number, item in enumerate(self.regions) if item.set_name == set_name and item.image in self.trial
+        ]
 
     def items(self, row: SearchRow) -> tuple[RetrievalItems, RetrievalItems]:
         """Return all regions as a row's queries, and its documents: all regions, or all images.
 
-        A region whose query is its whole image has that image's embedding.
+        A region whose query is its whole image has that image's embedding. Those of a row of the trial alone are not a
+        number outside of it.
         """
-        found = self.study.read_vectors(row.model, row.query)
+        found = self.vectors(row, row.query)
         if not row.query.of_regions:
             numbers = {item.image: number for number, item in enumerate(self.images)}
             found = found[[numbers[item.image] for item in self.regions]]
         documents = self.regions if row.documents.of_regions else self.images
-        return (
-            to_retrieval(self.regions, found),
-            to_retrieval(documents, self.study.read_vectors(row.model, row.documents)),
-        )
+        return to_retrieval(self.regions, found), to_retrieval(documents, self.vectors(row, row.documents))
+
+    def vectors(self, row: SearchRow, view: View) -> np.ndarray:
+        """Return the embeddings of all regions, or images, in a view of a row."""
+        found = self.study.read_vectors(row.model, view)
+        if view in self.study.plan.views(row.model, of_trial=False):
+            return found
+        items = self.regions if view.of_regions else self.images
+        whole = np.full((len(items), found.shape[1]), np.nan, dtype=np.float32)
+        whole[[item.image in self.trial for item in items]] = found
+        return whole
 
     def documents(self, row: SearchRow, images: set[str]) -> list[int]:
         """Return the documents of a row that are of the given images."""
         items: Sequence[GalleryItem] = self.regions if row.documents.of_regions else self.images
         return [number for number, item in enumerate(items) if item.image in images]
+
+
+def trial_images(images: Iterable[tuple[str, str, int]], regions: int) -> set[str]:
+    """Return the first images of each set that have at most so many regions together.
+
+    images: the set, the name and the number of regions of each.
+
+    Example:
+        >>> sorted(trial_images([("seen", "a", 2), ("seen", "b", 2), ("seen", "c", 2), ("new", "d", 2)], regions=5))
+        ['a', 'b', 'd']
+    """
+    found: set[str] = set()
+    counts: Counter[str] = Counter()
+    for set_name, image, count in images:
+        counts[set_name] += count
+        if counts[set_name] <= regions:
+            found.add(image)
+    return found
 
 
 def tensor_name(model: str, view: View) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,19 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from virtue_pl.apps.contact_sheet import ImageFolder, write_contact_sheet
-from virtue_pl.apps.region_gallery import GalleryImage
+from virtue_pl.apps.region_gallery import GalleryImage, to_retrieval
 from virtue_pl.evaluation.reports.report_files import write_bytes, write_json, write_text
 from virtue_pl.evaluation.reports.retrieval_report import RetrievalTable, retrieval_markdown, retrieval_page
-from virtue_pl.evaluation.reports.tables import TerminalTable
+from virtue_pl.evaluation.reports.tables import Grid, TerminalTable, TitledTable, figure
 from virtue_pl.evaluation.retrieval.region_retrieval import (
     DEPTHS,
     RetrievalScores,
+    findable_queries,
     nearest_items,
     score_found,
     score_retrieval,
 )
+from virtue_pl.evaluation.statistics.compare import RANKING
 from virtue_pl.evaluation.statistics.retrieval_estimates import estimate_retrieval, retrieval_differences
-from virtue_pl.evaluation.statistics.summary import context
+from virtue_pl.evaluation.statistics.summary import Results, context, standard_errors
 from virtue_pl.pipelines.plan import content_of
 from virtue_pl.pipelines.region_search import Gallery, RegionSearch, SearchRow
 from virtue_pl.preprocessing.requests import RequestRow
@@ -36,6 +39,8 @@ from virtue_pl.types.fingerprints import hash_values, library_versions
 TRIAL, WHOLE = "trial", "gallery"
 """Names of the two searches: each set's first regions by themselves, and all scenes of all sets."""
 ROWS, INDEX, IMAGES, SHEET = "regions.parquet", "index", "images", "hits.png"
+MODE = "box"
+"""Mode in which captions are ranked, to see that models have not forgotten them."""
 COLUMNS = {"name": pa.string(), "set": pa.string()}
 """Columns of the index beside those of every index."""
 
@@ -48,12 +53,14 @@ def report_search(study: RegionSearch) -> dict[str, Any]:
     if plan.trial:
         searches = {TRIAL: search_trial(gallery), **searches}
     found = [table for tables in searches.values() for table in tables]
+    captions = caption_tests(study)
+    tables = [*(table for each in found for table in each.tables()), *caption_tables(captions)]
     notes = [*gallery_notes(gallery), *(index.note() for index in indices.values())]
     report = {
         "results": {name: [as_json(table) for table in tables] for name, tables in searches.items()},
         "gallery": gallery_facts(gallery),
         "indices": {name: index.facts() for name, index in indices.items()},
-        "tests": {name: study.report_of(name)["results"] for name, model in plan.models.items() if model.test},
+        "captions": captions,
         "models": {
             name: {"checkpoint": str(study.checkpoint_of(name)), "fingerprint": study.fingerprint_of_model(name)}
             for name in plan.models
@@ -64,10 +71,10 @@ def report_search(study: RegionSearch) -> dict[str, Any]:
         | {"libraries": library_versions(("numpy", "lancedb", "pyarrow"))},
     }
     write_json(out / "report.json", report)
-    write_text(out / "report.md", retrieval_markdown(found, notes))
+    write_text(out / "report.md", retrieval_markdown(tables, notes))
     draw_hits(gallery, out / SHEET)
-    write_text(out / "report.html", retrieval_page(found, notes, out / SHEET))
-    for table in (table for each in found for table in each.tables()):
+    write_text(out / "report.html", retrieval_page(found, tables, notes, out / SHEET))
+    for table in tables:
         study.console.print(TerminalTable(f"{table.title}, {table.caption}", table.cells))
     for note in notes:
         study.console.print(note, highlight=False, markup=False)
@@ -81,6 +88,8 @@ def search_gallery(gallery: Gallery, indices: Mapping[str, IndexedRow]) -> list[
     scores: dict[str, RetrievalScores] = {}
     documents: dict[str, int] = {}
     for name, row in plan.rows.items():
+        if row.trial_only:
+            continue
         queries, found = gallery.items(row)
         chosen, documents[name] = queries.select(gallery.queries), len(found)
         index = indices.get(name)
@@ -105,11 +114,9 @@ def search_trial(gallery: Gallery) -> list[RetrievalTable]:
     for set_name in plan.gallery:
         trial = gallery.trial_regions(set_name)
         within = {gallery.regions[number].image for number in trial}
-        names = Counter(name for number in trial for name in gallery.regions[number].names)
-        images_of: dict[str, set[str]] = {}
-        for number in trial:
-            images_of.setdefault(next(iter(gallery.regions[number].names)), set()).add(gallery.regions[number].image)
-        asked = [number for number in trial if len(images_of[next(iter(gallery.regions[number].names))]) > 1]
+        names = {name for number in trial for name in gallery.regions[number].names}
+        blank = to_retrieval([gallery.regions[number] for number in trial], np.zeros((len(trial), 1), np.float32))
+        asked = [trial[number] for number in findable_queries(blank, blank)]
         if not asked:
             continue
         scores: dict[str, RetrievalScores] = {}
@@ -147,6 +154,32 @@ def result_table(
     }
     estimates = {name: estimate_retrieval(found, its_images) for name, found in chosen.items()}
     return RetrievalTable(title, estimates, differences, plan.differences, documents)
+
+
+def caption_tests(study: RegionSearch) -> dict[str, Results]:
+    """Return the results of models on captions, by model: those of the study's own tests, and of a checkpoint's run.
+
+    They say what learning to search by region has cost where the models were trained before.
+    """
+    found: dict[str, Results] = {}
+    for name, model in study.plan.models.items():
+        path = study.checkpoint_of(name).parents[1] / "report.json"
+        if (model.test or model.checkpoint is not None) and path.is_file():
+            found[name] = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return found
+
+
+def caption_tables(tests: Mapping[str, Results]) -> list[TitledTable]:
+    """Return a table of the captions that models rank first, in the mode "box", where a test has it."""
+    tasks = dict.fromkeys(task for results in tests.values() for task, modes in results.items() if MODE in modes)
+    lines = []
+    for name, results in tests.items():
+        rows = [results.get(task, {}).get(MODE) for task in tasks]
+        cells = ["" if row is None else figure(row[RANKING], standard_errors(row)[RANKING]) for row in rows]
+        lines.append([name, *cells, str(max((row["n"] for row in rows if row is not None), default=""))])
+    caption = f"{RANKING} with a box, % ± standard error over queries, each row of one training"
+    columns = ["model", *(task.rpartition("/")[2] for task in tasks), "n"]
+    return [TitledTable("Captions", Grid(columns, lines, set()), caption)] if tasks else []
 
 
 def as_json(table: RetrievalTable) -> dict[str, Any]:

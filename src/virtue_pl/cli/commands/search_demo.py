@@ -22,8 +22,11 @@ def main(argv: list[str]) -> int:
 
         from virtue_pl.cli import lightning
         from virtue_pl.pipelines.region_search import RegionSearch, RegionSearchPlan
+        from virtue_pl.pipelines.region_search_report import report_search
 
-    RegionSearch(RegionSearchPlan.read(arguments.plan), arguments.out, lightning.main, Console())()
+    study = RegionSearch(RegionSearchPlan.read(arguments.plan), arguments.out, lightning.main, Console())
+    study()
+    report_search(study)
     return 0
 
 

@@ -76,19 +76,23 @@ def result_grid(rows: Mapping[str, RetrievalEstimate], documents: Mapping[str, i
     return Grid(["row", *METRICS, "chance", "documents", "n"], lines, set())
 
 
-def retrieval_markdown(results: Sequence[RetrievalTable], notes: Sequence[str]) -> str:
-    """Return the tables and notes as Markdown."""
-    tables = [markdown_table(*table) for each in results for table in each.tables()]
-    return "\n".join(["# Search by region", "", *(f"- {note}" for note in notes), "", *tables])
+def retrieval_markdown(tables: Sequence[TitledTable], notes: Sequence[str]) -> str:
+    """Return tables and notes as Markdown."""
+    written = [markdown_table(*table) for table in tables]
+    return "\n".join(["# Search by region", "", *(f"- {note}" for note in notes), "", *written])
 
 
-def retrieval_page(results: Sequence[RetrievalTable], notes: Sequence[str], sheet: Path | None) -> str:
-    """Return the tables, plots and notes as a page, which refers to no other file. sheet: an image of hits."""
+def retrieval_page(
+    results: Sequence[RetrievalTable], tables: Sequence[TitledTable], notes: Sequence[str], sheet: Path
+) -> str:
+    """Return plots of the results, tables and notes as a page, which refers to no other file.
+
+    sheet: an image of queries with their hits.
+    """
     parts = ["<h1>Search by region</h1>", note_list(notes), "<h2>Plots</h2>", *(each.plot() for each in results)]
-    parts += ["<h2>Tables</h2>", *(html_table(table) for each in results for table in each.tables())]
-    if sheet is not None:
-        encoded = base64.b64encode(sheet.read_bytes()).decode()
-        parts += [f"<h2>Hits</h2><p>{escape(SHEET)}</p>", f'<img src="data:image/png;base64,{encoded}" alt="hits">']
+    parts += ["<h2>Tables</h2>", *map(html_table, tables)]
+    encoded = base64.b64encode(sheet.read_bytes()).decode()
+    parts += [f"<h2>Hits</h2><p>{escape(SHEET)}</p>", f'<img src="data:image/png;base64,{encoded}" alt="hits">']
     return page("Search by region", parts)
 
 
