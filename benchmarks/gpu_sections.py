@@ -343,11 +343,11 @@ def in_bfloat16(setting: Setting) -> Callable[[], AbstractContextManager[Any]]:
 def rates(setting: Setting, tokens: float, flops: float) -> dict[str, float | None]:
     """Return tokens and teraflops a second, the share of the device's peak, where that is known, and peak memory."""
     device = torch.device(setting.device)
-    known = find_device(device_name(device))
+    data_sheet = find_device(device_name(device))
     return {
         "tokens_per_second": round(tokens, 1),
         "model_tflops": round(flops / 1e12, 4),
-        "mfu": None if known is None else round(flops / known.peak(torch.bfloat16), 4),
+        "mfu": None if data_sheet is None else round(flops / data_sheet.peak(torch.bfloat16), 4),
         "peak_bytes": peak_memory(device),
     }
 
