@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablations test test-matrix test-resume test-gpu test-network fuzz lint types bench figure format clean
+.PHONY: help setup quickstart ablations test test-apps test-browser test-ray test-matrix test-resume test-gpu test-network fuzz lint types bench figure format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -21,8 +21,18 @@ quickstart: $(STAMP) ## fetch images, write scenes, train, and print what a visu
 ablations: $(STAMP) ## after the quickstart: train its ablations, and print and plot what each part is worth
 	env -u OMP_NUM_THREADS $(BIN)/virtue-pl ablations --plan configs/studies/ablations.yaml
 
-test: $(STAMP) ## all tests
+test: $(STAMP) ## all tests but those below
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-apps: $(STAMP) ## encoding, searching and serving, and a small load on a server; ARGS="-k NAME" for some of its tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "apps and not ray" tests/apps tests/search tests/cli/commands $(ARGS)
+	$(BIN)/python benchmarks/serve.py --small < /dev/null
+
+test-browser: $(STAMP) ## the page in Debian's Chromium (sudo apt-get install chromium)
+	$(BIN)/python -m pytest -q -m browser tests/browser $(ARGS)
+
+test-ray: $(STAMP) ## encoding and indexing on two nodes of Ray on this machine
+	PYTHONPATH=tests $(BIN)/python -m pytest -q -m ray tests/apps/encoding/test_ray_engine.py $(ARGS)
 
 test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation backbone
 	$(BIN)/python -m pytest -q -m "matrix or not matrix" tests/integration/matrix $(ARGS)
@@ -31,7 +41,7 @@ test-resume: $(STAMP) ## runs that are stopped and go on, every pair of how and 
 	PYTHONPATH=tests $(BIN)/python tests/resume/run.py $(ARGS)
 
 test-gpu: $(STAMP) ## what runs on a GPU; skipped, with one line that says so, where there is none
-	$(BIN)/python -m pytest -q -m gpu tests/gpu $(ARGS)
+	$(BIN)/python -m pytest -q -r fE -m gpu tests/gpu $(ARGS)
 
 test-network: $(STAMP) ## the documented commands that download something, and the whole quickstart
 	$(BIN)/python -m pytest -q -m network tests/docs $(ARGS)
@@ -56,6 +66,7 @@ bench: $(STAMP) ## what is measured, as JSON
 	$(BIN)/python benchmarks/bulk_encode.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/serve.py
 
 figure: $(STAMP) ## after the quickstart: a figure of what its model says of boxes on a photograph
 	env -u OMP_NUM_THREADS $(BIN)/python docs/figure.py --model runs/quickstart/virtue/checkpoints/last.ckpt

@@ -91,9 +91,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     source: Any = build(Path(options.folder), options.precision).eval()
     model: Any = source
     if options.child == "baseline":
-        from published import Published
+        from published import Published, load_stock_vlm
 
-        model = Published(source, Path(options.folder), torch.float32).eval()
+        model = Published(source, load_stock_vlm(Path(options.folder))).eval()
     else:
         keep_freed_memory()
     batch = queries(source, range(ROWS))

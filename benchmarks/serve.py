@@ -2,8 +2,11 @@
 
 One thread for each of the two, in processes of their own. Prints one JSON object. `cpu_ratio`: CPU seconds of the bare
 loop, 16 rows at once (or one by one), over those of the server's process at so many clients; more than 1 is less than
-the loop takes. `overload`: more rows than the queue holds, for so many seconds. `malformed`: damaged requests.
-`shutdown`: SIGTERM under load; "broken" are requests that got half an answer, "refused" those that never came in.
+the loop takes. `batching_gain`: CPU seconds of a query of one client over those of one of sixteen. `search`: an index
+of random vectors, from the shell and over one connection. `overload`: more rows than the queue holds, for so many
+seconds. `malformed`: damaged requests. `shutdown`: SIGTERM under load; "broken" are requests that the server closed
+before it read them, "refused" those that never came in; `admitted` is counted by the server. `bars`: what must hold;
+the exit code is 1 where one does not, but for those of times with --small.
 
     python benchmarks/serve.py --small
     python benchmarks/serve.py --model runs/quickstart/virtue/checkpoints/last.ckpt
@@ -20,25 +23,38 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from latency import load
 from PIL import Image
 
+from virtue_pl.apps.server.index_search import SearchIndex, search_routes
 from virtue_pl.apps.server.options import Limits, ServerOptions
 from virtue_pl.apps.server.run import bind, make_server, run_server
+from virtue_pl.apps.server.service import Service
 from virtue_pl.cli.memory import keep_freed_memory
+from virtue_pl.embedder import Embedder
+from virtue_pl.search import EncodedRow, EncodingFacts, VectorIndex, row_schema, to_table
 
 CLIENTS, QUEUED_ROWS, OVERLOAD_ROWS = 16, 32, 8
+THROUGHPUT, GROWTH_MIB = 0.9, 32
+"""Bars of the ratio of CPU seconds, and of the memory's growth in the second half of the overload."""
+SHELL_SECONDS = 0.5
+"""The bar of a search through the server, as a process from the shell."""
+TIMES = ("throughput", "batching_gains", "search_from_the_shell")
+"""Bars that depend on times, which a small run on a busy machine may miss."""
 SIZE = (240, 320)
 JSON_TYPE = {"content-type": "application/json"}
 
@@ -52,7 +68,28 @@ def main() -> None:
     if options.child == "bare":
         print(json.dumps(measure_bare(options)))
         return
-    print(json.dumps(measure(options), indent=1))
+    report = measure(options)
+    report["bars"] = find_bars(report)
+    print(json.dumps(report, indent=1))
+    missed = [name for name, holds in report["bars"].items() if not holds and not (options.small and name in TIMES)]
+    if missed:
+        sys.exit(f"serve.py: {', '.join(missed)} of `bars` do not hold")
+
+
+def find_bars(report: dict[str, Any]) -> dict[str, bool]:
+    """What must hold, by name."""
+    shutdown = report["shutdown"]
+    return {
+        "throughput": report["cpu_ratio_to_16_at_once"] >= THROUGHPUT,
+        "batching_gains": report["batching_gain"] > 1,
+        "search_from_the_shell": report["search"]["shell_seconds"] <= SHELL_SECONDS,
+        "only_200_429_503": report["overload"]["only_200_429_503"],
+        "memory_flat": report["overload"]["memory_mib"]["grown"] <= GROWTH_MIB,
+        "no_server_error": report["malformed"]["server_errors"] == 0,
+        "alive_behind_malformed_requests": report["malformed"]["alive"],
+        "accepted_requests_are_answered": shutdown["admitted"] == shutdown["answers"].get("200", 0) > 0,
+        "clean_exit": shutdown["exit_code"] == 0,
+    }
 
 
 def parse() -> argparse.Namespace:
@@ -65,6 +102,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=16, help="of a batch")
     parser.add_argument("--seconds", type=float, default=60, help="of overload")
+    parser.add_argument("--index_rows", type=int, default=20_000, help="of random vectors, that are searched")
     parser.add_argument("--malformed", type=int, default=10_000)
     parser.add_argument(
         "--small", action="store_true", help="48 queries, a round, 5 seconds and 300 malformed requests"
@@ -73,6 +111,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.small:
         options.queries, options.rounds, options.seconds, options.malformed = 48, 1, 5.0, 300
+        options.index_rows = 2000
     return options
 
 
@@ -110,18 +149,40 @@ def serve(options: argparse.Namespace) -> None:
     keep_freed_memory()
     limits = Limits(queued_rows=QUEUED_ROWS, request_rows=QUEUED_ROWS)
     listening, failures = bind("127.0.0.1", 0), []
-    port = listening.getsockname()[1]
-    server = make_server(
-        lambda: load(options), ServerOptions(limits=limits), failures, announce=lambda _: print(port, flush=True)
-    )
-    run_server(server, failures, listening)
+    port, embedder = listening.getsockname()[1], load(options)
+
+    def start(service: Service) -> None:
+        service.start(embedder)
+        print(port, flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        index = SearchIndex(write_index(Path(folder), embedder, options.index_rows))
+        index.check(embedder)
+        options_of_server = ServerOptions(limits=limits)
+        server = make_server(start, options_of_server, failures, lambda service: [search_routes(service, index)])
+        run_server(server, failures, listening)
+    found = server.service.metrics.registry.get_sample_value("virtue_admitted_requests_total")
+    print(int(found or 0), flush=True)
+
+
+def write_index(folder: Path, embedder: Embedder, count: int) -> str:
+    """An index of random vectors, as if the model had encoded them."""
+    vectors = np.random.default_rng(0).normal(size=(count, embedder.embed_dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = [
+        EncodedRow(f"{number}.jpg", f"{number}.jpg", vector, f"{number}.jpg") for number, vector in enumerate(vectors)
+    ]
+    facts = EncodingFacts(embedder.fingerprint(), "random vectors", embedder.embed_dim)
+    pq.write_table(to_table(rows, row_schema(facts)), folder / "rows.parquet")
+    VectorIndex.build(folder / "rows.parquet", folder / "index")
+    return str(folder / "index")
 
 
 @contextmanager
 def running(options: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The server's process, and its URL once it is ready."""
     same = ["--device", options.device, "--dtype", options.dtype, "--model", options.model] if options.model else []
-    command = [sys.executable, __file__, "--child", "server", *same]
+    command = [sys.executable, __file__, "--child", "server", "--index_rows", str(options.index_rows), *same]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -144,6 +205,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         report["rounds"] = rounds
         for key in ("cpu_ratio_to_16_at_once", "cpu_ratio_to_one_by_one", "batching_gain"):
             report[key] = sorted(one[key] for one in rounds)[len(rounds) // 2]
+        report["search"] = measure_search(url, options.index_rows)
         report["overload"] = overload(process, url, options.seconds)
         report["malformed"] = send_malformed(url, options.malformed)
         report["shutdown"] = shut_down(process, url)
@@ -198,6 +260,27 @@ def send_all(url: str, bodies: list[dict[str, Any]], clients: int, pid: int | No
     return found | {f"p{share}_ms": float(np.percentile(latencies, share)) * 1000 for share in (50, 99)}
 
 
+def measure_search(url: str, rows: int) -> dict[str, Any]:
+    """Searches from the shell, a process each, and over one connection."""
+    command = [sys.executable, "-m", "virtue_pl", "search", "--server", url, "--text", "a red cup"]
+    shells = []
+    for _ in range(5):
+        before, started = os.times(), time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        wall, after = time.perf_counter() - started, os.times()
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        shells.append((wall, cpu))
+    seconds = []
+    with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+        for number in range(50):
+            started = time.perf_counter()
+            assert client.post("/v1/search", json={"query": f"thing number {number}"}).status_code == 200
+            seconds.append(time.perf_counter() - started)
+    wall, cpu = (float(np.median(each)) for each in zip(*shells, strict=True))
+    found = {"rows": rows, "shell_seconds": wall, "shell_cpu_seconds": cpu}
+    return found | {f"p{share}_ms": float(np.percentile(seconds, share)) * 1000 for share in (50, 99)}
+
+
 def overload(process: subprocess.Popen[str], url: str, seconds: float) -> dict[str, Any]:
     """Have every client ask for so many rows that the queue is always full."""
     body = json.dumps({"input": [f"text number {number}" for number in range(OVERLOAD_ROWS)]})
@@ -213,12 +296,12 @@ def overload(process: subprocess.Popen[str], url: str, seconds: float) -> dict[s
                     memory.append(resident_mib(process.pid))
 
     run_threads(ask, CLIENTS)
-    half = memory[len(memory) // 2 :]
+    middle, last = (float(np.median(part)) for part in np.array_split(memory, 4)[1::2])
     return {
         "seconds": seconds,
         "statuses": dict(statuses),
         "only_200_429_503": set(statuses) <= {"200", "429", "503"},
-        "memory_mib": {"before": memory[0], "at_half": half[0], "after": memory[-1]},
+        "memory_mib": {"before": memory[0], "second_quarter": middle, "last_quarter": last, "grown": last - middle},
     }
 
 
@@ -229,6 +312,9 @@ def send_malformed(url: str, count: int) -> dict[str, Any]:
         None,
         True,
         -1,
+        1e308,
+        float("nan"),
+        float("inf"),
         10**400,
         "",
         "a",
@@ -246,7 +332,9 @@ def send_malformed(url: str, count: int) -> dict[str, Any]:
         ("/v1/embeddings", {"input": ["a", "b"], "dimensions": 4}),
         ("/v1/embeddings", {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "a"}]}]}),
         ("/v2/embed", {"texts": ["a"], "input_type": "search_query", "embedding_types": ["float"]}),
-        ("/v1/masks", {"image": query["image"], "regions": query["regions"]}),
+        ("/v1/embeddings", {"input": [{**query, "uuid": "a", "regions_as": "each"}], "encoding_format": "base64"}),
+        ("/v1/search", {"query": [query, "a cat"], "k": 3, "filter": "region IS NULL", "exact": True}),
+        ("/v1/masks", {"image": query["image"], "regions": query["regions"], "uuid": "a"}),
     ]
     statuses: Counter[str] = Counter()
     with httpx.Client(base_url=url, timeout=120, trust_env=False, headers=JSON_TYPE) as client:
@@ -273,9 +361,9 @@ def spots(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def shut_down(process: subprocess.Popen[str], url: str) -> dict[str, Any]:
-    """Send SIGTERM under load; count the requests that got an answer, half of one, or were not let in."""
+    """Send SIGTERM under load; count the requests that were admitted, got an answer, or were not let in."""
     found: Counter[str] = Counter()
-    stopping = threading.Event()
+    before = read_counter(url, "virtue_admitted_requests_total")
     body = json.dumps({"input": ["one", "two"]})
 
     def ask(number: int) -> None:
@@ -292,10 +380,18 @@ def shut_down(process: subprocess.Popen[str], url: str) -> dict[str, Any]:
                     found["broken"] += 1
                     return
 
-    timer = threading.Timer(1.5, lambda: (stopping.set(), os.kill(process.pid, signal.SIGTERM)))
+    timer = threading.Timer(1.5, lambda: os.kill(process.pid, signal.SIGTERM))
     timer.start()
     run_threads(ask, CLIENTS)
-    return {"answers": dict(found), "exit_code": process.wait(60)}
+    assert process.stdout is not None
+    admitted = int(process.stdout.readline()) - before
+    return {"admitted": admitted, "answers": dict(found), "exit_code": process.wait(60)}
+
+
+def read_counter(url: str, name: str) -> int:
+    """Return a counter of the server's metrics."""
+    lines = httpx.get(f"{url}/metrics", trust_env=False).text.splitlines()
+    return next(int(float(line.split()[1])) for line in lines if line.startswith(f"{name} "))
 
 
 def run_threads(function: Callable[[int], None], count: int) -> None:

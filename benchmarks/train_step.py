@@ -218,11 +218,11 @@ def strategy(chunk_size: str) -> FullBatch | GradientCache:
 def baseline_step(
     folder: Path, options: argparse.Namespace, stages: Stages
 ) -> tuple[torch.nn.Module, Callable[[], float]]:
-    from published import Published
+    from published import Published, load_stock_vlm
 
     source = build(folder, "float32")
     batch = pair_batch(source, options.batch_size)
-    model: Any = Published(source, folder, torch.float32).train()
+    model: Any = Published(source, load_stock_vlm(folder)).train()
     model.sam.eval()
     model.vlm.model.visual.eval()
     del source

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
+
+TESTS = Path(__file__).parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WDS_SECURE"] = "1"
@@ -24,12 +27,29 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of MTEB and of searches last: they start threads that a process that is forked later waits for.
+APPS = (
+    "apps/",
+    "search/",
+    *(f"cli/commands/test_{name}.py" for name in ("encode", "index", "search", "serve")),
+)
+"""Folders and files whose tests have the marker `apps`, and are run by `make test-apps` in place of `make test`."""
 
-    MTEB imports polars, an index lancedb.
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `APPS`, and put those of MTEB and of searches last.
+
+    The latter start threads that a process that is forked later waits for: MTEB imports polars, an index lancedb; Ray
+    has threads of its own.
     """
-    last = ("integrations/test_mteb.py", "search/*.py", "commands/test_index.py", "commands/test_search.py")
+    for item in items:
+        path = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
+        if path.startswith(APPS):
+            item.add_marker(pytest.mark.apps)
+    last = (
+        *("integrations/*.py", "integration/test_same_embeddings.py"),
+        *("search/*.py", "commands/test_index.py", "commands/test_search.py", "*ray*.py"),
+    )
     items.sort(key=lambda item: any(item.path.match(name) for name in last))
 
 

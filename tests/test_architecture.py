@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "virtue_pl"
 
 LAYERS = (
     {"types", "preprocessing"},
-    {"backbones", "engine", "losses", "metrics", "features"},
+    {"backbones", "engine", "losses", "metrics", "features", "cluster"},
     {"models", "adapters"},
     {"checkpoints", "embedder"},
     {"evaluation", "search", "integrations", "parity"},

@@ -9,9 +9,9 @@ import pytest
 
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "src" / "virtue_pl"
-OTHER_FOLDERS = {"fixtures", "fuzz", "resume", "gpu", "integration", "golden", "docs"}
+OTHER_FOLDERS = {"fixtures", "fuzz", "resume", "gpu", "integration", "golden", "docs", "benchmarks", "browser"}
 """Folders beside the mirror: makers of models and files, what `make fuzz` and `make test-resume` run, tests of a
-GPU, tests across packages, recorded outputs, tests of pages.
+GPU, tests across packages, recorded outputs, tests of pages, of the scripts in benchmarks/, and of `virtue-pl demo`.
 """
 OF_THE_REPOSITORY = {
     *("test_architecture", "test_docstrings", "test_environment", "test_faces", "test_mirror", "test_vocabulary"),

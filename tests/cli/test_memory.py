@@ -97,3 +97,14 @@ def test_a_command_starts_anew_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(memory.os, "environ", chosen)
         memory.join_freed_memory()
     assert len(started) == 1
+
+
+def test_objects_are_left_at_exit() -> None:
+    script = """
+import atexit, gc
+from virtue_pl.cli.memory import leave_objects_at_exit
+atexit.register(lambda: print(gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000))
+leave_objects_at_exit()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import sys
@@ -13,6 +14,7 @@ import pytest
 from virtue_pl.cli import progress
 from virtue_pl.cli.main import main
 from virtue_pl.cli.progress import LoadingLine
+from virtue_pl.types import VirtueError
 
 
 class Terminal(io.StringIO):
@@ -88,3 +90,31 @@ def test_an_error_ends_the_line(open_terminal: Callable[[], Terminal], monkeypat
     with pytest.raises(OSError, match="not there"):
         main(["fit"])
     assert "loading a part" in terminal.getvalue() and sys.stderr is terminal
+
+
+def test_the_garbage_collector_waits_while_something_is_loaded() -> None:
+    first, second = LoadingLine("libraries"), LoadingLine("the model")
+    with first:
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    first.start()
+    with second:
+        assert not gc.isenabled(), "another line took over"
+    first.stop()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with first:
+            pass
+        assert not gc.isenabled(), "somebody else has switched it off"
+    finally:
+        gc.enable()
+
+
+def test_an_error_lets_the_garbage_collector_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        LoadingLine("a part").start()
+        raise VirtueError("not there")
+
+    monkeypatch.setattr("virtue_pl.cli.main.import_module", fail)
+    assert main(["fit"]) == 1 and gc.isenabled()

@@ -373,9 +373,9 @@ def test_an_iterable_is_asked_for_one_batch_at_a_time(embedder, photos, alive, b
             asked.append(photo)
             yield photo
 
-    def encode(items):
+    def encode(items, details=None):
         ahead.append((len(asked), alive["total"]))
-        return encode_batch(items)
+        return encode_batch(items, details)
 
     monkeypatch.setattr(embedder, "encode_batch", encode)
     found = embedder.encode("what is it", photo_stream(), (None for _ in photos), batch_size=batch_size)

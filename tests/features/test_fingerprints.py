@@ -218,7 +218,10 @@ def key_of(folder: Path) -> str:
 
 
 def texts_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".yaml"))
+    """Return the files that the model is loaded from: not those that sentence-transformers alone reads."""
+    others = ("modules.json", "config_sentence_transformers.json")
+    found = (path for path in folder.rglob("*") if path.suffix in (".json", ".yaml"))
+    return sorted(path for path in found if path.name not in others)
 
 
 @pytest.mark.parametrize("name", ["quickstart", "release"])

@@ -33,6 +33,7 @@ from virtue_pl.cli.lightning import VirtueCLI
 from virtue_pl.pipelines.ablations import AblationPlan
 from virtue_pl.pipelines.plan import Run
 from virtue_pl.pipelines.quickstart import Plan
+from virtue_pl.pipelines.region_search import RegionSearchPlan
 from virtue_pl.types import EmbeddingInput, Region, Sample
 
 ROOT = Path(__file__).parents[2]
@@ -72,9 +73,9 @@ UNSTATED = {"own": ("--shared.val_share", "0.1")}
 """Entries of `shared` that the main config does not have, and that a part of it is given."""
 
 STUDIES = CONFIGS / "studies"
-PLANS = ("quickstart.yaml", "quickstart_small.yaml", "ablations.yaml")
-"""Plans of several runs, which are no configs of one: what `virtue-pl quickstart` and `virtue-pl ablations` take as
-`--plan`.
+PLANS = ("quickstart.yaml", "quickstart_small.yaml", "ablations.yaml", "region_search.yaml")
+"""Plans of several runs, which are no configs of one: what `virtue-pl quickstart`, `ablations` and `search-demo` take
+as `--plan`.
 """
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -118,7 +119,15 @@ def runs_of(plan: str) -> dict[str, Run]:
     if plan == "ablations.yaml":
         variants = AblationPlan.read(STUDIES / plan).variants
         return {name: Run(tuple(variant.configs), variant.overrides) for name, variant in variants.items()}
+    if plan == "region_search.yaml":
+        models = RegionSearchPlan.read(STUDIES / plan).models
+        return {name: model.run for name, model in models.items() if model.run is not None}
     return dict(Plan.read(STUDIES / plan).runs)
+
+
+def built_of(plan: str) -> list[str]:
+    """The runs of a plan that build without another: tests of the plan's command run what starts from one."""
+    return [name for name, run in runs_of(plan).items() if "shared.start" not in run.overrides]
 
 
 def name_of(path: Path) -> str:
@@ -298,7 +307,7 @@ def test_what_a_run_must_say(build, path):
     assert Path(cli.trainer.log_dir).resolve() == Path(cli.config.shared["run"]).resolve()
 
 
-@pytest.mark.parametrize(("plan", "name"), [(plan, name) for plan in PLANS for name in runs_of(plan)])
+@pytest.mark.parametrize(("plan", "name"), [(plan, name) for plan in PLANS for name in built_of(plan)])
 def test_the_runs_of_every_plan_build(build, monkeypatch, plan, name):
     monkeypatch.chdir(CONFIGS.parent)
     run = runs_of(plan)[name]

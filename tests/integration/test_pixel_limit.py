@@ -25,10 +25,9 @@ from virtue_pl.data.conversion.pairs import convert_pairs
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.parity.golden import item
 from virtue_pl.preprocessing import images
-from virtue_pl.preprocessing.images import PixelLimit
-from virtue_pl.types import DataError, VirtueError, VisualPrompt
+from virtue_pl.types import DataError, PixelLimit, VirtueError, VisualPrompt
 
-LIMITED = {"doctor", "encode", "evaluate", "parity", "robustness", "search", "serve", "shards"}
+LIMITED = {"demo", "doctor", "encode", "evaluate", "parity", "robustness", "search", "serve", "shards"}
 """Commands that open images which somebody brings."""
 UNLIMITED = {
     "ablations": "its data modules' YAML has the option",
@@ -39,6 +38,7 @@ UNLIMITED = {
     "fetch": "it unpacks images that it knows by their checksums",
     "index": "it reads encoded rows",
     "quickstart": "it composes its images itself",
+    "search_demo": "it reads shards that the quickstart has written",
     "scenes": "it reads the images that `fetch` knows by their checksums",
 }
 SMALL = str(16 * 12 - 1)

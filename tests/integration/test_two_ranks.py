@@ -258,7 +258,11 @@ def test_two_ranks_train_what_one_process_trains(
     expected, found = (flatten(one["gradients"][0]) for one in (alone, first))
     assert (found - expected).norm() <= 1e-6 * expected.norm()
     torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-5, atol=1e-5)
+    most = expected.abs().max()
     for name, weight in alone["weights"].items():
+        seen = [step[name].abs().max() for step in alone["gradients"] if name in step]
+        if seen and max(seen) <= 1e-6 * most:
+            continue  # a softmax does not see a key's bias: Adam makes steps of the rounding in its gradient
         torch.testing.assert_close(
             first["weights"][name], weight, rtol=2e-5, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
         )

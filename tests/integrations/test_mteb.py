@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import mteb
 import numpy as np
 import pytest
@@ -15,8 +13,6 @@ from mteb.models.models_protocols import EncoderProtocol
 from mteb.types import PromptType
 from PIL import Image
 
-from fixtures.tiny_release import quickstart_spec, run_checkpoint
-from virtue_pl.checkpoints.export import export
 from virtue_pl.checkpoints.run_checkpoint import read_run
 from virtue_pl.embedder import Embedder
 from virtue_pl.integrations.mteb import MTEBModel, batch_rows
@@ -53,13 +49,6 @@ class Colours(AbsTaskZeroShotClassification):
 
     def get_candidate_labels(self) -> list[str]:
         return LABELS
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mteb")
-    export(run_checkpoint(folder / "run", quickstart_spec(folder)), folder / "exported")
-    return folder / "exported"
 
 
 # a random model may choose one colour always

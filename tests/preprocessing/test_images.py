@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from virtue_pl.preprocessing.images import PixelLimit, decode, read_header, resize_bicubic, resize_to_square, to_image
-from virtue_pl.types import DataError
+from virtue_pl.preprocessing.images import decode, read_header, resize_bicubic, resize_to_square, to_image
+from virtue_pl.types import DataError, PixelLimit
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lancedb.index import IvfFlat, IvfRq
 
 from virtue_pl.search import EncodedRow, EncodingFacts, IndexOptions, VectorIndex, building, row_schema, to_table
 from virtue_pl.search import index as index_module
@@ -92,16 +93,15 @@ def test_approximate_hits_have_their_true_scores_and_are_mostly_the_nearest(appr
 def test_an_index_is_exact_below_a_size_and_says_its_recall_above(exact, approximate):
     assert exact[0].settings.kind == "exact" and exact[0].settings.recall is None and len(exact[0]) == 300
     settings = approximate[0].settings
-    assert settings.kind == "ivf_rq" and settings.queries == 20 and 0.97 <= settings.recall <= 1
-    assert settings.refine > 10, "one bit a dimension is coarse in 16 dimensions: more stored vectors are compared"
+    assert settings.kind == "ivf_sq" and settings.queries == 20 and 0.97 <= settings.recall <= 1
     assert approximate[0].problems() == [] == exact[0].problems()
 
 
-@pytest.mark.parametrize("kind", ["ivf_pq", "hnsw_sq"])
+@pytest.mark.parametrize("kind", ["ivf_rq", "ivf_pq", "hnsw_sq"])
 def test_the_other_kinds(kind, tmp_path):
     vectors = write_rows(tmp_path / "rows.parquet", 600)
     index = VectorIndex.build(tmp_path / "rows.parquet", tmp_path / "index", IndexOptions(kind, queries=10))
-    assert index.settings.kind == kind and index.settings.recall > 0.9
+    assert index.settings.kind == kind and index.settings.recall > 0.9 and index.problems() == []
     assert index.search(vectors[7], top=1)[0][0].id == "3.jpg#1"
 
 
@@ -115,13 +115,24 @@ def test_filters_leave_no_hit_out(kind, request):
     assert index.search(vectors[0], where="year > 100") == [[]]
 
 
+def test_more_hits_than_a_search_looks_at_are_all_there(approximate):
+    index, vectors = approximate
+    (hits,) = index.search(vectors[0], top=1990)
+    scores = np.sort(vectors @ vectors[0])[::-1]
+    assert [hit.score for hit in hits] == pytest.approx(scores[:1990], abs=1e-5)
+    assert len(index.search(vectors[0], top=3000)[0]) == 2000
+
+
 def test_recall_is_measured_against_every_row(approximate):
     """The bounds of one pass in batches are those of a literal product, and a search that finds nothing has 0."""
     index, vectors = approximate
     queries = building.draw_queries(index.table, 20, 0)
-    bounds = building.exact_bounds(index.table, queries, 10)
-    np.testing.assert_allclose(bounds, np.sort(queries @ vectors.T, axis=1)[:, -10], atol=1e-6)
+    bounds = building.exact_bounds(index.table, queries, 11)
+    np.testing.assert_allclose(bounds, np.sort(queries @ vectors.T, axis=1)[:, -11], atol=1e-6)
     assert building.measure_recall(index.table, queries, bounds + 3, index.settings) == 0
+    assert building.measure_recall(index.table, queries, bounds * 0 + 0.999, index.settings) == 0, "none but itself"
+    everything = index.settings.changed(probes=index.settings.partitions, refine=80)
+    assert building.measure_recall(index.table, queries, bounds, everything) == 1
 
 
 def test_searches_widen_until_the_recall_is_reached(tmp_path, monkeypatch):
@@ -150,18 +161,72 @@ def test_an_unfinished_index_is_refused(tmp_path, monkeypatch):
         VectorIndex.open(tmp_path / "i")
 
 
-def test_a_stale_index_is_said_and_a_lost_one_refused(tmp_path):
-    write_rows(tmp_path / "rows.parquet", 400)
-    index = VectorIndex.build(tmp_path / "rows.parquet", tmp_path / "index", IndexOptions("ivf_rq", queries=5))
+def broken_index(folder: Path, kind: str = "ivf_sq") -> VectorIndex:
+    write_rows(folder / "rows.parquet", 400)
+    return VectorIndex.build(folder / "rows.parquet", folder / "index", IndexOptions(kind, queries=5))
+
+
+def test_a_stale_index_is_said_by_whoever_searches_first(tmp_path):
+    index = broken_index(tmp_path)
     vector = unit_vectors(1, 99)[0]
     row = to_table([EncodedRow("new", "new", vector, columns={"year": 1})], row_schema(FACTS, {"year": pa.int64()}))
     index.table.add(row)
-    assert "1 of 401 rows" in index.problems()[0] and "build it again" in index.problems()[0]
-    assert index.search(vector, top=1)[0][0].id == "new"
+    with pytest.warns(UserWarning, match=r"1 of 401 rows .* are not in its ivf_sq index .*: build it again"):
+        assert index.search(vector, top=1)[0][0].id == "new"
+    assert index.search(vector, top=1)[0][0].id == "new", "said once"
+    index.table.update("id = '3.jpg#1'", {"year": 1900})
+    assert "2 of 401 rows" in index.problems()[0] and "build it again" in index.problems()[0]
+    assert index.search(unit_vectors(400)[7], top=1)[0][0].id == "3.jpg#1"
+    again = VectorIndex.open(index.uri)
+    index.table.delete("year > 90 AND year < 1000")
+    assert len(index.problems()) == 1
+    assert all(hit.columns["year"] <= 90 for hit in index.search(vector, top=300)[0])
+    assert len(again.problems()) == 1, "a table that was opened stays as it was"
+
+
+def test_a_lost_index_is_refused(tmp_path):
+    index = broken_index(tmp_path)
     index.table.drop_index(index.table.list_indices()[0].name)
-    with pytest.raises(VirtueError, match=r"has lost its ivf_rq index: .* or search every row with --exact"):
-        index.search(vector)
-    assert index.search(vector, top=1, exact=True)[0][0].id == "new"
+    vector = unit_vectors(400)[7]
+    for opened in (index, VectorIndex.open(index.uri)):
+        with pytest.raises(VirtueError, match=r"has lost its ivf_sq index: .* or search every row with --exact"):
+            opened.search(vector)
+        assert opened.search(vector, top=1, exact=True)[0][0].id == "3.jpg#1"
+
+
+@pytest.mark.parametrize("config", [IvfFlat(distance_type="l2", num_partitions=4), IvfRq(distance_type="cosine")])
+def test_an_index_of_another_kind_is_refused(tmp_path, config):
+    """LanceDB compares every row where the distance is another one, and the recall is not that of another kind."""
+    index = broken_index(tmp_path)
+    index.table.create_index("vector", config=config, replace=True)
+    with pytest.raises(VirtueError, match=r"index of another kind, IVF_\w+ by \w+, expected its own ivf_sq by cosine"):
+        VectorIndex.open(index.uri).search(unit_vectors(1))
+
+
+@pytest.mark.parametrize("file", ["index.idx", "auxiliary.idx"])
+@pytest.mark.parametrize("how", ["gone", "cut off"])
+def test_a_damaged_index_is_one_line(tmp_path, file, how):
+    index = broken_index(tmp_path)
+    (path,) = Path(index.uri).rglob(file)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    if how == "gone":
+        path.unlink()
+    vector = unit_vectors(400)[7]
+    for where in (None, "year < 50"):
+        with pytest.raises(VirtueError, match=r"damaged\? Build it again with --replace, or search every") as caught:
+            VectorIndex.open(index.uri).search(vector, where=where)
+        assert "\n" not in str(caught.value) and ".rs:" not in str(caught.value)
+    assert VectorIndex.open(index.uri).search(vector, top=1, exact=True)[0][0].id == "3.jpg#1"
+
+
+def test_damaged_rows_are_one_line(tmp_path):
+    write_rows(tmp_path / "rows.parquet", 30)
+    index = VectorIndex.build(tmp_path / "rows.parquet", tmp_path / "index")
+    for path in (Path(index.uri) / "rows.lance" / "data").iterdir():
+        path.unlink()
+    with pytest.raises(VirtueError, match=r"Not found: .* is it damaged\? Build it again with --replace$"):
+        VectorIndex.open(index.uri).search(unit_vectors(1))
 
 
 def test_an_index_is_replaced_only_where_that_is_said(tmp_path):

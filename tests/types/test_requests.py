@@ -84,7 +84,7 @@ def test_mistakes_are_one_line_with_their_key(schema, value, told):
 
 def test_regions_belong_to_the_first_image_and_images_to_the_user():
     second = {"role": "user", "content": [image_part(), image_part(regions=[{"box": [1, 2, 3, 4]}])]}
-    with pytest.raises(VirtueError, match="image 1 has regions, expected them on the first image"):
+    with pytest.raises(VirtueError, match="image 1 has regions, expected it on the first image"):
         EmbeddingRequest.from_messages([read_request(Message, second)])
     with pytest.raises(VirtueError, match="a system message holds an image"):
         EmbeddingRequest.from_messages([read_request(Message, {"role": "system", "content": [image_part()]})])

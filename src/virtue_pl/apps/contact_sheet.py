@@ -116,10 +116,10 @@ def draw_block(query: Query, hits: Sequence[Hit], images: ImageFolder) -> Image.
 def draw_query_card(query: Query) -> Image.Image:
     """Draw the query: its image with all its prompts, and its words below."""
     drawn = None
-    if query.row.images:
+    if query.row is not None and query.row.images:
         pixels = to_image(query.row.images[0], "query")
         drawn = draw_regions(pixels, query.row.prompts, QUERY, shade=0.0)
-    lines = list(wrap(query.row.text or "", 16, QUERY, 8))
+    lines = list(wrap(query.text, 16, QUERY, 8))
     top = 26
     text_top = top + (drawn.height + 10 if drawn is not None else 0)
     card = Image.new("RGB", (QUERY, text_top + 23 * len(lines) + 24), GROUND)

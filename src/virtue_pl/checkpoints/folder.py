@@ -5,10 +5,12 @@ model.safetensors   every tensor of the model's `state_dict()`
 left_out.safetensors  tensors that only the published layout needs, if there are any
 language_model/     config and tokenizer, no weights
 README.md           the model card
+modules.json, config_sentence_transformers.json  by which sentence-transformers loads the folder
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,6 +31,17 @@ from virtue_pl.types import VirtueError, naming
 
 SPEC_FILE, MODEL_FILE, LEFT_OUT_FILE = "virtue.yaml", "model.safetensors", "left_out.safetensors"
 FORMAT = 1
+MODULES_FILE, SENTENCE_TRANSFORMERS_FILE = "modules.json", "config_sentence_transformers.json"
+SENTENCE_TRANSFORMERS = {
+    MODULES_FILE: [{"idx": 0, "name": "0", "path": "", "type": "virtue_pl.integrations.SentenceTransformerModule"}],
+    SENTENCE_TRANSFORMERS_FILE: {
+        "model_type": "SentenceTransformer",
+        "prompts": {"query": "", "document": ""},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    },
+}
+"""Contents of the files by which sentence-transformers finds the modules of a folder, and their settings."""
 NOT_DESCRIPTION = ("*.index.json", "adapter_config.json", "virtue.yaml", "README.md", "LICENSE*")
 
 
@@ -65,15 +78,22 @@ def read_folder(folder: Path) -> CheckpointSpec:
 def write_folder(checkpoint: CheckpointSpec, target: Path, source: str, license: str | None = None) -> None:
     """Write a model in this package's layout; `target` is complete or absent."""
     with new_folder(target) as folder:
-        spec = copy_language_models(without_weights(checkpoint.spec), checkpoint.folder, folder)
-        (folder / SPEC_FILE).write_text(
-            yaml.safe_dump({"format": FORMAT, "model": spec}, sort_keys=False, width=140), encoding="utf-8"
-        )
-        save_tensors(checkpoint.tensors, folder / MODEL_FILE)
-        if checkpoint.left_out:
-            save_tensors(checkpoint.left_out, folder / LEFT_OUT_FILE)
-        count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-        (folder / CARD).write_text(model_card(spec, source, count, license or checkpoint.license), encoding="utf-8")
+        write_files(checkpoint, folder, source, license)
+        for name, content in SENTENCE_TRANSFORMERS.items():
+            (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def write_files(checkpoint: CheckpointSpec, folder: Path, source: str, license: str | None = None) -> None:
+    """Write a model's description, tensors and card into a folder; without what sentence-transformers reads."""
+    spec = copy_language_models(without_weights(checkpoint.spec), checkpoint.folder, folder)
+    (folder / SPEC_FILE).write_text(
+        yaml.safe_dump({"format": FORMAT, "model": spec}, sort_keys=False, width=140), encoding="utf-8"
+    )
+    save_tensors(checkpoint.tensors, folder / MODEL_FILE)
+    if checkpoint.left_out:
+        save_tensors(checkpoint.left_out, folder / LEFT_OUT_FILE)
+    count = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    (folder / CARD).write_text(model_card(spec, source, count, license or checkpoint.license), encoding="utf-8")
 
 
 @contextmanager

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from virtue_pl.types import MAX_PIXELS, PixelLimit
+
 if TYPE_CHECKING:
     from virtue_pl.data.formats.own_rows import RowOptions
-    from virtue_pl.preprocessing.images import PixelLimit
-
-MAX_PIXELS = 25_000_000
-"""The default of `--max-pixels`, that of `preprocessing.images`, which imports torch."""
 
 
 def positive_number(text: str) -> int:
@@ -72,6 +70,4 @@ def row_options(arguments: argparse.Namespace) -> RowOptions:
 
 def pixel_limit(text: str) -> PixelLimit:
     """Return the limit that `--max-pixels` sets, which errors name. Raises ArgumentTypeError for less than 1."""
-    from virtue_pl.preprocessing.images import PixelLimit
-
     return PixelLimit(positive_number(text), "--max-pixels")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
+from argparse import SUPPRESS, BooleanOptionalAction, Namespace
 from dataclasses import Field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -25,8 +25,10 @@ class Instance:
     """
 
 
-def add_options(parser: ArgumentParser, settings: type) -> None:
+def add_options(parser: Any, settings: type, prefix: str = "") -> None:
     """Add an option for every field of a dataclass that a word can set, with the docstring under the field as its help.
+
+    parser: or a group of its arguments. prefix: stands before the fields' names, as "ray-".
 
     A boolean that is off by default becomes a switch, one that is on `--name` and `--no-name`; a tuple takes several
     words and may be repeated. An option that is not typed leaves nothing in the namespace, so that the dataclass's
@@ -35,15 +37,22 @@ def add_options(parser: ArgumentParser, settings: type) -> None:
     docs, hints = field_docs(settings), field_types(settings)
     for field in fields(settings):  # type: ignore[arg-type]
         if hints[field.name]:
-            name = f"--{field.name.replace('_', '-')}"
+            name = f"--{prefix}{field.name.replace('_', '-')}"
             parser.add_argument(
                 name, default=SUPPRESS, help=help_of(field, docs[field.name]), **keywords(field, hints[field.name])
             )
 
 
-def read_options(settings: type[Options], arguments: Namespace) -> Options:
+def typed_options(settings: type, arguments: Namespace, prefix: str = "") -> dict[str, Any]:
+    """Return the options that were typed, by the names of their fields."""
+    begin = prefix.replace("-", "_")
+    names = {field.name: f"{begin}{field.name}" for field in fields(settings)}  # type: ignore[arg-type]
+    return {name: getattr(arguments, typed) for name, typed in names.items() if hasattr(arguments, typed)}
+
+
+def read_options(settings: type[Options], arguments: Namespace, prefix: str = "") -> Options:
     """Return the dataclass with the options that were typed, and its own defaults for the rest."""
-    given = {field.name: getattr(arguments, field.name) for field in fields(settings) if hasattr(arguments, field.name)}  # type: ignore[arg-type]
+    given = typed_options(settings, arguments, prefix)
     return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
@@ -88,7 +97,7 @@ def keywords(field: Field[Any], types: tuple[Any, ...]) -> dict[str, Any]:
         return {**keywords(field, get_args(kind)[:1]), "nargs": "+", "action": "extend"}
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
-    return {"type": int} if kind is int else {}
+    return {"type": kind} if kind in (int, float) else {}
 
 
 def help_of(field: Field[Any], doc: str) -> str:

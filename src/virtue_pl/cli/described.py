@@ -1,4 +1,4 @@
-"""`DescribedCLI`: a run's model built from its sizes alone, on the meta device, without weights, network or memory."""
+"""`DescribedCLI`: a run's model built from its sizes alone, without weights or network, on torch's meta device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jsonargparse import Namespace
@@ -27,7 +27,8 @@ class DescribedCLI(VirtueCLI):
 
     Such a model is not connected to the data.
 
-    unread: the weights that a run would read, by their options.
+    unread: the weights that a run would read, by their options. build_on: the device that such a model is built on;
+    the language model's tensors are undefined on any.
 
     Example:
         >>> cli = DescribedCLI("fit", ["--config", "configs/virtue_2b.yaml"])  # doctest: +SKIP
@@ -35,6 +36,7 @@ class DescribedCLI(VirtueCLI):
         device(type='meta')
     """
 
+    build_on: ClassVar[str] = "meta"
     unread: dict[str, str]
 
     @property
@@ -51,7 +53,7 @@ class DescribedCLI(VirtueCLI):
                 folder = Path(stack.enter_context(TemporaryDirectory(prefix="virtue-pl-check-")))
                 name_described(self.config.model, folder, "model")
                 stack.enter_context(skip_weights())
-                stack.enter_context(torch.device("meta"))
+                stack.enter_context(torch.device(self.build_on))
             super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:

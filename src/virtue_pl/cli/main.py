@@ -17,7 +17,7 @@ from typing import NamedTuple
 from virtue_pl import __version__
 from virtue_pl.cli.disk_errors import describe_disk_error
 from virtue_pl.cli.errors import UsageError
-from virtue_pl.cli.memory import join_freed_memory, keep_freed_memory
+from virtue_pl.cli.memory import join_freed_memory, keep_freed_memory, leave_objects_at_exit
 from virtue_pl.cli.progress import LoadingLine
 from virtue_pl.cli.quiet import quieten_libraries
 from virtue_pl.types import VirtueError
@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         join_freed_memory()
+        leave_objects_at_exit()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         with quiet_threads():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock, Timer
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
@@ -30,10 +31,44 @@ def show_progress(name: str, rows: int) -> Iterator[Advance]:
         yield lambda done: progress.advance(task, done)
 
 
+@contextmanager
+def show_rate(total: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar with counts, documents per second and the time left on stderr; gives what advances it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn("{task.percentage:>3.0f}%", show_speed=False),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("encoding", total=total, rate="")
+
+        def advance(done: int) -> None:
+            progress.advance(task, done)
+            speed = progress.tasks[0].speed
+            progress.update(task, rate="" if speed is None else f"{speed:,.1f}/s")
+
+        yield advance
+
+
 class LoadingLine:
     """A line on stderr that says what is being loaded, from `PATIENCE` seconds on until it is; none in a pipe or file.
 
     What is logged meanwhile stands above it. `start` and `stop` do what entering and leaving it as a context does.
+    Python's garbage collector, which else looks through all that is loaded again and again, waits until loading has
+    ended: that is a tenth of the time.
 
     Example:
         >>> with LoadingLine("the model"):
@@ -47,6 +82,8 @@ class LoadingLine:
         self._lock = Lock()
         self._timer: Timer | None = None
         self._status: Status | None = None
+        self._collected = False
+        """Whether the garbage collector ran before, and is to run again."""
 
     def __enter__(self) -> LoadingLine:
         return self.start()
@@ -63,8 +100,10 @@ class LoadingLine:
     def start(self) -> LoadingLine:
         """Show the line from `PATIENCE` seconds on, in the stead of another one; returns it."""
         self.stop_active()
+        LoadingLine._active = self
+        self._collected = gc.isenabled()
+        gc.disable()
         if sys.stderr.isatty():
-            LoadingLine._active = self
             self._timer = Timer(PATIENCE, self._start_status)
             self._timer.daemon = True
             self._timer.start()
@@ -72,6 +111,9 @@ class LoadingLine:
 
     def stop(self) -> None:
         """Remove the line, where it is shown."""
+        if self._collected:
+            self._collected = False
+            gc.enable()
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()

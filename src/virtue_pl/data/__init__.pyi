@@ -5,6 +5,7 @@ from .datamodules.mixture import MixedDataModule as MixedDataModule
 from .datamodules.mmeb import MMEBDataModule as MMEBDataModule
 from .datamodules.own import OwnDataModule as OwnDataModule
 from .datamodules.pairs import PairDataModule as PairDataModule
+from .datamodules.region_pairs import RegionPairDataModule as RegionPairDataModule
 from .datamodules.scar import PublishedSCaRDataModule as PublishedSCaRDataModule
 from .datamodules.scar import SCaRDataModule as SCaRDataModule
 from .datamodules.shards import ShardDataModule as ShardDataModule

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch.nn.functional import normalize
 
 from virtue_pl.checkpoints.pretrained import DTYPES, from_pretrained
 from virtue_pl.embedder.image_handle import ImageHandle
+from virtue_pl.embedder.progress import track_progress
+from virtue_pl.embedder.row_details import RowDetails, inspect_batch
 from virtue_pl.embedder.row_keys import add_image_keys, is_plain, row_key, version_of
 from virtue_pl.embedder.vectors import convert_vectors
 from virtue_pl.engine.precision import precision_settings
@@ -35,8 +37,6 @@ from virtue_pl.preprocessing.image_sources import DecodedImages
 from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.preprocessing.input_formatters import InputFormatter
 from virtue_pl.types import EmbeddingInput, EncoderBatch, ImageFeatures, VirtueError, VisualPrompt
-
-Batch = TypeVar("Batch")
 
 CHARACTERS_PER_TOKEN, PIXELS_PER_TOKEN = 4, 28 * 28
 """Rough sizes of a token, by which rows of similar length are batched together; nothing else depends on them."""
@@ -215,16 +215,20 @@ class Embedder:
         return self.embed_items([row.to_input(images) for row in rows], images.load, batch_size, progress, start)
 
     def embed(
-        self, items: Iterable[EmbeddingInput], batch_size: int | None = None, progress: bool = False
+        self,
+        items: Iterable[EmbeddingInput],
+        batch_size: int | None = None,
+        progress: bool = False,
+        details: dict[Any, RowDetails] | None = None,
     ) -> Float[Tensor, "rows dim"]:
         """Return unit float32 embeddings of inputs, on the CPU, in order; equal inputs are encoded once.
 
         Images without keys are distinguished by their pixels. Inputs that are no list or tuple are taken one batch at a
-        time, as `encode` does.
+        time, as `encode` does. details: gets those of each row of a list by `row_key`.
         """
         size = self.check_batch_size(batch_size)
         if isinstance(items, Sequence):
-            return self.embed_items([add_image_keys(item) for item in items], list, size, progress)
+            return self.embed_items([add_image_keys(item) for item in items], list, size, progress, details=details)
         found, remaining, start = [torch.empty(0, self.embed_dim)], iter(items), 0
         for window in track_progress(iter(lambda: list(islice(remaining, size)), []), progress):
             found.append(self.embed_items([add_image_keys(item) for item in window], list, size, False, start))
@@ -238,6 +242,7 @@ class Embedder:
         batch_size: int,
         progress: bool = False,
         start: int = 0,
+        details: dict[Any, RowDetails] | None = None,
     ) -> Float[Tensor, "rows dim"]:
         """Return embeddings of inputs whose images have keys.
 
@@ -247,6 +252,7 @@ class Embedder:
             batch_size: rows of a batch.
             progress: show a bar.
             start: the number of the first row, for messages.
+            details: gets those of each row by `row_key`.
         """
         check_prompt_sizes(items, start)
         self.check_rows(items, start)
@@ -256,7 +262,7 @@ class Embedder:
         encoded = torch.empty(len(distinct), self.embed_dim)
         batches = list(self.batches(distinct, batch_size))
         for batch in track_progress(batches, progress):
-            encoded[batch] = self.encode_batch(load([distinct[row] for row in batch]))
+            encoded[batch] = self.encode_batch(load([distinct[row] for row in batch]), details)
         index = {key: position for position, key in enumerate(first)}
         embeddings = encoded[[index[key] for key in keys]]
         broken = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
@@ -301,24 +307,35 @@ class Embedder:
         return len(item.text) / CHARACTERS_PER_TOKEN + sum(height * width for height, width in sizes) / PIXELS_PER_TOKEN
 
     @torch.no_grad()
-    def encode_batch(self, items: Sequence[EmbeddingInput]) -> Float[Tensor, "rows dim"]:
+    def encode_batch(
+        self, items: Sequence[EmbeddingInput], details: dict[Any, RowDetails] | None = None
+    ) -> Float[Tensor, "rows dim"]:
         """Return unit float32 embeddings of one batch of inputs whose images have keys, on the CPU."""
         with self.autocast():
-            embeddings = self.model.encode(self.prepare_batch(items))
+            batch = self.prepare_batch(items)
+            if details is not None:
+                batch, found = inspect_batch(self.model, batch)
+                details.update(zip(map(row_key, items), found, strict=True))
+            embeddings = self.model.encode(batch)
         return normalize(embeddings.float(), dim=-1).cpu()
 
-    @torch.no_grad()
     def predict_masks(self, items: Sequence[EmbeddingInput]) -> list[Bool[Tensor, "height width"]] | None:
         """Return the segmentation model's mask for each input's prompt; None where it predicts no masks.
 
         Each input has one image with one prompt; all are encoded in one batch. A mask covers the whole image.
         """
+        logits = self.predict_mask_logits(items)
+        return None if logits is None else list(logits > 0)
+
+    @torch.no_grad()
+    def predict_mask_logits(self, items: Sequence[EmbeddingInput]) -> Float[Tensor, "items height width"] | None:
+        """Return the logits of the masks that `predict_masks` returns, on the CPU."""
         if not isinstance(self.model, Virtue):
             return None
         check_prompt_sizes(items)
         with self.autocast():
             logits = self.model.segment(self.prepare_batch([add_image_keys(item) for item in items])).mask_logits
-        return None if logits is None else list((logits > 0).cpu())
+        return None if logits is None else logits.float().cpu()
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the embedder's dtype."""
@@ -375,11 +392,3 @@ class Embedder:
     def is_encoded(self, features: ImageFeatures) -> bool:
         """Return whether an image's features hold all streams of the model."""
         return bool(features.vision and (features.segmentation or not isinstance(self.model, Virtue)))
-
-
-def track_progress(batches: Iterable[Batch], progress: bool) -> Iterator[Batch]:
-    """Yield the batches, with a bar on stderr where `progress` is set."""
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(batches, "embedding", console=Console(stderr=True), disable=not progress)

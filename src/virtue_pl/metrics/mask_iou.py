@@ -20,6 +20,25 @@ def mask_iou(
     return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
 
 
+def expected_iou(
+    inside: Bool[Tensor, "masks height width"], probability: Float[Tensor, "masks height width"]
+) -> Float[Tensor, " masks"]:
+    """Return the IoU that a model expects of each mask, by its own probability that a pixel is of the object.
+
+    It is the expected intersection over the expected union with an object whose pixels are drawn by it; 0 for an empty
+    mask.
+
+    Example:
+        >>> expected_iou(torch.tensor([[[True, False]]]), torch.tensor([[[0.9, 0.2]]]))
+        tensor([0.7500])
+    """
+    inside, probability = inside.flatten(1), probability.flatten(1)
+    area = inside.float().sum(dim=1)
+    intersection = (probability * inside).sum(dim=1)
+    outside = (probability * ~inside).sum(dim=1)
+    return intersection / (area + outside).clamp(min=1e-6)
+
+
 class MaskIoU(Metric):
     """The mean IoU of predicted masks with the exact ones, each mask counting the same whatever its size.
 

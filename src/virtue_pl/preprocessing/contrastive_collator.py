@@ -344,7 +344,9 @@ def pair_ids(samples: Sequence[Sample], negatives: Sequence[tuple[int, Embedding
     """Return the content ids of training pairs. negatives: each hard negative with the row of its pair."""
     return PairIds(
         query_ids=index_tensor([content_id(sample.key) for sample in samples]),
-        target_ids=index_tensor([input_id(sample.target) for sample in samples]),
+        target_ids=index_tensor(
+            [content_id("label", sample.label) if sample.label else input_id(sample.target) for sample in samples]
+        ),
         negative_ids=index_tensor([input_id(item) for _, item in negatives]),
         negative_rows=index_tensor([row for row, _ in negatives]),
         image_ids=index_tensor([content_id(*sample.query.image_keys[:1] or (sample.key,)) for sample in samples]),

@@ -17,13 +17,14 @@ from PIL import (  # noqa: F401  # each registers its format, without the thirty
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
 
-from virtue_pl.types import DataError
+from virtue_pl.types import DataError, PixelLimit
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 """Maps each format that shards store to its file extension."""
@@ -210,3 +211,25 @@ def _register_heif(key: str) -> None:
     register: Any = pillow_heif.register_heif_opener
     if "HEIF" not in Image.OPEN:
         register()
+
+
+def open_image(data: bytes, key: str, max_pixels: int) -> Image.Image:
+    """Return an image of which only the header is read. Raises DataError for one of more than `max_pixels`."""
+    image = open_header(data, key)
+    if image.width * image.height > max_pixels:
+        option = max_pixels.option if isinstance(max_pixels, PixelLimit) else "max_pixels"
+        raise DataError(
+            key, f"image too large: {image.width}x{image.height} pixels, more than {option} = {int(max_pixels)}"
+        )
+    return image
+
+
+def read_pixels(image: Image.Image, key: str, inplace: bool = True) -> UInt8[np.ndarray, "height width 3"]:
+    """Return an image's pixels, upright; `inplace` turns the image itself.
+
+    Raises DataError naming `key` for damage.
+    """
+    with name_damage(key):
+        allocate_tiff(image)
+        turned: Any = ImageOps.exif_transpose(image, in_place=inplace)  # type: ignore[call-overload]
+        return to_rgb(turned or image, key)

@@ -10,43 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from virtue_pl.preprocessing.image_formats import (
     CONVERTED,
     EXTENSIONS,
-    allocate_tiff,
     format_names,
     is_turned,
     name_damage,
-    open_header,
-    to_rgb,
+    open_image,
+    read_pixels,
 )
-from virtue_pl.types import DataError, VirtueError
-
-MAX_PIXELS = 25_000_000
-"""The default limit: larger images are refused from their header alone, since a small file can claim any size."""
+from virtue_pl.types import MAX_PIXELS, DataError, VirtueError
 
 TALL = 100
 """Ratio of height to width beyond which Pillow resizes an image down first."""
-
-
-class PixelLimit(int):
-    """A limit of an image's pixels that knows the option which sets it, for errors.
-
-    Example:
-        >>> limit = PixelLimit(50_000_000, "--max-pixels")
-        >>> limit, limit.option
-        (50000000, '--max-pixels')
-    """
-
-    option: str
-
-    def __new__(cls, pixels: int, option: str = "max_pixels") -> PixelLimit:
-        limit = super().__new__(cls, pixels)
-        limit.option = pixels.option if isinstance(pixels, PixelLimit) else option
-        return limit
 
 
 class ImageHeader(NamedTuple):
@@ -67,7 +46,7 @@ def read_header(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> ImageHea
 
     Raises DataError naming `key` for another format, damage, or more than `max_pixels`.
     """
-    with _open(data, key, max_pixels) as image:
+    with open_image(data, key, max_pixels) as image:
         with name_damage(key):
             turned = is_turned(image, image.getexif().get(ExifTags.Base.Orientation, 1))
         width, height = reversed(image.size) if turned else image.size
@@ -81,8 +60,8 @@ def decode(data: bytes, key: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor,
     In memory a pixel's colours stay side by side, as they are decoded: torchvision resizes that layout more than twice
     as fast. Raises DataError naming `key` for another format, damage, or more than `max_pixels`.
     """
-    with _open(data, key, max_pixels) as image:
-        pixels = _read_pixels(image, key)
+    with open_image(data, key, max_pixels) as image:
+        pixels = read_pixels(image, key)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -110,7 +89,7 @@ def to_image(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> UInt8[Tenso
     if isinstance(image, bytes):
         return decode(image, name, max_pixels)
     if isinstance(image, Image.Image):
-        image = _read_pixels(image, name, inplace=False)
+        image = read_pixels(image, name, inplace=False)
     pixels = torch.as_tensor(image) if isinstance(image, Tensor) else _channels_first(image)
     if pixels is None or pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.numel():
         raise DataError(
@@ -195,25 +174,3 @@ def resize_bicubic(
 def resize_to_square(image: UInt8[Tensor, "3 height width"], size: int) -> UInt8[Tensor, "3 size size"]:
     """Return the image stretched to a square of `size` pixels, across first (`resize_bicubic`)."""
     return resize_bicubic(image, (size, size)).contiguous()
-
-
-def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:
-    """Return an image of which only the header is read. Raises DataError for one of more than `max_pixels`."""
-    image = open_header(data, key)
-    if image.width * image.height > max_pixels:
-        option = max_pixels.option if isinstance(max_pixels, PixelLimit) else "max_pixels"
-        raise DataError(
-            key, f"image too large: {image.width}x{image.height} pixels, more than {option} = {int(max_pixels)}"
-        )
-    return image
-
-
-def _read_pixels(image: Image.Image, key: str, inplace: bool = True) -> UInt8[np.ndarray, "height width 3"]:
-    """Return an image's pixels, upright; `inplace` turns the image itself.
-
-    Raises DataError naming `key` for damage.
-    """
-    with name_damage(key):
-        allocate_tiff(image)
-        turned: Any = ImageOps.exif_transpose(image, in_place=inplace)  # type: ignore[call-overload]
-        return to_rgb(turned or image, key)

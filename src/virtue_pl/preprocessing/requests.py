@@ -31,7 +31,9 @@ class ImageAccess:
     """Limits of the images that a request may name.
 
     paths: whether files of this machine are read. fetch: returns what a URL holds, and raises VirtueError for one that
-    is not allowed; without it every URL is refused. max_pixels, max_bytes: limits of an image.
+    is not allowed; without it every URL is refused. recall: returns the image that was last sent under a uuid, and
+    raises VirtueError for one that it has not; without it none is there. take_mask: called with the pixels of all
+    regions' masks before they are decoded, and may raise. max_pixels, max_bytes: limits of an image.
 
     Example:
         >>> ImageAccess(paths=False).open("street.jpg", "image")
@@ -41,6 +43,8 @@ class ImageAccess:
 
     paths: bool = True
     fetch: Callable[[str], bytes] | None = None
+    recall: Callable[[str], KeyedPixels] | None = None
+    take_mask: Callable[[int], None] | None = None
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
 
@@ -66,6 +70,12 @@ class ImageAccess:
                 f"{name}: found a path ({describe(text)}), expected a data URI: files of this machine are not read here"
             )
         return image
+
+    def open_recalled(self, uuid: str) -> KeyedPixels:
+        """Return the image that was last sent under a uuid. Raises VirtueError where there is none."""
+        if self.recall is None:
+            raise VirtueError(f"uuid: found {describe(uuid)} without an image, expected the image: none is kept here")
+        return self.recall(uuid)
 
 
 def is_data_uri(text: str) -> bool:
@@ -149,10 +159,14 @@ def decode_request(request: EmbeddingRequest | Mapping[str, Any], access: ImageA
     given = request.images
     names = ["image" if len(given) == 1 else f"image.{number}" for number in range(len(given))]
     images = tuple(access.open(image, name) for image, name in zip(given, names, strict=True))
+    if not given and request.uuid is not None:
+        images, names = (access.open_recalled(request.uuid),), ["image"]
     text = request.full_text or None
     if not request.regions:
         return [RequestRow(text, images, ())]
     size = upright_size(images[0], names[0], access.max_pixels)
+    if access.take_mask is not None:
+        access.take_mask(size[0] * size[1] * sum(region.mask is not None for region in request.regions))
     prompts = [
         decode_region(region, size, request.units, f"regions.{number}") for number, region in enumerate(request.regions)
     ]
@@ -177,6 +191,8 @@ def decode_inputs(rows: Sequence[RequestRow], max_pixels: int = MAX_PIXELS) -> l
     for row in rows:
         found = []
         for number, image in enumerate(row.images):
+            if isinstance(image, KeyedPixels):
+                decoded[id(image)] = image
             if id(image) not in decoded:
                 name = "image" if len(row.images) == 1 else f"image.{number}"
                 decoded[id(image)] = keyed_pixels(ImageSource(image, name, max_pixels))
@@ -192,7 +208,7 @@ def upright_size(image: Any, name: str, max_pixels: int = MAX_PIXELS) -> tuple[i
     if isinstance(image, str | Path | bytes):
         header = read_header(image if isinstance(image, bytes) else read_bytes(image, name), name, max_pixels)
         return header.height, header.width
-    return size_of(image)
+    return size_of(image.pixels if isinstance(image, KeyedPixels) else image)
 
 
 def decode_region(region: RegionPrompt, size: tuple[int, int], units: str, name: str) -> VisualPrompt:

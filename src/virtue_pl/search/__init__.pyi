@@ -1,9 +1,14 @@
+from .building import IndexBuilder as IndexBuilder
 from .hits import Hit as Hit
 from .index import VectorIndex as VectorIndex
+from .ray_building import RayBuilder as RayBuilder
+from .ray_building import search_on_ray as search_on_ray
 from .row_files import RowFiles as RowFiles
 from .rows import EncodedRow as EncodedRow
 from .rows import EncodingFacts as EncodingFacts
 from .rows import row_schema as row_schema
 from .rows import to_table as to_table
+from .server_client import SearchReply as SearchReply
+from .server_client import SearchServer as SearchServer
 from .settings import IndexOptions as IndexOptions
 from .settings import SearchSettings as SearchSettings

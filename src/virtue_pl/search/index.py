@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from virtue_pl.search.building import QUERIES_AT_ONCE, Stage, build_ann, is_local, new_location, write_rows
+from virtue_pl.search.building import QUERIES_AT_ONCE, IndexBuilder, Stage, build_ann, is_local, new_location
 from virtue_pl.search.hits import Hit, nearest, to_hit
 from virtue_pl.search.row_files import TABLE, RowFiles, lance_errors, open_table
 from virtue_pl.search.rows import EncodingFacts
@@ -43,7 +45,7 @@ class VectorIndex:
         self.columns: list[str] = [name for name in schema.names if name != "vector"]
         self.settings = SearchSettings.from_metadata(schema.field("vector").metadata, uri)
         self._checked = -1
-        """Version of the table that `search` has last found an index in."""
+        """Version of the table that `problems` has last found an index in."""
 
     @classmethod
     def open(cls, uri: str | Path, storage_options: Mapping[str, str] | None = None) -> VectorIndex:
@@ -67,6 +69,7 @@ class VectorIndex:
         *,
         replace: bool = False,
         stage: Stage = lambda name, rows: None,
+        builder: IndexBuilder | None = None,
     ) -> VectorIndex:
         """Build an index of encoded rows, which are read in batches, and measure its recall.
 
@@ -76,19 +79,22 @@ class VectorIndex:
         Args:
             source: what `virtue-pl encode` wrote, see `RowFiles.open`.
             uri: the new folder, or a URI of object storage.
-            options: the kind of index; by default exact below 100,000 rows.
+            options: the kind of index; by default exact below 20,000 rows.
             storage_options: of object storage, as LanceDB takes them.
             replace: an index that is there already is replaced.
             stage: is called with each stage and the rows that it has done.
+            builder: where it is built; by default in this process.
 
         Raises:
             VirtueError: rows that cannot be indexed, an index that is there, or LanceDB could not build it.
         """
         rows, uri, storage = RowFiles.open(str(source), storage_options), str(uri), dict(storage_options or {})
-        with new_location(uri, replace, storage) as location:
-            table = write_rows(rows, location, storage, replace, stage)
+        builder = builder or IndexBuilder()
+        with builder.session(), new_location(uri, replace, storage) as location:
+            table = builder.write_rows(rows, location, storage, replace, stage)
+            create_index = partial(builder.create_index, table, location, storage)
             with lance_errors(uri):
-                settings = build_ann(table, options or IndexOptions(), stage)
+                settings = build_ann(table, options or IndexOptions(), stage, create_index)
                 table.update_field_metadata({"path": "vector", "metadata": settings.to_metadata()})
         return cls.open(uri, storage)
 
@@ -119,31 +125,42 @@ class VectorIndex:
             raise VirtueError(f"{model} gives embeddings of {dim} numbers, {self.uri} has vectors of {self.facts.dim}")
 
     def problems(self) -> list[str]:
-        """Return what is wrong with an approximate index, one sentence each; searches are complete, but slower.
+        """Return what is wrong with an approximate index, one sentence each.
 
-        Raises VirtueError where it is gone, and a search would silently compare every row.
+        `search` warns of it where this was not called before. Raises VirtueError where it is gone, and a search would
+        silently compare every row.
         """
         if self.settings.kind == "exact":
             return []
+        version = self.table.version
         with lance_errors(self.uri):
-            names = [each.name for each in self.table.list_indices() if "vector" in each.columns]
-            stats = self.table.index_stats(names[0]) if names else None
+            found = [each for each in self.table.list_indices() if "vector" in each.columns]
+            stats = self.table.index_stats(found[0].name) if found else None
         if stats is None or not stats.num_indexed_rows:
             raise VirtueError(
                 f"{self.uri} has lost its {self.settings.kind} index: build it again with --replace, or search every"
                 " row with --exact"
             )
-        if not stats.num_unindexed_rows:
-            return []
-        return [
-            f"{stats.num_unindexed_rows:,} of {len(self):,} rows of {self.uri} are not in its {self.settings.kind}"
-            " index and are compared one by one: build it again"
-        ]
+        is_own = stats.index_type.lower().endswith(self.settings.kind) and stats.distance_type == "cosine"
+        if not is_own:
+            raise VirtueError(
+                f"{self.uri} has an index of another kind, {stats.index_type} by {stats.distance_type}, expected its"
+                f" own {self.settings.kind} by cosine: build it again with --replace, or search every row with --exact"
+            )
+        problems = []
+        if stats.num_unindexed_rows:
+            problems.append(
+                f"{stats.num_unindexed_rows:,} of {len(self):,} rows of {self.uri} are not in its {self.settings.kind}"
+                " index and are compared one by one: build it again"
+            )
+        self._checked = version
+        return problems
 
     def search(self, vectors: Any, top: int = 10, where: str | None = None, exact: bool = False) -> list[list[Hit]]:
         """Return the nearest rows of each vector, best first.
 
-        Where a filter leaves an approximate search with fewer than `top`, that query is searched exactly.
+        Where an approximate search finds fewer than `top` rows for a query, by a filter or because it looks at too few,
+        that query is searched exactly.
 
         Args:
             vectors: embeddings [queries, dim], or one of them.
@@ -163,8 +180,8 @@ class VectorIndex:
             raise VirtueError(f"top is {top}, expected at least 1")
         exact = exact or self.settings.kind == "exact"
         if not exact and self._checked != self.table.version:
-            self.problems()
-            self._checked = self.table.version
+            for problem in self.problems():
+                warnings.warn(problem, stacklevel=2)
         found: list[list[Hit]] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             found += self.search_batch(queries[start : start + QUERIES_AT_ONCE], top, where, exact)
@@ -173,28 +190,37 @@ class VectorIndex:
     def search_batch(self, queries: np.ndarray, top: int, where: str | None, exact: bool) -> list[list[Hit]]:
         """Return the hits of each query of one batch."""
         settings = None if exact else self.settings
-        with self.where_errors(where):
+        with self.search_errors(where, exact):
             found = nearest(self.table, queries, top, settings, self.columns, where)
         hits = [[to_hit(rank, row) for rank, row in enumerate(rows, 1)] for rows in found]
-        short = [number for number, rows in enumerate(hits) if len(rows) < top] if where and not exact else []
+        short = [] if exact else [number for number, rows in enumerate(hits) if len(rows) < top]
+        if short and where is None:
+            count = len(self)
+            short = [number for number in short if len(hits[number]) < count]
         if short:
             for number, rows in zip(short, self.search_batch(queries[short], top, where, True), strict=True):
                 hits[number] = rows
         return hits
 
     @contextmanager
-    def where_errors(self, where: str | None) -> Iterator[None]:
-        """Turn LanceDB's errors of a condition into one line that names the closest column."""
+    def search_errors(self, where: str | None, exact: bool) -> Iterator[None]:
+        """Turn LanceDB's errors into one line: of a condition it names the closest column, of a file what to do."""
         try:
             with lance_errors(self.uri):
                 yield
         except VirtueError as error:
             text = str(error)
-            if where is None:
-                raise
             if "No field named" in text:
                 name = text.partition("No field named ")[2].partition(".")[0].strip("`\"'")
                 closest = get_close_matches(name, self.columns, 1)
                 hint = f"; did you mean {closest[0]!r}?" if closest else f"; there are {', '.join(self.columns)}"
                 raise VirtueError(f"where: {self.uri} has no column {name!r}{hint}") from error
-            raise VirtueError(f"where: {where!r} is no condition that can be read: {text}") from error
+            if where is not None and not is_unreadable(text):
+                raise VirtueError(f"where: {where!r} is no condition that can be read: {text}") from error
+            instead = "" if exact else ", or search every row with --exact"
+            raise VirtueError(f"{text}; is it damaged? Build it again with --replace{instead}") from error
+
+
+def is_unreadable(text: str) -> bool:
+    """Return whether LanceDB's error is of a file that is missing or damaged, not of what it was asked."""
+    return any(sign in text for sign in ("Not found", "LanceError(IO)", "Object at location"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from virtue_pl.types.paths import suggest_path
 PARQUET, LANCE = ".parquet", ".lance"
 TABLE = "rows"
 """Name of the table in a LanceDB folder of encoded rows, and in an index."""
+SOURCE_LINE = re.compile(r",? /\S+\.rs:\d+(:\d+)?")
 BATCH_ROWS = 4096
 """Rows that are read at once."""
 
@@ -210,6 +212,6 @@ def lance_errors(uri: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's text as one short line."""
-    text = " ".join(str(error).split())
+    """Return an error's text as one short line, without the line of LanceDB's own source that it arose in."""
+    text = SOURCE_LINE.sub("", " ".join(str(error).split()))
     return text if len(text) <= 300 else f"{text[:297]}..."

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from virtue_pl.search.hits import OWN_COLUMNS
 from virtue_pl.types import VirtueError
 
 FACTS = b"virtue_pl"
@@ -75,10 +76,6 @@ class EncodedRow:
     mask: str | None = None
     quality: float | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
-
-
-OWN_COLUMNS = ("id", "document", "vector", "image", "text", "region", "box", "mask", "quality")
-"""Names that a document's own columns may not have."""
 
 
 def row_schema(facts: EncodingFacts, columns: Mapping[str, pa.DataType] | None = None) -> pa.Schema:

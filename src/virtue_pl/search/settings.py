@@ -10,11 +10,20 @@ from typing import Any
 
 from virtue_pl.types import VirtueError
 
-KINDS = ("auto", "exact", "ivf_rq", "ivf_pq", "hnsw_sq")
-"""Kinds of an index; "auto" is exact below `IndexOptions.exact_below` rows and IVF_RQ from there on."""
+KINDS = ("auto", "exact", "ivf_sq", "ivf_rq", "ivf_pq", "hnsw_sq")
+"""Kinds of an index; "auto" is exact below `IndexOptions.exact_below` rows and IVF_SQ from there on.
+
+A search holds what it has read of an index in memory: of a row and dimension a byte for IVF_SQ, a bit for IVF_RQ.
+"""
+
+TYPES = {"ivf_sq": "IvfSq", "ivf_rq": "IvfRq", "ivf_pq": "IvfPq", "hnsw_sq": "HnswSq"}
+"""LanceDB's class of each kind's configuration."""
 
 STATE = b"virtue_pl_index"
 """Key of the vector column's metadata with the state of a finished index, as JSON."""
+
+TRAINED_ROWS = 64
+"""Rows drawn for each partition of IVF_SQ, by which its centre is found; they are held in memory together."""
 
 MOST_REFINED, MOST_CANDIDATES = 80, 1600
 """Bounds of `SearchSettings.refine` and `ef`, up to which searches are widened for their recall."""
@@ -30,11 +39,11 @@ class IndexOptions:
 
     Example:
         >>> IndexOptions().resolve_kind(200_000), IndexOptions().resolve_kind(2_000)
-        ('ivf_rq', 'exact')
+        ('ivf_sq', 'exact')
     """
 
     kind: str = "auto"
-    exact_below: int = 100_000
+    exact_below: int = 20_000
     queries: int = 100
     recall: float = 0.97
     seed: int = 0
@@ -52,7 +61,7 @@ class IndexOptions:
         """Return the kind of an index of so many rows."""
         if self.kind != "auto":
             return self.kind
-        return "exact" if rows < self.exact_below else "ivf_rq"
+        return "exact" if rows < self.exact_below else "ivf_sq"
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,11 @@ class SearchSettings:
 
     kind: one of `KINDS` but "auto". rows: those that were indexed. partitions: of the index. probes: partitions that a
     search looks at. ef: candidates that HNSW keeps. refine: times as many candidates as hits, whose stored vectors are
-    compared. recall: recall@10 against exact search, of `queries` rows drawn from the index; None where all is exact.
+    compared. recall: recall@10 against exact search, of `queries` rows drawn from the index, none counted among its own
+    nearest rows; None where all is exact.
 
     Example:
-        >>> SearchSettings("ivf_rq", 200_000, 447).wider().probes
+        >>> SearchSettings("ivf_sq", 200_000, 447).wider().probes
         40
     """
 
@@ -82,19 +92,20 @@ class SearchSettings:
         """Return the settings that a search begins with."""
         if kind == "hnsw_sq":
             return cls(kind, rows, 1, probes=1, ef=100, refine=2)
-        return cls(kind, rows, 0 if kind == "exact" else max(1, round(math.sqrt(rows))))
+        partitions = 0 if kind == "exact" else max(1, round(math.sqrt(rows)))
+        return cls(kind, rows, partitions, refine=2 if kind == "ivf_sq" else 10)
 
     def config(self) -> Any:
         """Return LanceDB's configuration of the index. Raises VirtueError for an exact one."""
-        from lancedb.index import HnswSq, IvfPq, IvfRq
+        import lancedb.index
 
-        if self.kind == "hnsw_sq":
-            return HnswSq(distance_type="cosine", num_partitions=self.partitions, m=20)
-        if self.kind == "ivf_pq":
-            return IvfPq(distance_type="cosine", num_partitions=self.partitions)
-        if self.kind == "ivf_rq":
-            return IvfRq(distance_type="cosine", num_partitions=self.partitions, num_bits=1)
-        raise VirtueError(f"an index of kind {self.kind!r} has no configuration")
+        if self.kind not in TYPES:
+            raise VirtueError(f"an index of kind {self.kind!r} has no configuration")
+        options: dict[str, Any] = {"distance_type": "cosine", "num_partitions": self.partitions}
+        options |= {"m": 20} if self.kind == "hnsw_sq" else {}
+        options |= {"num_bits": 1} if self.kind == "ivf_rq" else {}
+        options |= {"sample_rate": TRAINED_ROWS} if self.kind == "ivf_sq" else {}
+        return getattr(lancedb.index, TYPES[self.kind])(**options)
 
     def is_widest(self) -> bool:
         """Return whether searches look at as much of the index as they ever do."""

@@ -29,6 +29,8 @@ from .features import merge_features as merge_features
 from .layout import RowLayout as RowLayout
 from .layout import RowSelection as RowSelection
 from .paths import suggest_path as suggest_path
+from .pixel_limit import MAX_PIXELS as MAX_PIXELS
+from .pixel_limit import PixelLimit as PixelLimit
 from .prompts import PromptBatch as PromptBatch
 from .prompts import Region as Region
 from .prompts import VisualPrompt as VisualPrompt

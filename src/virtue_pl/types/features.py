@@ -123,6 +123,8 @@ class SegmentFeatures(TensorDataclass):
     @classmethod
     def join(cls, parts: Sequence[SegmentFeatures]) -> SegmentFeatures:
         """Return the features of all prompts of `parts`, which have the same fields and one feature map's size."""
+        if len(parts) == 1:
+            return parts[0]
         logits = [part.mask_logits for part in parts if part.mask_logits is not None]
         focus = [part.focus for part in parts if part.focus is not None]
         embedding, image = torch.cat([part.embedding for part in parts]), torch.cat([part.image for part in parts])

@@ -7,12 +7,11 @@ and their regions, as clients of chat models send it (`EmbeddingRequest.from_mes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from virtue_pl.types.errors import VirtueError
+from virtue_pl.types.errors import VirtueError, suggest_name
 from virtue_pl.types.prompt_values import describe
 from virtue_pl.types.samples import join_instruction
 
@@ -27,6 +26,7 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Length = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Label = Annotated[int, Field(strict=True, ge=0, le=1)]
 Units = Literal["pixel", "normalized"]
+Uuid = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class StrictModel(BaseModel):
@@ -50,9 +50,7 @@ class StrictModel(BaseModel):
         for key in value if isinstance(value, Mapping) else ():
             if key in names or key in cls.model_fields:
                 continue
-            closest = get_close_matches(str(key), names, 1)
-            hint = f"; did you mean {closest[0]!r}?" if closest else f"; there are {', '.join(names)}"
-            raise ValueError(f"{str(key)[:80]!r} is no key of a request here{hint}")
+            raise ValueError(f"{str(key)[:80]!r} is no key of a request here{suggest_name(str(key), names)}")
         return value
 
 
@@ -103,7 +101,8 @@ class EmbeddingRequest(StrictModel):
     several: a path, a data URI or a URL, and in Python also what `Embedder.encode` takes; who reads the request says
     which of them are allowed. regions: regions of the first image. units: of boxes and points, "pixel" or "normalized"
     (0 to 1). regions_as: "joint" makes one embedding of all regions together, "each" one for each region. uuid: a name
-    of the first image by which its features may be found again.
+    of the first image, by which a server finds it again: with no image beside it, it stands for the image that was last
+    sent under that name.
 
     Example:
         >>> request = EmbeddingRequest(text="What is this?", image="street.jpg", regions=[{"box": [10, 20, 200, 240]}])
@@ -117,16 +116,18 @@ class EmbeddingRequest(StrictModel):
     regions: Annotated[list[RegionPrompt], Field(max_length=MAX_REGIONS)] = []
     units: Units = "pixel"
     regions_as: Literal["joint", "each"] = "joint"
-    uuid: Annotated[str, Field(max_length=200)] | None = None
+    uuid: Uuid | None = None
 
     @model_validator(mode="after")
     def check_parts(self) -> EmbeddingRequest:
         """Raise ValueError for a request of nothing, for regions without an image, and for "each" without regions."""
-        if any("\ud800" <= letter <= "\udfff" for letter in self.full_text):
-            raise ValueError("the text holds half of a surrogate pair, expected Unicode")
-        if not self.images and not self.full_text:
+        try:
+            self.full_text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the text holds half of a surrogate pair, expected Unicode") from None
+        if not self.has_image and not self.full_text:
             raise ValueError("a request is empty, expected a text, an image, or both")
-        if self.regions and not self.images:
+        if self.regions and not self.has_image:
             raise ValueError("regions without an image, expected `image` beside them")
         if self.regions_as == "each" and not self.regions:
             raise ValueError("regions_as is 'each', but there are no regions")
@@ -138,6 +139,11 @@ class EmbeddingRequest(StrictModel):
         if self.image is None:
             return []
         return list(self.image) if isinstance(self.image, list | tuple) else [self.image]
+
+    @property
+    def has_image(self) -> bool:
+        """Return whether the request is of an image, given or named by `uuid` alone."""
+        return bool(self.images) or self.uuid is not None
 
     @property
     def full_text(self) -> str:
@@ -156,7 +162,7 @@ class EmbeddingRequest(StrictModel):
     ) -> EmbeddingRequest:
         """Return the request that a conversation makes: system messages are its instruction, all others its content.
 
-        Raises VirtueError for regions of another image than the first, and for an empty conversation.
+        Raises VirtueError for regions or a uuid of another image than the first, and for an empty conversation.
         """
         instruction = [part for message in messages if message.role == "system" for part in message.parts]
         content = [part for message in messages if message.role != "system" for part in message.parts]
@@ -164,15 +170,19 @@ class EmbeddingRequest(StrictModel):
         if any(isinstance(part, ImagePart) for part in instruction):
             raise VirtueError("a system message holds an image, expected text alone: give images in the user's message")
         for number, image in enumerate(images[1:], 1):
-            if image.regions:
-                raise VirtueError(f"image {number} has regions, expected them on the first image (0) alone")
+            for key in ("regions", "uuid"):
+                if getattr(image, key):
+                    raise VirtueError(f"image {number} has {key}, expected it on the first image (0) alone")
+        urls = [image.image_url.url for image in images if image.image_url is not None]
+        if urls and len(urls) < len(images):
+            raise VirtueError("image 0 has a uuid alone, expected its data, too, where there are several images")
         first = images[0] if images else None
         return read_request(
             cls,
             {
                 "text": " ".join(part.text for part in content if isinstance(part, TextPart)),
                 "instruction": " ".join(part.text for part in instruction if isinstance(part, TextPart)),
-                "image": [image.image_url.url for image in images] or None,
+                "image": urls or None,
                 "regions": first.regions if first else [],
                 "units": first.units if first else "pixel",
                 "regions_as": regions_as if first and first.regions else "joint",
@@ -208,16 +218,18 @@ class TextPart(StrictModel):
 class ImagePart(StrictModel):
     """An image of a message, with its regions; see `EmbeddingRequest` for `regions`, `units` and `uuid`.
 
+    image_url: may be null where `uuid` names an image that was sent lately.
+
     Example:
         >>> ImagePart(type="image_url", image_url="data:image/png;base64,iVBORw0KGgo=").image_url.detail
         'auto'
     """
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrl | None = None
     regions: Annotated[list[RegionPrompt], Field(max_length=MAX_REGIONS)] = []
     units: Units = "pixel"
-    uuid: Annotated[str, Field(max_length=200)] | None = None
+    uuid: Uuid | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -226,6 +238,13 @@ class ImagePart(StrictModel):
         if isinstance(value, Mapping) and isinstance(value.get("image_url"), str):
             return {**value, "image_url": {"url": value["image_url"]}}
         return value
+
+    @model_validator(mode="after")
+    def check_parts(self) -> ImagePart:
+        """Raise ValueError for a part without image and uuid."""
+        if self.image_url is None and self.uuid is None:
+            raise ValueError("an image's part has no image_url, expected it, or the uuid of an image sent lately")
+        return self
 
 
 class Message(StrictModel):

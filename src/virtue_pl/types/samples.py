@@ -62,6 +62,7 @@ class Sample:
     """One training pair with its hard negatives.
 
     key: the sample's name in its dataset. task: the dataset's name. region: the exact region that the query is about.
+    label: samples of one label are right answers of each other, whatever their targets; "" where the target says it.
 
     Example:
         >>> sample = Sample("scar/0", "scar", EmbeddingInput("What is this?"), EmbeddingInput("a cat"))
@@ -75,6 +76,7 @@ class Sample:
     target: EmbeddingInput
     negatives: tuple[EmbeddingInput, ...] = ()
     region: Region | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fixtures.tiny_release import quickstart_spec, run_checkpoint
@@ -10,6 +12,11 @@ from virtue_pl.embedder import Embedder
 
 
 @pytest.fixture(scope="session")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoding")
-    return Embedder(from_pretrained(run_checkpoint(folder / "run", quickstart_spec(folder))), batch_size=4)
+    return run_checkpoint(folder / "run", quickstart_spec(folder))
+
+
+@pytest.fixture(scope="session")
+def embedder(checkpoint: Path) -> Embedder:
+    return Embedder(from_pretrained(checkpoint), batch_size=4)

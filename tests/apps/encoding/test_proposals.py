@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from virtue_pl.apps.encoding import ProposalOptions, proposals, propose_regions
+from virtue_pl.metrics.mask_iou import expected_iou
 from virtue_pl.preprocessing.segmentations import decode_segmentation
 from virtue_pl.types import EmbeddingInput, VirtueError
 
@@ -89,8 +90,8 @@ def test_expected_iou_is_that_of_drawn_objects():
     drawn = torch.rand(20_000, 5, 5) < probability
     shared = (drawn & inside).flatten(1).sum(dim=1).float().mean()
     union = (drawn | inside).flatten(1).sum(dim=1).float().mean()
-    assert float(proposals.expected_iou(inside, probability)) == pytest.approx(float(shared / union), abs=0.01)
-    assert float(proposals.expected_iou(torch.zeros(1, 5, 5, dtype=torch.bool), probability)) == 0
+    assert float(expected_iou(inside, probability)) == pytest.approx(float(shared / union), abs=0.01)
+    assert float(expected_iou(torch.zeros(1, 5, 5, dtype=torch.bool), probability)) == 0
 
 
 def test_the_model_is_asked_at_every_point_and_its_towers_once(embedder, scene, monkeypatch):

@@ -30,7 +30,11 @@ def test_a_model_that_cannot_be_loaded_ends_the_server():
         raise VirtueError("there is no model here")
 
     with pytest.raises(VirtueError, match="there is no model here"):
-        run_server(make_server(load, ServerOptions(), failures), failures, bind("127.0.0.1", 0))
+        run_server(
+            make_server(lambda service: service.start(load()), ServerOptions(), failures),
+            failures,
+            bind("127.0.0.1", 0),
+        )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -44,9 +48,10 @@ def test_a_signal_ends_it_and_the_handlers_are_as_before(embedder, number):
             statuses.append(client.post(url, json={"input": "a"}).status_code)
         os.kill(os.getpid(), number)
 
-    def announce(service):
+    def start(service):
+        service.start(embedder)
         threading.Thread(target=use, args=(service,)).start()
 
-    server = make_server(lambda: embedder, ServerOptions(), failures, announce=announce)
+    server = make_server(start, ServerOptions(), failures)
     run_server(server, failures, listening)
     assert statuses == [200] and signal.getsignal(number) is before

@@ -14,7 +14,7 @@ import pytest
 
 from fixtures.own_files import png
 from fixtures.tiny_release import quickstart_spec, run_checkpoint
-from virtue_pl.apps.encoding import encode
+from virtue_pl.apps.encoding import part_encoder
 from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.cli.commands import encode as command
 from virtue_pl.cli.main import main
@@ -108,7 +108,7 @@ def test_a_signal_leaves_whole_parts(loaded, photos, tmp_path, monkeypatch, caps
     request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
     before = signal.getsignal(signal.SIGTERM)
-    embed, calls = encode.PartEncoder.embed, []
+    embed, calls = part_encoder.PartEncoder.embed, []
 
     def embed_and_stop(self, rows):
         calls.append(len(rows))
@@ -116,7 +116,7 @@ def test_a_signal_leaves_whole_parts(loaded, photos, tmp_path, monkeypatch, caps
             signal.pthread_kill(threading.main_thread().ident, number)
         return embed(self, rows)
 
-    monkeypatch.setattr(encode.PartEncoder, "embed", embed_and_stop)
+    monkeypatch.setattr(part_encoder.PartEncoder, "embed", embed_and_stop)
     out = tmp_path / "out"
     arguments = ["encode", str(photos), "--model", str(loaded), "--out", str(out), "--part-size", "2"]
     assert main(arguments) == code

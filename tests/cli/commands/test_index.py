@@ -34,7 +34,7 @@ def test_few_rows_are_searched_exactly(rows, tmp_path, capsys):
 def test_the_recall_of_many_is_printed(rows, tmp_path, capsys):
     options = ["--exact-below", "100", "--queries", "20", "--storage-option", "timeout=5s"]
     assert main(["index", str(rows), "--out", str(tmp_path / "index"), *options]) == 0
-    assert "searched by ivf_rq: recall@10 " in capsys.readouterr().out
+    assert "searched by ivf_sq: recall@10 " in capsys.readouterr().out
     options = ["--kind", "hnsw_sq", "--queries", "20", "--replace", "--json", "--recall", "1"]
     assert main(["index", str(rows), "--out", str(tmp_path / "index"), *options]) == 0
     captured = capsys.readouterr()

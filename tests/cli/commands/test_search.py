@@ -4,20 +4,55 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fixtures.running_server import Running, serving
 from fixtures.search_files import BOXES, SIZE, SearchFiles, make_search_files
+from virtue_pl.apps.server.index_search import SearchIndex
+from virtue_pl.apps.server.options import KEY_VARIABLE, ServerOptions
+from virtue_pl.cli.commands.serve import make_routers
 from virtue_pl.cli.main import main
+from virtue_pl.embedder import Embedder
 from virtue_pl.search.queries import read_mask
+
+KEY = "0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> SearchFiles:
     return make_search_files(tmp_path_factory.mktemp("search"))
+
+
+@pytest.fixture(scope="module")
+def server(files) -> Iterator[Running]:
+    """A server with the index, which wants a key."""
+    embedder, index = Embedder.from_pretrained(files.model, device="cpu"), SearchIndex(str(files.index))
+    index.check(embedder)
+    options = ServerOptions(keys=(KEY,))
+    with serving(lambda: embedder, options, make_routers=lambda service: make_routers(service, index)) as running:
+        yield running
+
+
+@pytest.fixture
+def ask(server, capsys, monkeypatch):
+    """`ask("--text", "a cat")` gives exit code, output and errors of a search through the server."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+    def searched(*arguments: object) -> tuple[int, str, str]:
+        code = main(["search", "--server", server.url, *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return searched
 
 
 @pytest.fixture
@@ -178,3 +213,86 @@ def test_a_moved_model_is_asked_for(run, files, tmp_path):
 def test_the_path_of_an_index_is_checked_before_the_model_is_loaded(files, capsys):
     assert main(["search", str(Path(files.index).with_name("indxe")), "--text", "a cat"]) == 1
     assert "did you mean" in capsys.readouterr().err
+
+
+def test_through_a_server_the_answers_are_those_of_the_folder(run, ask, files, tmp_path):
+    """As a table, as JSON and as a sheet, for each form of a query."""
+    image, mask = files.images / "2.png", np.zeros(SIZE, dtype=np.uint8)
+    mask[10:40, 20:60] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    each = {"image": str(image), "regions": [{"box": box} for box in BOXES], "regions_as": "each"}
+    (tmp_path / "requests.jsonl").write_text(json.dumps({"text": "a cat"}) + "\n\n" + json.dumps(each))
+    for query in (
+        ["--text", "a cat", "--instruction", "Find"],
+        ["--image", image, "--point", "20,30", "--point", "80,50,0", "--where", "year > 2020", "--exact"],
+        ["--image", image, "--mask", tmp_path / "mask.png", "--top", 2],
+        ["--image", image, "--box", "0.25,0.25,0.5,0.75", "--units", "normalized", "--text", "What?"],
+        ["--regions", tmp_path / "requests.jsonl"],
+    ):
+        own, found = run(*query, "--json"), ask(*query, "--json")
+        assert own[0] == found[0] == 0 and found[2] == ""
+        expected, answers = (json.loads(output)["answers"] for output in (own[1], found[1]))
+        for one, other in zip(expected, answers, strict=True):
+            assert one["query"] == other["query"] and one["region"] == other["region"]
+            assert [hit.pop("score") for hit in one["hits"]] == pytest.approx(
+                [hit.pop("score") for hit in other["hits"]], abs=1e-5
+            )
+            assert one["hits"] == other["hits"]
+        assert run(*query)[1] == ask(*query)[1]
+    sheets = tmp_path / "own.png", tmp_path / "asked.png"
+    for call, sheet in zip((run, ask), sheets, strict=True):
+        sent = ("--regions", tmp_path / "requests.jsonl", "--sheet", sheet, "--images", files.images)
+        assert call(*sent)[2] == f"wrote {sheet}\n"
+    assert np.abs(np.asarray(Image.open(sheets[0])).astype(int) - np.asarray(Image.open(sheets[1]))).max() == 0
+    assert "images of hits were not found" in ask("--image", image, "--sheet", tmp_path / "none.png")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--text", "a", "--device", "cpu"], 2, "--device is set where the server starts"),
+        (["--text", "a", "--dtype", "float16"], 2, "--dtype is set where the server starts"),
+        (["FOLDER", "--text", "a"], 2, "found both of FOLDER and --server"),
+        (["--image", "no.png"], 1, "there is no image no.png"),
+        (["--text", "a", "--where", "yaer = 3"], 1, "did you mean 'year'?"),
+        (["--image", "IMAGE", "--box", "1,2,300,4"], 1, "virtue-pl: regions.0: "),
+        (["--text", "a", "--top", "100000"], 1, "k: found 100,000 hits"),
+        (["--regions", "LINES"], 1, "requests.jsonl, line 3: 'txet' is no key of a request here; did you mean 'text'?"),
+        (["--text", "a", "--api-key-file", "missing"], 1, "--api-key-file missing cannot be read"),
+    ],
+)
+def test_a_mistake_of_a_search_through_a_server_is_one_line(ask, files, tmp_path, arguments, code, said):
+    (tmp_path / "requests.jsonl").write_text('{"text": "a"}\n\n{"txet": "a"}')
+    named = {"IMAGE": files.images / "0.png", "LINES": tmp_path / "requests.jsonl", "FOLDER": files.index}
+    found, output, errors = ask(*(named.get(word, word) for word in arguments))
+    assert (found, output) == (code, "") and said in errors
+    assert code == 2 or len(errors.splitlines()) == 1
+
+
+def test_the_key_comes_from_the_environment_or_a_file(ask, tmp_path, monkeypatch):
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    monkeypatch.setenv(KEY_VARIABLE, "another key that is wrong")
+    assert ask("--text", "a cat", "--api-key-file", tmp_path / "key")[0] == 0
+
+
+def test_a_wrong_key_is_said(server, capsys, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "another key that is wrong")
+    assert main(["search", "--server", server.url, "--text", "a cat"]) == 1
+    assert "set VIRTUE_API_KEY, or name its file with --api-key-file" in capsys.readouterr().err
+
+
+def test_a_process_that_asks_a_server_loads_no_heavy_library(server, files):
+    """It answers in a fraction of the time that importing torch takes."""
+    heavy = ("torch", "lightning", "numpy", "pydantic", "pyarrow", "httpx")
+    code = (
+        "import sys; from virtue_pl.cli.main import main; code = main();"
+        f" assert not set(sys.modules).intersection({heavy}); sys.exit(code)"
+    )
+    box = ("--image", str(files.images / "1.png"), "--box", coordinates(BOXES[1]))
+    done = subprocess.run(
+        [sys.executable, "-c", code, "search", "--server", server.url, *box],
+        env={**os.environ, KEY_VARIABLE: KEY},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "1.png#1" in done.stdout, done.stderr

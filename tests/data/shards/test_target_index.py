@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_written_is_read_each_time(
 ) -> None:
     written = read_targets(folder)
     (folder.path / TARGETS).unlink()
-    monkeypatch.setattr("virtue_pl.data.shards.target_index.write_targets", refuse)
+    monkeypatch.setattr("virtue_pl.data.shards.row_digests.RowDigests.write", refuse)
     assert np.array_equal(read_targets(folder), written) and not (folder.path / TARGETS).exists()
 
 

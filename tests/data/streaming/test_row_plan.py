@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from virtue_pl.data.shards.manifest import Manifest, Shard, ShardFolder
 from virtue_pl.data.streaming.options import SamplingOptions
-from virtue_pl.data.streaming.row_plan import PlanState, RowOrder, RowPlan
+from virtue_pl.data.streaming.row_plan import PlanState, RowOrder, RowPartners, RowPlan
 from virtue_pl.types import VirtueError
 
 LAYOUTS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=6).filter(
@@ -113,3 +113,24 @@ def test_a_state_is_all_it_takes_to_go_on() -> None:
 def test_fewer_rows_than_a_batch_is_one_error() -> None:
     with pytest.raises(VirtueError, match="only 2 different samples could be read, batch_size is 3: lower batch_size"):
         RowPlan(order_of([[1, 1]]), None).take(3)
+
+
+def test_a_partner_is_of_the_same_digest_in_another_image() -> None:
+    digests = np.array([5, 5, 7, 5, -1, -1, 8, 8], dtype=np.int64)
+    images = np.array([0, 0, 1, 1, 2, 3, 4, 4])
+    partners = RowPartners(digests, images)
+    assert partners.usable.tolist() == [True, True, False, True, False, False, False, False]
+    assert {partners.draw(3, seed) for seed in range(20)} == {0, 1}
+    assert {partners.draw(0, 9), partners.draw(1, 4)} == {3}
+    assert [partners.draw(3, seed) for seed in range(9)] == [partners.draw(3, seed) for seed in range(9)]
+
+
+def test_rows_that_are_not_usable_are_never_drawn() -> None:
+    usable = np.arange(12) % 3 > 0
+    plan = RowPlan(order_of([[2, 3], [1, 2], [3, 1]]), None, usable=usable)
+    drawn = [row for _ in range(4) for row in plan.take(4)]
+    assert sorted(drawn) == sorted(np.flatnonzero(usable).tolist() * 2)
+    again = RowPlan(order_of([[2, 3], [1, 2], [3, 1]]), None, plan.state, usable)
+    assert again.take(4) == plan.take(4)
+    with pytest.raises(VirtueError, match="only 8 different samples could be read, batch_size is 9"):
+        plan.take(9)

@@ -1,10 +1,12 @@
 from .documents import Content as Content
 from .documents import Document as Document
-from .encode import EncodeOptions as EncodeOptions
 from .encode import EncodingReport as EncodingReport
 from .encode import encode_source as encode_source
+from .engine import EncodeOptions as EncodeOptions
+from .local_engine import LocalEngine as LocalEngine
 from .proposals import Proposal as Proposal
 from .proposals import ProposalOptions as ProposalOptions
 from .proposals import propose_regions as propose_regions
+from .ray_engine import RayEngine as RayEngine
 from .sources import DocumentSource as DocumentSource
 from .sources import open_source as open_source

@@ -84,6 +84,9 @@ class ImageReader:
         self.max_pixels = max_pixels
         self._in_use: WeakValueDictionary[str, DecodedImage] = WeakValueDictionary()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageReader, (self.max_pixels,)
+
     def decode(self, data: bytes, name: str) -> DecodedImage:
         """Return the pixels of an image. Raises DataError, which names `name`, for damage, or one that is too large."""
         pixels = decode(data, name, self.max_pixels)

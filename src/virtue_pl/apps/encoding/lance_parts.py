@@ -22,7 +22,8 @@ JOURNAL = "_parts.jsonl"
 class LanceParts:
     """Parts as commits of the table `rows` of a LanceDB folder.
 
-    A part's line is written before its commit; it counts once the table has as many rows as the line says.
+    A part's line is written before its commit; it counts once the table has as many rows as the line says. Rows stand
+    in the order of the commits, which is that of the parts where one process encodes.
 
     Example:
         >>> parts = LanceParts(Path("encoded"), schema)  # doctest: +SKIP
@@ -32,6 +33,7 @@ class LanceParts:
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         database = connect(folder)
         self.journal, self.schema = folder / JOURNAL, schema
+        self.uri = str(folder / f"{TABLE}.lance")
         if TABLE in database.list_tables().tables:
             self.table = database.open_table(TABLE)
         else:
@@ -48,7 +50,7 @@ class LanceParts:
             whole = text[: text.rfind("\n") + 1]  # a line that was cut off is of no commit
             lines = [json.loads(line) for line in whole.splitlines()]
             committed = [line for line in lines if line["total"] <= self.rows]
-            parts = {number: PartFacts.from_json(line) for number, line in enumerate(committed)}
+            parts = {int(line.get("part", number)): PartFacts.from_json(line) for number, line in enumerate(committed)}
         except (ValueError, KeyError, TypeError) as error:
             raise VirtueError(f"{self.journal} is damaged ({error}): give another --out") from error
         if (committed[-1]["total"] if committed else 0) != self.rows:
@@ -63,10 +65,23 @@ class LanceParts:
 
     def write(self, number: int, part: PartFacts, rows: Sequence[EncodedRow]) -> None:
         """Commit a part, whole or not at all."""
-        self.rows += part.rows
-        sync_lines(self.journal, json.dumps({**asdict(part), "total": self.rows}))
+        self.log(number, part)
         if rows:
             self.table.add(to_table(rows, self.schema))
+
+    def log(self, number: int, part: PartFacts) -> None:
+        """Write a part's line, before its commit."""
+        self.rows += part.rows
+        sync_lines(self.journal, json.dumps({"part": number, **asdict(part), "total": self.rows}))
+
+    def commit_fragments(self, number: int, part: PartFacts, fragments: Sequence[str]) -> None:
+        """Commit a part whose rows `lance.fragment.write_fragments` has written; fragments: as JSON."""
+        from lance import FragmentMetadata, LanceDataset, LanceOperation
+
+        self.log(number, part)
+        if fragments:
+            operation = LanceOperation.Append([FragmentMetadata.from_json(fragment) for fragment in fragments])
+            LanceDataset.commit(self.uri, operation, read_version=LanceDataset(self.uri).version)
 
 
 def connect(folder: Path) -> Any:

@@ -47,6 +47,9 @@ class RowReader:
     options: RowOptions
     seen: set[bytes]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "seen": set()}  # documents are read without it, and it grows with the source
+
     def documents(self, row: SourceRow) -> Iterator[Document]:
         """Yield a row's documents; a row that cannot be read is one that cannot be read."""
         key = f"{self.name}/{row.number}"

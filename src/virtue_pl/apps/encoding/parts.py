@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ LOCK = ".lock"
 PART = b"virtue_pl_part"
 """Key of a part's metadata with the documents that it is of, as JSON."""
 NAME = re.compile(r"part-(\d{6,})\.parquet")
-TEMPORARY = re.compile(r"\.(part-\d{6,}\.parquet|_encoding\.json|_parts\.jsonl)\.[0-9a-f]{12}")
+TEMPORARY = re.compile(r"\.(part-\d{6,}\.(parquet|attempt)|_encoding\.json|_parts\.jsonl)\.[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,19 @@ class ParquetParts:
         path = self.path(number)
         with naming(path), replace_whole(path, sync=True) as temporary:
             pq.write_table(table, temporary)
+
+
+def begin_attempt(folder: Path, number: int, most: int) -> Path | None:
+    """Make the file of an attempt at a part; None where `most` attempts have begun, and none of them has ended.
+
+    Who made it removes it when the attempt ends; one of a killed process stays until the folder is held again.
+    """
+    for attempt in range(most):
+        path = folder / f".part-{number:06d}.attempt.{attempt:012x}"
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            return path
+    return None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from virtue_pl.embedder import Embedder
-from virtue_pl.models.virtue import Virtue
+from virtue_pl.metrics.mask_iou import expected_iou
 from virtue_pl.preprocessing.segmentations import box_of, encode_mask
 from virtue_pl.types import EmbeddingInput, VirtueError, VisualPrompt
 
@@ -125,32 +125,10 @@ def in_batches(items: Sequence[EmbeddingInput]) -> Iterator[Sequence[EmbeddingIn
 
 def segment(embedder: Embedder, items: Sequence[EmbeddingInput]) -> Float[Tensor, "items height width"]:
     """Return the mask's logits for each input's prompt, on the CPU. Raises VirtueError where none are predicted."""
-    logits = None
-    if isinstance(embedder.model, Virtue):
-        with embedder.autocast():
-            logits = embedder.model.segment(embedder.prepare_batch(items)).mask_logits
+    logits = embedder.predict_mask_logits(items)
     if logits is None:
         raise VirtueError("the model predicts no masks, by which regions are proposed: give regions, or another model")
-    return logits.float().cpu()
-
-
-def expected_iou(
-    inside: Bool[Tensor, "masks height width"], probability: Float[Tensor, "masks height width"]
-) -> Float[Tensor, " masks"]:
-    """Return the IoU that a model expects of each mask, by its own probability that a pixel is of the object.
-
-    It is the expected intersection over the expected union with an object whose pixels are drawn by it; 0 for an empty
-    mask.
-
-    Example:
-        >>> expected_iou(torch.tensor([[[True, False]]]), torch.tensor([[[0.9, 0.2]]]))
-        tensor([0.7500])
-    """
-    inside, probability = inside.flatten(1), probability.flatten(1)
-    area = inside.float().sum(dim=1)
-    intersection = (probability * inside).sum(dim=1)
-    outside = (probability * ~inside).sum(dim=1)
-    return intersection / (area + outside).clamp(min=1e-6)
+    return logits
 
 
 def drop_repeats(inside: Bool[Tensor, "masks height width"], order: Sequence[int], overlap: float) -> list[int]:

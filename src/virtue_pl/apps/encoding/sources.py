@@ -61,7 +61,9 @@ class SourceOptions(NamedTuple):
 class DocumentSource(ABC):
     """A source of documents, in the same order whenever it is read.
 
-    kind: for people. columns: the types of the documents' further values.
+    kind: for people. columns: the types of the documents' further values. paths: the files and folders that it reads.
+
+    Sources, and documents that are not read yet, can be pickled.
 
     Example:
         >>> source = open_source(Path("photos"), SourceOptions())  # doctest: +SKIP
@@ -71,6 +73,7 @@ class DocumentSource(ABC):
 
     kind: str
     columns: Mapping[str, pa.DataType] = {}
+    paths: tuple[Path, ...] = ()
 
     @abstractmethod
     def documents(self) -> Iterator[Document]:
@@ -145,7 +148,7 @@ class ImageFolder(DocumentSource):
     kind = "images"
 
     def __init__(self, root: Path, options: SourceOptions) -> None:
-        self.root = root
+        self.root, self.paths = root, (root,)
         self.reader = ImageReader(options.max_pixels)
         if options.documents == "texts":
             raise VirtueError(f"{root}: found images without texts, expected rows with texts, or --documents images")
@@ -196,6 +199,7 @@ class OwnRows(DocumentSource):
 
     def __init__(self, root: Path, sources: Sequence[OwnSource], options: SourceOptions) -> None:
         self.root, self.sources, self.options = root, sources, options
+        self.paths = (root, *(path for source in sources for path in source.files))
         self.columns = {} if options.of_images or options.documents == "texts" else {"target": pa.string()}
         self.reader = ImageReader(options.max_pixels)
 
@@ -232,6 +236,7 @@ class Shards(DocumentSource):
                 " --documents images or regions"
             )
         self.folders = [ShardFolder.open(folder, "SOURCE") for folder in folders]
+        self.paths = tuple(folders)
         self.options = options
         self.reader = ImageReader(options.max_pixels)
 

@@ -6,30 +6,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from virtue_pl import __version__
 from virtue_pl.apps.server.bodies import CohereBody, EmbeddingsBody, MasksBody
-from virtue_pl.apps.server.errors import UnknownModel, add_error_replies, error_reply
+from virtue_pl.apps.server.errors import ERRORS, add_error_replies, check_model, error_reply
 from virtue_pl.apps.server.gate import Gate
 from virtue_pl.apps.server.replies import reply_cohere, reply_masks, reply_openai
 from virtue_pl.apps.server.service import Service
+from virtue_pl.embedder.vectors import CALIBRATED
 from virtue_pl.types import VirtueError
-from virtue_pl.types.prompt_values import describe
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"description": text}
-    for code, text in {
-        401: "No key, or a wrong one",
-        404: "Another model",
-        413: "The body is too large",
-        422: "A value or a key that is not allowed; the line names it",
-        429: "The queue is full; see Retry-After",
-        503: "The server starts or stops; see Retry-After",
-    }.items()
-}
 
 
 def create_app(
@@ -70,42 +58,47 @@ def embedding_routes(service: Service) -> APIRouter:
     """Return the routes that embed and segment."""
     router = APIRouter(responses=ERRORS)
 
+    limits = service.options.limits
+
     @router.post("/v1/embeddings")
-    async def embeddings(body: EmbeddingsBody) -> Response:
+    async def embeddings(body: EmbeddingsBody, client: Request) -> Response:
         """Embed texts, images and regions, in OpenAI's, vLLM's or Infinity's form."""
-        check_model(service, body.model)
+        check_model(service.options.name, body.model)
         service.check_ready()
         check_dim(service, "dimensions", body.dimensions)
-        requests = body.requests()
-        async with service.admit(requests):
-            rows, tokens = await service.run("embed", requests)
+        requests = body.requests(limits.request_rows)
+        async with service.admit(requests, client.state.owner, body.entries) as admission:
+            rows = await service.run("embed", admission)
             form, dim = body.encoding_format, body.dimensions
-            return await service.build(reply_openai, rows, requests, tokens, service.options.name, form, dim)
+            return await service.build(reply_openai, rows, requests, service.options.name, form, dim)
 
     @router.post("/v2/embed")
-    async def embed(body: CohereBody) -> Response:
+    async def embed(body: CohereBody, client: Request) -> Response:
         """Embed texts, images and regions, in Cohere's form."""
-        check_model(service, body.model)
+        check_model(service.options.name, body.model)
         service.check_ready()
         check_dim(service, "output_dimension", body.output_dimension)
         kinds = body.embedding_types or ["float"]
-        if calibrated := {"int8", "uint8"}.intersection(kinds):
+        calibrated = set(CALIBRATED).intersection(kinds)
+        if calibrated and service.calibration is None:
             raise VirtueError(
-                f"embedding_types: found {min(calibrated)!r}, whose steps need other embeddings to be drawn from,"
-                " expected float, base64, binary or ubinary"
+                f"embedding_types: found {min(calibrated)!r}, whose steps are drawn from other embeddings, which this"
+                " server was not given (--calibration), expected float, base64, binary or ubinary"
             )
-        requests = body.requests(service.embedder.instructions)
-        async with service.admit(requests):
-            rows, tokens = await service.run("embed", requests)
-            return await service.build(reply_cohere, rows, requests, tokens, kinds, body.output_dimension)
+        requests = body.requests(service.embedder.instructions, limits.request_rows)
+        async with service.admit(requests, client.state.owner, body.entries) as admission:
+            rows = await service.run("embed", admission)
+            dim = body.output_dimension
+            return await service.build(reply_cohere, rows, requests, kinds, dim, service.calibration)
 
     @router.post("/v1/masks")
-    async def masks(body: MasksBody) -> Response:
+    async def masks(body: MasksBody, client: Request) -> Response:
         """Return what the segmentation model takes each region for, as COCO's run lengths at the image's size."""
-        check_model(service, body.model)
+        check_model(service.options.name, body.model)
+        service.check_ready()
         requests = body.requests()
-        async with service.admit(requests):
-            found, _ = await service.run("masks", requests)
+        async with service.admit(requests, client.state.owner, "regions") as admission:
+            found = await service.run("masks", admission)
             return await service.build(reply_masks, found, requests[0], service.options.name)
 
     return router
@@ -139,12 +132,6 @@ def state_routes(service: Service) -> APIRouter:
         return {"object": "list", "data": [model]}
 
     return router
-
-
-def check_model(service: Service, name: str | None) -> None:
-    """Raise UnknownModel for another name than that of the server's model; none is right, too."""
-    if name is not None and name != service.options.name:
-        raise UnknownModel(f"model: found {describe(name)}, expected {service.options.name!r}, the one that is here")
 
 
 def check_dim(service: Service, key: str, dim: int | None) -> None:

@@ -131,9 +131,10 @@ class BatchQueue:
     def _run(self) -> None:
         while batch := self._next_batch():
             started = time.monotonic()
-            self._compute(batch)
-            self._last_seconds = time.monotonic() - started
-            self.observe(batch[0].task, sum(len(job.items) for job in batch), self._last_seconds)
+            wanted = self._compute(batch)
+            if wanted:
+                self._last_seconds = time.monotonic() - started
+                self.observe(wanted[0].task, sum(len(job.items) for job in wanted), self._last_seconds)
 
     def _next_batch(self) -> list[Job]:
         """Return the jobs of the next batch, the oldest first; none where all is done and the queue is closed.
@@ -173,8 +174,11 @@ class BatchQueue:
                 return
             self._changed.wait(remaining)
 
-    def _compute(self, batch: list[Job]) -> None:
-        """Set the result of each job that is still wanted; where a batch fails, each job is computed alone."""
+    def _compute(self, batch: list[Job]) -> list[Job]:
+        """Set the result of each job that is still wanted, and return them.
+
+        Where a batch fails, each job is computed alone.
+        """
         with self._changed:
             self._expected_rows = self.reserved_rows
         wanted = [job for job in batch if job.future.set_running_or_notify_cancel()]
@@ -184,9 +188,10 @@ class BatchQueue:
                 for job in wanted:
                     job.future.set_result(found[: len(job.items)])
                     found = found[len(job.items) :]
-                return
+                return wanted
         for job in wanted:
             try:
                 job.future.set_result(self.compute(job.task, job.items))
             except Exception as error:
                 job.future.set_exception(error)
+        return wanted

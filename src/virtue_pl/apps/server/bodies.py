@@ -19,6 +19,7 @@ from virtue_pl.types.requests import (
     StrictModel,
     TextPart,
     Units,
+    Uuid,
     read_request,
 )
 
@@ -27,11 +28,16 @@ TOKEN_IDS = (
     " check_embedding_ctx_length=False"
 )
 
-MESSAGE_SCHEMA = {"type": "object", "required": ["role", "content"]}
 INPUT_SCHEMA = {
     "description": "A text or a data URI, a list of them, one conversation, a list of conversations, or flat requests.",
     "anyOf": [{"type": "string"}, {"type": "array", "items": {}}],
 }
+QUERY_SCHEMA = {
+    "description": "A text, a data URI or a flat request with text, image and regions, or a list of such.",
+    "anyOf": [{"type": "string"}, {"type": "object"}, {"type": "array", "items": {}}],
+}
+MOST_ENTRIES = 100_000
+"""Default limit of the entries of a body, each of which is one embedding or more."""
 
 Dimensions = Annotated[int, Field(strict=True, ge=1)]
 
@@ -71,25 +77,35 @@ class EmbeddingsBody(StrictModel):
             return value
         return {key: each for key, each in value.items() if each is not None or key not in cls.model_fields}
 
-    def requests(self) -> list[EmbeddingRequest]:
-        """Return the requests of the body, in order. Raises VirtueError, which names the key of what is wrong."""
+    @property
+    def entries(self) -> str:
+        """The key under which the requests stand."""
+        return "messages" if self.messages else "input"
+
+    def requests(self, most: int = MOST_ENTRIES) -> list[EmbeddingRequest]:
+        """Return the requests of the body, in order, at most so many.
+
+        Raises VirtueError, which names the key of what is wrong.
+        """
         if self.messages:
             if self.input:
                 raise VirtueError("input: found beside messages, expected one of them")
-            return self.conversations(self.messages, "messages")
+            return self.conversations(self.messages, "messages", most)
         if isinstance(self.input, str):
             return [self.flat(self.input, "input", 1)]
         if not isinstance(self.input, list) or not self.input:
             found = "is missing" if self.input is None else f"found {describe(self.input)}"
             raise VirtueError(f"input: {found}, expected a text, a list of texts, or `messages` instead")
-        return self.listed(self.input)
+        return self.listed(self.input, most)
 
-    def listed(self, values: list[Any]) -> list[EmbeddingRequest]:
+    def listed(self, values: list[Any], most: int) -> list[EmbeddingRequest]:
         """Return the requests of a list under `input`."""
-        if any(is_token(value) or (isinstance(value, list) and any(map(is_token, value))) for value in values):
+        first = values[: most + 1]
+        if any(is_token(value) or (isinstance(value, list) and any(map(is_token, value))) for value in first):
             raise VirtueError(f"input: {TOKEN_IDS}")
         if isinstance(values[0], list) or (isinstance(values[0], Mapping) and "role" in values[0]):
-            return self.conversations(values, "input")
+            return self.conversations(values, "input", most)
+        check_count("input", values, most)
         return [self.flat(value, f"input.{number}", len(values)) for number, value in enumerate(values)]
 
     def flat(self, value: Any, name: str, count: int) -> EmbeddingRequest:
@@ -109,12 +125,13 @@ class EmbeddingsBody(StrictModel):
             raise VirtueError(f"{'regions_as' if self.units is None else 'units'}: found without regions")
         return read_named(EmbeddingRequest, keys, name)
 
-    def conversations(self, value: Any, name: str) -> list[EmbeddingRequest]:
+    def conversations(self, value: Any, name: str, most: int) -> list[EmbeddingRequest]:
         """Return the request of a conversation, or of each of several."""
         self.refuse_beside("messages, expected within the part of the image or the system message")
         if not isinstance(value, list):
             raise VirtueError(f"{name}: found {describe(value)}, expected a list of messages")
         nested = isinstance(value[0], list)
+        check_count(name, value if nested else (), most)
         found = []
         for number, messages in enumerate(value if nested else [value]):
             where = f"{name}.{number}" if nested else name
@@ -162,8 +179,15 @@ class CohereBody(StrictModel):
     output_dimension: Dimensions | None = None
     regions_as: Literal["joint", "each"] = "joint"
 
-    def requests(self, instructions: Mapping[str, str]) -> list[EmbeddingRequest]:
-        """Return the requests of the body, in order. Raises VirtueError for none, and for two kinds of them.
+    @property
+    def entries(self) -> str:
+        """The key under which the requests stand."""
+        return next((name for name in ("texts", "images", "inputs") if getattr(self, name)), "texts")
+
+    def requests(self, instructions: Mapping[str, str], most: int = MOST_ENTRIES) -> list[EmbeddingRequest]:
+        """Return the requests of the body, in order, at most so many.
+
+        Raises VirtueError for none, and for two kinds of them.
 
         instructions: what stands before a text, for "query" and "document".
         """
@@ -172,6 +196,7 @@ class CohereBody(StrictModel):
             found = " and ".join(given) or "none of them"
             raise VirtueError(f"texts, images, inputs: found {found}, expected one")
         (name,) = given
+        check_count(name, getattr(self, name), most)
         role = (self.input_type or "").removeprefix("search_")
         instruction = instructions.get(role, "")
         entries = [self.parts(entry, name) for entry in getattr(self, name)]
@@ -206,14 +231,61 @@ class MasksBody(StrictModel):
     """
 
     model: str | None = None
-    image: str
+    image: str | None = None
     regions: Annotated[list[RegionPrompt], Field(min_length=1, max_length=MAX_REGIONS)]
     units: Units = "pixel"
+    uuid: Uuid | None = None
 
     def requests(self) -> list[EmbeddingRequest]:
-        """Return the one request, with a row for each region."""
-        keys = {"image": self.image, "regions": self.regions, "units": self.units, "regions_as": "each"}
-        return [read_request(EmbeddingRequest, keys)]
+        """Return the one request, with a row for each region. Raises VirtueError where there is no image."""
+        if self.image is None and self.uuid is None:
+            raise VirtueError("image: is missing, expected a data URI, or the uuid of an image that was sent lately")
+        keys = {"regions": self.regions, "units": self.units, "regions_as": "each", "uuid": self.uuid}
+        return [read_request(EmbeddingRequest, keys | {"image": self.image})]
+
+
+class SearchBody(StrictModel):
+    """The body of /v1/search.
+
+    query: a text, the data URI of an image, a flat request (`EmbeddingRequest`) of text, image and regions, or a list
+    of such. k: the number of hits of each. filter: a condition of SQL on the rows' columns. exact: compare every row.
+
+    Example:
+        >>> body = read_request(SearchBody, {"query": ["a cat", {"text": "a dog"}], "k": 3, "filter": "year > 2020"})
+        >>> [request.full_text for request in body.requests()]
+        ['a cat', 'a dog']
+    """
+
+    model: str | None = None
+    query: Annotated[Any, WithJsonSchema(QUERY_SCHEMA)]
+    k: Annotated[int, Field(strict=True, ge=1)] = 10
+    filter: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    exact: Annotated[bool, Field(strict=True)] = False
+
+    def requests(self, most: int = MOST_ENTRIES) -> list[EmbeddingRequest]:
+        """Return the requests of the body, in order, at most so many. Raises VirtueError, which names what is wrong."""
+        if not isinstance(self.query, list):
+            return [read_query(self.query, "query")]
+        if not self.query:
+            raise VirtueError("query: found [], expected a text, a request, or a list of them")
+        check_count("query", self.query, most)
+        return [read_query(value, f"query.{number}") for number, value in enumerate(self.query)]
+
+
+def read_query(value: Any, name: str) -> EmbeddingRequest:
+    """Return a text, a data URI or a flat request as a request. Raises VirtueError, which names `name`."""
+    if isinstance(value, str):
+        value = {"image" if is_image_uri(value) else "text": value}
+    if not isinstance(value, Mapping):
+        raise VirtueError(f"{name}: found {describe(value)}, expected a text, a request, or a list of them")
+    found: EmbeddingRequest = read_named(EmbeddingRequest, value, name)
+    return found
+
+
+def check_count(name: str, values: Sequence[Any], most: int) -> None:
+    """Raise VirtueError for more entries than a request may have embeddings."""
+    if len(values) > most:
+        raise VirtueError(f"{name}: found {len(values):,} entries, expected at most {most:,}")
 
 
 def is_token(value: Any) -> bool:
@@ -227,11 +299,13 @@ def read_named(schema: Any, value: Any, name: str) -> Any:
 
 
 def name_error(name: str, function: Any, *arguments: Any) -> Any:
-    """Return what a function returns; a VirtueError's message gets the key `name` before it."""
+    """Return what a function returns; a VirtueError's message gets the key `name` before it, if it is not empty."""
     try:
         return function(*arguments)
     except VirtueError as error:
         text = str(error)
+        if not name:
+            raise
         joint = "." if text.partition(":")[0].replace(".", "").replace("_", "").isalnum() and ":" in text else ": "
         raise VirtueError(f"{name}{joint}{text}") from error
 

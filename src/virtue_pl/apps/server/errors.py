@@ -13,7 +13,22 @@ from starlette.exceptions import HTTPException
 
 from virtue_pl.apps.server.batching import QueueClosed, QueueFull
 from virtue_pl.types import VirtueError
+from virtue_pl.types.prompt_values import describe
 from virtue_pl.types.requests import describe_problem
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"description": text}
+    for code, text in {
+        401: "No key, or a wrong one",
+        404: "Another model",
+        408: "The body did not come in time",
+        413: "The body is too large",
+        422: "A value or a key that is not allowed; the line names it",
+        429: "The queue is full; see Retry-After",
+        503: "The server starts or stops; see Retry-After",
+    }.items()
+}
+"""Replies that any route may give, for the OpenAPI document."""
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "service_unavailable"}
 PARAM = re.compile(r"(?P<key>[A-Za-z_]\w*(\.\w+)*): ")
@@ -30,13 +45,29 @@ class UnknownModel(VirtueError):
     """
 
 
-def error_reply(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return an error with its one line. param is the key that it names, if any."""
+class UnknownImage(VirtueError):
+    """A request for an image by a uuid under which none was sent lately.
+
+    Example:
+        >>> raise UnknownImage("uuid: found 'x', under which no image was sent lately")
+        Traceback (most recent call last):
+        virtue_pl.apps.server.errors.UnknownImage: uuid: found 'x', under which no image was sent lately
+    """
+
+
+def error_reply(
+    status: int, message: str, headers: Mapping[str, str] | None = None, code: str | None = None
+) -> JSONResponse:
+    """Return an error with its one line. param is the key that it names, if any. code: OpenAI's name of the error."""
     text = message.encode("utf-8", "replace").decode("utf-8")
     kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    code = "model_not_found" if text.startswith("model: ") and status == 404 else None
     error = {"message": text, "type": kind, "param": find_param(text) if status < 500 else None, "code": code}
     return JSONResponse({"error": error}, status, dict(headers or {}))
+
+
+def names_unknown_image(error: BaseException | None) -> bool:
+    """Return whether an error is an UnknownImage, or comes of one."""
+    return error is not None and (isinstance(error, UnknownImage) or names_unknown_image(error.__cause__))
 
 
 def find_param(message: str) -> str | None:
@@ -70,7 +101,9 @@ def add_error_replies(app: FastAPI, retry_seconds: int) -> None:
 
     @app.exception_handler(VirtueError)
     async def refuse_value(request: Request, error: VirtueError) -> JSONResponse:
-        return error_reply(404 if isinstance(error, UnknownModel) else 422, str(error))
+        if isinstance(error, UnknownModel):
+            return error_reply(404, str(error), code="model_not_found")
+        return error_reply(422, str(error), code="image_not_found" if names_unknown_image(error) else None)
 
     @app.exception_handler(RequestValidationError)
     async def refuse_body(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -87,3 +120,9 @@ def add_error_replies(app: FastAPI, retry_seconds: int) -> None:
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> JSONResponse:
         return error_reply(error.status_code, str(error.detail), error.headers)
+
+
+def check_model(own: str, name: str | None) -> None:
+    """Raise UnknownModel for another name than that of the server's model; none is right, too."""
+    if name is not None and name != own:
+        raise UnknownModel(f"model: found {describe(name)}, expected {own!r}, the one that is here")

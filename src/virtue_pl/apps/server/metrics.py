@@ -37,6 +37,8 @@ class Metrics:
         self.batch_seconds = Histogram(
             "virtue_batch_seconds", "Seconds of a batch", ["task"], buckets=SECONDS, registry=self.registry
         )
+        self.admitted = Counter("virtue_admitted_requests", "Requests for which there was room", registry=self.registry)
+        self.tokens = Counter("virtue_tokens", "Tokens that the language model has read", registry=self.registry)
         queued = Gauge("virtue_queued_rows", "Rows accepted and not answered yet", registry=self.registry)
         queued.set_function(queued_rows)
         cached = Gauge("virtue_cached_images", "Images whose features are cached", registry=self.registry)

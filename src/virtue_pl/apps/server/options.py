@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
-from virtue_pl.preprocessing.images import MAX_PIXELS
-from virtue_pl.types import VirtueError
+from virtue_pl.types import MAX_PIXELS, VirtueError
 
 KEY_VARIABLE = "VIRTUE_API_KEY"
 """The environment variable of a key."""
@@ -19,15 +16,21 @@ KEY_VARIABLE = "VIRTUE_API_KEY"
 MIN_KEY_LENGTH = 16
 
 
+LEAST = {"wait_seconds": 0, "client_seconds": 0.1}
+"""Least values of limits that may be less than 1."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits of what a server accepts.
 
-    body_bytes: of one body. bytes_in_flight: of all bodies together. requests: that are answered at a time.
-    queued_rows: rows that are accepted and not embedded yet. request_rows: embeddings of one request. regions: of one
-    image. pixels: of one image. batch_tokens: roughly the tokens of one batch. batch_rows: rows of one batch.
-    wait_seconds: how long a batch waits at least for rows that are on their way; 0 never waits. retry_seconds: what a
-    client that is refused is asked to wait.
+    body_bytes: of one body. bytes_in_flight: of all bodies together. body_objects: lists and objects of one body.
+    requests: that are answered at a time. queued_rows: rows that are accepted and not embedded yet. request_rows:
+    embeddings of one request. characters: of one text. images: of one embedding. regions: of one image. hits: of one
+    search. pixels: of one image. pixels_in_flight: of the images of all requests that are being answered.
+    batch_tokens: roughly the tokens of one batch. batch_rows: rows of one batch. client_seconds: in which a client
+    sends a body, or reads a part of a reply. wait_seconds: how long a batch waits at least for rows that are on their
+    way; 0 never waits. retry_seconds: what a client that is refused is asked to wait.
 
     Example:
         >>> Limits(queued_rows=8, request_rows=9)
@@ -37,22 +40,30 @@ class Limits:
 
     body_bytes: int = 32 << 20
     bytes_in_flight: int = 512 << 20
+    body_objects: int = 100_000
     requests: int = 256
     queued_rows: int = 2048
     request_rows: int = 512
+    characters: int = 100_000
+    images: int = 32
     regions: int = 256
+    hits: int = 10_000
     pixels: int = MAX_PIXELS
+    pixels_in_flight: int = 400_000_000
     batch_tokens: int = 16_384
     batch_rows: int = 16
+    client_seconds: float = 60.0
     wait_seconds: float = 0.004
     retry_seconds: int = 1
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < (0 if name == "wait_seconds" else 1):
-                raise VirtueError(f"{name} is {value}, expected at least {0 if name == 'wait_seconds' else 1}")
-        if self.request_rows > self.queued_rows:
-            raise VirtueError(f"request_rows is {self.request_rows}, expected at most queued_rows = {self.queued_rows}")
+            least = LEAST.get(name, 1)
+            if value < least:
+                raise VirtueError(f"{name} is {value}, expected at least {least}")
+        for part, whole in (("request_rows", "queued_rows"), ("pixels", "pixels_in_flight")):
+            if getattr(self, part) > getattr(self, whole):
+                raise VirtueError(f"{part} is {getattr(self, part)}, expected at most {whole} = {getattr(self, whole)}")
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ class ServerOptions:
 
     name: by which clients name the model. keys: of which each request carries one; none for a server that only this
     machine reaches. image_hosts: whose URLs are read as images. decode_threads: threads that decode images.
+    recent_images: images that are found again by their uuid.
 
     Example:
         >>> ServerOptions(host="0.0.0.0")
@@ -74,6 +86,7 @@ class ServerOptions:
     keys: tuple[str, ...] = ()
     image_hosts: tuple[str, ...] = ()
     decode_threads: int = 2
+    recent_images: int = 32
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -88,30 +101,14 @@ class ServerOptions:
                     f"a key of {len(key)} characters, expected at least {MIN_KEY_LENGTH}, printable and without spaces"
                 )
 
-    def accepts_key(self, key: bytes) -> bool:
-        """Return whether a key is one of the server's, in a time that says nothing of how much of it is right."""
+    def find_key(self, key: bytes) -> int | None:
+        """Return the number of the server's key that one is, None for none of them.
+
+        It takes a time that says nothing of how much of it is right.
+        """
         given = sha256(key).digest()
         matches = [hmac.compare_digest(given, sha256(own.encode()).digest()) for own in self.keys]
-        return any(matches)
-
-
-def read_keys(path: Path | None) -> tuple[str, ...]:
-    """Return the keys of a file, one a line, and that of the environment.
-
-    Empty lines and those that begin with "#" are left out. Raises VirtueError for a file that holds none.
-    """
-    own = os.environ.get(KEY_VARIABLE, "").strip()
-    keys = [own] if own else []
-    if path is not None:
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise VirtueError(f"--api-key-file {path} cannot be read ({error}), expected a key a line") from error
-        found = [line for line in lines if line and not line.startswith("#")]
-        if not found:
-            raise VirtueError(f"--api-key-file {path} holds no key, expected one a line")
-        keys += found
-    return tuple(dict.fromkeys(keys))
+        return matches.index(True) if any(matches) else None
 
 
 def is_loopback(host: str) -> bool:

@@ -6,9 +6,10 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,15 @@ from virtue_pl.cli.arguments import add_max_pixels, positive_number, share
 from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.dataclass_options import add_options, read_options
 from virtue_pl.cli.left_out import LeftOut, left_out_table
-from virtue_pl.cli.progress import LoadingLine
+from virtue_pl.cli.option_groups import add_engine_options, ray_options
+from virtue_pl.cli.progress import LoadingLine, show_rate
 from virtue_pl.evaluation.settings import LoadingOptions
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
     from virtue_pl.apps.encoding import EncodeOptions, EncodingReport
+    from virtue_pl.apps.encoding.engine import Engine, Model
+    from virtue_pl.cluster import RayOptions
 
 GROUP = "models"
 MAX_LEFT_OUT = 0.01
@@ -35,33 +39,51 @@ def main(argv: list[str]) -> int:
     """
     arguments = parser().parse_args(argv)
     check_arguments(arguments)
+    ray = ray_options(arguments)
     loading = LoadingLine("the model").start()
     from rich.console import Console
 
     from virtue_pl.apps.encoding import encode_source, open_source
     from virtue_pl.apps.encoding.sources import SourceOptions
-    from virtue_pl.embedder import Embedder
 
     options = encode_options(arguments)
     rows = row_options(arguments)
     reading = SourceOptions(options.documents, options.proposals is not None, arguments.max_pixels, rows)
-    source = open_source(Path(arguments.source), reading)
+    source = open_source(locate(arguments.source, ray), reading)
     total = source.count()
     if not total:
         raise VirtueError(f"{arguments.source} has no document: expected {options.documents}")
-    loaded: dict[str, Any] = vars(read_options(LoadingOptions, arguments))
-    embedder = Embedder.from_pretrained(
-        arguments.model, device=arguments.device, batch_size=arguments.batch_size, **loaded
-    )
-    loading.stop()
-    with stop_by_signal(), show_rate(total) as advance:
-        report = encode_source(embedder, source, Path(arguments.out), options, advance)
+    engine, model = choose_engine(arguments, ray)
+    with engine.session():
+        loading.stop()
+        with stop_by_signal(), show_rate(total) as advance:
+            report = encode_source(model, source, locate(arguments.out, ray), options, advance, engine)
     left_out = LeftOut(arguments.source, report.documents - report.total_left_out, dict(report.left_out), report.named)
     if (table := left_out_table([left_out])) is not None:
         table.title, table.columns[2].header, table.columns[3].header = "left out", "documents", "first documents"
         Console(stderr=True).print(table)
     print(json.dumps(summary(arguments.out, report)) if arguments.json else describe(arguments.out, report))
     return explain_excess(left_out, arguments.max_left_out)
+
+
+def choose_engine(arguments: argparse.Namespace, ray: RayOptions | None) -> tuple[Engine, Model]:
+    """Return the engine, and the model, or what loads it on a node."""
+    from virtue_pl.apps.encoding import LocalEngine, RayEngine
+    from virtue_pl.embedder import Embedder
+
+    options: dict[str, Any] = vars(read_options(LoadingOptions, arguments))
+    if ray is not None:
+        for name in ("sam_checkpoint", "base"):
+            if options[name] is not None:
+                options[name] = str(locate(options[name], ray))
+    model = str(locate(arguments.model, ray)) if Path(arguments.model).exists() else arguments.model
+    load = partial(Embedder.from_pretrained, model, device=arguments.device, batch_size=arguments.batch_size, **options)
+    return (LocalEngine(), load()) if ray is None else (RayEngine(ray), load)
+
+
+def locate(path: str, ray: RayOptions | None) -> Path:
+    """Return a path; on a cluster the absolute one, since its nodes work in folders of their own."""
+    return Path(path) if ray is None else Path(path).absolute()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--threads", type=positive_number, default=2, help="threads that decode images (default 2)")
     found.add_argument("--device", default="auto", help="auto (default) is a GPU where there is one")
     add_options(found, LoadingOptions)
+    add_engine_options(found)
     found.add_argument(
         "--max-left-out",
         type=share,
@@ -164,38 +187,6 @@ def encode_options(arguments: argparse.Namespace) -> EncodeOptions:
         arguments.max_pixels,
         row_options(arguments).fingerprint_text,
     )
-
-
-@contextmanager
-def show_rate(total: int) -> Iterator[Callable[[int], object]]:
-    """Show a bar with counts, documents per second and the time left on stderr; gives what advances it."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn("{task.percentage:>3.0f}%", show_speed=False),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("encoding", total=total, rate="")
-
-        def advance(done: int) -> None:
-            progress.advance(task, done)
-            speed = progress.tasks[0].speed
-            progress.update(task, rate="" if speed is None else f"{speed:,.1f}/s")
-
-        yield advance
 
 
 @contextmanager

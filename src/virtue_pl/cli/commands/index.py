@@ -14,8 +14,8 @@ from typing import Any
 
 from virtue_pl.cli.arguments import positive_number, share
 from virtue_pl.cli.command_parser import CommandParser
+from virtue_pl.cli.option_groups import add_engine_options, add_storage_options, ray_options
 from virtue_pl.cli.progress import LoadingLine
-from virtue_pl.cli.storage import add_storage_options
 from virtue_pl.search.settings import KINDS, IndexOptions
 
 GROUP = "models"
@@ -24,18 +24,22 @@ GROUP = "models"
 def main(argv: list[str]) -> int:
     """Build the index, and print what it is; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    ray = ray_options(arguments)
+    if ray is not None:  # whose nodes work in folders of their own
+        arguments.rows, arguments.out = absolute(arguments.rows), absolute(arguments.out)
 
     with LoadingLine("libraries"):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from virtue_pl.search import RowFiles, VectorIndex
+        from virtue_pl.search import IndexBuilder, RayBuilder, RowFiles, VectorIndex
 
     options = IndexOptions(
         arguments.kind, arguments.exact_below, arguments.queries, arguments.recall, seed=arguments.seed
     )
     count = RowFiles.open(arguments.rows, arguments.storage_options).rows
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    builder = IndexBuilder() if ray is None else RayBuilder(ray)
     began = time.monotonic()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("writing", total=count)
@@ -46,6 +50,7 @@ def main(argv: list[str]) -> int:
             arguments.storage_options,
             replace=arguments.replace,
             stage=lambda name, done: progress.update(task, description=name, completed=done or count),
+            builder=builder,
         )
     report = describe(index) | {"seconds": round(time.monotonic() - began, 1)}
     if arguments.json:
@@ -59,6 +64,11 @@ def main(argv: list[str]) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def absolute(path: str) -> str:
+    """Return the absolute path of a relative one; a URI stays."""
+    return path if "://" in path else str(Path(path).absolute())
 
 
 def describe(index: Any) -> dict[str, Any]:
@@ -136,4 +146,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=default.seed, help="of the draw of these rows")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     add_storage_options(parser)
+    add_engine_options(parser)
     return parser

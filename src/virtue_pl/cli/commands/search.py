@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virtue_pl.cli.arguments import add_max_pixels, positive_number
 from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.dataclass_options import add_options, read_options
+from virtue_pl.cli.option_groups import add_storage_options
 from virtue_pl.cli.progress import LoadingLine
-from virtue_pl.cli.storage import add_storage_options
 from virtue_pl.evaluation.settings import LoadingOptions
 from virtue_pl.types import VirtueError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from virtue_pl.embedder import Embedder
     from virtue_pl.search import Hit, VectorIndex
     from virtue_pl.search.queries import Query
-    from virtue_pl.types.requests import EmbeddingRequest
 
 GROUP = "models"
 
@@ -37,12 +36,19 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     check_usage(parser, arguments)
+    lines = read_queries(arguments)
+    if arguments.server is not None:
+        return search_server(arguments, lines)
 
     with LoadingLine("libraries"):
         from virtue_pl.search import VectorIndex
-        from virtue_pl.search.queries import embed_queries
+        from virtue_pl.search.queries import check_lines, embed_queries
+        from virtue_pl.types.requests import EmbeddingRequest, read_request
 
-    requests = read_queries(arguments)
+    if arguments.regions is None:
+        requests = [read_request(EmbeddingRequest, value) for _, value in lines]
+    else:
+        requests = check_lines(lines, regions_name(arguments))
     index = VectorIndex.open(arguments.index, arguments.storage_options)
     for problem in [] if arguments.exact else index.problems():
         print(f"virtue-pl: {problem}", file=sys.stderr)
@@ -51,13 +57,63 @@ def main(argv: list[str]) -> int:
         queries = embed_queries(embedder, index, requests, access(arguments))
     vectors = [query.vector for query in queries]
     found = index.search(vectors, arguments.top, arguments.where, arguments.exact)
+    print_answers(arguments, queries, found, {"index": index.uri, "model": index.facts.model})
+    return 0
+
+
+def search_server(arguments: argparse.Namespace, lines: Sequence[tuple[int, dict[str, Any]]]) -> int:
+    """Search through a running server, and print the hits; returns the exit code. Neither torch nor pydantic is loaded.
+
+    Only a sheet needs torch, to draw the prompts.
+    """
+    from virtue_pl.cli.keys import read_key_file, read_keys
+    from virtue_pl.search.queries import Query
+    from virtue_pl.search.server_client import SearchServer, name_line
+
+    requests = [request for _, request in lines]
+    keys = read_keys(None) if arguments.api_key_file is None else read_key_file(arguments.api_key_file)
+    server = SearchServer(arguments.server, keys[0] if keys else None)
+    try:
+        reply = server.search(requests, arguments.top, arguments.where, arguments.exact)
+    except VirtueError as error:
+        if arguments.regions is None:
+            raise VirtueError(name_line(str(error), "", ())) from error
+        raise VirtueError(name_line(str(error), regions_name(arguments), [line for line, _ in lines])) from error
+    for problem in reply.problems:
+        print(f"virtue-pl: {problem}", file=sys.stderr)
+    queries = [Query(requests[number], region) for number, region, _ in reply.answers]
+    if arguments.sheet is not None:
+        queries = decode_queries(queries, access(arguments))
+    found = [hits for _, _, hits in reply.answers]
+    print_answers(arguments, queries, found, {"index": reply.index, "model": reply.model})
+    return 0
+
+
+def decode_queries(queries: Sequence[Query], access: Any) -> list[Query]:
+    """Return queries with their images and regions decoded, for a sheet."""
+    from dataclasses import replace
+
+    with LoadingLine("libraries"):
+        from virtue_pl.preprocessing.requests import decode_request
+
+    decoded = {id(query.request): decode_request(query.request, access) for query in queries}
+    return [replace(query, row=decoded[id(query.request)][query.region or 0]) for query in queries]
+
+
+def print_answers(
+    arguments: argparse.Namespace, queries: Sequence[Query], found: Sequence[Sequence[Hit]], about: dict[str, str]
+) -> None:
+    """Print the hits as a table or JSON, and write the sheet. about: the names of the index and of its model."""
     if arguments.sheet is not None:
         write_sheet(arguments, queries, found)
     if arguments.json:
-        print(json.dumps(to_json(index, queries, found), indent=1, default=str))
+        print(json.dumps(to_json(about, queries, found), indent=1, default=str))
     else:
         print_tables(queries, found)
-    return 0
+
+
+SERVER_OWN = ("model", "device", "storage_options")
+"""Options of the model and the index, which a server has set for itself."""
 
 
 def check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -70,20 +126,29 @@ def check_usage(parser: argparse.ArgumentParser, arguments: argparse.Namespace) 
         parser.error("there is no query, expected --text, --image or --regions")
     if prompted and not arguments.image:
         parser.error("--box, --point and --mask are of an image, expected --image")
+    if (arguments.index is None) == (arguments.server is None):
+        found = "neither" if arguments.index is None else "both"
+        parser.error(f"found {found} of FOLDER and --server, expected the folder of an index, or a running server")
+    if arguments.server is None and arguments.api_key_file is not None:
+        parser.error("--api-key-file is of a server, expected --server")
+    loading = [each.name for each in fields(LoadingOptions) if hasattr(arguments, each.name)]
+    changed = [name for name in SERVER_OWN if getattr(arguments, name) != parser.get_default(name)]
+    if arguments.server is not None and (changed or loading):
+        name = [*changed, *loading][0].replace("_", "-").removesuffix("s")
+        parser.error(f"--{name} is set where the server starts, expected no such option beside --server")
 
 
-def read_queries(arguments: argparse.Namespace) -> list[EmbeddingRequest]:
-    """Return the requests of the options, or of `--regions`."""
-    from virtue_pl.search.queries import read_mask, read_requests
-    from virtue_pl.types.requests import EmbeddingRequest, read_request
+def read_queries(arguments: argparse.Namespace) -> list[tuple[int, dict[str, Any]]]:
+    """Return the requests of the options, or of `--regions` with the numbers of their lines."""
+    from virtue_pl.search.queries import read_lines, read_mask
 
     if arguments.regions == "-":
-        return read_requests(sys.stdin, "standard input")
+        return read_lines(sys.stdin, regions_name(arguments))
     if arguments.regions is not None:
         if not Path(arguments.regions).is_file():
             raise VirtueError(f"--regions: there is no file {arguments.regions}")
         with Path(arguments.regions).open(encoding="utf-8") as lines:
-            return read_requests(lines, arguments.regions)
+            return read_lines(lines, arguments.regions)
     region: dict[str, Any] = {} if arguments.box is None else {"box": arguments.box}
     if arguments.point:
         region |= {"points": [point[:2] for point in arguments.point]}
@@ -97,7 +162,12 @@ def read_queries(arguments: argparse.Namespace) -> list[EmbeddingRequest]:
         "regions": [region] if region else None,
         "units": arguments.units,
     }
-    return [read_request(EmbeddingRequest, {key: value for key, value in values.items() if value is not None})]
+    return [(1, {key: value for key, value in values.items() if value is not None})]
+
+
+def regions_name(arguments: argparse.Namespace) -> str:
+    """Return the name of `--regions`, for errors."""
+    return "standard input" if arguments.regions == "-" else str(arguments.regions)
 
 
 def load_model(arguments: argparse.Namespace, index: VectorIndex) -> Embedder:
@@ -140,19 +210,19 @@ def write_sheet(arguments: argparse.Namespace, queries: Sequence[Query], found: 
         )
 
 
-def to_json(index: VectorIndex, queries: Sequence[Query], found: Sequence[Sequence[Hit]]) -> dict[str, Any]:
+def to_json(about: dict[str, str], queries: Sequence[Query], found: Sequence[Sequence[Hit]]) -> dict[str, Any]:
     """Return the hits as JSON: of each query the request, and of each hit all but what is missing."""
     answers = []
     for query, hits in zip(queries, found, strict=True):
-        request = shorten(query.request.model_dump(mode="json", exclude_defaults=True))
+        request = shorten(query.request)
         rows = [{key: value for key, value in asdict(hit).items() if value not in (None, {})} for hit in hits]
-        answers.append({"query": request, "region": query.row.region, "hits": rows})
-    return {"index": index.uri, "model": index.facts.model, "answers": answers}
+        answers.append({"query": request, "region": query.region, "hits": rows})
+    return {**about, "answers": answers}
 
 
 def shorten(value: Any) -> Any:
     """Return JSON in which long strings are cut."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: shorten(each) for key, each in value.items()}
     if isinstance(value, list):
         return [shorten(each) for each in value]
@@ -231,7 +301,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Finds the rows of an index that are nearest to a query, which is embedded by the model that the"
         " index was encoded by. Coordinates are pixels of the upright image, x before y, from the top left.",
     )
-    parser.add_argument("index", metavar="FOLDER", help="what `virtue-pl index` has written, or s3://BUCKET/PREFIX")
+    parser.add_argument(
+        "index", metavar="FOLDER", nargs="?", help="what `virtue-pl index` has written, or s3://BUCKET/PREFIX"
+    )
+    parser.add_argument(
+        "--server", metavar="URL", help="ask a running `virtue-pl serve` with --index instead, as http://127.0.0.1:8000"
+    )
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="the key of the server; default VIRTUE_API_KEY"
+    )
     query = parser.add_argument_group("query")
     query.add_argument("--text", help="words, alone or beside the image")
     query.add_argument("--image", metavar="FILE", help="an image")

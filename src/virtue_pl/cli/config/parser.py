@@ -33,11 +33,12 @@ class ConfigParser(LightningArgumentParser):
         return super().parse_args(typed, *arguments, **options)
 
     def dump(self, cfg: Any, *arguments: Any, **options: Any) -> str:
-        """Return a config as text.
+        """Return a config as text, which is not checked again: it was when it was parsed.
 
         jsonargparse calls it for the merged config before interpolation. Raises UsageError for an entry of `shared`
         that nothing in that config reads.
         """
+        options.setdefault("skip_validation", True)
         if "shared" in cfg and "${" in str(cfg):
             self.shared.add_references(str(cfg))
             self.shared.check(cfg["shared"] or {})

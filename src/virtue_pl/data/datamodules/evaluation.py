@@ -20,8 +20,16 @@ from virtue_pl.data.eval_sets.read_set import describe_counts, read_set
 from virtue_pl.data.eval_sets.rows import RowReader
 from virtue_pl.data.streaming.options import check_counts
 from virtue_pl.data.streaming.pipeline import ReaderInfo
-from virtue_pl.preprocessing.images import MAX_PIXELS, PixelLimit
-from virtue_pl.types import EvaluationRow, InputBatch, InputCollator, SetDescription, VirtueError, suggest_path
+from virtue_pl.types import (
+    MAX_PIXELS,
+    EvaluationRow,
+    InputBatch,
+    InputCollator,
+    PixelLimit,
+    SetDescription,
+    VirtueError,
+    suggest_path,
+)
 
 
 class EvaluationDataModule(LightningDataModule):

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from virtue_pl.preprocessing.images import MAX_PIXELS, PixelLimit
-from virtue_pl.types import VirtueError
+from virtue_pl.types import MAX_PIXELS, PixelLimit, VirtueError
 
 MAX_WORKERS = 8
 """Data workers that are started without being asked for by number."""

@@ -105,6 +105,17 @@ class TrainingSource:
     max_pixels: int
     """Larger images count as bad."""
 
+    def partner(self, row: int, seed: int) -> int:
+        """Return the row that a row's sample is joined with; of a dataset without pairs of rows it is the row itself.
+
+        seed: of what is random in it.
+        """
+        return row
+
+    def join(self, sample: Sample, partner: Sample) -> Sample:
+        """Return the training sample of a row and its partner, given the sample of each alone."""
+        return sample
+
     def describe_rows(self) -> str:
         """Return the number of rows, the beginning of their shards' fingerprint, and that of their order, in words.
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virtue_pl.data.shards.manifest import ShardFolder
-from virtue_pl.data.shards.target_index import Digests
+from virtue_pl.data.shards.row_digests import Digests
 from virtue_pl.data.streaming.options import SamplingOptions
 from virtue_pl.data.streaming.seeds import derive_seed
 from virtue_pl.types import VirtueError
@@ -116,6 +116,39 @@ def shuffle_in_windows(values: Rows, size: int, random: np.random.RandomState) -
     return np.concatenate([random.permutation(values[start:end]) for start, end in pairwise(cuts)])
 
 
+class RowPartners:
+    """For each row, the rows of other images with an equal digest, of which one is drawn as its partner.
+
+    Args:
+        digests: one a row; a negative one is equal to no other.
+        images: the number of each row's image.
+
+    Example:
+        >>> partners = RowPartners(np.array([5, 5, 7, 5]), images=np.array([0, 0, 1, 1]))
+        >>> partners.usable.tolist(), partners.draw(0, seed=1)
+        ([True, True, False, True], 3)
+    """
+
+    def __init__(self, digests: Digests, images: Rows) -> None:
+        self.digests = digests
+        self.images = images
+        order = np.argsort(digests, kind="stable")
+        _, starts, counts = np.unique(digests[order], return_index=True, return_counts=True)
+        self._groups = {
+            int(digests[order[start]]): order[start : start + count]
+            for start, count in zip(starts, counts, strict=True)
+        }
+        of_one_image = {digest: len(np.unique(images[rows])) == 1 for digest, rows in self._groups.items()}
+        self.usable = np.array([digest >= 0 and not of_one_image[digest] for digest in digests.tolist()], dtype=bool)
+        """Which rows have a partner."""
+
+    def draw(self, row: int, seed: int) -> int:
+        """Return a row of another image with the digest of a usable row, the same for the same seed."""
+        group = self._groups[int(self.digests[row])]
+        others = group[self.images[group] != self.images[row]]
+        return int(others[np.random.RandomState(seed % 2**32).randint(len(others))])
+
+
 class RowPlan:
     """The rows of one dataset's batches, taken one batch after the other.
 
@@ -124,6 +157,7 @@ class RowPlan:
         targets: a digest of each row's target; equal ones are kept apart. None keeps nothing apart: batches are cut as
             rows come.
         state: where to begin.
+        usable: which rows are drawn at all; default all.
 
     Example:
         >>> plan = RowPlan(RowOrder(folder, SamplingOptions(), seed=0), targets)  # doctest: +SKIP
@@ -131,9 +165,17 @@ class RowPlan:
         (8, 9)
     """
 
-    def __init__(self, order: RowOrder, targets: Digests | None, state: PlanState | None = None) -> None:
+    def __init__(
+        self,
+        order: RowOrder,
+        targets: Digests | None,
+        state: PlanState | None = None,
+        usable: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.order = order
         self.targets = targets
+        self.usable = np.ones(len(order), dtype=bool) if usable is None else usable
+        self.num_usable = int(self.usable.sum())
         self.put_off = 0
         """Number of rows that had to wait for another batch."""
         self.restore(state or PlanState())
@@ -163,9 +205,9 @@ class RowPlan:
 
         Raises VirtueError where the folder has fewer rows than that.
         """
-        if len(self._rows) < size:
+        if self.num_usable < size:
             raise VirtueError(
-                f"only {len(self._rows)} different samples could be read, batch_size is {size}: lower batch_size"
+                f"only {self.num_usable} different samples could be read, batch_size is {size}: lower batch_size"
             )
         if self.targets is None:
             return [self._next() for _ in range(size)]
@@ -187,9 +229,12 @@ class RowPlan:
         return list(batch)
 
     def _next(self) -> int:
-        """Return the next row of the passes."""
-        if self._position == len(self._rows):
-            self._pass, self._position = self._pass + 1, 0
-            self._rows = self.order.rows_of_pass(self._pass)
-        self._position += 1
-        return int(self._rows[self._position - 1])
+        """Return the next usable row of the passes."""
+        while True:
+            if self._position == len(self._rows):
+                self._pass, self._position = self._pass + 1, 0
+                self._rows = self.order.rows_of_pass(self._pass)
+            self._position += 1
+            row = int(self._rows[self._position - 1])
+            if self.usable[row]:
+                return row

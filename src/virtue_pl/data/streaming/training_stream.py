@@ -19,7 +19,7 @@ from virtue_pl.data.streaming.record_reader import RecordReader
 from virtue_pl.data.streaming.row_plan import PlanState, RowPlan, is_count
 from virtue_pl.data.streaming.seeds import derive_seed
 from virtue_pl.data.streaming.skip_log import SkipLog
-from virtue_pl.types import RankingSample, Sample, VirtueError
+from virtue_pl.types import Sample, VirtueError
 
 SUBSTITUTES = 20
 """Rows that are tried, for each that cannot be read, to fill its place in a batch."""
@@ -180,10 +180,10 @@ class PlannedStream(BatchStream):
         tried, digests = set(rows), plan.targets
         targets = set() if digests is None else {int(digests[row]) for row in found}
         for _ in range(SUBSTITUTES * (len(rows) - len(found))):
-            if len(found) == len(rows) or len(tried) == len(plan):
+            if len(found) == len(rows) or len(tried) == plan.num_usable:
                 break
             row = int(random.randint(len(plan)))
-            if row in tried or (digests is not None and int(digests[row]) in targets):
+            if not plan.usable[row] or row in tried or (digests is not None and int(digests[row]) in targets):
                 continue
             tried.add(row)
             found |= self.read_rows(name, reader, [row], seed, log)
@@ -193,12 +193,24 @@ class PlannedStream(BatchStream):
         self, name: str, reader: RecordReader, rows: Sequence[int], seed: int, log: SkipLog
     ) -> dict[int, Sample]:
         """Return the samples of some rows, by row, in order; each image is read once, the bad ones are skipped."""
+        source = self.sources[name]
+        partners = {row: source.partner(row, derive_seed(seed, row, "partner")) for row in rows}
+        found = self.read_alone(name, reader, list(dict.fromkeys([*rows, *partners.values()])), log)
+        count, required = source.sampling.num_negatives, source.sampling.negatives_required
+        return {
+            row: draw_negatives(source.join(found[row], found[partner]), count, derive_seed(seed, row), required)
+            for row, partner in partners.items()
+            if row in found and partner in found
+        }
+
+    def read_alone(self, name: str, reader: RecordReader, rows: Sequence[int], log: SkipLog) -> dict[int, Sample]:
+        """Return the sample of each row by itself, by row; each image is read once, the bad ones are skipped."""
         source, order = self.sources[name], self._plans[name].order
         located = {row: order.locate(row) for row in rows}
         wanted: dict[tuple[int, int], list[int]] = {}
         for row, (shard, number, _) in located.items():
             wanted.setdefault((shard, number), []).append(row)
-        found: dict[int, Sample | RankingSample] = {}
+        found: dict[int, Any] = {}
         for (shard, number), its_rows in wanted.items():
             record = reader.read(shard, number)
             if record is None:
@@ -208,12 +220,7 @@ class PlannedStream(BatchStream):
                 record, source.to_sample, log, source.max_pixels, positions.__contains__
             ):
                 found[positions[position]] = sample
-        count, required = source.sampling.num_negatives, source.sampling.negatives_required
-        return {
-            row: draw_negatives(found[row], count, derive_seed(seed, row), required)  # type: ignore[arg-type]
-            for row in rows
-            if row in found
-        }
+        return found
 
     def batches(self, reader: ReaderInfo, epoch: int, log: SkipLog) -> Iterator[Any]:
         for step, samples in self.numbered_samples(reader, log, int(self.end)):

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from virtue_pl.embedder import Embedder
+from virtue_pl.embedder.row_details import RowDetails, inspect_batch
 from virtue_pl.embedder.row_keys import row_key
 from virtue_pl.evaluation.retrieval.query_collator import EvaluationCollator
 from virtue_pl.evaluation.retrieval.query_encoder import QueryEncoder
@@ -46,9 +47,16 @@ class QueryEmbedder(Embedder):
         self.ranked = dict(ranked or {})
 
     def embed(
-        self, items: Iterable[EmbeddingInput], batch_size: int | None = None, progress: bool = False
+        self,
+        items: Iterable[EmbeddingInput],
+        batch_size: int | None = None,
+        progress: bool = False,
+        details: dict[Any, RowDetails] | None = None,
     ) -> Float[Tensor, "rows dim"]:
-        """Return unit float32 embeddings of inputs, on the CPU, in order: those that were ranked, or else new ones."""
+        """Return unit float32 embeddings of inputs, on the CPU, in order: those that were ranked, or else new ones.
+
+        details: as `Embedder.embed` has them; of inputs that are embedded anew alone.
+        """
         items = list(items)
         keys = [row_key(item) for item in items]
         new = [row for row, key in enumerate(keys) if key not in self.ranked]
@@ -57,15 +65,21 @@ class QueryEmbedder(Embedder):
             if key in self.ranked:
                 found[row] = self.ranked[key]
         if new:
-            found[new] = super().embed([items[row] for row in new], batch_size, progress)
+            found[new] = super().embed([items[row] for row in new], batch_size, progress, details)
         return found
 
     @torch.no_grad()
-    def encode_batch(self, items: Sequence[EmbeddingInput]) -> Float[Tensor, "rows dim"]:
+    def encode_batch(
+        self, items: Sequence[EmbeddingInput], details: dict[Any, RowDetails] | None = None
+    ) -> Float[Tensor, "rows dim"]:
         """Return the embeddings of one batch of inputs whose images have keys, on the CPU."""
         transform = self.query_collator.query_format.image_transform
-        shown = items if transform is None else [transform.prepare(item) for item in items]
-        return self.encoder.encode(self.prepare_batch(shown)).cpu()
+        prepared = items if transform is None else [transform.prepare(item) for item in items]
+        batch = self.prepare_batch(prepared)
+        if details is not None:
+            batch, found = inspect_batch(self.model, batch)
+            details.update(zip(map(row_key, items), found, strict=True))
+        return self.encoder.encode(batch).cpu()
 
     def encode_images(self, batch: EncoderBatch) -> tuple[ImageFeatures, ...]:
         """Return each image's frozen features, in order, of the streams that the evaluation uses."""

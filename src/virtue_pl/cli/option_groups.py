@@ -1,9 +1,16 @@
-"""Options of object storage that several commands share."""
+"""Options that several commands share: of object storage, and of the engine that a command runs on."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
+
+from virtue_pl.cli.dataclass_options import add_options, read_options, typed_options
+from virtue_pl.cli.errors import UsageError
+from virtue_pl.cluster.options import PREFIX, RayOptions
+
+ENGINES = ("local", "ray")
+"""This process, or the nodes of a Ray cluster."""
 
 
 class StorageOption(argparse.Action):
@@ -36,3 +43,24 @@ def add_storage_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="for object storage, as LanceDB takes it (region, endpoint, ...); may be given several times",
     )
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--engine`, and a group with the options of Ray."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="local: this process (default); ray: the nodes of a Ray cluster (extra ray)",
+    )
+    add_options(parser.add_argument_group("ray", "with --engine ray"), RayOptions, PREFIX)
+
+
+def ray_options(arguments: argparse.Namespace) -> RayOptions | None:
+    """Return the options of Ray; None for another engine. Raises UsageError for one that is typed without it."""
+    typed = typed_options(RayOptions, arguments, PREFIX)
+    if arguments.engine == "ray":
+        return read_options(RayOptions, arguments, PREFIX)
+    if typed:
+        raise UsageError(f"--{PREFIX}{next(iter(typed))} is of --engine ray, and the engine is {arguments.engine}")
+    return None

@@ -1,0 +1,16 @@
+"""The bar of an embedding of many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Batch = TypeVar("Batch")
+
+
+def track_progress(batches: Iterable[Batch], progress: bool) -> Iterator[Batch]:
+    """Yield the batches, with a bar on stderr where `progress` is set."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(batches, "embedding", console=Console(stderr=True), disable=not progress)
