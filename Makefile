@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 1
+# A process of the tests' would compile all of torch's and transformers' sources anew, half of its start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart ablations test test-apps test-browser test-ray test-matrix test-resume test-gpu test-network fuzz lint types bench figure format clean

@@ -6,12 +6,14 @@ What downloads something, and the quickstart in full, has the marker `network`: 
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,10 +85,11 @@ def test_python(block: Block, clone: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def printed(block: Block) -> str:
-    """Run the block; return what it prints."""
+    """Run the block; return what it prints. Its clients end with it, as with the program that a block stands for."""
     output = io.StringIO()
-    with contextlib.redirect_stdout(output):
+    with contextlib.redirect_stdout(output), warnings.catch_warnings(action="ignore", category=ResourceWarning):
         exec(compile(with_port(block.text), str(block), "exec", dont_inherit=True), {"__name__": "documented"})
+        gc.collect()
     return output.getvalue()
 
 

@@ -41,6 +41,7 @@ def table(exported, photos, tmp_path_factory):
         vector: Vector(virtue.ndims()) = virtue.VectorField()  # type: ignore[valid-type]
 
     folder = tmp_path_factory.mktemp("table")
+    load_once.cache_clear()
     created = lancedb.connect(folder).create_table("photos", schema=Photo)
     created.add([{"path": str(photos / name)} for name in list(IMAGES)[:2]])
     created.add([{"path": str(photos / name)} for name in list(IMAGES)[2:]])

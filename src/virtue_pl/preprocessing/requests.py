@@ -21,7 +21,7 @@ from virtue_pl.types.prompt_values import describe, size_of
 if TYPE_CHECKING:
     from virtue_pl.types.requests import EmbeddingRequest, RegionPrompt
 
-DATA_URI, IMAGE_URI = "data:", "data:image/"
+DATA_URI, IMAGE_URIS = "data:", ("data:image/", "data:image;base64,")
 MAX_BYTES = 64 << 20
 """The most bytes of an image in a data URI."""
 
@@ -87,10 +87,10 @@ def is_image_uri(text: str) -> bool:
     """Return whether a text is the data URI of an image, where words may stand, too, such as "data: what is it?".
 
     Example:
-        >>> is_image_uri("data:image/png;base64,iVBORw0KGgo="), is_image_uri("data: what is it?")
-        (True, False)
+        >>> [is_image_uri(text) for text in ("data:image/png;base64,iVBO", "data:image;base64,iVBO", "data: what?")]
+        [True, True, False]
     """
-    return text[: len(IMAGE_URI)].lower() == IMAGE_URI
+    return text[: max(map(len, IMAGE_URIS))].lower().startswith(IMAGE_URIS)
 
 
 def read_data_uri(uri: str, name: str, max_bytes: int = MAX_BYTES) -> bytes:

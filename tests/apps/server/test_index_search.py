@@ -15,12 +15,15 @@ import pytest
 from fixtures.generated_requests import call_operations
 from fixtures.running_server import serving
 from fixtures.search_files import BOXES, SearchFiles, make_search_files
+from fixtures.tiny_release import quickstart_spec, run_checkpoint
 from virtue_pl.apps.server.index_search import SearchIndex, plain_value, search_routes
 from virtue_pl.apps.server.options import Limits, ServerOptions
+from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.cli.commands.serve import make_routers
 from virtue_pl.embedder import Embedder
 from virtue_pl.search import EncodedRow, EncodingFacts, VectorIndex, row_schema, to_table
 from virtue_pl.search.server_client import send_image
+from virtue_pl.types import VirtueError
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,21 @@ def hits(response, number=0):
     return response.json()["data"][number]["hits"]
 
 
+def test_a_region_an_image_and_a_text(server, files, searcher):
+    image = send_image(files.images / "1.png")
+    found = server.post("/v1/search", {"query": {"image": image, "regions": [{"box": BOXES[1]}]}, "k": 3})
+    assert [hit["rank"] for hit in hits(found)] == [1, 2, 3]
+    first = hits(found)[0]
+    assert first["id"] == "1.png#1" and first["score"] == pytest.approx(1, abs=1e-5) and first["image"] == "1.png"
+    assert first["box"] == pytest.approx([1 / 3, 1 / 6, 8 / 9, 11 / 12], abs=1e-6) and first["quality"] == 0.75
+    assert found.json()["index"] == "index" and found.json()["encoded_by"] == "model"
+    assert found.json()["usage"]["prompt_tokens"] > 0 and "problems" not in found.json()
+    assert hits(server.post("/v1/search", {"query": image}))[0]["id"] == "1.png"
+    texts = hits(server.post("/v1/search", {"query": "a cat", "k": 9}))
+    own = VectorIndex.open(files.index).search(searcher.encode("a cat"), 9)[0]
+    assert [hit["id"] for hit in texts] == [hit.id for hit in own]
+
+
 def test_several_queries_and_one_for_each_region(server, files):
     request = {
         "image": send_image(files.images / "0.png"),
@@ -62,6 +80,13 @@ def test_several_queries_and_one_for_each_region(server, files):
     reply = server.post("/v1/search", {"query": ["a cat", request], "k": 1})
     assert [answer["hits"][0]["id"] for answer in reply.json()["data"][1:]] == ["0.png#0", "0.png#1"]
     assert [answer.get("region", {}).get("index") for answer in reply.json()["data"]] == [None, 0, 1]
+
+
+def test_filters_and_exact_search(server, files):
+    query = {"query": send_image(files.images / "1.png"), "filter": "year = 2022 AND quality > 0.6"}
+    assert [hit["id"] for hit in hits(server.post("/v1/search", query))] == ["2.png#1"]
+    assert hits(server.post("/v1/search", {**query, "filter": "year > 3000"})) == []
+    assert [hit["id"] for hit in hits(server.post("/v1/search", {**query, "exact": True}))] == ["2.png#1"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +142,18 @@ def test_the_index_is_described(server):
 def test_without_an_index_there_is_no_route(searcher):
     with serving(lambda: searcher) as running:
         assert running.post("/v1/search", {"query": "a"}).status_code == 404
+
+
+def test_an_index_of_another_model_an_empty_one_and_none_are_refused(files, tmp_path):
+    other = from_pretrained(run_checkpoint(tmp_path / "run", quickstart_spec(tmp_path), seed=1))
+    with pytest.raises(VirtueError, match="and the server's model is another model"):
+        SearchIndex(str(files.index)).check(Embedder(other))
+    shutil.copytree(files.index, tmp_path / "index")
+    VectorIndex.open(tmp_path / "index").table.delete("true")
+    with pytest.raises(VirtueError, match="is empty, expected an index with rows: build it again"):
+        SearchIndex(str(tmp_path / "index"))
+    with pytest.raises(VirtueError, match="there is no index"):
+        SearchIndex(str(tmp_path / "missing"))
 
 
 def write_odd_rows(searcher, path):

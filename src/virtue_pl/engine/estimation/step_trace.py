@@ -43,21 +43,29 @@ def attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *r
 
 
 def shape_of(value: Any) -> Any:
-    """Return a tensor's shape, and anything else as it is."""
-    return value.shape if isinstance(value, Tensor) else value
+    """Return a tensor's shape, a list for several, and anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.shape
+    return type(value)(map(shape_of, value)) if type(value) in (list, tuple) else value
 
 
 def on_shapes(formula: Callable[..., int]) -> Callable[..., int]:
     """Return a formula of shapes as one of tensors."""
 
     def count(*arguments: Any, out_val: Any = None, **options: Any) -> int:
-        return formula(*map(shape_of, arguments), **options)
+        options = {name: shape_of(value) for name, value in options.items()}
+        return formula(*map(shape_of, arguments), out_shape=shape_of(out_val), **options)
 
     return count
 
 
 FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
+    **{
+        operation: on_shapes(formula.__wrapped__)  # wrapped in what walks trees of anything, which takes longer
+        for operation, formula in flop_registry.items()
+        if hasattr(formula, "__wrapped__")
+    },
     ATTENTION: on_shapes(attention_flops),
     ATTENTION_BACKWARD: on_shapes(attention_backward_flops),
 }
@@ -119,7 +127,7 @@ class StepTracker(TorchDispatchMode):
         formula = FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.add_flops(formula(*args, **(kwargs or {}), out_val=output))
-        for tensor in tree_iter(output):
+        for tensor in (output,) if isinstance(output, Tensor) else tree_iter(output):
             if isinstance(tensor, Tensor):
                 self.count(tensor, self.kind)
         self.note()
