@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from virtue_pl.cli.arguments import add_max_pixels, positive_number
 from virtue_pl.cli.command_parser import CommandParser
 from virtue_pl.cli.dataclass_options import add_options, read_options
-from virtue_pl.cli.light_imports import lighten_lancedb
 from virtue_pl.cli.option_groups import add_storage_options
 from virtue_pl.cli.progress import LoadingLine
 from virtue_pl.evaluation.settings import LoadingOptions
+from virtue_pl.search.light_imports import lighten_lancedb
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:

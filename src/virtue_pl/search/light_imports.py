@@ -11,7 +11,13 @@ from typing import Any
 
 
 class DeferredPackage(ModuleType):
-    """A package whose submodules can be imported, and whose own `__init__` runs when it is first asked for a name."""
+    """A package whose submodules can be imported, and whose own `__init__` runs when it is first asked for a name.
+
+    Example:
+        >>> DeferredPackage("unloaded").__missing__
+        Traceback (most recent call last):
+        AttributeError: module 'unloaded' has no attribute '__missing__'
+    """
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or self.__spec__ is None or self.__spec__.loader is None:
@@ -40,7 +46,13 @@ def defer_package(name: str) -> None:
 
 
 class HiddenModule:
-    """A finder of modules that says of one name that there is no such module."""
+    """A finder of modules that says of one name that there is no such module.
+
+    Example:
+        >>> HiddenModule("wave").find_spec("wave")
+        Traceback (most recent call last):
+        ModuleNotFoundError: No module named 'wave'
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name

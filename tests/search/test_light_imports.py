@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from virtue_pl.cli.light_imports import DeferredPackage, defer_package, hide_module
+from virtue_pl.search.light_imports import DeferredPackage, defer_package, hide_module
 
 SCRIPT = """
 import sys
-from virtue_pl.cli.light_imports import lighten_lancedb
+from virtue_pl.search.light_imports import lighten_lancedb
 
 lighten_lancedb()
 import lancedb
