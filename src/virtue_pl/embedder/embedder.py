@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from virtue_pl.checkpoints.pretrained import DTYPES, from_pretrained
 from virtue_pl.embedder.image_handle import ImageHandle
 from virtue_pl.embedder.progress import track_progress
+from virtue_pl.embedder.replicas import Replicas
 from virtue_pl.embedder.row_details import RowDetails, inspect_batch
 from virtue_pl.embedder.row_keys import add_image_keys, is_plain, row_key, version_of
 from virtue_pl.embedder.vectors import convert_vectors
@@ -40,6 +41,7 @@ from virtue_pl.types import EmbeddingInput, EncoderBatch, ImageFeatures, VirtueE
 
 CHARACTERS_PER_TOKEN, PIXELS_PER_TOKEN = 4, 28 * 28
 """Rough sizes of a token, by which rows of similar length are batched together; nothing else depends on them."""
+Device = str | torch.device
 
 
 class Embedder:
@@ -50,9 +52,10 @@ class Embedder:
 
     Args:
         model: put into eval mode and moved to `device`.
-        device: "auto" is a GPU where there is one.
+        device: "auto" is a GPU where there is one. A list, as ["cuda:0", "cuda:1"], has a copy of the model on each,
+            and batches go to the next that is free.
         batch_size: rows of a batch.
-        cached_images: the number of images whose frozen features are cached, on the device.
+        cached_images: the number of images whose frozen features are cached, on each device.
         max_pixels: larger images are refused from their header, before anything is decoded; 50_000_000 takes those of a
             phone with 48 megapixels. It is of paths and compressed bytes: pixels in memory are taken as they are.
         instructions: for "query" and "document", what stands before the texts of `encode_query`, `encode_document`.
@@ -67,7 +70,7 @@ class Embedder:
     def __init__(
         self,
         model: EmbeddingModel,
-        device: str | torch.device = "auto",
+        device: Device | Sequence[Device] = "auto",
         batch_size: int = 16,
         cached_images: int = 32,
         max_pixels: int = MAX_PIXELS,
@@ -77,8 +80,7 @@ class Embedder:
             raise VirtueError(f"batch_size is {batch_size}, cached_images {cached_images}, expected at least 1 and 0")
         if max_pixels < 1:
             raise VirtueError(f"max_pixels is {max_pixels}, expected at least 1")
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(automatic if device == "auto" else device)
+        self.device, *further = read_devices(device)
         self.model = model.to(self.device).eval()
         self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.ndim > 1)
         collator = model.collator
@@ -88,13 +90,14 @@ class Embedder:
         self.max_pixels = max_pixels
         self.instructions = dict(instructions or {})
         self.feature_cache = FeatureCache(cached_images)
+        self.replicas = Replicas(self, further) if further else None
 
     @classmethod
     def from_pretrained(
         cls,
         name: str | Path,
         *,
-        device: str | torch.device = "auto",
+        device: Device | Sequence[Device] = "auto",
         dtype: str = "float32",
         batch_size: int = 16,
         cached_images: int = 32,
@@ -119,6 +122,11 @@ class Embedder:
             if parameter.ndim > 1:
                 parameter.data = parameter.data.to(getattr(torch, dtype))
         return cls(model, device, batch_size, cached_images, max_pixels)
+
+    @property
+    def num_devices(self) -> int:
+        """The number of devices that encode batches."""
+        return 1 if self.replicas is None else 1 + len(self.replicas.devices)
 
     @property
     def embed_dim(self) -> int:
@@ -173,7 +181,7 @@ class Embedder:
         found, start = [torch.empty(0, self.embed_dim)], 0
         columns = Columns(texts, images, prompts)
         try:
-            for window in track_progress(columns.windows(size), progress and columns.streamed):
+            for window in track_progress(columns.windows(size * self.num_devices), progress and columns.streamed):
                 bar = progress and not columns.streamed
                 found.append(self.encode_rows(window, size, bar, start, instruction))
                 start += len(window)
@@ -230,7 +238,8 @@ class Embedder:
         if isinstance(items, Sequence):
             return self.embed_items([add_image_keys(item) for item in items], list, size, progress, details=details)
         found, remaining, start = [torch.empty(0, self.embed_dim)], iter(items), 0
-        for window in track_progress(iter(lambda: list(islice(remaining, size)), []), progress):
+        taken = size * self.num_devices
+        for window in track_progress(iter(lambda: list(islice(remaining, taken)), []), progress):
             found.append(self.embed_items([add_image_keys(item) for item in window], list, size, False, start))
             start += len(window)
         return torch.cat(found)
@@ -261,8 +270,12 @@ class Embedder:
         distinct = [items[row] for row in first.values()]
         encoded = torch.empty(len(distinct), self.embed_dim)
         batches = list(self.batches(distinct, batch_size))
-        for batch in track_progress(batches, progress):
-            encoded[batch] = self.encode_batch(load([distinct[row] for row in batch]), details)
+
+        def read(batch: list[int]) -> list[EmbeddingInput]:
+            return load([distinct[row] for row in batch])
+
+        for number, found in track_progress(self.encode_batches(batches, read, details), progress, len(batches)):
+            encoded[batches[number]] = found
         index = {key: position for position, key in enumerate(first)}
         embeddings = encoded[[index[key] for key in keys]]
         broken = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
@@ -272,6 +285,22 @@ class Embedder:
                 " well, and is `dtype` bfloat16 enough?"
             )
         return embeddings
+
+    def encode_batches(
+        self,
+        batches: Sequence[list[int]],
+        load: Callable[[list[int]], list[EmbeddingInput]],
+        details: dict[Any, RowDetails] | None = None,
+    ) -> Iterator[tuple[int, Float[Tensor, "rows dim"]]]:
+        """Yield the number and the embeddings of each batch: in order on one device, as they are done on several.
+
+        load: returns a batch with its pixels. details: of rows, are those of one device.
+        """
+        if self.replicas is not None and details is None and len(batches) > 1:
+            yield from self.replicas.encode(batches, load)
+            return
+        for number, batch in enumerate(batches):
+            yield number, self.encode_batch(load(batch), details)
 
     def check_rows(self, items: Sequence[EmbeddingInput], start: int = 0) -> None:
         """Raise VirtueError, which names the row, for an input that the model's processor cannot read."""
@@ -392,3 +421,22 @@ class Embedder:
     def is_encoded(self, features: ImageFeatures) -> bool:
         """Return whether an image's features hold all streams of the model."""
         return bool(features.vision and (features.segmentation or not isinstance(self.model, Virtue)))
+
+
+def read_devices(device: Device | Sequence[Device]) -> list[torch.device]:
+    """Return one device, or several, as torch's; "auto" is a GPU where there is one. Raises VirtueError for no device.
+
+    Example:
+        >>> read_devices(["cpu", "cpu"])
+        [device(type='cpu'), device(type='cpu')]
+    """
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    found = [device] if isinstance(device, Device) else list(device)
+    if not found:
+        raise VirtueError('device is an empty list, expected one device or more, as ["cuda:0", "cuda:1"]')
+    try:
+        return [torch.device(automatic if each == "auto" else each) for each in found]
+    except RuntimeError as error:
+        raise VirtueError(
+            f"device is {device!r}, expected cpu, cuda, cuda:1 and the like, or a list ({error})"
+        ) from error
