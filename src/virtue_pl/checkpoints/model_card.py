@@ -57,7 +57,7 @@ Exported from `{source}`.
 from virtue_pl import Embedder
 
 embedder = Embedder.from_pretrained("FOLDER")
-embedder.encode([{{"text": "What is this?", "image": "street.jpg", "regions": [{{"box": [10, 20, 200, 240]}}]}}, "a cat"])
+embedder.encode(["a cat", {{"image": "street.jpg", "regions": [{{"box": [10, 20, 200, 240]}}]}}])
 ```
 
 The same in sentence-transformers, where this package is installed (no code of the folder is run):
