@@ -63,7 +63,7 @@ def measure(embedder: Embedder, options: argparse.Namespace) -> dict[str, Any]:
     stages = Stages()
     stages.wrap(embedder.model.fusion, "forward", "language_model")
     whole, following, regions, language_model = [], [], [], []
-    largest = 0.0
+    difference = 0.0
     for number in range(options.rounds + 1):
         image, prompt = make_image(number), prompts[number % len(prompts)]
         found: dict[str, Any] = {}
@@ -75,10 +75,10 @@ def measure(embedder: Embedder, options: argparse.Namespace) -> dict[str, Any]:
         regions.append(timed(lambda: found.update(regions=regions_of(embedder, image, boxes)))[1])  # noqa: B023
         language_model.append(stages.spent["language_model"][1])
         same = found["regions"][number % len(prompts)]
-        largest = max(largest, *(float(np.abs(found["whole"][0] - each).max()) for each in (found["next"], same)))
+        difference = max(difference, *(float(np.abs(found["whole"][0] - each).max()) for each in (found["next"], same)))
     columns = (whole, following, regions, language_model)
     full, further, many, least = (statistics.median(seconds[1:]) for seconds in columns)
-    assert largest < 1e-5, largest
+    assert difference < 1e-5, difference
     return {
         "cpu_seconds": {
             "encoding": round(full, 3),
@@ -89,7 +89,7 @@ def measure(embedder: Embedder, options: argparse.Namespace) -> dict[str, Any]:
         "next_prompt_share": round(further / full, 3),
         "regions_gain": round(options.regions * full / many, 2),
         "largest_gain": round(options.regions * full / least, 2),
-        "largest_difference": largest,
+        "largest_difference": difference,
     }
 
 

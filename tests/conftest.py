@@ -15,7 +15,7 @@ os.environ["WDS_SECURE"] = "1"
 # Lightning 2.6 still calls the names that jsonargparse 5 will drop
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 # A test that calls make is no part of the make that called the tests: it would print where it is, and take its options
-for name in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
+for name in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "ARGS"):
     os.environ.pop(name, None)
 
 

@@ -13,8 +13,7 @@ from fixtures.running_server import PIXELS
 from fixtures.tiny_release import quickstart_spec, run_checkpoint
 from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.embedder import Embedder
-from virtue_pl.embedder.embedder import read_devices
-from virtue_pl.embedder.replicas import Replicas
+from virtue_pl.embedder.replicas import Replicas, read_devices
 from virtue_pl.types import VirtueError, VisualPrompt
 
 IMAGES = [np.roll(PIXELS, 7 * shift, axis=1) for shift in range(9)]

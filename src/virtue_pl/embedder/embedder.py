@@ -17,7 +17,8 @@ from torch.nn.functional import normalize
 from virtue_pl.checkpoints.pretrained import DTYPES, from_pretrained
 from virtue_pl.embedder.image_handle import ImageHandle
 from virtue_pl.embedder.progress import track_progress
-from virtue_pl.embedder.replicas import Replicas
+from virtue_pl.embedder.replicas import Device, Replicas, read_devices
+from virtue_pl.embedder.row_batches import sort_into_batches
 from virtue_pl.embedder.row_details import RowDetails, inspect_batch
 from virtue_pl.embedder.row_keys import add_image_keys, is_plain, row_key, version_of
 from virtue_pl.embedder.vectors import convert_vectors
@@ -38,10 +39,6 @@ from virtue_pl.preprocessing.image_sources import DecodedImages
 from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.preprocessing.input_formatters import InputFormatter
 from virtue_pl.types import EmbeddingInput, EncoderBatch, ImageFeatures, VirtueError, VisualPrompt
-
-CHARACTERS_PER_TOKEN, PIXELS_PER_TOKEN = 4, 28 * 28
-"""Rough sizes of a token, by which rows of similar length are batched together; nothing else depends on them."""
-Device = str | torch.device
 
 
 class Embedder:
@@ -238,8 +235,8 @@ class Embedder:
         if isinstance(items, Sequence):
             return self.embed_items([add_image_keys(item) for item in items], list, size, progress, details=details)
         found, remaining, start = [torch.empty(0, self.embed_dim)], iter(items), 0
-        taken = size * self.num_devices
-        for window in track_progress(iter(lambda: list(islice(remaining, taken)), []), progress):
+        at_once = size * self.num_devices
+        for window in track_progress(iter(lambda: list(islice(remaining, at_once)), []), progress):
             found.append(self.embed_items([add_image_keys(item) for item in window], list, size, False, start))
             start += len(window)
         return torch.cat(found)
@@ -269,7 +266,7 @@ class Embedder:
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         distinct = [items[row] for row in first.values()]
         encoded = torch.empty(len(distinct), self.embed_dim)
-        batches = list(self.batches(distinct, batch_size))
+        batches = list(sort_into_batches(distinct, batch_size, self.collator.resized_size))
 
         def read(batch: list[int]) -> list[EmbeddingInput]:
             return load([distinct[row] for row in batch])
@@ -292,15 +289,13 @@ class Embedder:
         load: Callable[[list[int]], list[EmbeddingInput]],
         details: dict[Any, RowDetails] | None = None,
     ) -> Iterator[tuple[int, Float[Tensor, "rows dim"]]]:
-        """Yield the number and the embeddings of each batch: in order on one device, as they are done on several.
+        """Return the number and the embeddings of each batch: in order on one device, as they are done on several.
 
         load: returns a batch with its pixels. details: of rows, are those of one device.
         """
         if self.replicas is not None and details is None and len(batches) > 1:
-            yield from self.replicas.encode(batches, load)
-            return
-        for number, batch in enumerate(batches):
-            yield number, self.encode_batch(load(batch), details)
+            return self.replicas.encode(batches, load)
+        return ((number, self.encode_batch(load(batch), details)) for number, batch in enumerate(batches))
 
     def check_rows(self, items: Sequence[EmbeddingInput], start: int = 0) -> None:
         """Raise VirtueError, which names the row, for an input that the model's processor cannot read."""
@@ -315,25 +310,6 @@ class Embedder:
         if batch_size is not None and batch_size < 1:
             raise VirtueError(f"batch_size is {batch_size}, expected at least 1")
         return batch_size or self.batch_size
-
-    def batches(self, items: Sequence[EmbeddingInput], size: int) -> Iterator[list[int]]:
-        """Yield the rows of each batch, of similar length, longest first; rows on the same images follow each other."""
-        lengths = [self.estimate_length(item) for item in items]
-        longest: dict[tuple[str, ...], float] = {}
-        first: dict[tuple[str, ...], int] = {}
-        for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
-            longest[item.image_keys] = max(length, longest.get(item.image_keys, 0))
-            first.setdefault(item.image_keys, row)
-        order = sorted(
-            range(len(items)),
-            key=lambda row: (-longest[items[row].image_keys], first[items[row].image_keys], -lengths[row]),
-        )
-        yield from (order[start : start + size] for start in range(0, len(order), size))
-
-    def estimate_length(self, item: EmbeddingInput) -> float:
-        """Return roughly the number of tokens of a row."""
-        sizes = [self.collator.resized_size(image) for image in item.images]
-        return len(item.text) / CHARACTERS_PER_TOKEN + sum(height * width for height, width in sizes) / PIXELS_PER_TOKEN
 
     @torch.no_grad()
     def encode_batch(
@@ -421,22 +397,3 @@ class Embedder:
     def is_encoded(self, features: ImageFeatures) -> bool:
         """Return whether an image's features hold all streams of the model."""
         return bool(features.vision and (features.segmentation or not isinstance(self.model, Virtue)))
-
-
-def read_devices(device: Device | Sequence[Device]) -> list[torch.device]:
-    """Return one device, or several, as torch's; "auto" is a GPU where there is one. Raises VirtueError for no device.
-
-    Example:
-        >>> read_devices(["cpu", "cpu"])
-        [device(type='cpu'), device(type='cpu')]
-    """
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    found = [device] if isinstance(device, Device) else list(device)
-    if not found:
-        raise VirtueError('device is an empty list, expected one device or more, as ["cuda:0", "cuda:1"]')
-    try:
-        return [torch.device(automatic if each == "auto" else each) for each in found]
-    except RuntimeError as error:
-        raise VirtueError(
-            f"device is {device!r}, expected cpu, cuda, cuda:1 and the like, or a list ({error})"
-        ) from error

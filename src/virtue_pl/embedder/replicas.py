@@ -15,10 +15,12 @@ from torch import Tensor
 
 from virtue_pl.features.frozen import FeatureCache
 from virtue_pl.preprocessing.contrastive_collator import ContrastiveCollator
-from virtue_pl.types import EmbeddingInput
+from virtue_pl.types import EmbeddingInput, VirtueError
 
 if TYPE_CHECKING:
     from virtue_pl.embedder.embedder import Embedder
+
+Device = str | torch.device
 
 
 class Replicas:
@@ -92,3 +94,22 @@ def copy_to(embedder: Embedder, device: torch.device) -> Embedder:
     found.feature_cache = FeatureCache(embedder.feature_cache.capacity)
     found.replicas = None
     return found
+
+
+def read_devices(device: Device | Sequence[Device]) -> list[torch.device]:
+    """Return one device, or several, as torch's; "auto" is a GPU where there is one. Raises VirtueError for no device.
+
+    Example:
+        >>> read_devices(["cpu", "cpu"])
+        [device(type='cpu'), device(type='cpu')]
+    """
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    found = [device] if isinstance(device, Device) else list(device)
+    if not found:
+        raise VirtueError('device is an empty list, expected one device or more, as ["cuda:0", "cuda:1"]')
+    try:
+        return [torch.device(automatic if each == "auto" else each) for each in found]
+    except RuntimeError as error:
+        raise VirtueError(
+            f"device is {device!r}, expected cpu, cuda, cuda:1 and the like, or a list ({error})"
+        ) from error

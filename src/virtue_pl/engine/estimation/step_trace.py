@@ -53,8 +53,8 @@ def on_shapes(formula: Callable[..., int]) -> Callable[..., int]:
     """Return a formula of shapes as one of tensors."""
 
     def count(*arguments: Any, out_val: Any = None, **options: Any) -> int:
-        options = {name: shape_of(value) for name, value in options.items()}
-        return formula(*map(shape_of, arguments), out_shape=shape_of(out_val), **options)
+        options = {"out_shape": out_val, **options}
+        return formula(*map(shape_of, arguments), **{name: shape_of(value) for name, value in options.items()})
 
     return count
 
