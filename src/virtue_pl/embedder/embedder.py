@@ -235,8 +235,8 @@ class Embedder:
         if isinstance(items, Sequence):
             return self.embed_items([add_image_keys(item) for item in items], list, size, progress, details=details)
         found, remaining, start = [torch.empty(0, self.embed_dim)], iter(items), 0
-        at_once = size * self.num_devices
-        for window in track_progress(iter(lambda: list(islice(remaining, at_once)), []), progress):
+        window_rows = size * self.num_devices
+        for window in track_progress(iter(lambda: list(islice(remaining, window_rows)), []), progress):
             found.append(self.embed_items([add_image_keys(item) for item in window], list, size, False, start))
             start += len(window)
         return torch.cat(found)
