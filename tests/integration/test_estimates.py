@@ -1,0 +1,142 @@
+"""`virtue-pl estimate` of every YAML under configs/, by the commands that stand at its top: it gives numbers, or says in
+one line why there are none. No weights, hub or data are there, and every network has two layers or so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonargparse import Namespace
+
+from fixtures.pages import ROOT
+from fixtures.tiny_models import VISION_MODEL, save_text_model
+from fixtures.tiny_release import published
+from virtue_pl.cli.main import main
+from virtue_pl.cli.run.estimate import EstimateCLI
+
+CONFIGS = ROOT / "configs"
+COMMAND = re.compile(r"lightning (?:fit|test|predict)((?: --[\w.]+ [^\s-]\S*)+)")
+MINI = ("--config", "configs/virtue_mini.yaml")
+REFUSED = {
+    "contrastive_loss.yaml": "InfoNCELoss learns from stored embeddings, expected a model that encodes images",
+    "eval_*.yaml": "Evaluator has no training step, expected the config of a training",
+    "overlays/baselines/*.yaml": "Evaluator has no training step, expected the config of a training",
+    "studies/*.yaml": "expected",
+}
+"""Configs that are estimated for no step, and what is said of them."""
+SMALL: dict[str, Any] = {
+    "blocks": [1, 1, 2, 1],
+    "global_attention": [3],
+    "trunk": VISION_MODEL,
+    "grid_size": 2,
+}
+
+Estimate = Callable[..., dict[str, Any]]
+
+
+def commands_of(path: Path) -> list[list[str]]:
+    """The options of each command at the top of a file that names the file; a study's, which is no config, as one."""
+    name = str(path.relative_to(ROOT))
+    header = re.match(r"(#.*\n)*", path.read_text())[0].replace(" \\\n#  ", "")
+    found = [match[1].split() for match in COMMAND.finditer(header) if name in match[1].split()]
+    return found or [["--config", name]]
+
+
+def every_command() -> list[Any]:
+    return [
+        pytest.param(path, command, id=" ".join(command))
+        for path in sorted(CONFIGS.rglob("*.yaml"))
+        for command in commands_of(path)
+    ]
+
+
+def shrink(config: Any, text_model: str) -> None:
+    """Leave few layers of every network that a config names."""
+    for name, value in list(vars(config).items()) if isinstance(config, Namespace) else ():
+        if name == "text_model":
+            config[name] = text_model
+        elif name == "vlm_sizes" and value is not None:
+            config[name] = {key: fewer_layers(part) for key, part in value.items()}
+        elif name in SMALL and value is not None:
+            config[name] = SMALL[name]
+        else:
+            shrink(value, text_model)
+
+
+def fewer_layers(sizes: Any) -> Any:
+    """A language model's or a vision tower's sizes with two layers, all of which read what some of them did."""
+    if not isinstance(sizes, dict):
+        return sizes
+    found = dict(sizes)
+    found.update({name: 2 for name in ("num_hidden_layers", "depth") if name in sizes})
+    found.update({name: [1] for name in ("fullatt_block_indexes", "deepstack_visual_indexes") if name in sizes})
+    return found
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A text model, and a release to fine-tune."""
+    folder = tmp_path_factory.mktemp("models")
+    return {"text": str(save_text_model(folder / "text")), "FOLDER": str(published(folder / "release/model"))}
+
+
+@pytest.fixture
+def small(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates of small networks, from the repository's folder."""
+    before = EstimateCLI.before_instantiate_classes
+
+    def before_instantiate_classes(self: EstimateCLI) -> None:
+        shrink(self.config.model, models["text"])
+        before(self)
+
+    monkeypatch.setattr(EstimateCLI, "before_instantiate_classes", before_instantiate_classes)
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def estimate(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Estimate:
+    """The numbers of a command that gives some."""
+
+    def run(*options: str) -> dict[str, Any]:
+        target = tmp_path / "estimate.json"
+        code = main(["estimate", *options, "--json", str(target)])
+        assert code == 0, capsys.readouterr().err
+        report: dict[str, Any] = json.loads(target.read_text())
+        return report
+
+    return run
+
+
+def given(command: list[str], models: dict[str, str]) -> list[str]:
+    """A command's options with what there is in place of what a reader has; a checkpoint's are no fit's."""
+    names = {"CONFIG": "configs/virtue_2b.yaml", "FOLDER": models["FOLDER"]}
+    pairs = zip(command[::2], command[1::2], strict=True)
+    return [part for name, value in pairs if name != "--ckpt_path" for part in (name, names.get(value, value))]
+
+
+@pytest.mark.parametrize(("path", "command"), every_command())
+def test_an_estimate_of_a_config_gives_numbers_or_says_why_not(
+    path: Path,
+    command: list[str],
+    models: dict[str, str],
+    small: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target = tmp_path / "estimate.json"
+    code = main(["estimate", *given(command, models), "--json", str(target)])
+    printed = capsys.readouterr()
+    reasons = [reason for name, reason in REFUSED.items() if path.relative_to(CONFIGS).match(name)]
+    if reasons:
+        assert code != 0 and not printed.out and printed.err.count("\n") == 1 and reasons[0] in printed.err
+        return
+    assert code == 0, printed.err
+    report = json.loads(target.read_text())
+    assert report["memory"]["total"] > report["memory"]["weights"] > 0 and report["memory"]["activations"] > 0
+    assert report["flops"]["backward"] > 0 and report["seconds_a_step"] > 0 and report["largest_batch"] > 0
+    assert report["parameters"]["all"]["trained"] > 0
