@@ -101,9 +101,7 @@ def test_a_script_says_its_options(
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_script_measures_with_tiny_sizes(
-    name: str, measure: Callable[[str, list[str]], Any], model: Path
-) -> None:
+def test_a_script_measures_with_tiny_sizes(name: str, measure: Callable[[str, list[str]], Any], model: Path) -> None:
     assert measure(name, SMALL[name].replace("MODEL", str(model)).split())
 
 

@@ -1,5 +1,6 @@
-"""`virtue-pl estimate` of every YAML under configs/, by the commands that stand at its top: it gives numbers, or says in
-one line why there are none. No weights, hub or data are there, and every network has two layers or so.
+"""`virtue-pl estimate` of every YAML under configs/, by the commands at its top: numbers, or one line that says why not.
+
+No weights, hub or data are there, and every network has two layers or so.
 """
 
 from __future__ import annotations
@@ -140,3 +141,62 @@ def test_an_estimate_of_a_config_gives_numbers_or_says_why_not(
     assert report["memory"]["total"] > report["memory"]["weights"] > 0 and report["memory"]["activations"] > 0
     assert report["flops"]["backward"] > 0 and report["seconds_a_step"] > 0 and report["largest_batch"] > 0
     assert report["parameters"]["all"]["trained"] > 0
+
+
+FEATURES = ("--data.init_args.features", "features")
+
+
+@pytest.mark.parametrize(
+    "config", ["configs/virtue_mini.yaml", "configs/segmenter.yaml", "configs/no_segmentation.yaml"]
+)
+def test_stored_features_are_read_and_not_computed(config: str, estimate: Estimate) -> None:
+    """Their networks' operations are gone, and the batch holds numbers of 16 bits in place of pixels."""
+    pixels, stored = estimate("--config", config), estimate("--config", config, *FEATURES)
+    assert not pixels["stored_features"] and stored["stored_features"]
+    assert stored["flops"]["frozen"] + stored["flops"]["forward"] < 0.9 * (
+        pixels["flops"]["frozen"] + pixels["flops"]["forward"]
+    )
+    assert stored["memory"]["batch"] > 0 and stored["memory"]["batch"] != pixels["memory"]["batch"]
+    assert stored["memory"]["activations"] <= pixels["memory"]["activations"]
+    assert stored["parameters"] == pixels["parameters"]
+
+
+def test_a_mixture_reads_features_where_all_its_parts_do(estimate: Estimate) -> None:
+    mixture = (*MINI, "--data", "configs/data/region_search.yaml")
+    one = "--data.init_args.parts.scar_mini.init_args.features"
+    assert estimate(*mixture, *FEATURES)["stored_features"]
+    assert not estimate(*mixture, one, "features")["stored_features"]
+
+
+def test_the_rows_do_not_depend_on_what_a_seed_draws(estimate: Estimate) -> None:
+    """Each row is pointed at in the mode that is drawn most often."""
+    first, second = (estimate(*MINI, "--seed_everything", seed) for seed in ("0", "1"))
+    assert first == second
+
+
+def test_a_chunk_of_automatic_size_is_the_largest_within_its_share(estimate: Estimate) -> None:
+    cache = "--model.init_args.gradient_cache"
+    auto = ("--shared.batch_size", "4096", cache, "GradientCache", f"{cache}.chunk_size", "auto")
+    report = estimate(*MINI, *auto, "--device", "l4")
+    assert 1 <= report["chunk_size"] <= report["largest_chunk"] <= 4096
+    whole = estimate(*MINI, *auto[2:], "--shared.batch_size", "4", "--device", "b200")
+    assert whole["chunk_size"] is None
+
+
+def test_a_config_of_which_fit_says_what_is_wrong_has_no_estimate(
+    small: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "estimate",
+                *MINI,
+                "--model.init_args.alignment_steps",
+                "3",
+                "--model.init_args.connector",
+                "configs/connector/convolution.yaml",
+            ]
+        )
+        == 1
+    )
+    assert "alignment_steps is 3, but the connector" in capsys.readouterr().err

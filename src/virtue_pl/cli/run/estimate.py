@@ -20,6 +20,7 @@ from virtue_pl.cli.run.estimate_rows import RowSizes, batch_maker, make_batch
 from virtue_pl.cli.run.summary import plan_run
 from virtue_pl.engine.estimation.devices import Device
 from virtue_pl.engine.estimation.estimate import Ranks, StepEstimate, estimate_step
+from virtue_pl.engine.estimation.forked import can_fork
 from virtue_pl.engine.estimation.step_trace import KINDS
 from virtue_pl.engine.gradient_cache import GradientCache
 from virtue_pl.engine.module import VirtueModule
@@ -98,7 +99,8 @@ def estimate_run(cli: EstimateCLI, sizes: RowSizes) -> tuple[StepEstimate, dict[
         if getattr(model, "alignment_steps", 0):
             stack.enter_context(patch.object(model, "alignment_steps", 0))
         try:
-            step = estimate_step(model, batch_maker(model, sizes), MIXED.get(cli.precision), sizes.negatives, ranks)
+            batches = batch_maker(model, sizes)
+            step = estimate_step(model, batches, MIXED.get(cli.precision), sizes.negatives, ranks, forks=can_fork())
             return step, token_counts(model, sizes)
         except (NotImplementedError, RuntimeError) as error:
             if isinstance(error, VirtueError):

@@ -33,8 +33,8 @@ class RowSizes:
     """Sizes of the rows of a batch.
 
     image: height and width in pixels. query_tokens, target_tokens: of texts, beside images and what the input format
-    adds. target_images: every target is an image, too. negatives: hard negatives of a query, texts. features: the images'
-    frozen features are read from a store, and no pixels.
+    adds. target_images: every target is an image, too. negatives: hard negatives of a query, texts. features: the
+    images' frozen features are read from a store, and no pixels.
 
     Example:
         >>> RowSizes().image
