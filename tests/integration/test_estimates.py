@@ -1,4 +1,4 @@
-"""`virtue-pl estimate` of every YAML under configs/, by the commands at its top: numbers, or one line that says why not.
+"""`virtue-pl estimate` of every YAML in configs/, by the commands at its top: numbers, or a line that says why not.
 
 No weights, hub or data are there, and every network has two layers or so.
 """
@@ -33,9 +33,10 @@ REFUSED = {
 SMALL: dict[str, Any] = {
     "blocks": [1, 1, 2, 1],
     "global_attention": [3],
+    "depth": 4,
     "trunk": VISION_MODEL,
-    "grid_size": 2,
 }
+"""Options of segmentation models, and their values of a few blocks."""
 
 Estimate = Callable[..., dict[str, Any]]
 

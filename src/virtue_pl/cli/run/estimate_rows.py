@@ -98,7 +98,7 @@ def stored_features(model: Any, sizes: RowSizes) -> ImageFeatures:
     images = collator.collate_images([make_image(sizes, 0)]).to("meta")
     if not len(images):
         return NO_FEATURES
-    with torch.no_grad(), MetaAutocast(None):
+    with torch.no_grad(), MetaAutocast(torch.bfloat16):  # whatever the precision, sizes are the same
         (found,) = model.predict_step(ShardImageBatch("", "", "", ("0",), images, True), 0)
     return copy_features(found)
 
