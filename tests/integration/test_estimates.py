@@ -22,6 +22,7 @@ from virtue_pl.cli.run.estimate import EstimateCLI
 
 CONFIGS = ROOT / "configs"
 COMMAND = re.compile(r"lightning (?:fit|test|predict)((?: --[\w.]+ [^\s-]\S*)+)")
+QUICKSTART = "runs/quickstart/virtue/checkpoints/last.ckpt"
 MINI = ("--config", "configs/virtue_mini.yaml")
 REFUSED = {
     "contrastive_loss.yaml": "InfoNCELoss learns from stored embeddings, expected a model that encodes images",
@@ -116,7 +117,7 @@ def estimate(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def given(command: list[str], models: dict[str, str]) -> list[str]:
     """A command's options with what there is in place of what a reader has; a checkpoint's are no fit's."""
-    names = {"CONFIG": "configs/virtue_2b.yaml", "FOLDER": models["FOLDER"]}
+    names = {"CONFIG": "configs/virtue_2b.yaml", "FOLDER": models["FOLDER"], QUICKSTART: models["FOLDER"]}
     pairs = zip(command[::2], command[1::2], strict=True)
     return [part for name, value in pairs if name != "--ckpt_path" for part in (name, names.get(value, value))]
 
