@@ -25,13 +25,17 @@ def test_what_fails_there_runs_again_here() -> None:
     assert run_beside([lambda: 0], [only_here]) == ([0], [1]) == run_in_turn([lambda: 0], [lambda: 1])
 
 
-def test_an_error_of_this_process_ends_both() -> None:
+def test_an_error_of_this_process_ends_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[int] = []
+    fork = os.fork
+    monkeypatch.setattr(os, "fork", lambda: children.append(fork()) or children[-1])
+
     def fail() -> None:
         raise ValueError("not today")
 
     with pytest.raises(ValueError, match="not today"):
         run_beside([fail], [lambda: 1])
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(children[0], os.WNOHANG)
     with pytest.raises(ValueError, match="not today"):
         run_beside([lambda: 1], [fail])
