@@ -28,16 +28,17 @@ REFUSED = {
     "contrastive_loss.yaml": "InfoNCELoss learns from stored embeddings, expected a model that encodes images",
     "eval_*.yaml": "Evaluator has no training step, expected the config of a training",
     "overlays/baselines/*.yaml": "Evaluator has no training step, expected the config of a training",
-    "studies/*.yaml": "expected",
+    "studies/*.yaml": "configs/studies/",
 }
 """Configs that are estimated for no step, and what is said of them."""
 SMALL: dict[str, Any] = {
     "blocks": [1, 1, 2, 1],
     "global_attention": [3],
     "depth": 4,
+    "frozen_layers": 1,
     "trunk": VISION_MODEL,
 }
-"""Options of segmentation models, and their values of a few blocks."""
+"""Options of networks, and their values of a few blocks."""
 
 Estimate = Callable[..., dict[str, Any]]
 
@@ -155,9 +156,7 @@ def test_stored_features_are_read_and_not_computed(config: str, estimate: Estima
     """Their networks' operations are gone, and the batch holds numbers of 16 bits in place of pixels."""
     pixels, stored = estimate("--config", config), estimate("--config", config, *FEATURES)
     assert not pixels["stored_features"] and stored["stored_features"]
-    assert stored["flops"]["frozen"] + stored["flops"]["forward"] < 0.9 * (
-        pixels["flops"]["frozen"] + pixels["flops"]["forward"]
-    )
+    assert stored["flops"]["total"] < pixels["flops"]["total"] and stored["flops"]["frozen"] < pixels["flops"]["frozen"]
     assert stored["memory"]["batch"] > 0 and stored["memory"]["batch"] != pixels["memory"]["batch"]
     assert stored["memory"]["activations"] <= pixels["memory"]["activations"]
     assert stored["parameters"] == pixels["parameters"]
@@ -178,7 +177,8 @@ def test_the_rows_do_not_depend_on_what_a_seed_draws(estimate: Estimate) -> None
 
 def test_a_chunk_of_automatic_size_is_the_largest_within_its_share(estimate: Estimate) -> None:
     cache = "--model.init_args.gradient_cache"
-    auto = ("--shared.batch_size", "4096", cache, "GradientCache", f"{cache}.chunk_size", "auto")
+    chunks = (f"{cache}.class_path", "virtue_pl.engine.GradientCache", f"{cache}.init_args.chunk_size", "auto")
+    auto = ("--shared.batch_size", "4096", *chunks)
     report = estimate(*MINI, *auto, "--device", "l4")
     assert 1 <= report["chunk_size"] <= report["largest_chunk"] <= 4096
     whole = estimate(*MINI, *auto[2:], "--shared.batch_size", "4", "--device", "b200")
