@@ -34,7 +34,7 @@ test-browser: $(STAMP) ## the page in Debian's Chromium (sudo apt-get install ch
 	$(BIN)/python -m pytest -q -m browser tests/browser $(ARGS)
 
 test-ray: $(STAMP) ## encoding and indexing on two nodes of Ray on this machine
-	PYTHONPATH=tests $(BIN)/python -m pytest -q -m ray tests/apps/encoding/test_ray_engine.py $(ARGS)
+	$(BIN)/python -m pytest -q -m ray tests/apps/encoding/test_ray_engine.py tests/search/test_ray_building.py tests/docs/test_cluster.py $(ARGS)
 
 test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation backbone
 	$(BIN)/python -m pytest -q -m "matrix or not matrix" tests/integration/matrix $(ARGS)
