@@ -33,7 +33,7 @@ test-apps: $(STAMP) ## encoding, searching and serving, and a small load on a se
 test-browser: $(STAMP) ## the page in Debian's Chromium (sudo apt-get install chromium)
 	$(BIN)/python -m pytest -q -m browser tests/browser $(ARGS)
 
-test-ray: $(STAMP) ## encoding and indexing on two nodes of Ray on this machine
+test-ray: $(STAMP) ## encoding, indexing and searching on two nodes of Ray on this machine
 	$(BIN)/python -m pytest -q -m ray tests/apps/encoding/test_ray_engine.py tests/search/test_ray_building.py tests/docs/test_cluster.py $(ARGS)
 
 test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation backbone
