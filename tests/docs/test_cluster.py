@@ -46,16 +46,16 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for command in ON_ONE_MACHINE[:2]:
-            words = [DESK.get(word, word) for word in command[1:]]
-            start = words.index("--engine")
-            assert main(words[:start]) == 0
+            arguments = [DESK.get(word, word) for word in command[1:]]
+            start = arguments.index("--engine")
+            assert main(arguments[:start]) == 0
     return folder
 
 
 def run(command: list[str], folder: Path, **environment: str) -> tuple[str, str]:
     """Run a command in a process of its own; returns what it prints, and what it says on stderr but for its bar."""
-    words = [sys.executable, "-m", "virtue_pl", *command[1:]]
-    done = subprocess.run(words, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
+    arguments = [sys.executable, "-m", "virtue_pl", *command[1:]]
+    done = subprocess.run(arguments, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
     said = [line for line in done.stderr.splitlines() if line.strip() and not PROGRESS.fullmatch(line.strip())]
     assert done.returncode == 0, done.stderr
     return done.stdout, "\n".join(said)
