@@ -312,7 +312,9 @@ def test_dtype_and_versions_are_in_the_key(monkeypatch: pytest.MonkeyPatch) -> N
     keys = {fingerprint_of(network), fingerprint_of(deepcopy(network).to(torch.bfloat16))}
     for library in fingerprints.LIBRARIES:
         with monkeypatch.context() as patch:
-            patch.setattr(fingerprints, "version", lambda name, changed=library: "0.1" if name == changed else "9")
+            patch.setattr(
+                fingerprints, "library_version", lambda name, changed=library: "0.1" if name == changed else "9"
+            )
             keys.add(fingerprint_of(network))
     assert len(keys) == 2 + len(fingerprints.LIBRARIES)
     assert fingerprint_of(deepcopy(network)) in keys
