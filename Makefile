@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart ablations test test-apps test-browser test-ray test-matrix test-resume test-gpu test-network fuzz lint types bench figure format clean
+.PHONY: help setup quickstart ablations test test-apps test-browser test-docs test-notebooks test-ray test-matrix test-resume test-gpu test-network fuzz lint types docs bench figure format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,11 +33,18 @@ test-apps: $(STAMP) ## encoding, searching and serving, and a small load on a se
 test-browser: $(STAMP) ## the page in Debian's Chromium (sudo apt-get install chromium)
 	$(BIN)/python -m pytest -q -m browser tests/browser $(ARGS)
 
-test-ray: $(STAMP) ## encoding and indexing on two nodes of Ray on this machine
-	PYTHONPATH=tests $(BIN)/python -m pytest -q -m ray tests/apps/encoding/test_ray_engine.py $(ARGS)
+test-docs: $(STAMP) ## every command and block of Python of the documentation, small; ARGS="-k NAME" for some
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "docs and not network" tests/docs $(ARGS)
 
-test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation backbone
+test-notebooks: $(STAMP) ## the notebooks on small settings
+	$(BIN)/python -m pytest -q -n 2 -m notebooks tests/integration $(ARGS)
+
+test-ray: $(STAMP) ## encoding, indexing and searching on two nodes of Ray on this machine
+	$(BIN)/python -m pytest -q -m ray tests/apps/encoding/test_ray_engine.py tests/search/test_ray_building.py tests/docs/test_cluster.py $(ARGS)
+
+test-matrix: $(STAMP) ## every pair of a vision-language and a segmentation backbone; estimates and keys of every kind
 	$(BIN)/python -m pytest -q -m "matrix or not matrix" tests/integration/matrix $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 -m matrix tests/integration/test_estimates.py tests/features/test_fingerprints.py $(ARGS)
 
 test-resume: $(STAMP) ## runs that are stopped and go on, every pair of how and with what; ARGS=--all for every case
 	PYTHONPATH=tests $(BIN)/python tests/resume/run.py $(ARGS)
@@ -58,6 +65,10 @@ types: $(STAMP) ## mypy
 fuzz: $(STAMP) ## a minute of fuzzing: images, tars, parquet, JSON Lines, masks
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/run.py $(ARGS)
+
+docs: $(STAMP) ## the documentation as a site, in site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP) ## what is measured, as JSON
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/stored_features.py

@@ -32,7 +32,8 @@ from virtue_pl.data.datamodules.scar import SCaRDataModule
 from virtue_pl.data.scenes import SceneConfig, write_scenes
 from virtue_pl.data.shards.manifest import ShardFolder
 from virtue_pl.data.streaming.options import BadSampleLimits, SamplingOptions
-from virtue_pl.data.streaming.pipeline import SkipLog, read_shards
+from virtue_pl.data.streaming.shard_reader import read_shards
+from virtue_pl.data.streaming.skip_log import SkipLog
 from virtue_pl.features.store import FeatureIndex
 from virtue_pl.losses.contrastive import InfoNCELoss
 from virtue_pl.models.connector import MaskConnector

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from fixtures.ray_cluster import TwoNodes
 
 TESTS = Path(__file__).parent
 
@@ -15,7 +20,7 @@ os.environ["WDS_SECURE"] = "1"
 # Lightning 2.6 still calls the names that jsonargparse 5 will drop
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 # A test that calls make is no part of the make that called the tests: it would print where it is, and take its options
-for name in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS"):
+for name in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "ARGS"):
     os.environ.pop(name, None)
 
 
@@ -51,6 +56,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         *("search/*.py", "commands/test_index.py", "commands/test_search.py", "*ray*.py"),
     )
     items.sort(key=lambda item: any(item.path.match(name) for name in last))
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> Iterator[TwoNodes]:
+    """Two nodes of Ray, to which this process is connected; of tests with the marker `ray`."""
+    from fixtures.ray_cluster import two_nodes
+    from virtue_pl.cluster import RayOptions, ray_session
+
+    with two_nodes() as found, ray_session(RayOptions(address=found.address)):
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ from virtue_pl.cli.main import main
 from virtue_pl.pipelines import quickstart
 
 pytestmark = [
+    pytest.mark.docs,
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),

@@ -17,6 +17,7 @@ from fixtures.tiny_release import published, quickstart_spec, run_checkpoint
 from virtue_pl.checkpoints.export import export
 from virtue_pl.checkpoints.pretrained import from_pretrained
 from virtue_pl.embedder import Embedder
+from virtue_pl.embedder.row_batches import sort_into_batches
 from virtue_pl.features.frozen import FeatureCache
 from virtue_pl.preprocessing.images import pixel_key, to_image
 from virtue_pl.preprocessing.input_formatters import CropFormatter, MarkerFormatter, VirtueFormatter
@@ -191,7 +192,7 @@ def test_rows_of_one_length_go_together_and_of_one_image_in_a_row(embedder):
     image = torch.zeros(3, 60, 90, dtype=torch.uint8)
     items = [EmbeddingInput("x" * length) for length in (400, 4, 300, 8)]
     items += [EmbeddingInput("y" * position, (image,), image_keys=(key,)) for position, key in enumerate(keys)]
-    batches = list(embedder.batches(items, 2))
+    batches = list(sort_into_batches(items, 2, embedder.collator.resized_size))
     assert sorted(row for rows in batches for row in rows) == list(range(8))
     assert {0, 2} in map(set, batches) and {1, 3} in map(set, batches)
     assert {4, 6} in map(set, batches) and {5, 7} in map(set, batches)

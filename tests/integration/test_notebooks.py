@@ -51,6 +51,7 @@ def test_outputs_are_stripped(path: Path) -> None:
     assert notebook.metadata.keys() == {"kernelspec", "language_info"}
 
 
+@pytest.mark.notebooks
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
 def test_it_runs_and_answers(path: Path, folder: Path) -> None:
     notebook = nbformat.read(path, as_version=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,12 @@ def feature_levels(trunk: str, finest_stride: int) -> tuple[int, ...]:
     """
     if not timm.is_model(trunk):
         raise VirtueError(f"trunk: timm has no model {trunk!r}, expected one of `timm.list_models()`")
+    return tuple(index for index, stride in level_strides(trunk) if stride >= finest_stride)
+
+
+@cache
+def level_strides(trunk: str) -> tuple[tuple[int, int], ...]:
+    """Return timm's index and the stride of each of the trunk's feature maps; the trunk is built once a process."""
     with torch.device("meta"):
         info: Any = timm.create_model(trunk, features_only=True).feature_info
-    return tuple(
-        index for index, stride in zip(info.out_indices, info.reduction(), strict=True) if stride >= finest_stride
-    )
+    return tuple(zip(info.out_indices, info.reduction(), strict=True))

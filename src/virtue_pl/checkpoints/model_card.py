@@ -39,7 +39,7 @@ def model_card(spec: Mapping[str, Any], source: str, num_parameters: int, licens
     head = {
         "license": license or UNKNOWN_LICENSE,
         "library_name": "virtue-pl",
-        "tags": ["visual-prompts", "multimodal-embeddings"],
+        "tags": ["visual-prompts", "multimodal-embeddings", "sentence-transformers"],
     }
     formatter = spec["init_args"].get("formatter") or {"class_path": "virtue_pl.preprocessing.VirtueFormatter"}
     stated = "" if license else "\nNobody has stated a licence; `virtue-pl export --license NAME` writes one.\n"
@@ -54,9 +54,18 @@ Unit embeddings of images, texts and visual prompts (VIRTUE, arXiv 2510.00523).
 Exported from `{source}`.
 {stated}
 ```python
-from virtue_pl.checkpoints import from_pretrained
+from virtue_pl import Embedder
 
-model = from_pretrained("FOLDER")
+embedder = Embedder.from_pretrained("FOLDER")
+embedder.encode(["a cat", {{"image": "street.jpg", "regions": [{{"box": [10, 20, 200, 240]}}]}}])
+```
+
+The same in sentence-transformers, where this package is installed (no code of the folder is run):
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("FOLDER", trust_remote_code=True)
 ```
 
 ## Input formatter

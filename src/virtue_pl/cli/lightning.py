@@ -41,7 +41,6 @@ from virtue_pl.cli.run.resume import RecordingConnector, check_allowed
 from virtue_pl.cli.run.trainer import AutoPrecisionTrainer
 from virtue_pl.types import VirtueError, replace_whole
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)  # help of settings: the docstring under each field
 clean_replaced_classes()
 STOPPED_BY_SIGTERM = 143
 ALLOW = "allow_changes"
@@ -130,8 +129,9 @@ class VirtueCLI(LightningCLI):
 
     def __init__(self, command: str, arguments: list[str], program: str | None = None) -> None:
         self.command = command
-        if any("help" in argument for argument in arguments):  # it reads every class's source, which takes seconds
-            set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        asks_help = any("help" in argument for argument in arguments)
+        # help of settings is the docstring under each field, for which every class's source is read: it takes seconds
+        set_parsing_settings(docstring_parse_attribute_docstrings=asks_help)
         import_bare_names(arguments)
         arguments = with_logger_folder(arguments)
         super().__init__(

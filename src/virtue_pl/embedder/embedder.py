@@ -17,6 +17,8 @@ from torch.nn.functional import normalize
 from virtue_pl.checkpoints.pretrained import DTYPES, from_pretrained
 from virtue_pl.embedder.image_handle import ImageHandle
 from virtue_pl.embedder.progress import track_progress
+from virtue_pl.embedder.replicas import Device, Replicas, read_devices
+from virtue_pl.embedder.row_batches import sort_into_batches
 from virtue_pl.embedder.row_details import RowDetails, inspect_batch
 from virtue_pl.embedder.row_keys import add_image_keys, is_plain, row_key, version_of
 from virtue_pl.embedder.vectors import convert_vectors
@@ -38,9 +40,6 @@ from virtue_pl.preprocessing.images import MAX_PIXELS
 from virtue_pl.preprocessing.input_formatters import InputFormatter
 from virtue_pl.types import EmbeddingInput, EncoderBatch, ImageFeatures, VirtueError, VisualPrompt
 
-CHARACTERS_PER_TOKEN, PIXELS_PER_TOKEN = 4, 28 * 28
-"""Rough sizes of a token, by which rows of similar length are batched together; nothing else depends on them."""
-
 
 class Embedder:
     """An encoder of texts, images and visual prompts, which sorts rows by length and encodes them in batches.
@@ -50,9 +49,10 @@ class Embedder:
 
     Args:
         model: put into eval mode and moved to `device`.
-        device: "auto" is a GPU where there is one.
+        device: "auto" is a GPU where there is one. A list, as ["cuda:0", "cuda:1"], has a copy of the model on each,
+            and batches go to the next that is free.
         batch_size: rows of a batch.
-        cached_images: the number of images whose frozen features are cached, on the device.
+        cached_images: the number of images whose frozen features are cached, on each device.
         max_pixels: larger images are refused from their header, before anything is decoded; 50_000_000 takes those of a
             phone with 48 megapixels. It is of paths and compressed bytes: pixels in memory are taken as they are.
         instructions: for "query" and "document", what stands before the texts of `encode_query`, `encode_document`.
@@ -67,7 +67,7 @@ class Embedder:
     def __init__(
         self,
         model: EmbeddingModel,
-        device: str | torch.device = "auto",
+        device: Device | Sequence[Device] = "auto",
         batch_size: int = 16,
         cached_images: int = 32,
         max_pixels: int = MAX_PIXELS,
@@ -77,8 +77,7 @@ class Embedder:
             raise VirtueError(f"batch_size is {batch_size}, cached_images {cached_images}, expected at least 1 and 0")
         if max_pixels < 1:
             raise VirtueError(f"max_pixels is {max_pixels}, expected at least 1")
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(automatic if device == "auto" else device)
+        self.device, *further = read_devices(device)
         self.model = model.to(self.device).eval()
         self.dtype = next(parameter.dtype for parameter in model.parameters() if parameter.ndim > 1)
         collator = model.collator
@@ -88,13 +87,14 @@ class Embedder:
         self.max_pixels = max_pixels
         self.instructions = dict(instructions or {})
         self.feature_cache = FeatureCache(cached_images)
+        self.replicas = Replicas(self, further) if further else None
 
     @classmethod
     def from_pretrained(
         cls,
         name: str | Path,
         *,
-        device: str | torch.device = "auto",
+        device: Device | Sequence[Device] = "auto",
         dtype: str = "float32",
         batch_size: int = 16,
         cached_images: int = 32,
@@ -119,6 +119,11 @@ class Embedder:
             if parameter.ndim > 1:
                 parameter.data = parameter.data.to(getattr(torch, dtype))
         return cls(model, device, batch_size, cached_images, max_pixels)
+
+    @property
+    def num_devices(self) -> int:
+        """The number of devices that encode batches."""
+        return 1 if self.replicas is None else 1 + len(self.replicas.devices)
 
     @property
     def embed_dim(self) -> int:
@@ -173,7 +178,7 @@ class Embedder:
         found, start = [torch.empty(0, self.embed_dim)], 0
         columns = Columns(texts, images, prompts)
         try:
-            for window in track_progress(columns.windows(size), progress and columns.streamed):
+            for window in track_progress(columns.windows(size * self.num_devices), progress and columns.streamed):
                 bar = progress and not columns.streamed
                 found.append(self.encode_rows(window, size, bar, start, instruction))
                 start += len(window)
@@ -230,7 +235,8 @@ class Embedder:
         if isinstance(items, Sequence):
             return self.embed_items([add_image_keys(item) for item in items], list, size, progress, details=details)
         found, remaining, start = [torch.empty(0, self.embed_dim)], iter(items), 0
-        for window in track_progress(iter(lambda: list(islice(remaining, size)), []), progress):
+        window_rows = size * self.num_devices
+        for window in track_progress(iter(lambda: list(islice(remaining, window_rows)), []), progress):
             found.append(self.embed_items([add_image_keys(item) for item in window], list, size, False, start))
             start += len(window)
         return torch.cat(found)
@@ -260,9 +266,13 @@ class Embedder:
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         distinct = [items[row] for row in first.values()]
         encoded = torch.empty(len(distinct), self.embed_dim)
-        batches = list(self.batches(distinct, batch_size))
-        for batch in track_progress(batches, progress):
-            encoded[batch] = self.encode_batch(load([distinct[row] for row in batch]), details)
+        batches = list(sort_into_batches(distinct, batch_size, self.collator.resized_size))
+
+        def read(batch: list[int]) -> list[EmbeddingInput]:
+            return load([distinct[row] for row in batch])
+
+        for number, found in track_progress(self.encode_batches(batches, read, details), progress, len(batches)):
+            encoded[batches[number]] = found
         index = {key: position for position, key in enumerate(first)}
         embeddings = encoded[[index[key] for key in keys]]
         broken = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
@@ -272,6 +282,20 @@ class Embedder:
                 " well, and is `dtype` bfloat16 enough?"
             )
         return embeddings
+
+    def encode_batches(
+        self,
+        batches: Sequence[list[int]],
+        load: Callable[[list[int]], list[EmbeddingInput]],
+        details: dict[Any, RowDetails] | None = None,
+    ) -> Iterator[tuple[int, Float[Tensor, "rows dim"]]]:
+        """Return the number and the embeddings of each batch: in order on one device, as they are done on several.
+
+        load: returns a batch with its pixels. details: of rows, are those of one device.
+        """
+        if self.replicas is not None and details is None and len(batches) > 1:
+            return self.replicas.encode(batches, load)
+        return ((number, self.encode_batch(load(batch), details)) for number, batch in enumerate(batches))
 
     def check_rows(self, items: Sequence[EmbeddingInput], start: int = 0) -> None:
         """Raise VirtueError, which names the row, for an input that the model's processor cannot read."""
@@ -286,25 +310,6 @@ class Embedder:
         if batch_size is not None and batch_size < 1:
             raise VirtueError(f"batch_size is {batch_size}, expected at least 1")
         return batch_size or self.batch_size
-
-    def batches(self, items: Sequence[EmbeddingInput], size: int) -> Iterator[list[int]]:
-        """Yield the rows of each batch, of similar length, longest first; rows on the same images follow each other."""
-        lengths = [self.estimate_length(item) for item in items]
-        longest: dict[tuple[str, ...], float] = {}
-        first: dict[tuple[str, ...], int] = {}
-        for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
-            longest[item.image_keys] = max(length, longest.get(item.image_keys, 0))
-            first.setdefault(item.image_keys, row)
-        order = sorted(
-            range(len(items)),
-            key=lambda row: (-longest[items[row].image_keys], first[items[row].image_keys], -lengths[row]),
-        )
-        yield from (order[start : start + size] for start in range(0, len(order), size))
-
-    def estimate_length(self, item: EmbeddingInput) -> float:
-        """Return roughly the number of tokens of a row."""
-        sizes = [self.collator.resized_size(image) for image in item.images]
-        return len(item.text) / CHARACTERS_PER_TOKEN + sum(height * width for height, width in sizes) / PIXELS_PER_TOKEN
 
     @torch.no_grad()
     def encode_batch(

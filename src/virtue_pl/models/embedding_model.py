@@ -130,9 +130,13 @@ class EmbeddingModel(VirtueModule):
         return count_tokens(inputs)
 
     def setup(self, stage: str) -> None:
-        """Check the precision and create the table of ranks, which the root alone has."""
+        """Check the precision and create the table of ranks, which the root alone has.
+
+        A model on the meta device is checked for another machine, whose arithmetic is not this one's.
+        """
         super().setup(stage)
-        check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
+        if not any(parameter.is_meta for parameter in self.parameters()):
+            check_precision(str(self.trainer.precision), self.trainer.strategy.root_device)
         self.rank_table = RankTable()
 
     def validation_step(self, batch: RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
-from torchvision.ops import box_iou, generalized_box_iou_loss
+from torchvision.ops import box_iou, generalized_box_iou
 
 from virtue_pl.backbones.segmentation.base import PromptEncoder
 from virtue_pl.engine.module import VirtueModule
@@ -97,8 +97,12 @@ class VisualPromptEncoder(VirtueModule):
 
 
 def box_loss(boxes: Float[Tensor, "prompts 4"], expected: Float[Tensor, "prompts 4"]) -> Float[Tensor, ""]:
-    """Return the sum of L1 and generalised IoU loss of the boxes (xyxy, normalised)."""
-    return l1_loss(boxes, expected) + generalized_box_iou_loss(boxes, expected, reduction="mean")
+    """Return the sum of L1 and generalised IoU loss of the boxes (xyxy, normalised).
+
+    Every box is compared with all, of which the diagonal counts: torchvision's loss of pairs asks the device which of
+    them overlap, and waits.
+    """
+    return l1_loss(boxes, expected) + (1 - generalized_box_iou(boxes, expected).diagonal()).mean()
 
 
 class BoxDecoder(nn.Module):

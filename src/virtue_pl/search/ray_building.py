@@ -25,6 +25,8 @@ from virtue_pl.types import VirtueError
 FRAGMENT_ROWS = 2**20
 """Rows of a fragment of the table, of which an actor indexes several; of a small table a share for each actor."""
 COLUMN = "vector"
+SEGMENT_ACTOR = {"num_cpus": 0, "scheduling_strategy": "SPREAD", "max_restarts": 3, "max_task_retries": 3}
+"""How Ray runs an actor that indexes segments: where one has gone with its node, there is room for it on another."""
 CENTROIDS_OF_PQ = 256
 """Centroids for each of which product quantisation draws `sample_rate` rows."""
 
@@ -85,7 +87,7 @@ class RayBuilder(IndexBuilder):
                 name=f"{COLUMN}_idx",
                 num_workers=pool.actors,
                 storage_options=storage or None,
-                ray_remote_args={"num_cpus": pool.cpus},
+                ray_remote_args=SEGMENT_ACTOR,
                 **index_arguments(config, int(table.count_rows())),
             )
         table.checkout_latest()
@@ -223,14 +225,14 @@ def search_on_ray(
         return []
     with ray_session(options) as ray, data_context(ray, in_order=True), ray_errors():
         pool = ActorPool.of_cluster(ray, options)
-        chunks = -(-len(queries) // QUERIES_AT_ONCE)
-        rows = ray.data.from_arrow(pa.table({"query": list(queries)})).repartition(chunks)
-        found = rows.map_batches(
+        starts = range(0, len(queries), QUERIES_AT_ONCE)
+        chunks = [pa.table({"query": list(queries[start : start + QUERIES_AT_ONCE])}) for start in starts]
+        found = ray.data.from_arrow(chunks).map_batches(
             SearchActor,
             fn_constructor_args=(uri, dict(storage_options or {}), top, where, exact),
             batch_size=QUERIES_AT_ONCE,
             batch_format="pyarrow",
             num_cpus=pool.cpus,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool.actors, chunks)),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool.actors, len(chunks))),
         )
         return [pickle.loads(row["hits"]) for row in found.iter_rows()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -32,6 +33,7 @@ def library_versions(names: Iterable[str] = LIBRARIES) -> dict[str, str | None]:
     return {name: library_version(name) for name in names}
 
 
+@cache
 def library_version(name: str) -> str | None:
     """Return the installed version of a library; None for one that is not installed."""
     try:

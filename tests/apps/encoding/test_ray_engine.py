@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from fixtures.own_files import png, write_rows
-from fixtures.ray_cluster import TwoNodes, load_noting, read_notes, two_nodes
+from fixtures.ray_cluster import load_dying, load_noting, read_notes
 from fixtures.scar_files import write_scar
-from virtue_pl.apps.encoding import EncodeOptions, LocalEngine, RayEngine, encode_source, open_source
+from virtue_pl.apps.encoding import EncodeOptions, LocalEngine, RayEngine, encode_source, open_source, ray_engine
 from virtue_pl.apps.encoding.engine import EncodingJob, missing_parts
 from virtue_pl.apps.encoding.parts import begin_attempt
 from virtue_pl.apps.encoding.ray_engine import PartReader, PartWorker
 from virtue_pl.apps.encoding.sources import SourceOptions
 from virtue_pl.cli.main import main
-from virtue_pl.cluster import RayOptions, ray_session
+from virtue_pl.cluster import RayOptions
 from virtue_pl.data.conversion.scar import convert_scar
 from virtue_pl.embedder import Embedder
 from virtue_pl.search import (
-    EncodedRow,
     EncodingFacts,
-    IndexOptions,
-    RayBuilder,
-    VectorIndex,
     row_schema,
-    search_on_ray,
-    to_table,
 )
 from virtue_pl.types import VirtueError
 
@@ -48,12 +41,6 @@ DIM = 16
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[TwoNodes]:
-    with two_nodes() as found, ray_session(RayOptions(address=found.address)):
-        yield found
-
-
-@pytest.fixture(scope="module")
 def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two boxes in each of 40 images, and a row with a damaged one."""
     rows = [{"image": f"{n:03d}.png", "boxes": BOXES, "box_format": "xyxy", "target": str(n)} for n in range(IMAGES)]
@@ -62,6 +49,22 @@ def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"images/{number:03d}.png").write_bytes(png(number, (50 + number, 40)))
     (root / "images/cut.png").write_bytes(png()[:60])
     return root
+
+
+class DescribedEngine(RayEngine):
+    """The engine for a model that is described already, which spares a process that loads it.
+
+    Example:
+        >>> report = encode(load, regions, out, DescribedEngine(RayOptions(), embedder))  # doctest: +SKIP
+    """
+
+    def __init__(self, options: RayOptions, embedder: Embedder) -> None:
+        super().__init__(options)
+        self.embedder = embedder
+
+    def describe(self, model: Any) -> tuple[str, int]:
+        """Return the fingerprint and the length of the embeddings of the model."""
+        return self.embedder.fingerprint(), self.embedder.embed_dim
 
 
 def encode(model: Any, root: Path, out: Path, engine: Any = None, **options: Any) -> Any:
@@ -92,9 +95,9 @@ def check_equal(found: pa.Table, expected: pa.Table, in_order: bool) -> None:
 
 
 @pytest.mark.parametrize("form", ["parquet", "lance"])
-def test_a_killed_node_costs_no_row(nodes, regions, checkpoint, embedder, tmp_path, form):
+def test_a_killed_node_costs_no_row(ray_nodes, regions, checkpoint, embedder, tmp_path, form):
     """One of two nodes is killed in the midst: no row is missing or there twice, at most a tenth is encoded twice."""
-    nodes.start_second()
+    ray_nodes.start_second()
     notes, out = tmp_path / "notes.txt", tmp_path / "out"
     notes.touch()
     load = partial(load_noting, checkpoint, notes)
@@ -102,12 +105,12 @@ def test_a_killed_node_costs_no_row(nodes, regions, checkpoint, embedder, tmp_pa
 
     def kill_midway(count: int) -> None:
         done[0] += count
-        if done[0] >= IMAGES // 3 and nodes.second is not None:
-            nodes.kill_second()
+        if done[0] >= IMAGES // 3 and ray_nodes.second is not None:
+            ray_nodes.kill_second()
 
-    engine = RayEngine(RayOptions(actors=2))
+    engine = DescribedEngine(RayOptions(actors=2), embedder)
     report = encode(partial(load, actors=2), regions, out, engine, format=form, advance=kill_midway)
-    assert nodes.second is None and len(read_notes(notes)) >= 2, "both nodes had work, and one of them was killed"
+    assert ray_nodes.second is None and len(read_notes(notes)) >= 2, "both nodes had work, and one of them was killed"
     assert (report.documents, report.rows, report.encoded, done[0]) == (IMAGES + 1, ROWS, IMAGES + 1, IMAGES + 1)
     assert ROWS <= read_notes(notes).total() <= 1.1 * ROWS
 
@@ -124,7 +127,7 @@ def test_a_killed_node_costs_no_row(nodes, regions, checkpoint, embedder, tmp_pa
 
 
 @pytest.mark.parametrize("form", ["parquet", "lance"])
-def test_each_engine_goes_on_where_the_other_stopped(nodes, regions, checkpoint, embedder, tmp_path, form):
+def test_each_engine_goes_on_where_the_other_stopped(ray_nodes, regions, checkpoint, embedder, tmp_path, form):
     def stop_at(documents: int) -> Any:
         """Return what interrupts once that many documents are there or embedded."""
         done = [0]
@@ -144,7 +147,7 @@ def test_each_engine_goes_on_where_the_other_stopped(nodes, regions, checkpoint,
     with pytest.raises(KeyboardInterrupt):
         encode(load, regions, out, ray, format=form, part_documents=10, advance=stop_at(20))
     report = encode(embedder, regions, out, format=form, part_documents=10)
-    assert report.rows == ROWS and 0 < report.encoded <= IMAGES - 20
+    assert report.rows == ROWS and 0 < report.encoded <= IMAGES + 1 - 20
     assert len(read_notes(tmp_path / "notes.txt")) == 1
     encode(embedder, regions, tmp_path / "desk", format=form, part_documents=10)
     check_equal(read_table(out, form), read_table(tmp_path / "desk", form), form == "parquet")
@@ -152,9 +155,9 @@ def test_each_engine_goes_on_where_the_other_stopped(nodes, regions, checkpoint,
         encode(load, regions, out, ray, format=form, part_documents=10, instruction="Look.")
 
 
-def test_the_command_and_the_index_find_what_those_of_the_desk_find(nodes, regions, checkpoint, tmp_path, capsys):
+def test_the_command_and_the_index_find_what_those_of_the_desk_find(ray_nodes, regions, checkpoint, tmp_path, capsys):
     found = {}
-    for name, engine in (("ray", ["--engine", "ray", "--ray-address", nodes.address]), ("desk", [])):
+    for name, engine in (("ray", ["--engine", "ray", "--ray-address", ray_nodes.address]), ("desk", [])):
         rows, index = str(tmp_path / f"{name}_rows"), str(tmp_path / f"{name}_index")
         arguments = [str(regions), "--model", str(checkpoint), "--out", rows, "--documents", "regions"]
         assert main(["encode", *arguments, "--part-size", "10", "--max-left-out", "0.1", *engine]) == 0
@@ -171,40 +174,7 @@ def test_the_command_and_the_index_find_what_those_of_the_desk_find(nodes, regio
     assert found["ray"] == found["desk"] and found["ray"][0]["hits"][0]["id"] == "train/7#0"
 
 
-@pytest.mark.parametrize("kind", ["ivf_rq", "hnsw_sq"])
-def test_an_index_that_is_built_in_segments(nodes, tmp_path, kind):
-    facts = EncodingFacts("0a1b", "runs/quickstart", DIM)
-    vectors = np.random.default_rng(0).normal(size=(2000, DIM)).astype(np.float32)
-    for part in range(4):
-        rows = [EncodedRow(f"{n}.jpg", f"{n}.jpg", vectors[n]) for n in range(500 * part, 500 * part + 500)]
-        (tmp_path / "rows").mkdir(exist_ok=True)
-        pq.write_table(to_table(rows, row_schema(facts)), tmp_path / f"rows/part-{part:06d}.parquet")
-    options = IndexOptions(kind, queries=20)
-    builder = RayBuilder(RayOptions(cpus=0.5, actors=2))
-    index = VectorIndex.build(tmp_path / "rows", tmp_path / "index", options, builder=builder)
-    desk = VectorIndex.build(tmp_path / "rows", tmp_path / "desk", IndexOptions("exact"))
-    assert index.settings.kind == kind and index.problems() == [] and index.settings.recall >= 0.9
-    assert index.facts == desk.facts and index.table.to_arrow().equals(desk.table.to_arrow())
-    queries = np.random.default_rng(1).normal(size=(300, DIM)).astype(np.float32)
-    expected = desk.search(queries)
-    assert index.search(queries, exact=True) == expected
-    near = zip(index.search(queries), expected, strict=True)
-    assert np.mean([len({hit.id for hit in hits} & {hit.id for hit in best}) for hits, best in near]) >= 9
-    assert search_on_ray(index, queries, exact=True, options=RayOptions(cpus=0.5)) == expected
-    # rows of a Lance table as source
-    again = VectorIndex.build(tmp_path / "index", tmp_path / "again", IndexOptions("exact"), builder=builder)
-    assert again.search(queries[:3]) == expected[:3]
-
-
-def test_rows_that_cannot_be_indexed_are_one_line(nodes, tmp_path):
-    rows = [EncodedRow("a", "a", np.zeros(DIM, np.float32))]
-    pq.write_table(to_table(rows, row_schema(EncodingFacts("0a1b", "m", DIM))), tmp_path / "zero.parquet")
-    with pytest.raises(VirtueError, match=r"^\S*zero.parquet: the vector of row 'a' is missing, zero or not finite"):
-        VectorIndex.build(tmp_path / "zero.parquet", tmp_path / "index", builder=RayBuilder())
-    assert not (tmp_path / "index").exists()
-
-
-def test_what_a_node_lacks_is_one_line(nodes, regions, checkpoint, embedder, tmp_path):
+def test_what_a_node_lacks_is_one_line(ray_nodes, regions, checkpoint, embedder, tmp_path):
     with pytest.raises(VirtueError, match="no node of the cluster has room for an actor of 64 CPUs and 0 GPUs: there"):
         encode(partial(load_noting, checkpoint), regions, tmp_path / "out", RayEngine(RayOptions(cpus=64)))
     with pytest.raises(VirtueError, match="loads a model on every node, expected what loads it"):
@@ -212,6 +182,20 @@ def test_what_a_node_lacks_is_one_line(nodes, regions, checkpoint, embedder, tmp
     missing = partial(Embedder.from_pretrained, "/no/such/model.ckpt")
     with pytest.raises(VirtueError, match=r"/no/such/model\.ckpt"):
         encode(missing, regions, tmp_path / "out", RayEngine())
+
+
+def test_a_model_or_a_part_that_ends_its_processes_is_one_line(ray_nodes, regions, embedder, tmp_path, monkeypatch):
+    """Each is given to another process by Ray, and the last time to the user."""
+    monkeypatch.setattr(ray_engine, "MAX_ATTEMPTS", 2)  # of loading; nodes have their own
+    (notes := tmp_path / "notes.txt").touch()
+    load = partial(load_dying, notes)
+    with pytest.raises(VirtueError, match="loading the model has ended 2 processes, out of memory or by a fault of a"):
+        RayEngine(RayOptions(actors=1)).describe(load)
+    assert len(read_notes(notes)) == 2
+    engine = DescribedEngine(RayOptions(actors=1), embedder)
+    with pytest.raises(VirtueError, match=r"part 0 \(41 documents, train/0 to train/40\) has ended 3 actors, out of"):
+        encode(load, regions, tmp_path / "out", engine, part_documents=64)
+    assert len(read_notes(notes)) == 2 + 3
 
 
 def make_worker(embedder: Embedder, root: Path, out: Path, fingerprint: str | None = None) -> PartWorker:
@@ -266,11 +250,12 @@ def test_documents_of_every_source_travel(regions, tmp_path):
     for root, kind in roots:
         source = cloudpickle.loads(cloudpickle.dumps(open_source(root, SourceOptions(kind))))
         assert source.paths and all(path.exists() for path in source.paths)
-        reader = PartReader(source, 4, {1: 4}, tmp_path / "out")
+        written = {1: min(4, source.count() - 4)}
+        reader = PartReader(source, 4, written, tmp_path / "out")
         sent = {
             row["number"]: cloudpickle.loads(row["documents"]) for table in reader(None) for row in table.to_pylist()
         }
-        here = dict(missing_parts(open_source(root, SourceOptions(kind)), 4, {1: 4}, tmp_path / "out"))
+        here = dict(missing_parts(open_source(root, SourceOptions(kind)), 4, written, tmp_path / "out"))
         assert list(sent) == list(here) and 0 in sent and 1 not in sent
         for number, documents in here.items():
             for document, other in zip(documents, sent[number], strict=True):

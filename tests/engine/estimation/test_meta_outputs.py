@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from virtue_pl.engine.estimation.meta_outputs import AGAIN, MetaOutputs
+from virtue_pl.engine.estimation.step_trace import FORMULAS
 
 aten: Any = torch.ops.aten
 
@@ -44,15 +45,18 @@ SHARED = {
 @pytest.mark.parametrize("name", [*FRESH, *SHARED])
 def test_outputs_are_those_of_torch(name: str) -> None:
     operation, inputs, options = (FRESH | SHARED)[name]
-    outputs = MetaOutputs()
+    outputs = MetaOutputs(FORMULAS)
     for other, make, more in FRESH.values():  # what stands beside it
         outputs(other, make(), more)
     arguments = inputs()
-    found = [outputs(operation, arguments, options) for _ in range(2)]
+    results = [outputs(operation, arguments, options) for _ in range(2)]
+    found = [one.value for one in results]
     expected = layout(operation(*inputs(), **options))
     assert [layout(one) for one in found] == [expected] * 2
     if name in FRESH:
         assert AGAIN not in outputs._noted.values()
+    assert [one.is_new for one in results] == [name in FRESH] * 2, "noted by what stands beside it"
+    assert [one.flops for one in results] == [120 if operation is aten.mm.default else 0] * 2
     first = found[1] if isinstance(found[1], torch.Tensor) else found[1][0]
     shares = first.untyped_storage()._cdata in {
         one.untyped_storage()._cdata for one in arguments if isinstance(one, torch.Tensor)
@@ -61,8 +65,8 @@ def test_outputs_are_those_of_torch(name: str) -> None:
 
 
 def test_tensors_with_values_are_computed() -> None:
-    outputs = MetaOutputs()
+    outputs = MetaOutputs(FORMULAS)
     for values in ([1, 0, 2], [0, 0, 3]):
         expected = torch.tensor(values).nonzero()
-        assert torch.equal(outputs(aten.nonzero.default, (torch.tensor(values),), {}), expected)
+        assert torch.equal(outputs(aten.nonzero.default, (torch.tensor(values),), {}).value, expected)
     assert not outputs._noted

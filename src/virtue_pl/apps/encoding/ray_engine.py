@@ -56,8 +56,14 @@ class RayEngine(Engine):
         load = check_load(model)
         with ray_session(self.options) as ray, ray_errors():
             pool = ActorPool.of_cluster(ray, self.options)
-            remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(describe_model)
-            fingerprint, embed_dim = ray.get(remote.remote(load))
+            remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=MAX_ATTEMPTS - 1)(describe_model)
+            try:
+                fingerprint, embed_dim = ray.get(remote.remote(load))
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+                raise VirtueError(
+                    f"loading the model has ended {MAX_ATTEMPTS} processes, out of memory or by a fault of a library:"
+                    " give nodes with more memory, or find out with --engine local"
+                ) from error
             return str(fingerprint), int(embed_dim)
 
     def encode(self, model: Model, job: EncodingJob, advance: Advance) -> Iterator[tuple[int, PartFacts]]:

@@ -21,6 +21,7 @@ from virtue_pl.apps.server.recent_images import PixelBudget, RecentImages
 from virtue_pl.apps.server.remote_images import RemoteImages
 from virtue_pl.apps.server.replies import EmbeddedRow, PredictedMask, reply_openai
 from virtue_pl.embedder import Embedder
+from virtue_pl.embedder.row_batches import estimate_length
 from virtue_pl.embedder.row_details import RowDetails
 from virtue_pl.embedder.row_keys import row_key
 from virtue_pl.metrics.mask_iou import expected_iou
@@ -222,7 +223,7 @@ class Service:
     def estimate_tokens(self, item: EmbeddingInput) -> float:
         """Return roughly the number of tokens of a row, those of its regions included."""
         prompts = sum(not prompt.is_empty for prompt in item.prompts)
-        return self.embedder.estimate_length(item) + TOKENS_PER_REGION * prompts
+        return estimate_length(item, self.embedder.collator.resized_size) + TOKENS_PER_REGION * prompts
 
     def compute(self, task: Task, items: Sequence[EmbeddingInput]) -> Sequence[Any]:
         """Return an embedding, or a mask, for each row; called by the one thread that owns the model."""

@@ -16,14 +16,15 @@ GROUP = "runs"
 def main(argv: list[str]) -> int:
     """Print what a run takes on a device, from its config and made-up rows; nothing is read, trained or written.
 
-    Raises VirtueError for a device that is not in the table, and for a model that cannot be built or traced.
+    Raises VirtueError for a device that is not in the table, for a config that trains nothing, and for a model that
+    cannot be built or traced.
     """
     options, rest = _parser().parse_known_args(argv)
     loading = LoadingLine("libraries and the model").start()
     from rich.console import Console
 
     from virtue_pl.cli.lightning import one_line_errors
-    from virtue_pl.cli.run.estimate import EstimateCLI, estimate_run, report_of, row_sizes
+    from virtue_pl.cli.run.estimate import EstimateCLI, check_training, estimate_run, report_of, row_sizes
     from virtue_pl.cli.run.summary import facts_table, parts_table
     from virtue_pl.data.io.atomic import write_json
     from virtue_pl.engine.estimation.devices import device_named
@@ -33,12 +34,13 @@ def main(argv: list[str]) -> int:
         raise VirtueError(f"--utilisation is {options.utilisation:g}, expected more than 0 and at most 1")
     with one_line_errors("estimate"):
         cli = EstimateCLI("fit", rest, program="virtue-pl estimate")
-        if cli.datamodule is None:
-            raise VirtueError("data: none is configured, so that there is no batch to estimate")
+        check_training(cli)
         table = parts_table(cli.model)
-        step, tokens = estimate_run(cli, row_sizes(options, cli.datamodule))
+        sizes = row_sizes(options, cli.datamodule)
+        step, tokens = estimate_run(cli, sizes)
         loading.stop()
         report = report_of(cli, step, tokens, device, options.utilisation)
+        report["stored_features"] = sizes.features
     console = Console()
     console.print(table)
     console.print(facts_table("a step", step_facts(report, options)))
@@ -55,7 +57,8 @@ def step_facts(report: dict[str, Any], options: argparse.Namespace) -> Iterator[
     yield "global batch", f"{batch * ranks:,} = {batch:,} x {ranks} ranks, precision {report['precision']}"
     yield "encoded", "as a whole" if chunk is None else f"in chunks of {chunk} rows"
     images = " and one a target" if options.target_images else ""
-    yield "made-up rows", f"an image of {options.image[0]} x {options.image[1]} pixels a query{images}"
+    stored = ", as features from a store" if report["stored_features"] else ""
+    yield "made-up rows", f"an image of {options.image[0]} x {options.image[1]} pixels a query{images}{stored}"
     for name, count in report["tokens"].items():
         yield f"tokens of a {name}", f"{count:,}"
     for phase, count in report["flops"].items():

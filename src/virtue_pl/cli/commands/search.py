@@ -16,6 +16,7 @@ from virtue_pl.cli.dataclass_options import add_options, read_options
 from virtue_pl.cli.option_groups import add_storage_options
 from virtue_pl.cli.progress import LoadingLine
 from virtue_pl.evaluation.settings import LoadingOptions
+from virtue_pl.search.light_imports import lighten_lancedb
 from virtue_pl.types import VirtueError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
         return search_server(arguments, lines)
 
     with LoadingLine("libraries"):
+        lighten_lancedb()
         from virtue_pl.search import VectorIndex
         from virtue_pl.search.queries import check_lines, embed_queries
         from virtue_pl.types.requests import EmbeddingRequest, read_request

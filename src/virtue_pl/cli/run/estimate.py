@@ -11,16 +11,19 @@ from unittest.mock import patch
 import torch
 from lightning import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from virtue_pl.backbones.pretrained import skip_weights
 from virtue_pl.cli.described import DescribedCLI, leave_out_weights
-from virtue_pl.cli.run.checks import most_negatives
+from virtue_pl.cli.run.checks import check_run, most_negatives
 from virtue_pl.cli.run.estimate_rows import RowSizes, batch_maker, make_batch
 from virtue_pl.cli.run.summary import plan_run
 from virtue_pl.engine.estimation.devices import Device
 from virtue_pl.engine.estimation.estimate import Ranks, StepEstimate, estimate_step
+from virtue_pl.engine.estimation.forked import can_fork
 from virtue_pl.engine.estimation.step_trace import KINDS
 from virtue_pl.engine.gradient_cache import GradientCache
+from virtue_pl.engine.module import VirtueModule
 from virtue_pl.types import DataError, PairBatch, VirtueError
 
 USABLE = 0.9
@@ -59,6 +62,21 @@ class EstimateCLI(DescribedCLI):
         """Leave the data alone, which an estimate does not read."""
 
 
+def check_training(cli: EstimateCLI) -> None:
+    """Raise VirtueError for a config that trains nothing, and for settings that `fit` refuses."""
+    model, name = cli.model, type(cli.model).__name__
+    if not is_overridden("training_step", model):
+        raise VirtueError(
+            f"estimate: {name} has no training step, expected the config of a training, which `fit` takes"
+            " (--config configs/virtue_2b.yaml)"
+        )
+    if cli.datamodule is None:
+        raise VirtueError("data: none is configured, so that there is no batch to estimate")
+    if isinstance(model, VirtueModule) and model.optimization is None:
+        raise VirtueError(f"{name} has no `optimization`, expected one to train it with: give it `optimization`")
+    check_run(model, cli.datamodule, cli.trainer)
+
+
 def estimate_run(cli: EstimateCLI, sizes: RowSizes) -> tuple[StepEstimate, dict[str, int]]:
     """Return the cost of a run's step, and the tokens that the language model reads of a query and of a target.
 
@@ -81,7 +99,8 @@ def estimate_run(cli: EstimateCLI, sizes: RowSizes) -> tuple[StepEstimate, dict[
         if getattr(model, "alignment_steps", 0):
             stack.enter_context(patch.object(model, "alignment_steps", 0))
         try:
-            step = estimate_step(model, batch_maker(model, sizes), MIXED.get(cli.precision), sizes.negatives, ranks)
+            batches = batch_maker(model, sizes)
+            step = estimate_step(model, batches, MIXED.get(cli.precision), sizes.negatives, ranks, forks=can_fork())
             return step, token_counts(model, sizes)
         except (NotImplementedError, RuntimeError) as error:
             if isinstance(error, VirtueError):
@@ -184,4 +203,14 @@ def row_sizes(options: Any, data: Any) -> RowSizes:
         options.target_tokens,
         options.target_images,
         most_negatives(data) or 0,
+        reads_features(data),
     )
+
+
+def reads_features(data: Any) -> bool:
+    """Return whether images' features are read from a store, in a mixture those of every part that is trained."""
+    parts = getattr(data, "parts", None)
+    if isinstance(parts, dict):
+        weights = getattr(data, "weights", dict.fromkeys(parts, 1.0))
+        return all(reads_features(part) for name, part in parts.items() if weights.get(name))
+    return getattr(data, "features", None) is not None and getattr(data, "predict", "pairs") == "pairs"

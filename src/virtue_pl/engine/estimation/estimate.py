@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from virtue_pl.engine.estimation.forked import run_beside, run_in_turn
 from virtue_pl.engine.estimation.step_trace import (
     ACTIVATIONS,
     BATCH,
@@ -203,6 +204,7 @@ def estimate_step(
     autocast: torch.dtype | None = None,
     negatives: int = 0,
     ranks: Ranks = Ranks(),
+    forks: bool = False,
 ) -> StepEstimate:
     """Return the cost of a model's training step, from steps of a few rows that are traced.
 
@@ -212,18 +214,27 @@ def estimate_step(
         autocast: the dtype of mixed precision.
         negatives: hard negatives of a row that `make_batch` makes.
         ranks: the processes that share a step.
+        forks: trace half of the steps in a forked process.
     """
     cache = getattr(model, "gradient_cache", None)
 
-    def trace(rows: int, chunks: int, cut: Any) -> Corner:
-        with patch.object(model, "gradient_cache", cut) if cache is not None else patch.dict({}):
-            return rows, chunks, trace_step(model, make_batch(rows * chunks), autocast)
+    def tracer(rows: int, chunks: int, cut: Any) -> Callable[[], Corner]:
+        batch = make_batch(rows * chunks)
+
+        def trace() -> Corner:
+            with patch.object(model, "gradient_cache", cut) if cache is not None else patch.dict({}):
+                return rows, chunks, trace_step(model, batch, autocast)
+
+        return trace
 
     fill_caches(model, make_batch(1), autocast)
-    chunked = [] if cache is None else [trace(c, n, with_chunks(cache, c)) for c, n in CHUNKED]
+    chunked = [] if cache is None else [tracer(c, n, with_chunks(cache, c)) for c, n in CHUNKED]
+    whole = [tracer(rows, 1, FullBatch()) for rows in WHOLE_ROWS]
+    mine, others = [*chunked[::2], *whole], chunked[1::2]
+    here, there = (run_beside if forks and others else run_in_turn)(mine, others)
     return StepEstimate(
-        whole=[trace(rows, 1, FullBatch()) for rows in WHOLE_ROWS],
-        chunked=chunked,
+        whole=here[-len(whole) :],
+        chunked=[corner for pair in zip(here[: -len(whole)], there, strict=True) for corner in pair],
         weights=Weights.count(model, model.sharded_layers()),
         loss=None if cache is None else model.loss,
         negatives=negatives,

@@ -32,6 +32,8 @@ FLOAT32 = {
     *(Tensor.cumsum, Tensor.sum, Tensor.prod),
 }
 """Functions that autocast runs in float32 on a GPU."""
+OWN = frozenset({*LOW, *FLOAT32, functional.dropout})
+"""Functions that do not run as they are; scaled_dot_product_attention is one of those in 16 bits."""
 KEYWORDS = frozenset({"input", "weight", "bias", "mat2", "query", "key", "value", "attn_mask"})
 
 
@@ -85,6 +87,8 @@ class MetaAutocast(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
+        if func not in OWN:
+            return func(*args, **options)
         if self.enabled and func in LOW:
             args, options = self.convert(args, options, self.to_low)
         elif self.enabled and func in FLOAT32 and "dtype" not in options:

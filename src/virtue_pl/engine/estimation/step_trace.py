@@ -12,7 +12,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from virtue_pl.engine.estimation.meta_autocast import ATTENTION, ATTENTION_BACKWARD, MetaAutocast
@@ -53,8 +52,8 @@ def on_shapes(formula: Callable[..., int]) -> Callable[..., int]:
     """Return a formula of shapes as one of tensors."""
 
     def count(*arguments: Any, out_val: Any = None, **options: Any) -> int:
-        options = {name: shape_of(value) for name, value in options.items()}
-        return formula(*map(shape_of, arguments), out_shape=shape_of(out_val), **options)
+        options = {"out_shape": out_val, **options}
+        return formula(*map(shape_of, arguments), **{name: shape_of(value) for name, value in options.items()})
 
     return count
 
@@ -72,7 +71,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 """From an operation to the formula of its floating-point operations: torch's, and those of attention on a CPU."""
 
 
-OUTPUTS = MetaOutputs()
+OUTPUTS = MetaOutputs(FORMULAS)
 """Shared by all traces, whose rows are alike."""
 
 
@@ -119,19 +118,30 @@ class StepTracker(TorchDispatchMode):
         self.peaks: dict[str, dict[str, int]] = {}
         self.kind, self.in_backward, self.in_loss = ACTIVATIONS, False, False
         self.loss_flops = 0
+        self._sum = 0
+        self._highest = dict.fromkeys((False, True), -1)
         self._counted: dict[int, tuple[str, int]] = {}
         self._references: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = OUTPUTS(func, args, kwargs or {})
-        formula = FORMULAS.get(func._overloadpacket)
-        if formula is not None:
-            self.add_flops(formula(*args, **(kwargs or {}), out_val=output))
-        for tensor in (output,) if isinstance(output, Tensor) else tree_iter(output):
-            if isinstance(tensor, Tensor):
-                self.count(tensor, self.kind)
-        self.note()
-        return output
+        value, flops, is_new = OUTPUTS(func, args, kwargs or {})
+        if flops:
+            self.add_flops(flops)
+        count = self.count_new if is_new else self.count
+        if isinstance(value, Tensor):
+            count(value, self.kind)
+        elif isinstance(value, (list, tuple)):
+            for tensor in value:
+                if isinstance(tensor, Tensor):
+                    count(tensor, self.kind)
+        if self._sum > self._highest[self.in_backward]:
+            self.note()
+        return value
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return that nothing keeps torch.compile out of this mode, which takes as long as an operation."""
+        return False
 
     def add_flops(self, number: int) -> None:
         """Add operations to those of the phase that the step is in."""
@@ -144,12 +154,16 @@ class StepTracker(TorchDispatchMode):
 
     def count(self, tensor: Tensor, kind: str) -> None:
         """Count a tensor's memory as of `kind`, unless it is counted already."""
+        if tensor.untyped_storage()._cdata not in self._counted:
+            self.count_new(tensor, kind)
+
+    def count_new(self, tensor: Tensor, kind: str) -> None:
+        """Count a tensor's memory, which is not counted yet, as of `kind`."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key not in self._counted:
-            self._counted[key] = kind, size
-            self.live[kind] += size
-            self._references[key] = weakref.ref(storage, lambda _: self.discount(key))
+        self._counted[key] = kind, size
+        self.add(kind, size)
+        self._references[key] = weakref.ref(storage, lambda _: self.discount(key))
 
     def recount(self, tensor: Tensor, kind: str) -> None:
         """Count a tensor's memory as of `kind` from now on."""
@@ -157,24 +171,29 @@ class StepTracker(TorchDispatchMode):
         key = tensor.untyped_storage()._cdata
         before, size = self._counted[key]
         self._counted[key] = kind, size
-        self.live[before] -= size
-        self.live[kind] += size
+        self.add(before, -size)
+        self.add(kind, size)
 
     def discount(self, key: int) -> None:
         """Take memory that is given back from its kind."""
         kind, size = self._counted.pop(key)
         del self._references[key]
-        self.live[kind] -= size
+        self.add(kind, -size)
+
+    def add(self, kind: str, size: int) -> None:
+        """Add bytes to those of `kind`, and to the sum of all kinds but the loss's."""
+        self.live[kind] += size
+        if kind != LOGITS:
+            self._sum += size
+
+    def kind_of(self, tensor: Tensor) -> str | None:
+        """Return the kind that a tensor's memory is counted as; None where it is not counted."""
+        return self._counted.get(tensor.untyped_storage()._cdata, (None, 0))[0]
 
     def note(self) -> None:
-        """Remember what lives, where it is the most of this pass, but for the loss."""
-        phase = BACKWARD if self.in_backward else FORWARD
-        if phase not in self.peaks or self.sum_live() > sum(self.peaks[phase].values()):
-            self.peaks[phase] = {**self.live, LOGITS: 0}
-
-    def sum_live(self) -> int:
-        """Return the bytes that live, but for the loss's."""
-        return sum(self.live.values()) - self.live[LOGITS]
+        """Remember what lives as the most of this pass, but for the loss."""
+        self._highest[self.in_backward] = self._sum
+        self.peaks[BACKWARD if self.in_backward else FORWARD] = {**self.live, LOGITS: 0}
 
 
 def trace_step(model: Any, batch: Any, autocast: torch.dtype | None = None) -> StepTrace:
@@ -235,7 +254,7 @@ def trace_loss(loss: nn.Module, batch: Any) -> tuple[int, int]:
 
 @contextmanager
 def stored_counted(model: Any, tracker: StepTracker) -> Iterator[None]:
-    """Count what `encode_frozen` returns as stored representations."""
+    """Count what `encode_frozen` returns as stored representations, but for what the batch brought along."""
     if not hasattr(model, "encode_frozen"):
         yield
         return
@@ -244,7 +263,8 @@ def stored_counted(model: Any, tracker: StepTracker) -> Iterator[None]:
     def encode_and_count(*arguments: Any) -> Any:
         inputs = encode_frozen(*arguments)
         for tensor in tensors_in((inputs.images.features, inputs.segments)):
-            tracker.recount(tensor, STORED)
+            if tracker.kind_of(tensor) != BATCH:
+                tracker.recount(tensor, STORED)
         return inputs
 
     with patch.object(model, "encode_frozen", encode_and_count):
